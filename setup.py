@@ -1,0 +1,60 @@
+"""The extension modules and one table of compiler flags; all metadata is in pyproject.toml.
+
+Switches (environment, each ``1``): ``WORKERSERVER_DEBUG`` builds with assertions and without
+optimisation, ``WORKERSERVER_COVERAGE`` with line tracing for coverage.py.
+"""
+
+import os
+import sys
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+MODULES = ("_parser", "_protocol", "_stacks", "_heartbeat")
+
+# No -ffast-math and no -Ofast: loading such a library turns on flush-to-zero for the whole process.
+FLAGS = {
+    "release": ["-O2", "-g1", "-Wall", "-Wno-unused-function"],
+    "debug": ["-O0", "-g3", "-Wall", "-UNDEBUG"],
+    "coverage": ["-O1", "-g1"],
+}
+
+
+def switch(name: str) -> bool:
+    return os.environ.get(f"WORKERSERVER_{name}", "0") == "1"
+
+
+def main() -> None:
+    coverage = switch("COVERAGE")
+    kind = "coverage" if coverage else "debug" if switch("DEBUG") else "release"
+    macros: list[tuple[str, str | None]] = []
+    if coverage:
+        macros += [("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
+    extensions = [
+        Extension(
+            f"workerserver.{module}",
+            [f"workerserver/{module}.pyx"],
+            extra_compile_args=[] if sys.platform == "win32" else FLAGS[kind],
+            define_macros=macros,
+        )
+        for module in MODULES
+    ]
+    setup(
+        ext_modules=cythonize(
+            extensions,
+            language_level="3",
+            # Per module and flag set: a coverage build must not be taken for a release one.
+            build_dir=os.path.join("build", "cython", kind),
+            compiler_directives={
+                "embedsignature": False,
+                "binding": True,
+                "auto_pickle": False,
+                "linetrace": coverage,
+                "profile": coverage,
+                "show_performance_hints": True,
+            },
+        )
+    )
+
+
+main()

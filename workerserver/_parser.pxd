@@ -1,0 +1,69 @@
+"""What other compiled modules see of the parser: calls without a detour through Python."""
+
+
+cdef class ParsedRequest:
+    cdef readonly bytes method
+    cdef readonly bytes target
+    cdef readonly bytes path  # of the target, still encoded
+    cdef readonly bytes query  # without the "?"
+    cdef readonly bytes host  # the target's authority if it has one, else the Host field
+    cdef readonly list headers  # of (lower-case name, value)
+    cdef readonly bytes body
+    cdef readonly str http_version  # "1.0" or "1.1"
+    cdef readonly bint keep_alive
+    cdef readonly bint cross_site  # carries Origin, or Sec-Fetch-Site: cross-site
+    cdef readonly bytes authorization  # or None
+    cdef bytes content_type  # or None
+
+    cpdef tuple parameters(self)
+
+
+cdef enum Phase:
+    PHASE_LINE  # at a message boundary, or inside the request line
+    PHASE_HEAD
+    PHASE_LENGTH  # a body of _body_left bytes
+    PHASE_CHUNKED
+    PHASE_CLOSED  # the last request that this connection may carry is out
+
+
+cdef class RequestParser:
+    cdef Py_ssize_t _max_head
+    cdef int _max_headers
+    cdef Py_ssize_t _max_body
+    cdef object _http  # httptools.HttpRequestParser
+    cdef object _buffer  # bytes or bytearray
+    cdef Py_ssize_t _start
+    cdef Py_ssize_t _scan  # no end of the head lies before this offset
+    cdef Py_ssize_t _skipped  # bytes of empty lines before the request line
+    cdef Phase _phase
+    cdef object _error  # ProtocolError | None
+    # --- the message being read
+    cdef ParsedRequest _request
+    cdef list _headers
+    cdef list _body  # of bytes
+    cdef Py_ssize_t _body_size
+    cdef Py_ssize_t _body_left
+    cdef Py_ssize_t _framing  # bytes consumed in PHASE_CHUNKED
+    cdef int _header_count
+    cdef int _hosts
+    cdef bint _chunked
+    cdef bint _expects
+    cdef bint _complete  # httptools saw the end of the message
+    cdef bint _upgrade
+
+    cpdef bint take_continue(self)
+    cpdef receive_data(self, bytes data)
+    cpdef ParsedRequest next_request(self)
+    cdef int _reset_message(self) except -1
+    cdef const unsigned char* _bytes(self, Py_ssize_t* size) except NULL
+    cdef bint _read_line(self) except -1
+    cdef int _judge_line(self, const unsigned char* data, Py_ssize_t i, Py_ssize_t end) except -1
+    cdef int _split_target(self, ParsedRequest request, bytes target) except -1
+    cdef bint _read_head(self) except -1
+    cdef int _check_head(self) except -1
+    cdef bint _read_length(self) except -1
+    cdef bint _read_chunked(self) except -1
+    cdef bint _ends_empty_line(self, const unsigned char* data, Py_ssize_t i) noexcept
+    cdef int _feed(self, data) except -1
+    cdef int _on_host(self, bytes value) except -1
+    cdef int _refuse(self, error) except -1

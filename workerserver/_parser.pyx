@@ -1,0 +1,845 @@
+# cython: boundscheck=False, wraparound=False
+# (Every index into a buffer in this module is compared with its length where it is made.)
+"""Bytes -> requests, and parameters -> typed values. No I/O.
+
+``RequestParser`` is pulled, like h11: ``receive_data()`` takes bytes, ``next_request()`` gives the
+next complete request. It cuts the stream into messages and leaves every judgement on HTTP syntax
+to httptools (llhttp), to which it feeds one message at a time. That is what makes an answer
+independent of how the bytes were split, and what lets it see the request line itself, of which
+httptools shows only parts: llhttp also speaks RTSP, ICE and HTTP/0.9 and is lenient on spaces.
+
+What httptools lets pass and RFC 9112 forbids, or this server doesn't support, is refused here.
+"""
+
+cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.string cimport memchr
+
+import inspect
+import math
+import types as _pytypes
+import typing
+from enum import Enum
+
+import httptools
+
+from workerserver.types import (
+    BodyTooLarge,
+    DuplicateParameter,
+    HeadTooLarge,
+    InvalidParameter,
+    MalformedRequest,
+    MissingParameter,
+    ProtocolError,
+    Range,
+    Request,
+    TargetTooLong,
+    UnknownParameter,
+    UnsupportedExpectation,
+    UnsupportedMethod,
+    UnsupportedTransferCoding,
+    UnsupportedVersion,
+)
+
+MAX_HEAD = 64 * 1024
+MAX_HEADERS = 100
+MAX_BODY = 10 * 1024 * 1024
+MAX_PARAMETERS = 100
+
+# Chunk framing may cost this many times the body's limit: a client may send tiny chunks, but not
+# for ever (chunk extensions and trailers carry nothing that this server reads).
+cdef Py_ssize_t CHUNK_OVERHEAD = 8
+
+cdef object _HttpParserUpgrade = httptools.HttpParserUpgrade
+cdef object _HttpParserError = httptools.HttpParserError
+cdef object _HttpParserInvalidMethodError = httptools.HttpParserInvalidMethodError
+cdef object _HttpRequestParser = httptools.HttpRequestParser
+
+
+# --- character classes ------------------------------------------------------------------------
+
+cdef bint[256] _TCHAR  # RFC 9110, 5.6.2
+cdef signed char[256] _HEX
+
+
+cdef void _fill_tables() noexcept:
+    cdef int c
+    for c in range(256):
+        _TCHAR[c] = False
+        _HEX[c] = -1
+    for c in b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz":
+        _TCHAR[c] = True
+    for c in range(10):
+        _HEX[48 + c] = <signed char>c
+    for c in range(6):
+        _HEX[65 + c] = <signed char>(10 + c)
+        _HEX[97 + c] = <signed char>(10 + c)
+
+
+_fill_tables()
+
+
+# --- percent-encoding and queries -------------------------------------------------------------
+
+
+cdef inline bint _valid_percent(const unsigned char* raw, Py_ssize_t n) noexcept nogil:
+    """Whether every % in *raw* is followed by two hexadecimal digits (RFC 3986, 2.1)."""
+    cdef Py_ssize_t i = 0
+    while i < n:
+        if raw[i] == c"%":
+            if i + 2 >= n or _HEX[raw[i + 1]] < 0 or _HEX[raw[i + 2]] < 0:
+                return False
+            i += 2
+        i += 1
+    return True
+
+
+cpdef str unquote(bytes raw, bint plus=False):
+    """Percent-decode *raw* to str; with *plus*, ``+`` means a space (form encoding).
+
+    Raises MalformedRequest for a broken escape and for what is not UTF-8 afterwards.
+    """
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(raw)
+    cdef const unsigned char* source = <const unsigned char*>PyBytes_AS_STRING(raw)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t j = 0
+    cdef bytearray out
+    cdef unsigned char* target
+    if not _valid_percent(source, n):
+        raise MalformedRequest("bad percent-encoding in " + ascii(raw[:200])[1:])
+    try:
+        if b"%" not in raw and not (plus and b"+" in raw):
+            return raw.decode("utf-8")
+        out = bytearray(n)
+        target = <unsigned char*>PyByteArray_AS_STRING(out)
+        while i < n:
+            if source[i] == c"%":
+                target[j] = <unsigned char>(_HEX[source[i + 1]] * 16 + _HEX[source[i + 2]])
+                i += 3
+            else:
+                target[j] = c" " if plus and source[i] == c"+" else source[i]
+                i += 1
+            j += 1
+        return out[:j].decode("utf-8")
+    except UnicodeDecodeError:
+        raise MalformedRequest("not UTF-8: " + ascii(raw[:200])[1:]) from None
+
+
+cpdef list parse_query(bytes raw):
+    """``a=1&b=`` -> ``[("a", "1"), ("b", "")]``, in order; empty pieces are skipped.
+
+    Raises MalformedRequest for a broken escape and for more than MAX_PARAMETERS pairs.
+    """
+    cdef list pairs = []
+    cdef bytes piece, name, value
+    if not raw:
+        return pairs
+    for piece in raw.split(b"&", MAX_PARAMETERS + 1):
+        if not piece:
+            continue
+        if len(pairs) == MAX_PARAMETERS:
+            raise MalformedRequest(f"more than {MAX_PARAMETERS} parameters")
+        name, _, value = piece.partition(b"=")
+        pairs.append((unquote(name, True), unquote(value, True)))
+    return pairs
+
+
+# --- parameters -------------------------------------------------------------------------------
+
+cdef object _MISSING = inspect.Parameter.empty
+cdef tuple _UNIONS = (typing.Union, _pytypes.UnionType)
+
+
+cdef enum ParamKind:
+    PARAM_BOOL
+    PARAM_INT
+    PARAM_FLOAT
+    PARAM_ENUM
+    PARAM_STR
+
+
+@cython.final
+@cython.internal
+cdef class _Param:
+    cdef readonly str name
+    cdef readonly str valid  # completes "valid values are ..."
+    cdef object default  # the function's own default, or _MISSING
+    cdef ParamKind kind
+    cdef object ge  # int | float | None
+    cdef object le  # int | float | None
+    cdef dict choices  # str -> value, PARAM_ENUM only
+
+    def __init__(self, str name, annotation, default):
+        self.name = name
+        self.default = default
+        self.ge = self.le = self.choices = None
+        bounds = None
+        while True:  # Annotated and "T | None" in either order
+            if typing.get_origin(annotation) is typing.Annotated:
+                annotation, *extras = typing.get_args(annotation)
+                bounds = next((e for e in extras if isinstance(e, Range)), bounds)
+            elif typing.get_origin(annotation) in _UNIONS:
+                # Only "T | None = None": absent means None, present means T.
+                inner = [arg for arg in typing.get_args(annotation) if arg is not type(None)]
+                if len(inner) != 1 or default is not None:
+                    raise TypeError(f"parameter {name}: {annotation} can't be read from a query")
+                annotation = inner[0]
+            else:
+                break
+        if annotation is bool:
+            self.kind = PARAM_BOOL
+            self.valid = "true or false"
+        elif annotation is int or annotation is float:
+            self.kind = PARAM_INT if annotation is int else PARAM_FLOAT
+            self.valid = "integers" if annotation is int else "numbers"
+            if bounds is not None:
+                self.ge, self.le = bounds.ge, bounds.le
+                self.valid += f" from {self.ge:g} to {self.le:g}"
+        elif typing.get_origin(annotation) is typing.Literal:
+            self.kind = PARAM_ENUM
+            self.choices = {str(value): value for value in typing.get_args(annotation)}
+        elif isinstance(annotation, type) and issubclass(annotation, Enum):
+            self.kind = PARAM_ENUM
+            self.choices = {str(member.value): member for member in annotation}
+        elif annotation is str or annotation is _MISSING:
+            self.kind = PARAM_STR
+            self.valid = "any text"
+        else:
+            raise TypeError(f"parameter {name}: {annotation} can't be read from a query")
+        if self.kind == PARAM_ENUM:
+            *most, last = self.choices
+            self.valid = f"{', '.join(most)} or {last}" if most else last
+
+    cdef object read(self, str text):
+        """The value that *text* stands for; raises InvalidParameter."""
+        cdef object value
+        if self.kind == PARAM_STR:
+            return text
+        if self.kind == PARAM_BOOL:
+            if text == "true":
+                return True
+            if text == "false":
+                return False
+            raise InvalidParameter(self.name, self.valid)
+        if self.kind == PARAM_ENUM:
+            if text in self.choices:
+                return self.choices[text]
+            raise InvalidParameter(self.name, self.valid)
+        # int() and float() take more than a query should: spaces, underscores, other digits, nan.
+        if not text.isascii() or len(text) > 40 or not text.strip("+-.0123456789eE") == "":
+            raise InvalidParameter(self.name, self.valid)
+        try:
+            value = int(text) if self.kind == PARAM_INT else float(text)
+        except ValueError:
+            raise InvalidParameter(self.name, self.valid) from None
+        if not math.isfinite(value) or (self.ge is not None and not self.ge <= value <= self.le):
+            raise InvalidParameter(self.name, self.valid)
+        return value
+
+
+@cython.final
+cdef class QueryValidator:
+    """The parameters of one handler, compiled once from its signature.
+
+    ``validate()`` gives the keyword arguments of one call. A bad value is reported before a
+    repeated name, that before an unknown one, and a missing one last; so torch's rule that "a bad
+    value wins over an unknown name" holds for every handler.
+    """
+
+    cdef readonly tuple names
+    cdef readonly str request_name
+    cdef dict _params  # str -> _Param
+    cdef bint _extra
+    cdef str _extra_name
+    cdef str _unknown_text
+
+    def __init__(
+        self, specs, *, request_name=None, extra=False, extra_name=None, unknown_text=None
+    ):
+        self._params = {name: _Param(name, annotation, default)
+                        for name, annotation, default in specs}
+        self.names = tuple(self._params)
+        self.request_name = request_name
+        self._extra = extra
+        self._extra_name = extra_name
+        self._unknown_text = unknown_text
+
+    @classmethod
+    def from_callable(cls, function, *, unknown_text=None):
+        """Compile the signature of *function*; TypeError if a query can't call it.
+
+        A parameter annotated Request gets the request itself. ``**name`` takes every parameter
+        that has no name of its own; so does, unseen, a handler with a Request and nothing else.
+        """
+        try:
+            signature = inspect.signature(function)
+        except ValueError as error:
+            raise TypeError(f"no signature to read parameters from: {error}") from None
+        hints = _hints(function)
+        specs = []
+        request_name = None
+        extra_name = None
+        for parameter in signature.parameters.values():
+            annotation = hints.get(parameter.name, parameter.annotation)
+            if parameter.kind is parameter.VAR_KEYWORD:
+                extra_name = parameter.name
+            elif parameter.kind is parameter.VAR_POSITIONAL:
+                continue
+            elif parameter.kind is parameter.POSITIONAL_ONLY:
+                raise TypeError(f"parameter {parameter.name} is positional-only: "
+                                "handlers are called with keywords")
+            elif annotation is Request:
+                request_name = parameter.name
+            else:
+                specs.append((parameter.name, annotation, parameter.default))
+        return cls(
+            specs,
+            request_name=request_name,
+            extra=extra_name is not None or (request_name is not None and not specs),
+            extra_name=extra_name,
+            unknown_text=unknown_text,
+        )
+
+    cpdef dict validate(self, query, form=()):
+        """Keyword arguments from ``(name, value)`` pairs; the query wins over the form.
+
+        Raises InvalidParameter, DuplicateParameter, UnknownParameter or MissingParameter.
+        """
+        cdef dict values = {}
+        cdef set seen = set()
+        cdef str name, text, repeated = None, unknown = None
+        cdef _Param param
+        for pairs in (query, form):
+            earlier = frozenset(seen)
+            for name, text in pairs:
+                if name in earlier:
+                    continue
+                if name in seen and repeated is None and name in self._params:
+                    repeated = name
+                seen.add(name)
+                param = self._params.get(name)
+                if param is not None:
+                    values[name] = param.read(text)
+                elif not self._extra:
+                    if unknown is None:
+                        unknown = name
+                elif self._extra_name is not None and name != self.request_name:
+                    values.setdefault(name, text)
+        if repeated is not None:
+            raise DuplicateParameter(repeated)
+        if unknown is not None:
+            raise UnknownParameter(unknown, self.names, self._unknown_text)
+        if len(values) < len(self._params):
+            for param in self._params.values():
+                if param.default is _MISSING and param.name not in values:
+                    raise MissingParameter(param.name, param.valid)
+        return values
+
+
+def _hints(function):
+    """Type hints with strings resolved; a name that can't be resolved is an error of its own."""
+    while hasattr(function, "func") and not inspect.isroutine(function):
+        function = function.func
+    if not inspect.isroutine(function) and not inspect.isclass(function):
+        function = function.__call__
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise TypeError(f"annotation can't be resolved: {error}") from None
+
+
+# --- requests ---------------------------------------------------------------------------------
+
+
+@cython.final
+@cython.freelist(64)
+cdef class ParsedRequest:
+    """One request as it came: nothing decoded, nothing looked up."""
+
+    cpdef tuple parameters(self):
+        """``(query pairs, form pairs)``, decoded; raises MalformedRequest."""
+        cdef list form = []
+        if self.body and self.content_type is not None:
+            media_type = self.content_type.partition(b";")[0].strip().lower()
+            if media_type == b"application/x-www-form-urlencoded":
+                form = parse_query(self.body)
+        return (parse_query(self.query) if self.query else [], form)
+
+    def to_request(self, path, peer):
+        """The request that handlers see; *path* is decoded already."""
+        query, form = self.parameters()
+        params = {}
+        for name, value in query + form:
+            params.setdefault(name, value)
+        return Request(
+            self.method.decode("ascii"),
+            path,
+            params,
+            self.headers,
+            self.body,
+            self.http_version,
+            peer,
+        )
+
+    def __repr__(self):
+        return f"<ParsedRequest {self.method!r} {self.target!r}>"
+
+
+@cython.final
+cdef class RequestParser:
+    """Bytes in, requests out. Owned by one connection; used by its loop's thread only.
+
+    Between calls ``_buffer[_start:]`` is what was received and not yet consumed. ``_request`` is
+    the message being read once its head is complete, else None. After an error every further
+    ``next_request()`` raises the same one.
+    """
+
+    def __init__(self, *, max_head=MAX_HEAD, max_headers=MAX_HEADERS, max_body=MAX_BODY):
+        self._max_head = max_head
+        self._max_headers = max_headers
+        self._max_body = max_body
+        self._http = _HttpRequestParser(self)
+        self._buffer = b""
+        self._start = self._scan = self._skipped = 0
+        self._phase = PHASE_LINE
+        self._error = None
+        self._request = None
+        self._reset_message()
+
+    cdef int _reset_message(self) except -1:
+        self._headers = []
+        self._body = None
+        self._body_size = self._body_left = self._framing = 0
+        self._header_count = self._hosts = 0
+        self._chunked = self._expects = self._complete = self._upgrade = False
+        return 0
+
+    # --- what the connection asks
+
+    @property
+    def buffered(self):
+        """Bytes received and not yet consumed by a request."""
+        return len(self._buffer) - self._start
+
+    @property
+    def held(self):
+        """Bytes in memory for the message being read: its body so far and what is buffered."""
+        return self._body_size + len(self._buffer) - self._start
+
+    @property
+    def at_boundary(self):
+        """True if nothing of a next request has come."""
+        return self._phase == PHASE_LINE and self._start >= len(self._buffer)
+
+    @property
+    def in_body(self):
+        """True if a head is complete and its body is not."""
+        return self._phase == PHASE_LENGTH or self._phase == PHASE_CHUNKED
+
+    @property
+    def closed(self):
+        """True once the last request that this connection may carry was given out."""
+        return self._phase == PHASE_CLOSED
+
+    cpdef bint take_continue(self):
+        """True, once, if the client waits for ``100 Continue`` before it sends the body."""
+        cdef bint wanted = (
+            self._expects and self.in_body and self._framing == 0 and self._body_size == 0
+        )
+        self._expects = False
+        return wanted
+
+    # --- bytes in
+
+    cpdef receive_data(self, bytes data):
+        """Take what the connection read; ``next_request()`` makes use of it."""
+        cdef Py_ssize_t left
+        if self._phase == PHASE_CLOSED or self._error is not None:
+            return  # nothing that comes now will be answered: don't keep it
+        left = len(self._buffer) - self._start
+        if left == 0:
+            self._buffer = data
+        elif type(self._buffer) is bytearray:
+            del self._buffer[:self._start]
+            self._buffer += data
+        else:
+            self._buffer = bytearray(memoryview(self._buffer)[self._start:])
+            self._buffer += data
+        self._scan -= self._start if left else self._scan
+        self._start = 0
+
+    # --- requests out
+
+    cpdef ParsedRequest next_request(self):
+        """The next complete request, or None if that takes more bytes.
+
+        Raises ProtocolError: answer it, then close.
+        """
+        cdef ParsedRequest done
+        if self._error is not None:
+            raise self._error
+        try:
+            if self._phase == PHASE_LINE and not self._read_line():
+                return None
+            if self._phase == PHASE_HEAD and not self._read_head():
+                return None
+            if self._phase == PHASE_LENGTH and not self._read_length():
+                return None
+            if self._phase == PHASE_CHUNKED and not self._read_chunked():
+                return None
+        except ProtocolError as error:
+            self._error = error
+            self._buffer = b""
+            self._start = 0
+            raise
+        if self._phase == PHASE_CLOSED:
+            return None
+        done = self._request
+        if self._body is not None:
+            done.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._request = None
+        self._phase = PHASE_LINE if done.keep_alive else PHASE_CLOSED
+        if self._upgrade:
+            # llhttp has left HTTP behind; we answer in HTTP and go on.
+            self._http = _HttpRequestParser(self)
+        self._reset_message()
+        if self._start >= len(self._buffer) or self._phase == PHASE_CLOSED:
+            self._buffer = b""
+            self._start = 0
+        self._scan = self._start
+        return done
+
+    cdef const unsigned char* _bytes(self, Py_ssize_t* size) except NULL:
+        """The buffer's memory: valid until ``_buffer`` is replaced or grown."""
+        if type(self._buffer) is bytes:
+            size[0] = PyBytes_GET_SIZE(self._buffer)
+            return <const unsigned char*>PyBytes_AS_STRING(self._buffer)
+        size[0] = PyByteArray_GET_SIZE(self._buffer)
+        return <const unsigned char*>PyByteArray_AS_STRING(self._buffer)
+
+    cdef bint _read_line(self) except -1:
+        """Find and judge the request line (RFC 9112, 3); PHASE_HEAD when it is complete."""
+        cdef Py_ssize_t size, end, i
+        cdef const unsigned char* data = self._bytes(&size)
+        cdef const void* found
+        # "at least one empty line" before the request line is to be ignored (RFC 9112, 2.2).
+        while self._start < size and data[self._start] == c"\r":
+            if self._start + 1 == size:
+                return False
+            if data[self._start + 1] != c"\n":
+                raise MalformedRequest("bare CR before the request line")
+            self._start += 2
+            self._skipped += 2
+            if self._skipped > self._max_head:
+                raise MalformedRequest("only empty lines")
+        if self._scan < self._start:
+            self._scan = self._start
+        if self._start >= size:
+            return False
+        if self._scan == self._start and not _TCHAR[data[self._start]]:
+            # Not HTTP at all (a TLS hello, say): no need to wait for the end of a line.
+            raise MalformedRequest("the request line doesn't begin with a method")
+        found = memchr(&data[self._scan], c"\n", size - self._scan)
+        if found == NULL:
+            self._scan = size
+            if size - self._start > self._max_head:
+                if memchr(&data[self._start], c" ", self._max_head) != NULL:
+                    raise TargetTooLong(self._max_head)
+                raise MalformedRequest("the request line doesn't begin with a method")
+            return False
+        end = <const unsigned char*>found - data
+        if end - self._start > self._max_head:
+            raise TargetTooLong(self._max_head)
+        self._judge_line(data, self._start, end)
+        self._scan = end  # an empty line may follow at once
+        self._phase = PHASE_HEAD
+        return True
+
+    cdef int _judge_line(self, const unsigned char* data, Py_ssize_t i, Py_ssize_t end) except -1:
+        """``method SP request-target SP HTTP-version CRLF``, *end* at the LF."""
+        cdef Py_ssize_t begin = i
+        cdef ParsedRequest request
+        cdef bytes method, target
+        while i < end and _TCHAR[data[i]]:
+            i += 1
+        if i == begin or i - begin > 64 or data[i] != c" ":
+            raise MalformedRequest("the request line doesn't begin with a method")
+        method = PyBytes_FromStringAndSize(<const char*>&data[begin], i - begin)
+        i += 1
+        begin = i
+        while i < end and 0x21 <= data[i] <= 0x7E:
+            i += 1
+        if i == begin or data[i] != c" ":
+            raise MalformedRequest("bad request target")
+        target = PyBytes_FromStringAndSize(<const char*>&data[begin], i - begin)
+        i += 1
+        if (
+            end - i != 9  # HTTP/1.1 CR
+            or data[i:i + 5] != b"HTTP/"
+            or not 48 <= data[i + 5] <= 57
+            or data[i + 6] != c"."
+            or not 48 <= data[i + 7] <= 57
+            or data[i + 8] != c"\r"
+        ):
+            raise MalformedRequest("bad HTTP version or line end")
+        if data[i + 5] != c"1" or data[i + 7] > c"1":
+            raise UnsupportedVersion(data[i:i + 8].decode("ascii"))
+        if method == b"CONNECT":
+            raise UnsupportedMethod("CONNECT")
+        request = ParsedRequest()
+        request.method = method
+        request.http_version = "1.1" if data[i + 7] == c"1" else "1.0"
+        request.body = b""
+        request.host = b""
+        self._split_target(request, target)
+        self._request = request
+        return 0
+
+    cdef int _split_target(self, ParsedRequest request, bytes target) except -1:
+        """Origin-form, absolute-form or ``*`` (RFC 9112, 3.2)."""
+        cdef const unsigned char* raw = <const unsigned char*>PyBytes_AS_STRING(target)
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(target)
+        cdef bytes rest = target
+        cdef Py_ssize_t slash
+        request.target = target
+        if memchr(raw, c"#", n) != NULL:
+            raise MalformedRequest("fragment in the request target")
+        if memchr(raw, c"%", n) != NULL and not _valid_percent(raw, n):
+            raise MalformedRequest("bad percent-encoding in the request target")
+        if raw[0] != c"/":
+            if target == b"*":
+                if request.method != b"OPTIONS":
+                    raise MalformedRequest("* is a target for OPTIONS only")
+            else:
+                scheme, separator, rest = target.partition(b"://")
+                if not separator or scheme.lower() not in (b"http", b"https"):
+                    raise MalformedRequest("bad request target")
+                slash = rest.find(b"/")
+                mark = rest.find(b"?")
+                if mark >= 0 and (slash < 0 or mark < slash):
+                    slash = mark
+                request.host = rest if slash < 0 else rest[:slash]
+                if not request.host:
+                    raise MalformedRequest("no host in the request target")
+                rest = b"/" if slash < 0 else rest[slash:]
+                if rest.startswith(b"?"):
+                    rest = b"/" + rest
+        if memchr(raw, c"?", n) == NULL:
+            request.path = rest
+            request.query = b""
+        else:
+            request.path, _, request.query = rest.partition(b"?")
+        return 0
+
+    cdef bint _read_head(self) except -1:
+        """Find the empty line, give the whole head to httptools, and check what it let pass."""
+        cdef Py_ssize_t size, i, end = -1
+        cdef const unsigned char* data = self._bytes(&size)
+        cdef const void* found
+        cdef bint whole
+        i = self._scan
+        while True:
+            found = memchr(&data[i], c"\n", size - i) if i < size else NULL
+            if found == NULL:
+                i = size
+                break
+            i = <const unsigned char*>found - data
+            # A lone LF never ends a line for httptools; it is looked for so that it is refused
+            # now and not when the time for the head is over.
+            if i + 1 < size and data[i + 1] == c"\n":
+                end = i + 2
+                break
+            if i + 2 < size and data[i + 1] == c"\r" and data[i + 2] == c"\n":
+                end = i + 3
+                break
+            if i + 2 >= size:
+                break  # the next bytes decide
+            i += 1
+        if end < 0:
+            self._scan = i
+            if size - self._start > self._max_head:
+                raise HeadTooLarge(self._max_head, "bytes")
+            return False
+        if end - self._start > self._max_head:
+            raise HeadTooLarge(self._max_head, "bytes")
+        whole = self._start == 0 and end == size and type(self._buffer) is bytes
+        self._feed(self._buffer if whole else memoryview(self._buffer)[self._start:end])
+        self._start = self._scan = end
+        self._skipped = 0
+        self._check_head()
+        return True
+
+    cdef int _check_head(self) except -1:
+        cdef ParsedRequest request = self._request
+        cdef bytes synthetic
+        request.headers = self._headers
+        if self._hosts != 1 and (self._hosts or request.http_version == "1.1"):
+            raise MalformedRequest("exactly one Host field is required")
+        if self._chunked and request.http_version == "1.0":
+            raise MalformedRequest("Transfer-Encoding in HTTP/1.0")
+        if request.http_version == "1.0":
+            self._expects = False  # RFC 9110, 10.1.1
+        if self._body_left > self._max_body:
+            raise BodyTooLarge(self._max_body)
+        if self._chunked:
+            self._phase = PHASE_CHUNKED
+        elif self._body_left > 0:
+            self._phase = PHASE_LENGTH
+        elif not self._complete:
+            raise MalformedRequest("message without an end")
+        if self._phase != PHASE_HEAD:
+            self._body = []
+            if self._upgrade:
+                # llhttp takes what follows an Upgrade for another protocol, body included. The
+                # framing stays its affair: a fresh parser gets a head with the same framing.
+                self._complete = False
+                self._http = _HttpRequestParser(self)
+                synthetic = (
+                    b"Transfer-Encoding: chunked" if self._chunked
+                    else b"Content-Length: %d" % self._body_left
+                )
+                self._upgrade = False
+                self._header_count = -2
+                self._http.feed_data(b"POST / HTTP/1.1\r\nHost: x\r\n" + synthetic + b"\r\n\r\n")
+        return 0
+
+    cdef bint _read_length(self) except -1:
+        cdef Py_ssize_t size, n
+        self._bytes(&size)
+        n = min(size - self._start, self._body_left)
+        if n == 0:
+            return False
+        self._feed(memoryview(self._buffer)[self._start:self._start + n])
+        self._start += n
+        self._body_left -= n
+        return self._body_left == 0
+
+    cdef bint _read_chunked(self) except -1:
+        """Feed up to each possible end of the message: an empty line.
+
+        The next request must not reach httptools before it was judged here, and only an empty
+        line (the end of the trailers) ends a chunked body. Empty lines inside the data cost a
+        call each and mean nothing.
+        """
+        cdef Py_ssize_t size, i, end
+        cdef const unsigned char* data = self._bytes(&size)
+        cdef const void* found
+        i = max(self._scan, self._start)
+        while self._start < size:
+            end = size
+            while i < size:
+                found = memchr(&data[i], c"\n", size - i)
+                if found == NULL:
+                    i = size
+                    break
+                i = <const unsigned char*>found - data
+                # "\n", or "\r\n" after the "\n" that ended the line before
+                if self._ends_empty_line(data, i):
+                    end = i + 1
+                    i += 1
+                    break
+                i += 1
+            self._framing += end - self._start
+            if self._framing > self._max_body * CHUNK_OVERHEAD + self._max_head:
+                raise BodyTooLarge(self._max_body)
+            self._feed(memoryview(self._buffer)[self._start:end])
+            self._start = end
+            if self._complete:
+                return True
+        self._scan = self._start
+        return False
+
+    cdef bint _ends_empty_line(self, const unsigned char* data, Py_ssize_t i) noexcept:
+        """Whether the LF at *i* may end an empty line; what was consumed already can't be seen."""
+        if i - 1 < self._start:
+            return True
+        if data[i - 1] != c"\r":
+            return False
+        return i - 2 < self._start or data[i - 2] == c"\n"
+
+    cdef int _feed(self, data) except -1:
+        """Let httptools judge *data*; its complaint becomes a ProtocolError."""
+        try:
+            self._http.feed_data(data)
+        except _HttpParserUpgrade:
+            self._upgrade = True
+        except _HttpParserInvalidMethodError:
+            raise UnsupportedMethod(self._request.method.decode("ascii")) from None
+        except _HttpParserError as error:
+            if self._error is not None:  # raised in a callback below
+                raise self._error from None
+            raise MalformedRequest(str(error)) from None
+        return 0
+
+    # --- httptools' callbacks: an error is kept in _error, because httptools wraps it
+
+    def on_header(self, bytes name, bytes value):
+        cdef Py_ssize_t n
+        self._header_count += 1
+        if self._header_count <= 0:
+            return  # of the synthetic head
+        if self._header_count > self._max_headers:
+            self._refuse(HeadTooLarge(self._max_headers, "header fields"))
+        if self._phase != PHASE_HEAD:
+            return  # a trailer: nothing here reads any
+        name = name.lower()
+        self._headers.append((name, value))
+        n = PyBytes_GET_SIZE(name)
+        if n == 4:
+            if name == b"host":
+                self._on_host(value)
+        elif n == 6:
+            if name == b"expect":
+                if value.strip(b" \t").lower() != b"100-continue":
+                    if self._request.http_version == "1.1":
+                        self._refuse(UnsupportedExpectation(value.decode("latin-1")))
+                self._expects = True
+            elif name == b"origin":
+                self._request.cross_site = True
+        elif n == 12:
+            if name == b"content-type":
+                self._request.content_type = value
+        elif n == 13:
+            if name == b"authorization":
+                self._request.authorization = value
+        elif n == 14:
+            if name == b"content-length":
+                # Beyond the limit all lengths are alike, also those beyond Py_ssize_t.
+                self._body_left = min(int(value), self._max_body + 1)
+            elif name == b"sec-fetch-site":
+                if value.strip(b" \t").lower() == b"cross-site":
+                    self._request.cross_site = True
+        elif n == 17:
+            if name == b"transfer-encoding":
+                if value.strip(b" \t").lower() != b"chunked" and (
+                    value.strip(b" \t").lower().endswith(b"chunked") and b"," in value
+                ):
+                    self._refuse(UnsupportedTransferCoding(value.decode("latin-1")))
+                self._chunked = True
+
+    cdef int _on_host(self, bytes value) except -1:
+        self._hosts += 1
+        value = value.strip(b" \t")
+        if value.translate(None, b" \t,/@\"<>\\^`{|}#?") != value:
+            self._refuse(MalformedRequest("bad Host field"))
+        if not self._request.host:
+            self._request.host = value
+        return 0
+
+    cdef int _refuse(self, error) except -1:
+        self._error = error
+        raise error
+
+    def on_headers_complete(self):
+        if self._phase == PHASE_HEAD:
+            self._request.keep_alive = self._http.should_keep_alive()
+
+    def on_body(self, bytes body):
+        self._body_size += PyBytes_GET_SIZE(body)
+        if self._body_size > self._max_body:
+            self._refuse(BodyTooLarge(self._max_body))
+        self._body.append(body)
+
+    def on_message_complete(self):
+        self._complete = True

@@ -1,0 +1,360 @@
+"""Request, Response and the error tree: the vocabulary of every other module.
+
+Nothing here does I/O or knows of a socket. An error carries the HTTP status that it becomes, so
+the place that answers never has to translate one into the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+__all__ = [
+    "BodyTooLarge",
+    "BoundsError",
+    "DuplicateParameter",
+    "Forbidden",
+    "HandlerBusy",
+    "HandlerNotFound",
+    "HeadTooLarge",
+    "InvalidParameter",
+    "MalformedRequest",
+    "MethodNotAllowed",
+    "MissingParameter",
+    "NotFound",
+    "NotImplementedHere",
+    "ParameterError",
+    "ProtocolError",
+    "Range",
+    "Request",
+    "RequestTimeout",
+    "Response",
+    "ServerBusy",
+    "TargetTooLong",
+    "Unauthorized",
+    "UnknownParameter",
+    "UnsupportedExpectation",
+    "UnsupportedMethod",
+    "UnsupportedTransferCoding",
+    "UnsupportedVersion",
+    "WorkerServerError",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Inclusive bounds of a numeric parameter: ``Annotated[float, Range(0.1, 600)]``."""
+
+    ge: float
+    le: float
+
+    def __post_init__(self) -> None:
+        if not self.ge <= self.le:
+            raise BoundsError(self.ge, self.le)
+
+
+class Request:
+    """One complete request, as a handler sees it.
+
+    ``method`` and ``path`` are str (the path percent-decoded, without query), ``params`` maps each
+    parameter name to its decoded value (the query wins over a form body), ``headers`` is a list of
+    ``(lower-case name, value)`` byte pairs in wire order, ``body`` is bytes, ``http_version`` is
+    ``"1.0"`` or ``"1.1"``, ``peer`` is the client's address or None on a Unix socket.
+    """
+
+    __slots__ = ("body", "headers", "http_version", "method", "params", "path", "peer")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str],
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        body: bytes = b"",
+        http_version: str = "1.1",
+        peer: str | None = None,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.params = params
+        self.headers = headers
+        self.body = body
+        self.http_version = http_version
+        self.peer = peer
+
+    def get_param(self, name: str) -> str:
+        """The value of a parameter, ``""`` if it is missing: torch's ``Request::getParam``."""
+        return self.params.get(name, "")
+
+    def header(self, name: str) -> str | None:
+        """The first header field called *name* (in any case), or None."""
+        wanted = name.lower().encode("latin-1")
+        for key, value in self.headers:
+            if key == wanted:
+                return value.decode("latin-1")
+        return None
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.path}>"
+
+
+class Response:
+    """What a handler answers: a body, a status, a content type and further header fields.
+
+    The constructor raises ValueError for what HTTP can't carry (a status outside 200-999, a CR, LF
+    or NUL in a header field), so that a mistake becomes a 500 and not a broken connection.
+    """
+
+    __slots__ = ("body", "content_type", "headers", "status")
+
+    def __init__(
+        self,
+        body: bytes | str = b"",
+        status: int = 200,
+        content_type: str = "text/plain",
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        if not 200 <= status <= 999:
+            raise ValueError(f"status {status} can't be sent: HTTP takes 200 to 999 here")
+        for text in (content_type, *(part for pair in headers for part in pair)):
+            if any(c in text for c in "\r\n\0"):
+                raise ValueError(f"control character in header field {text!r}")
+        self.body = body.encode("utf-8", "backslashreplace") if isinstance(body, str) else body
+        self.status = status
+        self.content_type = content_type
+        self.headers = headers
+
+    @classmethod
+    def json(
+        cls, value: Any, status: int = 200, headers: Sequence[tuple[str, str]] = ()
+    ) -> Response:
+        """*value* as compact JSON. TypeError or ValueError (NaN too) if JSON can't hold it."""
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+        return cls(text, status, "application/json", headers)
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status} {self.content_type} {len(self.body)} bytes>"
+
+
+class WorkerServerError(Exception):
+    """Base of every error that this package raises on purpose.
+
+    ``status`` is the HTTP status it becomes when it ends a request, ``headers`` what the answer
+    carries besides. ``str(error)`` is the body.
+    """
+
+    status: ClassVar[int] = 500
+    headers: Sequence[tuple[str, str]] = ()
+
+
+class BoundsError(WorkerServerError, ValueError):
+    """A Range whose lower bound is above its upper one."""
+
+    def __init__(self, ge: float, le: float) -> None:
+        super().__init__(f"lower bound {ge} is above upper bound {le}")
+
+
+# --- the bytes on the wire --------------------------------------------------------------------
+
+
+class ProtocolError(WorkerServerError):
+    """The bytes are not a request that can be answered: reply once, then close."""
+
+    status = 400
+
+
+class MalformedRequest(ProtocolError):
+    """RFC 9112 forbids it; *reason* says what."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"Malformed request: {reason}")
+
+
+class TargetTooLong(ProtocolError):
+    status = 414
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(f"Request target longer than {limit} bytes")
+
+
+class HeadTooLarge(ProtocolError):
+    """Too many bytes or too many fields (*what*) before the body."""
+
+    status = 431
+
+    def __init__(self, limit: int, what: str) -> None:
+        self.limit = limit
+        self.what = what
+        super().__init__(f"Request head holds more than {limit} {what}")
+
+
+class BodyTooLarge(ProtocolError):
+    status = 413
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(f"Request body larger than {limit} bytes")
+
+
+class RequestTimeout(ProtocolError):
+    """The request (*part*: head or body) was not complete in time."""
+
+    status = 408
+
+    def __init__(self, part: str, seconds: float) -> None:
+        self.part = part
+        self.seconds = seconds
+        super().__init__(f"Request {part} not complete after {seconds:g} s")
+
+
+class UnsupportedExpectation(ProtocolError):
+    status = 417
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+        super().__init__(f"Expectation not supported: {value}")
+
+
+class UnsupportedMethod(ProtocolError):
+    status = 501
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        super().__init__(f"Method not supported: {method}")
+
+
+class UnsupportedTransferCoding(ProtocolError):
+    status = 501
+
+    def __init__(self, coding: str) -> None:
+        self.coding = coding
+        super().__init__(f"Transfer coding not supported: {coding}")
+
+
+class UnsupportedVersion(ProtocolError):
+    status = 505
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+        super().__init__(f"HTTP version not supported: {version}")
+
+
+class ServerBusy(ProtocolError):
+    """The server is at a limit of its own (*what*); ask again in *retry_after* seconds."""
+
+    status = 503
+
+    def __init__(self, what: str, retry_after: int = 1) -> None:
+        self.what = what
+        self.retry_after = retry_after
+        self.headers = (("Retry-After", str(retry_after)),)
+        super().__init__(f"Server busy: {what}")
+
+
+# --- who may ask --------------------------------------------------------------------------------
+
+
+class Forbidden(WorkerServerError):
+    status = 403
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"Forbidden: {reason}")
+
+
+class Unauthorized(WorkerServerError):
+    status = 401
+    headers = (("WWW-Authenticate", "Bearer"),)
+
+    def __init__(self) -> None:
+        super().__init__("Unauthorized: a valid bearer token is required")
+
+
+# --- what was asked for ------------------------------------------------------------------------
+
+
+class NotFound(WorkerServerError):
+    """No such path; like torch's server, an empty body."""
+
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+
+class HandlerNotFound(WorkerServerError):
+    status = 404
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"Handler {name} not found: Failed to find handler {name}")
+
+
+class MethodNotAllowed(WorkerServerError):
+    status = 405
+
+    def __init__(self, allow: str) -> None:
+        self.allow = allow
+        self.headers = (("Allow", allow),)
+        super().__init__(f"Method not allowed; allowed: {allow}")
+
+
+class HandlerBusy(WorkerServerError):
+    """The handler already runs as often as it may at one time."""
+
+    status = 503
+
+    def __init__(self, name: str, limit: int, retry_after: int = 1) -> None:
+        self.name = name
+        self.limit = limit
+        self.headers = (("Retry-After", str(retry_after)),)
+        super().__init__(f"Handler {name} is busy: {limit} requests at a time")
+
+
+class NotImplementedHere(WorkerServerError):
+    """The handler exists, but what it needs is missing in this process; the text says what."""
+
+    status = 501
+
+
+class ParameterError(WorkerServerError):
+    """A parameter is wrong; ``name`` says which."""
+
+    status = 400
+    name: str
+
+
+class InvalidParameter(ParameterError):
+    """*valid* completes the sentence "valid values are ..."."""
+
+    def __init__(self, name: str, valid: str) -> None:
+        self.name = name
+        self.valid = valid
+        super().__init__(f"Invalid value for {name} valid values are {valid}")
+
+
+class MissingParameter(ParameterError):
+    def __init__(self, name: str, valid: str) -> None:
+        self.name = name
+        self.valid = valid
+        super().__init__(f"Missing parameter {name} valid values are {valid}")
+
+
+class DuplicateParameter(ParameterError):
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"Duplicate parameter {name}")
+
+
+class UnknownParameter(ParameterError):
+    """*text* replaces the default sentence where a drop-in has to keep torch's to the letter."""
+
+    def __init__(self, name: str, valid: Sequence[str], text: str | None = None) -> None:
+        self.name = name
+        self.valid = tuple(valid)
+        listing = ", ".join(valid) or "none"
+        super().__init__(text or f"Unknown parameter {name}; parameters are: {listing}")
