@@ -1,0 +1,61 @@
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol, final
+
+from workerserver.access import AccessPolicy
+from workerserver.pool import DaemonPool
+from workerserver.routes import Router
+
+class _Limits(Protocol):
+    max_head: int
+    max_headers: int
+    max_body: int
+    max_bodies: int
+    max_connections: int
+    head_timeout: float
+    body_timeout: float
+    idle_timeout: float
+
+def immortalise(thing: object) -> None: ...
+@final
+class ServerState:
+    loop: asyncio.AbstractEventLoop
+    router: Router
+    policy: AccessPolicy
+    pool: DaemonPool
+    connections: set[WorkerProtocol]
+    requests: dict[tuple[str, int], int]
+    is_unix: bool
+    max_head: int
+    max_headers: int
+    max_body: int
+    max_bodies: int
+    max_connections: int
+    head_timeout: float
+    body_timeout: float
+    idle_timeout: float
+    closing: bool
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        router: Router,
+        policy: AccessPolicy,
+        pool: DaemonPool,
+        *,
+        is_unix: bool,
+        limits: _Limits,
+    ) -> None: ...
+    def __call__(self) -> WorkerProtocol: ...
+
+@final
+class WorkerProtocol:
+    fileno: int
+    def __init__(self, state: ServerState) -> None: ...
+    def connection_made(self, transport: asyncio.BaseTransport) -> None: ...
+    def connection_lost(self, exc: Exception | None) -> None: ...
+    def data_received(self, data: bytes) -> None: ...
+    def eof_received(self) -> bool | None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+    def shutdown(self) -> None: ...
+    def abort(self) -> None: ...

@@ -1,0 +1,101 @@
+"""Who may ask: bearer token, browsers, Host on TCP, and the peer's user on a Unix socket."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from workerserver.types import Forbidden, Unauthorized
+
+if TYPE_CHECKING:
+    from workerserver._parser import ParsedRequest
+
+__all__ = ["AccessPolicy", "peer_allowed", "token_from_environment"]
+
+
+def token_from_environment() -> str | None:
+    """``WORKERSERVER_TOKEN``, or the first line of the file ``WORKERSERVER_TOKEN_FILE`` names.
+
+    Raises ValueError for a file that can't be read or a token that is empty: serving without the
+    protection that somebody asked for would be worse than not serving.
+    """
+    token = os.environ.get("WORKERSERVER_TOKEN")
+    path = os.environ.get("WORKERSERVER_TOKEN_FILE")
+    if token is None and path:
+        try:
+            with open(path, encoding="utf-8") as file:
+                token = file.readline().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"WORKERSERVER_TOKEN_FILE {path} can't be read: {error}") from error
+        if not token:
+            raise ValueError(f"WORKERSERVER_TOKEN_FILE {path} holds no token")
+    return token or None
+
+
+class AccessPolicy:
+    """The rules of one listener. ``check()`` raises Forbidden or Unauthorized.
+
+    *hosts* are further names that this machine answers to (its hostname always is one).
+    """
+
+    def __init__(
+        self, *, token: str | None = None, check_host: bool = False, hosts: tuple[str, ...] = ()
+    ) -> None:
+        self._token = None if token is None else token.encode()
+        self._check_host = check_host
+        short = socket.gethostname().lower().partition(".")[0]
+        self._names = {"localhost", socket.gethostname().lower(), *(h.lower() for h in hosts)}
+        self._prefix = f"{short}." if short else None
+        self._good_host: bytes | None = None  # the last one that passed
+        #: False if check() can only ever object to a cross-site request.
+        self.strict = check_host or token is not None
+
+    def check(self, request: ParsedRequest) -> None:
+        if request.cross_site:
+            raise Forbidden("requests made by a web page are not served")
+        if self._check_host and request.host != self._good_host:
+            self._check_host_name(request.host)
+            self._good_host = request.host
+        if self._token is not None:
+            scheme, _, given = (request.authorization or b"").partition(b" ")
+            matches = hmac.compare_digest(given.strip(), self._token)
+            if scheme.lower() != b"bearer" or not matches:
+                raise Unauthorized
+
+    def _check_host_name(self, raw: bytes) -> None:
+        """An IP literal, localhost, or a name of ours: else a DNS name under somebody else's
+        control could make a browser talk to us as if it were that name's own server."""
+        if not raw:
+            return  # HTTP/1.0 without Host: no browser
+        text = raw.decode("latin-1").lower()
+        if text.startswith("["):
+            name = text[1:].partition("]")[0]
+        else:
+            name = text.rpartition(":")[0] if ":" in text else text
+        name = name.rstrip(".")
+        if name in self._names or (self._prefix and name.startswith(self._prefix)):
+            return
+        try:
+            ipaddress.ip_address(name.partition("%")[0])
+        except ValueError:
+            raise Forbidden(f"Host {text[:200]} is not a name of this server") from None
+
+
+def peer_allowed(sock: socket.socket) -> bool:
+    """Whether the process at the other end of a Unix socket is root's or of our own user.
+
+    Where the kernel can't tell, the socket file's mode (0600) has to be enough.
+    """
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return True
+    try:
+        raw = sock.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i"))
+    except OSError:
+        return False
+    _, uid, _ = struct.unpack("3i", raw)
+    return uid in (0, os.geteuid())

@@ -1,0 +1,118 @@
+"""Method and path -> handler: the whole map of what the server answers."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Annotated
+
+from workerserver._heartbeat import last_heartbeat
+from workerserver._parser import unquote
+from workerserver.registry import Handler
+from workerserver.types import (
+    MethodNotAllowed,
+    NotFound,
+    Range,
+    Response,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from workerserver.registry import Registry
+
+__all__ = ["Router"]
+
+INDEX = (
+    b"<h1>torch.distributed.WorkerServer</h1>\n"
+    b'<a href="/handler/">Handler names</a>\n'
+)
+PREFIX = "/handler/"
+CACHE_SIZE = 256
+
+
+class Router:
+    """Read by the loop's thread only."""
+
+    def __init__(self, registry: Registry, metrics: Callable[[], Response] | None = None) -> None:
+        self.registry = registry
+        self._started = time.monotonic()
+        # Made per server: their counters of running requests are the server's own.
+        self._pages = {
+            "/": Handler("/", self._index, inline=True),
+            PREFIX: Handler(PREFIX, self._names, inline=True),
+            "/healthz": Handler("/healthz", self._healthz, inline=True),
+        }
+        if metrics is not None:
+            self._pages["/metrics"] = Handler("/metrics", metrics, inline=True)
+        # (method, raw path) -> (handler, decoded path), for handlers of the registry's own.
+        self._cache: dict[tuple[bytes, bytes], tuple[Handler, str]] = {}
+        self._cache_version = -1
+
+    @property
+    def uptime_s(self) -> float:
+        return time.monotonic() - self._started
+
+    def resolve(self, method: bytes, raw_path: bytes) -> tuple[Handler, str]:
+        """The handler for a request and its decoded path.
+
+        Raises NotFound, HandlerNotFound, MethodNotAllowed or MalformedRequest (not UTF-8).
+        """
+        if self._cache_version != self.registry.version:
+            self._cache = {}
+            self._cache_version = self.registry.version
+        found = self._cache.get((method, raw_path))
+        if found is not None:
+            return found
+        path = unquote(raw_path)
+        handler = self._find(method, path)
+        if len(self._cache) < CACHE_SIZE and self._lasting(handler):
+            self._cache[(method, raw_path)] = (handler, path)
+        return handler, path
+
+    def _find(self, method: bytes, path: str) -> Handler:
+        page = self._pages.get(path)
+        if page is not None:
+            if method not in (b"GET", b"HEAD"):
+                raise MethodNotAllowed("GET, HEAD")
+            return page
+        if not path.startswith(PREFIX):
+            raise NotFound
+        name = path[len(PREFIX) :].removesuffix("/")
+        if "/" in name or not name:
+            raise NotFound
+        handler = self.registry.find(name)
+        if method != b"POST":
+            raise MethodNotAllowed("POST")
+        return handler
+
+    def _lasting(self, handler: Handler) -> bool:
+        """Whether *handler* stays the answer until the registry's version changes."""
+        return handler.name in self._pages or self.registry.own(handler.name) is handler
+
+    def _index(self, **ignored: str) -> Response:
+        return Response(INDEX, content_type="text/html")
+
+    def _names(self, **ignored: str) -> Response:
+        return Response.json(self.registry.names())
+
+    def _healthz(
+        self, max_step_age: Annotated[float | None, Range(0.0, 1e9)] = None
+    ) -> Response:
+        """The process answers; with *max_step_age* seconds, also that its steps go on."""
+        step, age = last_heartbeat()
+        stalled = max_step_age is not None and (age is None or age > max_step_age)
+        body = {
+            "status": "stalled" if stalled else "ok",
+            "pid": os.getpid(),
+            "rank": _rank(),
+            "uptime_s": round(self.uptime_s, 3),
+            "step": step,
+            "step_age_s": None if age is None else round(age, 6),
+        }
+        return Response.json(body, 503 if stalled else 200)
+
+
+def _rank() -> int | None:
+    text = os.environ.get("RANK", "")
+    return int(text) if text.isdecimal() and text.isascii() else None
