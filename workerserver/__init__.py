@@ -1,0 +1,69 @@
+"""An HTTP control plane inside every PyTorch training process.
+
+A drop-in for torch's ``worker_main`` and C++ ``_WorkerServer``. See docs/protocol.md for what it
+answers and docs/threading.md for how it lives beside training.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from workerserver._heartbeat import heartbeat
+from workerserver.types import Range, Request, Response, WorkerServerError
+
+if TYPE_CHECKING:
+    from workerserver.control_plane import TORCH_WORKER_SERVER_SOCKET, install, worker_main
+    from workerserver.handlers import (
+        get_handler_names,
+        handler,
+        register_handler,
+        unregister_handler,
+    )
+    from workerserver.server import Limits, WorkerServer
+
+__all__ = [
+    "TORCH_WORKER_SERVER_SOCKET",
+    "Limits",
+    "Range",
+    "Request",
+    "Response",
+    "WorkerServer",
+    "WorkerServerError",
+    "get_handler_names",
+    "handler",
+    "heartbeat",
+    "install",
+    "register_handler",
+    "unregister_handler",
+    "worker_main",
+]
+
+__version__ = "0.1.0"
+
+# Imported when first asked for: "import workerserver" in a training script costs next to nothing
+# until it serves.
+_LAZY = {
+    "TORCH_WORKER_SERVER_SOCKET": "control_plane",
+    "install": "control_plane",
+    "worker_main": "control_plane",
+    "get_handler_names": "handlers",
+    "handler": "handlers",
+    "register_handler": "handlers",
+    "unregister_handler": "handlers",
+    "Limits": "server",
+    "WorkerServer": "server",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

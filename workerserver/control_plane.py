@@ -1,0 +1,227 @@
+"""The face that torch users know: ``worker_main``, the environment, and ``install()``."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from workerserver.discovery import StoreRegistration
+from workerserver.server import WorkerServer
+
+__all__ = [
+    "TORCH_WORKER_SERVER_SOCKET",
+    "WORKERSERVER_TCP",
+    "expand_placeholders",
+    "install",
+    "serve_from_environment",
+    "worker_main",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+logger = logging.getLogger("workerserver")
+
+TORCH_WORKER_SERVER_SOCKET = "TORCH_WORKER_SERVER_SOCKET"
+WORKERSERVER_TCP = "WORKERSERVER_TCP"
+
+PLACEHOLDERS = {"rank": "RANK", "local_rank": "LOCAL_RANK"}
+
+
+def expand_placeholders(template: str) -> str:
+    """Fill in ``{rank}``, ``{local_rank}`` (from the launcher's RANK, LOCAL_RANK) and ``{pid}``.
+
+    Raises ValueError, naming it, for any other placeholder and for a variable that isn't set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if name == "pid":
+            return str(os.getpid())
+        if name not in PLACEHOLDERS:
+            raise ValueError(
+                f"unknown placeholder {{{name}}} in {template!r}; "
+                "there are {rank}, {local_rank} and {pid}"
+            )
+        variable = PLACEHOLDERS[name]
+        if not os.environ.get(variable):
+            raise ValueError(f"{{{name}}} in {template!r} needs {variable}, which isn't set")
+        return os.environ[variable]
+
+    return re.sub(r"\{([^{}]*)\}", value, template)
+
+
+def parse_host_port(text: str) -> tuple[str, int]:
+    """``host:port`` or ``[host]:port``; an empty host is every interface. Raises ValueError."""
+    host, separator, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host and host != "::":
+        separator = ""  # an IPv6 host without brackets: which colon is the port's?
+    if not separator or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
+
+
+@contextlib.contextmanager
+def serve_from_environment(
+    socket: str | None = None, tcp: str | None = None
+) -> Iterator[list[WorkerServer]]:
+    """Serve on *socket* (a path that may hold placeholders) and on *tcp* (``host:port``) while
+    the block runs.
+
+    With neither, the environment says: TORCH_WORKER_SERVER_SOCKET, WORKERSERVER_TCP; nothing set
+    serves nothing. A TCP server announces itself in the job's TCPStore, in the background.
+    Raises what WorkerServer and expand_placeholders raise, before the block begins.
+    """
+    if socket is None and tcp is None:
+        socket = os.environ.get(TORCH_WORKER_SERVER_SOCKET)
+        tcp = os.environ.get(WORKERSERVER_TCP)
+    servers: list[WorkerServer] = []
+    with contextlib.ExitStack() as stack:
+        if socket is not None:
+            servers.append(stack.enter_context(WorkerServer(expand_placeholders(socket))))
+        if tcp is not None:
+            host, port = parse_host_port(expand_placeholders(tcp))
+            servers.append(stack.enter_context(WorkerServer(host, port)))
+            registration = StoreRegistration.from_environment(host, servers[-1].port)
+            if registration is not None:
+                stack.callback(registration.stop)
+                registration.start()
+        yield servers
+
+
+class worker_main:  # noqa: N801 (torch's name)
+    """Serve this worker while its main function runs.
+
+    A context manager and a decorator::
+
+        @worker_main()
+        def main(): ...
+
+    Serves as the environment says (see ``serve_from_environment``), and applies torch's
+    ``record``, so that a failure lands in the file that torchrun names in
+    ``TORCHELASTIC_ERROR_FILE``.
+    """
+
+    def __init__(self) -> None:
+        self._serving: contextlib.AbstractContextManager[Any] | None = None
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R | None]:
+        @functools.wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R | None:
+            @functools.wraps(function)
+            def serve(*args: P.args, **kwargs: P.kwargs) -> R:
+                with serve_from_environment():
+                    return function(*args, **kwargs)
+
+            record = _torch_record()
+            return (serve if record is None else record(serve))(*args, **kwargs)
+
+        return wrapper
+
+    def __enter__(self) -> None:
+        with _recorded():
+            self._serving = serve_from_environment()
+            self._serving.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        serving, self._serving = self._serving, None
+        assert serving is not None
+        # As an ExitStack does: the server stops first, then the error is recorded.
+        try:
+            serving.__exit__(kind, error, trace)
+        finally:
+            if error is not None:
+                _record_error(error)
+
+
+@contextlib.contextmanager
+def _recorded() -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        _record_error(error)
+        raise
+
+
+def _record_error(error: BaseException) -> None:
+    """Have torch's ``record`` write *error* down, by raising it inside a recorded function."""
+    record = _torch_record()
+    if record is None:
+        return
+
+    def reraise() -> None:
+        raise error
+
+    with contextlib.suppress(BaseException):
+        record(reraise)()
+
+
+def _torch_record() -> Callable[[Callable[P, R]], Callable[P, R | None]] | None:
+    """torch's ``record``, or None where nobody would read what it writes.
+
+    torch is imported for it only in a process that torchrun started (it has set the variable), so
+    in one that is a torch worker in any case.
+    """
+    if "torch" not in sys.modules and "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return None
+    try:
+        from torch.distributed.elastic.multiprocessing.errors import record
+    except ImportError as error:
+        logger.debug("torch's record isn't there: %s", error)
+        return None
+    return record  # type: ignore[no-any-return, unused-ignore]
+
+
+def install() -> Callable[[], None]:
+    """Put ours in place of torch's, and give back a function that undoes it.
+
+    Replaces ``worker_main`` in ``torch.distributed.elastic.control_plane`` and ``_WorkerServer``
+    in ``torch._C._distributed_c10d``, from where ``torch.distributed.debug`` takes it, now or when
+    it is imported. Raises RuntimeError where torch is missing or was built without distributed.
+    """
+    try:
+        import torch
+        import torch.distributed.elastic.control_plane as control_plane
+    except ImportError as error:
+        raise RuntimeError("install() needs torch, which can't be imported") from error
+    bindings = getattr(torch._C, "_distributed_c10d", None)
+    if bindings is None or not hasattr(bindings, "_WorkerServer"):
+        raise RuntimeError("install() needs a torch with torch.distributed and its _WorkerServer")
+    original = bindings._WorkerServer
+    patched: list[tuple[Any, str, Any, Any]] = []
+
+    def replace(place: Any, name: str, ours: Any) -> None:
+        theirs = getattr(place, name)
+        if theirs is not ours:
+            setattr(place, name, ours)
+            patched.append((place, name, ours, theirs))
+
+    replace(control_plane, "worker_main", worker_main)
+    replace(bindings, "_WorkerServer", WorkerServer)
+    debug = sys.modules.get("torch.distributed.debug")
+    if debug is not None:
+        replace(debug, "_WorkerServer", WorkerServer)
+
+    def undo() -> None:
+        while patched:
+            place, name, ours, theirs = patched.pop()
+            if getattr(place, name) is ours:  # not what somebody else put there since
+                setattr(place, name, theirs)
+        late = sys.modules.get("torch.distributed.debug")
+        if original is not WorkerServer and getattr(late, "_WorkerServer", None) is WorkerServer:
+            late._WorkerServer = original  # type: ignore[union-attr]  # imported after install()
+
+    return undo

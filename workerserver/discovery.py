@@ -1,0 +1,107 @@
+"""Announce a TCP server in the job's TCPStore, where torch's debug frontend looks for workers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import socket
+import sys
+import threading
+from datetime import timedelta
+from typing import Any
+
+from workerserver.loop_thread import blocked_signals
+
+__all__ = ["StoreRegistration"]
+
+logger = logging.getLogger("workerserver")
+
+PREFIX = "debug_server"  # torch.distributed.debug._store.tcpstore_client's default
+CONNECT_SECONDS = 5.0
+FIRST_WAIT = 0.5
+LONGEST_WAIT = 30.0
+
+
+class StoreRegistration:
+    """Sets ``debug_server/rank{R}`` to this server's URL, once, from a thread of its own.
+
+    It tries until it succeeds or ``stop()`` is called: torch may be imported late and the store
+    may come up after us. Training never waits for it and never sees an error of it.
+    """
+
+    def __init__(self, store_host: str, store_port: int, rank: int, url: str) -> None:
+        self.store_host = store_host
+        self.store_port = store_port
+        self.rank = rank
+        self.url = url
+        self.attempts = 0
+        self.done = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, name="workerserver-register", daemon=True
+        )
+
+    @classmethod
+    def from_environment(cls, host: str, port: int) -> StoreRegistration | None:
+        """For a server bound to *host* and *port*; None if no launcher has named a store."""
+        rank = os.environ.get("RANK", "")
+        store_host = os.environ.get("MASTER_ADDR", "")
+        store_port = os.environ.get("MASTER_PORT", "")
+        if not (store_host and rank.isdecimal() and store_port.isdecimal()):
+            return None
+        name = socket.gethostname() if host in ("", "::", "0.0.0.0") else host
+        url = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+        return cls(store_host, int(store_port), int(rank), url)
+
+    def start(self) -> None:
+        with blocked_signals():
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Try no more. An attempt under way ends by itself; nobody waits for it."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        wait = FIRST_WAIT
+        while not self._stop.is_set():
+            try:
+                if self._attempt():
+                    self.done.set()
+                    logger.info("registered rank %d as %s", self.rank, self.url)
+                    return
+            except Exception as error:  # whatever torch's store raises: never training's problem
+                logger.debug("not yet registered with the store: %s", error)
+            # A thousand ranks that start together must not all come back together.
+            self._stop.wait(wait * random.uniform(0.5, 1.0))
+            wait = min(wait * 2, LONGEST_WAIT)
+
+    def _attempt(self) -> bool:
+        distributed = _torch_distributed()
+        if distributed is None:
+            return False
+        self.attempts += 1
+        # A store that isn't up yet would make torch print warnings for each try: look first.
+        with contextlib.closing(
+            socket.create_connection((self.store_host, self.store_port), CONNECT_SECONDS)
+        ):
+            pass
+        store = distributed.TCPStore(
+            host_name=self.store_host,
+            port=self.store_port,
+            is_master=False,
+            timeout=timedelta(seconds=CONNECT_SECONDS),
+            wait_for_workers=False,
+        )
+        distributed.PrefixStore(PREFIX, store).set(f"rank{self.rank}", self.url)
+        return True
+
+
+def _torch_distributed() -> Any:
+    """``torch.distributed`` once the process has imported it completely, else None."""
+    module = sys.modules.get("torch.distributed")
+    spec = getattr(module, "__spec__", None)
+    if module is None or getattr(spec, "_initializing", False):
+        return None
+    return module if hasattr(module, "TCPStore") else None

@@ -1,0 +1,109 @@
+"""The one thread on which every server of this process runs its uvloop loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import uvloop
+
+from workerserver._protocol import immortalise
+
+__all__ = ["LoopThread", "blocked_signals"]
+
+T = TypeVar("T")
+logger = logging.getLogger("workerserver")
+NAME = "workerserver-loop"
+
+
+@contextlib.contextmanager
+def blocked_signals() -> Any:
+    """Block all signals in the calling thread for a while: a thread started inside inherits
+    that, so the process's signals go on reaching the threads they reached before."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class LoopThread:
+    """A daemon thread that runs one uvloop loop, shared and counted.
+
+    ``acquire()`` gives the process's loop thread, started if need be; the last ``release()`` ends
+    it. A thread that a handler keeps busy for ever is given up: the next ``acquire()`` starts
+    another.
+    """
+
+    _current: LoopThread | None = None
+    _lock = threading.Lock()
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        self._users = 0
+        self._ready = threading.Event()
+        self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+        with blocked_signals():
+            self.thread.start()
+        self._ready.wait()
+
+    @classmethod
+    def acquire(cls) -> LoopThread:
+        with cls._lock:
+            if cls._current is None or not cls._current.thread.is_alive():
+                cls._current = cls()
+            cls._current._users += 1
+            return cls._current
+
+    def release(self, timeout: float) -> bool:
+        """Give the thread back; True unless it was the last use and didn't end in *timeout* s."""
+        with LoopThread._lock:
+            self._users -= 1
+            if self._users > 0:
+                return True
+            if LoopThread._current is self:
+                LoopThread._current = None
+        with contextlib.suppress(RuntimeError):  # closed already
+            self.loop.call_soon_threadsafe(self.loop.stop)
+        if threading.current_thread() is self.thread:
+            return True  # it ends when the callback that called us returns
+        self.thread.join(timeout)
+        return not self.thread.is_alive()
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
+        """Run *coroutine* on the loop from another thread; TimeoutError after *timeout* s."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        try:
+            return future.result(timeout)
+        except (TimeoutError, asyncio.TimeoutError):
+            future.cancel()
+            raise TimeoutError(f"the server's loop didn't answer in {timeout:g} s") from None
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            # What top -H, py-spy and gdb show; the kernel keeps 15 characters.
+            native = threading.get_native_id()
+            with open(f"/proc/self/task/{native}/comm", "w", encoding="ascii") as file:
+                file.write(NAME[:15])
+        self._ready.set()
+        try:
+            self.loop.run_forever()
+        except BaseException:
+            logger.exception("the server's loop ended")
+        finally:
+            with contextlib.suppress(BaseException):
+                self.loop.close()
+
+    @classmethod
+    def after_fork(cls) -> None:
+        """In a forked child: the thread is not there; its loop must be left as it is for ever."""
+        if cls._current is not None:
+            immortalise(cls._current)
+            immortalise(cls._current.loop)
+        cls._current = None
+        cls._lock = threading.Lock()

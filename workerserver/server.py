@@ -1,0 +1,266 @@
+"""WorkerServer: a listener and its connections, from start to a shutdown that can't deadlock."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import ipaddress
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+from workerserver import _heartbeat, _parser
+from workerserver._protocol import ServerState, WorkerProtocol, immortalise
+from workerserver.access import AccessPolicy, token_from_environment
+from workerserver.handlers import default_registry
+from workerserver.handlers.metrics import metrics_response
+from workerserver.loop_thread import LoopThread
+from workerserver.pool import DaemonPool
+from workerserver.registry import Registry
+from workerserver.routes import Router
+from workerserver.sockets import UnixListener, bind_tcp
+from workerserver.types import Response
+
+__all__ = ["Limits", "WorkerServer"]
+
+logger = logging.getLogger("workerserver")
+START_SECONDS = 10.0
+GRACE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server takes: bytes, counts and seconds. The defaults are the documented ones."""
+
+    max_head: int = _parser.MAX_HEAD
+    max_headers: int = _parser.MAX_HEADERS
+    max_body: int = _parser.MAX_BODY
+    max_bodies: int = 8 * _parser.MAX_BODY  # over all connections
+    max_connections: int = 4096
+    head_timeout: float = 10.0
+    body_timeout: float = 30.0
+    idle_timeout: float = 75.0
+
+
+class WorkerServer:
+    """Serves the handlers of this process on a Unix socket or a TCP port, from construction on.
+
+    *host_or_file* is a socket path with *port* -1, else a host (``""`` or ``"::"``: every
+    interface, IPv6 and IPv4); port 0 takes a free one. A context manager; ``shutdown()`` ends it.
+
+    Raises RuntimeError ``{} already exists``, ``Error binding to {}`` or ``Error binding to
+    {}:{}`` (its ``__cause__`` says why), ValueError if a token was asked for and can't be had.
+    """
+
+    def __init__(
+        self,
+        host_or_file: str,
+        port: int = -1,
+        *,
+        registry: Registry | None = None,
+        limits: Limits | None = None,
+        token: str | None = None,
+    ) -> None:
+        self.registry = default_registry if registry is None else registry
+        self._host_or_file = host_or_file
+        self._unix = port == -1
+        self._token = token or token_from_environment()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._pid = os.getpid()
+        self._listener: UnixListener | None = None
+        if self._unix:
+            self._listener = UnixListener(host_or_file)
+            self._socket = self._listener.socket
+            self.port = -1
+        else:
+            self._check_exposure(host_or_file, port)
+            self._socket = bind_tcp(host_or_file, port)
+            self.port = int(self._socket.getsockname()[1])
+        try:
+            self._start(limits or Limits())
+        except BaseException:
+            self._socket.close()
+            if self._listener is not None:
+                self._listener.remove()
+            raise
+        _live.add(self)
+
+    def _check_exposure(self, host: str, port: int) -> None:
+        if self._token is not None or _is_loopback(host):
+            return
+        if os.environ.get("WORKERSERVER_REQUIRE_TOKEN") == "1":
+            raise RuntimeError(f"Error binding to {host}:{port}") from PermissionError(
+                "WORKERSERVER_REQUIRE_TOKEN=1: a server that other machines can reach needs "
+                "WORKERSERVER_TOKEN or WORKERSERVER_TOKEN_FILE"
+            )
+        logger.warning(
+            "serving on %s without a token: everyone who can reach this machine can read this "
+            "process's stacks and run its handlers; set WORKERSERVER_TOKEN or bind to 127.0.0.1",
+            host or "all interfaces",
+        )
+
+    def _start(self, limits: Limits) -> None:
+        policy = AccessPolicy(
+            token=self._token,
+            check_host=not self._unix,
+            hosts=() if self._unix or not self._host_or_file else (self._host_or_file,),
+        )
+        self._router = Router(self.registry, self._metrics)
+        self._pool = DaemonPool()
+        self._thread = LoopThread.acquire()
+        try:
+            self.state = ServerState(
+                self._thread.loop,
+                self._router,
+                policy,
+                self._pool,
+                is_unix=self._unix,
+                limits=limits,
+            )
+            self._asyncio_server = self._thread.run(self._listen(), START_SECONDS)
+        except BaseException:
+            self._thread.release(GRACE_SECONDS)
+            raise
+
+    async def _listen(self) -> asyncio.AbstractServer:
+        loop = self._thread.loop
+        if self._unix:
+            return await loop.create_unix_server(self.state, sock=self._socket)
+        return await loop.create_server(self.state, sock=self._socket)
+
+    # --- what it is
+
+    @property
+    def address(self) -> str:
+        """The socket's path, or ``host:port`` (an IPv6 host in brackets)."""
+        if self._unix:
+            return self._host_or_file
+        host = self._host_or_file or "::"
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @property
+    def uptime_s(self) -> float:
+        return self._router.uptime_s
+
+    @property
+    def connections(self) -> int:
+        """Connections open now."""
+        return len(self.state.connections)
+
+    @property
+    def requests(self) -> dict[tuple[str, int], int]:
+        """Replies so far, by (handler name, status); ``""`` where no handler was found."""
+        return dict(self.state.requests)
+
+    def _metrics(self, **ignored: str) -> Response:
+        return metrics_response(self)
+
+    def __repr__(self) -> str:
+        return f"<WorkerServer {self.address}{' closed' if self._closed else ''}>"
+
+    # --- the end
+
+    def __enter__(self) -> WorkerServer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+
+    def shutdown(self, timeout: float = 5.0) -> None:
+        """Stop serving; returns within *timeout* seconds, whatever the handlers do.
+
+        Async handlers are cancelled. A handler that sleeps in a thread is left to itself: it can
+        do no harm, its thread is a daemon. Calling it again, in a forked child or from a handler
+        is fine.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        _live.discard(self)
+        if self._pid != os.getpid():
+            return  # the parent's server: nothing of it is ours to touch
+        if self._listener is not None:
+            self._listener.remove()
+        give_up = time.monotonic() + timeout
+        self._pool.close()
+        if threading.current_thread() is self._thread.thread:
+            self._thread.loop.create_task(self._close(GRACE_SECONDS))
+            self._thread.release(0.0)
+            return
+        with contextlib.suppress(TimeoutError, RuntimeError):
+            self._thread.run(self._close(min(GRACE_SECONDS, timeout / 4)), timeout)
+        if not self._thread.release(max(0.0, give_up - time.monotonic())):
+            logger.warning("a handler keeps the server's loop busy: leaving its thread behind")
+
+    async def _close(self, grace: float) -> None:
+        """On the loop: no new connections, the replies under way if they come within *grace*."""
+        self.state.closing = True
+        self._asyncio_server.close()
+        for connection in list(self.state.connections):
+            connection.shutdown()
+        loop = self._thread.loop
+        give_up = loop.time() + grace
+        while self.state.connections and loop.time() < give_up:
+            await asyncio.sleep(0.01)
+        for connection in list(self.state.connections):
+            connection.abort()
+        await asyncio.sleep(0)  # let the aborted transports say connection_lost()
+
+    def _after_fork(self) -> None:
+        """In a forked child: close the inherited descriptors, touch nothing else.
+
+        The parent's loop, transports and their epoll registrations live on in the parent; here
+        they must neither run nor be destroyed.
+        """
+        connections: list[WorkerProtocol] = list(self.state.connections)
+        for thing in (self, self._asyncio_server, self.state, self._socket, *connections):
+            immortalise(thing)
+        self._lock = threading.Lock()
+        self._closed = True
+        for fd in (self._socket.detach(), *(c.fileno for c in connections)):
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+        self.registry.after_fork()
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+_live: set[WorkerServer] = set()
+
+
+def _shutdown_all() -> None:
+    """At interpreter exit: all servers together get one bounded time."""
+    give_up = time.monotonic() + 5.0
+    for server in list(_live):
+        server.shutdown(max(0.2, give_up - time.monotonic()))
+
+
+def _after_fork_in_child() -> None:
+    for server in list(_live):
+        server._after_fork()
+    _live.clear()
+    LoopThread.after_fork()
+    _heartbeat.reset()
+
+
+atexit.register(_shutdown_all)
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,146 @@
+"""Listening sockets: bound, owned and removed as a guest in somebody's process should."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterator
+
+__all__ = ["UnixListener", "bind_tcp"]
+
+BACKLOG = 1024
+LOCK_SECONDS = 1.0
+# sockaddr_un.sun_path, without the final NUL: 108 bytes on Linux, 104 elsewhere.
+PATH_LIMIT = 107 if os.uname().sysname == "Linux" else 103
+
+
+class UnixListener:
+    """A listening Unix socket and the file that names it.
+
+    Raises RuntimeError with torch's texts: ``{path} already exists`` if something other than a
+    stale socket of ours stands there, ``Error binding to {path}`` for any other reason, which is
+    the error's ``__cause__``.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)  # chdir() must not make us remove another file
+        size = len(os.fsencode(path))
+        try:
+            if not path or "\0" in path:
+                raise OSError(errno.EINVAL, "a socket path can't be empty or hold a NUL byte")
+            if size > PATH_LIMIT:
+                raise OSError(
+                    errno.ENAMETOOLONG,
+                    f"a socket path holds at most {PATH_LIMIT} bytes; this one has {size}",
+                )
+            with _locked_folder(os.path.dirname(self.path)):
+                self.socket = self._bind(path)
+        except OSError as error:
+            raise RuntimeError(f"Error binding to {path}") from error
+
+    def _bind(self, path: str) -> socket.socket:
+        if os.path.lexists(path):
+            if not _is_stale(path):
+                raise RuntimeError(f"{path} already exists")
+            os.unlink(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Before bind(): the file gets its mode from the descriptor, so that there is no
+            # moment in which others could connect, and no umask to change for the whole process.
+            os.fchmod(sock.fileno(), 0o600)
+            sock.bind(path)
+            try:
+                info = os.stat(path)
+                self._identity = (info.st_dev, info.st_ino)
+                sock.listen(BACKLOG)
+                sock.setblocking(False)
+            except BaseException:
+                os.unlink(path)
+                raise
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def remove(self) -> None:
+        """Remove the socket file if it still is the one that was bound."""
+        with contextlib.suppress(OSError):
+            info = os.lstat(self.path)
+            if (info.st_dev, info.st_ino) == self._identity:
+                os.unlink(self.path)
+
+
+def _is_stale(path: str) -> bool:
+    """Whether *path* is a socket of our own user on which nobody listens any more."""
+    info = os.lstat(path)
+    if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a listener with a full backlog is alive: EAGAIN
+        return probe.connect_ex(path) == errno.ECONNREFUSED
+
+
+@contextlib.contextmanager
+def _locked_folder(folder: str) -> Iterator[None]:
+    """Hold the folder's lock: of two starters, only one may find the same socket stale.
+
+    Best effort: a folder that can't be locked (some network file systems) is used all the same.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        give_up = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    break
+                time.sleep(0.005)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(fd)
+
+
+def bind_tcp(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. Host ``""`` or ``"::"`` is every interface, IPv6 and IPv4.
+
+    Raises RuntimeError ``Error binding to {host}:{port}``; the reason is its ``__cause__``.
+    """
+    try:
+        if not 0 <= port <= 65535:
+            raise OSError(errno.EINVAL, f"port {port} is not between 0 and 65535")
+        if host in ("", "::"):
+            if not socket.has_dualstack_ipv6():
+                return _listen(socket.AF_INET, ("0.0.0.0", port))
+            return _listen(socket.AF_INET6, ("::", port), dual=True)
+        found = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+        )
+        family, _, _, _, address = found[0]
+        return _listen(family, address)
+    except (OSError, UnicodeError) as error:
+        raise RuntimeError(f"Error binding to {host}:{port}") from error
+
+
+def _listen(family: int, address: tuple[object, ...], dual: bool = False) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # For TIME_WAIT after a restart. Never SO_REUSEPORT: a taken port has to be an error.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
