@@ -1,6 +1,18 @@
 """What other compiled modules see of the parser: calls without a detour through Python."""
 
 
+cdef class QueryValidator:
+    cdef readonly tuple names
+    cdef readonly str request_name
+    cdef readonly bint asks_nothing  # a request without parameters can't be wrong
+    cdef dict _params  # str -> _Param
+    cdef bint _extra
+    cdef str _extra_name
+    cdef str _unknown_text
+
+    cpdef dict validate(self, query, form=*)
+
+
 cdef class ParsedRequest:
     cdef readonly bytes method
     cdef readonly bytes target
@@ -37,6 +49,8 @@ cdef class RequestParser:
     cdef Py_ssize_t _skipped  # bytes of empty lines before the request line
     cdef Phase _phase
     cdef object _error  # ProtocolError | None
+    cdef bytes _memo  # the last request's bytes, if they came alone and had no body; else None
+    cdef ParsedRequest _memo_request
     # --- the message being read
     cdef ParsedRequest _request
     cdef list _headers
@@ -50,6 +64,13 @@ cdef class RequestParser:
     cdef bint _expects
     cdef bint _complete  # httptools saw the end of the message
     cdef bint _upgrade
+    cdef bint _alone  # the head came in one piece with nothing around it
+
+    cdef inline bint reading_body(self) noexcept:
+        return self._phase == PHASE_LENGTH or self._phase == PHASE_CHUNKED
+
+    cdef inline bint between_messages(self) noexcept:
+        return self._phase == PHASE_LINE and self._start >= len(self._buffer)
 
     cpdef bint take_continue(self)
     cpdef receive_data(self, bytes data)

@@ -15,6 +15,7 @@ def parse_query(raw: bytes) -> list[tuple[str, str]]: ...
 class QueryValidator:
     names: tuple[str, ...]
     request_name: str | None
+    asks_nothing: bool
     def __init__(
         self,
         specs: Iterable[tuple[str, Any, Any]],

@@ -247,16 +247,10 @@ cdef class QueryValidator:
     value wins over an unknown name" holds for every handler.
     """
 
-    cdef readonly tuple names
-    cdef readonly str request_name
-    cdef dict _params  # str -> _Param
-    cdef bint _extra
-    cdef str _extra_name
-    cdef str _unknown_text
-
     def __init__(
         self, specs, *, request_name=None, extra=False, extra_name=None, unknown_text=None
     ):
+        cdef _Param param
         self._params = {name: _Param(name, annotation, default)
                         for name, annotation, default in specs}
         self.names = tuple(self._params)
@@ -264,6 +258,10 @@ cdef class QueryValidator:
         self._extra = extra
         self._extra_name = extra_name
         self._unknown_text = unknown_text
+        self.asks_nothing = request_name is None
+        for param in self._params.values():
+            if param.default is _MISSING:
+                self.asks_nothing = False
 
     @classmethod
     def from_callable(cls, function, *, unknown_text=None):
@@ -405,6 +403,8 @@ cdef class RequestParser:
         self._phase = PHASE_LINE
         self._error = None
         self._request = None
+        self._memo = None
+        self._memo_request = None
         self._reset_message()
 
     cdef int _reset_message(self) except -1:
@@ -412,7 +412,7 @@ cdef class RequestParser:
         self._body = None
         self._body_size = self._body_left = self._framing = 0
         self._header_count = self._hosts = 0
-        self._chunked = self._expects = self._complete = self._upgrade = False
+        self._chunked = self._expects = self._complete = self._upgrade = self._alone = False
         return 0
 
     # --- what the connection asks
@@ -430,12 +430,12 @@ cdef class RequestParser:
     @property
     def at_boundary(self):
         """True if nothing of a next request has come."""
-        return self._phase == PHASE_LINE and self._start >= len(self._buffer)
+        return self.between_messages()
 
     @property
     def in_body(self):
         """True if a head is complete and its body is not."""
-        return self._phase == PHASE_LENGTH or self._phase == PHASE_CHUNKED
+        return self.reading_body()
 
     @property
     def closed(self):
@@ -479,6 +479,11 @@ cdef class RequestParser:
         cdef ParsedRequest done
         if self._error is not None:
             raise self._error
+        if self._phase == PHASE_LINE and self._memo is not None and self._buffer == self._memo:
+            # The very bytes of the last request, complete and alone: the same request. A client
+            # that polls sends nothing else.
+            self._buffer = b""
+            return self._memo_request
         try:
             if self._phase == PHASE_LINE and not self._read_line():
                 return None
@@ -503,6 +508,10 @@ cdef class RequestParser:
         if self._upgrade:
             # llhttp has left HTTP behind; we answer in HTTP and go on.
             self._http = _HttpRequestParser(self)
+        self._memo = None
+        if self._alone and self._body is None and done.keep_alive and not self._expects:
+            self._memo = self._buffer
+            self._memo_request = done
         self._reset_message()
         if self._start >= len(self._buffer) or self._phase == PHASE_CLOSED:
             self._buffer = b""
@@ -637,7 +646,6 @@ cdef class RequestParser:
         cdef Py_ssize_t size, i, end = -1
         cdef const unsigned char* data = self._bytes(&size)
         cdef const void* found
-        cdef bint whole
         i = self._scan
         while True:
             found = memchr(&data[i], c"\n", size - i) if i < size else NULL
@@ -663,8 +671,8 @@ cdef class RequestParser:
             return False
         if end - self._start > self._max_head:
             raise HeadTooLarge(self._max_head, "bytes")
-        whole = self._start == 0 and end == size and type(self._buffer) is bytes
-        self._feed(self._buffer if whole else memoryview(self._buffer)[self._start:end])
+        self._alone = self._start == 0 and end == size and type(self._buffer) is bytes
+        self._feed(self._buffer if self._alone else memoryview(self._buffer)[self._start:end])
         self._start = self._scan = end
         self._skipped = 0
         self._check_head()

@@ -8,9 +8,10 @@ cimport cython
 from cpython.ref cimport Py_INCREF
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from workerserver._parser cimport ParsedRequest, RequestParser
+from workerserver._parser cimport ParsedRequest, QueryValidator, RequestParser
 
 import logging
+import os
 import socket
 from http import HTTPStatus
 
@@ -33,6 +34,10 @@ cdef Py_ssize_t DRAIN_LIMIT = 4 * 1024 * 1024  # bytes thrown away after the las
 cdef double DRAIN_SECONDS = 2.0
 cdef double STALL_SECONDS = 30.0  # a client that takes no byte of its reply for so long is gone
 
+cdef int HEADS_KEPT = 256
+
+# (status, content type, length) -> head, for replies that have nothing special about them.
+cdef dict _heads = {}
 cdef dict _REASONS = {int(status): status.phrase.encode() for status in HTTPStatus}
 
 
@@ -253,7 +258,7 @@ cdef class WorkerProtocol:
             # A client that is gone in the middle of a request wants no answer.
             self._finish()
             return 0
-        if self._parser.in_body:
+        if self._parser.reading_body():
             if self._stage != STAGE_BODY:
                 self._stage = STAGE_BODY
                 self._set_deadline(state.body_timeout)
@@ -265,7 +270,7 @@ cdef class WorkerProtocol:
             if state.body_bytes > state.max_bodies:
                 self._fail(ServerBusy("request bodies fill the memory set aside for them"))
                 return 0
-        elif self._parser.at_boundary:
+        elif self._parser.between_messages():
             self._stage = STAGE_IDLE
             self._set_deadline(state.idle_timeout)
         elif self._stage != STAGE_HEAD:
@@ -294,6 +299,7 @@ cdef class WorkerProtocol:
     cdef int _handle(self, ParsedRequest request) except -1:
         """Find the handler and run it, or have it run; afterwards STAGE_IDLE or STAGE_BUSY."""
         cdef ServerState state = self._state
+        cdef QueryValidator validator
         cdef dict values
         self._request = request
         self._stage = STAGE_IDLE
@@ -304,12 +310,16 @@ cdef class WorkerProtocol:
             handler, path = state.router.resolve(request.method, request.path)
             validator = handler.validator
             if request.query or request.body:
-                values = validator.validate(*request.parameters())
+                query, form = request.parameters()
+                values = validator.validate(query, form)
+            elif validator.asks_nothing:
+                values = {}
             else:
                 values = validator.validate(())
             if validator.request_name is not None:
                 values[validator.request_name] = request.to_request(path, self._peer)
-            if not handler.acquire():
+            kind = handler.kind
+            if kind != "inline" and not handler.acquire():
                 raise HandlerBusy(handler.name, handler.limit)
         except WorkerServerError as error:
             if isinstance(error, ProtocolError):
@@ -317,15 +327,12 @@ cdef class WorkerProtocol:
             else:
                 self._respond("" if handler is None else handler.name, error_response(error))
             return 0
-        kind = handler.kind
-        if kind == "inline":
+        if kind == "inline":  # one at a time by nature: no place to take
             try:
                 response = to_response(handler.name, handler.function(**values))
             except BaseException as error:
                 # SystemExit and KeyboardInterrupt too: a handler can't end the server.
                 response = failure(handler.name, error)
-            finally:
-                handler.release()
             self._respond(handler.name, response)
             return 0
         self._stage = STAGE_BUSY
@@ -383,28 +390,26 @@ cdef class WorkerProtocol:
         cdef int status = response.status
         cdef bytes body = response.body
         cdef bytes head
-        cdef str extra = ""
+        cdef str extra
+        headers = response.headers
         key = (name, status)
         requests[key] = requests.get(key, 0) + 1
-        if close:
-            extra = "Connection: close\r\n"
-        elif http_1_0:
-            extra = "Connection: keep-alive\r\n"
-        for field, value in response.headers:
-            extra += f"{field}: {value}\r\n"
-        if status == 204 or status == 304:
-            body = b""  # neither has a body, nor a length of one (RFC 9110, 8.6)
-            head = b"HTTP/1.1 %d %b\r\n%b\r\n" % (
-                status, _REASONS[status], extra.encode("latin-1", "replace")
-            )
+        if not close and not http_1_0 and not headers and status != 204 and status != 304:
+            shape = (status, response.content_type, len(body))
+            head = _heads.get(shape)
+            if head is None:
+                head = _head(status, shape[1], shape[2], "")
+                if len(_heads) < HEADS_KEPT:
+                    _heads[shape] = head
         else:
-            head = b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n" % (
-                status,
-                _REASONS.get(status, b""),
-                response.content_type.encode("latin-1", "replace"),
-                len(body),
-                extra.encode("latin-1", "replace"),
-            )
+            extra = "Connection: close\r\n" if close else ""
+            if http_1_0 and not close:
+                extra = "Connection: keep-alive\r\n"
+            for field, value in headers:
+                extra += f"{field}: {value}\r\n"
+            if status == 204 or status == 304:
+                body = b""
+            head = _head(status, response.content_type, len(body), extra)
         if head_only or not body:
             self._transport.write(head)
         elif len(body) <= JOIN_LIMIT:
@@ -491,18 +496,30 @@ cdef class WorkerProtocol:
             self._transport.abort()
 
 
+cdef bytes _head(int status, str content_type, Py_ssize_t length, str extra):
+    """A reply's head; *extra* is whole header lines."""
+    if status == 204 or status == 304:  # no body, and no length of one (RFC 9110, 8.6)
+        return b"HTTP/1.1 %d %b\r\n%b\r\n" % (
+            status, _REASONS[status], extra.encode("latin-1", "replace")
+        )
+    return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n" % (
+        status,
+        _REASONS.get(status, b""),
+        content_type.encode("latin-1", "replace"),
+        length,
+        extra.encode("latin-1", "replace"),
+    )
+
+
 cdef bint _peer_allowed(sock) except -1:
     # uvloop gives a stand-in that has no getsockopt(): a socket object on a copy of the
     # descriptor asks the same question.
     if hasattr(sock, "getsockopt"):
         return peer_allowed(sock)
-    with socket.socket(fileno=_dup(sock.fileno())) as copy:
+    with socket.socket(fileno=os.dup(sock.fileno())) as copy:
         return peer_allowed(copy)
 
 
-cdef object _dup(int fd):
-    import os
-    return os.dup(fd)
 
 
 async def _run_async(WorkerProtocol protocol, long turn, handler, dict values):

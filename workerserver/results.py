@@ -17,7 +17,7 @@ def to_response(name: str, value: Any) -> Response:
     A value that JSON can't hold is the handler's failure: 500, like an exception.
     """
     if isinstance(value, Response):
-        return value
+        return value.checked()
     if isinstance(value, str):
         return Response(value)
     if isinstance(value, (bytes, bytearray, memoryview)):

@@ -100,6 +100,18 @@ class Request:
         return f"<Request {self.method} {self.path}>"
 
 
+_COMMON_TYPES = frozenset(
+    ("text/plain", "text/html", "application/json", "application/octet-stream")
+)
+
+
+def _check_fields(content_type: str, headers: Sequence[tuple[str, str]]) -> None:
+    """ValueError for what would end a header field or begin another."""
+    for text in (content_type, *(part for pair in headers for part in pair)):
+        if any(c in text for c in "\r\n\0"):
+            raise ValueError(f"control character in header field {text!r}")
+
+
 class Response:
     """What a handler answers: a body, a status, a content type and further header fields.
 
@@ -111,20 +123,33 @@ class Response:
 
     def __init__(
         self,
-        body: bytes | str = b"",
+        body: bytes | bytearray | memoryview | str = b"",
         status: int = 200,
         content_type: str = "text/plain",
         headers: Sequence[tuple[str, str]] = (),
     ) -> None:
         if not 200 <= status <= 999:
             raise ValueError(f"status {status} can't be sent: HTTP takes 200 to 999 here")
-        for text in (content_type, *(part for pair in headers for part in pair)):
-            if any(c in text for c in "\r\n\0"):
-                raise ValueError(f"control character in header field {text!r}")
-        self.body = body.encode("utf-8", "backslashreplace") if isinstance(body, str) else body
+        if headers or content_type not in _COMMON_TYPES:
+            _check_fields(content_type, headers)
+        if isinstance(body, str):
+            body = body.encode("utf-8", "backslashreplace")
+        elif not isinstance(body, (bytes, bytearray, memoryview)):
+            raise TypeError(f"body must be bytes or str, not {type(body).__name__}")
+        self.body = bytes(body)
         self.status = status
         self.content_type = content_type
         self.headers = headers
+
+    def checked(self) -> Response:
+        """This response, or if somebody changed its attributes since, one made anew from them.
+
+        Raises what the constructor raises.
+        """
+        if type(self.body) is bytes and not self.headers and self.content_type in _COMMON_TYPES:
+            if isinstance(self.status, int) and 200 <= self.status <= 999:
+                return self
+        return Response(self.body, self.status, self.content_type, self.headers)
 
     @classmethod
     def json(

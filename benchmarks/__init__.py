@@ -1,0 +1,1 @@
+"""Benchmarks: each subject in its own process, all in one run, interleaved."""

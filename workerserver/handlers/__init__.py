@@ -1,0 +1,40 @@
+"""The built-in handlers, one module per family, and the registry that every server serves."""
+
+from __future__ import annotations
+
+from workerserver.handlers import (
+    flight_recorder,
+    ping,
+    profiler,
+    pyspy,
+    stacks,
+    wait_counters,
+)
+from workerserver.handlers.torch_bridge import TorchBridge
+from workerserver.registry import Registry
+
+__all__ = [
+    "default_registry",
+    "get_handler_names",
+    "handler",
+    "register_builtins",
+    "register_handler",
+    "unregister_handler",
+]
+
+
+def register_builtins(registry: Registry) -> None:
+    """Register every built-in in *registry*, with torch's own registry behind them."""
+    registry.fallback = TorchBridge()
+    for family in (ping, stacks, flight_recorder, wait_counters, profiler, pyspy):
+        family.register(registry)
+
+
+#: What every server of this process serves unless it is given a registry of its own.
+default_registry = Registry()
+register_builtins(default_registry)
+
+handler = default_registry.handler
+register_handler = default_registry.register
+unregister_handler = default_registry.unregister
+get_handler_names = default_registry.names

@@ -1,0 +1,251 @@
+"""What torch's flight recorders hold: whole traces, and a summary that fits in one packet.
+
+torch has two recorders that share one format: NCCL's (in builds with NCCL) and the one of every
+other backend. Beware when reading them (torch 2.13): with gloo a finished operation keeps
+``"state": "scheduled"`` and shows it by ``"retired": true``, and the configuration of its groups
+is recorded without name and ranks; ``pg_status`` values and ``pg_config`` ranks are strings;
+``entries`` is absent when there are none.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from workerserver.handlers.torch_bridge import distributed
+from workerserver.registry import Registry
+from workerserver.types import NotImplementedHere, Response
+
+__all__ = [
+    "dump_nccl_trace_json",
+    "dump_nccl_trace_pickle",
+    "fr_summary",
+    "fr_trace_json",
+    "register",
+    "summarize",
+]
+
+UNKNOWN_TEXT = "Invalid parameters - unexpected param passed in"
+
+#: A coalesced operation has any number of tensors; a summary names the shapes of the first ones.
+MAX_SHAPES = 8
+
+Json = dict[str, Any]
+
+
+def _binding(name: str) -> Any:
+    """The function *name* of torch's bindings; NotImplementedHere if this torch has none."""
+    module = distributed()
+    if module is None:
+        raise NotImplementedHere("this torch was built without torch.distributed")
+    function = getattr(module, name, None)
+    if function is not None:
+        return function
+    if "nccl" in name:
+        raise NotImplementedHere(
+            "this torch was built without NCCL and has no NCCL flight recorder; "
+            "fr_trace_json answers for the other backends"
+        )
+    raise NotImplementedHere("this torch has no flight recorder that can be dumped as JSON")
+
+
+def dump_nccl_trace_pickle(
+    includecollectives: bool = True, includestacktraces: bool = True, onlyactive: bool = False
+) -> Response:
+    """NCCL's recorder, pickled: a dict with ``version``."""
+    dump = _binding("_dump_nccl_trace")
+    trace = dump(includecollectives, includestacktraces, onlyactive)
+    return Response(trace, content_type="application/octet-stream")
+
+
+def dump_nccl_trace_json(includecollectives: bool = True, onlyactive: bool = False) -> Response:
+    """NCCL's recorder as JSON, without stack traces."""
+    dump = _binding("_dump_nccl_trace_json")
+    return Response(dump(includecollectives, onlyactive), content_type="application/json")
+
+
+def fr_trace_json(**ignored: str) -> Response:
+    """The other backends' recorder as JSON: collectives, and of them only what is active."""
+    dump = _binding("_dump_fr_trace_json")
+    return Response(dump(True, True), content_type="application/json")
+
+
+def fr_summary() -> Response:
+    """Per process group, the last operation that was issued and the last one that was retired.
+
+    JSON; see :func:`summarize`. ``rank`` is this process's, null before there is a default group.
+    """
+    dumps = {"fr": json.loads(_binding("_dump_fr_trace_json")(True, False))}
+    nccl = getattr(distributed(), "_dump_nccl_trace_json", None)
+    if nccl is not None:
+        dumps["nccl"] = json.loads(nccl(True, False))
+    rank, world = _world()
+    return Response.json({"rank": rank, **summarize(dumps, world)})
+
+
+def summarize(dumps: dict[str, Json], world: dict[str, Json]) -> Json:
+    """The summary of full dumps *dumps* (by the recorder they come from: ``fr`` or ``nccl``).
+
+    ``{"version": str, "groups": [GROUP]}``, where GROUP is::
+
+        recorder      "fr" or "nccl"; null if neither holds anything of the group
+        id            torch's number of the group, null if it has no entries
+        name, desc    str: "0" and "default_pg" for the default group
+        ranks         global ranks in the group, null if torch doesn't say
+        status        {"enqueued", "started", "completed"}: torch's own counters, -1 for none;
+                      null if it keeps none. They also count operations that it doesn't record
+        pending       number of recorded operations that haven't retired
+        last_issued, last_retired, first_pending   OPERATION or null
+
+    and OPERATION is::
+
+        seq, p2p_seq  the group's counters: compare across ranks within a group
+        p2p           bool
+        op            "gloo:all_reduce"
+        state         "scheduled", "started" or "completed", as torch says it
+        retired       bool: torch has done with it
+        input_sizes, output_sizes   shapes, of at most MAX_SHAPES tensors
+        input_dtypes  their types
+        created_ns, started_ns, completed_ns   wall-clock; null if it hasn't happened
+        duration_ms   null unless torch measured it
+
+    Recorders are rings: what was overwritten is not seen here. *world* maps the names of the
+    groups that torch.distributed knows to their ``desc`` and ``ranks``.
+    """
+    groups: list[Json] = []
+    version = ""
+    for recorder, dump in dumps.items():
+        version = str(dump.get("version", version))
+        config = dump.get("pg_config") or {}
+        status = dump.get("pg_status") or {}
+        entries: dict[tuple[int, str, str], list[Json]] = {}
+        for entry in sorted(dump.get("entries") or (), key=_record_id):
+            name, desc = entry.get("process_group") or ("", "")
+            entries.setdefault((entry.get("pg_id", -1), name, desc), []).append(entry)
+        for (number, name, desc), operations in entries.items():
+            ranks = _ranks(config.get(name, {}).get("ranks")) or world.get(name, {}).get("ranks")
+            counters = _status(status.get(str(number)))
+            groups.append(_group(recorder, number, name, desc, ranks, counters, operations))
+    seen = {group["name"] for group in groups}
+    groups += [
+        _group(None, None, name, known["desc"], known["ranks"], None, ())
+        for name, known in world.items()
+        if name not in seen
+    ]
+    groups.sort(key=lambda group: (group["id"] is None, group["id"] or 0, group["name"]))
+    return {"version": version, "groups": groups}
+
+
+def _record_id(entry: Json) -> int:
+    return int(entry.get("record_id", 0))
+
+
+def _group(
+    recorder: str | None,
+    number: int | None,
+    name: str,
+    desc: str,
+    ranks: list[int] | None,
+    status: Json | None,
+    operations: Iterable[Json],
+) -> Json:
+    last_issued = last_retired = first_pending = None
+    pending = 0
+    for last_issued in operations:
+        # NCCL's watchdog retires some time after completion; gloo never says completed.
+        if last_issued.get("retired") or last_issued.get("state") == "completed":
+            last_retired = last_issued
+        else:
+            pending += 1
+            first_pending = first_pending or last_issued
+    return {
+        "recorder": recorder,
+        "id": number,
+        "name": name,
+        "desc": desc,
+        "ranks": ranks,
+        "status": status,
+        "pending": pending,
+        "last_issued": _operation(last_issued),
+        "last_retired": _operation(last_retired),
+        "first_pending": _operation(first_pending),
+    }
+
+
+def _operation(entry: Json | None) -> Json | None:
+    if entry is None:
+        return None
+    return {
+        "seq": entry.get("collective_seq_id"),
+        "p2p_seq": entry.get("p2p_seq_id"),
+        "p2p": bool(entry.get("is_p2p")),
+        "op": entry.get("profiling_name"),
+        "state": entry.get("state"),
+        "retired": bool(entry.get("retired")),
+        "input_sizes": (entry.get("input_sizes") or [])[:MAX_SHAPES],
+        "input_dtypes": (entry.get("input_dtypes") or [])[:MAX_SHAPES],
+        "output_sizes": (entry.get("output_sizes") or [])[:MAX_SHAPES],
+        "created_ns": entry.get("time_created_ns"),
+        # The JSON dump writes 0 for what hasn't happened.
+        "started_ns": entry.get("time_discovered_started_ns") or None,
+        "completed_ns": entry.get("time_discovered_completed_ns") or None,
+        "duration_ms": entry.get("duration_ms"),
+    }
+
+
+def _ranks(text: Any) -> list[int] | None:
+    """``"[0, 1]"`` as a list; None for gloo's ``"[]"`` and for what isn't such a text."""
+    try:
+        ranks = json.loads(text)
+    except (TypeError, ValueError):
+        return None
+    return ranks if isinstance(ranks, list) and ranks else None
+
+
+def _status(counters: Any) -> Json | None:
+    if not isinstance(counters, dict):
+        return None
+    return {
+        word: int(counters.get(f"last_{word}_collective", -1))
+        for word in ("enqueued", "started", "completed")
+    }
+
+
+def _world() -> tuple[int | None, dict[str, Json]]:
+    """This process's rank, and per group name its ``desc`` and ``ranks``, from torch.distributed.
+
+    The recorder alone can't tell the ranks of a gloo group, nor that a rank belongs to a group in
+    which it has issued nothing. torch has no public list of groups; without the private one the
+    answer is only poorer.
+    """
+    module = sys.modules.get("torch.distributed.distributed_c10d")
+    state = getattr(module, "_world", None)
+    if module is None or state is None:
+        return None, {}
+    rank = None
+    groups: dict[str, Json] = {}
+    try:
+        if module.is_initialized():
+            rank = module.get_rank()
+        # list() of a dict's items is one step under the GIL: the trainer may add groups meanwhile.
+        for group, name in list(state.pg_names.items()):
+            groups[str(name)] = {
+                "desc": str(getattr(group, "group_desc", "")),
+                "ranks": sorted(state.pg_group_ranks.get(group, ())) or None,
+            }
+    except (AttributeError, RuntimeError, ValueError):
+        pass  # a group is being torn down, or this torch keeps its list elsewhere
+    return rank, groups
+
+
+def register(registry: Registry) -> None:
+    for function in (dump_nccl_trace_pickle, dump_nccl_trace_json, fr_trace_json, fr_summary):
+        registry.register(
+            function.__name__,
+            function,
+            requires="torch",
+            unknown_text=UNKNOWN_TEXT,
+            shadow=True,
+        )

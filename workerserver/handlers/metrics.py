@@ -1,0 +1,99 @@
+"""``GET /metrics``: what the server counts, as Prometheus text. Needs ``prometheus_client``.
+
+Everything is read when it is asked for, so that being measured costs a request nothing. The
+registry is our own, made per scrape: the process's global one belongs to the training script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from workerserver._heartbeat import last_heartbeat
+from workerserver.registry import Registry
+from workerserver.types import HandlerNotFound, NotImplementedHere, Response
+
+__all__ = ["MetricsState", "metrics_response"]
+
+
+class MetricsState(Protocol):
+    """What a server lets us read, from any thread."""
+
+    @property
+    def requests(self) -> Mapping[tuple[str, int], int]:
+        """Requests answered, by handler name and status."""
+
+    @property
+    def connections(self) -> int:
+        """Connections open now."""
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since the server started."""
+
+    @property
+    def registry(self) -> Registry:
+        """The handlers that it serves."""
+
+
+def metrics_response(state: MetricsState) -> Response:
+    """The metrics of *state*; NotImplementedHere without ``prometheus_client``."""
+    try:
+        import prometheus_client
+    except ImportError:
+        raise NotImplementedHere(
+            "metrics need prometheus_client: pip install 'workerserver[metrics]'"
+        ) from None
+    registry = prometheus_client.CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(state))
+    return Response(
+        prometheus_client.generate_latest(registry),
+        content_type=prometheus_client.CONTENT_TYPE_LATEST,
+    )
+
+
+class _Collector:
+    def __init__(self, state: MetricsState) -> None:
+        self._state = state
+
+    def describe(self) -> Iterable[Any]:
+        """Nothing: registering must not collect."""
+        return ()
+
+    def collect(self) -> Iterable[Any]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        state = self._state
+        requests = CounterMetricFamily(
+            "workerserver_requests", "Requests answered.", labels=("handler", "status")
+        )
+        # dict() of a dict is one step under the GIL: the loop counts on meanwhile.
+        for (handler, status), count in sorted(dict(state.requests).items()):
+            requests.add_metric((handler, str(status)), count)
+        yield requests
+
+        yield GaugeMetricFamily(
+            "workerserver_connections", "Connections open now.", value=state.connections
+        )
+        yield GaugeMetricFamily(
+            "workerserver_uptime_seconds", "Seconds since the start.", value=state.uptime_s
+        )
+
+        step, age = last_heartbeat()
+        if step is not None and age is not None:
+            yield GaugeMetricFamily(
+                "workerserver_heartbeat_step", "Last step of the training loop.", value=step
+            )
+            yield GaugeMetricFamily(
+                "workerserver_heartbeat_age_seconds", "Seconds since that step.", value=age
+            )
+
+        running = GaugeMetricFamily(
+            "workerserver_handler_running", "Requests inside a handler now.", labels=("handler",)
+        )
+        for name in state.registry.names():
+            try:
+                running.add_metric((name,), state.registry.find(name).running)
+            except HandlerNotFound:
+                continue  # unregistered since
+        yield running

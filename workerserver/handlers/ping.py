@@ -1,0 +1,19 @@
+"""``ping``: is the server's loop alive?"""
+
+from __future__ import annotations
+
+from workerserver.registry import Registry
+from workerserver.types import Response
+
+__all__ = ["ping", "register"]
+
+_PONG = Response(b"pong")
+
+
+def ping(**ignored: str) -> Response:
+    """``pong``, whatever the parameters."""
+    return _PONG
+
+
+def register(registry: Registry) -> None:
+    registry.register("ping", ping, inline=True, shadow=True)

@@ -1,0 +1,180 @@
+"""torch's own handler registry, as a Source: what is registered there is served here too.
+
+torch is never imported: it counts as present once the process has it in ``sys.modules``. Facts on
+its interface (checked on torch 2.13): a Python handler gets exactly the objects that it is called
+with; a C++ one calls ``set_content`` and ``set_status`` on them, its ``getParam`` can't be served
+from Python (there is no conversion from a dict to a multimap), and its content has to be UTF-8.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from workerserver.registry import Handler
+from workerserver.types import NotImplementedHere, Request, Response, WorkerServerError
+
+__all__ = ["BinaryContent", "TorchBridge", "call", "control_plane", "distributed"]
+
+
+class BinaryContent(WorkerServerError):
+    """A C++ handler of torch's answered with bytes, which its binding can't hand to Python."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        super().__init__(
+            f"torch's C++ handler {name} answered with content that is not UTF-8 text, which torch "
+            f"can't pass on to Python: {reason}"
+        )
+
+
+class ParametersNotPassed(NotImplementedHere):
+    """A C++ handler of torch's read its parameters, which its binding can't take from Python."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"torch's C++ handler {name} reads its parameters, which torch can't take from Python; "
+            "ask a torch.distributed _WorkerServer for it"
+        )
+
+
+def distributed() -> Any | None:
+    """The module ``torch._C._distributed_c10d``, or None without torch or without distributed."""
+    core = getattr(sys.modules.get("torch"), "_C", None)
+    return getattr(core, "_distributed_c10d", None)
+
+
+def control_plane() -> Any | None:
+    """The same module if it has a handler registry; older torch has none."""
+    module = distributed()
+    return module if hasattr(module, "_get_handler_names") else None
+
+
+class _Adapters(NamedTuple):
+    request: Any
+    response: Any
+
+
+@functools.lru_cache(maxsize=1)
+def _adapters(module: Any) -> _Adapters:
+    """Subclasses of *module*'s ``_Request`` and ``_Response``; made once, torch has to be there."""
+    base_request: Any = module._Request
+    base_response: Any = module._Response
+
+    class TorchRequest(base_request):  # type: ignore[misc]
+        """Our request, as torch's handlers expect one."""
+
+        def __init__(self, request: Request) -> None:
+            super().__init__()
+            self._request = request
+
+        def body(self) -> str:
+            """The body; UnicodeDecodeError if it isn't UTF-8, as on torch's own server."""
+            return self._request.body.decode()
+
+        def params(self) -> Mapping[str, str]:
+            return dict(self._request.params)
+
+        def get_param(self, name: str) -> str:
+            return self._request.get_param(name)
+
+    class TorchResponse(base_response):  # type: ignore[misc]
+        """Collects what a handler sets; status 200 and no content unless it does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.content: bytes | str = b""
+            self.content_type = "text/plain"
+            self.status = 200
+
+        def set_content(self, content: bytes | str, content_type: str) -> None:
+            if not isinstance(content, (bytes, str)):
+                raise TypeError(f"content must be str or bytes, not {type(content).__name__}")
+            if not isinstance(content_type, str):
+                raise TypeError(f"content_type must be str, not {type(content_type).__name__}")
+            self.content = content
+            self.content_type = content_type
+
+        def set_status(self, status: int) -> None:
+            if not isinstance(status, int):
+                raise TypeError(f"status must be int, not {type(status).__name__}")
+            self.status = status
+
+    return _Adapters(TorchRequest, TorchResponse)
+
+
+def call(name: str, request: Request) -> Response:
+    """What torch's handler *name* answers to *request*.
+
+    NotImplementedHere if torch has no such handler; ValueError for a status or a content type that
+    HTTP can't carry; whatever a Python handler raises, as it is.
+    """
+    module = control_plane()
+    if module is None:
+        raise NotImplementedHere(f"{name} needs torch with torch.distributed's control plane")
+    try:
+        function = module._get_handler(name)
+    except ValueError:
+        raise NotImplementedHere(f"this torch has no handler {name}") from None
+    adapters = _adapters(module)
+    response = adapters.response()
+    try:
+        function(adapters.request(request), response)
+    except (UnicodeDecodeError, RuntimeError) as error:
+        translated = _translated(name, error)
+        if translated is None:
+            raise
+        raise translated from error
+    return Response(response.content, response.status, response.content_type)
+
+
+def _translated(name: str, error: Exception) -> WorkerServerError | None:
+    """The error to raise instead of *error*, if it is the binding's and not the handler's.
+
+    What a Python handler raises has frames below ours in its traceback; what the binding raises on
+    behalf of a C++ handler has none.
+    """
+    trace = error.__traceback__
+    if trace is not None and trace.tb_next is not None:
+        return None
+    if isinstance(error, UnicodeDecodeError):
+        return BinaryContent(name, str(error))
+    if "Unable to cast Python instance" in str(error):
+        return ParametersNotPassed(name)
+    return None
+
+
+class TorchBridge:
+    """The Source of torch's registry. Thread-safe; one Handler per name, so its limit holds."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """The names in torch's registry now; none without torch."""
+        module = control_plane()
+        return [] if module is None else list(module._get_handler_names())
+
+    def find(self, name: str) -> Handler | None:
+        """The handler that calls torch's *name*; None if torch has none of that name."""
+        if name not in self.names():
+            with self._lock:
+                self._handlers.pop(name, None)
+            return None
+        with self._lock:
+            handler = self._handlers.get(name)
+            if handler is None:
+                handler = self._handlers[name] = Handler(name, _caller(name))
+            return handler
+
+
+def _caller(name: str) -> Any:
+    def bridged(request: Request) -> Response:
+        return call(name, request)
+
+    return bridged
