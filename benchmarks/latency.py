@@ -135,13 +135,17 @@ def main() -> None:
         json.dump(rows, sys.stdout, indent=2)
         print()
         return
-    print(f"{'handler':15} {'load':7} {'placement':10} {'ours p50/p99 us':>20} "
-          f"{'torch p50/p99 us':>20} {'p50 ratio':>9}  (range)")
+    print(
+        f"{'handler':15} {'load':7} {'placement':10} {'ours p50/p99 us':>20} "
+        f"{'torch p50/p99 us':>20} {'p50 ratio':>9}  (range)"
+    )
     for row in rows:
         ours = f"{row['ours_p50_us']} / {row['ours_p99_us']}"
         torch = f"{row['torch_p50_us']} / {row['torch_p99_us']}"
-        print(f"{row['handler']:15} {row['load']:7} {row['placement']:10} {ours:>20} {torch:>20} "
-              f"{row['ratio_p50']:9}  {row['ratio_p50_range']}")
+        print(
+            f"{row['handler']:15} {row['load']:7} {row['placement']:10} {ours:>20} {torch:>20} "
+            f"{row['ratio_p50']:9}  {row['ratio_p50_range']}"
+        )
 
 
 if __name__ == "__main__":

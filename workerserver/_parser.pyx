@@ -529,7 +529,7 @@ cdef class RequestParser:
 
     cdef bint _read_line(self) except -1:
         """Find and judge the request line (RFC 9112, 3); PHASE_HEAD when it is complete."""
-        cdef Py_ssize_t size, end, i
+        cdef Py_ssize_t size, end
         cdef const unsigned char* data = self._bytes(&size)
         cdef const void* found
         # "at least one empty line" before the request line is to be ignored (RFC 9112, 2.2).

@@ -1,22 +1,30 @@
 import asyncio
-from collections.abc import Callable
-from typing import Any, Protocol, final
+from typing import Protocol, final
 
 from workerserver.access import AccessPolicy
 from workerserver.pool import DaemonPool
 from workerserver.routes import Router
 
 class _Limits(Protocol):
-    max_head: int
-    max_headers: int
-    max_body: int
-    max_bodies: int
-    max_connections: int
-    head_timeout: float
-    body_timeout: float
-    idle_timeout: float
+    @property
+    def max_head(self) -> int: ...
+    @property
+    def max_headers(self) -> int: ...
+    @property
+    def max_body(self) -> int: ...
+    @property
+    def max_bodies(self) -> int: ...
+    @property
+    def max_connections(self) -> int: ...
+    @property
+    def head_timeout(self) -> float: ...
+    @property
+    def body_timeout(self) -> float: ...
+    @property
+    def idle_timeout(self) -> float: ...
 
 def immortalise(thing: object) -> None: ...
+
 @final
 class ServerState:
     loop: asyncio.AbstractEventLoop

@@ -520,8 +520,6 @@ cdef bint _peer_allowed(sock) except -1:
         return peer_allowed(copy)
 
 
-
-
 async def _run_async(WorkerProtocol protocol, long turn, handler, dict values):
     """Run a coroutine handler to its response. Whatever it raises ends here: asyncio lets
     SystemExit and KeyboardInterrupt of a task through to the loop, and that would stop it."""

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from workerserver.discovery import StoreRegistration
-from workerserver.server import WorkerServer
+from workerserver.server import WorkerServer, serving
 
 __all__ = [
     "TORCH_WORKER_SERVER_SOCKET",
@@ -85,10 +85,12 @@ def serve_from_environment(
         tcp = os.environ.get(WORKERSERVER_TCP)
     servers: list[WorkerServer] = []
     with contextlib.ExitStack() as stack:
-        if socket is not None:
-            servers.append(stack.enter_context(WorkerServer(expand_placeholders(socket))))
-        if tcp is not None:
-            host, port = parse_host_port(expand_placeholders(tcp))
+        path = None if socket is None else expand_placeholders(socket)
+        # "workerserver run" may serve a script whose own main function says worker_main().
+        if path is not None and not serving(path):
+            servers.append(stack.enter_context(WorkerServer(path)))
+        host, port = (None, 0) if tcp is None else parse_host_port(expand_placeholders(tcp))
+        if host is not None and not serving(host, port):
             servers.append(stack.enter_context(WorkerServer(host, port)))
             registration = StoreRegistration.from_environment(host, servers[-1].port)
             if registration is not None:
@@ -97,7 +99,7 @@ def serve_from_environment(
         yield servers
 
 
-class worker_main:  # noqa: N801 (torch's name)
+class worker_main:
     """Serve this worker while its main function runs.
 
     A context manager and a decorator::

@@ -39,9 +39,7 @@ class StoreRegistration:
         self.attempts = 0
         self.done = threading.Event()
         self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, name="workerserver-register", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="workerserver-register", daemon=True)
 
     @classmethod
     def from_environment(cls, host: str, port: int) -> StoreRegistration | None:

@@ -40,9 +40,9 @@ def failure(name: str, error: BaseException) -> Response:
     except BaseException as second:
         text = f"<its text can't be read: {type(second).__name__}>"
     lines = [f"Handler {name} failed: {type(error).__name__}: {text}\n", "\nAt:\n"]
-    lines += reversed([
-        f"  {file}({line}): {function}\n" for file, line, function in _places(error.__traceback__)
-    ])
+    lines += reversed(
+        [f"  {file}({line}): {function}\n" for file, line, function in _places(error.__traceback__)]
+    )
     if len(lines) == 2:
         lines.pop()
     return Response("".join(lines), 500)

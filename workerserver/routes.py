@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Router"]
 
-INDEX = (
-    b"<h1>torch.distributed.WorkerServer</h1>\n"
-    b'<a href="/handler/">Handler names</a>\n'
-)
+INDEX = b'<h1>torch.distributed.WorkerServer</h1>\n<a href="/handler/">Handler names</a>\n'
 PREFIX = "/handler/"
 CACHE_SIZE = 256
 
@@ -96,9 +93,7 @@ class Router:
     def _names(self, **ignored: str) -> Response:
         return Response.json(self.registry.names())
 
-    def _healthz(
-        self, max_step_age: Annotated[float | None, Range(0.0, 1e9)] = None
-    ) -> Response:
+    def _healthz(self, max_step_age: Annotated[float | None, Range(0.0, 1e9)] = None) -> Response:
         """The process answers; with *max_step_age* seconds, also that its steps go on."""
         step, age = last_heartbeat()
         stalled = max_step_age is not None and (age is None or age > max_step_age)

@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 from workerserver import _heartbeat, _parser
 from workerserver._protocol import ServerState, WorkerProtocol, immortalise
@@ -22,7 +23,7 @@ from workerserver.loop_thread import LoopThread
 from workerserver.pool import DaemonPool
 from workerserver.registry import Registry
 from workerserver.routes import Router
-from workerserver.sockets import UnixListener, bind_tcp
+from workerserver.sockets import UnixListener, bind_tcp, fill_standard_descriptors
 from workerserver.types import Response
 
 __all__ = ["Limits", "WorkerServer"]
@@ -67,12 +68,14 @@ class WorkerServer:
     ) -> None:
         self.registry = default_registry if registry is None else registry
         self._host_or_file = host_or_file
+        self._asked = _address_key(host_or_file, port)
         self._unix = port == -1
         self._token = token or token_from_environment()
         self._lock = threading.Lock()
         self._closed = False
         self._pid = os.getpid()
         self._listener: UnixListener | None = None
+        fill_standard_descriptors()
         if self._unix:
             self._listener = UnixListener(host_or_file)
             self._socket = self._listener.socket
@@ -129,9 +132,10 @@ class WorkerServer:
 
     async def _listen(self) -> asyncio.AbstractServer:
         loop = self._thread.loop
+        factory: Any = self.state  # its protocols have asyncio's methods, not its base class
         if self._unix:
-            return await loop.create_unix_server(self.state, sock=self._socket)
-        return await loop.create_server(self.state, sock=self._socket)
+            return await loop.create_unix_server(factory, sock=self._socket)
+        return await loop.create_server(factory, sock=self._socket)
 
     # --- what it is
 
@@ -245,6 +249,15 @@ def _is_loopback(host: str) -> bool:
 
 
 _live: set[WorkerServer] = set()
+
+
+def serving(host_or_file: str, port: int = -1) -> bool:
+    """Whether a server of this process was asked for this very address and still serves."""
+    return any(server._asked == _address_key(host_or_file, port) for server in list(_live))
+
+
+def _address_key(host_or_file: str, port: int) -> tuple[str, int]:
+    return (os.path.abspath(host_or_file) if port == -1 else host_or_file, port)
 
 
 def _shutdown_all() -> None:

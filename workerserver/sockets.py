@@ -11,12 +11,23 @@ import stat
 import time
 from collections.abc import Iterator
 
-__all__ = ["UnixListener", "bind_tcp"]
+__all__ = ["UnixListener", "bind_tcp", "fill_standard_descriptors"]
 
 BACKLOG = 1024
 LOCK_SECONDS = 1.0
 # sockaddr_un.sun_path, without the final NUL: 108 bytes on Linux, 104 elsewhere.
 PATH_LIMIT = 107 if os.uname().sysname == "Linux" else 103
+
+
+def fill_standard_descriptors() -> None:
+    """Open /dev/null where 0, 1 or 2 is closed, as they can be under a launcher.
+
+    Else a socket would get that number: what the process prints would go to a client, and libuv
+    aborts a process in which it has to close a descriptor below 3.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
 
 
 class UnixListener:
@@ -28,9 +39,9 @@ class UnixListener:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = os.path.abspath(path)  # chdir() must not make us remove another file
-        size = len(os.fsencode(path))
         try:
+            self.path = os.path.abspath(path)  # chdir() must not make us remove another file
+            size = len(os.fsencode(path))
             if not path or "\0" in path:
                 raise OSError(errno.EINVAL, "a socket path can't be empty or hold a NUL byte")
             if size > PATH_LIMIT:
@@ -40,7 +51,7 @@ class UnixListener:
                 )
             with _locked_folder(os.path.dirname(self.path)):
                 self.socket = self._bind(path)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise RuntimeError(f"Error binding to {path}") from error
 
     def _bind(self, path: str) -> socket.socket:

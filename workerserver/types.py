@@ -146,9 +146,14 @@ class Response:
 
         Raises what the constructor raises.
         """
-        if type(self.body) is bytes and not self.headers and self.content_type in _COMMON_TYPES:
-            if isinstance(self.status, int) and 200 <= self.status <= 999:
-                return self
+        if (
+            type(self.body) is bytes
+            and not self.headers
+            and self.content_type in _COMMON_TYPES
+            and isinstance(self.status, int)
+            and 200 <= self.status <= 999
+        ):
+            return self
         return Response(self.body, self.status, self.content_type, self.headers)
 
     @classmethod

@@ -1,0 +1,67 @@
+"""The command line: ``workerserver run | call | ls``.
+
+Each command is a module with ``main(argv) -> exit status``; what it prints goes through a
+``render_*(…, out)`` function that writes to the stream it is given. Nothing here imports torch,
+and only ``run`` imports the server.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from workerserver.cli.errors import CommandError, UsageError
+from workerserver.cli.text import escape_line
+
+__all__ = ["main"]
+
+USAGE = """\
+usage: workerserver COMMAND ...
+
+  run [--socket TEMPLATE] [--tcp HOST:PORT] (script.py | -m module) [ARGS...]
+                                   run an unchanged program with a server inside it
+  call NAME [key=value...] TARGET  call a handler and print what it answers
+  ls TARGET...                     say who listens, and how it is doing
+
+TARGET is a Unix socket, a folder or pattern of them, or host:port.
+"workerserver COMMAND --help" says more.
+"""
+COMMANDS = ("run", "call", "ls")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 1 (it failed) or 2 (wrong use)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] in (["-h"], ["--help"]):
+        sys.stdout.write(USAGE)
+        return 0
+    if not arguments or arguments[0] not in COMMANDS:
+        if arguments:
+            complain(f"no such command: {arguments[0]}")
+        sys.stderr.write(USAGE)
+        return UsageError.exit_status
+    command = importlib.import_module(f"workerserver.cli.{arguments[0]}")
+    try:
+        status: int = command.main(arguments[1:])
+        if arguments[0] != "run":
+            sys.stdout.flush()
+        return status
+    except CommandError as error:
+        complain(str(error))
+        return error.exit_status
+    except (BrokenPipeError, KeyboardInterrupt) as error:
+        if arguments[0] == "run":  # the program's own: it ends as under plain Python
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            return 130
+        # Whoever read our output has gone; the flush at exit must not fail on it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def complain(text: str) -> None:
+    """One line to stderr, if there is one."""
+    if sys.stderr is not None:
+        print(f"workerserver: {escape_line(text)}", file=sys.stderr, flush=True)

@@ -1,0 +1,26 @@
+"""What a command raises to end with one line on stderr and an exit status."""
+
+from __future__ import annotations
+
+__all__ = ["CommandError", "TargetError", "UsageError"]
+
+
+class CommandError(Exception):
+    """The command could not do what it was asked."""
+
+    exit_status = 1
+
+
+class UsageError(CommandError):
+    """The command was asked in a way that can't be right."""
+
+    exit_status = 2
+
+
+class TargetError(CommandError):
+    """*target* (as the user wrote it) could not be asked; *reason* says why."""
+
+    def __init__(self, target: str, reason: str) -> None:
+        self.target = target
+        self.reason = reason
+        super().__init__(f"{target}: {reason}")

@@ -1,0 +1,130 @@
+"""``workerserver run script.py ARGS…``: an unchanged program with a server inside it."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Sequence
+
+from workerserver.cli.errors import UsageError
+from workerserver.cli.program import LoadError, Module, Program, Script, execute, hide_our_frames
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve, run the program, return 0; what the program raises goes through.
+
+    UsageError before anything starts: no such program, or no server possible.
+    """
+    options, program = _parse(list(argv))
+    try:
+        program.load()
+    except LoadError as error:
+        raise UsageError(str(error)) from None
+    except Exception as error:  # a syntax error: shown as Python shows it
+        hide_our_frames(error)
+        raise
+    _serve(options.socket, options.tcp)
+    try:
+        execute(program)
+    except LoadError as error:
+        raise UsageError(str(error)) from None
+    return 0
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, Program]:
+    """Our options end where the program begins: all behind it is the program's, untouched."""
+    parser = argparse.ArgumentParser(
+        "workerserver run",
+        usage="%(prog)s [--socket TEMPLATE] [--tcp HOST:PORT] (script.py | -m module) [ARGS...]",
+        description="Run a program with a worker server inside its process.",
+        epilog="Without options the environment decides (TORCH_WORKER_SERVER_SOCKET, "
+        "WORKERSERVER_TCP); without either, a socket in a private folder per user.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--socket",
+        metavar="TEMPLATE",
+        help="Unix socket; may hold {rank}, {local_rank}, {pid}",
+    )
+    parser.add_argument("--tcp", metavar="HOST:PORT", help="port 0 takes any free one")
+    parser.add_argument("-m", dest="module", metavar="module", help="run a module, as python -m")
+    end = 0
+    while end < len(argv) and argv[end].startswith("-") and argv[end] != "-":
+        option = argv[end]
+        if option.startswith("-m"):
+            end += 2 if option == "-m" else 1
+            break
+        if option == "--":
+            end += 1
+            break
+        end += 2 if option in ("--socket", "--tcp") else 1
+    options = parser.parse_args([word for word in argv[:end] if word != "--"])
+    rest = argv[end:]
+    if options.module is not None:
+        return options, Module(options.module, rest)
+    if not rest:
+        parser.error("which program? give script.py or -m module")
+    return options, Script(rest[0], rest[1:])
+
+
+def _serve(socket: str | None, tcp: str | None) -> None:
+    """Start serving until the process ends.
+
+    The server is closed by atexit and not when the program's last line is reached: threads that
+    the program leaves behind, and its own exit handlers, can hang too.
+    """
+    from workerserver.control_plane import serve_from_environment
+
+    if socket is None and tcp is None and not _environment_decides():
+        socket = default_socket()
+    stack = contextlib.ExitStack()
+    try:
+        servers = stack.enter_context(serve_from_environment(socket=socket, tcp=tcp))
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = f": {error.__cause__}" if error.__cause__ is not None else ""
+        raise UsageError(f"can't serve: {error}{reason}") from None
+    owner = os.getpid()
+
+    def close() -> None:
+        if os.getpid() == owner:  # a forked child that ends normally runs this too
+            stack.close()
+
+    atexit.register(close)
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            addresses = ", ".join(server.address for server in servers)
+            print(f"workerserver: serving on {addresses}", file=sys.stderr, flush=True)
+
+
+def _environment_decides() -> bool:
+    names = ("TORCH_WORKER_SERVER_SOCKET", "WORKERSERVER_TCP")
+    return any(os.environ.get(name) for name in names)
+
+
+def default_socket() -> str:
+    """``<tempdir>/workerserver-<uid>/rank<RANK>-<pid>.sock``, ``<pid>.sock`` without a RANK.
+
+    The folder is made with mode 0700. UsageError if it is there but isn't ours alone: whoever
+    else may write into it could put a socket of their own in our place.
+    """
+    folder = os.path.join(tempfile.gettempdir(), f"workerserver-{os.geteuid()}")
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        status = os.lstat(folder)
+    except OSError as error:
+        raise UsageError(f"can't make {folder}: {error.strerror}; give --socket") from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise UsageError(f"{folder} is not a folder; remove it or give --socket")
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise UsageError(f"{folder} is open to other users; make it yours (0700) or give --socket")
+    rank = os.environ.get("RANK", "")
+    prefix = f"rank{rank}-" if rank.isdecimal() else ""
+    return os.path.join(folder, f"{prefix}{os.getpid()}.sock")

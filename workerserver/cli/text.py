@@ -1,0 +1,67 @@
+"""Text from workers, made safe to show: a worker's answer must not drive the terminal."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TextIO
+
+__all__ = ["escape", "escape_line", "positive_seconds", "seconds", "write_table", "write_text"]
+
+
+def escape(text: str) -> str:
+    """*text* with all that can't be seen spelled out (``\\x1b``), but for newlines and tabs."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or c.isprintable() else _spell(c) for c in text)
+
+
+def escape_line(text: str) -> str:
+    """As :func:`escape`, newlines and tabs spelled out too: the result is one line."""
+    return "".join(c if c.isprintable() else _spell(c) for c in text)
+
+
+def _spell(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def write_text(out: TextIO, text: str) -> None:
+    """Write *text*; what the stream's encoding can't hold is spelled out, never an error."""
+    encoding = out.encoding or "utf-8"
+    out.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def positive_seconds(text: str) -> float:
+    """An option's value in seconds, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return value
+
+
+def seconds(value: float | None) -> str:
+    """A duration in two units at most: ``0.4s``, ``12s``, ``5m12s``, ``3h02m``, ``2d05h``."""
+    if value is None:
+        return "-"
+    if value < 10:
+        return f"{value:.1f}s"
+    whole = int(value)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
+
+
+def write_table(out: TextIO, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns padded to their widest cell, two spaces apart; every cell becomes one line."""
+    lines = [header, *([escape_line(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        write_text(out, "  ".join(cells).rstrip() + "\n")
