@@ -49,6 +49,7 @@ def main() -> None:
                 "embedsignature": False,
                 "binding": True,
                 "auto_pickle": False,
+                "autotestdict": False,
                 "linetrace": coverage,
                 "profile": coverage,
                 "show_performance_hints": True,

@@ -1,0 +1,89 @@
+"""Threads that stand still where a test wants them, and finding them in a snapshot."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from workerserver._stacks import Snapshot, ThreadStack, snapshot
+
+
+class Stay:
+    """What a parked function calls: says that it is there, then waits to be let go."""
+
+    def __init__(self) -> None:
+        self.there = threading.Event()
+        self.go = threading.Event()
+
+    def __call__(self) -> None:
+        self.there.set()
+        self.go.wait()
+
+
+@contextmanager
+def parked(function: Callable[[Stay], Any], **options: Any) -> Iterator[threading.Thread]:
+    """A thread that stands in *function*."""
+    stay = Stay()
+    thread = threading.Thread(target=function, args=(stay,), **options)
+    thread.start()
+    try:
+        assert stay.there.wait(30)
+        # It has yet to reach the lock inside wait(); from then on its stack stands still.
+        settle(thread)
+        yield thread
+    finally:
+        stay.go.set()
+        thread.join(30)
+
+
+def settle(thread: threading.Thread) -> None:
+    assert thread.ident is not None
+    while sys._current_frames()[thread.ident].f_code is not threading.Condition.wait.__code__:
+        time.sleep(0.02)
+    before = None
+    while before != (before := of(snapshot(), thread)):
+        time.sleep(0.02)
+
+
+def of(taken: Snapshot, thread: threading.Thread) -> ThreadStack:
+    (found,) = [each for each in taken.threads if each.ident == thread.ident]
+    return found
+
+
+def block(text: str, thread: threading.Thread) -> list[str]:
+    """The lines of *thread* in a text, without its head."""
+    (found,) = [part for part in text.split("\n\n") if f"0x{thread.ident:016x} " in part]
+    return found.rstrip("\n").split("\n")[1:]
+
+
+def plain(stay: Stay) -> None:
+    stay()
+
+
+def recursive(stay: Stay, n: int = 30) -> None:
+    if n:
+        recursive(stay, n - 1)
+    else:
+        stay()
+
+
+def renamed(
+    function: Callable[[Stay], None], name: str, file: str, **changes: Any
+) -> Callable[[Stay], None]:
+    code = function.__code__.replace(co_name=name, co_filename=file, **changes)
+    return types.FunctionType(code, function.__globals__)
+
+
+def without_lines(function: Callable[[Stay], None]) -> Callable[[Stay], None]:
+    """*function* with a line table that says of all its code that it has no line."""
+    size = len(function.__code__.co_code)
+    if sys.version_info >= (3, 11):  # Objects/locations.md: code 15, up to 8 units of 2 bytes
+        table = b"\xf8" * (size // 2)
+    else:  # Objects/lnotab_notes.txt: bytes, then -128
+        table = b"\x02\x80" * (size // 2)
+    return renamed(function, "lineless", "<none>", co_linetable=table)
