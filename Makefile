@@ -1,0 +1,66 @@
+# Every target builds what it needs, in a virtual environment of its own: make demo, make test.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip
+PACKAGE := $(wildcard workerserver/*.pyx workerserver/*.pxd workerserver/*.h workerserver/_selfread.c)
+COMPILED := $(patsubst workerserver/%.pyx,workerserver.%,$(wildcard workerserver/*.pyx))
+
+.PHONY: help build demo test test-cuda test-cpythons coverage lint format clean
+
+help:
+	@echo "make demo           a training job hangs; ask every rank what it is doing"
+	@echo "make test           the whole test suite (ARGS='-k name' for a part of it)"
+	@echo "make lint           ruff, cython-lint, mypy, stubtest, Cython's performance hints"
+	@echo "make coverage       line coverage of Python and Cython code together"
+	@echo "make test-cpythons  wheel and torch-free tests on every other CPython found here"
+	@echo "make test-cuda      the tests that need an NVIDIA GPU"
+	@echo "make build          only the virtual environment and the extension modules"
+	@echo "PYTHON=... chooses the interpreter ($(PYTHON)), VENV=... the environment ($(VENV))"
+
+# --no-build-isolation: the Cython that builds here is the one that lint and coverage use.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; set PYTHON=")'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt Cython setuptools wheel
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed setup.py $(PACKAGE)
+	$(PY) setup.py --quiet build_ext --inplace
+	@touch $@
+
+build: $(VENV)/.built
+
+demo: build
+	$(PY) examples/demo.py $(ARGS)
+
+test: build
+	$(PY) -m pytest $(ARGS)
+
+test-cuda: build
+	$(PY) -m pytest -m cuda $(ARGS)
+
+test-cpythons: build
+	$(PY) tools/run_cpythons.py $(ARGS)
+
+coverage: build
+	$(PY) tools/measure_coverage.py $(ARGS)
+
+lint: build
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	PATH="$(abspath $(VENV))/bin:$$PATH" cython-lint workerserver
+	$(PY) -m mypy
+	$(PY) -m mypy.stubtest --concise --allowlist tools/stubtest-allowlist.txt $(COMPILED)
+	$(PY) tools/check_cython.py
+
+format: build
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf build $(VENV)
+	rm -f workerserver/*.so

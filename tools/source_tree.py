@@ -1,0 +1,50 @@
+"""Copies of the source tree, for builds that must not touch the one that is worked in."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+__all__ = ["ROOT", "copy_sources"]
+
+ROOT = Path(__file__).resolve().parent.parent
+#: What a tree without git (an unpacked archive) leaves out; .gitignore says it elsewhere.
+IGNORED = ("build", "dist", ".*", "__pycache__", "*.so", "*.egg-info", "*.pyc", "htmlcov")
+
+
+def copy_sources(target: Path) -> None:
+    """Make *target* hold the files of this tree that git doesn't ignore, and nothing stale.
+
+    Times are kept, so a second build in the same *target* compiles only what has changed. Build
+    outputs that lie there already are left alone.
+    """
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode == 0 and listed.stdout:
+        names = {Path(name) for name in listed.stdout.split("\0") if name}
+    else:
+        names = _walk()
+    names = {name for name in names if (ROOT / name).is_file()}
+    for folder in {name.parts[0] for name in names if len(name.parts) > 1}:
+        for old in (target / folder).rglob("*"):
+            if old.suffix in {".py", ".pyi", ".pyx"} and old.relative_to(target) not in names:
+                old.unlink()
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name)
+
+
+def _walk() -> set[Path]:
+    found = set()
+    for path in ROOT.rglob("*"):
+        name = path.relative_to(ROOT)
+        ignored = any(Path(part).match(rule) for part in name.parts for rule in IGNORED)
+        if path.is_file() and not ignored:
+            found.add(name)
+    return found
