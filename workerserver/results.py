@@ -70,4 +70,4 @@ def _places(trace: TracebackType | None) -> list[tuple[str, int, str]]:
 
 
 #: Where a call into a handler passes through: no news to whoever wrote the handler.
-_DISPATCH_FILES = ("workerserver/_protocol.pyx",)
+_DISPATCH_FILES = ("workerserver/_protocol.pyx", "workerserver/handlers/torch_bridge.py")

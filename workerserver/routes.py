@@ -41,7 +41,7 @@ class Router:
             "/healthz": Handler("/healthz", self._healthz, inline=True),
         }
         if metrics is not None:
-            self._pages["/metrics"] = Handler("/metrics", metrics, inline=True)
+            self._pages["/metrics"] = Handler("/metrics", metrics)  # its first call imports
         # (method, raw path) -> (handler, decoded path), for handlers of the registry's own.
         self._cache: dict[tuple[bytes, bytes], tuple[Handler, str]] = {}
         self._cache_version = -1

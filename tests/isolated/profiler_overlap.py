@@ -1,0 +1,167 @@
+"""torch_profile beside a training script that profiles too: ``python profiler_overlap.py CASE``.
+
+A mistake here is a SIGSEGV, hence a process of its own. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+from torch.profiler import profile, schedule
+
+from workerserver.handlers.profiler import torch_profile
+from workerserver.types import WorkerServerError
+
+
+def train(until: Callable[[], bool]) -> None:
+    """Matrix products until *until* says so, at least one."""
+    while True:
+        torch.ones(8, 8) @ torch.ones(8, 8)
+        if until():
+            return
+
+
+class Asked(threading.Thread):
+    """A torch_profile request in a thread, as the server's pool would run it."""
+
+    def __init__(self, duration: float) -> None:
+        super().__init__()
+        self.duration = duration
+        self.outcome: dict[str, object] = {}
+        self.start()
+
+    def run(self) -> None:
+        try:
+            trace = json.loads(torch_profile(self.duration).body)
+            self.outcome = {"status": 200, "mm": count(trace["traceEvents"])}
+        except WorkerServerError as error:
+            self.outcome = {"status": error.status, "text": str(error)}
+
+
+def count(events: list[dict[str, object]]) -> int:
+    return sum(event.get("name") == "aten::mm" for event in events)
+
+
+def profiling() -> bool:
+    return bool(torch.autograd.profiler._is_profiler_enabled)
+
+
+def ask_and_train(duration: float = 0.2) -> dict[str, object]:
+    asked = Asked(duration)
+    train(lambda: not asked.is_alive())
+    return asked.outcome
+
+
+def alone() -> list[dict[str, object]]:
+    return []
+
+
+def trainer_profiles() -> list[dict[str, object]]:
+    with profile() as prof:
+        refused = ask_and_train()
+    return [refused, {"trainer_mm": sum(event.name == "aten::mm" for event in prof.events())}]
+
+
+def trainer_warms_up() -> list[dict[str, object]]:
+    outcomes = []
+    with profile(schedule=schedule(wait=1, warmup=1, active=1, repeat=1)) as prof:
+        outcomes.append(ask_and_train())  # in the waiting step: nothing of the trainer's is begun
+        prof.step()
+        outcomes.append(ask_and_train())
+        prof.step()
+        train(lambda: True)
+    return [*outcomes, {"trainer_mm": sum(event.name == "aten::mm" for event in prof.events())}]
+
+
+def trainer_starts() -> list[dict[str, object]]:
+    asked = Asked(600)
+    train(profiling)
+    with profile() as prof:
+        train(lambda: not asked.is_alive())
+    return [
+        asked.outcome,
+        {"trainer_mm": sum(event.name == "aten::mm" for event in prof.events())},
+    ]
+
+
+def many_beside_busy_threads() -> list[dict[str, object]]:
+    """One profile after the other beside small operators: what is read must not be written to."""
+    stop = threading.Event()
+    busy = [threading.Thread(target=train, args=(stop.is_set,)) for _ in range(3)]
+    for thread in busy:
+        thread.start()
+    try:
+        return [ask_and_train(0.005) for _ in range(50)]
+    finally:
+        stop.set()
+        for thread in busy:
+            thread.join()
+
+
+def process_exits() -> list[dict[str, object]]:
+    """Leaves while a profile runs in a daemon thread, as the pool's are."""
+
+    def ask() -> None:
+        try:
+            torch_profile(600)
+        except WorkerServerError as error:
+            sys.stdout.write(json.dumps({"text": str(error)}) + "\n")
+            sys.stdout.flush()
+
+    threading.Thread(target=ask, daemon=True).start()
+    train(profiling)
+    sys.exit(0)
+
+
+def second_request() -> list[dict[str, object]]:
+    first = Asked(1.0)
+    train(profiling)
+    second = ask_and_train()
+    first.join()
+    return [second, first.outcome]
+
+
+CASES = {
+    case.__name__: case
+    for case in (
+        alone,
+        trainer_profiles,
+        trainer_warms_up,
+        trainer_starts,
+        many_beside_busy_threads,
+        process_exits,
+        second_request,
+    )
+}
+
+
+def main() -> None:
+    entries = [
+        getattr(torch.autograd.profiler, name) for name in ("_prepare_profiler", "_enable_profiler")
+    ]
+    started = time.monotonic()
+    outcomes = CASES[sys.argv[1]]()
+    print(
+        json.dumps(
+            {
+                "outcomes": outcomes,
+                # Whatever happened, the next profile works and torch is as it was.
+                "next": ask_and_train(),
+                "restored": entries
+                == [
+                    getattr(torch.autograd.profiler, name)
+                    for name in ("_prepare_profiler", "_enable_profiler")
+                ],
+                "seconds": time.monotonic() - started,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
