@@ -371,7 +371,7 @@ REFUSED = {
     "no module": (["-m", "there_is_no_such_module"], "there_is_no_such_module"),
     "no submodule": (["-m", "json.nothing"], "json.nothing"),
     "relative module": (["-m", ".x"], ".x"),
-    "no __main__": (["-m", "json"], "json.__main__"),
+    "no __main__": (["-m", "email"], "email.__main__"),
     "built-in": (["-m", "sys"], "sys"),
     "nothing": ([], "which program"),
     "nothing after --": (["--"], "which program"),

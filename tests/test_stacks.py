@@ -37,9 +37,10 @@ def both() -> tuple[str, str]:
         faulthandler.dump_traceback(file); text = snapshot().text()  # noqa: E702
         # fmt: on
         file.seek(0)
-        theirs = file.read().decode("ascii")
-    # CPython 3.14 adds the thread's name.
-    return re.sub(r" \[.*\] (\(most recent call first\):)", r" \1", theirs), text
+        theirs = file.read().decode("utf-8", "replace")
+    # CPython 3.14 adds the thread's name, as it is: newlines too.
+    pattern = re.compile(r" \[[^\]]*\] (\(most recent call first\):)", re.DOTALL)
+    return pattern.sub(r" \1", theirs), text
 
 
 def deep(stay: Stay) -> None:
@@ -119,6 +120,8 @@ SCENES = [
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda f: ascii(f.__code__.co_name)[1:20])
 def test_text_is_faulthandlers(scene: Callable[[Stay], None]) -> None:
+    if scene is lineless and sys.version_info >= (3, 14):
+        pytest.skip("faulthandler stops at a frame without lines (<invalid frame>); ours goes on")
     with parked(scene), parked(plain):
         theirs, ours = both()
     assert ours.count("Thread 0x") >= 2
@@ -143,7 +146,9 @@ def test_deep_stack_goes_on_where_faulthandlers_ends() -> None:
         theirs, ours = both()
         frames = of(snapshot(), thread).frames
     assert len(block(theirs, thread)) <= 101
-    assert block(ours, thread)[:100] == block(theirs, thread)[:100]
+    shown = len(block(theirs, thread)) - 1  # then "  ..."
+    assert shown >= 90
+    assert block(ours, thread)[:shown] == block(theirs, thread)[:shown]
     assert len(block(ours, thread)) == len(frames) > 150
     assert [frame.function for frame in frames].count("recursive") == 151
 
