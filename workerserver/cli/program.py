@@ -19,6 +19,9 @@ from typing import Any, Protocol
 
 __all__ = ["LoadError", "Module", "Program", "Script", "execute", "hide_our_frames"]
 
+#: CPython 3.15 gives modules no ``__cached__`` any more.
+CACHED = sys.version_info < (3, 15)
+
 
 class LoadError(Exception):
     """There is no such program; the text says what was looked for."""
@@ -74,7 +77,7 @@ class Script:
             self._code = loader.get_code("__main__")
         self._names = {
             "__file__": path,
-            "__cached__": None,
+            **({"__cached__": None} if CACHED else {}),
             "__loader__": loader,
             "__package__": None,
             "__spec__": None,
@@ -198,7 +201,7 @@ def _code_of(spec: ModuleSpec) -> CodeType:
 def _names_of(spec: ModuleSpec) -> dict[str, Any]:
     return {
         "__file__": spec.origin,
-        "__cached__": spec.cached,
+        **({"__cached__": spec.cached} if CACHED else {}),
         "__loader__": spec.loader,
         "__package__": spec.parent,
         "__spec__": spec,
