@@ -8,6 +8,7 @@ cdef class QueryValidator:
     cdef dict _params  # str -> _Param
     cdef bint _extra
     cdef str _extra_name
+    cdef frozenset _bound  # names that no parameter may give: self, the request's
     cdef str _unknown_text
 
     cpdef dict validate(self, query, form=*)
@@ -54,13 +55,15 @@ cdef class RequestParser:
     # --- the message being read
     cdef ParsedRequest _request
     cdef list _headers
-    cdef list _body  # of bytes
+    cdef object _body  # bytes | bytearray | None
     cdef Py_ssize_t _body_size
     cdef Py_ssize_t _body_left
     cdef Py_ssize_t _framing  # bytes consumed in PHASE_CHUNKED
+    cdef bytes _coding  # a Transfer-Encoding other than chunked, or None
     cdef int _header_count
     cdef int _hosts
     cdef bint _chunked
+    cdef bint _closes  # HTTP/1.0 with Connection: close
     cdef bint _expects
     cdef bint _complete  # httptools saw the end of the message
     cdef bint _upgrade

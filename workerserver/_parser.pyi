@@ -23,6 +23,7 @@ class QueryValidator:
         request_name: str | None = ...,
         extra: bool = ...,
         extra_name: str | None = ...,
+        bound: Iterable[str] = ...,
         unknown_text: str | None = ...,
     ) -> None: ...
     @classmethod

@@ -14,7 +14,10 @@ What httptools lets pass and RFC 9112 forbids, or this server doesn't support, i
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.string cimport memchr
+
+cdef extern from "<string.h>" nogil:
+    # Declared here for its const: glibc's own memchr keeps that of its argument since C23.
+    const void* memchr(const void* data, int byte, size_t size)
 
 import inspect
 import math
@@ -50,6 +53,9 @@ MAX_PARAMETERS = 100
 # Chunk framing may cost this many times the body's limit: a client may send tiny chunks, but not
 # for ever (chunk extensions and trailers carry nothing that this server reads).
 cdef Py_ssize_t CHUNK_OVERHEAD = 8
+
+# Longer requests are not remembered: an idle connection keeps no more than this for the memo.
+cdef Py_ssize_t MEMO_LIMIT = 4096
 
 cdef object _HttpParserUpgrade = httptools.HttpParserUpgrade
 cdef object _HttpParserError = httptools.HttpParserError
@@ -95,6 +101,11 @@ cdef inline bint _valid_percent(const unsigned char* raw, Py_ssize_t n) noexcept
     return True
 
 
+cdef bint _valid_host(bytes host) except -1:
+    """Whether *host* may be an authority without userinfo (RFC 9110, 4.2.4 and 7.2)."""
+    return host.isascii() and host.translate(None, b" \t,/@\"<>\\^`{|}#?") == host
+
+
 cpdef str unquote(bytes raw, bint plus=False):
     """Percent-decode *raw* to str; with *plus*, ``+`` means a space (form encoding).
 
@@ -132,16 +143,23 @@ cpdef list parse_query(bytes raw):
     Raises MalformedRequest for a broken escape and for more than MAX_PARAMETERS pairs.
     """
     cdef list pairs = []
-    cdef bytes piece, name, value
-    if not raw:
-        return pairs
-    for piece in raw.split(b"&", MAX_PARAMETERS + 1):
-        if not piece:
+    cdef bytes name, value
+    cdef const unsigned char* data = <const unsigned char*>PyBytes_AS_STRING(raw)
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(raw)
+    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t end
+    cdef const void* found
+    while i < n:
+        if data[i] == c"&":
+            i += 1
             continue
         if len(pairs) == MAX_PARAMETERS:
             raise MalformedRequest(f"more than {MAX_PARAMETERS} parameters")
-        name, _, value = piece.partition(b"=")
+        found = memchr(&data[i], c"&", n - i)
+        end = n if found == NULL else <const unsigned char*>found - data
+        name, _, value = raw[i:end].partition(b"=")
         pairs.append((unquote(name, True), unquote(value, True)))
+        i = end
     return pairs
 
 
@@ -195,7 +213,7 @@ cdef class _Param:
             self.valid = "integers" if annotation is int else "numbers"
             if bounds is not None:
                 self.ge, self.le = bounds.ge, bounds.le
-                self.valid += f" from {self.ge:g} to {self.le:g}"
+                self.valid += f" from {self.ge:.15g} to {self.le:.15g}"
         elif typing.get_origin(annotation) is typing.Literal:
             self.kind = PARAM_ENUM
             self.choices = {str(value): value for value in typing.get_args(annotation)}
@@ -208,6 +226,8 @@ cdef class _Param:
         else:
             raise TypeError(f"parameter {name}: {annotation} can't be read from a query")
         if self.kind == PARAM_ENUM:
+            if not self.choices:
+                raise TypeError(f"parameter {name}: {annotation} has no values")
             *most, last = self.choices
             self.valid = f"{', '.join(most)} or {last}" if most else last
 
@@ -248,7 +268,14 @@ cdef class QueryValidator:
     """
 
     def __init__(
-        self, specs, *, request_name=None, extra=False, extra_name=None, unknown_text=None
+        self,
+        specs,
+        *,
+        request_name=None,
+        extra=False,
+        extra_name=None,
+        bound=(),
+        unknown_text=None,
     ):
         cdef _Param param
         self._params = {name: _Param(name, annotation, default)
@@ -257,6 +284,7 @@ cdef class QueryValidator:
         self.request_name = request_name
         self._extra = extra
         self._extra_name = extra_name
+        self._bound = frozenset((*bound, request_name))
         self._unknown_text = unknown_text
         self.asks_nothing = request_name is None
         for param in self._params.values():
@@ -275,6 +303,12 @@ cdef class QueryValidator:
         except ValueError as error:
             raise TypeError(f"no signature to read parameters from: {error}") from None
         hints = _hints(function)
+        try:
+            # "self", say: it can't be given again by a query, not even through **name.
+            bound = inspect.signature(_underlying(function)).parameters.keys()
+            bound -= signature.parameters.keys()
+        except ValueError:
+            bound = ()
         specs = []
         request_name = None
         extra_name = None
@@ -296,6 +330,7 @@ cdef class QueryValidator:
             request_name=request_name,
             extra=extra_name is not None or (request_name is not None and not specs),
             extra_name=extra_name,
+            bound=bound,
             unknown_text=unknown_text,
         )
 
@@ -322,7 +357,7 @@ cdef class QueryValidator:
                 elif not self._extra:
                     if unknown is None:
                         unknown = name
-                elif self._extra_name is not None and name != self.request_name:
+                elif self._extra_name is not None and name not in self._bound:
                     values.setdefault(name, text)
         if repeated is not None:
             raise DuplicateParameter(repeated)
@@ -335,14 +370,19 @@ cdef class QueryValidator:
         return values
 
 
-def _hints(function):
-    """Type hints with strings resolved; a name that can't be resolved is an error of its own."""
+def _underlying(function):
+    """The function itself, out of partials, callable objects and bound methods."""
     while hasattr(function, "func") and not inspect.isroutine(function):
         function = function.func
     if not inspect.isroutine(function) and not inspect.isclass(function):
         function = function.__call__
+    return getattr(function, "__func__", function)
+
+
+def _hints(function):
+    """Type hints with strings resolved; a name that can't be resolved is an error of its own."""
     try:
-        return typing.get_type_hints(function, include_extras=True)
+        return typing.get_type_hints(_underlying(function), include_extras=True)
     except NameError as error:
         raise TypeError(f"annotation can't be resolved: {error}") from None
 
@@ -374,7 +414,7 @@ cdef class ParsedRequest:
             self.method.decode("ascii"),
             path,
             params,
-            self.headers,
+            list(self.headers),  # the handler's own: the memo may give this request out again
             self.body,
             self.http_version,
             peer,
@@ -389,8 +429,8 @@ cdef class RequestParser:
     """Bytes in, requests out. Owned by one connection; used by its loop's thread only.
 
     Between calls ``_buffer[_start:]`` is what was received and not yet consumed. ``_request`` is
-    the message being read once its head is complete, else None. After an error every further
-    ``next_request()`` raises the same one.
+    the message being read once its request line is complete, else None. After an error nothing is
+    kept and every further ``next_request()`` raises the same one.
     """
 
     def __init__(self, *, max_head=MAX_HEAD, max_headers=MAX_HEADERS, max_body=MAX_BODY):
@@ -413,6 +453,8 @@ cdef class RequestParser:
         self._body_size = self._body_left = self._framing = 0
         self._header_count = self._hosts = 0
         self._chunked = self._expects = self._complete = self._upgrade = self._alone = False
+        self._closes = False
+        self._coding = None
         return 0
 
     # --- what the connection asks
@@ -439,7 +481,7 @@ cdef class RequestParser:
 
     @property
     def closed(self):
-        """True once the last request that this connection may carry was given out."""
+        """True once the last request that this connection may carry was given out or refused."""
         return self._phase == PHASE_CLOSED
 
     cpdef bint take_continue(self):
@@ -478,11 +520,12 @@ cdef class RequestParser:
         """
         cdef ParsedRequest done
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)
         if self._phase == PHASE_LINE and self._memo is not None and self._buffer == self._memo:
             # The very bytes of the last request, complete and alone: the same request. A client
             # that polls sends nothing else.
             self._buffer = b""
+            self._skipped = 0
             return self._memo_request
         try:
             if self._phase == PHASE_LINE and not self._read_line():
@@ -496,20 +539,27 @@ cdef class RequestParser:
         except ProtocolError as error:
             self._error = error
             self._buffer = b""
-            self._start = 0
+            self._start = self._scan = 0
+            self._request = self._memo = self._memo_request = None
+            self._phase = PHASE_CLOSED
+            self._reset_message()
             raise
         if self._phase == PHASE_CLOSED:
             return None
         done = self._request
         if self._body is not None:
-            done.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            done.body = bytes(self._body)
         self._request = None
         self._phase = PHASE_LINE if done.keep_alive else PHASE_CLOSED
-        if self._upgrade:
-            # llhttp has left HTTP behind; we answer in HTTP and go on.
+        if self._upgrade or self._chunked:
+            # After an Upgrade llhttp has left HTTP behind; we answer in HTTP and go on. And it
+            # takes trailers for header fields: a Connection: close among them counts.
             self._http = _HttpRequestParser(self)
-        self._memo = None
-        if self._alone and self._body is None and done.keep_alive and not self._expects:
+        self._memo = self._memo_request = None
+        if (
+            self._alone and self._body is None and done.keep_alive and not self._expects
+            and len(self._buffer) <= MEMO_LIMIT
+        ):
             self._memo = self._buffer
             self._memo_request = done
         self._reset_message()
@@ -550,16 +600,14 @@ cdef class RequestParser:
             # Not HTTP at all (a TLS hello, say): no need to wait for the end of a line.
             raise MalformedRequest("the request line doesn't begin with a method")
         found = memchr(&data[self._scan], c"\n", size - self._scan)
+        end = size if found == NULL else <const unsigned char*>found - data
+        if end - self._start > self._max_head:
+            if memchr(&data[self._start], c" ", self._max_head) != NULL:
+                raise TargetTooLong(self._max_head)
+            raise MalformedRequest("the request line doesn't begin with a method")
         if found == NULL:
             self._scan = size
-            if size - self._start > self._max_head:
-                if memchr(&data[self._start], c" ", self._max_head) != NULL:
-                    raise TargetTooLong(self._max_head)
-                raise MalformedRequest("the request line doesn't begin with a method")
             return False
-        end = <const unsigned char*>found - data
-        if end - self._start > self._max_head:
-            raise TargetTooLong(self._max_head)
         self._judge_line(data, self._start, end)
         self._scan = end  # an empty line may follow at once
         self._phase = PHASE_HEAD
@@ -629,8 +677,8 @@ cdef class RequestParser:
                 if mark >= 0 and (slash < 0 or mark < slash):
                     slash = mark
                 request.host = rest if slash < 0 else rest[:slash]
-                if not request.host:
-                    raise MalformedRequest("no host in the request target")
+                if not request.host or not _valid_host(request.host):
+                    raise MalformedRequest("no valid host in the request target")
                 rest = b"/" if slash < 0 else rest[slash:]
                 if rest.startswith(b"?"):
                     rest = b"/" + rest
@@ -686,6 +734,8 @@ cdef class RequestParser:
             raise MalformedRequest("exactly one Host field is required")
         if self._chunked and request.http_version == "1.0":
             raise MalformedRequest("Transfer-Encoding in HTTP/1.0")
+        if self._coding is not None:
+            raise UnsupportedTransferCoding(self._coding.decode("latin-1"))
         if request.http_version == "1.0":
             self._expects = False  # RFC 9110, 10.1.1
         if self._body_left > self._max_body:
@@ -697,7 +747,7 @@ cdef class RequestParser:
         elif not self._complete:
             raise MalformedRequest("message without an end")
         if self._phase != PHASE_HEAD:
-            self._body = []
+            self._body = b""
             if self._upgrade:
                 # llhttp takes what follows an Upgrade for another protocol, body included. The
                 # framing stays its affair: a fresh parser gets a head with the same framing.
@@ -730,7 +780,7 @@ cdef class RequestParser:
         line (the end of the trailers) ends a chunked body. Empty lines inside the data cost a
         call each and mean nothing.
         """
-        cdef Py_ssize_t size, i, end
+        cdef Py_ssize_t size, i, end, left
         cdef const unsigned char* data = self._bytes(&size)
         cdef const void* found
         i = max(self._scan, self._start)
@@ -748,10 +798,13 @@ cdef class RequestParser:
                     i += 1
                     break
                 i += 1
-            self._framing += end - self._start
-            if self._framing > self._max_body * CHUNK_OVERHEAD + self._max_head:
+            # What is within the limit is judged first, so that the verdict doesn't depend on how
+            # much came at once.
+            left = self._max_body * CHUNK_OVERHEAD + self._max_head - self._framing
+            self._feed(memoryview(self._buffer)[self._start:min(end, self._start + left)])
+            if end - self._start > left:
                 raise BodyTooLarge(self._max_body)
-            self._feed(memoryview(self._buffer)[self._start:end])
+            self._framing += end - self._start
             self._start = end
             if self._complete:
                 return True
@@ -792,6 +845,9 @@ cdef class RequestParser:
         if self._phase != PHASE_HEAD:
             return  # a trailer: nothing here reads any
         name = name.lower()
+        n = PyBytes_GET_SIZE(value)
+        if n > 0 and (value[n - 1] == c" " or value[n - 1] == c"\t"):
+            value = value.rstrip(b" \t")  # llhttp strips on the left only (RFC 9112, 5.1)
         self._headers.append((name, value))
         n = PyBytes_GET_SIZE(name)
         if n == 4:
@@ -799,12 +855,17 @@ cdef class RequestParser:
                 self._on_host(value)
         elif n == 6:
             if name == b"expect":
-                if value.strip(b" \t").lower() != b"100-continue":
+                if value.lower() != b"100-continue":
                     if self._request.http_version == "1.1":
                         self._refuse(UnsupportedExpectation(value.decode("latin-1")))
                 self._expects = True
             elif name == b"origin":
                 self._request.cross_site = True
+        elif n == 10:
+            if name == b"connection" and self._request.http_version == "1.0":
+                # There "keep-alive, close" means close too (RFC 9112, 9.3); not so for llhttp.
+                if b"close" in [option.strip(b" \t") for option in value.lower().split(b",")]:
+                    self._closes = True
         elif n == 12:
             if name == b"content-type":
                 self._request.content_type = value
@@ -816,20 +877,18 @@ cdef class RequestParser:
                 # Beyond the limit all lengths are alike, also those beyond Py_ssize_t.
                 self._body_left = min(int(value), self._max_body + 1)
             elif name == b"sec-fetch-site":
-                if value.strip(b" \t").lower() == b"cross-site":
+                if value.lower() == b"cross-site":
                     self._request.cross_site = True
         elif n == 17:
             if name == b"transfer-encoding":
-                if value.strip(b" \t").lower() != b"chunked" and (
-                    value.strip(b" \t").lower().endswith(b"chunked") and b"," in value
-                ):
-                    self._refuse(UnsupportedTransferCoding(value.decode("latin-1")))
+                # llhttp sees to it that the last coding of the last field is chunked.
+                if value.lower() != b"chunked":
+                    self._coding = value
                 self._chunked = True
 
     cdef int _on_host(self, bytes value) except -1:
         self._hosts += 1
-        value = value.strip(b" \t")
-        if value.translate(None, b" \t,/@\"<>\\^`{|}#?") != value:
+        if not _valid_host(value):
             self._refuse(MalformedRequest("bad Host field"))
         if not self._request.host:
             self._request.host = value
@@ -841,13 +900,19 @@ cdef class RequestParser:
 
     def on_headers_complete(self):
         if self._phase == PHASE_HEAD:
-            self._request.keep_alive = self._http.should_keep_alive()
+            self._request.keep_alive = not self._closes and self._http.should_keep_alive()
 
     def on_body(self, bytes body):
         self._body_size += PyBytes_GET_SIZE(body)
         if self._body_size > self._max_body:
             self._refuse(BodyTooLarge(self._max_body))
-        self._body.append(body)
+        # One growing buffer and not a list: a list of tiny chunks would take many times their size.
+        if not self._body:
+            self._body = body
+        else:
+            if type(self._body) is bytes:
+                self._body = bytearray(self._body)
+            self._body += body
 
     def on_message_complete(self):
         self._complete = True
