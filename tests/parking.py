@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -10,7 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from workerserver._stacks import Snapshot, ThreadStack, snapshot
+
+#: For what line tracing itself changes: coverage can't take every name, and traces compiled calls.
+untraced = pytest.mark.skipif(
+    os.environ.get("WORKERSERVER_COVERAGE") == "1", reason="line tracing changes what is looked at"
+)
 
 
 class Stay:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parking import Stay, of, parked, plain, renamed, without_lines
+from parking import Stay, of, parked, plain, renamed, untraced, without_lines
 
 from workerserver import _stacks
 from workerserver._stacks import snapshot, snapshots_taken
@@ -27,6 +27,7 @@ from workerserver.types import NotImplementedHere
 pytestmark = pytest.mark.cpython
 
 
+@untraced
 def test_names_in_json_are_bounded_and_encodable() -> None:
     odd = renamed(plain, "\udc80" + "n" * 5000, "f" * 5000)
     with (

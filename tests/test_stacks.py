@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parking import Stay, block, of, parked, plain, recursive, renamed, without_lines
+from parking import Stay, block, of, parked, plain, recursive, renamed, untraced, without_lines
 
 from workerserver import _stacks
 from workerserver._stacks import Snapshot, snapshot
@@ -118,6 +118,7 @@ SCENES = [
 ]
 
 
+@untraced
 @pytest.mark.parametrize("scene", SCENES, ids=lambda f: ascii(f.__code__.co_name)[1:20])
 def test_text_is_faulthandlers(scene: Callable[[Stay], None]) -> None:
     if scene is lineless and sys.version_info >= (3, 14):
@@ -310,6 +311,7 @@ for _ in range(3):
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
+@untraced
 def test_no_bytecode_runs_in_a_snapshot() -> None:
     ran: list[str] = []
     was = sys.getprofile()
