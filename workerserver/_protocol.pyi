@@ -42,6 +42,8 @@ class ServerState:
     head_timeout: float
     body_timeout: float
     idle_timeout: float
+    stall_seconds: float
+    drain_seconds: float
     closing: bool
     def __init__(
         self,

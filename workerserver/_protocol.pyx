@@ -12,7 +12,10 @@ from workerserver._parser cimport ParsedRequest, QueryValidator, RequestParser
 
 import logging
 import os
+import select
 import socket
+from asyncio import CancelledError
+from functools import partial
 from http import HTTPStatus
 
 from workerserver.access import peer_allowed
@@ -32,7 +35,7 @@ cdef Py_ssize_t READ_AHEAD = 64 * 1024  # bytes kept for requests whose turn has
 cdef Py_ssize_t JOIN_LIMIT = 16 * 1024  # bodies up to this are copied behind their head
 cdef Py_ssize_t DRAIN_LIMIT = 4 * 1024 * 1024  # bytes thrown away after the last reply
 cdef double DRAIN_SECONDS = 2.0
-cdef double STALL_SECONDS = 30.0  # a client that takes no byte of its reply for so long is gone
+cdef double STALL_SECONDS = 30.0
 
 cdef int HEADS_KEPT = 256
 
@@ -78,6 +81,8 @@ cdef class ServerState:
     cdef readonly double head_timeout
     cdef readonly double body_timeout
     cdef readonly double idle_timeout
+    cdef public double stall_seconds  # a client that takes no byte of its reply for so long is gone
+    cdef public double drain_seconds  # the client's time to end its side after the last reply
     cdef public bint closing
     cdef Py_ssize_t body_bytes
     cdef bint _strict  # policy.strict
@@ -99,6 +104,8 @@ cdef class ServerState:
         self.head_timeout = limits.head_timeout
         self.body_timeout = limits.body_timeout
         self.idle_timeout = limits.idle_timeout
+        self.stall_seconds = STALL_SECONDS
+        self.drain_seconds = DRAIN_SECONDS
 
     def __call__(self):
         """The protocol factory of ``loop.create_server``."""
@@ -205,11 +212,11 @@ cdef class WorkerProtocol:
         """A half-closed client still gets what it asked for."""
         self._eof = True
         if self._stage == STAGE_BUSY:
-            return True
+            return not (self._state.is_unix and self.fileno >= 0 and _hung_up(self.fileno))
         if self._stage != STAGE_LOST and self._transport.get_write_buffer_size() > 0:
             # What was answered still has to go out; nothing more can come.
             self._stage = STAGE_DRAIN
-            self._set_deadline(STALL_SECONDS)
+            self._set_deadline(self._state.stall_seconds)
         return False  # closes the transport, after what is in its buffer
 
     def pause_writing(self):
@@ -217,7 +224,7 @@ cdef class WorkerProtocol:
         if self._stage != STAGE_DRAIN:
             self._stage = STAGE_BUSY
         self._unsent = self._transport.get_write_buffer_size()
-        self._set_deadline(STALL_SECONDS)
+        self._set_deadline(self._state.stall_seconds)
 
     def resume_writing(self):
         self._writing_paused = False
@@ -341,12 +348,19 @@ cdef class WorkerProtocol:
         self._deadline = 0.0
         if kind == "async":
             self._task = state.loop.create_task(_run_async(self, self._turn, handler, values))
+            self._task.add_done_callback(partial(self._on_task_done, self._turn, handler))
         elif not state.pool.submit(_ThreadJob(self, self._turn, handler, values)):
             handler.release()
             self._handler = None
             self._stage = STAGE_IDLE
             self._respond(handler.name, error_response(ServerBusy("no thread for the handler")))
         return 0
+
+    def _on_task_done(self, long turn, handler, task):
+        """A task that was cancelled before its first step never came to _run_async's own end."""
+        if task.cancelled():
+            handler.release()
+            self._on_result(turn, failure(handler.name, CancelledError()))
 
     def _on_result(self, long turn, response):
         """On the loop's thread: the handler of request number *turn* gave *response*."""
@@ -436,7 +450,9 @@ cdef class WorkerProtocol:
                 self._reading_paused = False
                 self._transport.resume_reading()
         self._unsent = self._transport.get_write_buffer_size()
-        self._set_deadline(STALL_SECONDS if self._unsent else DRAIN_SECONDS)
+        self._set_deadline(
+            self._state.stall_seconds if self._unsent else self._state.drain_seconds
+        )
         return 0
 
     # --- time
@@ -468,7 +484,7 @@ cdef class WorkerProtocol:
         if self._writing_paused or (self._stage == STAGE_DRAIN and unsent):
             if unsent < self._unsent:
                 self._unsent = unsent
-                self._set_deadline(STALL_SECONDS)
+                self._set_deadline(self._state.stall_seconds)
             else:
                 self._transport.abort()
         elif self._stage == STAGE_DRAIN:
@@ -518,6 +534,13 @@ cdef bint _peer_allowed(sock) except -1:
         return peer_allowed(sock)
     with socket.socket(fileno=os.dup(sock.fileno())) as copy:
         return peer_allowed(copy)
+
+
+cdef bint _hung_up(int fd) except -1:
+    """Whether the other end of a Unix socket is closed, and not only its writing half."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
 async def _run_async(WorkerProtocol protocol, long turn, handler, dict values):

@@ -20,15 +20,16 @@ __all__ = ["AccessPolicy", "peer_allowed", "token_from_environment"]
 def token_from_environment() -> str | None:
     """``WORKERSERVER_TOKEN``, or the first line of the file ``WORKERSERVER_TOKEN_FILE`` names.
 
-    Raises ValueError for a file that can't be read or a token that is empty: serving without the
-    protection that somebody asked for would be worse than not serving.
+    A variable that is empty counts as not set. Raises ValueError for a file that can't be read or
+    holds no token: serving without the protection that somebody asked for would be worse than not
+    serving.
     """
     token = os.environ.get("WORKERSERVER_TOKEN")
     path = os.environ.get("WORKERSERVER_TOKEN_FILE")
-    if token is None and path:
+    if not token and path:
         try:
             with open(path, encoding="utf-8") as file:
-                token = file.readline().rstrip("\r\n")
+                token = file.readline().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"WORKERSERVER_TOKEN_FILE {path} can't be read: {error}") from error
         if not token:
@@ -47,9 +48,10 @@ class AccessPolicy:
     ) -> None:
         self._token = None if token is None else token.encode()
         self._check_host = check_host
-        short = socket.gethostname().lower().partition(".")[0]
-        self._names = {"localhost", socket.gethostname().lower(), *(h.lower() for h in hosts)}
-        self._prefix = f"{short}." if short else None
+        own = socket.gethostname().lower()
+        short = own.partition(".")[0]
+        self._names = {"localhost", own, short, *(h.lower() for h in hosts)} - {""}
+        self._prefix = f"{short}." if short not in ("", "localhost") else None
         self._good_host: bytes | None = None  # the last one that passed
         #: False if check() can only ever object to a cross-site request.
         self.strict = check_host or token is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from types import TracebackType
 from typing import Any
@@ -34,7 +35,8 @@ def failure(name: str, error: BaseException) -> Response:
     server: ``Handler NAME failed: Type: text``, then where it was raised, innermost first.
     """
     if isinstance(error, WorkerServerError):
-        return error_response(error)
+        with contextlib.suppress(Exception):  # somebody's own class, which can't be sent
+            return error_response(error)
     try:
         text = str(error)
     except BaseException as second:

@@ -1,0 +1,133 @@
+"""The servers under test: ours, and our protocol on asyncio's own loop and transports."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from _wire import Address, Client
+
+from workerserver._protocol import ServerState
+from workerserver.access import AccessPolicy
+from workerserver.pool import DaemonPool
+from workerserver.registry import Registry
+from workerserver.routes import Router
+from workerserver.server import Limits, WorkerServer
+
+Kind = Literal["unix", "tcp", "asyncio-unix", "asyncio-tcp"]
+OURS: tuple[Kind, ...] = ("unix", "tcp")
+PLAIN: tuple[Kind, ...] = ("asyncio-unix", "asyncio-tcp")
+
+
+class Served(Protocol):
+    """A server under test, whatever runs it."""
+
+    kind: Kind
+    address: Address
+    registry: Registry
+    state: ServerState
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """What *function* gives, called on the server's loop."""
+
+    def close(self) -> None: ...
+
+
+class _Loop:
+    """Calls into the loop that serves."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        async def run() -> Any:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+
+
+class Ours(_Loop):
+    """WorkerServer: uvloop's transports."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        folder: Path,
+        registry: Registry,
+        limits: Limits | None = None,
+        token: str | None = None,
+    ) -> None:
+        self.kind = kind
+        self.registry = registry
+        path = str(folder / f"{len(os.listdir(folder))}.sock")
+        host, port = (path, -1) if kind == "unix" else ("127.0.0.1", 0)
+        self.server = WorkerServer(host, port, registry=registry, limits=limits, token=token)
+        self.address: Address = path if kind == "unix" else (host, self.server.port)
+        self.state = self.server.state
+        super().__init__(self.state.loop)
+
+    def close(self) -> None:
+        self.server.shutdown()
+
+
+class Plain(_Loop):
+    """WorkerProtocol on asyncio's own loop and transports."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        folder: Path,
+        registry: Registry,
+        limits: Limits | None = None,
+        token: str | None = None,
+    ) -> None:
+        self.kind = kind
+        self.registry = registry
+        self._unix = kind == "asyncio-unix"
+        self._folder = folder
+        self._loop = asyncio.new_event_loop()
+        self._pool = DaemonPool()
+        self.state = ServerState(
+            self._loop,
+            Router(registry),
+            AccessPolicy(token=token, check_host=not self._unix),
+            self._pool,
+            is_unix=self._unix,
+            limits=limits or Limits(),
+        )
+        self._thread = threading.Thread(target=self._loop.run_forever, name="workerserver-test")
+        self._thread.start()
+        super().__init__(self._loop)
+        self.address: Address = ""
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+
+    async def _listen(self) -> None:
+        factory: Any = self.state  # its protocols have asyncio's methods, not its base class
+        if self._unix:
+            self.address = str(self._folder / f"{len(os.listdir(self._folder))}.sock")
+            self._server = await self._loop.create_unix_server(factory, self.address, backlog=1024)
+        else:
+            self._server = await self._loop.create_server(factory, "127.0.0.1", 0, backlog=1024)
+            self.address = self._server.sockets[0].getsockname()
+
+    async def _close(self) -> None:
+        self._server.close()
+        for connection in list(self.state.connections):
+            connection.abort()
+        while self.state.connections:
+            await asyncio.sleep(0.005)
+
+    def close(self) -> None:
+        self._pool.close()
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+Serve = Callable[..., Served]
+Connect = Callable[[Address], Client]

@@ -1,0 +1,128 @@
+"""Servers to ask, on every kind of transport, and a check that they leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from _served import OURS, PLAIN, Connect, Kind, Ours, Plain, Serve, Served
+from _wire import Client, wait_until
+
+from workerserver.handlers import register_builtins
+from workerserver.registry import Registry
+
+
+@pytest.fixture(autouse=True)
+def clean_access(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No token, address or socket from whoever runs the tests."""
+    for name in list(os.environ):
+        if name.startswith("WORKERSERVER_") or name == "TORCH_WORKER_SERVER_SOCKET":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path is short enough for any socket, which tmp_path's may not be."""
+    with tempfile.TemporaryDirectory(prefix="ws-") as name:
+        yield Path(name)
+
+
+def _resources() -> Counter[str]:
+    """Open sockets, pipes and event queues by kind, and this package's threads by name."""
+    found: Counter[str] = Counter()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            kind = os.readlink(f"/proc/self/fd/{fd}").partition(":")[0]
+            if kind in ("socket", "pipe", "anon_inode"):
+                found[kind] += 1
+    found["threads"] = sum(t.name.startswith("workerserver") for t in threading.enumerate())
+    return found
+
+
+@pytest.fixture(scope="session")
+def first_loop() -> None:
+    """libuv opens a pipe with the process's first loop and keeps it."""
+    uvloop.new_event_loop().close()
+
+
+@pytest.fixture
+def no_leaks(first_loop: None) -> Iterator[None]:
+    """Fails if descriptors or threads are left that were not there before."""
+    before = _resources()
+    yield
+    wait_until(lambda: not _resources() - before)
+    assert not _resources() - before
+
+
+@pytest.fixture
+def registry() -> Registry:
+    """The built-in handlers, in a registry of the test's own."""
+    registry = Registry()
+    register_builtins(registry)
+    return registry
+
+
+@pytest.fixture
+def serve(no_leaks: None, short_path: Path, registry: Registry) -> Iterator[Serve]:
+    """``serve(kind, limits=..., token=...)``: a running server, closed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(kind: Kind, **options: Any) -> Served:
+            make = Ours if kind in OURS else Plain
+            served = make(kind, short_path, registry, **options)
+            stack.callback(served.close)
+            return served
+
+        yield start
+
+
+@pytest.fixture
+def connect(no_leaks: None) -> Iterator[Connect]:
+    """``connect(address)``: a Client, closed after the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda address: stack.enter_context(Client(address))
+
+
+@pytest.fixture
+def ours_unix(serve: Serve) -> Served:
+    return serve("unix")
+
+
+@pytest.fixture
+def ours_tcp(serve: Serve) -> Served:
+    return serve("tcp")
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """What a handler may wait for; open when the test ends, so that no thread stays behind."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture(params=OURS)
+def server(request: pytest.FixtureRequest, serve: Serve) -> Served:
+    """A WorkerServer on a Unix socket, and on TCP."""
+    return serve(request.param)
+
+
+@pytest.fixture(params=(*OURS, *PLAIN))
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Every kind of transport that the protocol has to run on."""
+    value: Kind = request.param
+    return value
+
+
+@pytest.fixture
+def served(kind: Kind, serve: Serve) -> Served:
+    """A server on every kind of transport."""
+    return serve(kind)
