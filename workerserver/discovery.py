@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -9,6 +10,7 @@ import random
 import socket
 import sys
 import threading
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +24,7 @@ PREFIX = "debug_server"  # torch.distributed.debug._store.tcpstore_client's defa
 CONNECT_SECONDS = 5.0
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
+EXIT_SECONDS = 5.0
 
 
 class StoreRegistration:
@@ -38,6 +41,7 @@ class StoreRegistration:
         self.url = url
         self.attempts = 0
         self.done = threading.Event()
+        self._in_torch = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="workerserver-register", daemon=True)
 
@@ -54,6 +58,7 @@ class StoreRegistration:
         return cls(store_host, int(store_port), int(rank), url)
 
     def start(self) -> None:
+        _live.add(self)
         with blocked_signals():
             self._thread.start()
 
@@ -62,6 +67,12 @@ class StoreRegistration:
         self._stop.set()
 
     def _run(self) -> None:
+        try:
+            self._try()
+        finally:
+            _live.discard(self)
+
+    def _try(self) -> None:
         wait = FIRST_WAIT
         while not self._stop.is_set():
             try:
@@ -85,15 +96,38 @@ class StoreRegistration:
             socket.create_connection((self.store_host, self.store_port), CONNECT_SECONDS)
         ):
             pass
-        store = distributed.TCPStore(
-            host_name=self.store_host,
-            port=self.store_port,
-            is_master=False,
-            timeout=timedelta(seconds=CONNECT_SECONDS),
-            wait_for_workers=False,
-        )
-        distributed.PrefixStore(PREFIX, store).set(f"rank{self.rank}", self.url)
+        self._in_torch = True
+        try:
+            if self._stop.is_set():
+                return False
+            store = distributed.TCPStore(
+                host_name=self.store_host,
+                port=self.store_port,
+                is_master=False,
+                timeout=timedelta(seconds=CONNECT_SECONDS),
+                wait_for_workers=False,
+            )
+            distributed.PrefixStore(PREFIX, store).set(f"rank{self.rank}", self.url)
+        finally:
+            self._in_torch = False
         return True
+
+
+_live: set[StoreRegistration] = set()
+
+
+def _wait_at_exit() -> None:
+    """Let an attempt that is inside torch come out before the interpreter is taken apart: a thread
+    that comes back from C++ after that aborts the process."""
+    give_up = time.monotonic() + EXIT_SECONDS
+    for registration in list(_live):
+        registration.stop()
+    for registration in list(_live):
+        while registration._in_torch and time.monotonic() < give_up:
+            registration._thread.join(0.05)
+
+
+atexit.register(_wait_at_exit)
 
 
 def _torch_distributed() -> Any:

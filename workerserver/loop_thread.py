@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import signal
@@ -46,6 +47,7 @@ class LoopThread:
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._users = 0
+        self._ended = False
         self._ready = threading.Event()
         self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
         with blocked_signals():
@@ -60,6 +62,12 @@ class LoopThread:
             cls._current._users += 1
             return cls._current
 
+    def abandon(self) -> None:
+        """Give the thread to nobody else; its users keep it."""
+        with LoopThread._lock:
+            if LoopThread._current is self:
+                LoopThread._current = None
+
     def release(self, timeout: float) -> bool:
         """Give the thread back; True unless it was the last use and didn't end in *timeout* s."""
         with LoopThread._lock:
@@ -68,6 +76,7 @@ class LoopThread:
                 return True
             if LoopThread._current is self:
                 LoopThread._current = None
+        self._ended = True
         with contextlib.suppress(RuntimeError):  # closed already
             self.loop.call_soon_threadsafe(self.loop.stop)
         if threading.current_thread() is self.thread:
@@ -75,12 +84,16 @@ class LoopThread:
         self.thread.join(timeout)
         return not self.thread.is_alive()
 
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Have *coroutine* run on the loop, from any thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
         """Run *coroutine* on the loop from another thread; TimeoutError after *timeout* s."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        future = self.submit(coroutine)
         try:
             return future.result(timeout)
-        except (TimeoutError, asyncio.TimeoutError):
+        except concurrent.futures.TimeoutError:  # not the built-in one before Python 3.11
             future.cancel()
             raise TimeoutError(f"the server's loop didn't answer in {timeout:g} s") from None
 
@@ -91,13 +104,14 @@ class LoopThread:
             with open(f"/proc/self/task/{native}/comm", "w", encoding="ascii") as file:
                 file.write(NAME[:15])
         self._ready.set()
-        try:
-            self.loop.run_forever()
-        except BaseException:
-            logger.exception("the server's loop ended")
-        finally:
-            with contextlib.suppress(BaseException):
-                self.loop.close()
+        while not self._ended and not self.loop.is_closed():
+            # A handler's own task can stop the loop, by stop() or by raising SystemExit.
+            try:
+                self.loop.run_forever()
+            except BaseException:
+                logger.exception("a handler's task raised out of the server's loop, which goes on")
+        with contextlib.suppress(BaseException):
+            self.loop.close()
 
     @classmethod
     def after_fork(cls) -> None:

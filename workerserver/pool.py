@@ -31,11 +31,16 @@ class DaemonPool:
         self._free = 0
         self._closed = False
         self._started = 0
+        self._here = threading.local()
 
     @property
     def threads(self) -> int:
         """Threads alive now."""
         return self._threads
+
+    def inside(self) -> bool:
+        """Whether the calling thread is one of the pool's."""
+        return getattr(self._here, "inside", False)
 
     def submit(self, job: Job) -> bool:
         """Run *job* soon; False if the pool is closed, its backlog full, or no thread to be had."""
@@ -43,6 +48,10 @@ class DaemonPool:
             if self._closed:
                 return False
             start = self._free <= self._jobs.qsize() and self._threads < self._limit
+            try:
+                self._jobs.put_nowait(job)  # here, or the last thread ends without having seen it
+            except queue.Full:
+                return False
             if start:
                 self._threads += 1
                 self._started += 1
@@ -56,15 +65,13 @@ class DaemonPool:
             except RuntimeError:  # no more threads in this process, or it is ending
                 with self._lock:
                     self._threads -= 1
-                if self._threads == 0:
-                    return False
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
-            return False
+                    if self._threads == 0:
+                        self._jobs.get_nowait()  # the job, which nobody would ever take
+                        return False
         return True
 
     def _work(self) -> None:
+        self._here.inside = True
         while True:
             with self._lock:
                 self._free += 1

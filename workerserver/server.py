@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import contextlib
 import ipaddress
 import logging
 import os
+import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -23,7 +25,13 @@ from workerserver.loop_thread import LoopThread
 from workerserver.pool import DaemonPool
 from workerserver.registry import Registry
 from workerserver.routes import Router
-from workerserver.sockets import UnixListener, bind_tcp, fill_standard_descriptors
+from workerserver.sockets import (
+    BACKLOG,
+    UnixListener,
+    bind_tcp,
+    close_accepted,
+    fill_standard_descriptors,
+)
 from workerserver.types import Response
 
 __all__ = ["Limits", "WorkerServer"]
@@ -84,6 +92,7 @@ class WorkerServer:
             self._check_exposure(host_or_file, port)
             self._socket = bind_tcp(host_or_file, port)
             self.port = int(self._socket.getsockname()[1])
+        self._bound = self._socket.getsockname()
         try:
             self._start(limits or Limits())
         except BaseException:
@@ -134,8 +143,8 @@ class WorkerServer:
         loop = self._thread.loop
         factory: Any = self.state  # its protocols have asyncio's methods, not its base class
         if self._unix:
-            return await loop.create_unix_server(factory, sock=self._socket)
-        return await loop.create_server(factory, sock=self._socket)
+            return await loop.create_unix_server(factory, sock=self._socket, backlog=BACKLOG)
+        return await loop.create_server(factory, sock=self._socket, backlog=BACKLOG)
 
     # --- what it is
 
@@ -191,20 +200,28 @@ class WorkerServer:
             if self._closed:
                 return
             self._closed = True
-        _live.discard(self)
         if self._pid != os.getpid():
             return  # the parent's server: nothing of it is ours to touch
         if self._listener is not None:
             self._listener.remove()
         give_up = time.monotonic() + timeout
         self._pool.close()
-        if threading.current_thread() is self._thread.thread:
-            self._thread.loop.create_task(self._close(GRACE_SECONDS))
-            self._thread.release(0.0)
+        closing = self._thread.submit(self._close(min(GRACE_SECONDS, timeout / 4)))
+        if threading.current_thread() is self._thread.thread or self._pool.inside():
+            # From a handler of ours, whose own reply is among those that are waited for.
+            closing.add_done_callback(lambda closed: self._thread.release(0.0))
             return
-        with contextlib.suppress(TimeoutError, RuntimeError):
-            self._thread.run(self._close(min(GRACE_SECONDS, timeout / 4)), timeout)
-        if not self._thread.release(max(0.0, give_up - time.monotonic())):
+        ended = bool(concurrent.futures.wait((closing,), timeout).done)
+        if ended:
+            ended = self._thread.release(max(0.0, give_up - time.monotonic()))
+        else:
+            # The loop will close everything when it comes back. Until then nobody else may be
+            # given its thread, the port has to be free, and clients have to be refused.
+            self._thread.abandon()
+            closing.add_done_callback(lambda closed: self._thread.release(0.0))
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        if not ended:
             logger.warning("a handler keeps the server's loop busy: leaving its thread behind")
 
     async def _close(self, grace: float) -> None:
@@ -220,6 +237,7 @@ class WorkerServer:
         for connection in list(self.state.connections):
             connection.abort()
         await asyncio.sleep(0)  # let the aborted transports say connection_lost()
+        _live.discard(self)  # not before: a child forked meanwhile has descriptors to close
 
     def _after_fork(self) -> None:
         """In a forked child: close the inherited descriptors, touch nothing else.
@@ -253,11 +271,15 @@ _live: set[WorkerServer] = set()
 
 def serving(host_or_file: str, port: int = -1) -> bool:
     """Whether a server of this process was asked for this very address and still serves."""
-    return any(server._asked == _address_key(host_or_file, port) for server in list(_live))
+    key = _address_key(host_or_file, port)
+    return any(server._asked == key and not server._closed for server in list(_live))
 
 
 def _address_key(host_or_file: str, port: int) -> tuple[str, int]:
-    return (os.path.abspath(host_or_file) if port == -1 else host_or_file, port)
+    if port == -1:
+        with contextlib.suppress(OSError):  # the working directory is gone
+            return os.path.abspath(host_or_file), port
+    return host_or_file, port
 
 
 def _shutdown_all() -> None:
@@ -270,6 +292,8 @@ def _shutdown_all() -> None:
 def _after_fork_in_child() -> None:
     for server in list(_live):
         server._after_fork()
+    if _live:
+        close_accepted([server._bound for server in _live])
     _live.clear()
     LoopThread.after_fork()
     _heartbeat.reset()

@@ -9,12 +9,14 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-__all__ = ["UnixListener", "bind_tcp", "fill_standard_descriptors"]
+__all__ = ["BACKLOG", "UnixListener", "bind_tcp", "close_accepted", "fill_standard_descriptors"]
 
 BACKLOG = 1024
 LOCK_SECONDS = 1.0
+FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
 # sockaddr_un.sun_path, without the final NUL: 108 bytes on Linux, 104 elsewhere.
 PATH_LIMIT = 107 if os.uname().sysname == "Linux" else 103
 
@@ -118,6 +120,38 @@ def _locked_folder(folder: str) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def close_accepted(names: Iterable[Any]) -> None:
+    """In a forked child: close the connections made to listeners with these socket names.
+
+    Between accept() and the moment in which its loop tells Python, a connection is known by its
+    number only to C code. The child would keep it open after the parent has closed it.
+    """
+    wanted = {_connection_key(name) for name in names}
+    with contextlib.suppress(OSError):
+        for fd in map(int, os.listdir("/dev/fd")):
+            with contextlib.suppress(OSError):
+                if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                    continue
+                sock = socket.socket(fileno=fd)
+                try:
+                    family, kind, name = sock.family, sock.type, sock.getsockname()
+                finally:
+                    sock.detach()
+                if kind != socket.SOCK_STREAM or family not in FAMILIES:
+                    continue
+                keys = (name,) if family == socket.AF_UNIX else (name[:2], name[1])
+                if wanted.intersection(keys):
+                    os.close(fd)
+
+
+def _connection_key(name: Any) -> Any:
+    """What a listener's name has in common with those of its connections: a path, host and
+    port, or only the port where it listens on every interface."""
+    if isinstance(name, str):
+        return name
+    return name[1] if name[0] in ("::", "0.0.0.0") else name[:2]
 
 
 def bind_tcp(host: str, port: int) -> socket.socket:

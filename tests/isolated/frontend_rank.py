@@ -1,0 +1,55 @@
+"""One rank of a gloo job with torch's debug frontend, unmodified, on top of our server or theirs.
+
+``torchrun ... frontend_rank.py ours|torch PORT FOLDER``; lives until FOLDER/done is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import workerserver
+
+
+def hold_rank_0(folder: Path) -> None:
+    while not (folder / "done").exists():
+        time.sleep(0.02)
+
+
+def hold_rank_1(folder: Path) -> None:
+    while not (folder / "done").exists():
+        time.sleep(0.02)
+
+
+def main(kind: str, port: int, folder: Path) -> None:
+    rank = int(os.environ["RANK"])
+    if kind == "ours":
+        workerserver.install()
+    from torch.distributed import debug
+
+    dist.init_process_group("gloo")
+    for _ in range(3):
+        dist.all_reduce(torch.ones(4))
+    debug.start_debug_server(port=port, dump_dir=str(folder / "dumps"), dump_interval=1.0)
+    server = debug._WORKER_SERVER
+    facts = {"type": f"{type(server).__module__}.{type(server).__name__}", "port": server.port}
+    (folder / f"rank{rank}.json.tmp").write_text(json.dumps(facts))
+    os.rename(folder / f"rank{rank}.json.tmp", folder / f"rank{rank}.json")
+    (hold_rank_1 if rank else hold_rank_0)(folder)
+    if kind == "torch":
+        os._exit(0)  # how torch's own server ends after a fork is not what is tested here
+    if rank == 0:
+        debug.stop_debug_server()
+    else:
+        debug._WORKER_SERVER.shutdown()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
