@@ -43,6 +43,9 @@ def main(kind: str, port: int, folder: Path) -> None:
     os.rename(folder / f"rank{rank}.json.tmp", folder / f"rank{rank}.json")
     (hold_rank_1 if rank else hold_rank_0)(folder)
     if kind == "torch":
+        if debug._DEBUG_SERVER_PROC is not None:
+            debug._DEBUG_SERVER_PROC.kill()
+            debug._DEBUG_SERVER_PROC.join()
         os._exit(0)  # how torch's own server ends after a fork is not what is tested here
     if rank == 0:
         debug.stop_debug_server()
