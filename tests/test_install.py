@@ -298,3 +298,20 @@ def _pre(text: str) -> str:
     found = re.search(r"<pre>(.*?)</pre>", text, re.DOTALL)
     assert found is not None, text
     return found[1]
+
+
+def test_installed_twice_until_both_are_undone() -> None:
+    import torch
+
+    import workerserver
+
+    bindings: Any = torch._C._distributed_c10d
+
+    original = bindings._WorkerServer
+    first, second = workerserver.install(), workerserver.install()
+    assert bindings._WorkerServer is workerserver.WorkerServer
+    first()
+    first()
+    assert bindings._WorkerServer is workerserver.WorkerServer
+    second()
+    assert bindings._WorkerServer is original

@@ -37,6 +37,10 @@ def post(fields: bytes, body: bytes = b"") -> bytes:
     return head(b"POST / HTTP/1.1", fields) + body
 
 
+def chunk(data: bytes, size: bytes = b"%x") -> bytes:
+    return size % len(data) + b"\r\n" + data + b"\r\n"
+
+
 @dataclass(frozen=True)
 class Good:
     method: bytes = b"GET"
@@ -190,6 +194,27 @@ CASES = [
     Case("empty lines in a chunk", post(CHUNKED, b"a\r\n\r\n\r\n0\r\n\r\n\n\r\n0\r\n\r\n"),
          Good(b"POST", body=b"\r\n\r\n0\r\n\r\n\n")),
     *(
+        Case(f"chunks full of {data!r}", post(CHUNKED, chunk(data) + chunk(data) + b"0\r\n\r\n"),
+             Good(b"POST", body=data * 2))
+        for data in (b"\n" * 9, b"\r\n" * 9, b"\r" * 9, b"\r\n\r\n" * 4, b"0\r\n\r\n" * 4, b"\n",
+                     b"0\r\n\r\nGET / HTTP/1.1\r\nHost: evil\r\n\r\n", b"5\r\n", b"\r\n0;")
+    ),
+    *(
+        Case(f"size as {size!r}", post(CHUNKED, chunk(b"\n" * 171, size) + b"0\r\n\r\n"),
+             Good(b"POST", body=b"\n" * 171))
+        for size in (b"%x", b"%X", b"0%X", b"%019x", b"%x;a", b'0%X;a="b;c";d=5')
+    ),
+    *(
+        Case(f"size {size!r}", post(CHUNKED, size + b"\r\n\n\r\n0\r\n\r\n"), Bad(BodyTooLarge),
+             {"max_body": 4})
+        for size in (b"5", b"ffffffff", b"7fffffffffffffff", b"8000000000000003", b"f" * 16,
+                     b"1000000000000000", b"0fffffffffffffffd;a")
+    ),
+    *(
+        Case(f"size {size!r} too much", post(CHUNKED, size + b"\r\n1\r\n0\r\n\r\n"), Bad())
+        for size in (b"10000000000000000", b"10000000000000001", b"f" * 40, b"1" + b"0" * 40 + b";")
+    ),
+    *(
         Case(f"chunk {bad!r}", post(CHUNKED, bad + b"\r\n0\r\n\r\n"), Bad())
         for bad in (b"5 \r\n12345", b" 5\r\n12345", b"5\n12345", b"-5\r\n12345", b"0x5\r\n12345",
                     b"+5\r\n12345", b"\r\n12345", b"g\r\n12345", b"5\r\n123456", b"5\r\n12345\n",
@@ -257,6 +282,14 @@ CASES = [
          {"max_body": 4, "max_head": 100}),
     Case("bad chunk before the limit", post(CHUNKED, b"x;" + b"a" * 200), Bad(),
          {"max_body": 4, "max_head": 100}),
+    Case("number of chunks fits", post(CHUNKED, chunk(b"1") * 3 + b"0\r\nA: b\r\n\r\n"),
+         Good(b"POST", body=b"111"), {"max_chunks": 3}),
+    Case("too many chunks", post(CHUNKED, chunk(b"1") * 3 + b"1\r\n"), Bad(BodyTooLarge),
+         {"max_chunks": 3}),
+    Case("too many chunks, the last is bad", post(CHUNKED, chunk(b"1") * 3 + b"1\r\n111"),
+         Bad(BodyTooLarge), {"max_chunks": 3}),
+    Case("bad chunk before there are too many", post(CHUNKED, chunk(b"1") * 3 + b"1 \r\n1"), Bad(),
+         {"max_chunks": 3}),
 ]  # fmt: skip
 
 FIRST = head(b"GET /first HTTP/1.1", b"Host: first\r\n")

@@ -35,7 +35,7 @@ profile = settings(
 )
 
 # Small enough for generated input to get past them.
-LIMITS = {"max_head": 400, "max_headers": 12, "max_body": 64}
+LIMITS = {"max_head": 400, "max_headers": 12, "max_body": 64, "max_chunks": 3}
 
 
 @dataclass
@@ -321,9 +321,15 @@ def chunked(draw: st.DrawFn) -> bytes:
     extension = st.from_regex(
         rb'(;[a-z]{1,3}(=([a-z0-9]{1,3}|"[ !#-\[\]-~]{0,3}"))?){0,2}', fullmatch=True
     )
-    for data in draw(st.lists(st.binary(min_size=1, max_size=20), max_size=4)):
+    looks_like_framing = st.lists(
+        st.sampled_from([b"\n", b"\r\n", b"0\r\n\r\n", b"1;a\r\n", b"GET / HTTP/1.1\r\n\r\n"]),
+        min_size=1,
+        max_size=4,
+    ).map(b"".join)
+    for data in draw(st.lists(st.binary(min_size=1, max_size=20) | looks_like_framing, max_size=4)):
         zeros = b"0" * draw(st.integers(0, 3))
-        out += zeros + b"%x" % len(data) + draw(extension) + b"\r\n" + data + b"\r\n"
+        size = draw(st.sampled_from([b"%x", b"%X"])) % len(data)
+        out += zeros + size + draw(extension) + b"\r\n" + data + b"\r\n"
     trailers = b"".join(map(field_line, draw(st.lists(FIELD, max_size=2))))
     return out + b"0" + draw(extension) + b"\r\n" + trailers + b"\r\n"
 

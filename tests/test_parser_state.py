@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 from test_parser import CHUNKED, FIRST, HOST, NEXT, drive, get, head, post
 
-from workerserver._parser import MAX_BODY, MAX_HEAD, MAX_HEADERS, ParsedRequest, RequestParser
+from workerserver._parser import (
+    MAX_BODY,
+    MAX_CHUNKS,
+    MAX_HEAD,
+    MAX_HEADERS,
+    ParsedRequest,
+    RequestParser,
+)
 from workerserver.types import BodyTooLarge, MalformedRequest
 
 # --- what the connection asks ------------------------------------------------------------------
@@ -50,9 +57,9 @@ def test_accounting_of_a_chunked_body() -> None:
 
 
 def test_tiny_chunks_cost_no_more_than_they_hold() -> None:
-    size = 100_000
+    size = 6 * MAX_CHUNKS
     data = post(CHUNKED)
-    chunks = b"2\r\nxy\r\n" * (size // 2)
+    chunks = b"6\r\nabcdef\r\n" * MAX_CHUNKS
     parser = RequestParser()
     tracemalloc.start()
     try:
@@ -137,6 +144,7 @@ def test_default_limits() -> None:
         (get(b"A: " + b"b" * MAX_HEAD + b"\r\n"), 431),
         (get(b"A: b\r\n" * MAX_HEADERS), 431),
         (post(HOST + b"Content-Length: %d\r\n" % (MAX_BODY + 1)), 413),
+        (post(CHUNKED, b"1\r\nx\r\n" * (MAX_CHUNKS + 1)), 413),
     ):
         _, error = drive(RequestParser(), [data])
         assert error is not None

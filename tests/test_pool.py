@@ -74,26 +74,26 @@ def test_an_idle_thread_is_used_again() -> None:
 
         assert pool.submit(job)
         assert ran.wait(SECONDS)
-        wait_until(lambda: pool._free == 1)
+        wait_until(lambda: pool._idle == 1)
     assert len(threads) == 1
     pool.close()
 
 
-def test_threads_and_backlog_are_bounded() -> None:
-    pool = DaemonPool(threads=3, backlog=4)
+def test_threads_are_bounded_and_nothing_waits_for_one() -> None:
+    pool = DaemonPool(threads=3)
     gate = Gate()
-    for _ in range(3):
-        assert pool.submit(gate)
-    wait_until(lambda: gate.begun == 3)
-    assert [pool.submit(gate) for _ in range(6)] == [True] * 4 + [False] * 2
+    assert [pool.submit(gate) for _ in range(6)] == [True] * 3 + [False] * 3
     assert pool.threads == 3
-    assert gate.begun == 3
+    wait_until(lambda: gate.begun == 3)
     gate.open()
-    wait_until(lambda: gate.ended == 7)
-    assert pool.submit(gate)
-    wait_until(lambda: gate.ended == 8)
+    wait_until(lambda: gate.ended == 3)
+    wait_until(lambda: pool._idle == 3)
+    assert [pool.submit(gate) for _ in range(3)] == [True] * 3
+    wait_until(lambda: gate.ended == 6)
+    assert pool.threads == 3
     pool.close()
     wait_until(done(pool))
+    assert gate.begun == 6, "what was refused never ran"
 
 
 def test_a_sleeping_job_does_not_keep_others() -> None:
@@ -139,30 +139,37 @@ def test_no_job_is_lost_to_a_thread_that_ends() -> None:
 
 
 def test_close_refuses_and_lets_go() -> None:
-    pool = DaemonPool(threads=2, backlog=4)
+    pool = DaemonPool(threads=4)
     gate = Gate()
     for _ in range(2):
         assert pool.submit(gate)
-    wait_until(lambda: gate.begun == 2)
-    assert pool.submit(gate)
+    ran = threading.Event()
+    assert pool.submit(ran.set)
+    assert ran.wait(SECONDS)
+    wait_until(lambda: pool._idle == 1)
     pool.close()
     pool.close()
+    wait_until(lambda: pool.threads == 2)
     assert not pool.submit(gate)
     gate.open()
     wait_until(done(pool))
-    assert gate.ended == 3, "a job that was accepted before runs"
-
-
-def test_close_with_a_full_backlog() -> None:
-    pool = DaemonPool(threads=1, backlog=1, idle=0.05)
-    gate = Gate()
-    assert pool.submit(gate)
-    wait_until(lambda: gate.begun == 1)
-    assert pool.submit(gate)
-    pool.close()
-    gate.open()
-    wait_until(done(pool))
     assert gate.ended == 2
+
+
+def test_a_job_that_raises_costs_no_thread(caplog: pytest.LogCaptureFixture) -> None:
+    pool = DaemonPool(threads=1)
+
+    def job() -> None:
+        raise SystemExit("in a job")
+
+    assert pool.submit(job)
+    wait_until(lambda: pool._idle == 1)
+    assert "in a job" in caplog.text
+    ran = threading.Event()
+    assert pool.submit(ran.set)
+    assert ran.wait(SECONDS)
+    pool.close()
+    wait_until(done(pool))
 
 
 def test_inside() -> None:
@@ -195,9 +202,8 @@ def test_an_idle_thread_keeps_no_job_alive() -> None:
 
 @pytest.mark.parametrize("when", ["first", "later"])
 def test_no_more_threads_to_be_had(when: str) -> None:
-    """A process at its limit of threads: the request is refused, or waits for a thread."""
+    """A process at its limit of threads: the job is refused, and the pool goes on."""
     answer = run_isolated("pool_limit.py", when)
     assert answer.returncode == 0, answer.stderr
-    assert json.loads(answer.stdout) == (
-        {"accepted": [False, True], "ran": 1} if when == "first" else {"accepted": [True], "ran": 2}
-    )
+    ran = 1 if when == "first" else 2
+    assert json.loads(answer.stdout) == {"accepted": [False, True], "ran": ran}

@@ -37,6 +37,10 @@ class Stock:
     def find(self, name: str) -> Handler | None:
         return self.handlers.get(name)
 
+    def after_fork(self) -> None:
+        for handler in self.handlers.values():
+            handler.after_fork()
+
 
 # --- names ---------------------------------------------------------------------------------------
 

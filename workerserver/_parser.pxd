@@ -39,10 +39,18 @@ cdef enum Phase:
     PHASE_CLOSED  # the last request that this connection may carry is out
 
 
+cdef enum ChunkPart:
+    CHUNK_SIZE  # hexadecimal digits
+    CHUNK_EXTENSION  # up to the line's end
+    CHUNK_DATA  # with the CRLF after it
+    CHUNK_LINES  # the last chunk, trailers, and what isn't a chunk: line by line
+
+
 cdef class RequestParser:
     cdef Py_ssize_t _max_head
     cdef int _max_headers
     cdef Py_ssize_t _max_body
+    cdef Py_ssize_t _max_chunks
     cdef object _http  # httptools.HttpRequestParser
     cdef object _buffer  # bytes or bytearray
     cdef Py_ssize_t _start
@@ -59,6 +67,9 @@ cdef class RequestParser:
     cdef Py_ssize_t _body_size
     cdef Py_ssize_t _body_left
     cdef Py_ssize_t _framing  # bytes consumed in PHASE_CHUNKED
+    cdef ChunkPart _chunk_part
+    cdef Py_ssize_t _chunk_left  # CHUNK_SIZE: as far as read; CHUNK_DATA: bytes still to come
+    cdef Py_ssize_t _chunk_count
     cdef bytes _coding  # a Transfer-Encoding other than chunked, or None
     cdef int _header_count
     cdef int _hosts
@@ -87,7 +98,7 @@ cdef class RequestParser:
     cdef int _check_head(self) except -1
     cdef bint _read_length(self) except -1
     cdef bint _read_chunked(self) except -1
-    cdef bint _ends_empty_line(self, const unsigned char* data, Py_ssize_t i) noexcept
+    cdef Py_ssize_t _chunked_end(self) noexcept
     cdef int _feed(self, data) except -1
     cdef int _on_host(self, bytes value) except -1
     cdef int _refuse(self, error) except -1

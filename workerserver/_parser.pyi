@@ -6,6 +6,7 @@ from workerserver.types import Request
 MAX_HEAD: Final[int]
 MAX_HEADERS: Final[int]
 MAX_BODY: Final[int]
+MAX_CHUNKS: Final[int]
 MAX_PARAMETERS: Final[int]
 
 def unquote(raw: bytes, plus: bool = ...) -> str: ...
@@ -53,7 +54,12 @@ class ParsedRequest:
 @final
 class RequestParser:
     def __init__(
-        self, *, max_head: int = ..., max_headers: int = ..., max_body: int = ...
+        self,
+        *,
+        max_head: int = ...,
+        max_headers: int = ...,
+        max_body: int = ...,
+        max_chunks: int = ...,
     ) -> None: ...
     def receive_data(self, data: bytes) -> None: ...
     def next_request(self) -> ParsedRequest | None: ...

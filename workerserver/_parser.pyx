@@ -14,6 +14,7 @@ What httptools lets pass and RFC 9112 forbids, or this server doesn't support, i
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.pyport cimport PY_SSIZE_T_MAX
 
 cdef extern from "<string.h>" nogil:
     # Declared here for its const: glibc's own memchr keeps that of its argument since C23.
@@ -48,11 +49,12 @@ from workerserver.types import (
 MAX_HEAD = 64 * 1024
 MAX_HEADERS = 100
 MAX_BODY = 10 * 1024 * 1024
+MAX_CHUNKS = 16_384  # of one body: each costs httptools a call, and so the GIL
 MAX_PARAMETERS = 100
 
-# Chunk framing may cost this many times the body's limit: a client may send tiny chunks, but not
-# for ever (chunk extensions and trailers carry nothing that this server reads).
-cdef Py_ssize_t CHUNK_OVERHEAD = 8
+# Bytes of framing that each permitted chunk adds to what a chunked body may cost; max_head is the
+# allowance for trailers. (Extensions and trailers carry nothing that this server reads.)
+cdef Py_ssize_t CHUNK_OVERHEAD = 16
 
 # Longer requests are not remembered: an idle connection keeps no more than this for the memo.
 cdef Py_ssize_t MEMO_LIMIT = 4096
@@ -433,10 +435,19 @@ cdef class RequestParser:
     kept and every further ``next_request()`` raises the same one.
     """
 
-    def __init__(self, *, max_head=MAX_HEAD, max_headers=MAX_HEADERS, max_body=MAX_BODY):
+    def __init__(
+        self,
+        *,
+        max_head=MAX_HEAD,
+        max_headers=MAX_HEADERS,
+        max_body=MAX_BODY,
+        max_chunks=MAX_CHUNKS,
+    ):
         self._max_head = max_head
         self._max_headers = max_headers
         self._max_body = max_body
+        # No chunk is empty but the last: a body that fits has no more of them than bytes.
+        self._max_chunks = min(max_chunks, max_body)
         self._http = _HttpRequestParser(self)
         self._buffer = b""
         self._start = self._scan = self._skipped = 0
@@ -451,6 +462,8 @@ cdef class RequestParser:
         self._headers = []
         self._body = None
         self._body_size = self._body_left = self._framing = 0
+        self._chunk_part = CHUNK_SIZE
+        self._chunk_left = self._chunk_count = 0
         self._header_count = self._hosts = 0
         self._chunked = self._expects = self._complete = self._upgrade = self._alone = False
         self._closes = False
@@ -487,7 +500,7 @@ cdef class RequestParser:
     cpdef bint take_continue(self):
         """True, once, if the client waits for ``100 Continue`` before it sends the body."""
         cdef bint wanted = (
-            self._expects and self.in_body and self._framing == 0 and self._body_size == 0
+            self._expects and self.reading_body() and self._framing == 0 and self._body_size == 0
         )
         self._expects = False
         return wanted
@@ -774,50 +787,75 @@ cdef class RequestParser:
         return self._body_left == 0
 
     cdef bint _read_chunked(self) except -1:
-        """Feed up to each possible end of the message: an empty line.
+        """Feed all that came, but nothing past the end of the message.
 
-        The next request must not reach httptools before it was judged here, and only an empty
-        line (the end of the trailers) ends a chunked body. Empty lines inside the data cost a
-        call each and mean nothing.
+        The next request must not reach httptools before it was judged here.
         """
-        cdef Py_ssize_t size, i, end, left
-        cdef const unsigned char* data = self._bytes(&size)
-        cdef const void* found
-        i = max(self._scan, self._start)
+        cdef Py_ssize_t size, end, left
+        self._bytes(&size)
         while self._start < size:
-            end = size
-            while i < size:
-                found = memchr(&data[i], c"\n", size - i)
-                if found == NULL:
-                    i = size
-                    break
-                i = <const unsigned char*>found - data
-                # "\n", or "\r\n" after the "\n" that ended the line before
-                if self._ends_empty_line(data, i):
-                    end = i + 1
-                    i += 1
-                    break
-                i += 1
-            # What is within the limit is judged first, so that the verdict doesn't depend on how
+            end = self._chunked_end()
+            # What is within the limits is judged first, so that the verdict doesn't depend on how
             # much came at once.
-            left = self._max_body * CHUNK_OVERHEAD + self._max_head - self._framing
+            left = (
+                self._max_body + self._max_chunks * CHUNK_OVERHEAD + self._max_head - self._framing
+            )
             self._feed(memoryview(self._buffer)[self._start:min(end, self._start + left)])
             if end - self._start > left:
                 raise BodyTooLarge(self._max_body)
+            if self._chunk_count > self._max_chunks:
+                raise BodyTooLarge(self._max_chunks, "chunks")
             self._framing += end - self._start
             self._start = end
             if self._complete:
+                if self._chunk_part != CHUNK_LINES:
+                    raise MalformedRequest("chunked body with an unexpected end")
                 return True
         self._scan = self._start
         return False
 
-    cdef bint _ends_empty_line(self, const unsigned char* data, Py_ssize_t i) noexcept:
-        """Whether the LF at *i* may end an empty line; what was consumed already can't be seen."""
-        if i - 1 < self._start:
-            return True
-        if data[i - 1] != c"\r":
-            return False
-        return i - 2 < self._start or data[i - 2] == c"\n"
+    cdef Py_ssize_t _chunked_end(self) noexcept:
+        """How far the buffer can be fed before the message may end or has too many chunks.
+
+        Chunk sizes are read only to know where data is, which may hold anything, and must not be
+        searched for line ends: one call for each would be dear. Whatever isn't a chunk's size is
+        fed up to its line's end, and no further: there llhttp may find an end or an error.
+        """
+        cdef Py_ssize_t size, n, i = self._start
+        cdef const unsigned char* data = self._bytes(&size)
+        cdef const void* found
+        cdef signed char digit
+        while i < size:
+            if self._chunk_part == CHUNK_DATA:
+                n = min(self._chunk_left, size - i)
+                i += n
+                self._chunk_left -= n
+                if self._chunk_left == 0:
+                    self._chunk_part = CHUNK_SIZE
+            elif self._chunk_part == CHUNK_SIZE:
+                digit = _HEX[data[i]]
+                if digit >= 0:
+                    # Beyond this all sizes are alike: nobody can send so much.
+                    if self._chunk_left <= PY_SSIZE_T_MAX // 32:
+                        self._chunk_left = self._chunk_left * 16 + digit
+                    i += 1
+                elif self._chunk_left > 0 and (data[i] == c"\r" or data[i] == c";"):
+                    self._chunk_part = CHUNK_EXTENSION
+                else:
+                    self._chunk_part = CHUNK_LINES
+            else:
+                found = memchr(&data[i], c"\n", size - i)
+                if found == NULL:
+                    return size
+                i = <const unsigned char*>found - data + 1
+                if self._chunk_part == CHUNK_LINES:
+                    return i
+                self._chunk_part = CHUNK_DATA
+                self._chunk_left += 2  # its CRLF
+                self._chunk_count += 1
+                if self._chunk_count > self._max_chunks:
+                    return i
+        return i
 
     cdef int _feed(self, data) except -1:
         """Let httptools judge *data*; its complaint becomes a ProtocolError."""

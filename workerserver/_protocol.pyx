@@ -5,6 +5,7 @@ doesn't define, so it runs on any loop and on any transport.
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.ref cimport Py_INCREF
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -37,6 +38,9 @@ cdef Py_ssize_t DRAIN_LIMIT = 4 * 1024 * 1024  # bytes thrown away after the las
 cdef double DRAIN_SECONDS = 2.0
 cdef double STALL_SECONDS = 30.0
 
+# Connections past the limit that may be told so; each holds a descriptor until its client goes.
+cdef int REFUSED_LIMIT = 64
+
 cdef int HEADS_KEPT = 256
 
 # (status, content type, length) -> head, for replies that have nothing special about them.
@@ -63,7 +67,8 @@ def immortalise(thing):
 cdef class ServerState:
     """What all connections of one server share. Owned by the loop's thread.
 
-    ``body_bytes`` counts what unfinished request bodies hold in memory, over all connections.
+    ``body_bytes`` counts what the bodies of requests without a reply hold in memory, over all
+    connections.
     """
 
     cdef readonly object loop  # asyncio.AbstractEventLoop
@@ -176,6 +181,8 @@ cdef class WorkerProtocol:
         state.connections.add(self)
         if state.closing:
             self._transport.close()
+        elif len(state.connections) > state.max_connections + REFUSED_LIMIT:
+            self._transport.abort()
         elif len(state.connections) > state.max_connections:
             self._fail(ServerBusy(f"{state.max_connections} connections"))
         elif state.is_unix and sock is not None and not _peer_allowed(sock):
@@ -186,7 +193,7 @@ cdef class WorkerProtocol:
     def connection_lost(self, exc):
         self._stage = STAGE_LOST
         self._state.connections.discard(self)
-        self._drop_body()
+        self._hold(0)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -231,6 +238,8 @@ cdef class WorkerProtocol:
         if self._stage == STAGE_BUSY and self._handler is None:
             self._stage = STAGE_IDLE
             self._advance()
+        elif self._stage == STAGE_DRAIN:
+            self._set_deadline(self._state.drain_seconds)
 
     # --- requests in
 
@@ -250,7 +259,8 @@ cdef class WorkerProtocol:
                 if request is None:
                     self._await_bytes()
                     return 0
-                self._drop_body()
+                if not self._hold(PyBytes_GET_SIZE(request.body)):
+                    return 0
                 self._handle(request)
                 if self._stage != STAGE_IDLE:
                     self._limit_reading()
@@ -260,7 +270,6 @@ cdef class WorkerProtocol:
 
     cdef int _await_bytes(self) except -1:
         cdef ServerState state = self._state
-        cdef Py_ssize_t grown
         if self._eof:
             # A client that is gone in the middle of a request wants no answer.
             self._finish()
@@ -271,11 +280,7 @@ cdef class WorkerProtocol:
                 self._set_deadline(state.body_timeout)
                 if self._parser.take_continue():
                     self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            grown = self._parser.held - self._body_bytes
-            state.body_bytes += grown
-            self._body_bytes += grown
-            if state.body_bytes > state.max_bodies:
-                self._fail(ServerBusy("request bodies fill the memory set aside for them"))
+            if not self._hold(self._parser.held):
                 return 0
         elif self._parser.between_messages():
             self._stage = STAGE_IDLE
@@ -295,11 +300,15 @@ cdef class WorkerProtocol:
                 self._transport.pause_reading()
         return 0
 
-    cdef int _drop_body(self) except -1:
-        if self._body_bytes:
-            self._state.body_bytes -= self._body_bytes
-            self._body_bytes = 0
-        return 0
+    cdef bint _hold(self, Py_ssize_t size) except -1:
+        """Note that this connection's request holds *size* bytes of body until its reply is
+        written; False, and the connection fails, if all together hold too many."""
+        self._state.body_bytes += size - self._body_bytes
+        self._body_bytes = size
+        if size == 0 or self._state.body_bytes <= self._state.max_bodies:
+            return True
+        self._fail(ServerBusy("request bodies fill the memory set aside for them"))
+        return False
 
     # --- dispatch
 
@@ -333,6 +342,10 @@ cdef class WorkerProtocol:
                 self._fail(error)
             else:
                 self._respond("" if handler is None else handler.name, error_response(error))
+            return 0
+        except Exception as error:  # a mistake of ours, or of torch's registry
+            name = "" if handler is None else handler.name
+            self._respond(name, failure(name or "look-up", error))
             return 0
         if kind == "inline":  # one at a time by nature: no place to take
             try:
@@ -383,16 +396,22 @@ cdef class WorkerProtocol:
         cdef ParsedRequest request = self._request
         cdef bint close = not request.keep_alive or self._state.closing
         self._request = None
-        self._write_response(
-            name, response, close, request.method == b"HEAD", request.http_version == "1.0"
-        )
+        self._hold(0)
+        try:
+            self._write_response(
+                name, response, close, request.method == b"HEAD", request.http_version == "1.0"
+            )
+        except BaseException:  # out of memory, say: what was written of it can't be taken back
+            _logger.debug("reply of %s not written", name, exc_info=True)
+            self._transport.abort()
+            return 0
         if close:
             self._finish()
         return 0
 
     cdef int _fail(self, error) except -1:
         """Answer what can't be answered otherwise, once, and close."""
-        self._drop_body()
+        self._hold(0)
         self._write_response("", error_response(error), True, False, False)
         self._finish()
         return 0
@@ -504,6 +523,8 @@ cdef class WorkerProtocol:
             return
         if self._task is not None:
             self._task.cancel()
+        elif self._stage == STAGE_IDLE and not self._transport.get_write_buffer_size():
+            self._transport.close()
         elif self._handler is None and self._stage != STAGE_DRAIN:
             self._finish()
 

@@ -24,7 +24,7 @@ def token_from_environment() -> str | None:
     holds no token: serving without the protection that somebody asked for would be worse than not
     serving.
     """
-    token = os.environ.get("WORKERSERVER_TOKEN")
+    token = os.environ.get("WORKERSERVER_TOKEN", "").strip()
     path = os.environ.get("WORKERSERVER_TOKEN_FILE")
     if not token and path:
         try:

@@ -8,11 +8,13 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from workerserver.discovery import StoreRegistration
+from workerserver.imported import imported
 from workerserver.server import WorkerServer, serving
 
 __all__ = [
@@ -82,7 +84,7 @@ def serve_from_environment(
     """
     if socket is None and tcp is None:
         socket = os.environ.get(TORCH_WORKER_SERVER_SOCKET)
-        tcp = os.environ.get(WORKERSERVER_TCP)
+        tcp = os.environ.get(WORKERSERVER_TCP) or None
     servers: list[WorkerServer] = []
     with contextlib.ExitStack() as stack:
         path = None if socket is None else expand_placeholders(socket)
@@ -113,7 +115,7 @@ class worker_main:
     """
 
     def __init__(self) -> None:
-        self._serving: contextlib.AbstractContextManager[Any] | None = None
+        self._serving: list[contextlib.AbstractContextManager[Any]] = []  # the innermost last
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R | None]:
         @functools.wraps(function)
@@ -124,14 +126,18 @@ class worker_main:
                     return function(*args, **kwargs)
 
             record = _torch_record()
-            return (serve if record is None else record(serve))(*args, **kwargs)
+            if record is not None:
+                return record(serve)(*args, **kwargs)
+            with _recorded():
+                return serve(*args, **kwargs)
 
         return wrapper
 
     def __enter__(self) -> None:
         with _recorded():
-            self._serving = serve_from_environment()
-            self._serving.__enter__()
+            serving = serve_from_environment()
+            serving.__enter__()
+            self._serving.append(serving)
 
     def __exit__(
         self,
@@ -139,11 +145,9 @@ class worker_main:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        serving, self._serving = self._serving, None
-        assert serving is not None
         # As an ExitStack does: the server stops first, then the error is recorded.
         try:
-            serving.__exit__(kind, error, trace)
+            self._serving.pop().__exit__(kind, error, trace)
         finally:
             if error is not None:
                 _record_error(error)
@@ -160,7 +164,7 @@ def _recorded() -> Iterator[None]:
 
 def _record_error(error: BaseException) -> None:
     """Have torch's ``record`` write *error* down, by raising it inside a recorded function."""
-    record = _torch_record()
+    record = _torch_record(importing=True)
     if record is None:
         return
 
@@ -171,17 +175,20 @@ def _record_error(error: BaseException) -> None:
         record(reraise)()
 
 
-def _torch_record() -> Callable[[Callable[P, R]], Callable[P, R | None]] | None:
-    """torch's ``record``, or None where nobody would read what it writes.
+def _torch_record(
+    importing: bool = False,
+) -> Callable[[Callable[P, R]], Callable[P, R | None]] | None:
+    """torch's ``record``, or None.
 
-    torch is imported for it only in a process that torchrun started (it has set the variable), so
-    in one that is a torch worker in any case.
+    Only of a torch that the process has imported; or with *importing*, when the main function has
+    failed already, also of one that it hasn't, if torchrun waits for what ``record`` writes.
     """
-    if "torch" not in sys.modules and "TORCHELASTIC_ERROR_FILE" not in os.environ:
+    wanted = importing and "TORCHELASTIC_ERROR_FILE" in os.environ
+    if imported("torch") is None and not wanted:
         return None
     try:
         from torch.distributed.elastic.multiprocessing.errors import record
-    except ImportError as error:
+    except Exception as error:  # not only ImportError: a library of CUDA's that is missing, say
         logger.debug("torch's record isn't there: %s", error)
         return None
     return record  # type: ignore[no-any-return, unused-ignore]
@@ -192,7 +199,8 @@ def install() -> Callable[[], None]:
 
     Replaces ``worker_main`` in ``torch.distributed.elastic.control_plane`` and ``_WorkerServer``
     in ``torch._C._distributed_c10d``, from where ``torch.distributed.debug`` takes it, now or when
-    it is imported. Raises RuntimeError where torch is missing or was built without distributed.
+    it is imported. Installed several times, it stays until each was undone. Raises RuntimeError
+    where torch is missing or was built without distributed.
     """
     try:
         import torch
@@ -202,28 +210,44 @@ def install() -> Callable[[], None]:
     bindings = getattr(torch._C, "_distributed_c10d", None)
     if bindings is None or not hasattr(bindings, "_WorkerServer"):
         raise RuntimeError("install() needs a torch with torch.distributed and its _WorkerServer")
-    original = bindings._WorkerServer
-    patched: list[tuple[Any, str, Any, Any]] = []
-
-    def replace(place: Any, name: str, ours: Any) -> None:
-        theirs = getattr(place, name)
-        if theirs is not ours:
-            setattr(place, name, ours)
-            patched.append((place, name, ours, theirs))
-
-    replace(control_plane, "worker_main", worker_main)
-    replace(bindings, "_WorkerServer", WorkerServer)
-    debug = sys.modules.get("torch.distributed.debug")
-    if debug is not None:
-        replace(debug, "_WorkerServer", WorkerServer)
+    with _install_lock:
+        _replace(control_plane, "worker_main", worker_main)
+        _replace(bindings, "_WorkerServer", WorkerServer)
+        debug = sys.modules.get("torch.distributed.debug")
+        if debug is not None:
+            _replace(debug, "_WorkerServer", WorkerServer)
+        token = object()
+        _installs.append(token)
 
     def undo() -> None:
-        while patched:
-            place, name, ours, theirs = patched.pop()
-            if getattr(place, name) is ours:  # not what somebody else put there since
-                setattr(place, name, theirs)
-        late = sys.modules.get("torch.distributed.debug")
-        if original is not WorkerServer and getattr(late, "_WorkerServer", None) is WorkerServer:
-            late._WorkerServer = original  # type: ignore[union-attr]  # imported after install()
+        with _install_lock:
+            if token not in _installs:
+                return
+            _installs.remove(token)
+            if not _installs:
+                _restore()
 
     return undo
+
+
+_install_lock = threading.RLock()
+_installs: list[object] = []
+_replaced: list[tuple[Any, str, Any, Any]] = []  # (where, name, ours, theirs)
+
+
+def _replace(place: Any, name: str, ours: Any) -> None:
+    theirs = getattr(place, name)
+    if theirs is not ours:
+        setattr(place, name, ours)
+        _replaced.append((place, name, ours, theirs))
+
+
+def _restore() -> None:
+    originals = {ours: theirs for _, _, ours, theirs in _replaced}
+    debug = sys.modules.get("torch.distributed.debug")  # it may have been imported meanwhile
+    if getattr(debug, "_WorkerServer", None) is WorkerServer and WorkerServer in originals:
+        _replaced.append((debug, "_WorkerServer", WorkerServer, originals[WorkerServer]))
+    while _replaced:
+        place, name, ours, theirs = _replaced.pop()
+        if getattr(place, name) is ours:  # not what somebody else put there since
+            setattr(place, name, theirs)

@@ -8,12 +8,12 @@ import logging
 import os
 import random
 import socket
-import sys
 import threading
 import time
 from datetime import timedelta
 from typing import Any
 
+from workerserver.imported import imported
 from workerserver.loop_thread import blocked_signals
 
 __all__ = ["StoreRegistration"]
@@ -39,7 +39,7 @@ class StoreRegistration:
         self.store_port = store_port
         self.rank = rank
         self.url = url
-        self.attempts = 0
+        self.attempts = 0  # so far, of talking to the store
         self.done = threading.Event()
         self._in_torch = False
         self._stop = threading.Event()
@@ -59,8 +59,12 @@ class StoreRegistration:
 
     def start(self) -> None:
         _live.add(self)
-        with blocked_signals():
-            self._thread.start()
+        try:
+            with blocked_signals():
+                self._thread.start()
+        except RuntimeError as error:  # no more threads: training goes on without the entry
+            _live.discard(self)
+            logger.warning("not registered with the job's store: %s", error)
 
     def stop(self) -> None:
         """Try no more. An attempt under way ends by itself; nobody waits for it."""
@@ -132,8 +136,5 @@ atexit.register(_wait_at_exit)
 
 def _torch_distributed() -> Any:
     """``torch.distributed`` once the process has imported it completely, else None."""
-    module = sys.modules.get("torch.distributed")
-    spec = getattr(module, "__spec__", None)
-    if module is None or getattr(spec, "_initializing", False):
-        return None
+    module = imported("torch.distributed")
     return module if hasattr(module, "TCPStore") else None

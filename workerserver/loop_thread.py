@@ -42,7 +42,7 @@ class LoopThread:
     """
 
     _current: LoopThread | None = None
-    _lock = threading.Lock()
+    _lock = threading.RLock()  # a signal handler may come in between, and shut a server down
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
@@ -120,4 +120,4 @@ class LoopThread:
             immortalise(cls._current)
             immortalise(cls._current.loop)
         cls._current = None
-        cls._lock = threading.Lock()
+        cls._lock = threading.RLock()

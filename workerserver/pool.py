@@ -7,6 +7,7 @@ when there is work, gone when there has been none for a while.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -14,21 +15,25 @@ from collections.abc import Callable
 __all__ = ["DaemonPool"]
 
 Job = Callable[[], None]
+logger = logging.getLogger("workerserver")
 
 
 class DaemonPool:
-    """``submit()`` from one thread (the loop's); jobs run in at most *threads* others.
+    """Runs each job at once, in an idle thread or a new one, or refuses it.
 
-    A job must not raise. ``close()`` lets idle threads end and never waits for a busy one.
+    There is no backlog: a job that waits behind hung ones would wait for ever, and would run when
+    nobody wants it any more. ``close()`` never waits for a busy thread. All methods from any
+    thread.
     """
 
-    def __init__(self, threads: int = 32, backlog: int = 64, idle: float = 10.0) -> None:
+    def __init__(self, threads: int = 64, idle: float = 10.0) -> None:
         self._limit = threads
         self._idle_seconds = idle
-        self._jobs: queue.Queue[Job | None] = queue.Queue(backlog)
+        # Holds at most one job per idle thread, put in under the lock when the thread is taken.
+        self._handed: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0
-        self._free = 0
+        self._idle = 0
         self._closed = False
         self._started = 0
         self._here = threading.local()
@@ -43,57 +48,57 @@ class DaemonPool:
         return getattr(self._here, "inside", False)
 
     def submit(self, job: Job) -> bool:
-        """Run *job* soon; False if the pool is closed, its backlog full, or no thread to be had."""
+        """Run *job* now; False if the pool is closed or no thread can be had."""
         with self._lock:
             if self._closed:
                 return False
-            start = self._free <= self._jobs.qsize() and self._threads < self._limit
-            try:
-                self._jobs.put_nowait(job)  # here, or the last thread ends without having seen it
-            except queue.Full:
+            if self._idle > 0:
+                self._idle -= 1
+                self._handed.put(job)
+                return True
+            if self._threads >= self._limit:
                 return False
-            if start:
-                self._threads += 1
-                self._started += 1
-            number = self._started
-        if start:
-            thread = threading.Thread(
-                target=self._work, name=f"workerserver-handler-{number}", daemon=True
-            )
-            try:
-                thread.start()
-            except RuntimeError:  # no more threads in this process, or it is ending
-                with self._lock:
-                    self._threads -= 1
-                    if self._threads == 0:
-                        self._jobs.get_nowait()  # the job, which nobody would ever take
-                        return False
+            self._threads += 1
+            self._started += 1
+            name = f"workerserver-handler-{self._started}"
+        thread = threading.Thread(target=self._work, args=(job,), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads in this process, or it is ending
+            with self._lock:
+                self._threads -= 1
+            return False
         return True
 
-    def _work(self) -> None:
+    def _work(self, first: Job) -> None:
         self._here.inside = True
-        while True:
-            with self._lock:
-                self._free += 1
+        job: Job | None = first
+        del first
+        while job is not None:
             try:
-                job = self._jobs.get(timeout=self._idle_seconds)
-            except queue.Empty:
-                job = None
-            with self._lock:
-                self._free -= 1
-                if job is None and (self._closed or self._jobs.empty()):
-                    self._threads -= 1
-                    return
-            if job is not None:
                 job()
-                del job  # an idle thread must not keep the last request alive
+            except BaseException:
+                logger.exception("a handler's job failed outside the handler")
+            job = None  # an idle thread must not keep the last request alive
+            with self._lock:
+                if self._closed:
+                    break
+                self._idle += 1
+            try:
+                job = self._handed.get(timeout=self._idle_seconds)
+            except queue.Empty:
+                with self._lock:
+                    if self._handed.empty():
+                        self._idle -= 1
+                        break
+                    # Taken in the very moment in which it gave up.
+                    job = self._handed.get_nowait()
+        with self._lock:
+            self._threads -= 1
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            waiting = self._threads
-        for _ in range(waiting):
-            try:
-                self._jobs.put_nowait(None)
-            except queue.Full:
-                break
+            for _ in range(self._idle):
+                self._handed.put(None)
+            self._idle = 0

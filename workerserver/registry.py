@@ -8,12 +8,14 @@ what they hold.
 from __future__ import annotations
 
 import inspect
-import sys
+import os
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeVar
 
 from workerserver._parser import QueryValidator
+from workerserver.imported import imported
 from workerserver.types import HandlerNotFound
 
 __all__ = ["Handler", "Kind", "Registry", "Source"]
@@ -22,7 +24,7 @@ Kind = Literal["inline", "async", "thread"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Requests that may be inside one handler at a time, unless it was registered with its own limit.
-DEFAULT_LIMIT = 16
+DEFAULT_LIMIT = 8
 
 
 class Handler:
@@ -61,7 +63,7 @@ class Handler:
     @property
     def available(self) -> bool:
         """Whether this process has what the handler needs (a module that is already imported)."""
-        return self.requires is None or self.requires in sys.modules
+        return self.requires is None or imported(self.requires) is not None
 
     def acquire(self) -> bool:
         """Take one of the handler's places; False when all are taken."""
@@ -75,6 +77,11 @@ class Handler:
         with self.lock:
             self.running -= 1
 
+    def after_fork(self) -> None:
+        """In a forked child: no request is inside, and the lock isn't held."""
+        self.lock = threading.Lock()
+        self.running = 0
+
     def __repr__(self) -> str:
         return f"<Handler {self.name} {self.kind}>"
 
@@ -86,15 +93,18 @@ class Source(Protocol):
 
     def find(self, name: str) -> Handler | None: ...
 
+    def after_fork(self) -> None: ...
+
 
 class Registry:
     """Handlers by name. Thread-safe; see the module for how it is read without a lock."""
 
     def __init__(self, fallback: Source | None = None) -> None:
         self._handlers: dict[str, Handler] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come in between, and register
         self.fallback = fallback
         self.version = 0
+        _registries.add(self)
 
     def register(
         self,
@@ -119,7 +129,7 @@ class Registry:
         """
         if not isinstance(name, str):
             raise TypeError(f"handler name must be str, not {type(name).__name__}")
-        if not name or "/" in name:
+        if not name or "/" in name or not name.isprintable():
             raise ValueError(f"handler name {name!r} can't be part of a path")
         handler = Handler(
             name,
@@ -155,10 +165,11 @@ class Registry:
 
     def after_fork(self) -> None:
         """In a forked child: no request is inside any handler, and no lock is held."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         for handler in self._handlers.values():
-            handler.lock = threading.Lock()
-            handler.running = 0
+            handler.after_fork()
+        if self.fallback is not None:
+            self.fallback.after_fork()
 
     def names(self) -> list[str]:
         """Every name that can be called now, the fallback's too, sorted."""
@@ -190,3 +201,14 @@ def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 (looks for an async __call__)
     )
+
+
+_registries: weakref.WeakSet[Registry] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for registry in list(_registries):
+        registry.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -33,7 +33,16 @@ def to_response(name: str, value: Any) -> Response:
 def failure(name: str, error: BaseException) -> Response:
     """An error of ours as the status it carries; anything else as 500, in the words of torch's
     server: ``Handler NAME failed: Type: text``, then where it was raised, innermost first.
+
+    Never raises: whoever asked has to get an answer, whatever the exception's own methods do.
     """
+    try:
+        return _failure(name, error)
+    except BaseException:
+        return Response(f"Handler {name} failed\n", 500)
+
+
+def _failure(name: str, error: BaseException) -> Response:
     if isinstance(error, WorkerServerError):
         with contextlib.suppress(Exception):  # somebody's own class, which can't be sent
             return error_response(error)

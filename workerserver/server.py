@@ -9,10 +9,11 @@ import contextlib
 import ipaddress
 import logging
 import os
+import resource
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -54,6 +55,14 @@ class Limits:
     body_timeout: float = 30.0
     idle_timeout: float = 75.0
 
+    def within_descriptors(self) -> Limits:
+        """These limits, with no more connections than half the descriptors the process may open:
+        the other half is for training."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == resource.RLIM_INFINITY:
+            return self
+        return replace(self, max_connections=min(self.max_connections, max(16, soft // 2)))
+
 
 class WorkerServer:
     """Serves the handlers of this process on a Unix socket or a TCP port, from construction on.
@@ -75,31 +84,36 @@ class WorkerServer:
         token: str | None = None,
     ) -> None:
         self.registry = default_registry if registry is None else registry
+        host_or_file = os.fspath(host_or_file)
         self._host_or_file = host_or_file
         self._asked = _address_key(host_or_file, port)
         self._unix = port == -1
         self._token = token or token_from_environment()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may shut down what is shutting down
         self._closed = False
         self._pid = os.getpid()
         self._listener: UnixListener | None = None
-        fill_standard_descriptors()
-        if self._unix:
-            self._listener = UnixListener(host_or_file)
-            self._socket = self._listener.socket
-            self.port = -1
-        else:
-            self._check_exposure(host_or_file, port)
-            self._socket = bind_tcp(host_or_file, port)
-            self.port = int(self._socket.getsockname()[1])
-        self._bound = self._socket.getsockname()
         try:
-            self._start(limits or Limits())
-        except BaseException:
-            self._socket.close()
-            if self._listener is not None:
-                self._listener.remove()
-            raise
+            fill_standard_descriptors()
+            if self._unix:
+                self._listener = UnixListener(host_or_file)
+                self._socket = self._listener.socket
+                self.port = -1
+            else:
+                self._check_exposure(host_or_file, port)
+                self._socket = bind_tcp(host_or_file, port)
+                self.port = int(self._socket.getsockname()[1])
+            self._bound = self._socket.getsockname()
+            try:
+                self._start(limits or Limits())
+            except BaseException:
+                self._socket.close()
+                if self._listener is not None:
+                    self._listener.remove()
+                raise
+        except OSError as error:  # out of descriptors; TimeoutError: the loop is kept busy
+            place = host_or_file if self._unix else f"{host_or_file}:{port}"
+            raise RuntimeError(f"Error binding to {place}") from error
         _live.add(self)
 
     def _check_exposure(self, host: str, port: int) -> None:
@@ -132,7 +146,7 @@ class WorkerServer:
                 policy,
                 self._pool,
                 is_unix=self._unix,
-                limits=limits,
+                limits=limits.within_descriptors(),
             )
             self._asyncio_server = self._thread.run(self._listen(), START_SECONDS)
         except BaseException:
@@ -248,13 +262,12 @@ class WorkerServer:
         connections: list[WorkerProtocol] = list(self.state.connections)
         for thing in (self, self._asyncio_server, self.state, self._socket, *connections):
             immortalise(thing)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._closed = True
         for fd in (self._socket.detach(), *(c.fileno for c in connections)):
             if fd >= 0:
                 with contextlib.suppress(OSError):
                     os.close(fd)
-        self.registry.after_fork()
 
 
 def _is_loopback(host: str) -> bool:

@@ -104,7 +104,11 @@ def _locked_folder(folder: str) -> Iterator[None]:
 
     Best effort: a folder that can't be locked (some network file systems) is used all the same.
     """
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:  # one may be allowed to write into a folder and not to read it
+        yield
+        return
     try:
         give_up = time.monotonic() + LOCK_SECONDS
         while True:

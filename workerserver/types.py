@@ -7,6 +7,7 @@ the place that answers never has to translate one into the other.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -100,23 +101,37 @@ class Request:
         return f"<Request {self.method} {self.path}>"
 
 
+Headers = Sequence[tuple[str, str]] | Mapping[str, str]
+
 _COMMON_TYPES = frozenset(
     ("text/plain", "text/html", "application/json", "application/octet-stream")
 )
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FRAMING = frozenset(("connection", "content-length", "content-type", "transfer-encoding"))
 
 
-def _check_fields(content_type: str, headers: Sequence[tuple[str, str]]) -> None:
-    """ValueError for what would end a header field or begin another."""
-    for text in (content_type, *(part for pair in headers for part in pair)):
-        if any(c in text for c in "\r\n\0"):
-            raise ValueError(f"control character in header field {text!r}")
+def _checked_headers(content_type: str, headers: Headers) -> tuple[tuple[str, str], ...]:
+    """The pairs of *headers*; ValueError for what can't be sent, or what the server itself sends:
+    a second Content-Length would make the client take the next reply for a part of this one."""
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    checked = tuple((name, value) for name, value in pairs)
+    for name, value in (("Content-Type", content_type), *checked):
+        if not _FIELD_NAME.fullmatch(name):
+            raise ValueError(f"bad header field name {name!r}")
+        if any(c in value for c in "\r\n\0"):
+            raise ValueError(f"control character in header field {name}: {value!r}")
+    for name, _ in checked:
+        if name.lower() in _FRAMING:
+            raise ValueError(f"header field {name} is the server's own")
+    return checked
 
 
 class Response:
     """What a handler answers: a body, a status, a content type and further header fields.
 
-    The constructor raises ValueError for what HTTP can't carry (a status outside 200-999, a CR, LF
-    or NUL in a header field), so that a mistake becomes a 500 and not a broken connection.
+    *headers* are pairs or a mapping. The constructor raises TypeError or ValueError for what HTTP
+    can't carry (a status that is no integer from 200 to 999, a bad header field, one that frames
+    the message), so that a mistake becomes a 500 and not a broken connection.
     """
 
     __slots__ = ("body", "content_type", "headers", "status")
@@ -126,12 +141,14 @@ class Response:
         body: bytes | bytearray | memoryview | str = b"",
         status: int = 200,
         content_type: str = "text/plain",
-        headers: Sequence[tuple[str, str]] = (),
+        headers: Headers = (),
     ) -> None:
+        if not isinstance(status, int):
+            raise TypeError(f"status must be int, not {type(status).__name__}")
         if not 200 <= status <= 999:
             raise ValueError(f"status {status} can't be sent: HTTP takes 200 to 999 here")
         if headers or content_type not in _COMMON_TYPES:
-            _check_fields(content_type, headers)
+            headers = _checked_headers(content_type, headers)
         if isinstance(body, str):
             body = body.encode("utf-8", "backslashreplace")
         elif not isinstance(body, (bytes, bytearray, memoryview)):
@@ -139,7 +156,7 @@ class Response:
         self.body = bytes(body)
         self.status = status
         self.content_type = content_type
-        self.headers = headers
+        self.headers: Headers = headers
 
     def checked(self) -> Response:
         """This response, or if somebody changed its attributes since, one made anew from them.
@@ -157,9 +174,7 @@ class Response:
         return Response(self.body, self.status, self.content_type, self.headers)
 
     @classmethod
-    def json(
-        cls, value: Any, status: int = 200, headers: Sequence[tuple[str, str]] = ()
-    ) -> Response:
+    def json(cls, value: Any, status: int = 200, headers: Headers = ()) -> Response:
         """*value* as compact JSON. TypeError or ValueError (NaN too) if JSON can't hold it."""
         text = json.dumps(value, separators=(",", ":"), allow_nan=False)
         return cls(text, status, "application/json", headers)
@@ -177,6 +192,11 @@ class WorkerServerError(Exception):
 
     status: ClassVar[int] = 500
     headers: Sequence[tuple[str, str]] = ()
+
+
+def _short(name: str) -> str:
+    """*name* as an error's text repeats it: a client may send one of any size."""
+    return name if len(name) <= 200 else f"{name[:200]}..."
 
 
 class BoundsError(WorkerServerError, ValueError):
@@ -225,9 +245,10 @@ class HeadTooLarge(ProtocolError):
 class BodyTooLarge(ProtocolError):
     status = 413
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, what: str = "bytes") -> None:
         self.limit = limit
-        super().__init__(f"Request body larger than {limit} bytes")
+        self.what = what
+        super().__init__(f"Request body larger than {limit} {what}")
 
 
 class RequestTimeout(ProtocolError):
@@ -273,7 +294,7 @@ class UnsupportedVersion(ProtocolError):
         super().__init__(f"HTTP version not supported: {version}")
 
 
-class ServerBusy(ProtocolError):
+class ServerBusy(WorkerServerError):
     """The server is at a limit of its own (*what*); ask again in *retry_after* seconds."""
 
     status = 503
@@ -321,7 +342,8 @@ class HandlerNotFound(WorkerServerError):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        super().__init__(f"Handler {name} not found: Failed to find handler {name}")
+        text = _short(name)
+        super().__init__(f"Handler {text} not found: Failed to find handler {text}")
 
 
 class MethodNotAllowed(WorkerServerError):
@@ -364,20 +386,20 @@ class InvalidParameter(ParameterError):
     def __init__(self, name: str, valid: str) -> None:
         self.name = name
         self.valid = valid
-        super().__init__(f"Invalid value for {name} valid values are {valid}")
+        super().__init__(f"Invalid value for {_short(name)} valid values are {valid}")
 
 
 class MissingParameter(ParameterError):
     def __init__(self, name: str, valid: str) -> None:
         self.name = name
         self.valid = valid
-        super().__init__(f"Missing parameter {name} valid values are {valid}")
+        super().__init__(f"Missing parameter {_short(name)} valid values are {valid}")
 
 
 class DuplicateParameter(ParameterError):
     def __init__(self, name: str) -> None:
         self.name = name
-        super().__init__(f"Duplicate parameter {name}")
+        super().__init__(f"Duplicate parameter {_short(name)}")
 
 
 class UnknownParameter(ParameterError):
@@ -387,4 +409,4 @@ class UnknownParameter(ParameterError):
         self.name = name
         self.valid = tuple(valid)
         listing = ", ".join(valid) or "none"
-        super().__init__(text or f"Unknown parameter {name}; parameters are: {listing}")
+        super().__init__(text or f"Unknown parameter {_short(name)}; parameters are: {listing}")

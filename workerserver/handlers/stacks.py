@@ -26,9 +26,6 @@ __all__ = ["Format", "Mode", "digest", "dump_traceback", "register", "snapshots_
 Format = Literal["text", "json", "digest"]
 Mode = Literal["auto", "gil", "nogil"]
 
-#: Requests at one time. An inline handler is never inside itself, so this only has to be positive.
-LIMIT = 64
-
 #: Threads of this package are called so, and are no part of what the process does.
 OWN_THREADS = "workerserver"
 
@@ -186,4 +183,4 @@ def dump_traceback(format: Format = "text", mode: Mode = "auto") -> Response:
 
 def register(registry: Registry) -> None:
     """Serve ``dump_traceback`` from *registry*, in place of torch's handler of that name."""
-    registry.register("dump_traceback", dump_traceback, inline=True, limit=LIMIT, shadow=True)
+    registry.register("dump_traceback", dump_traceback, inline=True, shadow=True)
