@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,14 @@ def found(name: str) -> Handler:
     return handler
 
 
-# torch's registry has no way to unregister, so each name is registered once per process.
+def register(name: str, function: Any) -> None:
+    """In torch's registry, where a name stays for good.
+
+    The registry drops its functions after the interpreter has ended, and a function that is freed
+    then ends the process with SIGSEGV or SIGABRT (torch 2.13): one more reference prevents that.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(function))
+    c10d._register_handler(name, function)
 
 
 def everything(request: Any, response: Any) -> None:
@@ -115,20 +124,55 @@ for function in (
     wrong_status,
     silent,
 ):
-    c10d._register_handler(f"bridge_{function.__name__}", function)
+    register(f"bridge_{function.__name__}", function)
 
 
 # --- bridge -----------------------------------------------------------------------------------
 
 
 def test_names_are_torchs() -> None:
-    assert sorted(TorchBridge().names()) == sorted(c10d._get_handler_names())
+    theirs = {name for name in c10d._get_handler_names() if name and "/" not in name}
+    assert sorted(TorchBridge().names()) == sorted(theirs)
 
 
 def test_unknown_name_is_not_found() -> None:
     assert TorchBridge().find("bridge_no_such") is None
     with pytest.raises(NotImplementedHere, match="no handler bridge_no_such"):
         torch_bridge.call("bridge_no_such", Request("POST", "/", {}))
+
+
+@pytest.mark.parametrize("name", ["", "bridge/slash"])
+def test_names_that_no_path_can_hold_are_left_out(name: str) -> None:
+    register(name, silent)
+    assert name in c10d._get_handler_names()
+    assert name not in TorchBridge().names()
+    assert TorchBridge().find(name) is None
+
+
+def test_name_that_is_not_text() -> None:
+    """It hides the others from torch's own listing; they can still be asked for."""
+    script = (
+        "import torch\n"
+        "from workerserver.handlers.torch_bridge import TorchBridge\n"
+        "torch._C._distributed_c10d._register_handler(b'\\xff', print)\n"
+        "bridge = TorchBridge()\n"
+        "print(bridge.names(), bridge.find('ping'), bridge.find('\\udcff'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "[] <Handler ping thread> None\n", done.stderr
+
+
+def test_fork_forgets_who_was_inside() -> None:
+    bridge = TorchBridge()
+    handler = bridge.find("ping")
+    assert handler is not None
+    assert handler.acquire()
+    assert handler.lock.acquire()
+    assert bridge._lock.acquire()
+    bridge.after_fork()
+    assert bridge.find("ping") is handler
+    assert handler.running == 0
+    assert handler.acquire()
 
 
 def test_one_handler_per_name() -> None:
@@ -251,13 +295,13 @@ def test_wait_counters_are_torchs(registry: Registry) -> None:
 # --- profile ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ["", "x", "0", "-1", "601", "nan", "inf", "1e9"])
+@pytest.mark.parametrize("value", ["", "x", "0", "-1", "60.1", "nan", "inf", "1e9"])
 def test_profile_duration_has_bounds(registry: Registry, value: str) -> None:
     handler = registry.find("torch_profile")
     with pytest.raises(InvalidParameter) as caught:
         handler.validator.validate([("duration", value)])
     assert (caught.value.status, caught.value.name) == (400, "duration")
-    assert "600" in str(caught.value)
+    assert "60" in str(caught.value)
 
 
 def test_profile_needs_a_duration(registry: Registry) -> None:
@@ -268,16 +312,20 @@ def test_profile_needs_a_duration(registry: Registry) -> None:
     assert handler.limit == 1
 
 
-def overlap(case: str) -> Any:
-    """What profiler_overlap.py prints for *case*; a crash fails the test."""
+def isolated(script: str, *arguments: str) -> Any:
+    """What *script* prints; a crash fails the test."""
     done = subprocess.run(
-        [sys.executable, str(ISOLATED / "profiler_overlap.py"), case],
+        [sys.executable, str(ISOLATED / script), *arguments],
         capture_output=True,
         text=True,
         timeout=110,
     )
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def overlap(case: str) -> Any:
+    return isolated("profiler_overlap.py", case)
 
 
 @pytest.mark.slow
@@ -287,7 +335,11 @@ def overlap(case: str) -> Any:
         ("alone", []),
         ("trainer_profiles", [409]),
         ("trainer_warms_up", [200, 409]),
+        ("trainer_warms_up_frozen", [409]),
         ("trainer_starts", [409]),
+        ("start_fails", []),
+        ("process_grows", [200]),
+        ("disk_is_full", [507]),
         ("second_request", [503, 200]),
         ("many_beside_busy_threads", [200] * 50),
     ],
@@ -301,6 +353,59 @@ def test_profile_beside_the_trainers_own(case: str, statuses: list[int]) -> None
     assert result["next"]["status"] == 200
     assert result["next"]["mm"] > 0  # the operators of another thread than the profile's
     assert result["restored"]
+    if case == "start_fails":
+        assert outcomes == [{"enabled": False}]
+    if case == "process_grows":
+        headers, note = outcomes[0]["early"]
+        assert note["ended_early"] == headers["X-Ended-Early"]
+        assert "of 60 s: the process grew" in headers["X-Ended-Early"]
+        assert outcomes[0]["mm"] > 0
+    if case == "disk_is_full":
+        assert outcomes[1] == {"left": [], "named": True}
+
+
+@pytest.mark.slow
+def test_nothing_touches_a_torch_that_is_being_imported() -> None:
+    result = isolated("half_imported.py")
+    assert result["import"] == 3.0
+    assert result["half"] > 10  # rounds of questions that met a torch half imported
+    assert set(map(tuple, result["during"].values())) == {(501,)}
+    assert result["names"] == [0]
+    assert set(result["after"].values()) == {200}
+    assert result["imported"] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (torch.autograd.profiler, "_prepare_profiler"),
+        (torch.autograd.profiler, "_enable_profiler"),
+        (torch.autograd.profiler, "_toggle_collection_dynamic"),
+        (torch.autograd.profiler, "_is_profiler_enabled"),
+        (torch.autograd.profiler, "_ProfilerResult"),
+        (torch.profiler, "_ExperimentalConfig"),
+        (torch.profiler, "_KinetoProfile"),
+    ],
+)
+def test_profile_needs_what_it_uses_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+) -> None:
+    monkeypatch.delattr(module, name)
+    with pytest.raises(NotImplementedHere, match=name) as caught:
+        profiler.torch_profile(0.01)
+    assert caught.value.status == 501
+
+
+def test_profile_needs_room_for_a_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(profiler, "MAX_TRACE", 2**62)
+    with pytest.raises(profiler.NoRoom, match=str(tmp_path)) as caught:
+        profiler.torch_profile(0.01)
+    assert caught.value.status == 507
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    monkeypatch.setattr(profiler, "MAX_TRACE", 1)
+    with pytest.raises(profiler.NoRoom, match="0 bytes are free"):
+        profiler.torch_profile(0.01)
 
 
 @pytest.mark.slow
@@ -308,11 +413,15 @@ def test_process_may_exit_while_a_profile_runs() -> None:
     assert overlap("process_exits")["text"].endswith("the process is ending")
 
 
-def test_trace_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trace_that_is_too_large_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(profiler, "MAX_TRACE", 10)
     with pytest.raises(profiler.TraceTooLarge, match="shorter duration") as caught:
         profiler.torch_profile(0.01)
     assert caught.value.size > 10
+    assert list(tmp_path.iterdir()) == []
     assert not profiler._state.running.locked()
 
 

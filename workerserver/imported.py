@@ -1,4 +1,9 @@
-"""Whether the process has imported something: the way to use torch without ever importing it."""
+"""Modules that this process has imported, for code that must not import them itself.
+
+While one thread imports a package, every other thread sees it in ``sys.modules``, half filled. To
+use it then answers wrongly, and to import a part of it then can make the first thread's import
+fail: torch's did (2.13), when torch.autograd.profiler was imported beside ``import torch``.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +14,16 @@ __all__ = ["imported"]
 
 
 def imported(name: str) -> ModuleType | None:
-    """The module *name* if its import is complete, else None.
+    """The module *name* if it and every package above it are imported to the end, else None.
 
-    A module stands in ``sys.modules`` while its import still runs. To use it then can make that
-    import fail, and the import is the training script's.
+    Never imports and never waits. A module without a spec (``__main__``, one made by hand) counts
+    as complete: nobody marks it otherwise.
     """
-    module = sys.modules.get(name)
-    if module is None or getattr(getattr(module, "__spec__", None), "_initializing", False):
-        return None
-    return module
+    end = len(name)
+    while end > 0:
+        module = sys.modules.get(name[:end])
+        # importlib sets the attribute for as long as it runs the module, and blocks others on it.
+        if module is None or getattr(getattr(module, "__spec__", None), "_initializing", False):
+            return None
+        end = name.rfind(".", 0, end)
+    return sys.modules.get(name)

@@ -5,8 +5,12 @@ A mistake here is a SIGSEGV, hence a process of its own. Prints one JSON object.
 
 from __future__ import annotations
 
+import gc
 import json
+import os
+import resource
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch.profiler import profile, schedule
 
+from workerserver.handlers import profiler
 from workerserver.handlers.profiler import torch_profile
 from workerserver.types import WorkerServerError
 
@@ -37,8 +42,11 @@ class Asked(threading.Thread):
 
     def run(self) -> None:
         try:
-            trace = json.loads(torch_profile(self.duration).body)
+            response = torch_profile(self.duration)
+            trace = json.loads(response.body)
             self.outcome = {"status": 200, "mm": count(trace["traceEvents"])}
+            if response.headers:
+                self.outcome["early"] = [dict(response.headers), trace["workerserver"]]
         except WorkerServerError as error:
             self.outcome = {"status": error.status, "text": str(error)}
 
@@ -78,8 +86,59 @@ def trainer_warms_up() -> list[dict[str, object]]:
     return [*outcomes, {"trainer_mm": sum(event.name == "aten::mm" for event in prof.events())}]
 
 
+def trainer_warms_up_frozen() -> list[dict[str, object]]:
+    with profile(schedule=schedule(wait=0, warmup=1, active=1, repeat=1)) as prof:
+        gc.freeze()
+        outcomes = [ask_and_train()]
+        gc.unfreeze()
+        prof.step()
+        train(lambda: True)
+    return [*outcomes, {"trainer_mm": sum(event.name == "aten::mm" for event in prof.events())}]
+
+
+def start_fails() -> list[dict[str, object]]:
+    """After torch has begun: what asks for the ranks fails, as beside a group being torn down."""
+    kind = torch.profiler._KinetoProfile
+    original = kind._get_distributed_info
+
+    def fail(self: object) -> None:
+        raise ZeroDivisionError
+
+    kind._get_distributed_info = fail
+    try:
+        torch_profile(0.1)
+    except ZeroDivisionError:
+        return [{"enabled": profiling()}]
+    finally:
+        kind._get_distributed_info = original
+    return []
+
+
+def process_grows() -> list[dict[str, object]]:
+    original = profiler.MAX_GROWTH
+    profiler.MAX_GROWTH = 1024 * 1024
+    try:
+        return [ask_and_train(60.0)]
+    finally:
+        profiler.MAX_GROWTH = original
+
+
+def disk_is_full() -> list[dict[str, object]]:
+    """A limit on the size of files stands for it: the write fails in the middle all the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            outcome = ask_and_train()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            tempfile.tempdir = None
+        return [outcome, {"left": os.listdir(folder), "named": folder in str(outcome["text"])}]
+
+
 def trainer_starts() -> list[dict[str, object]]:
-    asked = Asked(600)
+    asked = Asked(60)
     train(profiling)
     with profile() as prof:
         train(lambda: not asked.is_alive())
@@ -108,7 +167,7 @@ def process_exits() -> list[dict[str, object]]:
 
     def ask() -> None:
         try:
-            torch_profile(600)
+            torch_profile(60)
         except WorkerServerError as error:
             sys.stdout.write(json.dumps({"text": str(error)}) + "\n")
             sys.stdout.flush()
@@ -132,7 +191,11 @@ CASES = {
         alone,
         trainer_profiles,
         trainer_warms_up,
+        trainer_warms_up_frozen,
         trainer_starts,
+        start_fails,
+        process_grows,
+        disk_is_full,
         many_beside_busy_threads,
         process_exits,
         second_request,

@@ -10,11 +10,11 @@ is recorded without name and ranks; ``pg_status`` values and ``pg_config`` ranks
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from typing import Any
 
 from workerserver.handlers.torch_bridge import distributed
+from workerserver.imported import imported
 from workerserver.registry import Registry
 from workerserver.types import NotImplementedHere, Response
 
@@ -39,6 +39,8 @@ def _binding(name: str) -> Any:
     """The function *name* of torch's bindings; NotImplementedHere if this torch has none."""
     module = distributed()
     if module is None:
+        if imported("torch") is None:
+            raise NotImplementedHere("this process hasn't imported torch to the end")
         raise NotImplementedHere("this torch was built without torch.distributed")
     function = getattr(module, name, None)
     if function is not None:
@@ -220,7 +222,7 @@ def _world() -> tuple[int | None, dict[str, Json]]:
     which it has issued nothing. torch has no public list of groups; without the private one the
     answer is only poorer.
     """
-    module = sys.modules.get("torch.distributed.distributed_c10d")
+    module = imported("torch.distributed.distributed_c10d")
     state = getattr(module, "_world", None)
     if module is None or state is None:
         return None, {}

@@ -1,6 +1,6 @@
 """torch's own handler registry, as a Source: what is registered there is served here too.
 
-torch is never imported: it counts as present once the process has it in ``sys.modules``. Facts on
+torch is never imported: it counts as present once the process has imported it to the end. Facts on
 its interface (checked on torch 2.13): a Python handler gets exactly the objects that it is called
 with; a C++ one calls ``set_content`` and ``set_status`` on them, its ``getParam`` can't be served
 from Python (there is no conversion from a dict to a multimap), and its content has to be UTF-8.
@@ -9,11 +9,11 @@ from Python (there is no conversion from a dict to a multimap), and its content 
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from workerserver.imported import imported
 from workerserver.registry import Handler
 from workerserver.types import NotImplementedHere, Request, Response, WorkerServerError
 
@@ -43,8 +43,11 @@ class ParametersNotPassed(NotImplementedHere):
 
 
 def distributed() -> Any | None:
-    """The module ``torch._C._distributed_c10d``, or None without torch or without distributed."""
-    core = getattr(sys.modules.get("torch"), "_C", None)
+    """The module ``torch._C._distributed_c10d``.
+
+    None without torch, while torch is being imported, and in a torch without distributed.
+    """
+    core = getattr(imported("torch"), "_C", None)
     return getattr(core, "_distributed_c10d", None)
 
 
@@ -115,7 +118,9 @@ def call(name: str, request: Request) -> Response:
     """
     module = control_plane()
     if module is None:
-        raise NotImplementedHere(f"{name} needs torch with torch.distributed's control plane")
+        raise NotImplementedHere(
+            f"{name} needs torch with torch.distributed's control plane, imported to the end"
+        )
     try:
         function = module._get_handler(name)
     except ValueError:
@@ -156,21 +161,55 @@ class TorchBridge:
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """The names in torch's registry now; none without torch."""
+        """The names in torch's registry now that a path can hold; none without torch."""
         module = control_plane()
-        return [] if module is None else list(module._get_handler_names())
+        if module is None:
+            return []
+        try:
+            names = module._get_handler_names()
+        except UnicodeDecodeError:
+            # One name that isn't text hides all: torch converts them together.
+            return []
+        return [name for name in names if _is_segment(name)]
 
     def find(self, name: str) -> Handler | None:
         """The handler that calls torch's *name*; None if torch has none of that name."""
-        if name not in self.names():
-            with self._lock:
-                self._handlers.pop(name, None)
-            return None
         with self._lock:
+            if not _has(name):
+                self._handlers.pop(name, None)
+                return None
             handler = self._handlers.get(name)
             if handler is None:
                 handler = self._handlers[name] = Handler(name, _caller(name))
             return handler
+
+    def after_fork(self) -> None:
+        """In a forked child: no request is inside any handler, and no lock is held."""
+        self._lock = threading.Lock()
+        for handler in self._handlers.values():
+            handler.after_fork()
+
+
+def _is_segment(name: str) -> bool:
+    """Whether *name* can be the last segment of a path; torch registers any string."""
+    if not name or "/" in name:
+        return False
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _has(name: str) -> bool:
+    module = control_plane()
+    if module is None or not _is_segment(name):
+        return False
+    try:
+        module._get_handler(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _caller(name: str) -> Any:
