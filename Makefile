@@ -8,7 +8,7 @@ PIP := $(PY) -m pip
 PACKAGE := $(wildcard workerserver/*.pyx workerserver/*.pxd workerserver/*.h workerserver/_selfread.c)
 COMPILED := $(patsubst workerserver/%.pyx,workerserver.%,$(wildcard workerserver/*.pyx))
 
-.PHONY: help build demo test test-cuda test-cpythons coverage lint format clean
+.PHONY: help build demo test test-cuda test-cpythons soak bench coverage lint format clean
 
 help:
 	@echo "make demo           a training job hangs; ask every rank what it is doing"
@@ -17,6 +17,8 @@ help:
 	@echo "make coverage       line coverage of Python and Cython code together"
 	@echo "make test-cpythons  wheel and torch-free tests on every other CPython found here"
 	@echo "make test-cuda      the tests that need an NVIDIA GPU"
+	@echo "make soak           long runs: snapshots beside training, hypothesis on the parser"
+	@echo "make bench          latency against torch's server, in one run"
 	@echo "make build          only the virtual environment and the extension modules"
 	@echo "PYTHON=... chooses the interpreter ($(PYTHON)), VENV=... the environment ($(VENV))"
 
@@ -45,6 +47,15 @@ test-cuda: build
 
 test-cpythons: build
 	$(PY) tools/run_cpythons.py $(ARGS)
+
+# What the suite runs for seconds, for minutes (SOAK_SECONDS for each snapshot run).
+SOAK_SECONDS ?= 30
+soak: build
+	WORKERSERVER_SOAK_SECONDS=$(SOAK_SECONDS) $(PY) -m pytest tests/test_stacks.py -k soak -s --timeout 7200
+	WORKERSERVER_HYPOTHESIS=long $(PY) -m pytest tests/test_parser_h11.py --timeout 7200
+
+bench: build
+	$(PY) -m benchmarks.latency $(ARGS)
 
 coverage: build
 	$(PY) tools/measure_coverage.py $(ARGS)

@@ -392,7 +392,7 @@ def isolated(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-X", "faulthandler", str(ISOLATED / script), *arguments],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=110 + float(SOAK_SECONDS),
     )
 
 
@@ -421,3 +421,4 @@ def test_soak(beside: str) -> None:
     done = isolated("snapshot_soak.py", SOAK_SECONDS, beside)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.match(r"snapshots: \d+\n", done.stdout)
+    print(beside, done.stdout, end="")  # what "make soak" shows
