@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from source_tree import copy_sources
 
@@ -82,59 +85,70 @@ def find(minor: int) -> Interpreter | str:
     return reason
 
 
-def check(interpreter: Interpreter, tree: Path, work: Path, pytest_args: list[str]) -> str | None:
-    """Build, install and test in a fresh environment; None, or the step that failed."""
-    environment = work / f"venv-{interpreter.name}"
+def check(interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: list[str]) -> str:
+    """Build, install and test in a fresh environment, all in *work*: "passed", or what failed."""
+    tree = work / "tree"
+    copy_sources(tree)
+    environment = work / "venv"
     python = str(environment / "bin" / "python")
-    wheels = work / f"wheels-{interpreter.name}"
+    wheels = work / "wheels"
     pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     install = [*pip, "install", "--constraint", str(tree / "constraints.txt")]
 
     def run(command: list[str], cwd: Path) -> bool:
-        return subprocess.run(command, cwd=cwd, check=False).returncode == 0
+        done = subprocess.run(command, cwd=cwd, stdout=log, stderr=subprocess.STDOUT, check=False)
+        return done.returncode == 0
 
     if not run([interpreter.path, "-m", "venv", str(environment)], work):
-        return "venv"
+        return "FAILED at the environment"
     if not run([*install, "setuptools", "wheel", "Cython"], work):
-        return "install of the build tools"
+        return "FAILED at the build tools"
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), "."]
     if not run(build, tree):
-        return "wheel"
+        return "FAILED at the wheel"
     wheel = next(wheels.glob("workerserver-*.whl"))
     if not run([*install, f"{wheel}[test]"], work):
-        return "install"
+        return "FAILED at the install"
     # Without the package's sources beside them, the tests can only import the wheel.
-    tests = work / f"tests-{interpreter.name}"
+    tests = work / "tests"
     shutil.copytree(tree, tests, ignore=shutil.ignore_patterns("workerserver", "build", "*.so"))
     command = [python, "-m", "pytest", "-q", "-m", "not torch and not cuda", *pytest_args]
-    return None if run(command, tests) else "tests"
+    return "passed" if run(command, tests) else "FAILED at the tests"
+
+
+def checked(interpreter: Interpreter, pytest_args: list[str]) -> str:
+    """What came of *interpreter*; its output is printed in one piece when it is done."""
+    with (
+        tempfile.TemporaryDirectory(prefix="workerserver-cpythons-") as folder,
+        tempfile.TemporaryFile() as log,
+    ):
+        result = check(interpreter, log, Path(folder), pytest_args)
+        log.seek(0)
+        text = log.read().decode(errors="replace")
+    print(f"=== CPython {interpreter.name} ===\n{text}", flush=True)
+    return result
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="run_cpythons.py")
     parser.add_argument("pytest_args", nargs="*", help="further arguments for pytest")
     pytest_args = parser.parse_args().pytest_args
-    lines: list[str] = []
-    failed = False
-    with tempfile.TemporaryDirectory(prefix="workerserver-cpythons-") as folder:
-        work = Path(folder)
-        tree = work / "tree"
-        copy_sources(tree)
+    lines: dict[int, str] = {sys.version_info[1]: "runs `make test`"}
+    running: dict[int, tuple[Interpreter, Future[str]]] = {}
+    # The tests wait more than they compute, but they do compute: as many at a time as cores.
+    with ThreadPoolExecutor(os.cpu_count() or 1) as executor:
         for minor in MINORS:
-            if minor == sys.version_info[1]:
-                lines.append(f"3.{minor}: runs `make test`")
+            if minor in lines:
                 continue
             found = find(minor)
             if isinstance(found, str):
-                lines.append(f"3.{minor}: missing ({found})")
-                continue
-            print(f"=== CPython {found.name} ===", flush=True)
-            step = check(found, tree, work, pytest_args)
-            failed = failed or step is not None
-            lines.append(f"3.{minor}: {found.name} {f'FAILED at {step}' if step else 'passed'}")
-            shutil.rmtree(work / f"venv-{found.name}", ignore_errors=True)
-    print("\n".join(["=== CPythons ===", *lines]))
-    return 1 if failed else 0
+                lines[minor] = f"missing ({found})"
+            else:
+                running[minor] = (found, executor.submit(checked, found, pytest_args))
+    for minor, (found, result) in running.items():
+        lines[minor] = f"{found.name} {result.result()}"
+    print("\n".join(["=== CPythons ===", *(f"3.{m}: {lines[m]}" for m in sorted(lines))]))
+    return 1 if any("FAILED" in line for line in lines.values()) else 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def meet(store: dist.Store, rank: int, place: str) -> None:
     store.wait([f"{place}/{1 - rank}"], timedelta(seconds=60))
 
 
+def settle(rank: int) -> None:
+    """Wait until torch has retired what is finished: it does so some time after the caller."""
+    give_up = time.monotonic() + 30
+    while time.monotonic() < give_up:
+        groups = json.loads(flight_recorder.fr_summary().body)["groups"]
+        if sum(group["pending"] for group in groups) == (1 if rank == 0 else 0):
+            return
+        time.sleep(0.01)
+
+
 def main() -> None:
     rank, folder = int(sys.argv[1]), Path(sys.argv[2])
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -63,6 +74,7 @@ def main() -> None:
     dist.all_gather([torch.zeros(2), torch.zeros(2)], torch.ones(2), group=pair)
     work = dist.broadcast(torch.ones(7, 2), 0, async_op=True) if rank == 0 else None
     meet(store, rank, "issued")
+    settle(rank)
 
     ours = flight_recorder.fr_trace_json()
     answers = {
