@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import tempfile
 import threading
 from collections import Counter
@@ -18,6 +19,14 @@ from _wire import Client, wait_until
 
 from workerserver.handlers import register_builtins
 from workerserver.registry import Registry
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """Children can be interrupted, also where the tests run in the background of a shell, which
+    has its jobs ignore SIGINT."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

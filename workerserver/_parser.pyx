@@ -20,6 +20,7 @@ cdef extern from "<string.h>" nogil:
     # Declared here for its const: glibc's own memchr keeps that of its argument since C23.
     const void* memchr(const void* data, int byte, size_t size)
 
+import functools
 import inspect
 import math
 import types as _pytypes
@@ -374,7 +375,7 @@ cdef class QueryValidator:
 
 def _underlying(function):
     """The function itself, out of partials, callable objects and bound methods."""
-    while hasattr(function, "func") and not inspect.isroutine(function):
+    while isinstance(function, functools.partial):  # a routine to inspect since CPython 3.14
         function = function.func
     if not inspect.isroutine(function) and not inspect.isclass(function):
         function = function.__call__

@@ -7,6 +7,7 @@ what they hold.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import threading
@@ -196,7 +197,7 @@ class Registry:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    while hasattr(function, "func") and not inspect.isroutine(function):  # functools.partial
+    while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 (looks for an async __call__)
