@@ -169,7 +169,7 @@ def test_healthz_and_metrics_are_ours(target: Target) -> None:
     if target.kind == "ours":
         body = json.loads(reply.body)
         assert body["status"] == "ok"
-        assert set(body) == {"status", "pid", "rank", "uptime_s", "step", "step_age_s"}
+        assert list(body)[:6] == ["status", "pid", "rank", "uptime_s", "step", "step_age_s"]
     stalled = ask(target.address, message("GET", "/healthz?max_step_age=5"))
     assert stalled.status == better(target.kind, ours=503, torch=404)
     assert (b'"status":"stalled"' in stalled.body) is better(target.kind, ours=True, torch=False)

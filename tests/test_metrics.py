@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -25,9 +26,10 @@ class State:
 
 
 @pytest.fixture
-def state() -> State:
+def state() -> Iterator[State]:
     _heartbeat.reset()
-    return State()
+    yield State()
+    _heartbeat.reset()
 
 
 def scrape(state: State) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -78,7 +80,24 @@ def test_heartbeat_only_once_there_was_one(state: State) -> None:
     samples = scrape(state)
     assert samples[key("workerserver_heartbeat_step")] == 42
     assert samples[key("workerserver_heartbeat_age_seconds")] >= 0
-    _heartbeat.reset()
+
+
+def test_gil_watch_only_while_it_runs(state: State) -> None:
+    assert not [name for name, _ in scrape(state) if "gil" in name]
+    _heartbeat.watch_switch(True)
+    assert scrape(state)[key("workerserver_gil_unavailable_seconds")] == 0
+    for waited in (250_000_000, 125_000_000):
+        _heartbeat.watch_asked(1_000_000_000)
+        _heartbeat.watch_answered(1_000_000_000 + waited)
+    _heartbeat.watch_asked(1)  # since the boot
+    samples = scrape(state)
+    assert samples[key("workerserver_gil_wait_seconds")] == 0.125
+    assert samples[key("workerserver_gil_wait_max_seconds")] == 0.25
+    assert samples[key("workerserver_gil_unavailable_seconds")] > 1
+    _heartbeat.watch_switch(False)
+    samples = scrape(state)
+    assert key("workerserver_gil_unavailable_seconds") not in samples
+    assert samples[key("workerserver_gil_wait_seconds")] == 0.125
 
 
 def test_global_registry_is_left_alone(state: State) -> None:

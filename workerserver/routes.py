@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Annotated
 
-from workerserver._heartbeat import last_heartbeat
+from workerserver._heartbeat import health, set_rank
 from workerserver._parser import unquote
 from workerserver.registry import Handler
 from workerserver.types import (
@@ -33,7 +33,8 @@ class Router:
 
     def __init__(self, registry: Registry, metrics: Callable[[], Response] | None = None) -> None:
         self.registry = registry
-        self._started = time.monotonic()
+        self.started = time.monotonic()
+        set_rank(_rank())
         # Made per server: their counters of running requests are the server's own.
         self._pages = {
             "/": Handler("/", self._index, inline=True),
@@ -48,7 +49,7 @@ class Router:
 
     @property
     def uptime_s(self) -> float:
-        return time.monotonic() - self._started
+        return time.monotonic() - self.started
 
     def resolve(self, method: bytes, raw_path: bytes) -> tuple[Handler, str]:
         """The handler for a request and its decoded path.
@@ -95,19 +96,11 @@ class Router:
 
     def _healthz(self, max_step_age: Annotated[float | None, Range(0.0, 1e9)] = None) -> Response:
         """The process answers; with *max_step_age* seconds, also that its steps go on."""
-        step, age = last_heartbeat()
-        stalled = max_step_age is not None and (age is None or age > max_step_age)
-        body = {
-            "status": "stalled" if stalled else "ok",
-            "pid": os.getpid(),
-            "rank": _rank(),
-            "uptime_s": round(self.uptime_s, 3),
-            "step": step,
-            "step_age_s": None if age is None else round(age, 6),
-        }
-        return Response.json(body, 503 if stalled else 200)
+        body, status = health(self.started, max_step_age)
+        return Response(body, status, "application/json")
 
 
 def _rank() -> int | None:
+    """The launcher's RANK, None if it gave none that could be one."""
     text = os.environ.get("RANK", "")
-    return int(text) if text.isdecimal() and text.isascii() else None
+    return int(text) if text.isdecimal() and text.isascii() and len(text) < 19 else None

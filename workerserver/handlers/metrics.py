@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from workerserver._heartbeat import last_heartbeat
+from workerserver._heartbeat import gil_watch, last_heartbeat
 from workerserver.registry import Registry
 from workerserver.types import HandlerNotFound, NotImplementedHere, Response
 
@@ -87,6 +87,15 @@ class _Collector:
             yield GaugeMetricFamily(
                 "workerserver_heartbeat_age_seconds", "Seconds since that step.", value=age
             )
+
+        last, longest, unavailable = gil_watch()
+        for name, text, value in (
+            ("wait", "Last wait of the server's loop for its turn.", last),
+            ("wait_max", "Longest such wait.", longest),
+            ("unavailable", "Seconds since the turn that the loop is owed.", unavailable),
+        ):
+            if value is not None:
+                yield GaugeMetricFamily(f"workerserver_gil_{name}_seconds", text, value=value)
 
         running = GaugeMetricFamily(
             "workerserver_handler_running", "Requests inside a handler now.", labels=("handler",)
