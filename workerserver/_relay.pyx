@@ -1,0 +1,552 @@
+"""A small HTTP client for one peer that is known: torch's own server on a private Unix socket.
+
+The I/O thread asks it for torch's C++ handlers while the GIL can't be had. Nothing here takes the
+GIL, waits, or touches a Python object, except ``fetch`` and its result.
+
+A ``Relay`` is one request on one connection, and belongs to one thread::
+
+    relay_init(&relay)
+    if relay_listens(listener, inode) and relay_open(&relay, path, target, size) == 0:
+        ... the request is sent; whenever relay.fd is readable: relay_read(&relay)
+    relay_close(&relay)     # always; frees the reply
+
+``relay_read`` takes what has come, at most ``READ_SLICE`` a call so that a large reply doesn't
+keep the thread from others (poll level-triggered), and says MORE, DONE or FAILED. The buffer comes
+from malloc() and grows by doubling: that may take locks of the C library's allocator, which nobody
+holds while waiting for the GIL.
+
+The peer is trusted to mean well, not to be right: a reply that isn't plainly understood is FAILED.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, EINVAL, ENAMETOOLONG, errno
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memchr, memcmp, memcpy, memset, strlen
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
+from posix.unistd cimport close
+
+import os
+from typing import NamedTuple
+
+cdef extern from "<sys/socket.h>" nogil:
+    ctypedef unsigned short sa_family_t
+    ctypedef unsigned int socklen_t
+    struct sockaddr:
+        pass
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec* msg_iov
+        size_t msg_iovlen
+    int AF_UNIX
+    int SOCK_STREAM
+    int SOCK_CLOEXEC
+    int SOCK_NONBLOCK
+    int MSG_NOSIGNAL
+    int socket(int domain, int kind, int protocol)
+    int connect(int fd, const sockaddr* address, socklen_t size)
+    Py_ssize_t sendmsg(int fd, const msghdr* message, int flags)
+    Py_ssize_t recv(int fd, void* buffer, size_t size, int flags)
+
+cdef extern from "<sys/stat.h>" nogil:
+    ctypedef struct stat_t "struct stat":
+        unsigned long st_ino
+    int fstat(int fd, stat_t* found)
+
+cdef extern from "<sys/un.h>" nogil:
+    struct sockaddr_un:
+        sa_family_t sun_family
+        char sun_path[108]
+
+cdef extern from "<strings.h>" nogil:
+    int strncasecmp(const char* one, const char* other, size_t size)
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef unsigned long pthread_t
+    ctypedef struct pthread_attr_t:
+        pass
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_mutexattr_t:
+        pass
+    int pthread_create(
+        pthread_t* thread, const pthread_attr_t* attributes,
+        void* (*start)(void*) noexcept nogil, void* argument
+    )
+    int pthread_join(pthread_t thread, void** value)
+    int pthread_mutex_init(pthread_mutex_t* mutex, const pthread_mutexattr_t* attributes)
+    int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_unlock(pthread_mutex_t* mutex)
+    int pthread_mutex_destroy(pthread_mutex_t* mutex)
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int POLLIN
+    int poll(pollfd* fds, unsigned long count, int timeout)
+
+cdef enum:
+    MAX_TARGET = 8192          # what cpp-httplib takes
+    MAX_HEAD = 16 << 10
+    MAX_BODY = 256 << 20
+    FIRST_BUFFER = 32 << 10
+    READ_SLICE = 1 << 20
+
+cdef const char* METHOD = b"POST "
+cdef const char* REST = (
+    b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+)
+
+
+cdef int _failed(Relay* relay, const char* reason, int error) noexcept nogil:
+    relay.reason = reason
+    relay.error = error
+    return RELAY_FAILED
+
+
+cdef void relay_init(Relay* relay) noexcept nogil:
+    memset(relay, 0, sizeof(Relay))
+    relay.fd = -1
+
+
+cdef void relay_close(Relay* relay) noexcept nogil:
+    """Close the connection and free the reply. Harmless when repeated; ``reason`` stays."""
+    if relay.fd >= 0:
+        close(relay.fd)
+        relay.fd = -1
+    free(relay.data)
+    relay.data = NULL
+    relay.size = relay.capacity = 0
+
+
+cdef bint relay_listens(int listener, uint64_t inode) noexcept nogil:
+    """Whether descriptor *listener* still is the peer's socket, of that *inode*.
+
+    Where somebody has closed it (``os.closerange``), torch's server still sleeps in accept(); the
+    next connection would wake it, and it would end the process. So ask this before each.
+    """
+    cdef stat_t found
+    return fstat(listener, &found) == 0 and <uint64_t>found.st_ino == inode
+
+
+cdef int relay_open(
+    Relay* relay, const char* path, const char* target, size_t target_size
+) noexcept nogil:
+    """Connect to the socket at *path* and send ``POST`` *target*; 0, or -1 with the reason set.
+
+    *target* is copied out before this returns. Never waits: a peer with a full backlog fails.
+    """
+    cdef sockaddr_un address
+    cdef msghdr message
+    cdef iovec parts[3]
+    cdef size_t at, wanted, path_size = strlen(path)
+    cdef Py_ssize_t sent
+    if path_size == 0 or path_size >= sizeof(address.sun_path):
+        return _failed(relay, b"the peer's path fits no socket address", ENAMETOOLONG)
+    if target_size == 0 or target_size > MAX_TARGET or target[0] != b"/":
+        return _failed(relay, b"the request target is empty, too long or no path", EINVAL)
+    for at in range(target_size):
+        # Anything else could end the request line and begin another request.
+        if target[at] <= 0x20 or target[at] >= 0x7f:
+            return _failed(relay, b"the request target holds a byte that no target may", EINVAL)
+    memset(&address, 0, sizeof(address))
+    address.sun_family = <sa_family_t>AF_UNIX
+    memcpy(address.sun_path, path, path_size)
+    relay.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)
+    if relay.fd < 0:
+        return _failed(relay, b"no socket could be made", errno)
+    # On a Unix socket that doesn't block, connect() succeeds or fails at once.
+    if connect(relay.fd, <sockaddr*>&address, sizeof(address)) < 0:
+        return _failed(relay, b"the peer takes no connection", errno)
+    parts[0].iov_base = <void*>METHOD
+    parts[0].iov_len = strlen(METHOD)
+    parts[1].iov_base = <void*>target
+    parts[1].iov_len = target_size
+    parts[2].iov_base = <void*>REST
+    parts[2].iov_len = strlen(REST)
+    wanted = parts[0].iov_len + parts[1].iov_len + parts[2].iov_len
+    memset(&message, 0, sizeof(message))
+    message.msg_iov = parts
+    message.msg_iovlen = 3
+    while True:
+        sent = sendmsg(relay.fd, &message, MSG_NOSIGNAL)
+        if sent >= 0 or errno != EINTR:
+            break
+    if sent < 0:
+        return _failed(relay, b"the request could not be sent", errno)
+    if <size_t>sent != wanted:  # a socket buffer below 9 KiB
+        return _failed(relay, b"the request could not be sent at once", EAGAIN)
+    return 0
+
+
+cdef int relay_read(Relay* relay) noexcept nogil:
+    """Take what has come: RELAY_MORE, RELAY_DONE or RELAY_FAILED. Call it until it isn't MORE."""
+    cdef size_t room, taken = 0
+    cdef Py_ssize_t got
+    cdef int state
+    if relay.fd < 0:
+        return _failed(relay, b"the relay is not connected", 0)
+    while taken < READ_SLICE:
+        if relay.size == relay.capacity and _grow(relay) < 0:
+            return RELAY_FAILED
+        room = min(relay.capacity - relay.size, <size_t>READ_SLICE)
+        got = recv(relay.fd, relay.data + relay.size, room, 0)
+        if got < 0:
+            if errno == EINTR:
+                continue
+            if errno == EAGAIN:  # on Linux also EWOULDBLOCK
+                return RELAY_MORE
+            return _failed(relay, b"the connection broke", errno)
+        if got == 0:
+            return _at_end(relay)
+        relay.size += <size_t>got
+        taken += <size_t>got
+        state = _progress(relay)
+        if state != RELAY_MORE:
+            return state
+    return RELAY_MORE
+
+
+cdef int _grow(Relay* relay) noexcept nogil:
+    cdef size_t limit = <size_t>MAX_HEAD + <size_t>MAX_BODY + 1  # one more shows an excess
+    cdef size_t wanted = 2 * relay.capacity if relay.capacity else FIRST_BUFFER
+    cdef char* grown
+    wanted = min(wanted, limit)
+    if wanted <= relay.capacity:
+        return _failed(relay, b"the reply is larger than 256 MiB", 0)
+    grown = <char*>realloc(relay.data, wanted)
+    if grown == NULL:
+        return _failed(relay, b"no memory for the reply", 0)
+    relay.data = grown
+    relay.capacity = wanted
+    return 0
+
+
+cdef int _progress(Relay* relay) noexcept nogil:
+    cdef size_t body
+    if not relay.headed:
+        if not _find_head(relay):
+            if relay.size > MAX_HEAD:
+                return _failed(relay, b"the reply's head is larger than 16 KiB", 0)
+            return RELAY_MORE
+        if _parse_head(relay) < 0:
+            return RELAY_FAILED
+    body = relay.size - relay.body_start
+    if not relay.delimited:
+        if body > MAX_BODY:
+            return _failed(relay, b"the reply is larger than 256 MiB", 0)
+        return RELAY_MORE
+    if body > relay.body_size:
+        return _failed(relay, b"the reply is longer than it said", 0)
+    return RELAY_DONE if body == relay.body_size else RELAY_MORE
+
+
+cdef int _at_end(Relay* relay) noexcept nogil:
+    if not relay.headed or relay.delimited:
+        return _failed(relay, b"the peer closed the connection before its reply was complete", 0)
+    relay.body_size = relay.size - relay.body_start
+    return RELAY_DONE
+
+
+cdef bint _find_head(Relay* relay) noexcept nogil:
+    """Whether the empty line has come; sets body_start behind it."""
+    cdef const char* found
+    while relay.scanned + 4 <= relay.size:
+        found = <const char*>memchr(
+            relay.data + relay.scanned, c"\r", relay.size - relay.scanned - 3
+        )
+        if found == NULL:
+            relay.scanned = relay.size - 3
+            return False
+        relay.scanned = <size_t>(found - relay.data)
+        if memcmp(found, b"\r\n\r\n", 4) == 0:
+            relay.body_start = relay.scanned + 4
+            return relay.body_start <= MAX_HEAD
+        relay.scanned += 1
+    return False
+
+
+cdef int _parse_head(Relay* relay) noexcept nogil:
+    """Read status, content type and length from the head; 0, or -1 with the reason set."""
+    cdef size_t end = relay.body_start - 2  # behind the last header line's CRLF
+    cdef size_t line = 0, stop
+    cdef const char* found
+    relay.headed = True
+    while line < end:
+        found = <const char*>memchr(relay.data + line, c"\r", end - line)
+        stop = <size_t>(found - relay.data)  # there is one: the head ends with CRLF CRLF
+        if relay.data[stop + 1] != c"\n":
+            return _failed(relay, b"a line of the reply's head holds a bare CR", 0)
+        if line == 0:
+            if _parse_status(relay, stop) < 0:
+                return -1
+        elif _parse_header(relay, line, stop) < 0:
+            return -1
+        line = stop + 2
+    return 0
+
+
+cdef inline bint _is_digit(char byte) noexcept nogil:
+    return c"0" <= byte <= c"9"
+
+
+cdef inline bint _is_text(char byte) noexcept nogil:
+    """Whether a header's value or a reason phrase may hold it: no control characters but tab."""
+    cdef unsigned char code = <unsigned char>byte
+    return code >= 0x20 and code != 0x7f or code == 0x09
+
+
+cdef inline bint _is_token(char byte) noexcept nogil:
+    """tchar, RFC 9110 section 5.6.2."""
+    if _is_digit(byte) or c"a" <= byte <= c"z" or c"A" <= byte <= c"Z":
+        return True
+    return byte != 0 and memchr(b"!#$%&'*+-.^_`|~", byte, 15) != NULL
+
+
+cdef int _parse_status(Relay* relay, size_t stop) noexcept nogil:
+    """``HTTP/1.x NNN reason``, RFC 9112 section 4; the reason may be missing."""
+    cdef const char* data = relay.data
+    cdef size_t at
+    if (
+        stop < 12
+        or memcmp(data, b"HTTP/1.", 7) != 0
+        or (data[7] != c"1" and data[7] != c"0")
+        or data[8] != c" "
+        or not (_is_digit(data[9]) and _is_digit(data[10]) and _is_digit(data[11]))
+        or (stop > 12 and data[12] != c" ")
+    ):
+        return _failed(relay, b"the reply has no status line of HTTP/1", 0)
+    for at in range(12, stop):
+        if not _is_text(data[at]):
+            return _failed(relay, b"the reply has no status line of HTTP/1", 0)
+    relay.status = 100 * (data[9] - c"0") + 10 * (data[10] - c"0") + (data[11] - c"0")
+    # Interim replies, and those that have no body whatever their head says: nothing to pass on.
+    if not 200 <= relay.status <= 599 or relay.status == 204 or relay.status == 304:
+        return _failed(relay, b"the reply's status is none that could be passed on", 0)
+    return 0
+
+
+cdef int _parse_header(Relay* relay, size_t start, size_t stop) noexcept nogil:
+    cdef const char* data = relay.data
+    cdef size_t at, name_size, value = start
+    while value < stop and _is_token(data[value]):
+        value += 1
+    name_size = value - start
+    if name_size == 0 or value == stop or data[value] != c":":
+        return _failed(relay, b"a line of the reply's head is no header", 0)
+    value += 1
+    for at in range(value, stop):
+        if not _is_text(data[at]):
+            return _failed(relay, b"a line of the reply's head is no header", 0)
+    while value < stop and (data[value] == c" " or data[value] == c"\t"):
+        value += 1
+    while stop > value and (data[stop - 1] == c" " or data[stop - 1] == c"\t"):
+        stop -= 1
+    if _is_name(data + start, name_size, b"content-length"):
+        return _parse_length(relay, value, stop)
+    if _is_name(data + start, name_size, b"content-type"):
+        if relay.type_size:
+            return _failed(relay, b"the reply has two content types", 0)
+        relay.type_start = value
+        relay.type_size = stop - value
+    elif _is_name(data + start, name_size, b"transfer-encoding"):
+        return _failed(relay, b"the reply has a transfer encoding", 0)
+    elif _is_name(data + start, name_size, b"content-encoding"):
+        return _failed(relay, b"the reply has a content encoding", 0)
+    return 0
+
+
+cdef inline bint _is_name(const char* name, size_t size, const char* wanted) noexcept nogil:
+    return size == strlen(wanted) and strncasecmp(name, wanted, size) == 0
+
+
+cdef int _parse_length(Relay* relay, size_t value, size_t stop) noexcept nogil:
+    cdef size_t at, length = 0
+    if relay.delimited:
+        return _failed(relay, b"the reply has two content lengths", 0)
+    if value == stop:
+        return _failed(relay, b"the reply's content length is no number", 0)
+    for at in range(value, stop):
+        if not _is_digit(relay.data[at]):
+            return _failed(relay, b"the reply's content length is no number", 0)
+        length = 10 * length + <size_t>(relay.data[at] - c"0")
+        if length > MAX_BODY:
+            return _failed(relay, b"the reply is larger than 256 MiB", 0)
+    relay.delimited = True
+    relay.body_size = length
+    return 0
+
+
+# --- what not to relay
+
+
+cdef bint relay_needs_gil(
+    const char* name, size_t name_size, const char* query, size_t query_size
+) noexcept nogil:
+    """Whether torch's C++ handler *name* would wait for the GIL, asked with *query*.
+
+    ``dump_nccl_trace_pickle`` turns code objects into names, under the GIL, unless it is told
+    ``includestacktraces=false``. Such a request must not be sent: torch's thread would run it
+    after the client was refused, or, at the process's exit, be ended inside C++ code that lets no
+    exception pass, which aborts. A query that could mean anything else counts as needing the GIL.
+    """
+    cdef const char* wanted = b"includestacktraces=false"
+    cdef size_t wanted_size = strlen(wanted), start = 0, stop
+    cdef const char* found
+    cdef bint told = False
+    if not _is_name(name, name_size, b"dump_nccl_trace_pickle"):
+        return False
+    for stop in range(query_size):
+        if query[stop] == c"%" or query[stop] == c"+" or query[stop] == c";":
+            return True
+    while start < query_size:
+        found = <const char*>memchr(query + start, c"&", query_size - start)
+        stop = query_size if found == NULL else <size_t>(found - query)
+        if stop - start == wanted_size and memcmp(query + start, wanted, wanted_size) == 0:
+            told = True
+        elif stop - start >= 18 and memcmp(query + start, wanted, 18) == 0:
+            return True  # given twice, it is the other one that may count
+        start = stop + 1
+    return not told
+
+
+# --- threads
+
+
+cdef void* _wait_turn(void* gate) noexcept nogil:
+    pthread_mutex_lock(<pthread_mutex_t*>gate)
+    pthread_mutex_unlock(<pthread_mutex_t*>gate)
+    return NULL
+
+
+cdef size_t _start_threads(pthread_t* threads, size_t count) noexcept nogil:
+    """How many of *count* threads could be started, all alive together; they have ended."""
+    cdef pthread_mutex_t gate
+    cdef size_t started = 0, at
+    if pthread_mutex_init(&gate, NULL) != 0:
+        return 0
+    pthread_mutex_lock(&gate)
+    while started < count:
+        if pthread_create(&threads[started], NULL, _wait_turn, &gate) != 0:
+            break
+        started += 1
+    pthread_mutex_unlock(&gate)
+    for at in range(started):
+        pthread_join(threads[at], NULL)
+    pthread_mutex_destroy(&gate)
+    return started
+
+
+def threads_can_start(Py_ssize_t count):
+    """Whether this process may have *count* threads more just now: starts them, and ends them.
+
+    Limits of the user, the container and the address space all count; none can be asked reliably.
+    Releases the GIL.
+    """
+    cdef pthread_t* threads
+    cdef size_t wanted, started
+    if count < 0 or count > 65536:
+        return False
+    wanted = <size_t>count
+    threads = <pthread_t*>realloc(NULL, (wanted + 1) * sizeof(pthread_t))
+    if threads == NULL:
+        return False
+    with nogil:
+        started = _start_threads(threads, wanted)
+    free(threads)
+    return started == wanted
+
+
+# --- a face for Python
+
+
+class Fetched(NamedTuple):
+    """A reply, and when it was asked for and complete (CLOCK_MONOTONIC, seconds)."""
+
+    status: int
+    content_type: bytes
+    body: bytes
+    started: float
+    ended: float
+
+
+class RelayError(OSError):
+    """The relay failed; ``errno`` is 0 where the peer is at fault."""
+
+
+cdef inline double _now() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <double>now.tv_sec + <double>now.tv_nsec * 1e-9
+
+
+cdef int _run(Relay* relay) noexcept nogil:
+    """Read until the reply is complete or the deadline has passed."""
+    cdef pollfd wanted
+    cdef double left
+    cdef int state = RELAY_MORE
+    wanted.fd = relay.fd
+    wanted.events = <short>POLLIN
+    while state == RELAY_MORE:
+        left = relay.deadline - _now()
+        if left <= 0:
+            return _failed(relay, b"the reply didn't come in time", 0)
+        if poll(&wanted, 1, <int>(left * 1000) + 1) > 0:
+            state = relay_read(relay)
+    return state
+
+
+def listens(int listener, uint64_t inode):
+    """relay_listens, for tests."""
+    return bool(relay_listens(listener, inode))
+
+
+def needs_gil(bytes name, bytes query):
+    """relay_needs_gil, for tests."""
+    return bool(relay_needs_gil(name, <size_t>len(name), query, <size_t>len(query)))
+
+
+def fetch(bytes path, bytes target, double timeout = 10.0, double delay = 0.0):
+    """What the peer at *path* answers to ``POST`` *target*, as a Fetched; RelayError if it fails.
+
+    The GIL is given up for all of it: *delay* seconds of sleep first, then connecting, sending and
+    reading, *timeout* seconds at most. For tests and for a look by hand; blocks its thread.
+    """
+    cdef Relay relay
+    cdef const char* where = path
+    cdef const char* what = target
+    cdef size_t size = <size_t>len(target)
+    cdef double started = 0.0, ended = 0.0
+    cdef timespec pause
+    cdef int state
+    if b"\0" in path:
+        raise ValueError("a socket path can't hold a NUL byte")
+    pause.tv_sec = <long>delay
+    pause.tv_nsec = <long>((delay - <double><long>delay) * 1e9)
+    relay_init(&relay)
+    try:
+        with nogil:
+            nanosleep(&pause, NULL)
+            started = _now()
+            relay.deadline = started + timeout
+            state = relay_open(&relay, where, what, size)
+            if state == 0:
+                state = _run(&relay)
+            ended = _now()
+        if state != RELAY_DONE:
+            reason = relay.reason.decode()
+            if relay.error:
+                reason = f"{reason}: {os.strerror(relay.error)}"
+            raise RelayError(relay.error, reason)
+        return Fetched(
+            relay.status,
+            relay.data[relay.type_start:relay.type_start + relay.type_size],
+            relay.data[relay.body_start:relay.body_start + relay.body_size],
+            started,
+            ended,
+        )
+    finally:
+        relay_close(&relay)
