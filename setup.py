@@ -6,11 +6,30 @@ optimisation, ``WORKERSERVER_COVERAGE`` with line tracing for coverage.py.
 
 import os
 import sys
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-MODULES = ("_parser", "_protocol", "_stacks", "_heartbeat")
+PACKAGE = Path("workerserver")
+
+#: Every module and the C sources that are part of it.
+MODULES: dict[str, tuple[str, ...]] = {
+    "_parser": (),
+    "_protocol": (),
+    "_heartbeat": (),
+    "_stacks": tuple(sorted(str(path) for path in PACKAGE.glob("*.c"))),
+    "_recognise": (),
+    "_relay": (),
+    "_connection": (),
+    "_answer": (),
+    "_dispatch": (),
+    "_hub": (),
+    "_io": (),
+    "_transport": (),
+}
+#: The native I/O thread: epoll, eventfd, accept4.
+LINUX_ONLY = {"_relay", "_connection", "_answer", "_dispatch", "_hub", "_io", "_transport"}
 
 # No -ffast-math and no -Ofast: loading such a library turns on flush-to-zero for the whole process.
 FLAGS = {
@@ -33,11 +52,14 @@ def main() -> None:
     extensions = [
         Extension(
             f"workerserver.{module}",
-            [f"workerserver/{module}.pyx"],
+            [f"workerserver/{module}.pyx", *sources],
+            include_dirs=["workerserver"],
+            depends=[str(path) for path in PACKAGE.glob("*.[ch]")] if sources else [],
             extra_compile_args=[] if sys.platform == "win32" else FLAGS[kind],
             define_macros=macros,
         )
-        for module in MODULES
+        for module, sources in MODULES.items()
+        if sys.platform == "linux" or module not in LINUX_ONLY
     ]
     setup(
         ext_modules=cythonize(

@@ -95,11 +95,15 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+#: torch's own server beside ours prints a line and brings threads: only where it is the subject.
+FALLBACK = "WORKERSERVER_TORCH_FALLBACK"
+
+
 def environment(**more: str) -> dict[str, str]:
     """This process's, without what a launcher set, with the package and this module to import."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(_OURS)}
     path = os.pathsep.join(filter(None, (str(ROOT), str(TESTS), kept.get("PYTHONPATH"))))
-    return {**kept, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", **more}
+    return {**kept, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", FALLBACK: "0", **more}
 
 
 def run_isolated(

@@ -18,8 +18,9 @@ from workerserver.registry import Registry
 from workerserver.routes import Router
 from workerserver.server import Limits, WorkerServer
 
-Kind = Literal["unix", "tcp", "asyncio-unix", "asyncio-tcp"]
-OURS: tuple[Kind, ...] = ("unix", "tcp")
+Kind = Literal["unix", "tcp", "uvloop-unix", "uvloop-tcp", "asyncio-unix", "asyncio-tcp"]
+OURS: tuple[Kind, ...] = ("unix", "tcp")  # the native transport, where there is one
+UVLOOP: tuple[Kind, ...] = ("uvloop-unix", "uvloop-tcp")
 PLAIN: tuple[Kind, ...] = ("asyncio-unix", "asyncio-tcp")
 
 
@@ -30,6 +31,10 @@ class Served(Protocol):
     address: Address
     registry: Registry
     state: ServerState
+
+    @property
+    def connections(self) -> int:
+        """Connections open now."""
 
     def call(self, function: Callable[[], Any]) -> Any:
         """What *function* gives, called on the server's loop."""
@@ -51,7 +56,7 @@ class _Loop:
 
 
 class Ours(_Loop):
-    """WorkerServer: uvloop's transports."""
+    """WorkerServer: the default transport, or uvloop's."""
 
     def __init__(
         self,
@@ -64,11 +69,22 @@ class Ours(_Loop):
         self.kind = kind
         self.registry = registry
         path = str(folder / f"{len(os.listdir(folder))}.sock")
-        host, port = (path, -1) if kind == "unix" else ("127.0.0.1", 0)
-        self.server = WorkerServer(host, port, registry=registry, limits=limits, token=token)
-        self.address: Address = path if kind == "unix" else (host, self.server.port)
+        host, port = (path, -1) if kind.endswith("unix") else ("127.0.0.1", 0)
+        self.server = WorkerServer(
+            host,
+            port,
+            registry=registry,
+            limits=limits,
+            token=token,
+            transport="uvloop" if kind in UVLOOP else None,
+        )
+        self.address: Address = path if port == -1 else (host, self.server.port)
         self.state = self.server.state
         super().__init__(self.state.loop)
+
+    @property
+    def connections(self) -> int:
+        return self.server.connections
 
     def close(self) -> None:
         self.server.shutdown()
@@ -104,6 +120,10 @@ class Plain(_Loop):
         super().__init__(self._loop)
         self.address: Address = ""
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+
+    @property
+    def connections(self) -> int:
+        return len(self.state.connections)
 
     async def _listen(self) -> None:
         factory: Any = self.state  # its protocols have asyncio's methods, not its base class

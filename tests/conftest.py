@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from _served import OURS, PLAIN, Connect, Kind, Ours, Plain, Serve, Served
+from _served import OURS, PLAIN, UVLOOP, Connect, Kind, Ours, Plain, Serve, Served
 from _wire import Client, wait_until
 
 from workerserver.handlers import register_builtins
@@ -35,6 +35,8 @@ def clean_access(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("WORKERSERVER_") or name == "TORCH_WORKER_SERVER_SOCKET":
             monkeypatch.delenv(name)
+    # It would stay for good in this process, and its threads and sockets be taken for leaks.
+    monkeypatch.setenv("WORKERSERVER_TORCH_FALLBACK", "0")
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def serve(no_leaks: None, short_path: Path, registry: Registry) -> Iterator[Serv
     with contextlib.ExitStack() as stack:
 
         def start(kind: Kind, **options: Any) -> Served:
-            make = Ours if kind in OURS else Plain
+            make = Plain if kind in PLAIN else Ours
             served = make(kind, short_path, registry, **options)
             stack.callback(served.close)
             return served
@@ -124,7 +126,7 @@ def server(request: pytest.FixtureRequest, serve: Serve) -> Served:
     return serve(request.param)
 
 
-@pytest.fixture(params=(*OURS, *PLAIN))
+@pytest.fixture(params=(*OURS, *UVLOOP, *PLAIN))
 def kind(request: pytest.FixtureRequest) -> Kind:
     """Every kind of transport that the protocol has to run on."""
     value: Kind = request.param

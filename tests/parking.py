@@ -20,6 +20,16 @@ untraced = pytest.mark.skipif(
     os.environ.get("WORKERSERVER_COVERAGE") == "1", reason="line tracing changes what is looked at"
 )
 
+where_it_works = pytest.mark.skipif(
+    not (
+        sys.platform == "linux"
+        and sys.implementation.name == "cpython"
+        and (3, 10) <= sys.version_info < (3, 15)
+        and getattr(sys, "_is_gil_enabled", lambda: True)()
+    ),
+    reason="stacks are read without the GIL only on Linux, by CPython 3.10-3.14 with a GIL",
+)
+
 
 class Stay:
     """What a parked function calls: says that it is there, then waits to be let go."""

@@ -17,14 +17,22 @@ from typing import Any
 import pytest
 from parking import Stay, of, parked, plain, renamed, untraced, without_lines
 
-from workerserver import _stacks
-from workerserver._stacks import snapshot, snapshots_taken
+from workerserver import _stacks, turns
+from workerserver._stacks import Snapshot, snapshot, snapshots_taken
 from workerserver.handlers import stacks
 from workerserver.handlers.stacks import dump_traceback
 from workerserver.registry import Registry
 from workerserver.types import NotImplementedHere
 
 pytestmark = pytest.mark.cpython
+
+
+def to_json(taken: Snapshot) -> Any:
+    return json.loads(taken.render("json"))
+
+
+def digest(taken: Snapshot) -> Any:
+    return json.loads(taken.render("digest"))
 
 
 @untraced
@@ -38,7 +46,9 @@ def test_names_in_json_are_bounded_and_encodable() -> None:
     (frame,) = [each for each in of(taken, thread).frames if each.file[0] == "f"]
     assert frame.file == "f" * 1024 + "..."
     assert frame.function == "\\udc80" + "n" * 1023 + "..."
-    json.dumps(stacks.to_json(taken), ensure_ascii=False).encode()
+    (entry,) = [each for each in to_json(taken)["threads"] if each["ident"] == thread.ident]
+    assert entry["frames"][3]["function"] == frame.function
+    json.dumps(entry, ensure_ascii=False).encode()
     (frame,) = [each for each in of(taken, other).frames if each.function == "lineless"]
     assert frame.line is None
 
@@ -48,7 +58,7 @@ def test_a_thread_that_threading_does_not_know() -> None:
     ident = _thread.start_new_thread(plain, (stay,))
     assert stay.there.wait(30)
     (stack,) = [each for each in snapshot().threads if each.ident == ident]
-    (entry,) = [each for each in stacks.to_json(snapshot())["threads"] if each["ident"] == ident]
+    (entry,) = [each for each in to_json(snapshot())["threads"] if each["ident"] == ident]
     stay.go.set()
     assert (stack.name, stack.native_id, stack.daemon) == (None, None, None)
     assert (entry["name"], entry["state"], entry["wchan"]) == (None, None, None)
@@ -68,7 +78,7 @@ def test_json() -> None:
     for thread in value["threads"]:
         assert list(thread) == [
             "ident", "native_id", "name", "daemon", "current",
-            "state", "wchan", "truncated", "frames",
+            "state", "wchan", "truncated", "unstable", "frames",
         ]  # fmt: skip
         assert all(list(f) == ["file", "line", "function", "qualname"] for f in thread["frames"])
     by_name = {thread["name"]: thread for thread in value["threads"]}
@@ -87,7 +97,6 @@ def test_kernel_state_of_no_thread() -> None:
 
 PROGRAM = """
 import json, sys, threading
-from workerserver.handlers.stacks import digest
 from workerserver._stacks import snapshot
 stop = threading.Event()
 def left(): stop.wait()
@@ -101,7 +110,7 @@ for n, name in enumerate(sys.argv[1:]):
     before = None
     while before != (before := sys._current_frames()[there.ident].f_lineno):
         threading.Event().wait(0.05)
-print(json.dumps(digest(snapshot())))
+print(snapshot().render("digest").decode())
 stop.set()
 """
 
@@ -139,7 +148,7 @@ def test_digest_groups_processes(tmp_path: Path) -> None:
 
 def test_digest_leaves_out_the_thread_that_serves() -> None:
     found: list[dict[str, Any]] = []
-    thread = threading.Thread(target=lambda: found.append(stacks.digest(snapshot())))
+    thread = threading.Thread(target=lambda: found.append(digest(snapshot())))
     with parked(plain):
         before = len(snapshot().threads)
         thread.start()
@@ -149,16 +158,10 @@ def test_digest_leaves_out_the_thread_that_serves() -> None:
 
 
 def test_digest_without_a_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threading, "main_thread", lambda: threading.Thread())
-    value = stacks.digest(snapshot())
+    monkeypatch.setattr(threading, "_main_thread", threading.Thread())
+    value = digest(snapshot())
     assert (value["main"], value["top"]) == (None, None)
     assert re.fullmatch("[0-9a-f]{16}", value["digest"])
-
-
-def test_top_of_odd_stacks() -> None:
-    assert stacks._top(()) is None
-    frame = _stacks.Frame("/a/" + "b" * 100, None, "f" * 100, None)
-    assert stacks._top((frame,)) == f"{'b' * 60}:??? {'f' * 60}"
 
 
 # --- the handler -------------------------------------------------------------------------------
@@ -177,10 +180,19 @@ def test_handler_formats() -> None:
 
 
 @pytest.mark.parametrize("format", ["text", "json", "digest"])
-def test_nogil_is_not_implemented(format: Any) -> None:
-    with pytest.raises(NotImplementedHere, match="only with the GIL") as caught:
-        dump_traceback(format, "nogil")
-    assert caught.value.status == 501
+def test_handler_without_the_gil(format: Any) -> None:
+    """Or a 501 that says why; tests/test_selfread.py says where it must work."""
+    problem = _stacks.prepare()
+    if problem is not None:
+        with pytest.raises(NotImplementedHere, match="mode=nogil is not available: ") as caught:
+            dump_traceback(format, "nogil")
+        assert caught.value.status == 501
+        assert problem in str(caught.value)
+        return
+    response = dump_traceback(format, "nogil")
+    assert (response.status, response.content_type) == (200, stacks._TYPES[format])
+    assert dict(response.headers)["X-Traceback-Mode"] == "nogil"
+    assert b"test_handler_without_the_gil" in response.body or format == "digest"
 
 
 def test_register() -> None:
@@ -229,6 +241,89 @@ def test_one_turn_of_a_loop_shares_one_snapshot(kind: str) -> None:
     # One object for each turn: rendered once, too.
     assert len({id(body) for body in bodies}) == 3
     assert len(stacks._turns) == 0
+
+
+def test_modes_share_nothing_with_each_other() -> None:
+    async def main() -> list[Any]:
+        return [dump_traceback("text", mode) for mode in ("auto", "gil", "nogil", "nogil")]
+
+    if _stacks.prepare() is not None:
+        pytest.skip("nothing to read without the GIL")
+    before = snapshots_taken()
+    auto, gil, nogil, again = asyncio.run(main())
+    assert snapshots_taken() == before + 2
+    assert auto.body is gil.body
+    assert nogil.body is again.body
+    assert dict(gil.headers)["X-Traceback-Mode"] == "gil"
+    assert dict(nogil.headers)["X-Traceback-Mode"] == "nogil"
+
+
+def test_a_native_turn_shares_one_snapshot() -> None:
+    async def main() -> None:
+        bodies = []
+        before = snapshots_taken()
+        for _ in range(2):
+            turns.begin()
+            try:
+                bodies += [dump_traceback().body, dump_traceback().body]
+                assert len(stacks._turns) == 1
+            finally:
+                turns.end()
+            assert len(stacks._turns) == 0
+        assert snapshots_taken() == before + 2
+        assert bodies[0] is bodies[1]
+        assert bodies[2] is bodies[3]
+        assert bodies[0] is not bodies[2]
+
+    loop = asyncio.new_event_loop()
+    called: list[object] = []
+    loop.call_soon = lambda *a, **k: called.append(a)  # type: ignore[assignment,method-assign]
+    asyncio.events._set_running_loop(loop)
+    try:
+        with pytest.raises(StopIteration):
+            main().send(None)
+    finally:
+        asyncio.events._set_running_loop(None)
+        loop.close()
+    assert called == []
+
+
+def test_turns() -> None:
+    ran: list[str] = []
+
+    def fail(name: str) -> None:
+        ran.append(name)
+        raise OSError(name)
+
+    assert not turns.call_at_turn_end(lambda: ran.append("never"))
+    turns.end()
+    turns.begin()
+    assert turns.call_at_turn_end(lambda: fail("first"))
+    assert turns.call_at_turn_end(lambda: fail("second"))
+    assert turns.call_at_turn_end(lambda: ran.append("third"))
+    other: list[bool] = []
+    thread = threading.Thread(target=lambda: other.append(turns.call_at_turn_end(print)))
+    thread.start()
+    thread.join(30)
+    assert other == [False]
+    assert ran == []
+    with pytest.raises(OSError, match="first"):
+        turns.end()
+    assert ran == ["first", "second", "third"]
+    assert not turns.call_at_turn_end(lambda: ran.append("never"))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_turn_does_not_go_on_in_a_forked_child() -> None:
+    turns.begin()
+    try:
+        child = os.fork()
+        if child == 0:
+            os._exit(1 if turns.call_at_turn_end(print) else 0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert turns.call_at_turn_end(lambda: None)
+    finally:
+        turns.end()
 
 
 def test_without_a_loop_nothing_is_shared() -> None:

@@ -85,9 +85,9 @@ def test_stalled_client_is_dropped(served: Served, connect: Connect) -> None:
     stalled, slow = connect(served.address), connect(served.address)
     stalled.send(post("large"))
     slow.send(post("large"))
-    assert wait_until(lambda: len(served.state.connections) == 2)
+    assert wait_until(lambda: served.connections == 2)
     taken = b""
-    while len(served.state.connections) == 2:
+    while served.connections == 2:
         taken += slow.socket.recv(65536)
         time.sleep(0.005)
     while b"\r\n\r\n" not in taken or len(taken.partition(b"\r\n\r\n")[2]) < len(body):
@@ -119,14 +119,14 @@ def test_client_that_never_stops_sending(served: Served, connect: Connect) -> No
     client.send(b"bad\r\n\r\n")
     with pytest.raises(ConnectionError):
         client.send(b"x" * (64 * MIB))
-    assert wait_until(lambda: not served.state.connections)
+    assert wait_until(lambda: not served.connections)
 
 
 def test_client_that_never_closes(served: Served, connect: Connect) -> None:
     served.state.drain_seconds = 0.2
     client = connect(served.address)
     assert client.ask(b"bad\r\n\r\n").status == 400
-    assert wait_until(lambda: not served.state.connections)
+    assert wait_until(lambda: not served.connections)
 
 
 # --- handlers and clients that come and go --------------------------------------------------------
@@ -171,7 +171,7 @@ def test_late_result_of_a_thread_is_dropped(
     assert started.wait(10)
     for connection in list(served.state.connections):
         served.call(connection.abort)
-    assert wait_until(lambda: not served.state.connections)
+    assert wait_until(lambda: not served.connections)
     gate.set()
     assert wait_until(lambda: served.registry.find("late").running == 0)
     assert len(ask(served.address, post("late")).body) == MIB

@@ -27,9 +27,9 @@ def test_nothing_of_the_process_is_changed(tmp_path: Path) -> None:
 
 def test_threads_are_few_named_daemons_without_signals(tmp_path: Path) -> None:
     assert scene(tmp_path, "threads") == {
-        "serving": 1,  # two servers share it
-        "names": ["workerserver-handler-1", "workerserver-loop"],
-        "kernel names": ["workerserver-lo"],
+        "serving": 2,  # two servers share them
+        "names": ["workerserver-handler-1", "workerserver-io", "workerserver-loop"],
+        "kernel names": ["workerserver-io", "workerserver-lo"],
         "daemons": True,
         "all blocked": True,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import faulthandler
 import gc
 import os
@@ -12,20 +11,22 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from parking import Stay, block, of, parked, plain, recursive, renamed, untraced, without_lines
+from parking import Stay, block, of, parked, plain, recursive, untraced
+from scenes import SCENES, deep, lineless
 
 from workerserver import _stacks
 from workerserver._stacks import Snapshot, snapshot
-from workerserver.handlers import stacks
 
 pytestmark = pytest.mark.cpython
 
 ISOLATED = Path(__file__).parent / "isolated"
+
+FORMATS: tuple[Literal["text", "json", "digest"], ...] = ("text", "json", "digest")
 
 SOAK_SECONDS = os.environ.get("WORKERSERVER_SOAK_SECONDS", "5")
 
@@ -41,81 +42,6 @@ def both() -> tuple[str, str]:
     # CPython 3.14 adds the thread's name, as it is: newlines too.
     pattern = re.compile(r" \[[^\]]*\] (\(most recent call first\):)", re.DOTALL)
     return pattern.sub(r" \1", theirs), text
-
-
-def deep(stay: Stay) -> None:
-    recursive(stay, 150)
-
-
-def in_generator(stay: Stay) -> None:
-    def inner() -> Iterator[int]:
-        yield 1
-        stay()
-
-    def outer() -> Iterator[int]:
-        yield from inner()
-
-    list(outer())
-
-
-def in_coroutine(stay: Stay) -> None:
-    async def inner() -> None:
-        await asyncio.sleep(0)
-        stay()
-
-    async def outer() -> None:
-        await inner()
-
-    asyncio.run(outer())
-
-
-def in_comprehension(stay: Stay) -> None:
-    [stay() for _ in range(1)]  # type: ignore[func-returns-value]
-
-
-in_lambda: Callable[[Stay], None] = lambda stay: stay()  # noqa: E731
-
-
-def in_sort_key(stay: Stay) -> None:
-    sorted([1], key=lambda _: stay() or 0)  # type: ignore[func-returns-value]
-
-
-def in_exec(stay: Stay) -> None:
-    exec("stay()\n", {"stay": stay})
-
-
-def compiled_names(stay: Stay) -> None:
-    space: dict[str, Any] = {}
-    exec(compile("def fonction_é(stay):\n stay()\n", "/tmp/ünï/文件\U0001f600.py", "exec"), space)
-    space["fonction_é"](stay)
-
-
-escaped = renamed(plain, "new\nline\t\x7f\\\x00", 'quo"te\r\nThread 0x0 \x1b[31m')
-
-surrogate = renamed(plain, "\ud800 \xff\u0100\uffff\U00010000", "\udcff/file.py")
-
-long_names = renamed(plain, "n" * 501, "é" * 501)
-
-longest_names = renamed(plain, "n" * 500, "é" * 500)
-
-lineless = without_lines(plain)
-
-SCENES = [
-    plain,
-    recursive,
-    in_generator,
-    in_coroutine,
-    in_comprehension,
-    in_lambda,
-    in_sort_key,
-    in_exec,
-    compiled_names,
-    escaped,
-    surrogate,
-    long_names,
-    longest_names,
-    lineless,
-]
 
 
 @untraced
@@ -194,10 +120,11 @@ def test_lower_bounds() -> None:
 @pytest.mark.parametrize("bound", ["max_depth", "max_threads", "max_frames"])
 def test_bounds_have_bounds(bound: str) -> None:
     maximum = getattr(_stacks, bound.upper())
-    snapshot(**{bound: maximum})
+    take: Callable[..., Snapshot] = snapshot
+    take(**{bound: maximum})
     for wrong in (0, -1, maximum + 1):
         with pytest.raises(ValueError, match=f"{bound} must be 1 to {maximum}, not {wrong}"):
-            snapshot(**{bound: wrong})
+            take(**{bound: wrong})
 
 
 def test_snapshots_are_not_made_by_hand() -> None:
@@ -217,7 +144,7 @@ def test_threads_and_their_names() -> None:
     with parked(scene, name="näme \ud800", daemon=True) as thread:
         taken = snapshot()
     stack = of(taken, thread)
-    assert stack[:6] == (thread.ident, natives[0], "näme \\ud800", True, False, False)
+    assert stack[:7] == (thread.ident, natives[0], "näme \\ud800", True, False, False, False)
     top = stack.frames[-4]
     assert top[:3] == (__file__, scene.__code__.co_firstlineno + 2, "scene")
     if sys.version_info >= (3, 11):
@@ -226,7 +153,8 @@ def test_threads_and_their_names() -> None:
         assert top.qualname is None
     mine = of(taken, threading.current_thread())
     assert mine.current
-    assert taken.current == threading.get_ident()
+    assert taken.holder == threading.get_ident()
+    assert taken.mode == "gil"
     assert taken.pid == os.getpid()
     assert mine.frames[0].function == "test_threads_and_their_names"
 
@@ -356,9 +284,9 @@ def test_snapshots_leak_nothing() -> None:
 
 def render() -> None:
     taken = snapshot(max_frames=30)
-    taken.text()
-    stacks.to_json(taken)
-    stacks.digest(taken)
+    assert taken.threads
+    for format in FORMATS:
+        taken.render(format)
 
 
 def test_a_snapshot_holds_code_but_no_locals() -> None:

@@ -4,6 +4,7 @@ from typing import Protocol, final
 from workerserver.access import AccessPolicy
 from workerserver.pool import DaemonPool
 from workerserver.routes import Router
+from workerserver.types import Response
 
 class _Limits(Protocol):
     @property
@@ -22,6 +23,12 @@ class _Limits(Protocol):
     def body_timeout(self) -> float: ...
     @property
     def idle_timeout(self) -> float: ...
+    @property
+    def gil_deadline(self) -> float: ...
+    @property
+    def gil_timeout(self) -> float: ...
+
+PEER_REFUSED: str
 
 def immortalise(thing: object) -> None: ...
 
@@ -33,6 +40,7 @@ class ServerState:
     pool: DaemonPool
     connections: set[WorkerProtocol]
     requests: dict[tuple[str, int], int]
+    limits: _Limits
     is_unix: bool
     max_head: int
     max_headers: int
@@ -56,6 +64,8 @@ class ServerState:
         limits: _Limits,
     ) -> None: ...
     def __call__(self) -> WorkerProtocol: ...
+
+def whole_reply(response: Response, close: bool) -> bytes: ...
 
 @final
 class WorkerProtocol:

@@ -19,7 +19,7 @@ from asyncio import CancelledError
 from functools import partial
 from http import HTTPStatus
 
-from workerserver.access import peer_allowed
+from workerserver.access import PEER_REFUSED, peer_allowed
 from workerserver.results import error_response, failure, to_response
 from workerserver.types import (
     Forbidden,
@@ -77,6 +77,7 @@ cdef class ServerState:
     cdef readonly object pool  # pool.DaemonPool
     cdef readonly set connections  # of WorkerProtocol
     cdef readonly dict requests  # (handler name, status) -> count
+    cdef readonly object limits  # server.Limits
     cdef readonly bint is_unix
     cdef readonly Py_ssize_t max_head
     cdef readonly int max_headers
@@ -101,6 +102,7 @@ cdef class ServerState:
         self.is_unix = is_unix
         self.connections = set()
         self.requests = {}
+        self.limits = limits
         self.max_head = limits.max_head
         self.max_headers = limits.max_headers
         self.max_body = limits.max_body
@@ -138,8 +140,8 @@ cdef class WorkerProtocol:
     cdef ServerState _state
     # --- connection
     cdef object _transport  # asyncio.Transport | None
+    cdef object _want_bytes  # the transport's want_bytes(), None if it has none
     cdef RequestParser _parser
-    cdef object _peer  # str | None
     cdef readonly int fileno  # -1 if the transport has none; for the child of a fork
     cdef Stage _stage
     cdef bint _reading_paused
@@ -172,23 +174,31 @@ cdef class WorkerProtocol:
     def connection_made(self, transport):
         cdef ServerState state = self._state
         self._transport = transport
+        state.connections.add(self)
+        self._want_bytes = getattr(transport, "want_bytes", None)
+        if self._want_bytes is not None:
+            # The native I/O thread: it keeps the door, and the time between messages.
+            if state.closing:
+                transport.close()
+            return
         sock = transport.get_extra_info("socket")
         if sock is not None:
             self.fileno = sock.fileno()
-        peer = transport.get_extra_info("peername")
-        if peer and isinstance(peer, tuple):
-            self._peer = f"{peer[0]}:{peer[1]}"
-        state.connections.add(self)
         if state.closing:
-            self._transport.close()
+            transport.close()
         elif len(state.connections) > state.max_connections + REFUSED_LIMIT:
-            self._transport.abort()
+            transport.abort()
         elif len(state.connections) > state.max_connections:
             self._fail(ServerBusy(f"{state.max_connections} connections"))
         elif state.is_unix and sock is not None and not _peer_allowed(sock):
-            self._fail(Forbidden("this socket serves its own user only"))
+            self._fail(Forbidden(PEER_REFUSED))
         else:
             self._set_deadline(state.head_timeout)
+
+    cdef object _peer(self):
+        """``host:port`` of the client; None on a Unix socket."""
+        peer = self._transport.get_extra_info("peername")
+        return f"{peer[0]}:{peer[1]}" if peer and isinstance(peer, tuple) else None
 
     def connection_lost(self, exc):
         self._stage = STAGE_LOST
@@ -199,7 +209,7 @@ cdef class WorkerProtocol:
             self._timer = None
         if self._task is not None:
             self._task.cancel()
-        self._transport = None
+        self._transport = self._want_bytes = None
 
     def data_received(self, bytes data):
         if self._stage == STAGE_DRAIN:
@@ -284,13 +294,18 @@ cdef class WorkerProtocol:
                 return 0
         elif self._parser.between_messages():
             self._stage = STAGE_IDLE
-            self._set_deadline(state.idle_timeout)
+            if self._want_bytes is None:
+                self._set_deadline(state.idle_timeout)
+            else:
+                self._deadline = 0.0
         elif self._stage != STAGE_HEAD:
             self._stage = STAGE_HEAD
             self._set_deadline(state.head_timeout)
         if self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()
+        if self._want_bytes is not None:
+            self._want_bytes(self._stage == STAGE_IDLE)
         return 0
 
     cdef int _limit_reading(self) except -1:
@@ -333,7 +348,7 @@ cdef class WorkerProtocol:
             else:
                 values = validator.validate(())
             if validator.request_name is not None:
-                values[validator.request_name] = request.to_request(path, self._peer)
+                values[validator.request_name] = request.to_request(path, self._peer())
             kind = handler.kind
             if kind != "inline" and not handler.acquire():
                 raise HandlerBusy(handler.name, handler.limit)
@@ -531,6 +546,14 @@ cdef class WorkerProtocol:
     def abort(self):
         if self._transport is not None:
             self._transport.abort()
+
+
+def whole_reply(response, bint close):
+    """*response* as it goes out, for replies that are made before anybody asks."""
+    extra = "Connection: close\r\n" if close else ""
+    for field, value in response.headers:
+        extra += f"{field}: {value}\r\n"
+    return _head(response.status, response.content_type, len(response.body), extra) + response.body
 
 
 cdef bytes _head(int status, str content_type, Py_ssize_t length, str extra):

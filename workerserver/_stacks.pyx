@@ -1,38 +1,64 @@
-"""Stack snapshots of every Python thread, atomic under the GIL, and their text.
+"""Stack snapshots of every Python thread, atomic under the GIL or read without it.
 
-``sys._current_frames()`` hands out live frames. A walk over them in Python code loses the GIL in
-the middle, sees one thread at several moments, and on CPython 3.11 corrupts memory. Here frames
-are taken and walked in one piece of C: from the call of ``_current_frames`` to the last frame
-copied no bytecode runs, nothing waits and nothing is deallocated, so all stacks are of one moment.
-What is copied is plain C (a code object with a reference of its own, a line number); text is made
-from that afterwards.
+With the GIL: ``sys._current_frames()`` hands out live frames. A walk over them in Python code
+loses the GIL in the middle, sees one thread at several moments, and on CPython 3.11 corrupts
+memory. Here frames are taken and walked in one piece of C: from the call of ``_current_frames`` to
+the last frame copied no bytecode runs, nothing waits and nothing is deallocated, so all stacks are
+of one moment.
+Only threads that share the caller's GIL can be read this way: a process that runs several
+interpreters, each with a GIL of its own (CPython 3.12), has no use for it.
 
-Only threads that share the caller's GIL can be read this way. A process that runs several
-interpreters, each with a GIL of its own (CPython 3.12), has no use for this module.
+Without the GIL: _selfread.c. Where that is impossible there is still what the kernel knows.
+
+All three fill the same plain C (_snapshot.h), of which _render.c makes text, JSON and digests.
 """
 
 import sys
 import threading
 from collections import namedtuple
-from time import time
 
 cimport cython
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, strlen
-from posix.fcntl cimport O_RDONLY, open
-from posix.unistd cimport close, getpid, read
+from libc.string cimport memset
+from posix.unistd cimport getpid, usleep
+from workerserver._snapshot cimport (
+    WS_DIGEST, WS_JSON, WS_MAX_DEPTH, WS_MAX_FRAMES, WS_MAX_NAME, WS_MAX_THREADS, WS_MODE_GIL,
+    WS_MODE_KERNEL, WS_MODE_NOGIL, WS_TEXT, ws_about, ws_buffer, ws_buffer_free, ws_dump,
+    ws_dump_init, ws_dump_prepare, ws_dump_take, ws_dumps_taken, ws_format, ws_frame, ws_gil,
+    ws_kernel, ws_kernel_free, ws_kernel_state, ws_kernel_take, ws_mode, ws_name, ws_now, ws_render,
+    ws_render_headers, ws_render_stack, ws_selfread_free, ws_selfread_gil, ws_selfread_problem,
+    ws_snapshot, ws_thread,
+)
 
 
 cdef extern from *:
     """
     #include <frameobject.h>  /* CPython 3.10 declares PyFrame_GetBack only there */
-    static CYTHON_INLINE PyObject *ws_qualname(PyCodeObject *code) {
+
+    static PyObject *ws_qualname(PyCodeObject *code) {
     #if PY_VERSION_HEX >= 0x030B0000
         return code->co_qualname;
     #else
+        (void)code;
         return NULL;
     #endif
     }
+
+    /* The name in a str, borrowed from it; kind 0 for anything else. */
+    static ws_name ws_borrow(PyObject *o) {
+        ws_name name = {0};
+        if (o != NULL && PyUnicode_Check(o)
+    #if PY_VERSION_HEX < 0x030C0000
+            && PyUnicode_IS_READY(o)
+    #endif
+        ) {
+            name.data = PyUnicode_DATA(o);
+            name.length = (size_t)PyUnicode_GET_LENGTH(o);
+            name.kind = (uint8_t)PyUnicode_KIND(o);
+        }
+        return name;
+    }
+
     #define ws_incref(o) Py_INCREF((PyObject *)(o))
     #define ws_decref(o) Py_DECREF((PyObject *)(o))
     """
@@ -45,6 +71,7 @@ cdef extern from *:
         PyObject *co_name
     # Borrowed from the code object; NULL before CPython 3.11.
     PyObject *ws_qualname(PyCodeObject *code) noexcept
+    ws_name ws_borrow(PyObject *o) noexcept
     void ws_incref(void *o) noexcept
     void ws_decref(void *o) noexcept
     # New references. GetBack leaves a MemoryError when it could not make the frame object.
@@ -61,100 +88,81 @@ cdef extern from *:
     int PyDict_Next(PyObject *d, Py_ssize_t *pos, PyObject **key, PyObject **value) noexcept
     unsigned long PyLong_AsUnsignedLong(PyObject *o) noexcept
     object PyObject_GenericGetAttr(object o, object name)
-    bint PyUnicode_Check(PyObject *o) noexcept
-    Py_ssize_t PyUnicode_GET_LENGTH(PyObject *o) noexcept
-    int PyUnicode_KIND(PyObject *o) noexcept
-    void *PyUnicode_DATA(PyObject *o) noexcept
-    Py_UCS4 PyUnicode_READ(int kind, void *data, Py_ssize_t index) noexcept
-
-
-cdef struct FrameRecord:
-    PyCodeObject *code  # a reference of ours
-    int line            # -1: unknown
-
-
-cdef struct ThreadRecord:
-    unsigned long ident
-    Py_ssize_t start    # of its frames among all frames
-    Py_ssize_t count
-    bint truncated
-    PyObject *name      # str, a reference of ours; NULL: not known to threading
-    long native_id      # 0: unknown
-    int daemon          # -1: unknown
-
-
-cdef struct Buffer:
-    char *data          # malloc'ed
-    Py_ssize_t size
-    Py_ssize_t capacity
+    object PyUnicode_FromKindAndData(int kind, const void *data, Py_ssize_t size)
 
 
 # Frames of one thread, threads, and frames of all threads that one snapshot holds at most.
-MAX_DEPTH = 1000
-MAX_THREADS = 4096
-MAX_FRAMES = 65536
+MAX_DEPTH = WS_MAX_DEPTH
+MAX_THREADS = WS_MAX_THREADS
+MAX_FRAMES = WS_MAX_FRAMES
 
-# Characters of a name: in faulthandler's text (its own limit), and everywhere else.
-cdef Py_ssize_t TEXT_NAME = 500
-cdef Py_ssize_t LONG_NAME = 1024
-
-cdef const char *HEX = "0123456789abcdef"
+cdef tuple MODES = ("gil", "nogil", "kernel")  # by ws_mode
+cdef dict FORMATS = {"text": WS_TEXT, "json": WS_JSON, "digest": WS_DIGEST}
 
 # Ours before anybody could replace it with something that runs bytecode.
 cdef object _current_frames = sys._current_frames
-cdef unsigned long long _taken = 0
+cdef unsigned long long _taken = 0  # those with the GIL
 
 Frame = namedtuple("Frame", "file line function qualname", module=__name__)
 ThreadStack = namedtuple(
-    "ThreadStack", "ident native_id name daemon current truncated frames", module=__name__
+    "ThreadStack",
+    "ident native_id name daemon current truncated unstable frames",
+    module=__name__,
 )
+
+if ws_dump_init() != 0:
+    raise MemoryError
 
 
 @cython.final
 cdef class Snapshot:
     """All Python stacks of one moment; made by :func:`snapshot`, never by hand.
 
-    Owns its two C arrays and the references in them, and never changes once it was handed out, so
-    any thread may render it. Holds code objects but no frames: nothing that a function's locals
-    keep alive outlives its function because of a snapshot.
+    Owns its C arrays and the references in them, and never changes once it was handed out, so any
+    thread may render it. Holds code objects but no frames: nothing that a function's locals keep
+    alive outlives its function because of a snapshot.
 
-    ``pid``, ``time`` (seconds since the epoch) and ``current`` (ident of the thread that took the
-    snapshot, and so held the GIL) are of the moment; ``truncated`` says that threads were left out.
+    ``mode`` says how it was taken: ``gil``, ``nogil`` or ``kernel`` (no frames). ``pid``, ``time``
+    (seconds since the epoch) and ``holder`` (ident of the thread that held the GIL, which in mode
+    gil is the one that took the snapshot; None: nobody, or unknown) are of the moment;
+    ``truncated`` says that threads were left out.
     """
 
-    cdef FrameRecord *_frames
-    cdef ThreadRecord *_threads
-    cdef Py_ssize_t _frame_count
-    cdef Py_ssize_t _frame_capacity
-    cdef Py_ssize_t _thread_count
-    cdef readonly int pid
-    cdef readonly double time
-    cdef readonly unsigned long current
-    cdef readonly bint truncated
+    cdef ws_snapshot _c
+    # Mode gil: its arrays are from the C heap, its names lie in these objects.
+    cdef PyObject **_held  # references of ours
+    cdef size_t _held_count
+    cdef size_t _held_capacity
+    cdef size_t _thread_capacity
+    cdef size_t _frame_capacity
 
     def __init__(self):
         raise TypeError("snapshots are made by snapshot()")
 
     def __dealloc__(self):
-        cdef Py_ssize_t i
-        for i in range(self._frame_count):
-            ws_decref(self._frames[i].code)
-        for i in range(self._thread_count):
-            if self._threads[i].name != NULL:
-                ws_decref(self._threads[i].name)
-        free(self._frames)
-        free(self._threads)
+        cdef size_t i
+        if self._c.mode == WS_MODE_NOGIL:
+            ws_selfread_free(&self._c)
+        elif self._c.mode == WS_MODE_KERNEL:
+            ws_kernel_free(&self._c)
+        else:
+            for i in range(self._held_count):
+                ws_decref(self._held[i])
+            free(self._held)
+            free(self._c.threads)
+            free(self._c.frames)
 
-    # No tracing in these two, whatever the build: a trace function is bytecode.
+    # No tracing in these, whatever the build: a trace function is bytecode.
     @cython.linetrace(False)
     @cython.profile(False)
-    cdef int take(self, int max_depth, Py_ssize_t max_threads, Py_ssize_t max_frames) except -1:
-        """Fill this new snapshot."""
+    cdef int take(self, size_t max_depth, size_t max_threads, size_t max_frames) except -1:
+        """Fill this new snapshot, with the GIL."""
         cdef dict frames
         cdef int collecting
-        self.pid = getpid()
-        self.time = time()
-        self.current = PyThread_get_thread_ident()
+        self._c.mode = WS_MODE_GIL
+        self._c.pid = getpid()
+        self._c.time = ws_now()
+        self._c.holder = PyThread_get_thread_ident()
         # Up to CPython 3.11 the garbage collector runs inside an allocation, and frame objects
         # are allocated here: finalizers would run in the middle of the walk, and, while
         # _current_frames holds the interpreter's thread list locked, deadlock (gh-106883).
@@ -174,7 +182,7 @@ cdef class Snapshot:
     @cython.linetrace(False)
     @cython.profile(False)
     cdef void copy(
-        self, PyObject *frames, int max_depth, Py_ssize_t max_threads, Py_ssize_t max_frames
+        self, PyObject *frames, size_t max_depth, size_t max_threads, size_t max_frames
     ) noexcept:
         """Copy each thread's frames, newest first; *frames* maps ident to frame.
 
@@ -186,36 +194,31 @@ cdef class Snapshot:
         cdef PyObject *value
         cdef PyFrameObject *frame
         cdef PyFrameObject *back
-        cdef ThreadRecord *thread
-        cdef FrameRecord *record
+        cdef ws_thread *thread
         while PyDict_Next(frames, &pos, &key, &value):
-            if self._thread_count >= max_threads or not self.grow_threads():
-                self.truncated = True
+            if self._c.thread_count >= max_threads or not grow(
+                <void **>&self._c.threads, self._c.thread_count, &self._thread_capacity,
+                sizeof(ws_thread),
+            ):
+                self._c.truncated = True
                 return
-            thread = &self._threads[self._thread_count]
-            self._thread_count += 1
+            thread = &self._c.threads[self._c.thread_count]
+            self._c.thread_count += 1
+            memset(thread, 0, sizeof(ws_thread))
             thread.ident = PyLong_AsUnsignedLong(key)
-            thread.start = self._frame_count
-            thread.count = 0
-            thread.truncated = False
-            thread.name = NULL
-            thread.native_id = 0
+            thread.start = self._c.frame_count
             thread.daemon = -1
             frame = <PyFrameObject *>value
             ws_incref(frame)
             while frame != NULL:
                 if (
                     thread.count >= max_depth
-                    or self._frame_count >= max_frames
-                    or not self.grow_frames()
+                    or self._c.frame_count >= max_frames
+                    or not self.add(frame)
                 ):
                     thread.truncated = True
                     ws_decref(frame)
                     break
-                record = &self._frames[self._frame_count]
-                record.code = PyFrame_GetCode(frame)
-                record.line = PyFrame_GetLineNumber(frame)
-                self._frame_count += 1
                 thread.count += 1
                 back = PyFrame_GetBack(frame)
                 ws_decref(frame)
@@ -226,176 +229,173 @@ cdef class Snapshot:
 
     @cython.linetrace(False)
     @cython.profile(False)
-    cdef bint grow_threads(self) noexcept:
-        """Make room for one more thread; room doubles at powers of two. False: no memory."""
-        cdef Py_ssize_t n = self._thread_count
-        cdef void *grown
-        if n == 0 or (n >= 16 and n & (n - 1) == 0):
-            grown = realloc(self._threads, max(16, 2 * n) * sizeof(ThreadRecord))
-            if grown == NULL:
-                return False
-            self._threads = <ThreadRecord *>grown
+    cdef bint add(self, PyFrameObject *frame) noexcept:
+        """Copy one frame. False: no memory."""
+        cdef ws_frame *to
+        cdef PyCodeObject *code
+        if not grow(
+            <void **>&self._c.frames, self._c.frame_count, &self._frame_capacity, sizeof(ws_frame)
+        ):
+            return False
+        code = PyFrame_GetCode(frame)
+        if not self.hold(<PyObject *>code):
+            ws_decref(code)
+            return False
+        to = &self._c.frames[self._c.frame_count]
+        to.file = ws_borrow(code.co_filename)
+        to.function = ws_borrow(code.co_name)
+        to.qualname = ws_borrow(ws_qualname(code))
+        to.line = PyFrame_GetLineNumber(frame)
+        self._c.frame_count += 1
         return True
 
     @cython.linetrace(False)
     @cython.profile(False)
-    cdef bint grow_frames(self) noexcept:
-        """Make room for one more frame. False: no memory."""
-        cdef void *grown
-        cdef Py_ssize_t capacity
-        if self._frame_count == self._frame_capacity:
-            capacity = max(128, 2 * self._frame_capacity)
-            grown = realloc(self._frames, capacity * sizeof(FrameRecord))
-            if grown == NULL:
-                return False
-            self._frames = <FrameRecord *>grown
-            self._frame_capacity = capacity
+    cdef bint hold(self, PyObject *o) noexcept:
+        """Take over a reference. False: no memory, and it stays the caller's."""
+        if not grow(
+            <void **>&self._held, self._held_count, &self._held_capacity, sizeof(PyObject *)
+        ):
+            return False
+        self._held[self._held_count] = o
+        self._held_count += 1
         return True
 
     cdef int name_threads(self) except -1:
-        """What threading knows of each thread, read from its table.
+        """What threading knows of each thread, read from its tables.
 
-        Not by threading.enumerate(), which waits for a lock, nor through properties that are
-        Python code: either could hand the GIL away.
+        Not by threading.enumerate(), which waits for a lock, nor through functions and properties
+        that are Python code: either could hand the GIL away.
         """
-        cdef Py_ssize_t i
+        cdef size_t i
+        cdef ws_thread *to
         cdef object active = threading._active
         cdef object thread, value
+        value = _attribute(threading._main_thread, "_ident")
+        if type(value) is int and 0 < value < 1 << 63:
+            self._c.main_ident = value
         if type(active) is not dict:
             return 0
-        for i in range(self._thread_count):
-            thread = (<dict>active).get(self._threads[i].ident)
+        for i in range(self._c.thread_count):
+            to = &self._c.threads[i]
+            thread = (<dict>active).get(to.ident)
             if thread is None:
                 continue
             value = _attribute(thread, "_name")
-            if isinstance(value, str):
+            if isinstance(value, str) and self.hold(<PyObject *>value):
                 ws_incref(<PyObject *>value)
-                self._threads[i].name = <PyObject *>value
+                to.name = ws_borrow(<PyObject *>value)
             value = _attribute(thread, "_daemonic")
             if value is not None:
-                self._threads[i].daemon = value is True
+                to.daemon = value is True
             value = _attribute(thread, "_native_id")
             if type(value) is int and 0 < value < 1 << 31:
-                self._threads[i].native_id = value
+                to.native_id = value
         return 0
 
     @property
-    def threads(self):
-        """A tuple of ThreadStack, most recently created thread first; made anew on each use."""
-        cdef Py_ssize_t i
-        return tuple([self.thread(i) for i in range(self._thread_count)])
+    def mode(self):
+        return MODES[<int>self._c.mode]
 
-    cdef object thread(self, Py_ssize_t i):
-        cdef ThreadRecord *thread = &self._threads[i]
-        cdef FrameRecord *record
-        cdef PyObject *qualname
-        cdef Py_ssize_t j
+    @property
+    def pid(self):
+        return self._c.pid
+
+    @property
+    def time(self):
+        return self._c.time
+
+    @property
+    def holder(self):
+        return self._c.holder or None
+
+    @property
+    def truncated(self):
+        return bool(self._c.truncated)
+
+    @property
+    def threads(self):
+        """A tuple of ThreadStack, most recently created thread first; made anew on each use.
+
+        In mode kernel every ``ident`` is 0, as Python's idents are not known.
+        """
+        cdef size_t i
+        return tuple([self.thread(&self._c.threads[i]) for i in range(self._c.thread_count)])
+
+    cdef object thread(self, ws_thread *thread):
+        cdef ws_frame *frame
+        cdef size_t i
         cdef list frames = []
-        for j in range(thread.start, thread.start + thread.count):
-            record = &self._frames[j]
-            qualname = ws_qualname(record.code)
+        for i in range(thread.start, thread.start + thread.count):
+            frame = &self._c.frames[i]
             frames.append(Frame(
-                _name(record.code.co_filename),
-                None if record.line < 0 else record.line,
-                _name(record.code.co_name),
-                None if qualname == NULL else _name(qualname),
+                _name(&frame.file),
+                None if frame.line < 0 else frame.line,
+                _name(&frame.function),
+                None if frame.qualname.kind == 0 else _name(&frame.qualname),
             ))
         return ThreadStack(
             thread.ident,
             None if thread.native_id == 0 else thread.native_id,
-            None if thread.name == NULL else _name(thread.name),
+            None if thread.name.kind == 0 else _name(&thread.name),
             None if thread.daemon < 0 else bool(thread.daemon),
-            thread.ident == self.current,
+            self._c.holder != 0 and thread.ident == self._c.holder,
             bool(thread.truncated),
+            bool(thread.unstable),
             tuple(frames),
         )
 
+    def render(self, str format):
+        """The snapshot as ASCII bytes: ``text``, ``json`` or ``digest``, as _render.h says."""
+        cdef ws_buffer out = ws_buffer(NULL, 0, 0)
+        if format not in FORMATS:
+            raise ValueError(f"format must be text, json or digest, not {format}")
+        return _bytes(ws_render(&self._c, FORMATS[format], &out), &out)
+
     def text(self):
-        """The snapshot in the form of ``faulthandler.dump_traceback(all_threads=True)``, ASCII.
-
-        As there, every other character of a name is written as ``\\xNN``, ``\\uNNNN`` or
-        ``\\UNNNNNNNN``, names end after 500 characters with ``...``, an unknown line is ``???``.
-        Thread names are left out, as before CPython 3.14. Bounds are MAX_DEPTH and MAX_THREADS.
-        """
-        cdef Buffer out = Buffer(NULL, 0, 0)
-        cdef Py_ssize_t i
-        try:
-            for i in range(self._thread_count):
-                if i != 0:
-                    _put(&out, "\n")
-                if self._threads[i].ident == self.current:
-                    _put(&out, "Current thread 0x")
-                else:
-                    _put(&out, "Thread 0x")
-                _put_hex(&out, self._threads[i].ident, 2 * sizeof(unsigned long))
-                _put(&out, " (most recent call first):\n")
-                self.put_stack(&out, i)
-            if self.truncated:
-                _put(&out, "\n...\n")
-            return out.data[:out.size].decode("ascii")
-        finally:
-            free(out.data)
-
-    cdef int put_stack(self, Buffer *out, Py_ssize_t i) except -1:
-        cdef Py_ssize_t start = self._threads[i].start
-        cdef Py_ssize_t j
-        cdef FrameRecord *record
-        for j in range(start, start + self._threads[i].count):
-            record = &self._frames[j]
-            _put(out, "  File ")
-            if PyUnicode_Check(record.code.co_filename):
-                _put(out, '"')
-                _put_escaped(out, record.code.co_filename)
-                _put(out, '"')
-            else:
-                _put(out, "???")
-            _put(out, ", line ")
-            if record.line >= 0:
-                _put_decimal(out, record.line)
-            else:
-                _put(out, "???")
-            _put(out, " in ")
-            _put_escaped(out, record.code.co_name)
-            _put(out, "\n")
-        if self._threads[i].truncated:
-            _put(out, "  ...\n")
-        return 0
+        """The text form, as str."""
+        return self.render("text").decode("ascii")
 
     def stack_text(self, Py_ssize_t index):
-        """The lines that :meth:`text` has for ``threads[index]``, without its head line."""
-        cdef Buffer out = Buffer(NULL, 0, 0)
-        if not 0 <= index < self._thread_count:
+        """The frames of ``threads[index]`` as they stand in the text."""
+        cdef ws_buffer out = ws_buffer(NULL, 0, 0)
+        if not 0 <= index < <Py_ssize_t>self._c.thread_count:
             raise IndexError(index)
-        try:
-            self.put_stack(&out, index)
-            return out.data[:out.size].decode("ascii")
-        finally:
-            free(out.data)
+        return _bytes(ws_render_stack(&self._c, index, &out), &out).decode("ascii")
+
+    def headers(self):
+        """What a reply says of the snapshot: a tuple of ``(name, value)``."""
+        cdef ws_buffer out = ws_buffer(NULL, 0, 0)
+        cdef bytes lines = _bytes(ws_render_headers(&self._c, &out), &out)
+        return tuple([
+            tuple(line.split(": ", 1)) for line in lines.decode("ascii").split("\r\n")[:-1]
+        ])
 
 
-def snapshot(
-    *, int max_depth=MAX_DEPTH, Py_ssize_t max_threads=MAX_THREADS, Py_ssize_t max_frames=MAX_FRAMES
-):
-    """The stacks of all Python threads, now. Never waits and never hands the GIL away.
-
-    The bounds may be lowered; ValueError outside 1 to the maximum, MemoryError when there is none.
-    """
-    global _taken
-    if not 1 <= max_depth <= MAX_DEPTH:
-        raise ValueError(f"max_depth must be 1 to {MAX_DEPTH}, not {max_depth}")
-    if not 1 <= max_threads <= MAX_THREADS:
-        raise ValueError(f"max_threads must be 1 to {MAX_THREADS}, not {max_threads}")
-    if not 1 <= max_frames <= MAX_FRAMES:
-        raise ValueError(f"max_frames must be 1 to {MAX_FRAMES}, not {max_frames}")
-    cdef Snapshot taken = Snapshot.__new__(Snapshot)
-    taken.take(max_depth, max_threads, max_frames)
-    _taken += 1
-    return taken
+@cython.linetrace(False)
+@cython.profile(False)
+cdef bint grow(void **array, size_t count, size_t *capacity, size_t size) noexcept:
+    """Make room for one more element of *size* bytes, from the C heap. False: no memory."""
+    cdef void *grown
+    cdef size_t more
+    if count == capacity[0]:
+        more = max(<size_t>64, 2 * capacity[0])
+        grown = realloc(array[0], more * size)
+        if grown == NULL:
+            return False
+        array[0] = grown
+        capacity[0] = more
+    return True
 
 
-def snapshots_taken():
-    """How many snapshots this process has taken."""
-    return _taken
+cdef bytes _bytes(int status, ws_buffer *out):
+    """What was rendered; frees *out*."""
+    try:
+        if status != 0:
+            raise MemoryError
+        return out.data[:out.size]
+    finally:
+        ws_buffer_free(out)
 
 
 cdef object _attribute(object o, str name):
@@ -406,121 +406,146 @@ cdef object _attribute(object o, str name):
         return None
 
 
-cdef str _name(PyObject *o):
+cdef str _name(ws_name *name):
     """A name of bounded length that any encoder can write (no lone surrogates)."""
-    if not PyUnicode_Check(o):
+    if name.kind == 0:
         return "???"
-    cdef str name = <str><object>o
-    if len(name) > LONG_NAME:
-        name = name[:LONG_NAME] + "..."
-    if not name.isascii():
-        name = name.encode("utf-8", "backslashreplace").decode("utf-8")
-    return name
+    cdef size_t length = min(name.length, <size_t>WS_MAX_NAME)
+    cdef str text = PyUnicode_FromKindAndData(name.kind, name.data, length)
+    if length < name.length or name.cut:
+        text += "..."
+    if not text.isascii():
+        text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text
 
 
-def kernel_state(int tid):
+def snapshot(
+    *,
+    str mode="gil",
+    int max_depth=MAX_DEPTH,
+    Py_ssize_t max_threads=MAX_THREADS,
+    Py_ssize_t max_frames=MAX_FRAMES,
+):
+    """The stacks of all Python threads, now.
+
+    Mode ``gil`` never waits and never hands the GIL away. ``nogil`` releases it, reads the stacks
+    while others may run, and takes it again: NotImplementedError where that is not possible here,
+    RuntimeError if it failed this time. ``kernel``: what the kernel knows; RuntimeError without
+    /proc. The bounds are for mode gil and may be lowered; ValueError outside 1 to the maximum.
+    MemoryError when there is no memory.
+    """
+    global _taken
+    if not 1 <= max_depth <= MAX_DEPTH:
+        raise ValueError(f"max_depth must be 1 to {MAX_DEPTH}, not {max_depth}")
+    if not 1 <= max_threads <= MAX_THREADS:
+        raise ValueError(f"max_threads must be 1 to {MAX_THREADS}, not {max_threads}")
+    if not 1 <= max_frames <= MAX_FRAMES:
+        raise ValueError(f"max_frames must be 1 to {MAX_FRAMES}, not {max_frames}")
+    if mode != "gil" and (max_depth, max_threads, max_frames) != (
+        MAX_DEPTH, MAX_THREADS, MAX_FRAMES
+    ):
+        raise ValueError("bounds are for mode gil")
+    cdef Snapshot taken = Snapshot.__new__(Snapshot)
+    cdef int status
+    if mode == "gil":
+        taken.take(max_depth, max_threads, max_frames)
+        _taken += 1
+    elif mode == "nogil":
+        problem = prepare()
+        if problem is not None:
+            raise NotImplementedError(problem)
+        with nogil:
+            status = ws_dump_take(&taken._c)
+        if status != 0:
+            raise RuntimeError("stacks could not be read without the GIL")
+    elif mode == "kernel":
+        if ws_kernel_take(&taken._c) != 0:
+            raise RuntimeError("/proc/self/task can't be read")
+    else:
+        raise ValueError(f"mode must be gil, nogil or kernel, not {mode}")
+    return taken
+
+
+def snapshots_taken():
+    """How many snapshots this process has taken, with the GIL and without it."""
+    return _taken + ws_dumps_taken()
+
+
+def kernel_state(long tid):
     """``(state, wait channel)`` of a thread of this process from /proc, None for what is hidden.
 
     Read with the GIL held on purpose: procfs doesn't wait, getting the GIL back might.
     """
-    cdef bytes stat = _read_small(b"/proc/self/task/%d/stat" % tid)
-    cdef bytes wchan = _read_small(b"/proc/self/task/%d/wchan" % tid)
-    # The second field is the command in parentheses and may itself hold any character.
-    cdef bytes state = stat.rpartition(b")")[2].strip()[:1]
+    cdef ws_kernel found
+    ws_kernel_state(tid, &found)
     return (
-        state.decode("ascii", "replace") or None,
-        None if wchan in (b"", b"0") else wchan.decode("ascii", "replace"),
+        chr(found.state) if found.state else None,
+        found.wchan.decode("ascii", "replace") or None,
     )
 
 
-cdef bytes _read_small(bytes path):
-    """At most the first 1023 bytes of a file; empty if it can't be read."""
-    cdef char data[1024]
-    cdef ssize_t n
-    cdef int fd = open(<const char *>path, O_RDONLY)
-    if fd < 0:
-        return b""
-    n = read(fd, data, sizeof(data) - 1)
-    close(fd)
-    return data[:n] if n > 0 else b""
+def prepare():
+    """Learn to read stacks without the GIL; before that, such dumps are of mode kernel.
+
+    Needed once in a process, and again in a forked child; cheap when it was done. Returns None, or
+    why stacks can't be read without the GIL here.
+    """
+    cdef const char *problem
+    while ws_selfread_problem() != NULL and ws_dump_prepare() != 0:
+        with nogil:
+            usleep(200)
+    problem = ws_selfread_problem()
+    return None if problem == NULL else problem.decode("utf-8", "replace")
 
 
-cdef int _reserve(Buffer *out, Py_ssize_t n) except -1:
-    cdef Py_ssize_t capacity
-    cdef void *grown
-    if out.size + n > out.capacity:
-        capacity = max(4096, 2 * out.capacity, out.size + n)
-        grown = realloc(out.data, capacity)
-        if grown == NULL:
-            raise MemoryError
-        out.data = <char *>grown
-        out.capacity = capacity
-    return 0
+# ---- for other compiled modules: any thread, no GIL. Untraced, because tracing takes the GIL.
 
 
-cdef int _put(Buffer *out, const char *text) except -1:
-    cdef Py_ssize_t n = strlen(text)
-    _reserve(out, n)
-    memcpy(out.data + out.size, text, n)
-    out.size += n
-    return 0
+@cython.linetrace(False)
+@cython.profile(False)
+cdef int dump(
+    ws_format format, ws_buffer *out, ws_mode *mode, unsigned long *holder
+) noexcept nogil:
+    cdef ws_about about = ws_about(mode, holder, NULL, 0, NULL)
+    # The other formats' buffers are not touched.
+    cdef ws_buffer[3] outs = [ws_buffer(NULL, 0, 0), ws_buffer(NULL, 0, 0), ws_buffer(NULL, 0, 0)]
+    cdef int status
+    outs[<int>format] = out[0]
+    status = ws_dump(1 << <int>format, outs, &about)
+    out[0] = outs[<int>format]
+    return status
 
 
-cdef int _put_hex(Buffer *out, unsigned long value, int digits) except -1:
-    cdef int i
-    _reserve(out, digits)
-    for i in range(digits):
-        out.data[out.size + i] = HEX[(value >> 4 * (digits - 1 - i)) & 15]
-    out.size += digits
-    return 0
+@cython.linetrace(False)
+@cython.profile(False)
+cdef int dump_formats(
+    int wanted, ws_buffer *outs, ws_mode *mode, unsigned long *holder,
+    char *holder_name, int holder_name_size
+) noexcept nogil:
+    cdef ws_about about = ws_about(mode, holder, holder_name, holder_name_size, NULL)
+    return ws_dump(wanted, outs, &about)
 
 
-cdef int _put_decimal(Buffer *out, int value) except -1:
-    cdef char digits[12]
-    cdef int i = sizeof(digits)
-    while True:
-        i -= 1
-        digits[i] = c"0" + value % 10
-        value //= 10
-        if value == 0:
-            break
-    _reserve(out, sizeof(digits) - i)
-    memcpy(out.data + out.size, digits + i, sizeof(digits) - i)
-    out.size += sizeof(digits) - i
-    return 0
+@cython.linetrace(False)
+@cython.profile(False)
+cdef int dump_reply(int wanted, ws_buffer *outs, ws_buffer *headers) noexcept nogil:
+    cdef ws_about about = ws_about(NULL, NULL, NULL, 0, headers)
+    return ws_dump(wanted, outs, &about)
 
 
-cdef int _put_escaped(Buffer *out, PyObject *name) except -1:
-    cdef Py_ssize_t i, size
-    cdef int kind
-    cdef void *data
-    cdef char *to
-    cdef Py_UCS4 c
-    if not PyUnicode_Check(name):
-        return _put(out, "???")
-    size = min(PyUnicode_GET_LENGTH(name), TEXT_NAME)
-    kind = PyUnicode_KIND(name)
-    data = PyUnicode_DATA(name)
-    _reserve(out, 10 * size)  # each character may become as long as \UNNNNNNNN
-    to = out.data + out.size
-    for i in range(size):
-        c = (<unsigned char *>data)[i] if kind == 1 else PyUnicode_READ(kind, data, i)
-        if 32 <= c <= 126:
-            to[0] = <char>c
-            to += 1
-            continue
-        out.size = to - out.data
-        if c <= 0xff:
-            _put(out, "\\x")
-            _put_hex(out, c, 2)
-        elif c <= 0xffff:
-            _put(out, "\\u")
-            _put_hex(out, c, 4)
-        else:
-            _put(out, "\\U")
-            _put_hex(out, c, 8)
-        to = out.data + out.size
-    out.size = to - out.data
-    if size < PyUnicode_GET_LENGTH(name):
-        _put(out, "...")
-    return 0
+@cython.linetrace(False)
+@cython.profile(False)
+cdef void buffer_free(ws_buffer *buffer) noexcept nogil:
+    ws_buffer_free(buffer)
+
+
+@cython.linetrace(False)
+@cython.profile(False)
+cdef void gil_state(ws_gil *out) noexcept nogil:
+    ws_selfread_gil(out)
+
+
+@cython.linetrace(False)
+@cython.profile(False)
+cdef unsigned long long nogil_taken() noexcept nogil:
+    return ws_dumps_taken()

@@ -14,7 +14,9 @@ from workerserver.types import Forbidden, Unauthorized
 if TYPE_CHECKING:
     from workerserver._parser import ParsedRequest
 
-__all__ = ["AccessPolicy", "peer_allowed", "token_from_environment"]
+__all__ = ["PEER_REFUSED", "AccessPolicy", "peer_allowed", "token_from_environment"]
+
+PEER_REFUSED = "this socket serves its own user only"
 
 
 def token_from_environment() -> str | None:
@@ -46,12 +48,12 @@ class AccessPolicy:
     def __init__(
         self, *, token: str | None = None, check_host: bool = False, hosts: tuple[str, ...] = ()
     ) -> None:
-        self._token = None if token is None else token.encode()
-        self._check_host = check_host
+        self.token = None if token is None else token.encode()
+        self.check_host = check_host
         own = socket.gethostname().lower()
         short = own.partition(".")[0]
-        self._names = {"localhost", own, short, *(h.lower() for h in hosts)} - {""}
-        self._prefix = f"{short}." if short not in ("", "localhost") else None
+        self.names = {"localhost", own, short, *(h.lower() for h in hosts)} - {""}
+        self.prefix = f"{short}." if short not in ("", "localhost") else None
         self._good_host: bytes | None = None  # the last one that passed
         #: False if check() can only ever object to a cross-site request.
         self.strict = check_host or token is not None
@@ -59,12 +61,12 @@ class AccessPolicy:
     def check(self, request: ParsedRequest) -> None:
         if request.cross_site:
             raise Forbidden("requests made by a web page are not served")
-        if self._check_host and request.host != self._good_host:
+        if self.check_host and request.host != self._good_host:
             self._check_host_name(request.host)
             self._good_host = request.host
-        if self._token is not None:
+        if self.token is not None:
             scheme, _, given = (request.authorization or b"").partition(b" ")
-            matches = hmac.compare_digest(given.strip(), self._token)
+            matches = hmac.compare_digest(given.strip(), self.token)
             if scheme.lower() != b"bearer" or not matches:
                 raise Unauthorized
 
@@ -79,7 +81,7 @@ class AccessPolicy:
         else:
             name = text.rpartition(":")[0] if ":" in text else text
         name = name.rstrip(".")
-        if name in self._names or (self._prefix and name.startswith(self._prefix)):
+        if name in self.names or (self.prefix and name.startswith(self.prefix)):
             return
         try:
             ipaddress.ip_address(name.partition("%")[0])

@@ -9,17 +9,23 @@ import logging
 import signal
 import threading
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvloop
 
+from workerserver._heartbeat import watch_switch
 from workerserver._protocol import immortalise
+from workerserver.environment import seconds
+
+if TYPE_CHECKING:
+    from workerserver._transport import NativeHub
 
 __all__ = ["LoopThread", "blocked_signals"]
 
 T = TypeVar("T")
 logger = logging.getLogger("workerserver")
 NAME = "workerserver-loop"
+GIL_WATCH = 5.0  # seconds between two turns that the I/O thread asks for
 
 
 @contextlib.contextmanager
@@ -48,6 +54,7 @@ class LoopThread:
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._users = 0
         self._ended = False
+        self._hub: NativeHub | None = None
         self._ready = threading.Event()
         self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
         with blocked_signals():
@@ -97,6 +104,19 @@ class LoopThread:
             future.cancel()
             raise TimeoutError(f"the server's loop didn't answer in {timeout:g} s") from None
 
+    def native_hub(self) -> NativeHub:
+        """The I/O thread that works for this loop, started if need be; on the loop's thread."""
+        if self._hub is None:
+            from workerserver._transport import NativeHub  # Linux only
+
+            watch = seconds("WORKERSERVER_GIL_WATCH", GIL_WATCH)
+            hub = NativeHub(self.loop, watch)
+            watch_switch(watch > 0)
+            with blocked_signals():
+                hub.thread.start()
+            self._hub = hub
+        return self._hub
+
     def _run(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
             # What top -H, py-spy and gdb show; the kernel keeps 15 characters.
@@ -111,6 +131,9 @@ class LoopThread:
             except BaseException:
                 logger.exception("a handler's task raised out of the server's loop, which goes on")
         with contextlib.suppress(BaseException):
+            if self._hub is not None:
+                self._hub.close()
+        with contextlib.suppress(BaseException):
             self.loop.close()
 
     @classmethod
@@ -119,5 +142,7 @@ class LoopThread:
         if cls._current is not None:
             immortalise(cls._current)
             immortalise(cls._current.loop)
+            if cls._current._hub is not None:
+                immortalise(cls._current._hub)
         cls._current = None
         cls._lock = threading.RLock()

@@ -105,6 +105,7 @@ class Registry:
         self._lock = threading.RLock()  # a signal handler may come in between, and register
         self.fallback = fallback
         self.version = 0
+        self._watchers: list[Callable[[], None]] = []
         _registries.add(self)
 
     def register(
@@ -146,6 +147,7 @@ class Registry:
                 raise ValueError(f"Handler {name} already registered")
             self._handlers = {**self._handlers, name: handler}
             self.version += 1
+        self._changed()
 
     def unregister(self, name: str) -> None:
         """Stop serving *name*. ValueError (``Failed to find handler X``) if it isn't ours."""
@@ -154,6 +156,21 @@ class Registry:
                 raise ValueError(f"Failed to find handler {name}")
             self._handlers = {key: value for key, value in self._handlers.items() if key != name}
             self.version += 1
+        self._changed()
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call *callback* after each change, in the thread that made it."""
+        with self._lock:
+            self._watchers = [*self._watchers, callback]
+
+    def off_change(self, callback: Callable[[], None]) -> None:
+        """Call *callback* no more."""
+        with self._lock:
+            self._watchers = [watcher for watcher in self._watchers if watcher != callback]
+
+    def _changed(self) -> None:
+        for watcher in self._watchers:
+            watcher()
 
     def handler(self, name: str, **options: Any) -> Callable[[F], F]:
         """Decorator form of :meth:`register`; returns the function unchanged."""
@@ -167,6 +184,7 @@ class Registry:
     def after_fork(self) -> None:
         """In a forked child: no request is inside any handler, and no lock is held."""
         self._lock = threading.RLock()
+        self._watchers = []  # the parent's servers
         for handler in self._handlers.values():
             handler.after_fork()
         if self.fallback is not None:

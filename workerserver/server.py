@@ -11,15 +11,18 @@ import logging
 import os
 import resource
 import socket
+import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from workerserver import _heartbeat, _parser
+from workerserver import _parser
 from workerserver._protocol import ServerState, WorkerProtocol, immortalise
 from workerserver.access import AccessPolicy, token_from_environment
+from workerserver.environment import seconds
 from workerserver.handlers import default_registry
 from workerserver.handlers.metrics import metrics_response
 from workerserver.loop_thread import LoopThread
@@ -35,7 +38,12 @@ from workerserver.sockets import (
 )
 from workerserver.types import Response
 
-__all__ = ["Limits", "WorkerServer"]
+if TYPE_CHECKING:
+    from workerserver.native import Publication
+
+__all__ = ["Limits", "Transport", "WorkerServer"]
+
+Transport = Literal["native", "uvloop"]
 
 logger = logging.getLogger("workerserver")
 START_SECONDS = 10.0
@@ -54,6 +62,18 @@ class Limits:
     head_timeout: float = 10.0
     body_timeout: float = 30.0
     idle_timeout: float = 75.0
+    #: What the loop has not claimed by then is answered without it where that is possible ...
+    gil_deadline: float = 0.25
+    #: ... and by then refused with 503, and never run.
+    gil_timeout: float = 5.0
+
+    @classmethod
+    def from_environment(cls) -> Limits:
+        """The defaults, with WORKERSERVER_GIL_DEADLINE and WORKERSERVER_GIL_TIMEOUT in seconds."""
+        return cls(
+            gil_deadline=seconds("WORKERSERVER_GIL_DEADLINE", cls.gil_deadline),
+            gil_timeout=seconds("WORKERSERVER_GIL_TIMEOUT", cls.gil_timeout),
+        )
 
     def within_descriptors(self) -> Limits:
         """These limits, with no more connections than half the descriptors the process may open:
@@ -70,6 +90,9 @@ class WorkerServer:
     *host_or_file* is a socket path with *port* -1, else a host (``""`` or ``"::"``: every
     interface, IPv6 and IPv4); port 0 takes a free one. A context manager; ``shutdown()`` ends it.
 
+    *transport* is ``native`` (the default on Linux: an I/O thread that never needs the GIL) or
+    ``uvloop``; WORKERSERVER_TRANSPORT chooses where the caller doesn't.
+
     Raises RuntimeError ``{} already exists``, ``Error binding to {}`` or ``Error binding to
     {}:{}`` (its ``__cause__`` says why), ValueError if a token was asked for and can't be had.
     """
@@ -82,6 +105,7 @@ class WorkerServer:
         registry: Registry | None = None,
         limits: Limits | None = None,
         token: str | None = None,
+        transport: Transport | None = None,
     ) -> None:
         self.registry = default_registry if registry is None else registry
         host_or_file = os.fspath(host_or_file)
@@ -89,10 +113,14 @@ class WorkerServer:
         self._asked = _address_key(host_or_file, port)
         self._unix = port == -1
         self._token = token or token_from_environment()
+        self._transport = _choose_transport(transport)
+        limits = limits or Limits.from_environment()
         self._lock = threading.RLock()  # a signal handler may shut down what is shutting down
         self._closed = False
         self._pid = os.getpid()
         self._listener: UnixListener | None = None
+        self._native: Publication | None = None
+        self._asyncio_server: asyncio.AbstractServer | None = None
         try:
             fill_standard_descriptors()
             if self._unix:
@@ -105,7 +133,7 @@ class WorkerServer:
                 self.port = int(self._socket.getsockname()[1])
             self._bound = self._socket.getsockname()
             try:
-                self._start(limits or Limits())
+                self._start(limits)
             except BaseException:
                 self._socket.close()
                 if self._listener is not None:
@@ -148,17 +176,22 @@ class WorkerServer:
                 is_unix=self._unix,
                 limits=limits.within_descriptors(),
             )
-            self._asyncio_server = self._thread.run(self._listen(), START_SECONDS)
+            self._thread.run(self._listen(), START_SECONDS)
         except BaseException:
             self._thread.release(GRACE_SECONDS)
             raise
 
-    async def _listen(self) -> asyncio.AbstractServer:
+    async def _listen(self) -> None:
         loop = self._thread.loop
+        if self._transport == "native":
+            from workerserver.native import Publication  # Linux only
+
+            hub = self._thread.native_hub()
+            self._native = Publication(hub, self._socket.fileno(), self.state)
+            return
         factory: Any = self.state  # its protocols have asyncio's methods, not its base class
-        if self._unix:
-            return await loop.create_unix_server(factory, sock=self._socket, backlog=BACKLOG)
-        return await loop.create_server(factory, sock=self._socket, backlog=BACKLOG)
+        create = loop.create_unix_server if self._unix else loop.create_server
+        self._asyncio_server = await create(factory, sock=self._socket, backlog=BACKLOG)
 
     # --- what it is
 
@@ -177,12 +210,21 @@ class WorkerServer:
     @property
     def connections(self) -> int:
         """Connections open now."""
+        if self._native is not None:
+            return self._native.listener.connections
         return len(self.state.connections)
+
+    @property
+    def transport(self) -> Transport:
+        return self._transport
 
     @property
     def requests(self) -> dict[tuple[str, int], int]:
         """Replies so far, by (handler name, status); ``""`` where no handler was found."""
-        return dict(self.state.requests)
+        replies = Counter(self.state.requests)
+        if self._native is not None:
+            replies.update(self._native.listener.requests)
+        return dict(replies)
 
     def _metrics(self, **ignored: str) -> Response:
         return metrics_response(self)
@@ -233,6 +275,8 @@ class WorkerServer:
             # given its thread, the port has to be free, and clients have to be refused.
             self._thread.abandon()
             closing.add_done_callback(lambda closed: self._thread.release(0.0))
+            if self._native is not None:
+                self._native.listener.ignore()
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
         if not ended:
@@ -241,15 +285,25 @@ class WorkerServer:
     async def _close(self, grace: float) -> None:
         """On the loop: no new connections, the replies under way if they come within *grace*."""
         self.state.closing = True
-        self._asyncio_server.close()
+        if self._asyncio_server is not None:
+            self._asyncio_server.close()
+        elif self._native is not None:
+            self._native.listener.ignore(closing=True)
+            self._socket.close()
+            self._native.listener.drop(False)
         for connection in list(self.state.connections):
             connection.shutdown()
         loop = self._thread.loop
         give_up = loop.time() + grace
-        while self.state.connections and loop.time() < give_up:
+        while self.connections and loop.time() < give_up:
             await asyncio.sleep(0.01)
         for connection in list(self.state.connections):
             connection.abort()
+        if self._native is not None:
+            self._native.close()
+            give_up = loop.time() + GRACE_SECONDS
+            while self.state.connections and loop.time() < give_up:
+                await asyncio.sleep(0.001)
         await asyncio.sleep(0)  # let the aborted transports say connection_lost()
         _live.discard(self)  # not before: a child forked meanwhile has descriptors to close
 
@@ -260,14 +314,32 @@ class WorkerServer:
         they must neither run nor be destroyed.
         """
         connections: list[WorkerProtocol] = list(self.state.connections)
-        for thing in (self, self._asyncio_server, self.state, self._socket, *connections):
+        for thing in (
+            self,
+            self._asyncio_server,
+            self._native,
+            self.state,
+            self._socket,
+            *connections,
+        ):
             immortalise(thing)
         self._lock = threading.RLock()
         self._closed = True
-        for fd in (self._socket.detach(), *(c.fileno for c in connections)):
+        listener = self._socket.detach()
+        # The native thread's descriptors are closed already, by pthread_atfork().
+        mine = () if self._native is not None else (listener, *(c.fileno for c in connections))
+        for fd in mine:
             if fd >= 0:
                 with contextlib.suppress(OSError):
                     os.close(fd)
+
+
+def _choose_transport(asked: str | None) -> Transport:
+    best: Transport = "native" if sys.platform == "linux" else "uvloop"
+    chosen = asked or os.environ.get("WORKERSERVER_TRANSPORT") or best
+    if chosen not in get_args(Transport) or (chosen == "native" and best != "native"):
+        raise ValueError(f"transport must be {best} or uvloop here, not {chosen!r}")
+    return "native" if chosen == "native" else "uvloop"
 
 
 def _is_loopback(host: str) -> bool:
@@ -305,11 +377,11 @@ def _shutdown_all() -> None:
 def _after_fork_in_child() -> None:
     for server in list(_live):
         server._after_fork()
-    if _live:
-        close_accepted([server._bound for server in _live])
+    plain = [server._bound for server in _live if server._native is None]
+    if plain:
+        close_accepted(plain)
     _live.clear()
     LoopThread.after_fork()
-    _heartbeat.reset()
 
 
 atexit.register(_shutdown_all)

@@ -1,0 +1,219 @@
+"""Dumps without the GIL as others ask for them: compiled modules, forked children, HTTP."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import platform
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parking import block, parked, plain, recursive, untraced, where_it_works
+
+from workerserver import _stacks
+from workerserver._stacks import prepare, snapshot
+from workerserver.handlers.stacks import dump_traceback
+
+pytestmark = [pytest.mark.cpython, untraced, where_it_works]
+
+ISOLATED = Path(__file__).parent / "isolated"
+
+
+# --- as other compiled modules call it ---------------------------------------------------------
+
+
+class Buffer(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("size", ctypes.c_size_t),
+        ("capacity", ctypes.c_size_t),
+    )
+
+    def taken(self) -> bytes:
+        """What it holds; and frees it."""
+        found = ctypes.string_at(self.data or 0, self.size) if self.size else b""
+        exported("buffer_free", None)(ctypes.byref(self))
+        assert (self.data, self.size, self.capacity) == (None, 0, 0)
+        return found
+
+
+class Gil(ctypes.Structure):
+    _fields_ = (
+        ("known", ctypes.c_bool),
+        ("locked", ctypes.c_bool),
+        ("holder", ctypes.c_ulong),
+        ("switches", ctypes.c_ulong),
+    )
+
+
+def exported(name: str, result: Any, *, gil: bool = False) -> Any:
+    """A C function of _stacks.pxd; called without the GIL, or with it."""
+    capsule = _stacks.__pyx_capi__[name]
+    get_name, get_pointer = (
+        ctypes.pythonapi.PyCapsule_GetName,
+        ctypes.pythonapi.PyCapsule_GetPointer,
+    )
+    get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    get_pointer.restype = ctypes.c_void_p
+    get_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    address = get_pointer(capsule, get_name(capsule))
+    return (ctypes.PYFUNCTYPE if gil else ctypes.CFUNCTYPE)(result)(address)
+
+
+TEXT, JSON, DIGEST = range(3)
+NOGIL = 1
+
+
+@pytest.mark.parametrize("gil", [False, True])
+def test_exported_dumps(gil: bool) -> None:
+    assert prepare() is None
+    mode, holder = ctypes.c_int(-1), ctypes.c_ulong()
+    name = ctypes.create_string_buffer(16)
+    outs, headers = (Buffer * 3)(), Buffer()
+    before = exported("nogil_taken", ctypes.c_ulonglong)()
+    with parked(recursive) as thread:
+        dumps = [exported(each, ctypes.c_int, gil=gil) for each in ("dump", "dump_formats")]
+        reply = exported("dump_reply", ctypes.c_int, gil=gil)
+        expected = block(snapshot().text(), thread)
+        digest = snapshot().render("digest")
+        status = dumps[0](TEXT, ctypes.byref(outs[TEXT]), ctypes.byref(mode), ctypes.byref(holder))
+        assert (status, mode.value) == (0, NOGIL)
+        assert block(outs[TEXT].taken().decode("ascii"), thread) == expected
+        status = dumps[1](
+            1 << JSON | 1 << DIGEST, outs, ctypes.byref(mode), ctypes.byref(holder), name, 16
+        )
+        assert (status, mode.value, outs[TEXT].size) == (0, NOGIL, 0)
+        value = json.loads(outs[JSON].taken())
+        assert (value["mode"], value["gil_holder"]) == ("nogil", holder.value or None)
+        assert json.loads(outs[DIGEST].taken())["threads"] == json.loads(digest)["threads"]
+        assert reply(1 << TEXT, outs, ctypes.byref(headers)) == 0
+        assert block(outs[TEXT].taken().decode("ascii"), thread) == expected
+        lines = headers.taken().decode("ascii").split("\r\n")
+    assert lines[0] == "X-Traceback-Mode: nogil"
+    assert lines[-1] == ""
+    if gil:
+        assert (holder.value, name.value) == (threading.get_ident(), b"MainThread")
+        assert lines[1] == f"X-GIL-Holder: 0x{threading.get_ident():016x} (MainThread)"
+    assert exported("nogil_taken", ctypes.c_ulonglong)() == before + 3
+
+
+def test_exported_gil_state() -> None:
+    assert prepare() is None
+    gil = Gil()
+    exported("gil_state", None, gil=True)(ctypes.byref(gil))
+    assert (gil.known, gil.locked, gil.holder) == (True, True, threading.get_ident())
+    before = gil.switches
+    other = threading.Thread(target=lambda: None)
+    other.start()
+    other.join(30)
+    exported("gil_state", None, gil=True)(ctypes.byref(gil))
+    assert gil.switches >= before + 2
+
+
+# --- in processes of their own -----------------------------------------------------------------
+
+
+def run(*command: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", *command],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    if done.returncode == 77:
+        pytest.skip("no seccomp filters here")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="call numbers")
+def test_where_the_kernel_forbids_it() -> None:
+    found = run(str(ISOLATED / "no_self_read.py"), "before")
+    assert "memory" in found["problem"]
+    assert found["status"] == 501
+    assert found["text"].startswith("mode=nogil is not available: ")
+    assert found["problem"] in found["text"]
+    assert found["gil"] == "gil"
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="call numbers")
+def test_what_is_left_when_the_kernel_forbids_it_later() -> None:
+    found = run(str(ISOLATED / "no_self_read.py"), "after")
+    assert found["problem"] is None
+    assert (found["status"], found["headers"]) == (200, {"X-Traceback-Mode": "kernel"})
+    first, _, line = found["text"].splitlines()
+    assert first.startswith("No Python stacks: they could not be read at this moment. ")
+    assert re.fullmatch(rf"Thread 0x{found['pid']:016x} \[[^\]]+\] state R( wchan \S+)?", line)
+
+
+def test_fork_while_others_read() -> None:
+    """The reader's lock and what it has learned are of the parent; a child starts anew."""
+    program = """
+import json, os, signal, sys, threading
+from workerserver._stacks import snapshot, prepare
+prepare()
+stop = False
+def read():
+    while not stop:
+        snapshot(mode="nogil")
+threads = [threading.Thread(target=read) for _ in range(3)]
+for thread in threads: thread.start()
+statuses = []
+for n in range(30):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        taken = snapshot(mode="nogil")
+        (thread,) = taken.threads
+        good = taken.pid == os.getpid() and thread.frames[0].function == "<module>"
+        if sys.version_info >= (3, 11):  # 3.10 keeps the parent's
+            good = good and thread.native_id == os.getpid()
+        os._exit(0 if good else 1)
+    statuses.append(os.waitpid(child, 0)[1])
+stop = True
+for thread in threads: thread.join()
+print(json.dumps(statuses))
+"""
+    assert run("-W", "ignore::DeprecationWarning", "-c", program) == [0] * 30
+
+
+def test_before_it_is_prepared_a_dump_is_the_kernels() -> None:
+    program = f"""
+import sys, json
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import ctypes
+from test_dumps_nogil import Buffer, exported, prepare
+found = []
+for _ in range(2):
+    mode, holder, out = ctypes.c_int(-1), ctypes.c_ulong(), Buffer()
+    pointers = [ctypes.byref(each) for each in (out, mode, holder)]
+    status = exported("dump", ctypes.c_int)(0, *pointers)
+    found.append([status, mode.value, out.taken().decode("ascii")])
+    assert prepare() is None
+print(json.dumps(found))
+"""
+    (status, mode, text), second = run("-c", program)
+    assert (status, mode) == (0, 2)
+    assert text.startswith("No Python stacks: ")
+    assert "not prepared" in text
+    assert second[:2] == [0, NOGIL]
+
+
+def test_handler() -> None:
+    with parked(plain, name="parked") as thread:
+        response = dump_traceback("text", "nogil")
+        value = json.loads(dump_traceback("json", "nogil").body)
+    assert response.status == 200
+    assert dict(response.headers)["X-Traceback-Mode"] == "nogil"
+    assert set(dict(response.headers)) <= {
+        "X-Traceback-Mode", "X-GIL-Holder", "X-Traceback-Unstable",
+    }  # fmt: skip
+    assert f"Thread 0x{thread.ident:016x} (most recent call first):\n".encode() in response.body
+    assert value["mode"] == "nogil"
+    (entry,) = [each for each in value["threads"] if each["name"] == "parked"]
+    assert (entry["native_id"], entry["state"]) == (thread.native_id, "S")

@@ -1,0 +1,391 @@
+"""The native I/O thread: one epoll loop that owns all plain sockets and never needs the GIL.
+
+It accepts, reads and watches deadlines; _dispatch.pyx decides what becomes of requests. It holds
+the hub's lock except while it waits in epoll, takes a snapshot, or copies a large body into a
+socket. From ``hub_run``'s first line to its last no Python runs.
+"""
+
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, ENOMEM, EPIPE, errno
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from posix.unistd cimport close, read
+
+from workerserver._answer cimport die, flush, send_final
+from workerserver._connection cimport (
+    KIND_CONNECTION, KIND_LISTENER, KIND_RELAY, NEVER, READ_SIZE, RELAYS, STAGE_ANSWERING,
+    STAGE_CLOSING, STAGE_DEAD, STAGE_DRAIN, STAGE_IO, STAGE_LOOP, STAGE_QUEUED, STAGE_WAIT,
+    Connection, Hub, Listener, RelaySlot, Source, arm, ask_turn, dequeue, enqueue, epoll_add,
+    hub_lock, hub_unlock, monotonic, set_events,
+)
+from workerserver._dispatch cimport (
+    answer_dumps, broken, hand_over, make_room, proceed, refuse, relay_late, relayed, take_back,
+)
+from workerserver._relay cimport relay_close
+
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data:
+        void *ptr
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data data
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int count, int timeout)
+    int EPOLL_CTL_DEL
+    int EPOLL_CTL_MOD
+    uint32_t EPOLLIN
+    uint32_t EPOLLOUT
+    uint32_t EPOLLERR
+    uint32_t EPOLLHUP
+
+
+cdef extern from "<netinet/in.h>" nogil:
+    int IPPROTO_TCP
+
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    int TCP_NODELAY
+
+
+cdef extern from "<sys/socket.h>" nogil:
+    cdef struct ucred:
+        uint32_t uid
+    ctypedef unsigned int socklen_t
+    int accept4(int fd, void *address, socklen_t *size, int flags)
+    int getsockopt(int fd, int level, int name, void *value, socklen_t *size)
+    int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
+    ssize_t recv(int fd, void *data, size_t size, int flags)
+    int MSG_DONTWAIT
+    int SOCK_CLOEXEC
+    int SOCK_NONBLOCK
+    int SOL_SOCKET
+    int SO_PEERCRED
+
+
+cdef enum:
+    EVENTS = 16  # a batch: as long as somebody who waits for the lock may have to wait
+    ACCEPTS = 16
+    REFUSED = 64  # connections past the limit that may be told so
+    DRAINED = 4 * 1024 * 1024  # bytes thrown away after the last reply
+    BUFFER = 65536  # high-water mark of what waits to be sent
+
+cdef double COARSE = 0.005  # deadlines are looked at no more often
+cdef double ACCEPT_PAUSE = 0.1
+
+
+# --- in
+
+
+cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
+    """Accept what waits, under the lock: a fork in between would inherit what no table holds."""
+    cdef epoll_event event
+    cdef Connection *connection
+    cdef ucred peer
+    cdef socklen_t size
+    cdef int _i, fd, one = 1
+    cdef bint foreign
+    for _i in range(ACCEPTS):
+        if not listener.accepting:
+            return
+        fd = accept4(listener.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)
+        if fd < 0:
+            if errno != EAGAIN and errno != EINTR and errno != ECONNABORTED:
+                # Out of descriptors: what waits keeps epoll ready, so look away for a while.
+                memset(&event, 0, sizeof(event))
+                event.data.ptr = listener
+                epoll_ctl(hub.epoll, EPOLL_CTL_MOD, listener.fd, &event)
+                listener.resume_at = hub.now + ACCEPT_PAUSE
+                arm(hub, listener.resume_at)
+            return
+        connection = <Connection *>calloc(1, sizeof(Connection))
+        if connection == NULL or listener.connections >= listener.max_connections + REFUSED:
+            free(connection)
+            close(fd)
+            continue
+        foreign = False
+        if listener.local:
+            size = sizeof(peer)
+            peer.uid = 0xffffffff
+            if getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0:
+                foreign = True
+            elif peer.uid != 0 and peer.uid != listener.uid:
+                foreign = True
+        else:
+            setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+        connection.kind = KIND_CONNECTION
+        connection.fd = fd
+        connection.hub = hub
+        connection.listener = listener
+        connection.stage = STAGE_IO
+        connection.boundary = True
+        connection.high = BUFFER
+        connection.low = BUFFER // 4
+        connection.events = EPOLLIN
+        connection.polled = epoll_add(hub, connection, fd, EPOLLIN)
+        connection.deadline = hub.now + listener.head_timeout
+        arm(hub, connection.deadline)
+        connection.next = hub.connections
+        if connection.next != NULL:
+            connection.next.previous = connection
+        hub.connections = connection
+        listener.connections += 1
+        listener.references += 1
+        if not connection.polled:
+            die(connection)
+        elif listener.connections > listener.max_connections:
+            send_final(connection, &listener.too_many, 503)
+        elif foreign:
+            send_final(connection, &listener.forbidden, 403)
+
+
+cdef void _readable(Connection *connection) noexcept nogil:
+    """Take what has come, once: epoll tells if there is more."""
+    cdef Hub *hub = connection.hub
+    cdef ssize_t n = recv(connection.fd, hub.page, READ_SIZE, MSG_DONTWAIT)
+    if n < 0:
+        if errno != EAGAIN and errno != EINTR:
+            broken(connection, errno)
+        return
+    if connection.stage == STAGE_CLOSING:
+        return
+    if n == 0:
+        _ended(connection)
+        return
+    if connection.stage == STAGE_DRAIN:
+        connection.drained += <size_t>n
+        if connection.drained > DRAINED:
+            die(connection)
+        return
+    if connection.stage == STAGE_IO and connection.start == connection.size:
+        proceed(connection, hub.page, <size_t>n)
+        return
+    if not make_room(connection, <size_t>n):
+        broken(connection, ENOMEM)
+        return
+    memcpy(connection.data + connection.size, hub.page, <size_t>n)
+    connection.size += <size_t>n
+    if connection.stage == STAGE_IO:
+        proceed(connection, NULL, 0)
+        return
+    if connection.stage == STAGE_WAIT:
+        hand_over(connection)
+    elif connection.stage == STAGE_LOOP:
+        enqueue(connection)
+    set_events(connection)
+
+
+cdef void _ended(Connection *connection) noexcept nogil:
+    """The client sends no more; half-closed, it still gets what it asked for."""
+    connection.eof = True
+    set_events(connection)
+    if connection.stage == STAGE_IO:
+        # A client that is gone in the middle of a request wants no answer.
+        if connection.out == NULL:
+            die(connection)
+        else:
+            connection.closing = True
+    elif connection.stage == STAGE_DRAIN:
+        if connection.out == NULL:
+            die(connection)
+    elif connection.stage == STAGE_WAIT:
+        hand_over(connection)
+    elif connection.stage == STAGE_LOOP:
+        enqueue(connection)
+
+
+cdef void _hung_up(Connection *connection) noexcept nogil:
+    """Both directions are closed. epoll would tell so for ever."""
+    connection.hung_up = True
+    connection.polled = False
+    epoll_ctl(connection.hub.epoll, EPOLL_CTL_DEL, connection.fd, NULL)
+    if connection.stage == STAGE_LOOP:
+        connection.error = EPIPE
+        enqueue(connection)
+    elif connection.stage == STAGE_IO or connection.stage == STAGE_DRAIN:
+        die(connection)
+
+
+# --- time
+
+
+cdef void _scan(Hub *hub) noexcept nogil:
+    """See to every deadline that has passed, and find the next one."""
+    cdef Connection *connection
+    cdef Connection *following
+    cdef Listener *listener
+    cdef epoll_event event
+    cdef int i
+    hub.scan_at = NEVER
+    connection = hub.queue
+    while connection != NULL:
+        following = connection.queue_next
+        if connection.stage == STAGE_QUEUED and not connection.doomed:
+            listener = connection.listener
+            if hub.now - connection.queued_at >= listener.gil_timeout:
+                refuse(connection)
+            elif connection.judged:
+                arm(hub, connection.queued_at + listener.gil_timeout)
+            elif hub.now - min(hub.asked_at, connection.queued_at) < listener.gil_deadline:
+                arm(hub, min(hub.asked_at, connection.queued_at) + listener.gil_deadline)
+            elif connection.hung_up and connection.transport == NULL:
+                die(connection)  # nobody is there to be answered
+            else:
+                take_back(connection)
+        connection = following
+    connection = hub.connections
+    while connection != NULL:
+        following = connection.next
+        if connection.deadline > 0.0 and not connection.doomed:
+            if connection.deadline > hub.now:
+                arm(hub, connection.deadline)
+            else:
+                _expire(connection)
+        connection = following
+    for i in range(RELAYS):
+        if hub.relays[i].busy:
+            if hub.now < hub.relays[i].deadline:
+                arm(hub, hub.relays[i].deadline)
+            elif hub.relays[i].connection != NULL:
+                relay_late(&hub.relays[i])
+    listener = hub.listeners
+    while listener != NULL:
+        if listener.resume_at > 0.0:
+            if hub.now >= listener.resume_at:
+                listener.resume_at = 0.0
+                if listener.accepting:
+                    memset(&event, 0, sizeof(event))
+                    event.events = EPOLLIN
+                    event.data.ptr = listener
+                    epoll_ctl(hub.epoll, EPOLL_CTL_MOD, listener.fd, &event)
+            else:
+                arm(hub, listener.resume_at)
+        listener = listener.next
+    if hub.watch > 0.0 and hub.listeners != NULL:
+        if hub.now >= hub.watch_at:
+            hub.watch_at = hub.now + hub.watch
+            ask_turn(hub)
+        arm(hub, hub.watch_at)
+    # The lock is held here: with ten thousand connections, not more than a twentieth of the time.
+    hub.scan_at = max(hub.scan_at, hub.now + max(COARSE, 20.0 * (monotonic() - hub.now)))
+
+
+cdef void _expire(Connection *connection) noexcept nogil:
+    connection.deadline = 0.0
+    if connection.stage == STAGE_DRAIN or connection.out != NULL:
+        die(connection)  # no end from the client, or it takes nothing of its reply
+    elif connection.stage == STAGE_IO:
+        if connection.start == connection.size:
+            die(connection)
+        else:
+            send_final(connection, &connection.listener.head_late, 408)
+
+
+# --- the thread
+
+
+cdef void _sweep(Hub *hub) noexcept nogil:
+    """Close what is to be closed; free what nobody refers to. Only here is anything freed: no
+    event that epoll has reported is still to be looked at."""
+    cdef Connection *connection
+    cdef Listener *listener
+    cdef Listener **place
+    while hub.reap != NULL:
+        connection = hub.reap
+        hub.reap = connection.reap_next
+        connection.reaping = False
+        if connection.stage == STAGE_CLOSING:
+            die(connection)
+        elif connection.doomed and connection.stage != STAGE_DEAD:
+            if connection.stage != STAGE_ANSWERING:
+                die(connection)
+        elif connection.stage == STAGE_DEAD and connection.transport == NULL:
+            dequeue(connection)
+            if connection.previous != NULL:
+                connection.previous.next = connection.next
+            else:
+                hub.connections = connection.next
+            if connection.next != NULL:
+                connection.next.previous = connection.previous
+            listener = connection.listener
+            listener.references -= 1
+            free(connection)
+    place = &hub.listeners
+    while place[0] != NULL:
+        listener = place[0]
+        if listener.dropped and listener.references == 0:
+            place[0] = listener.next
+            free(listener)
+        else:
+            place = &listener.next
+
+
+cdef void _handle(Hub *hub, Source *source, uint32_t events) noexcept nogil:
+    cdef Connection *connection
+    cdef char drained[8]
+    if source.kind == KIND_CONNECTION:
+        connection = <Connection *>source
+        if connection.stage == STAGE_DEAD or connection.doomed:
+            return  # closed earlier in this batch, or with its listener
+        if events & EPOLLOUT:
+            flush(connection)
+            if connection.doomed:
+                return
+            if connection.stage == STAGE_IO and connection.out == NULL:
+                proceed(connection, NULL, 0)
+        if connection.stage == STAGE_DEAD or not connection.polled:
+            return
+        if events & EPOLLIN and connection.events & EPOLLIN:
+            _readable(connection)
+        elif events & (EPOLLHUP | EPOLLERR):
+            _hung_up(connection)
+    elif source.kind == KIND_LISTENER:
+        _accept(hub, <Listener *>source)
+    elif source.kind == KIND_RELAY:
+        if (<RelaySlot *>source).busy:
+            relayed(hub, <RelaySlot *>source)
+    else:
+        hub.woken = False
+        if read(source.fd, drained, 8) < 0:
+            pass  # nothing was in it
+
+
+cdef void hub_run(Hub *hub) noexcept nogil:
+    """Serve until hub_stop(); at the end every connection is closed."""
+    cdef epoll_event events[EVENTS]
+    cdef int i, n, timeout
+    cdef double wait
+    cdef Connection *connection
+    hub_lock(hub)
+    while not hub.stopping:
+        if hub.reap != NULL or hub.sweep:
+            hub.sweep = False
+            _sweep(hub)
+        hub.now = monotonic()
+        if hub.now >= hub.scan_at:
+            _scan(hub)
+        if hub.dumps != NULL:
+            answer_dumps(hub)
+        if hub.reap != NULL:
+            continue
+        timeout = -1
+        if hub.connections != NULL or hub.scan_at < NEVER:
+            wait = min(hub.scan_at - hub.now, hub.tick if hub.connections != NULL else 3600.0)
+            timeout = <int>(max(wait, 0.0) * 1000.0) + 1
+        hub_unlock(hub)
+        n = epoll_wait(hub.epoll, events, EVENTS, timeout)
+        hub_lock(hub)
+        hub.now = monotonic()
+        for i in range(n):
+            _handle(hub, <Source *>events[i].data.ptr, events[i].events)
+    connection = hub.connections
+    while connection != NULL:
+        die(connection)
+        connection = connection.next
+    for i in range(RELAYS):
+        if hub.relays[i].busy:
+            relay_close(&hub.relays[i].relay)
+            hub.relays[i].busy = False
+    _sweep(hub)
+    hub.ended = True
+    hub_unlock(hub)

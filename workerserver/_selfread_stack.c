@@ -1,0 +1,275 @@
+/* One thread's stack: its chain of frames is read until two readings agree.
+ *
+ * Two readings that agree could still be of two moments between which functions returned, were
+ * deleted, and new ones took their places in memory. For a thread that did not hold the GIL in
+ * between that is impossible: it stood still, and its frames keep their code objects alive. For
+ * the GIL's last holder all code objects are read again as well. */
+#define _GNU_SOURCE
+#include "_selfread_internal.h"
+
+#include <string.h>
+
+enum { WALKS = 12 }; /* readings of one chain */
+
+typedef enum { WALKED, ENDED } walked;
+
+/* The window that holds a frame; NULL: not readable. */
+static const char *find_frame(uintptr_t frame, size_t *recent) {
+    size_t size = ws_layout.frame_size;
+    ws_window *window = &ws_work->windows[*recent];
+    for (size_t i = 0; i <= ws_work->window_count; i++) {
+        if (window->ok && frame >= window->base && frame - window->base <= window->size
+            && window->size - (frame - window->base) >= size) {
+            *recent = (size_t)(window - ws_work->windows);
+            return window->data + (frame - window->base);
+        }
+        if (i < ws_work->window_count) {
+            window = &ws_work->windows[i];
+        }
+    }
+    /* Its whole page, and its own tail on the next one: neighbours are likely to be needed. */
+    uintptr_t base = frame - frame % WS_PAGE;
+    if (frame > UINTPTR_MAX - 2 * WS_PAGE) {
+        return NULL;
+    }
+    *recent = ws_work->window_count < WS_WINDOWS ? ws_work->window_count++
+                                                 : (*recent + 1) % WS_WINDOWS;
+    window = &ws_work->windows[*recent];
+    window->base = base;
+    window->size = frame + size - base > WS_PAGE ? (uint32_t)(frame + size - base) : WS_PAGE;
+    window->ok = ws_read_one(base, window->data, window->size);
+    return window->ok ? window->data + (frame - base) : NULL;
+}
+
+/* The GIL, the thread state, the C frame and all windows of the last walk, in one system call. */
+static bool read_again(const ws_listed *listed, uintptr_t *cframe, uintptr_t *top,
+                       ws_moment *moment) {
+    const ws_layout_t *at = &ws_layout;
+    ws_read *reads = ws_work->reads;
+    size_t count = 0, first_window;
+    uintptr_t guess = *cframe;
+    reads[count++] =
+        (ws_read){listed->state, ws_work->state, (uint32_t)at->state_size, false};
+    reads[count++] = (ws_read){at->gil, ws_work->gil, (uint32_t)at->gil_read, false};
+    if (at->cframe_frame != WS_NONE && guess != 0) {
+        reads[count++] = (ws_read){guess + at->cframe_frame, top, sizeof *top, false};
+    }
+    first_window = count;
+    for (size_t i = 0; i < ws_work->window_count; i++) {
+        ws_window *window = &ws_work->windows[i];
+        reads[count++] = (ws_read){window->base, window->data, window->size, false};
+    }
+    ws_read_many(reads, count);
+    for (size_t i = 0; i < ws_work->window_count; i++) {
+        ws_work->windows[i].ok = reads[first_window + i].ok;
+    }
+    moment->known = reads[1].ok;
+    moment->holder = ws_pointer(ws_work->gil, at->gil_holder);
+    memcpy(&moment->switches, ws_work->gil + at->gil_switches, sizeof moment->switches);
+    const char *state = ws_work->state;
+    unsigned long ident;
+    memcpy(&ident, state + at->state_ident, sizeof ident);
+    if (!reads[0].ok || ws_pointer(state, at->state_interpreter) != at->interpreter
+        || ident != listed->ident) {
+        return false;
+    }
+    uintptr_t current = ws_pointer(state, at->state_frame);
+    if (at->cframe_frame == WS_NONE) {
+        *top = current;
+    } else if (current != guess || first_window == 2 || !reads[2].ok) {
+        *cframe = current;
+        if (current == 0 || !ws_read_one(current + at->cframe_frame, top, sizeof *top)) {
+            *top = 0;
+        }
+    }
+    return true;
+}
+
+/* `cframe` is kept from walk to walk. */
+static walked walk(const ws_listed *listed, uintptr_t *cframe, ws_chain *chain) {
+    const ws_layout_t *at = &ws_layout;
+    uintptr_t frame;
+    size_t recent = 0;
+    chain->count = 0;
+    chain->more = false;
+    chain->broken = false;
+    if (!read_again(listed, cframe, &frame, &chain->moment)) {
+        return ENDED;
+    }
+    /* Frames of C, that are skipped, count too: no cycle is endless. */
+    for (size_t steps = 0; frame != 0; steps++) {
+        const char *data;
+        if (chain->count == at->links || steps == 2 * WS_LINKS) {
+            chain->more = true;
+            break;
+        }
+        data = frame % sizeof(void *) == 0 ? find_frame(frame, &recent) : NULL;
+        if (data == NULL
+            || (at->frame_type != 0 && ws_pointer(data, at->object_type) != at->frame_type)) {
+            chain->broken = true;
+            break;
+        }
+        int owner = at->frame_owner == WS_NONE ? 0 : (signed char)ws_byte(data, at->frame_owner);
+        if (owner < at->owner_not_python) {
+            ws_link *link = &chain->links[chain->count++];
+            link->frame = frame;
+            link->code = ws_pointer(data, at->frame_code) & at->frame_code_mask;
+            link->generator = owner == at->owner_generator;
+            if (at->frame_instruction != WS_NONE) {
+                link->instruction = ws_pointer(data, at->frame_instruction);
+                link->line = 0;
+            } else {
+                int64_t last = ws_int(data, at->frame_last);
+                link->instruction = (uintptr_t)(last * 2);
+                link->line = ws_int(data, at->frame_line);
+            }
+        }
+        frame = ws_pointer(data, at->frame_previous);
+    }
+    return WALKED;
+}
+
+static bool same(const ws_chain *one, const ws_chain *other) {
+    if (one->count != other->count || one->more != other->more || one->broken != other->broken) {
+        return false;
+    }
+    for (size_t i = 0; i < one->count; i++) {
+        if (one->links[i].frame != other->links[i].frame
+            || one->links[i].code != other->links[i].code) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool all_known(const ws_chain *chain) {
+    for (size_t i = 0; i < chain->count; i++) {
+        if (ws_codes_find(chain->links[i].code) == NULL) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool same_moment(const ws_moment *one, const ws_moment *other) {
+    return one->known && other->known && one->switches == other->switches;
+}
+
+static bool resolve(ws_arena *arena, const ws_chain *chain, bool again) {
+    size_t count = 0;
+    for (size_t i = 0; i < chain->count; i++) {
+        if (count == 0 || ws_work->addresses[count - 1] != chain->links[i].code) {
+            ws_work->addresses[count++] = chain->links[i].code;
+        }
+    }
+    return ws_codes_resolve(arena, ws_work->addresses, count, again);
+}
+
+/* In bytes from the start of the bytecode; 3.11, 3.12: -2 before the first instruction. */
+static int64_t offset_in(const ws_link *link) {
+    if (ws_layout.frame_instruction == WS_NONE) {
+        return (int64_t)link->instruction;
+    }
+    return (int64_t)(link->instruction - (link->code + ws_layout.code_instructions));
+}
+
+/* Whether a frame executes its code object. Not so if the code was read after one function took
+ * this memory and the rest before. */
+static bool executes(const ws_link *link, const ws_code *code) {
+    int64_t offset = offset_in(link);
+    return code->good && offset >= -2 && offset < code->units * 2;
+}
+
+static bool whole(const ws_chain *chain) {
+    for (size_t i = 0; i < chain->count; i++) {
+        const ws_code *code = ws_codes_find(chain->links[i].code);
+        if (code == NULL || !executes(&chain->links[i], code)) {
+            return false;
+        }
+    }
+    return !chain->broken;
+}
+
+/* Appends a chain whose code objects were resolved. */
+static void append(const ws_chain *chain, ws_snapshot *out, ws_thread *thread) {
+    const ws_layout_t *at = &ws_layout;
+    thread->truncated = chain->more || chain->broken;
+    for (size_t i = 0; i < chain->count; i++) {
+        const ws_link *link = &chain->links[i];
+        ws_code *code = ws_codes_find(link->code);
+        /* A code object that changed just now is nobody's. */
+        if (code == NULL || !executes(link, code)
+            || (thread->unstable && code->changed == ws_work->mark)) {
+            thread->truncated = true;
+            continue;
+        }
+        int64_t offset = offset_in(link);
+        /* Not yet at its first line, or made by the interpreter: Python hides these too. */
+        if (at->frame_instruction != WS_NONE && !link->generator
+            && offset < (int64_t)code->first_traceable * 2) {
+            continue;
+        }
+        /* To look a line up in a long table takes time. */
+        bool over = (i % 64 == 63 || code->table_size > 65536) && ws_time_over();
+        if (over || thread->count == WS_MAX_DEPTH || out->frame_count == WS_MAX_FRAMES) {
+            thread->truncated = true;
+            break;
+        }
+        ws_frame *frame = &out->frames[out->frame_count++];
+        frame->file = code->names[0];
+        frame->function = code->names[1];
+        frame->qualname = code->names[2];
+        frame->line = link->line > 0 ? link->line : ws_line(code, offset);
+        thread->count++;
+    }
+}
+
+bool ws_stack_take(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
+                   ws_thread *thread) {
+    uintptr_t cframe = 0;
+    ws_chain *last = NULL;
+    bool looked = false; /* at the code objects of `last`, after it was read */
+    ws_work->window_count = 0;
+    thread->ident = listed->ident;
+    thread->native_id = listed->native_id;
+    thread->daemon = -1;
+    thread->start = out->frame_count;
+    thread->unstable = true;
+    for (int i = 0; i < WALKS && thread->unstable; i++) {
+        ws_chain *chain = &ws_work->chains[i % 2];
+        if (ws_time_over()) {
+            out->truncated = true;
+            break;
+        }
+        if (walk(listed, &cframe, chain) == ENDED) {
+            return false;
+        }
+        if (!same_moment(&ws_work->moment, &chain->moment)) {
+            ws_work->moment = chain->moment;
+            ws_codes_doubt();
+        }
+        if (last != NULL && same(last, chain)) {
+            bool still = looked && chain->moment.holder != listed->state
+                         && same_moment(&last->moment, &chain->moment);
+            thread->unstable = (!still && resolve(arena, chain, true)) || !whole(chain);
+            looked = true;
+        } else if (i == 0 || !all_known(chain)) {
+            resolve(arena, chain, false);
+            looked = true;
+        } else {
+            looked = false;
+        }
+        last = chain;
+    }
+    if (last == NULL) {
+        thread->truncated = true;
+        return true;
+    }
+    if (thread->unstable) {
+        resolve(arena, last, true);
+        resolve(arena, last, true);
+        ws_codes_doubt();
+    }
+    append(last, out, thread);
+    return true;
+}

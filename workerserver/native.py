@@ -1,0 +1,133 @@
+"""What a server has the native I/O thread answer by itself, and keeping that up to date."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Literal
+
+from workerserver._protocol import whole_reply
+from workerserver._recognise import Table
+from workerserver._transport import DUMP, HEALTH, LATE, RELAY, STATIC, NativeHub, NativeListener
+from workerserver.access import PEER_REFUSED, AccessPolicy
+from workerserver.handlers import ping, stacks
+from workerserver.results import error_response
+from workerserver.routes import INDEX, PREFIX, Router
+from workerserver.torch_fallback import fallback
+from workerserver.types import Forbidden, RequestTimeout, Response, ServerBusy, WorkerServerError
+
+if TYPE_CHECKING:
+    from workerserver._protocol import ServerState
+
+__all__ = ["Publication"]
+
+Route = tuple[Literal["GET", "POST"], str, Literal["any", "none", "healthz", "dump", "opaque"], int]
+
+
+class Publication:
+    """One listener of the I/O thread and the answers it is given, replaced whole.
+
+    Made and closed on the loop's thread; ``refresh()`` may be called from any.
+    """
+
+    def __init__(self, hub: NativeHub, fd: int, state: ServerState) -> None:
+        limits = state.limits
+        self._hub = hub
+        self._router: Router = state.router
+        self._policy: AccessPolicy = state.policy
+        self._limits = limits
+        self._lock = threading.RLock()
+        self._published: object = None
+        self._relayed = False  # the hub knows torch's own server
+        self.listener = NativeListener(
+            hub,
+            fd,
+            state,
+            self._turn,
+            local=state.is_unix,
+            limits=limits,
+            started=self._router.started,
+            too_many=_final(ServerBusy(f"{limits.max_connections} connections")),
+            forbidden=_final(Forbidden(PEER_REFUSED)),
+            head_late=_final(RequestTimeout("head", limits.head_timeout)),
+        )
+        self._router.registry.on_change(self.refresh)
+        self._turn()
+
+    def _turn(self) -> None:
+        if not self._relayed and fallback.start_if_possible():
+            self._hub.set_relay(fallback.path_bytes() or b"", *fallback.listener())
+            self._relayed = True
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Publish what has changed: the handlers, and torch's, which change without notice."""
+        with self._lock:
+            plan = self._plan()
+            if plan == self._published:
+                return
+            routes, names, answers = plan
+            table = Table(
+                routes,
+                check_host=self._policy.check_host,
+                names=sorted(self._policy.names),
+                prefix=self._policy.prefix,
+                token=self._policy.token,
+                max_head=min(self._limits.max_head, 8192),
+                max_headers=min(self._limits.max_headers, 100),
+            )
+            self.listener.publish(table, names, answers)
+            self._published = plan
+
+    def _plan(
+        self,
+    ) -> tuple[tuple[Route, ...], tuple[str, ...], tuple[tuple[bytes, bytes], ...]]:
+        """The routes; by the number in a route's action, the name it counts for and its answers."""
+        routes: list[Route] = []
+        names: list[str] = []
+        answers: list[tuple[bytes, bytes]] = []
+
+        def add(
+            method: Literal["GET", "POST"],
+            name: str,
+            path: str,
+            rule: Literal["any", "none", "healthz", "dump", "opaque"],
+            kind: int,
+            response: Response | None = None,
+        ) -> None:
+            routes.append((method, path, rule, kind | len(names) << 8))
+            names.append(name)
+            answers.append(
+                (b"", b"")
+                if response is None
+                else (whole_reply(response, False), whole_reply(response, True))
+            )
+
+        registry = self._router.registry
+        listed = registry.names()
+        add("GET", "/", "/", "any", STATIC, Response(INDEX, content_type="text/html"))
+        # Not at once: torch's registry changes without telling us, and the loop can ask it.
+        add("GET", PREFIX, PREFIX, "any", LATE, Response.json(listed))
+        add("GET", "/healthz", "/healthz", "healthz", HEALTH)
+        handler = registry.own("ping")
+        if handler is not None and handler.function is ping.ping:
+            add("POST", "ping", f"{PREFIX}ping", "any", STATIC, ping.ping())
+        handler = registry.own("dump_traceback")
+        if handler is not None and handler.function is stacks.dump_traceback:
+            add("POST", "dump_traceback", f"{PREFIX}dump_traceback", "dump", DUMP)
+        for name in fallback.names():
+            handler = registry.own(name)
+            ours = handler is None or handler.function.__module__.startswith(
+                "workerserver.handlers."
+            )
+            if ours and name in listed:
+                add("POST", name, PREFIX + name, "opaque", RELAY)
+        return tuple(routes), tuple(names), tuple(answers)
+
+    def close(self) -> None:
+        """On the loop's thread: close the listener and every connection."""
+        self._router.registry.off_change(self.refresh)
+        self.listener.close()
+
+
+def _final(error: WorkerServerError) -> bytes:
+    return whole_reply(error_response(error), True)
