@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from workerserver._protocol import whole_reply
 from workerserver._recognise import Table
+from workerserver._stacks import prepare
 from workerserver._transport import DUMP, HEALTH, LATE, RELAY, STATIC, NativeHub, NativeListener
 from workerserver.access import PEER_REFUSED, AccessPolicy
 from workerserver.handlers import ping, stacks
@@ -37,6 +38,7 @@ class Publication:
         self._limits = limits
         self._lock = threading.RLock()
         self._published: object = None
+        self._numbers: dict[str, int] = {}
         self._relayed = False  # the hub knows torch's own server
         self.listener = NativeListener(
             hub,
@@ -50,6 +52,7 @@ class Publication:
             forbidden=_final(Forbidden(PEER_REFUSED)),
             head_late=_final(RequestTimeout("head", limits.head_timeout)),
         )
+        prepare()  # with the GIL, what reading stacks without it needs to know
         self._router.registry.on_change(self.refresh)
         self._turn()
 
@@ -83,8 +86,7 @@ class Publication:
     ) -> tuple[tuple[Route, ...], tuple[str, ...], tuple[tuple[bytes, bytes], ...]]:
         """The routes; by the number in a route's action, the name it counts for and its answers."""
         routes: list[Route] = []
-        names: list[str] = []
-        answers: list[tuple[bytes, bytes]] = []
+        answers: dict[int, tuple[bytes, bytes]] = {}
 
         def add(
             method: Literal["GET", "POST"],
@@ -94,13 +96,11 @@ class Publication:
             kind: int,
             response: Response | None = None,
         ) -> None:
-            routes.append((method, path, rule, kind | len(names) << 8))
-            names.append(name)
-            answers.append(
-                (b"", b"")
-                if response is None
-                else (whole_reply(response, False), whole_reply(response, True))
-            )
+            # A name keeps its number for good: replies are counted by it, under later tables too.
+            number = self._numbers.setdefault(name, len(self._numbers))
+            routes.append((method, path, rule, kind | number << 8))
+            if response is not None:
+                answers[number] = whole_reply(response, False), whole_reply(response, True)
 
         registry = self._router.registry
         listed = registry.names()
@@ -121,7 +121,8 @@ class Publication:
             )
             if ours and name in listed:
                 add("POST", name, PREFIX + name, "opaque", RELAY)
-        return tuple(routes), tuple(names), tuple(answers)
+        every = tuple(answers.get(number, (b"", b"")) for number in range(len(self._numbers)))
+        return tuple(routes), tuple(self._numbers), every
 
     def close(self) -> None:
         """On the loop's thread: close the listener and every connection."""
