@@ -68,6 +68,19 @@ def settle(thread: threading.Thread) -> None:
         time.sleep(0.02)
 
 
+def steady(take: Callable[[], Snapshot]) -> Snapshot:
+    """What *take* gives, once it was given the time: a snapshot without the GIL that the kernel
+    interrupts for longer than its budget (100 ms) says that it is not whole."""
+    for _ in range(50):
+        taken = take()
+        if not taken.truncated and not any(
+            thread.unstable or (thread.truncated and len(thread.frames) < 1000)
+            for thread in taken.threads
+        ):
+            return taken
+    raise AssertionError("no snapshot in time, or a stack that never holds still")
+
+
 def of(taken: Snapshot, thread: threading.Thread) -> ThreadStack:
     (found,) = [each for each in taken.threads if each.ident == thread.ident]
     return found

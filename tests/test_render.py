@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from types import FunctionType
@@ -21,7 +22,7 @@ from typing import IO, Any, Literal
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from parking import parked, plain, recursive, untraced
+from parking import parked, plain, recursive, steady, untraced
 
 from workerserver import _stacks
 from workerserver._stacks import Snapshot, prepare, snapshot
@@ -160,7 +161,14 @@ NAMES = st.text(CHARACTERS, max_size=30) | st.builds(
 
 def names_are_rendered(mode: Mode, file: str, function: str, qualname: str, name: str) -> None:
     with tempfile.TemporaryFile() as theirs, thread_name(name):
-        taken = shown(file, function, qualname)(theirs, mode)
+        show_it = shown(file, function, qualname)
+
+        def take() -> Snapshot:
+            theirs.seek(0)
+            theirs.truncate()
+            return show_it(theirs, mode)
+
+        taken = steady(take)
         theirs.seek(0)
         text = theirs.read().decode("utf-8", "replace")
     assert normal(taken.text()) == normal(text)
@@ -206,7 +214,7 @@ def test_hashes_of_every_length(mode: Mode) -> None:
     hashes = set()
     with tempfile.TemporaryFile() as file:
         for length in range(0, 400):
-            taken = shown("f", "n" * length, "")(file, mode)
+            taken = steady(partial(shown("f", "n" * length, ""), file, mode))
             rendered = taken.render("digest")
             assert rendered == digest_of(taken)
             hashes.add(json.loads(rendered)["main"])

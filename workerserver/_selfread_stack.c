@@ -16,15 +16,14 @@ typedef enum { WALKED, ENDED } walked;
 /* The window that holds a frame; NULL: not readable. */
 static const char *find_frame(uintptr_t frame, size_t *recent) {
     size_t size = ws_layout.frame_size;
-    ws_window *window = &ws_work->windows[*recent];
-    for (size_t i = 0; i <= ws_work->window_count; i++) {
+    ws_window *window;
+    for (size_t i = 0; i < ws_work->window_count; i++) {
+        size_t place = (*recent + i) % ws_work->window_count;
+        window = &ws_work->windows[place];
         if (window->ok && frame >= window->base && frame - window->base <= window->size
             && window->size - (frame - window->base) >= size) {
-            *recent = (size_t)(window - ws_work->windows);
+            *recent = place;
             return window->data + (frame - window->base);
-        }
-        if (i < ws_work->window_count) {
-            window = &ws_work->windows[i];
         }
     }
     /* Its whole page, and its own tail on the next one: neighbours are likely to be needed. */
@@ -190,11 +189,11 @@ static bool whole(const ws_chain *chain) {
     return !chain->broken;
 }
 
-/* Appends a chain whose code objects were resolved. */
-static void append(const ws_chain *chain, ws_snapshot *out, ws_thread *thread) {
+/* Appends a chain whose code objects were resolved, from its frame `from` on. */
+static void append(const ws_chain *chain, size_t from, ws_snapshot *out, ws_thread *thread) {
     const ws_layout_t *at = &ws_layout;
     thread->truncated = chain->more || chain->broken;
-    for (size_t i = 0; i < chain->count; i++) {
+    for (size_t i = from; i < chain->count; i++) {
         const ws_link *link = &chain->links[i];
         ws_code *code = ws_codes_find(link->code);
         /* A code object that changed just now is nobody's. */
@@ -224,33 +223,27 @@ static void append(const ws_chain *chain, ws_snapshot *out, ws_thread *thread) {
     }
 }
 
-bool ws_stack_take(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
-                   ws_thread *thread) {
-    uintptr_t cframe = 0;
-    ws_chain *last = NULL;
-    bool looked = false; /* at the code objects of `last`, after it was read */
-    ws_work->window_count = 0;
-    thread->ident = listed->ident;
-    thread->native_id = listed->native_id;
-    thread->daemon = -1;
-    thread->start = out->frame_count;
-    thread->unstable = true;
+/* Reads a chain until two readings agree; `*last` is then the second of them, and its code objects
+ * are resolved. Else thread->unstable stays. */
+static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
+                     ws_thread *thread, uintptr_t *cframe, ws_chain **last) {
+    bool looked = false; /* at the code objects of `*last`, after it was read */
     for (int i = 0; i < WALKS && thread->unstable; i++) {
         ws_chain *chain = &ws_work->chains[i % 2];
         if (ws_time_over()) {
             out->truncated = true;
             break;
         }
-        if (walk(listed, &cframe, chain) == ENDED) {
-            return false;
+        if (walk(listed, cframe, chain) == ENDED) {
+            return ENDED;
         }
         if (!same_moment(&ws_work->moment, &chain->moment)) {
             ws_work->moment = chain->moment;
             ws_codes_doubt();
         }
-        if (last != NULL && same(last, chain)) {
+        if (*last != NULL && same(*last, chain)) {
             bool still = looked && chain->moment.holder != listed->state
-                         && same_moment(&last->moment, &chain->moment);
+                         && same_moment(&(*last)->moment, &chain->moment);
             thread->unstable = (!still && resolve(arena, chain, true)) || !whole(chain);
             looked = true;
         } else if (i == 0 || !all_known(chain)) {
@@ -259,17 +252,57 @@ bool ws_stack_take(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
         } else {
             looked = false;
         }
-        last = chain;
+        *last = chain;
+    }
+    return WALKED;
+}
+
+/* Of a stack that never held still: the older frames, those that two readings have in common. A
+ * newer one may have been left long ago. */
+static walked append_common(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
+                            ws_thread *thread, uintptr_t *cframe, const ws_chain *before) {
+    ws_chain *now = &ws_work->chains[before == &ws_work->chains[0]];
+    size_t common = 0;
+    resolve(arena, before, true);
+    resolve(arena, before, true);
+    if (walk(listed, cframe, now) == ENDED) {
+        return ENDED;
+    }
+    while (!now->broken && !now->more && !before->broken && !before->more
+           && common < before->count && common < now->count) {
+        const ws_link *one = &before->links[before->count - 1 - common];
+        const ws_link *other = &now->links[now->count - 1 - common];
+        if (one->frame != other->frame || one->code != other->code) {
+            break;
+        }
+        common++;
+    }
+    append(now, now->count - common, out, thread);
+    thread->truncated = thread->truncated || common == 0;
+    ws_codes_doubt();
+    return WALKED;
+}
+
+bool ws_stack_take(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
+                   ws_thread *thread) {
+    uintptr_t cframe = 0;
+    ws_chain *last = NULL;
+    ws_work->window_count = 0;
+    thread->ident = listed->ident;
+    thread->native_id = listed->native_id;
+    thread->daemon = -1;
+    thread->start = out->frame_count;
+    thread->unstable = true;
+    if (settle(arena, listed, out, thread, &cframe, &last) == ENDED) {
+        return false;
     }
     if (last == NULL) {
         thread->truncated = true;
         return true;
     }
     if (thread->unstable) {
-        resolve(arena, last, true);
-        resolve(arena, last, true);
-        ws_codes_doubt();
+        return append_common(arena, listed, out, thread, &cframe, last) == WALKED;
     }
-    append(last, out, thread);
+    append(last, 0, out, thread);
     return true;
 }

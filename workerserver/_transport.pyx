@@ -251,9 +251,12 @@ cdef class NativeListener:
         hub._listeners.add(self)
 
     def publish(self, Table table, tuple names, tuple answers):
-        """Answer by *table* from now on. By the number above an action's
-        lowest 8 bits, *names* has what its route counts for, and *answers* a pair of whole
-        replies: (keep-alive, ``Connection: close``)."""
+        """Answer by *table* from now on.
+
+        The number above an action's lowest 8 bits says which of *names* a reply counts for, the
+        same in every table, and which of *answers* it is: pairs of whole replies, keep-alive and
+        ``Connection: close``.
+        """
         cdef int i
         cdef bytes open_, closing
         if len(answers) > ANSWERS or len(names) != len(answers):
@@ -261,6 +264,7 @@ cdef class NativeListener:
         if self._listener == NULL:
             return
         self._harvest()
+        self._names = names  # they only grow, so older counts keep their names
         hub_lock(self._hub._hub)
         for i in range(len(answers)):
             open_, closing = answers[i]
@@ -271,7 +275,6 @@ cdef class NativeListener:
         self._listener.table = &table.data
         hub_unlock(self._hub._hub)
         self._keep = (table, answers)  # not before: until here the old ones were in use
-        self._names = names
 
     cdef int _refresh(self) except -1:
         try:
