@@ -30,6 +30,7 @@ cdef enum Action:
 
 cdef enum Kind:
     KIND_WAKE
+    KIND_TIMER
     KIND_LISTENER
     KIND_CONNECTION
     KIND_RELAY
@@ -175,7 +176,8 @@ cdef struct Hub:
     bint ended
     double now
     double scan_at
-    double tick
+    Source timer  # timerfd: a wait with a timeout would cost each request a kernel timer
+    double timer_at  # when it goes off
     double watch  # seconds between two turns asked for to see how long they take; 0: never
     double watch_at
     Listener *listeners

@@ -84,10 +84,17 @@ cdef void ask_turn(Hub *hub) noexcept nogil:
 
 
 cdef void arm(Hub *hub, double at) noexcept nogil:
-    """Have deadlines looked at by *at*. From the loop's thread this takes effect with the I/O
-    thread's next tick, so a request costs no wake-up."""
+    """Have deadlines looked at by *at*; on the I/O thread, which sets its timer before it waits."""
     if at < hub.scan_at:
         hub.scan_at = at
+
+
+cdef void _arm_io(Hub *hub, double at) noexcept nogil:
+    """The same from the loop's thread. Nearly always there is an earlier deadline already, so a
+    request costs no wake-up."""
+    if at < hub.scan_at:
+        hub.scan_at = at
+        wake_io(hub)
 
 
 # --- lists
@@ -353,14 +360,14 @@ cdef void connection_want(Connection *connection, bint boundary) noexcept nogil:
             connection.stage = STAGE_QUEUED
             connection.judged = False
             connection.queued_at = monotonic()
-            arm(hub, connection.queued_at + connection.listener.gil_deadline)
+            _arm_io(hub, connection.queued_at + connection.listener.gil_deadline)
             enqueue(connection)
         elif boundary:
             connection.stage = STAGE_IO
             memset(&connection.state, 0, sizeof(connection.state))
             connection.heading = False
             connection.deadline = monotonic() + connection.listener.idle_timeout
-            arm(hub, connection.deadline)
+            _arm_io(hub, connection.deadline)
         else:
             connection.stage = STAGE_WAIT
     hub_unlock(hub)

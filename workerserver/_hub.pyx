@@ -2,10 +2,11 @@
 
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free, malloc
+from posix.time cimport CLOCK_MONOTONIC
 from posix.unistd cimport close
 
 from workerserver._connection cimport (
-    KIND_LISTENER, KIND_RELAY, KIND_WAKE, NEVER, READ_SIZE, RELAYS, STAGE_CLOSING, STAGE_DEAD,
+    KIND_LISTENER, KIND_RELAY, KIND_TIMER, KIND_WAKE, NEVER, READ_SIZE, RELAYS, STAGE_CLOSING, STAGE_DEAD,
     STAGE_IO, Connection, Hub, Listener, arm, epoll_add, hub_lock, hub_unlock, monotonic,
     pthread_mutex_t, reap, wake_io,
 )
@@ -39,6 +40,12 @@ cdef extern from "<sys/eventfd.h>" nogil:
     int EFD_NONBLOCK
 
 
+cdef extern from "<sys/timerfd.h>" nogil:
+    int timerfd_create(int clock, int flags)
+    int TFD_CLOEXEC
+    int TFD_NONBLOCK
+
+
 # All hubs of the process, for fork().
 cdef Hub *_hubs = NULL
 cdef pthread_mutex_t _hubs_lock
@@ -57,15 +64,18 @@ cdef Hub *hub_new(double watch) noexcept nogil:
     hub.wake.kind = KIND_WAKE
     hub.wake.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     hub.turn = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-    hub.tick = 1.0
     hub.watch = watch
-    hub.scan_at = hub.watch_at = NEVER
+    hub.timer.kind = KIND_TIMER
+    hub.timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+    hub.scan_at = hub.timer_at = hub.watch_at = NEVER
     for i in range(RELAYS):
         hub.relays[i].kind = KIND_RELAY
         relay_init(&hub.relays[i].relay)
     if (
         hub.page == NULL or hub.epoll < 0 or hub.wake.fd < 0 or hub.turn < 0
+        or hub.timer.fd < 0
         or not epoll_add(hub, &hub.wake, hub.wake.fd, EPOLLIN)
+        or not epoll_add(hub, &hub.timer, hub.timer.fd, EPOLLIN)
     ):
         hub_free(hub)
         return NULL
@@ -101,6 +111,8 @@ cdef void _close_descriptors(Hub *hub) noexcept nogil:
         close(hub.epoll)
     if hub.wake.fd >= 0:
         close(hub.wake.fd)
+    if hub.timer.fd >= 0:
+        close(hub.timer.fd)
     if hub.turn >= 0:
         close(hub.turn)
 
@@ -128,9 +140,6 @@ cdef Listener *hub_listen(Hub *hub, const Listener *model) noexcept nogil:
         return NULL
     listener.next = hub.listeners
     hub.listeners = listener
-    hub.tick = max(0.01, min(
-        hub.tick, min(listener.head_timeout, min(listener.idle_timeout, listener.gil_timeout)) / 4
-    ))
     if hub.watch > 0.0 and hub.watch_at == NEVER:
         hub.watch_at = monotonic()
         arm(hub, hub.watch_at)
@@ -227,7 +236,7 @@ cdef void _after_fork_in_child() noexcept nogil:
             if hub.relays[i].busy:
                 close(hub.relays[i].relay.fd)
         _close_descriptors(hub)
-        hub.epoll = hub.turn = hub.wake.fd = -1
+        hub.epoll = hub.turn = hub.wake.fd = hub.timer.fd = -1
         hub.woken = hub.asked = hub.ended = True
         pthread_mutex_init(&hub.lock, NULL)
         hub = hub.next

@@ -9,11 +9,12 @@ from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, ENOMEM, EPIPE, errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
+from posix.time cimport itimerspec
 from posix.unistd cimport close, read
 
 from workerserver._answer cimport die, flush, send_final
 from workerserver._connection cimport (
-    KIND_CONNECTION, KIND_LISTENER, KIND_RELAY, NEVER, READ_SIZE, RELAYS, STAGE_ANSWERING,
+    KIND_CONNECTION, KIND_LISTENER, KIND_RELAY, KIND_TIMER, NEVER, READ_SIZE, RELAYS, STAGE_ANSWERING,
     STAGE_CLOSING, STAGE_DEAD, STAGE_DRAIN, STAGE_IO, STAGE_LOOP, STAGE_QUEUED, STAGE_WAIT,
     Connection, Hub, Listener, RelaySlot, Source, arm, ask_turn, dequeue, enqueue, epoll_add,
     hub_lock, hub_unlock, monotonic, set_events,
@@ -38,6 +39,11 @@ cdef extern from "<sys/epoll.h>" nogil:
     uint32_t EPOLLOUT
     uint32_t EPOLLERR
     uint32_t EPOLLHUP
+
+
+cdef extern from "<sys/timerfd.h>" nogil:
+    int timerfd_settime(int fd, int flags, const itimerspec *value, itimerspec *old)
+    int TFD_TIMER_ABSTIME
 
 
 cdef extern from "<netinet/in.h>" nogil:
@@ -320,6 +326,16 @@ cdef void _sweep(Hub *hub) noexcept nogil:
             place = &listener.next
 
 
+cdef void _set_timer(Hub *hub) noexcept nogil:
+    cdef itimerspec when
+    cdef double at = hub.scan_at
+    memset(&when, 0, sizeof(when))
+    when.it_value.tv_sec = <long>at
+    when.it_value.tv_nsec = min(<long>((at - <double>when.it_value.tv_sec) * 1e9), 999_999_999)
+    timerfd_settime(hub.timer.fd, TFD_TIMER_ABSTIME, &when, NULL)
+    hub.timer_at = at
+
+
 cdef void _handle(Hub *hub, Source *source, uint32_t events) noexcept nogil:
     cdef Connection *connection
     cdef char drained[8]
@@ -345,7 +361,10 @@ cdef void _handle(Hub *hub, Source *source, uint32_t events) noexcept nogil:
         if (<RelaySlot *>source).busy:
             relayed(hub, <RelaySlot *>source)
     else:
-        hub.woken = False
+        if source.kind == KIND_TIMER:
+            hub.timer_at = NEVER
+        else:
+            hub.woken = False
         if read(source.fd, drained, 8) < 0:
             pass  # nothing was in it
 
@@ -353,27 +372,24 @@ cdef void _handle(Hub *hub, Source *source, uint32_t events) noexcept nogil:
 cdef void hub_run(Hub *hub) noexcept nogil:
     """Serve until hub_stop(); at the end every connection is closed."""
     cdef epoll_event events[EVENTS]
-    cdef int i, n, timeout
-    cdef double wait
+    cdef int i, n
     cdef Connection *connection
     hub_lock(hub)
+    hub.now = monotonic()
     while not hub.stopping:
         if hub.reap != NULL or hub.sweep:
             hub.sweep = False
             _sweep(hub)
-        hub.now = monotonic()
         if hub.now >= hub.scan_at:
             _scan(hub)
         if hub.dumps != NULL:
             answer_dumps(hub)
         if hub.reap != NULL:
             continue
-        timeout = -1
-        if hub.connections != NULL or hub.scan_at < NEVER:
-            wait = min(hub.scan_at - hub.now, hub.tick if hub.connections != NULL else 3600.0)
-            timeout = <int>(max(wait, 0.0) * 1000.0) + 1
+        if hub.scan_at < hub.timer_at:
+            _set_timer(hub)
         hub_unlock(hub)
-        n = epoll_wait(hub.epoll, events, EVENTS, timeout)
+        n = epoll_wait(hub.epoll, events, EVENTS, -1)
         hub_lock(hub)
         hub.now = monotonic()
         for i in range(n):
