@@ -26,8 +26,8 @@ from workerserver._recognise cimport (
     Recognised, Recognition, Route, allowed, find, recognise,
 )
 from workerserver._relay cimport (
-    RELAY_DONE, RELAY_MORE, Relay, relay_close, relay_listens, relay_needs_gil, relay_open,
-    relay_read,
+    RELAY_DONE, RELAY_MORE, Relay, relay_close, relay_init, relay_listens, relay_needs_gil,
+    relay_open, relay_read,
 )
 from workerserver._snapshot cimport ws_buffer, ws_gil
 from workerserver._stacks cimport buffer_free, dump_reply, gil_state
@@ -397,6 +397,7 @@ cdef void _relay(Connection *connection, const Recognised *request) noexcept nog
         slot = &hub.relays[i]
         if slot.busy or (pyspy and slow >= SLOW_RELAYS):
             continue
+        relay_init(&slot.relay)
         if relay_open(&slot.relay, hub.relay_path, data + request.path, size) < 0:
             relay_close(&slot.relay)
             return

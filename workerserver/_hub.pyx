@@ -6,9 +6,9 @@ from posix.time cimport CLOCK_MONOTONIC
 from posix.unistd cimport close
 
 from workerserver._connection cimport (
-    KIND_LISTENER, KIND_RELAY, KIND_TIMER, KIND_WAKE, NEVER, READ_SIZE, RELAYS, STAGE_CLOSING, STAGE_DEAD,
-    STAGE_IO, Connection, Hub, Listener, arm, epoll_add, hub_lock, hub_unlock, monotonic,
-    pthread_mutex_t, reap, wake_io,
+    KIND_LISTENER, KIND_RELAY, KIND_TIMER, KIND_WAKE, NEVER, READ_SIZE, RELAYS, STAGE_CLOSING,
+    STAGE_DEAD, STAGE_IO, Connection, Hub, Listener, arm, epoll_add, hub_lock, hub_unlock,
+    monotonic, pthread_mutex_t, reap, wake_io,
 )
 from workerserver._relay cimport relay_init
 

@@ -14,10 +14,10 @@ from posix.unistd cimport close, read
 
 from workerserver._answer cimport die, flush, send_final
 from workerserver._connection cimport (
-    KIND_CONNECTION, KIND_LISTENER, KIND_RELAY, KIND_TIMER, NEVER, READ_SIZE, RELAYS, STAGE_ANSWERING,
-    STAGE_CLOSING, STAGE_DEAD, STAGE_DRAIN, STAGE_IO, STAGE_LOOP, STAGE_QUEUED, STAGE_WAIT,
-    Connection, Hub, Listener, RelaySlot, Source, arm, ask_turn, dequeue, enqueue, epoll_add,
-    hub_lock, hub_unlock, monotonic, set_events,
+    KIND_CONNECTION, KIND_LISTENER, KIND_RELAY, KIND_TIMER, NEVER, READ_SIZE, RELAYS,
+    STAGE_ANSWERING, STAGE_CLOSING, STAGE_DEAD, STAGE_DRAIN, STAGE_IO, STAGE_LOOP, STAGE_QUEUED,
+    STAGE_WAIT, Connection, Hub, Listener, RelaySlot, Source, arm, ask_turn, dequeue, enqueue,
+    epoll_add, hub_lock, hub_unlock, monotonic, set_events,
 )
 from workerserver._dispatch cimport (
     answer_dumps, broken, hand_over, make_room, proceed, refuse, relay_late, relayed, take_back,
