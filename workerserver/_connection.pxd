@@ -82,7 +82,7 @@ cdef struct Listener:
     bint accepting
     bint dropped  # its server is gone: free it with its last connection
     int references  # connections that are not freed yet
-    void *owner  # borrowed: the Python side, which outlives it or sets dropped
+    void *owner  # the Python side, a reference; NULL once that has let go
     double resume_at  # 0, or when to accept again after running out of descriptors
     uint32_t uid
     int connections

@@ -224,7 +224,7 @@ typedef struct {
     char gil[WS_GIL_MAX];
     ws_read reads[WS_GROUP * 4];
     uintptr_t addresses[WS_LINKS];
-    ws_chain chains[2];
+    ws_chain chains[2], longest;
     size_t window_count;
     ws_window windows[WS_WINDOWS];
     char code_heads[WS_GROUP][WS_CODE_MAX];

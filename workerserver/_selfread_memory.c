@@ -66,6 +66,8 @@ static bool sensible(uintptr_t address, size_t size) {
     return address >= WS_PAGE && address <= UINTPTR_MAX - size;
 }
 
+#if defined(__linux__)
+
 /* One system call: how many of the first reads were done; at least one was tried. */
 static size_t read_some(ws_read *reads, size_t count) {
     struct iovec local[BATCH], remote[BATCH];
@@ -94,6 +96,16 @@ static size_t read_some(ws_read *reads, size_t count) {
     }
     return done < count ? done + 1 : done;
 }
+
+#else
+
+/* Never gets here: ws_layout_learn() refuses. */
+static size_t read_some(ws_read *reads, size_t count) {
+    (void)reads;
+    return count;
+}
+
+#endif
 
 void ws_read_many(ws_read *reads, size_t count) {
     size_t at = 0;

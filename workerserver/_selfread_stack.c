@@ -9,7 +9,7 @@
 
 #include <string.h>
 
-enum { WALKS = 12 }; /* readings of one chain */
+enum { WALKS = 12, MORE_WALKS = 6 }; /* readings of one chain */
 
 typedef enum { WALKED, ENDED } walked;
 
@@ -223,6 +223,15 @@ static void append(const ws_chain *chain, size_t from, ws_snapshot *out, ws_thre
     }
 }
 
+/* A chain that is torn is often short: a generator that was left leads nowhere. */
+static void keep_longest(const ws_chain *chain) {
+    ws_chain *longest = &ws_work->longest;
+    if (!chain->broken && !chain->more && chain->count > longest->count) {
+        memcpy(longest->links, chain->links, chain->count * sizeof chain->links[0]);
+        longest->count = chain->count;
+    }
+}
+
 /* Reads a chain until two readings agree; `*last` is then the second of them, and its code objects
  * are resolved. Else thread->unstable stays. */
 static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
@@ -237,6 +246,7 @@ static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
         if (walk(listed, cframe, chain) == ENDED) {
             return ENDED;
         }
+        keep_longest(chain);
         if (!same_moment(&ws_work->moment, &chain->moment)) {
             ws_work->moment = chain->moment;
             ws_codes_doubt();
@@ -257,28 +267,42 @@ static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
     return WALKED;
 }
 
-/* Of a stack that never held still: the older frames, those that two readings have in common. A
- * newer one may have been left long ago. */
-static walked append_common(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
-                            ws_thread *thread, uintptr_t *cframe, const ws_chain *before) {
-    ws_chain *now = &ws_work->chains[before == &ws_work->chains[0]];
-    size_t common = 0;
-    resolve(arena, before, true);
-    resolve(arena, before, true);
-    if (walk(listed, cframe, now) == ENDED) {
-        return ENDED;
+/* How many of the oldest frames two chains share. */
+static size_t shared(const ws_chain *one, const ws_chain *other) {
+    size_t count = 0;
+    if (one->broken || one->more || other->broken || other->more) {
+        return 0; /* the oldest one is not known */
     }
-    while (!now->broken && !now->more && !before->broken && !before->more
-           && common < before->count && common < now->count) {
-        const ws_link *one = &before->links[before->count - 1 - common];
-        const ws_link *other = &now->links[now->count - 1 - common];
-        if (one->frame != other->frame || one->code != other->code) {
+    while (count < one->count && count < other->count) {
+        const ws_link *left = &one->links[one->count - 1 - count];
+        const ws_link *right = &other->links[other->count - 1 - count];
+        if (left->frame != right->frame || left->code != right->code) {
             break;
         }
-        common++;
+        count++;
     }
-    append(now, now->count - common, out, thread);
-    thread->truncated = thread->truncated || common == 0;
+    return count;
+}
+
+/* Of a stack that never held still: the older frames, those that two readings have in common. A
+ * newer one may have been left long ago. */
+static walked append_shared(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
+                            ws_thread *thread, uintptr_t *cframe) {
+    ws_chain *longest = &ws_work->longest;
+    size_t best = 0;
+    /* Twice, and between two readings of the chain: see ws_codes_resolve(). */
+    resolve(arena, longest, true);
+    resolve(arena, longest, true);
+    for (int i = 0; i < MORE_WALKS && best < longest->count && !(i > 0 && ws_time_over()); i++) {
+        ws_chain *now = &ws_work->chains[0];
+        if (walk(listed, cframe, now) == ENDED) {
+            return ENDED;
+        }
+        size_t count = shared(longest, now);
+        best = count > best ? count : best;
+    }
+    append(longest, longest->count - best, out, thread);
+    thread->truncated = thread->truncated || best == 0;
     ws_codes_doubt();
     return WALKED;
 }
@@ -288,6 +312,7 @@ bool ws_stack_take(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
     uintptr_t cframe = 0;
     ws_chain *last = NULL;
     ws_work->window_count = 0;
+    ws_work->longest.count = 0;
     thread->ident = listed->ident;
     thread->native_id = listed->native_id;
     thread->daemon = -1;
@@ -301,7 +326,7 @@ bool ws_stack_take(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
         return true;
     }
     if (thread->unstable) {
-        return append_common(arena, listed, out, thread, &cframe, last) == WALKED;
+        return append_shared(arena, listed, out, thread, &cframe) == WALKED;
     }
     append(last, 0, out, thread);
     return true;

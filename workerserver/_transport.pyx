@@ -60,7 +60,7 @@ cdef class NativeHub:
     cdef Hub *_hub
     cdef readonly object loop  # asyncio.AbstractEventLoop
     cdef readonly object thread  # threading.Thread
-    cdef set _listeners  # of NativeListener: what the C side borrows stays alive
+    cdef set _listeners  # of NativeListener
     cdef double _refreshed_at
 
     def __cinit__(self):
@@ -189,9 +189,8 @@ cdef class NativeHub:
         while turn_next(self._hub, &event):
             self._deliver(&event)
         self._release(turn_begin(self._hub))
-        for listener in self._listeners:
-            (<NativeListener>listener)._listener = NULL
-        self._listeners = set()
+        for listener in tuple(self._listeners):
+            (<NativeListener>listener).close()
         with nogil:
             hub_run(self._hub)  # stopped already: frees what the transports have let go
         if self._hub.connections == NULL:
@@ -248,6 +247,9 @@ cdef class NativeListener:
         self._listener = hub_listen(hub._hub, &model)
         if self._listener == NULL:
             raise OSError(errno, os.strerror(errno))
+        # The C side's own reference: an interpreter that is taken apart under a running I/O thread
+        # must not free what it answers from.
+        Py_INCREF(self)
         hub._listeners.add(self)
 
     def publish(self, Table table, tuple names, tuple answers):
@@ -311,7 +313,13 @@ cdef class NativeListener:
     @property
     def connections(self):
         """Connections open now, whoever owns them."""
-        return 0 if self._listener == NULL else self._listener.connections
+        cdef int number
+        if self._listener == NULL:
+            return 0
+        hub_lock(self._hub._hub)
+        number = self._listener.connections
+        hub_unlock(self._hub._hub)
+        return number
 
     def ignore(self, bint closing=False):
         """Accept no more connections. With *closing*, the caller closes the socket, and a forked
@@ -334,6 +342,7 @@ cdef class NativeListener:
         hub_forget(self._hub._hub, self._listener)
         self._listener = NULL
         self._hub._listeners.discard(self)
+        Py_DECREF(self)
 
 
 cdef int _set_final(Answer *answer, bytes reply) except -1:
