@@ -72,7 +72,10 @@ def steady(take: Callable[[], Snapshot]) -> Snapshot:
     """What *take* gives, once it was given the time: a snapshot without the GIL that the kernel
     interrupts for longer than its budget (100 ms) says that it is not whole."""
     for _ in range(50):
-        taken = take()
+        try:
+            taken = take()
+        except RuntimeError:
+            continue
         if not taken.truncated and not any(
             thread.unstable or (thread.truncated and len(thread.frames) < 1000)
             for thread in taken.threads

@@ -253,12 +253,12 @@ cdef bint turn_next(Hub *hub, Event *event) noexcept nogil:
     event.error = connection.error
     event.lost = connection.stage == STAGE_DEAD or connection.error != 0
     connection.resume = False
-    if not event.lost:
+    if connection.stage == STAGE_QUEUED and not event.lost:
+        connection.stage = STAGE_LOOP
+        connection.deadline = 0.0
+    if connection.stage == STAGE_LOOP and not event.lost:
         event.eof = connection.eof and not connection.eof_told
         connection.eof_told = connection.eof
-        if connection.stage == STAGE_QUEUED:
-            connection.stage = STAGE_LOOP
-            connection.deadline = 0.0
         if connection.size > connection.start:
             event.data = connection.data
             event.size = connection.size
