@@ -372,7 +372,7 @@ cdef void _handle(Hub *hub, Source *source, uint32_t events) noexcept nogil:
 cdef void hub_run(Hub *hub) noexcept nogil:
     """Serve until hub_stop(); at the end every connection is closed."""
     cdef epoll_event events[EVENTS]
-    cdef int i, n
+    cdef int i, n, timeout
     cdef Connection *connection
     hub_lock(hub)
     hub.now = monotonic()
@@ -388,8 +388,10 @@ cdef void hub_run(Hub *hub) noexcept nogil:
             continue
         if hub.scan_at < hub.timer_at:
             _set_timer(hub)
+        # Behind an answered dump another one may have been pipelined; the others get a turn first.
+        timeout = -1 if hub.dumps == NULL else 0
         hub_unlock(hub)
-        n = epoll_wait(hub.epoll, events, EVENTS, -1)
+        n = epoll_wait(hub.epoll, events, EVENTS, timeout)
         hub_lock(hub)
         hub.now = monotonic()
         for i in range(n):

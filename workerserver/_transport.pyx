@@ -15,8 +15,8 @@ from libc.string cimport memcpy, memset
 from posix.unistd cimport getuid, read
 
 from workerserver._connection cimport (
-    ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, Answer, Chunk,
-    Connection, Event, Hub, Listener, ask_turn, connection_close, connection_detach,
+    ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, COUNTS, Answer, Chunk,
+    Connection, Count, Event, Hub, Listener, ask_turn, connection_close, connection_detach,
     connection_full, connection_pause, connection_shut, connection_unsent, connection_want,
     connection_write, hub_lock, hub_unlock, monotonic, turn_begin, turn_next,
 )
@@ -161,10 +161,12 @@ cdef class NativeHub:
                     OSError(event.error, os.strerror(event.error)) if event.error else None
                 )
                 return 0
-            if event.resume:
-                link._protocol.resume_writing()
+            # Data first: a protocol that is told to go on may ask for bytes, and the connection is
+            # the I/O thread's from then on.
             if data is not None:
                 link._protocol.data_received(data)
+            if event.resume and not link._closing:
+                link._protocol.resume_writing()
             if event.eof and not link._closing and not link._protocol.eof_received():
                 link.close()
         except BaseException as error:
@@ -260,20 +262,22 @@ cdef class NativeListener:
         ``Connection: close``.
         """
         cdef int i
-        cdef bytes open_, closing
+        cdef bytes whole, closing
+        cdef Answer[ANSWERS] fresh
         if len(answers) > ANSWERS or len(names) != len(answers):
             raise ValueError(f"{len(answers)} answers, {len(names)} names")
         if self._listener == NULL:
             return
         self._harvest()
         self._names = names  # they only grow, so older counts keep their names
-        hub_lock(self._hub._hub)
         for i in range(len(answers)):
-            open_, closing = answers[i]
-            self._answers[i].data = PyBytes_AS_STRING(open_)
-            self._answers[i].size = PyBytes_GET_SIZE(open_)
-            self._answers[i].closing = PyBytes_AS_STRING(closing)
-            self._answers[i].closing_size = PyBytes_GET_SIZE(closing)
+            whole, closing = answers[i]
+            fresh[i].data = PyBytes_AS_STRING(whole)
+            fresh[i].size = PyBytes_GET_SIZE(whole)
+            fresh[i].closing = PyBytes_AS_STRING(closing)
+            fresh[i].closing_size = PyBytes_GET_SIZE(closing)
+        hub_lock(self._hub._hub)
+        memcpy(self._answers, fresh, len(answers) * sizeof(Answer))
         self._listener.table = &table.data
         hub_unlock(self._hub._hub)
         self._keep = (table, answers)  # not before: until here the old ones were in use
@@ -288,20 +292,21 @@ cdef class NativeListener:
         return 0
 
     cdef int _harvest(self) except -1:
-        cdef int i
+        cdef Count[COUNTS] counts
+        cdef int i, used
         if self._listener == NULL:
             return 0
+        # Nothing of Python under the lock: a finalizer might hand the GIL to a thread that waits
+        # for the lock with it.
         hub_lock(self._hub._hub)
-        counts = [
-            (self._listener.counts[i].route, self._listener.counts[i].status,
-             self._listener.counts[i].number)
-            for i in range(self._listener.count_used)
-        ]
+        used = self._listener.count_used
+        memcpy(counts, self._listener.counts, used * sizeof(Count))
         self._listener.count_used = 0
         hub_unlock(self._hub._hub)
-        for route, status, number in counts:
-            key = ("" if route < 0 else self._names[route], status)
-            self._counted[key] = self._counted.get(key, 0) + number
+        for i in range(used):
+            name = "" if counts[i].route < 0 else self._names[counts[i].route]
+            key = (name, counts[i].status)
+            self._counted[key] = self._counted.get(key, 0) + counts[i].number
         return 0
 
     @property

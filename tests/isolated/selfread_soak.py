@@ -1,0 +1,248 @@
+"""``selfread_soak.py AMOUNT [torch]``: self-read snapshots at full speed beside all that moves.
+
+AMOUNT is a number of snapshots, or a time such as ``2s``. One thread takes snapshots without the
+GIL and looks at every frame of each: its function has to be one of its file's, its line one of
+that function's lines. Beside it run recursion, generators, coroutines, comprehensions, threads
+that start and end, code that is compiled, run and deleted, and with ``torch`` a training loop.
+Prints one line of JSON; exit 0 if all was well and every kind of work was seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+import threading
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Generator
+from itertools import count, islice
+from pathlib import Path
+from types import CodeType
+
+from workerserver._stacks import Frame, ThreadStack, snapshot
+
+GENERATED = re.compile("<generated\n(\\d+) \u00e9\u4e2d\U0001f600>")
+DEPTH = 120  # of the deepest of our stacks, with room for the frames below and above
+
+stop = threading.Event()
+failures: list[str] = []
+
+Lines = dict[tuple[str, str | None], set[int | None]]
+"""Of each (function, qualname) of a file: the lines that its code has."""
+
+
+def recurse(n: int) -> int:
+    return 0 if n == 0 else 1 + recurse(n - 1)
+
+
+def nested(n: int) -> Generator[int, None, None]:
+    if n:
+        yield from nested(n - 1)
+    yield n
+
+
+async def chain(n: int) -> None:
+    if n:
+        await chain(n - 1)
+    else:
+        recurse(50)
+    await asyncio.sleep(0)
+
+
+def deep() -> None:
+    for _ in range(20):
+        recurse(70)
+
+
+def generators() -> None:
+    sum(nested(40))
+    sorted((x * x for x in range(50)), key=lambda x: -x)
+
+
+def coroutines() -> None:
+    asyncio.run(chain(20))
+
+
+def short_threads() -> None:
+    threads = [threading.Thread(target=recurse, args=(n,), name=f"short {n}") for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+numbers = count()
+
+
+def generated() -> None:
+    """Functions that are new, and freed again: file and name of each hold the same number."""
+    for n in islice(numbers, 20):
+        space: dict[str, Callable[[], int]] = {}
+        source = f"def f{n}():\n    return sum(i\n        for i in range(50))\n"
+        exec(compile(source, f"<generated\n{n} \u00e9\u4e2d\U0001f600>", "exec"), space)
+        space[f"f{n}"]()
+
+
+def mixed() -> None:
+    for work in (deep, generators, coroutines, generated):
+        work()
+
+
+def until_stopped(work: Callable[[], None]) -> None:
+    try:
+        while not stop.is_set():
+            work()
+    except BaseException:
+        failures.append(traceback.format_exc())
+        stop.set()
+
+
+def train() -> Callable[[], None]:
+    """One epoch of a small training run, as a function to call again and again."""
+    import torch
+
+    torch.set_num_threads(1)
+    model = torch.nn.Sequential(*[torch.nn.Linear(32, 32) for _ in range(6)])
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def epoch() -> None:
+        for _ in range(8):
+            optimizer.zero_grad()
+            model(torch.randn(16, 32)).sum().backward()
+            optimizer.step()
+
+    return epoch
+
+
+class Checker:
+    """Looks at frames; what was good once is not looked at again."""
+
+    def __init__(self) -> None:
+        self.known: set[Frame] = set()
+        self.files: dict[str, Lines] = {}
+        self.functions: set[str] = set()
+
+    def check(self, stack: ThreadStack) -> None:
+        for frame in stack.frames:
+            if frame not in self.known:
+                self.check_frame(frame)
+                if len(self.known) > 20_000:
+                    self.known.clear()
+                self.known.add(frame)
+                self.functions.add(frame.function)
+        if not stack.unstable and not stack.truncated and len(stack.frames) > DEPTH:
+            raise ValueError(f"{len(stack.frames)} frames")
+        if stack.name is not None and not re.fullmatch(r"[-\w ()]+", stack.name):
+            raise ValueError(f"name {stack.name!r}")
+
+    def check_frame(self, frame: Frame) -> None:
+        file, line, function, qualname = frame
+        of_generated = GENERATED.fullmatch(file)
+        if of_generated is not None:
+            name = f"f{of_generated[1]}"
+            lines = {2, 3, None} if function == "<genexpr>" else {0, 1, 2, 3}
+            good = function in ("<module>", name, "<genexpr>") and line in lines
+            good = good and (qualname or name).split(".")[0] in ("<module>", name)
+        elif file.startswith("<"):  # frozen modules, namedtuples
+            good = re.fullmatch(r"<[ -;=?-~]+>", file) is not None and function.isprintable()
+        else:
+            if file not in self.files:
+                self.files[file] = lines_of(file)
+            lines = self.files[file].get((function, qualname), set())
+            good = line in lines
+        if not good:
+            raise ValueError(f"{frame}")
+
+
+def lines_of(file: str) -> Lines:
+    found: Lines = defaultdict(set)
+    pending = [compile(Path(file).read_bytes(), file, "exec", dont_inherit=True)]
+    while pending:
+        code = pending.pop()
+        qualname = getattr(code, "co_qualname", None)  # CPython 3.11
+        lines = found[code.co_name, qualname]
+        lines.add(code.co_firstlineno)
+        lines.update(line for _, _, line in code.co_lines())
+        pending += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return found
+
+
+class Soak:
+    def __init__(self, amount: str) -> None:
+        self.for_seconds = float(amount[:-1]) if amount.endswith("s") else 0.0
+        self.count = 1 if amount.endswith("s") else int(amount)
+        self.taken = self.stacks = self.unstable = self.truncated = self.cut = 0
+        self.seconds = 0.0
+        self.checker = Checker()
+
+    def missing(self) -> set[str]:
+        return {"recurse", "nested", "chain", "short_threads", "soaking"} - self.checker.functions
+
+    def done(self) -> bool:
+        """Enough, and all kinds of work seen; on a busy machine those may take a while longer."""
+        enough = self.taken >= self.count and self.seconds >= self.for_seconds
+        return enough and (not self.missing() or self.seconds > self.for_seconds + 60)
+
+    def run(self) -> None:
+        begin = time.monotonic()
+        while not self.done() and not stop.is_set():
+            taken = snapshot(mode="nogil")
+            self.taken += 1
+            self.cut += taken.truncated
+            for stack in taken.threads:
+                self.checker.check(stack)
+                self.stacks += 1
+                self.unstable += stack.unstable
+                self.truncated += stack.truncated
+            self.seconds = time.monotonic() - begin
+
+    def report(self) -> str:
+        return json.dumps(
+            {
+                "python": sys.version.split()[0],
+                "debug": hasattr(sys, "gettotalrefcount"),
+                "snapshots": self.taken,
+                "seconds": round(self.seconds, 1),
+                "stacks": self.stacks,
+                "unstable": self.unstable,
+                "truncated_stacks": self.truncated,
+                "truncated_snapshots": self.cut,
+            }
+        )
+
+
+def main() -> int:
+    sys.setswitchinterval(1e-4)
+    soak = Soak(sys.argv[1])
+    work = [mixed, short_threads]  # not more: each one makes the snapshots wait for the GIL
+    threads = [threading.Thread(target=until_stopped, args=(w,), name=w.__name__) for w in work]
+
+    def soaking() -> None:
+        try:
+            soak.run()
+        except BaseException:
+            failures.append(traceback.format_exc())
+        stop.set()
+
+    threads.append(threading.Thread(target=soaking, name="soaking"))
+    main_work = train() if "torch" in sys.argv[2:] else generators
+    for thread in threads:
+        thread.start()
+    until_stopped(main_work)
+    for thread in threads:
+        thread.join()
+    print(*failures, sep="\n", file=sys.stderr)
+    if failures:
+        return 1
+    print(soak.report())
+    if soak.missing():
+        print("never seen:", *soak.missing(), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
