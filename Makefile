@@ -5,16 +5,17 @@ ARGS ?=
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip
-PACKAGE := $(wildcard workerserver/*.pyx workerserver/*.pxd workerserver/*.h workerserver/_selfread.c)
+PACKAGE := $(wildcard workerserver/*.pyx workerserver/*.pxd workerserver/*.[ch])
 COMPILED := $(patsubst workerserver/%.pyx,workerserver.%,$(wildcard workerserver/*.pyx))
 
-.PHONY: help build demo test test-cuda test-cpythons soak bench coverage lint format clean
+.PHONY: help build demo test test-cuda test-cpythons soak bench coverage sanitize lint format clean
 
 help:
 	@echo "make demo           a training job hangs; ask every rank what it is doing"
 	@echo "make test           the whole test suite (ARGS='-k name' for a part of it)"
 	@echo "make lint           ruff, cython-lint, mypy, stubtest, Cython's performance hints"
 	@echo "make coverage       line coverage of Python and Cython code together"
+	@echo "make sanitize       the compiled code under ASan, UBSan and TSan (ARGS=--quick: the stress only)"
 	@echo "make test-cpythons  wheel and torch-free tests on every other CPython found here"
 	@echo "make test-cuda      the tests that need an NVIDIA GPU"
 	@echo "make soak           long runs: snapshots beside training, hypothesis on the parser"
@@ -59,6 +60,9 @@ bench: build
 
 coverage: build
 	$(PY) tools/measure_coverage.py $(ARGS)
+
+sanitize: build
+	$(PY) tools/sanitize.py $(ARGS)
 
 lint: build
 	$(PY) -m ruff check .

@@ -1,7 +1,8 @@
 """The extension modules and one table of compiler flags; all metadata is in pyproject.toml.
 
-Switches (environment, each ``1``): ``WORKERSERVER_DEBUG`` builds with assertions and without
-optimisation, ``WORKERSERVER_COVERAGE`` with line tracing for coverage.py.
+Switches (environment): ``WORKERSERVER_DEBUG=1`` builds with assertions and without optimisation,
+``WORKERSERVER_COVERAGE=1`` with line tracing for coverage.py, ``WORKERSERVER_SANITIZE=address``
+with AddressSanitizer and UndefinedBehaviorSanitizer, ``=thread`` with ThreadSanitizer.
 """
 
 import os
@@ -13,12 +14,14 @@ from setuptools import Extension, setup
 
 PACKAGE = Path("workerserver")
 
+#: The C sources written by hand; a coverage build lays Cython's translations beside them.
+SOURCES = sorted(str(c) for c in PACKAGE.glob("*.c") if not c.with_suffix(".pyx").exists())
 #: Every module and the C sources that are part of it.
 MODULES: dict[str, tuple[str, ...]] = {
     "_parser": (),
     "_protocol": (),
     "_heartbeat": (),
-    "_stacks": tuple(sorted(str(path) for path in PACKAGE.glob("*.c"))),
+    "_stacks": tuple(SOURCES),
     "_recognise": (),
     "_relay": (),
     "_connection": (),
@@ -36,16 +39,35 @@ FLAGS = {
     "release": ["-O2", "-g1", "-Wall", "-Wno-unused-function"],
     "debug": ["-O0", "-g3", "-Wall", "-UNDEBUG"],
     "coverage": ["-O1", "-g1"],
-}
+    # Undefined behaviour ends the process: beside ASan, UBSan can't be told where to report.
+    "asan": [
+        "-O1", "-g2", "-UNDEBUG", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+    ],
+    "tsan": ["-O1", "-g2", "-UNDEBUG", "-fno-omit-frame-pointer", "-fsanitize=thread"],
+}  # fmt: skip
+#: The linker's part of them.
+LINK = {"asan": ["-fsanitize=address,undefined"], "tsan": ["-fsanitize=thread"]}
+#: Only a module's init function is anybody else's: C functions of ours take nobody's names.
+VISIBILITY = ["-fvisibility=hidden"]
 
 
 def switch(name: str) -> bool:
     return os.environ.get(f"WORKERSERVER_{name}", "0") == "1"
 
 
+def chosen_kind() -> str:
+    sanitizer = os.environ.get("WORKERSERVER_SANITIZE", "")
+    if sanitizer:
+        return {"address": "asan", "thread": "tsan"}[sanitizer]
+    if switch("COVERAGE"):
+        return "coverage"
+    return "debug" if switch("DEBUG") else "release"
+
+
 def main() -> None:
-    coverage = switch("COVERAGE")
-    kind = "coverage" if coverage else "debug" if switch("DEBUG") else "release"
+    kind = chosen_kind()
+    coverage = kind == "coverage"
     macros: list[tuple[str, str | None]] = []
     if coverage:
         macros += [("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
@@ -55,7 +77,8 @@ def main() -> None:
             [f"workerserver/{module}.pyx", *sources],
             include_dirs=["workerserver"],
             depends=[str(path) for path in PACKAGE.glob("*.[ch]")] if sources else [],
-            extra_compile_args=[] if sys.platform == "win32" else FLAGS[kind],
+            extra_compile_args=[] if sys.platform == "win32" else FLAGS[kind] + VISIBILITY,
+            extra_link_args=LINK.get(kind, []),
             define_macros=macros,
         )
         for module, sources in MODULES.items()

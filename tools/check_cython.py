@@ -1,10 +1,13 @@
-"""Fails if Cython has anything to say about our modules: a performance hint or a warning.
+"""Fails if Cython has anything to say about our modules, or if native code could want the GIL.
 
-A hint in nogil code usually means that a call checks for an exception, and takes the GIL to do it.
+A performance hint in nogil code usually means that a call checks for an exception, and takes the
+GIL to do it. That is also looked for in the generated C itself: nothing that runs on the I/O
+thread may name anything of CPython's.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -12,8 +15,100 @@ from pathlib import Path
 
 from source_tree import ROOT, copy_sources
 
+#: Modules that are native throughout: every function of theirs is looked at.
+NATIVE = {"_answer", "_connection", "_dispatch", "_hub", "_io"}
+#: Others that the I/O thread calls: what is declared nogil is looked at.
+CALLED = {"_heartbeat", "_recognise", "_relay", "_stacks"}
+
+DECLARED = re.compile(r"^c(?:p?)def\b([^#:=]*?)\b(\w+)\s*\(([^#]*?)\)([^()#\n]*)$", re.M | re.S)
+BEGIN = re.compile(
+    r"^(?:static|extern|CYTHON_\w+|__PYX_EXTERN_C)\b[^;{}()=#]*?\b(__pyx_f_\w+)\(", re.M
+)
+#: Comments quote the source; strings may say anything.
+NOISE = re.compile(r"/\*.*?\*/|//[^\n]*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])+'", re.S)
+#: CPython's own names, and Cython's helpers that use it; Py_ssize_t is a type.
+PYTHON = re.compile(
+    r"\b(?!Py_ssize_t\b)(_?Py[A-Z_]\w*|__Pyx_\w*(?:Py|Err|GIL|RefNanny|Raise|Trace|Unraisable|REF)\w*"
+    r"|__pyx_(?:n_s|kp_|builtin_|empty_|int_|m|d|b|L1_error)\w*)\b"
+)
+
+#: What the check has to object to: a callee may raise, so its caller asks whether it did.
+WRONG = """
+cdef int may_raise(int value) nogil:
+    return value
+
+cdef int caller(int value) noexcept nogil:
+    return may_raise(value)
+"""
+
+
+def functions(text: str) -> dict[str, str]:
+    """The bodies of Cython's C functions in a translation, by C name, without noise."""
+    text = NOISE.sub(" ", text)
+    found = {}
+    for match in BEGIN.finditer(text):
+        at = _behind(text, match.end() - 1, "()")
+        while text[at].isspace():
+            at += 1
+        if text[at] == "{":
+            found[match[1]] = text[at : _behind(text, at, "{}")]
+    return found
+
+
+def _behind(text: str, at: int, pair: str) -> int:
+    """The place behind the bracket that closes the one at *at*."""
+    depth = 0
+    while True:
+        depth += (text[at] == pair[0]) - (text[at] == pair[1])
+        at += 1
+        if depth == 0:
+            return at
+
+
+def nogil(source: str) -> set[str]:
+    """The names of the functions that a .pyx or .pxd declares nogil, outside of classes."""
+    # Extern blocks are indented, and so are methods.
+    return {m[2] for m in DECLARED.finditer(source) if re.search(r"\bnogil\b", m[4])}
+
+
+def wants_python(module: str, translation: str, declared: set[str]) -> list[str]:
+    """What is wrong with a native module's C: functions that use CPython, or that are missing."""
+    prefix = f"__pyx_f_12workerserver_{len(module)}{module}_"
+    bodies = {
+        name.removeprefix(prefix): body
+        for name, body in functions(translation).items()
+        if name.startswith(prefix)
+    }
+    wanted = declared | (bodies.keys() if module in NATIVE else set())
+    if not wanted:
+        return [f"{module}: no native function was found"]
+    faults = []
+    for name in sorted(wanted):
+        if name not in bodies:
+            faults.append(f"{module}.{name}: not found in the generated C")
+            continue
+        used = sorted(set(PYTHON.findall(bodies[name])))
+        if used:
+            faults.append(f"{module}.{name} uses {', '.join(used)}")
+    return faults
+
+
+def proves_itself(folder: Path) -> bool:
+    """Whether the check objects to WRONG."""
+    source = folder / "_probe.pyx"
+    source.write_text(WRONG)
+    subprocess.run(
+        [sys.executable, "-m", "cython", "-3", "--module-name", "workerserver._probe", str(source)],
+        check=True,
+        capture_output=True,
+    )
+    faults = wants_python("_probe", source.with_suffix(".c").read_text(), nogil(WRONG))
+    return len(faults) == 1 and faults[0].startswith("_probe.caller uses ")
+
 
 def main() -> int:
+    package = ROOT / "workerserver"
+    faults = []
     with tempfile.TemporaryDirectory(prefix="workerserver-cython-") as folder:
         tree = Path(folder)
         copy_sources(tree)
@@ -26,18 +121,35 @@ def main() -> int:
             text=True,
             check=False,
         )
-        translated = len(list(tree.glob("build/cython/**/*.c")))
-    modules = len(list((ROOT / "workerserver").glob("*.pyx")))
+        # Cython also copies the C files that a module is made of.
+        names = {path.stem for path in package.glob("*.pyx")}
+        found = tree.glob("build/cython/**/*.c")
+        translated = {path.stem: path for path in found if path.stem in names}
+        checked = 0
+        for module in sorted(NATIVE | CALLED):
+            declared = set()
+            for suffix in (".pyx", ".pxd"):
+                declared |= nogil((package / (module + suffix)).read_text())
+            checked += len(declared)
+            if module in translated:
+                faults += wants_python(module, translated[module].read_text(), declared)
+        if not proves_itself(tree):
+            faults.append("the check doesn't notice a function that needs the GIL")
+    modules = len(names)
     remarks = [
         line
         for line in done.stdout.splitlines()
         if line.startswith(("performance hint:", "warning:"))
     ]
-    if done.returncode or remarks or translated < modules:
+    if done.returncode or remarks or faults or len(translated) < modules:
         print(done.stdout, end="")
-        print(f"check_cython: {len(remarks)} remarks, {translated} of {modules} modules translated")
+        print(*faults, sep="\n")
+        print(
+            f"check_cython: {len(remarks)} remarks, {len(translated)} of {modules} modules "
+            f"translated, {len(faults)} faults"
+        )
         return 1
-    print(f"check_cython: {translated} modules, no remarks")
+    print(f"check_cython: {len(translated)} modules, no remarks; {checked} native functions")
     return 0
 
 

@@ -5,8 +5,9 @@ from workerserver._connection cimport Answer, Connection, Listener
 cdef void count(Listener *listener, int route, int status) noexcept nogil
 cdef void emit(Connection *connection, const char *data, size_t size) noexcept nogil
 cdef void send_answer(
-    Connection *connection, const Answer *answer, int route, bint keep_alive
+    Connection *connection, const Answer *answer, int route, bint keep_alive, size_t *joined
 ) noexcept nogil
+cdef void send_joined(Connection *connection, size_t *joined) noexcept nogil
 cdef void send_final(
     Connection *connection, const Answer *answer, int status
 ) noexcept nogil

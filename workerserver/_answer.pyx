@@ -10,7 +10,7 @@ from libc.string cimport memcpy, strlen
 from posix.unistd cimport close
 
 from workerserver._connection cimport (
-    COUNTS, RELAYS, STAGE_ANSWERING, STAGE_DEAD, STAGE_DRAIN, STAGE_LOOP, Answer, Chunk,
+    COUNTS, JOINED, RELAYS, STAGE_ANSWERING, STAGE_DEAD, STAGE_DRAIN, STAGE_LOOP, Answer, Chunk,
     Connection, Hub, Listener, arm, ask_turn, chunk_append, chunk_new, dequeue, discard_out,
     enqueue, hub_lock, hub_unlock, reap, set_events,
 )
@@ -34,7 +34,6 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef enum:
     HEAD_ROOM = 1024  # bytes for a head
-    JOINED = 16 * 1024  # bodies up to this go out behind their head in one piece
     FLUSH = 256 * 1024  # bytes sent at a time, so that nobody waits long behind a large body
 
 cdef double DRAIN_SECONDS = 2.0
@@ -132,14 +131,30 @@ cdef void emit(Connection *connection, const char *data, size_t size) noexcept n
 
 
 cdef void send_answer(
-    Connection *connection, const Answer *answer, int route, bint keep_alive
+    Connection *connection, const Answer *answer, int route, bint keep_alive, size_t *joined
 ) noexcept nogil:
-    """A precomputed reply of status 200."""
+    """A precomputed reply of status 200. With *joined*, behind as many bytes in hub.joined, which
+    are not sent yet: a crowd of pipelined requests costs one send()."""
+    cdef char *buffer = connection.hub.joined
+    cdef const char *data = answer.data if keep_alive else answer.closing
+    cdef size_t size = answer.size if keep_alive else answer.closing_size
     count(connection.listener, route, 200)
-    if keep_alive:
-        emit(connection, answer.data, answer.size)
-    else:
-        emit(connection, answer.closing, answer.closing_size)
+    if joined == NULL:
+        emit(connection, data, size)
+        return
+    if joined[0] + size > JOINED:
+        send_joined(connection, joined)
+    if size > JOINED:
+        emit(connection, data, size)
+        return
+    memcpy(&buffer[joined[0]], data, size)
+    joined[0] += size
+
+
+cdef void send_joined(Connection *connection, size_t *joined) noexcept nogil:
+    if joined[0]:
+        emit(connection, connection.hub.joined, joined[0])
+        joined[0] = 0
 
 
 cdef void send_final(
@@ -295,7 +310,9 @@ cdef void finish(Connection *connection) noexcept nogil:
     connection.stage = STAGE_DRAIN
     connection.shut = True
     dequeue(connection)
-    connection.start = connection.size = 0
+    free(connection.data)
+    connection.data = NULL
+    connection.start = connection.size = connection.capacity = 0
     if connection.error:
         die(connection)
         return
@@ -331,6 +348,7 @@ cdef void die(Connection *connection) noexcept nogil:
     free(connection.data)
     connection.data = NULL
     connection.start = connection.size = connection.capacity = 0
+    set_events(connection)
     for i in range(RELAYS):
         if hub.relays[i].connection == connection:
             hub.relays[i].connection = NULL

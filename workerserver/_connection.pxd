@@ -16,6 +16,7 @@ cdef enum:
     COUNTS = 64
     DUMP_FORMATS = 3
     READ_SIZE = 64 * 1024  # bytes read at a time
+    JOINED = 16 * 1024
 
 cdef enum:
     NEVER = 1000000000  # seconds of the monotonic clock: in 30 years
@@ -129,8 +130,9 @@ cdef struct Connection:
     bint paused
     bint eof
     bint eof_told
-    bint hung_up
+    bint hung_up  # both directions are closed
     int error  # errno that ended it, for the loop
+    size_t accounted  # its share of hub.unclaimed
     double deadline  # 0: none
     double queued_at
     size_t drained
@@ -166,6 +168,8 @@ cdef struct RelaySlot:
 
 cdef struct Hub:
     pthread_mutex_t lock
+    int waiters  # threads that wait for the lock; atomic
+    size_t unclaimed  # bytes that all connections keep
     int epoll
     Source wake  # eventfd: the loop -> the I/O thread
     int turn  # eventfd: the I/O thread -> the loop
@@ -193,23 +197,24 @@ cdef struct Hub:
     int relay_listener  # its descriptor and inode
     uint64_t relay_inode
     char *page  # READ_SIZE bytes to read into
+    char *joined  # JOINED bytes, for answers to pipelined requests
     Hub *next
 
 
-cdef struct Event:  # what the loop is to tell one protocol
-    Connection *connection
+cdef struct Event:  # what the loop is to tell one protocol, in this order
     char *data  # malloc'ed, the receiver's to free; NULL: none
     size_t size
     bint eof
     bint resume
     bint lost
-    int error
+    int error  # of lost; 0: an orderly end
 
 
 # --- either side, under the hub's lock
 cdef double monotonic() noexcept nogil
 cdef void hub_lock(Hub *hub) noexcept nogil
 cdef void hub_unlock(Hub *hub) noexcept nogil
+cdef void give_way(Hub *hub) noexcept nogil
 cdef void wake_io(Hub *hub) noexcept nogil
 cdef void ask_turn(Hub *hub) noexcept nogil
 cdef void arm(Hub *hub, double at) noexcept nogil
@@ -224,7 +229,9 @@ cdef void chunk_append(Connection *connection, Chunk *chunk) noexcept nogil
 
 # --- the loop's thread, which holds the GIL; these take the lock themselves
 cdef Chunk *turn_begin(Hub *hub) noexcept nogil
-cdef bint turn_next(Hub *hub, Event *event) noexcept nogil
+cdef Connection *turn_next(Hub *hub) noexcept nogil
+cdef void connection_take(Connection *connection, Event *event) noexcept nogil
+cdef int connection_descriptor(Connection *connection) noexcept nogil
 cdef int connection_write(
     Connection *connection, const char *data, size_t size, void *owner
 ) noexcept nogil

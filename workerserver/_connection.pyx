@@ -10,6 +10,7 @@ from libc.errno cimport EAGAIN, EINTR, EPIPE, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
+from posix.fcntl cimport F_DUPFD_CLOEXEC, fcntl
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport write
 
@@ -18,7 +19,21 @@ from workerserver._heartbeat cimport monotonic_ns, watch_answered, watch_asked
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_trylock(pthread_mutex_t *mutex)
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
+
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+
+cdef extern from * nogil:
+    """
+    static inline int ws_count(int *counter, int change) {
+        return __atomic_add_fetch(counter, change, __ATOMIC_RELAXED);
+    }
+    """
+    int ws_count(int *counter, int change)
 
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -43,7 +58,10 @@ cdef extern from "<sys/socket.h>" nogil:
 
 
 cdef enum:
-    UNCLAIMED = 256 * 1024  # bytes kept for a loop that doesn't come; then reading stops
+    UNCLAIMED = 64 * 1024  # bytes kept for a loop that doesn't come; then reading stops
+    ALL_UNCLAIMED = 64 * 1024 * 1024  # over all connections; then each keeps only ...
+    FEW = 4 * 1024
+    PATIENCE = 100  # times to yield to somebody who waits for the lock
     DIRECT = 128 * 1024  # bytes that the loop's thread sends by itself, with the GIL held
 
 
@@ -54,7 +72,27 @@ cdef double monotonic() noexcept nogil:
 
 
 cdef void hub_lock(Hub *hub) noexcept nogil:
-    pthread_mutex_lock(&hub.lock)
+    if pthread_mutex_trylock(&hub.lock) != 0:
+        ws_count(&hub.waiters, 1)
+        pthread_mutex_lock(&hub.lock)
+        ws_count(&hub.waiters, -1)
+
+
+cdef void give_way(Hub *hub) noexcept nogil:
+    """On the I/O thread, between two pieces of work: let those have the lock who wait for it.
+
+    Whoever that is may hold the GIL, and with it training; and a mutex is not fair.
+    """
+    cdef int waiting = ws_count(&hub.waiters, 0)
+    cdef int _i
+    if waiting == 0:
+        return
+    hub_unlock(hub)
+    for _i in range(PATIENCE):
+        if ws_count(&hub.waiters, 0) < waiting:
+            break
+        sched_yield()
+    hub_lock(hub)
 
 
 cdef void hub_unlock(Hub *hub) noexcept nogil:
@@ -150,22 +188,32 @@ cdef void set_events(Connection *connection) noexcept nogil:
     """Tell epoll what the connection waits for, if that has changed."""
     cdef epoll_event event
     cdef uint32_t wanted = 0
-    if not connection.polled:
+    cdef Hub *hub = connection.hub
+    cdef size_t unclaimed = connection.size - connection.start
+    hub.unclaimed += unclaimed - connection.accounted
+    connection.accounted = unclaimed
+    if connection.stage == STAGE_DEAD:
         return
     if (
         not connection.eof
         and not connection.paused
-        and connection.size - connection.start < UNCLAIMED
+        and not connection.closing
+        and unclaimed < <size_t>(UNCLAIMED if hub.unclaimed < ALL_UNCLAIMED else FEW)
         and (connection.stage != STAGE_IO or connection.out == NULL)
     ):
         wanted |= EPOLLIN
     if connection.out != NULL:
         wanted |= EPOLLOUT
-    if wanted != connection.events:
+    if not connection.polled:
+        # Taken out when it hung up while nobody wanted to read; what is unread is wanted now.
+        if connection.hung_up and wanted & EPOLLIN:
+            connection.events = wanted
+            connection.polled = epoll_add(hub, connection, connection.fd, wanted)
+    elif wanted != connection.events:
         connection.events = wanted
         event.events = wanted
         event.data.ptr = connection
-        epoll_ctl(connection.hub.epoll, EPOLL_CTL_MOD, connection.fd, &event)
+        epoll_ctl(hub.epoll, EPOLL_CTL_MOD, connection.fd, &event)
 
 
 # --- bytes on their way out
@@ -232,8 +280,8 @@ cdef Chunk *turn_begin(Hub *hub) noexcept nogil:
     return done
 
 
-cdef bint turn_next(Hub *hub, Event *event) noexcept nogil:
-    """Claim the next connection in the queue; False if there is none.
+cdef Connection *turn_next(Hub *hub) noexcept nogil:
+    """Claim the next connection in the queue; NULL if there is none.
 
     Each is claimed only when its turn has come: while a handler holds the loop up, those behind it
     can still be taken back.
@@ -241,11 +289,18 @@ cdef bint turn_next(Hub *hub, Event *event) noexcept nogil:
     cdef Connection *connection
     hub_lock(hub)
     connection = hub.queue
-    if connection == NULL:
-        hub_unlock(hub)
-        return False
-    dequeue(connection)
-    event.connection = connection
+    if connection != NULL:
+        dequeue(connection)
+        if connection.stage == STAGE_QUEUED:
+            connection.stage = STAGE_LOOP
+            connection.deadline = 0.0
+    hub_unlock(hub)
+    return connection
+
+
+cdef void connection_take(Connection *connection, Event *event) noexcept nogil:
+    """What has happened to a claimed connection since it was last asked."""
+    hub_lock(connection.hub)
     event.data = NULL
     event.size = 0
     event.eof = False
@@ -253,23 +308,35 @@ cdef bint turn_next(Hub *hub, Event *event) noexcept nogil:
     event.error = connection.error
     event.lost = connection.stage == STAGE_DEAD or connection.error != 0
     connection.resume = False
-    if connection.stage == STAGE_QUEUED and not event.lost:
-        connection.stage = STAGE_LOOP
-        connection.deadline = 0.0
-    if connection.stage == STAGE_LOOP and not event.lost:
-        event.eof = connection.eof and not connection.eof_told
-        connection.eof_told = connection.eof
+    if (
+        connection.stage == STAGE_LOOP
+        and not event.lost
+        and not connection.paused
+        and not connection.closing
+    ):
         if connection.size > connection.start:
             event.data = connection.data
-            event.size = connection.size
+            event.size = connection.size - connection.start
             if connection.start:  # rare: behind a request that the I/O thread has answered
-                event.size -= connection.start
                 memmove(event.data, event.data + connection.start, event.size)
             connection.data = NULL
             connection.start = connection.size = connection.capacity = 0
-            set_events(connection)
-    hub_unlock(hub)
-    return True
+        event.eof = connection.eof and not connection.eof_told
+        connection.eof_told = connection.eof
+        # In order, but nobody is there any more: what runs for them may be cancelled.
+        event.lost = connection.eof and connection.hung_up
+        set_events(connection)
+    hub_unlock(connection.hub)
+
+
+cdef int connection_descriptor(Connection *connection) noexcept nogil:
+    """A duplicate of the descriptor, the caller's to close; -1 if there is none any more."""
+    cdef int fd = -1
+    hub_lock(connection.hub)
+    if connection.stage != STAGE_DEAD:
+        fd = fcntl(connection.fd, F_DUPFD_CLOEXEC, 3)
+    hub_unlock(connection.hub)
+    return fd
 
 
 cdef bint _claim(Connection *connection) noexcept nogil:
@@ -344,6 +411,9 @@ cdef bint connection_full(Connection *connection) noexcept nogil:
     full = not connection.full and connection.out_size > connection.high
     if full:
         connection.full = True
+        if connection.resume:  # not told yet that it may go on, the protocol still waits
+            connection.resume = False
+            full = False
     hub_unlock(connection.hub)
     return full
 
@@ -378,6 +448,11 @@ cdef void connection_pause(Connection *connection, bint paused) noexcept nogil:
     if connection.stage != STAGE_DEAD and connection.stage != STAGE_CLOSING:
         connection.paused = paused
         set_events(connection)
+        if not paused and connection.stage == STAGE_LOOP and (
+            connection.size > connection.start
+            or (connection.eof and not connection.eof_told)
+        ):
+            enqueue(connection)
     hub_unlock(connection.hub)
 
 
@@ -388,6 +463,8 @@ cdef void connection_shut(Connection *connection) noexcept nogil:
         connection.shut = True
         if connection.out == NULL:
             shutdown(connection.fd, SHUT_WR)
+    elif connection.stage == STAGE_ANSWERING:
+        connection.closing = True
     hub_unlock(connection.hub)
 
 
@@ -408,6 +485,7 @@ cdef bint connection_close(Connection *connection, bint discard) noexcept nogil:
         else:
             now = False
     elif connection.stage == STAGE_ANSWERING or connection.stage == STAGE_DRAIN:
+        connection.closing = True  # with the answer that is under way
         if discard:
             connection.doomed = True
             reap(connection)

@@ -9,17 +9,17 @@ Runs on the I/O thread, under the hub's lock.
 
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t
-from libc.stdlib cimport realloc
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
 from workerserver._answer cimport (
-    die, finish, send_answer, send_health, send_reply, send_unavailable,
+    die, finish, send_answer, send_health, send_joined, send_reply, send_unavailable,
 )
 from workerserver._connection cimport (
     ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, DUMP_FORMATS, READ_SIZE,
     RELAYS, STAGE_ANSWERING, STAGE_DEAD, STAGE_DRAIN, STAGE_IO, STAGE_LOOP, STAGE_QUEUED,
-    Connection, Hub, Listener, RelaySlot, arm, dequeue, enqueue, epoll_add, hub_lock, hub_unlock,
-    monotonic, set_events,
+    Connection, Hub, Listener, RelaySlot, arm, dequeue, enqueue, epoll_add, give_way, hub_lock,
+    hub_unlock, monotonic, set_events,
 )
 from workerserver._recognise cimport (
     DUMP_GIL, DUMP_NOGIL, DUMP_TEXT, VERDICT_INCOMPLETE, VERDICT_RECOGNISED, Parameters,
@@ -89,7 +89,7 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
     bytes; else they have just been read and nothing is before them."""
     cdef Hub *hub = connection.hub
     cdef const char *at
-    cdef size_t used, left
+    cdef size_t used, left, joined = 0
     cdef int verdict
     cdef Recognised request
     cdef Parameters parameters
@@ -114,12 +114,16 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
         route = NULL
         if verdict == VERDICT_RECOGNISED and allowed(connection.listener.table, at, &request):
             route = find(connection.listener.table, at, &request, &parameters)
-        if route == NULL or not _answer(connection, route, &request, &parameters):
+        used = <size_t>request.length
+        if route == NULL or route.action & 255 != ACTION_STATIC:
+            send_joined(connection, &joined)
+        if route == NULL or not _answer(
+            connection, route, &request, &parameters, &joined if joined or used < left else NULL
+        ):
             if _keep(connection, data, size):
                 hand_over(connection)
             data = NULL
             continue
-        used = <size_t>request.length
         if data == NULL:
             connection.start += used
         else:
@@ -129,7 +133,9 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
             if not connection.error:
                 connection.heading = False
                 if not connection.keep_alive:
+                    send_joined(connection, &joined)
                     finish(connection)
+    send_joined(connection, &joined)
     if connection.stage == STAGE_DEAD or connection.stage == STAGE_DRAIN:
         return
     if not _keep(connection, data, size):
@@ -140,6 +146,10 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
     if connection.error:
         die(connection)
         return
+    if connection.start == connection.size and connection.capacity > READ_SIZE:
+        free(connection.data)
+        connection.data = NULL
+        connection.start = connection.size = connection.capacity = 0
     if connection.out == NULL:
         if connection.eof:
             die(connection)
@@ -168,7 +178,7 @@ cdef bint _keep(Connection *connection, const char *data, size_t size) noexcept 
 
 cdef bint _answer(
     Connection *connection, const Route *route, const Recognised *request,
-    const Parameters *parameters
+    const Parameters *parameters, size_t *joined
 ) noexcept nogil:
     """Answer a recognised request, or begin to; False if it is the loop's."""
     cdef Listener *listener = connection.listener
@@ -177,7 +187,8 @@ cdef bint _answer(
     connection.keep_alive = request.keep_alive
     if action == ACTION_STATIC:
         send_answer(
-            connection, &listener.answers[route.action >> 8], connection.route, request.keep_alive
+            connection, &listener.answers[route.action >> 8], connection.route,
+            request.keep_alive, joined,
         )
     elif action == ACTION_HEALTH:
         send_health(
@@ -227,7 +238,8 @@ cdef void take_back(Connection *connection) noexcept nogil:
         dequeue(connection)
         connection.start += <size_t>request.length
         send_answer(
-            connection, &listener.answers[route.action >> 8], connection.route, request.keep_alive
+            connection, &listener.answers[route.action >> 8], connection.route,
+            request.keep_alive, NULL,
         )
         _answered(connection)
     elif action == ACTION_DUMP and parameters.mode != DUMP_GIL:
@@ -265,7 +277,7 @@ cdef void _answered(Connection *connection) noexcept nogil:
     if connection.error or connection.doomed:
         connection.stage = STAGE_IO
         die(connection)
-    elif not connection.keep_alive:
+    elif not connection.keep_alive or connection.closing:
         finish(connection)
     else:
         connection.stage = STAGE_IO
@@ -357,6 +369,7 @@ cdef void answer_dumps(Hub *hub) noexcept nogil:
             )
         _answered(connection)
         connection = following
+        give_way(hub)
     for wanted in range(DUMP_FORMATS):
         buffer_free(&bodies[wanted])
     buffer_free(&headers)

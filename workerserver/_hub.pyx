@@ -6,9 +6,9 @@ from posix.time cimport CLOCK_MONOTONIC
 from posix.unistd cimport close
 
 from workerserver._connection cimport (
-    KIND_LISTENER, KIND_RELAY, KIND_TIMER, KIND_WAKE, NEVER, READ_SIZE, RELAYS, STAGE_CLOSING,
-    STAGE_DEAD, STAGE_IO, Connection, Hub, Listener, arm, epoll_add, hub_lock, hub_unlock,
-    monotonic, pthread_mutex_t, reap, wake_io,
+    JOINED, KIND_LISTENER, KIND_RELAY, KIND_TIMER, KIND_WAKE, NEVER, READ_SIZE, RELAYS,
+    STAGE_CLOSING, STAGE_DEAD, STAGE_IO, Connection, Hub, Listener, arm, epoll_add, hub_lock,
+    hub_unlock, monotonic, pthread_mutex_t, reap, wake_io,
 )
 from workerserver._relay cimport relay_init
 
@@ -60,6 +60,7 @@ cdef Hub *hub_new(double watch) noexcept nogil:
         return NULL
     pthread_mutex_init(&hub.lock, NULL)
     hub.page = <char *>malloc(READ_SIZE)
+    hub.joined = <char *>malloc(JOINED)
     hub.epoll = epoll_create1(EPOLL_CLOEXEC)
     hub.wake.kind = KIND_WAKE
     hub.wake.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -72,7 +73,7 @@ cdef Hub *hub_new(double watch) noexcept nogil:
         hub.relays[i].kind = KIND_RELAY
         relay_init(&hub.relays[i].relay)
     if (
-        hub.page == NULL or hub.epoll < 0 or hub.wake.fd < 0 or hub.turn < 0
+        hub.page == NULL or hub.joined == NULL or hub.epoll < 0 or hub.wake.fd < 0 or hub.turn < 0
         or hub.timer.fd < 0
         or not epoll_add(hub, &hub.wake, hub.wake.fd, EPOLLIN)
         or not epoll_add(hub, &hub.timer, hub.timer.fd, EPOLLIN)
@@ -102,6 +103,7 @@ cdef void hub_free(Hub *hub) noexcept nogil:
         listener = hub.listeners
         hub.listeners = listener.next
         free(listener)
+    free(hub.joined)
     free(hub.page)
     free(hub)
 

@@ -5,7 +5,7 @@ the hub's lock except while it waits in epoll, takes a snapshot, or copies a lar
 socket. From ``hub_run``'s first line to its last no Python runs.
 """
 
-from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, ENOMEM, EPIPE, errno
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, ENOMEM, errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -17,7 +17,7 @@ from workerserver._connection cimport (
     KIND_CONNECTION, KIND_LISTENER, KIND_RELAY, KIND_TIMER, NEVER, READ_SIZE, RELAYS,
     STAGE_ANSWERING, STAGE_CLOSING, STAGE_DEAD, STAGE_DRAIN, STAGE_IO, STAGE_LOOP, STAGE_QUEUED,
     STAGE_WAIT, Connection, Hub, Listener, RelaySlot, Source, arm, ask_turn, dequeue, enqueue,
-    epoll_add, hub_lock, hub_unlock, monotonic, set_events,
+    epoll_add, give_way, hub_lock, hub_unlock, monotonic, set_events,
 )
 from workerserver._dispatch cimport (
     answer_dumps, broken, hand_over, make_room, proceed, refuse, relay_late, relayed, take_back,
@@ -72,6 +72,7 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef enum:
     EVENTS = 16  # a batch: as long as somebody who waits for the lock may have to wait
     ACCEPTS = 16
+    REQUESTS = 16 * 1024  # bytes read at a time while requests are answered from them
     REFUSED = 64  # connections past the limit that may be told so
     DRAINED = 4 * 1024 * 1024  # bytes thrown away after the last reply
     BUFFER = 65536  # high-water mark of what waits to be sent
@@ -148,7 +149,8 @@ cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
 cdef void _readable(Connection *connection) noexcept nogil:
     """Take what has come, once: epoll tells if there is more."""
     cdef Hub *hub = connection.hub
-    cdef ssize_t n = recv(connection.fd, hub.page, READ_SIZE, MSG_DONTWAIT)
+    cdef size_t size = REQUESTS if connection.stage == STAGE_IO else READ_SIZE
+    cdef ssize_t n = recv(connection.fd, hub.page, size, MSG_DONTWAIT)
     if n < 0:
         if errno != EAGAIN and errno != EINTR:
             broken(connection, errno)
@@ -201,12 +203,11 @@ cdef void _ended(Connection *connection) noexcept nogil:
 
 
 cdef void _hung_up(Connection *connection) noexcept nogil:
-    """Both directions are closed. epoll would tell so for ever."""
+    """Both directions are closed, and nobody wants to read. epoll would tell so for ever."""
     connection.hung_up = True
     connection.polled = False
     epoll_ctl(connection.hub.epoll, EPOLL_CTL_DEL, connection.fd, NULL)
     if connection.stage == STAGE_LOOP:
-        connection.error = EPIPE
         enqueue(connection)
     elif connection.stage == STAGE_IO or connection.stage == STAGE_DRAIN:
         die(connection)
@@ -396,6 +397,7 @@ cdef void hub_run(Hub *hub) noexcept nogil:
         hub.now = monotonic()
         for i in range(n):
             _handle(hub, <Source *>events[i].data.ptr, events[i].events)
+            give_way(hub)
     connection = hub.connections
     while connection != NULL:
         die(connection)

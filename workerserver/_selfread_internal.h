@@ -33,7 +33,8 @@ enum {
     WS_BUCKETS = 1024,
     WS_ARENA = 64 << 20,    /* bytes of address space for one snapshot */
     WS_LINES_MAX = 8 << 20, /* bytes of one line table */
-    WS_BUDGET_MS = 100,     /* for one snapshot */
+    WS_BUDGET_MS = 100,     /* of the processor, for one snapshot */
+    WS_PATIENCE_MS = 200,   /* of the clock, where the processor is busy with others */
 };
 
 #define WS_NONE SIZE_MAX /* an offset that this CPython doesn't have */
@@ -55,7 +56,7 @@ typedef struct {
     size_t cframe_frame; /* 3.11, 3.12: state_frame leads to a _PyCFrame */
     /* _PyInterpreterFrame, or 3.10's PyFrameObject */
     size_t frame_previous, frame_code, frame_instruction, frame_owner, frame_size;
-    size_t frame_last, frame_line; /* 3.10 */
+    size_t frame_last, frame_line, frame_generator; /* 3.10 */
     uintptr_t frame_code_mask;     /* 3.14: tag bits of a stack reference */
     int owner_generator;
     int owner_not_python; /* this one and greater ones */
@@ -188,6 +189,8 @@ typedef struct {
     size_t count;
     bool more;   /* deeper than WS_LINKS */
     bool broken; /* ends in something that is no frame */
+    bool prompt; /* read in one system call, and what is the newest frame did not change in it */
+    bool open;   /* ends in a generator, as if nobody ran it: it was left while this was read */
     ws_link links[WS_LINKS];
 } ws_chain;
 

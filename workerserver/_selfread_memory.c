@@ -14,11 +14,11 @@ enum { BATCH = 256 }; /* the kernel takes 1,024 */
 
 static _Atomic bool use_file; /* process_vm_readv is forbidden here: /proc/thread-self/mem */
 static _Atomic int process;
-static int64_t deadline;
+static int64_t started, worked; /* milliseconds of the clock, and of this thread's work */
 
-static int64_t milliseconds(void) {
+static int64_t milliseconds(clockid_t clock) {
     struct timespec now;
-    if (clock_gettime(CLOCK_MONOTONIC, &now) != 0) {
+    if (clock_gettime(clock, &now) != 0) {
         return INT64_MAX;
     }
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
@@ -29,11 +29,15 @@ void ws_read_start(void) {
 }
 
 void ws_time_start(void) {
-    deadline = milliseconds() + WS_BUDGET_MS;
+    started = milliseconds(CLOCK_MONOTONIC);
+    worked = milliseconds(CLOCK_THREAD_CPUTIME_ID);
 }
 
 bool ws_time_over(void) {
-    return milliseconds() > deadline;
+    int64_t passed = milliseconds(CLOCK_MONOTONIC) - started;
+    return passed > WS_PATIENCE_MS
+           || (passed > WS_BUDGET_MS
+               && milliseconds(CLOCK_THREAD_CPUTIME_ID) - worked > WS_BUDGET_MS);
 }
 
 /* The leader's /proc/self/mem is gone once the main thread has ended; a thread's own is not. Open

@@ -81,10 +81,11 @@ static void frame_offsets(ws_layout_t *at) {
     at->frame_code = offsetof(PyFrameObject, f_code);
     at->frame_last = offsetof(PyFrameObject, f_lasti);
     at->frame_line = offsetof(PyFrameObject, f_lineno);
+    at->frame_generator = offsetof(PyFrameObject, f_gen);
     at->frame_instruction = at->frame_owner = WS_NONE;
     at->frame_size = at->frame_line + sizeof(int);
-    at->owner_generator = -1;
-    at->owner_not_python = 1;
+    at->owner_generator = 1; /* as if */
+    at->owner_not_python = 2;
 #else
     at->frame_previous = offsetof(_PyInterpreterFrame, previous);
     at->frame_code = offsetof(_PyInterpreterFrame, f_code);

@@ -2,19 +2,24 @@
  *
  * Two readings that agree could still be of two moments between which functions returned, were
  * deleted, and new ones took their places in memory. For a thread that did not hold the GIL in
- * between that is impossible: it stood still, and its frames keep their code objects alive. For
- * the GIL's last holder all code objects are read again as well. */
+ * between that is impossible: it stood still, and its frames keep their code objects alive. The
+ * GIL's last holder may run: what of it is read in one system call is nearly of one moment, and
+ * all its code objects are read again. */
 #define _GNU_SOURCE
 #include "_selfread_internal.h"
 
 #include <string.h>
 
-enum { WALKS = 12, MORE_WALKS = 6 }; /* readings of one chain */
+enum {
+    WALKS = 12, /* readings of one chain */
+    MORE_WALKS = 6,
+    STREAK = 8, /* readings that agree, until even a strange chain is believed */
+};
 
 typedef enum { WALKED, ENDED } walked;
 
 /* The window that holds a frame; NULL: not readable. */
-static const char *find_frame(uintptr_t frame, size_t *recent) {
+static const char *find_frame(uintptr_t frame, size_t *recent, bool *prompt) {
     size_t size = ws_layout.frame_size;
     ws_window *window;
     for (size_t i = 0; i < ws_work->window_count; i++) {
@@ -26,6 +31,7 @@ static const char *find_frame(uintptr_t frame, size_t *recent) {
             return window->data + (frame - window->base);
         }
     }
+    *prompt = false;
     /* Its whole page, and its own tail on the next one: neighbours are likely to be needed. */
     uintptr_t base = frame - frame % WS_PAGE;
     if (frame > UINTPTR_MAX - 2 * WS_PAGE) {
@@ -40,13 +46,14 @@ static const char *find_frame(uintptr_t frame, size_t *recent) {
     return window->ok ? window->data + (frame - base) : NULL;
 }
 
-/* The GIL, the thread state, the C frame and all windows of the last walk, in one system call. */
+/* The GIL, the thread state, the C frame and all windows of the last walk, in one system call, and
+ * then once more what leads to the newest frame. */
 static bool read_again(const ws_listed *listed, uintptr_t *cframe, uintptr_t *top,
-                       ws_moment *moment) {
+                       ws_moment *moment, bool *prompt) {
     const ws_layout_t *at = &ws_layout;
     ws_read *reads = ws_work->reads;
     size_t count = 0, first_window;
-    uintptr_t guess = *cframe;
+    uintptr_t guess = *cframe, current_after = 0, top_after = 0;
     reads[count++] =
         (ws_read){listed->state, ws_work->state, (uint32_t)at->state_size, false};
     reads[count++] = (ws_read){at->gil, ws_work->gil, (uint32_t)at->gil_read, false};
@@ -57,6 +64,12 @@ static bool read_again(const ws_listed *listed, uintptr_t *cframe, uintptr_t *to
     for (size_t i = 0; i < ws_work->window_count; i++) {
         ws_window *window = &ws_work->windows[i];
         reads[count++] = (ws_read){window->base, window->data, window->size, false};
+    }
+    reads[count++] = (ws_read){listed->state + at->state_frame, &current_after,
+                               sizeof current_after, false};
+    if (first_window > 2) {
+        reads[count++] =
+            (ws_read){guess + at->cframe_frame, &top_after, sizeof top_after, false};
     }
     ws_read_many(reads, count);
     for (size_t i = 0; i < ws_work->window_count; i++) {
@@ -73,6 +86,7 @@ static bool read_again(const ws_listed *listed, uintptr_t *cframe, uintptr_t *to
         return false;
     }
     uintptr_t current = ws_pointer(state, at->state_frame);
+    *prompt = current_after == current;
     if (at->cframe_frame == WS_NONE) {
         *top = current;
     } else if (current != guess || first_window == 2 || !reads[2].ok) {
@@ -80,6 +94,9 @@ static bool read_again(const ws_listed *listed, uintptr_t *cframe, uintptr_t *to
         if (current == 0 || !ws_read_one(current + at->cframe_frame, top, sizeof *top)) {
             *top = 0;
         }
+        *prompt = false;
+    } else {
+        *prompt = *prompt && *top == top_after;
     }
     return true;
 }
@@ -92,7 +109,8 @@ static walked walk(const ws_listed *listed, uintptr_t *cframe, ws_chain *chain) 
     chain->count = 0;
     chain->more = false;
     chain->broken = false;
-    if (!read_again(listed, cframe, &frame, &chain->moment)) {
+    chain->open = false;
+    if (!read_again(listed, cframe, &frame, &chain->moment, &chain->prompt)) {
         return ENDED;
     }
     /* Frames of C, that are skipped, count too: no cycle is endless. */
@@ -102,13 +120,14 @@ static walked walk(const ws_listed *listed, uintptr_t *cframe, ws_chain *chain) 
             chain->more = true;
             break;
         }
-        data = frame % sizeof(void *) == 0 ? find_frame(frame, &recent) : NULL;
+        data = frame % sizeof(void *) == 0 ? find_frame(frame, &recent, &chain->prompt) : NULL;
         if (data == NULL
             || (at->frame_type != 0 && ws_pointer(data, at->object_type) != at->frame_type)) {
             chain->broken = true;
             break;
         }
-        int owner = at->frame_owner == WS_NONE ? 0 : (signed char)ws_byte(data, at->frame_owner);
+        int owner = at->frame_owner == WS_NONE ? ws_pointer(data, at->frame_generator) != 0
+                                               : (signed char)ws_byte(data, at->frame_owner);
         if (owner < at->owner_not_python) {
             ws_link *link = &chain->links[chain->count++];
             link->frame = frame;
@@ -124,6 +143,7 @@ static walked walk(const ws_listed *listed, uintptr_t *cframe, ws_chain *chain) 
             }
         }
         frame = ws_pointer(data, at->frame_previous);
+        chain->open = frame == 0 && owner == at->owner_generator;
     }
     return WALKED;
 }
@@ -226,7 +246,7 @@ static void append(const ws_chain *chain, size_t from, ws_snapshot *out, ws_thre
 /* A chain that is torn is often short: a generator that was left leads nowhere. */
 static void keep_longest(const ws_chain *chain) {
     ws_chain *longest = &ws_work->longest;
-    if (!chain->broken && !chain->more && chain->count > longest->count) {
+    if (!chain->broken && !chain->more && !chain->open && chain->count > longest->count) {
         memcpy(longest->links, chain->links, chain->count * sizeof chain->links[0]);
         longest->count = chain->count;
     }
@@ -237,6 +257,7 @@ static void keep_longest(const ws_chain *chain) {
 static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
                      ws_thread *thread, uintptr_t *cframe, ws_chain **last) {
     bool looked = false; /* at the code objects of `*last`, after it was read */
+    int streak = 0;
     for (int i = 0; i < WALKS && thread->unstable; i++) {
         ws_chain *chain = &ws_work->chains[i % 2];
         if (ws_time_over()) {
@@ -252,25 +273,31 @@ static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
             ws_codes_doubt();
         }
         if (*last != NULL && same(*last, chain)) {
-            bool still = looked && chain->moment.holder != listed->state
+            bool still = chain->moment.holder != listed->state
                          && same_moment(&(*last)->moment, &chain->moment);
-            thread->unstable = (!still && resolve(arena, chain, true)) || !whole(chain);
-            looked = true;
+            streak++;
+            if (still || streak >= STREAK || (chain->prompt && !chain->open)) {
+                thread->unstable = ((!still || !looked) && resolve(arena, chain, true))
+                                   || !whole(chain);
+                looked = true;
+            }
         } else if (i == 0 || !all_known(chain)) {
             resolve(arena, chain, false);
             looked = true;
+            streak = 0;
         } else {
             looked = false;
+            streak = 0;
         }
         *last = chain;
     }
     return WALKED;
 }
 
-/* How many of the oldest frames two chains share. */
+/* How many of the oldest frames a whole chain shares with another one. */
 static size_t shared(const ws_chain *one, const ws_chain *other) {
     size_t count = 0;
-    if (one->broken || one->more || other->broken || other->more) {
+    if (other->broken || other->more || other->open) {
         return 0; /* the oldest one is not known */
     }
     while (count < one->count && count < other->count) {

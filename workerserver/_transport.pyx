@@ -17,8 +17,9 @@ from posix.unistd cimport getuid, read
 from workerserver._connection cimport (
     ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, COUNTS, Answer, Chunk,
     Connection, Count, Event, Hub, Listener, ask_turn, connection_close, connection_detach,
-    connection_full, connection_pause, connection_shut, connection_unsent, connection_want,
-    connection_write, hub_lock, hub_unlock, monotonic, turn_begin, turn_next,
+    connection_descriptor, connection_full, connection_pause, connection_shut, connection_take,
+    connection_unsent, connection_want, connection_write, hub_lock, hub_unlock, monotonic,
+    turn_begin, turn_next,
 )
 from workerserver._hub cimport (
     hub_drop, hub_forget, hub_free, hub_ignore, hub_listen, hub_new, hub_stop,
@@ -88,6 +89,8 @@ cdef class NativeHub:
         """Where torch's own server can be reached, and the descriptor that it listens on."""
         if len(path) >= <Py_ssize_t>sizeof(self._hub.relay_path):
             raise ValueError("the path of torch's server is too long for a socket")
+        if self._hub == NULL:
+            return
         hub_lock(self._hub)
         memset(self._hub.relay_path, 0, sizeof(self._hub.relay_path))
         memcpy(self._hub.relay_path, PyBytes_AS_STRING(path), len(path))
@@ -98,23 +101,26 @@ cdef class NativeHub:
     def _turn(self):
         """The I/O thread has asked for a turn: see to everything in its queue."""
         cdef unsigned char counter[8]
-        cdef Event event
+        cdef Connection *connection = NULL
         cdef int _i
         cdef double now
+        if self._hub == NULL:
+            return
         if read(self._hub.turn, counter, 8) < 0:
             pass  # another turn has read it
         self._release(turn_begin(self._hub))
         turns.begin()
         try:
             for _i in range(TURN):
-                if not turn_next(self._hub, &event):
+                connection = turn_next(self._hub)
+                if connection == NULL:
                     break
-                self._deliver(&event)
-            else:
+                self._deliver(connection)
+        finally:
+            if connection != NULL and self._hub != NULL:  # there may be more in the queue
                 hub_lock(self._hub)
                 ask_turn(self._hub)
                 hub_unlock(self._hub)
-        finally:
             turns.end()
         now = monotonic()
         if now - self._refreshed_at > 1.0:
@@ -132,35 +138,27 @@ cdef class NativeHub:
             chunk = following
         return 0
 
-    cdef int _deliver(self, Event *event) except -1:
-        cdef Connection *connection = event.connection
+    cdef int _deliver(self, Connection *connection) except -1:
+        """Tell a claimed connection's protocol what has happened; make it first if need be."""
+        cdef Event event
         cdef Link link
         cdef bytes data = None
-        try:
-            if event.data != NULL:
-                data = PyBytes_FromStringAndSize(event.data, event.size)
-        finally:
-            free(event.data)
-        if connection.transport == NULL:
-            if event.lost or connection.listener.owner == NULL:
-                connection_close(connection, True)
-                return 0
-            link = Link()
-            link._attach(self, connection)
-            try:
-                link._protocol = (<NativeListener>connection.listener.owner).factory()
-                link._protocol.connection_made(link._transport)
-            except BaseException as error:
-                link._fail("the protocol failed in connection_made()", error)
-                return 0
-        else:
+        if connection.transport != NULL:
             link = <Link>connection.transport
-        try:
-            if event.lost:
-                link._lose(
-                    OSError(event.error, os.strerror(event.error)) if event.error else None
-                )
+        elif connection.listener.owner == NULL:
+            connection_close(connection, True)
+            return 0
+        else:
+            link = self._connect(connection)
+            if link._connection == NULL or link._closing:
                 return 0
+        connection_take(connection, &event)
+        try:
+            try:
+                if event.data != NULL:
+                    data = PyBytes_FromStringAndSize(event.data, event.size)
+            finally:
+                free(event.data)
             # Data first: a protocol that is told to go on may ask for bytes, and the connection is
             # the I/O thread's from then on.
             if data is not None:
@@ -169,13 +167,33 @@ cdef class NativeHub:
                 link._protocol.resume_writing()
             if event.eof and not link._closing and not link._protocol.eof_received():
                 link.close()
+            if event.lost:
+                link._lose(
+                    OSError(event.error, os.strerror(event.error)) if event.error else None
+                )
         except BaseException as error:
             link._fail("the protocol failed", error)
         return 0
 
+    cdef Link _connect(self, Connection *connection):
+        """Make the transport and the protocol of *connection*."""
+        cdef Link link
+        try:
+            link = Link()
+            link._attach(self, connection)
+        except BaseException:
+            connection_close(connection, True)
+            raise
+        try:
+            link._protocol = (<NativeListener>connection.listener.owner).factory()
+            link._protocol.connection_made(link._transport)
+        except BaseException as error:
+            link._fail("the protocol failed in connection_made()", error)
+        return link
+
     def close(self):
         """End the I/O thread and every connection."""
-        cdef Event event
+        cdef Connection *connection
         if self._hub == NULL:
             return
         hub_stop(self._hub)
@@ -188,8 +206,11 @@ cdef class NativeHub:
                 hub_run(self._hub)
         self.loop.remove_reader(self._hub.turn)
         self._release(turn_begin(self._hub))
-        while turn_next(self._hub, &event):
-            self._deliver(&event)
+        while True:
+            connection = turn_next(self._hub)
+            if connection == NULL:
+                break
+            self._deliver(connection)
         self._release(turn_begin(self._hub))
         for listener in tuple(self._listeners):
             (<NativeListener>listener).close()
@@ -223,6 +244,8 @@ cdef class NativeListener:
         bytes too_many, bytes forbidden, bytes head_late,
     ):
         cdef Listener model
+        if hub._hub == NULL:
+            raise RuntimeError("the hub is closed")
         self._hub = hub
         self.factory = factory
         self._refresh_callback = refresh
@@ -368,15 +391,17 @@ cdef class Link:
     cdef Connection *_connection
     cdef object _transport  # NativeTransport
     cdef object _protocol  # asyncio.Protocol
-    cdef object _socket  # socket.socket on the same descriptor, or None
+    cdef object _socket  # socket.socket on a duplicate of the descriptor, or None
+    cdef dict _extra
     cdef bint _closing
     cdef bint _ended  # write_eof() was called
     cdef bint _paused
 
     cdef int _attach(self, NativeHub hub, Connection *connection) except -1:
         self._hub = hub
-        self._connection = connection
+        self._extra = {}
         self._transport = NativeTransport(self)
+        self._connection = connection
         connection.transport = <void *>self
         Py_INCREF(self)
         return 0
@@ -394,7 +419,7 @@ cdef class Link:
                 protocol.connection_lost(error)
         finally:
             if self._socket is not None:
-                self._socket.detach()
+                self._socket.close()
             self._socket = self._transport = self._protocol = None
             connection_close(connection, True)
             connection_detach(connection)
@@ -419,20 +444,27 @@ cdef class Link:
     # --- asyncio.Transport
 
     def get_extra_info(self, name, default):
-        if self._connection == NULL:
+        if name not in ("peername", "sockname", "socket"):
             return default
-        if name == "peername":
-            return self._sock().getpeername()
-        if name == "sockname":
-            return self._sock().getsockname()
-        if name == "socket":
-            return TransportSocket(self._sock())
-        return default
+        if name not in self._extra:
+            self._extra[name] = self._ask(name)
+        found = self._extra[name]
+        return default if found is None else found
 
-    cdef object _sock(self):
-        if self._socket is None:
-            self._socket = socket.socket(fileno=self._connection.fd)
-        return self._socket
+    cdef object _ask(self, str name):
+        """From a duplicate of the descriptor: the I/O thread may close its own at any time."""
+        cdef int fd = -1 if self._connection == NULL else connection_descriptor(self._connection)
+        if fd < 0:
+            return None
+        sock = socket.socket(fileno=fd)
+        if name == "socket":
+            self._socket = sock
+            return TransportSocket(sock)
+        with sock:
+            try:
+                return sock.getpeername() if name == "peername" else sock.getsockname()
+            except OSError:
+                return None
 
     def set_protocol(self, protocol):
         self._protocol = protocol

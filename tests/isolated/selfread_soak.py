@@ -18,7 +18,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Generator
-from itertools import count, islice
+from itertools import count, islice, pairwise
 from pathlib import Path
 from types import CodeType
 
@@ -26,6 +26,23 @@ from workerserver._stacks import Frame, ThreadStack, snapshot
 
 GENERATED = re.compile("<generated\n(\\d+) \u00e9\u4e2d\U0001f600>")
 DEPTH = 120  # of the deepest of our stacks, with room for the frames below and above
+
+CALLERS = {
+    "recurse": {"recurse", "deep", "chain", "run"},
+    "nested": {"nested", "generators"},
+    "chain": {"chain", "_run"},
+    "deep": {"mixed"},
+    "generators": {"mixed", "until_stopped"},
+    "coroutines": {"mixed"},
+    "generated": {"mixed"},
+    "mixed": {"until_stopped"},
+    "short_threads": {"until_stopped"},
+    "until_stopped": {"run", "main"},
+    "main": {"<module>"},
+    "soaking": {"run"},
+    "_bootstrap_inner": {"_bootstrap"},
+    "run": {"_bootstrap_inner", "run", "coroutines", "soaking"},
+}
 
 stop = threading.Event()
 failures: list[str] = []
@@ -122,6 +139,7 @@ class Checker:
 
     def __init__(self) -> None:
         self.known: set[Frame] = set()
+        self.pairs: set[tuple[str, str]] = set()
         self.files: dict[str, Lines] = {}
         self.functions: set[str] = set()
 
@@ -131,12 +149,26 @@ class Checker:
                 self.check_frame(frame)
                 if len(self.known) > 20_000:
                     self.known.clear()
+                    self.pairs.clear()
                 self.known.add(frame)
                 self.functions.add(frame.function)
-        if not stack.unstable and not stack.truncated and len(stack.frames) > DEPTH:
-            raise ValueError(f"{len(stack.frames)} frames")
+        if not stack.unstable and not stack.truncated:
+            self.check_order(stack.frames)
         if stack.name is not None and not re.fullmatch(r"[-\w ()]+", stack.name):
             raise ValueError(f"name {stack.name!r}")
+
+    def check_order(self, frames: tuple[Frame, ...]) -> None:
+        """Of a whole stack: who called whom, and where it starts."""
+        functions = [frame.function for frame in frames]
+        for pair in pairwise(functions):
+            function, caller = pair
+            if pair not in self.pairs and caller not in CALLERS.get(function, {caller}):
+                raise ValueError(f"{caller} called {function}: {frames}")
+            self.pairs.add(pair)
+        if functions and functions[-1] not in ("_bootstrap", "<module>"):
+            raise ValueError(f"starts with {functions[-1]}: {frames}")
+        if len(functions) > DEPTH:
+            raise ValueError(f"{len(functions)} frames: {frames}")
 
     def check_frame(self, frame: Frame) -> None:
         file, line, function, qualname = frame
