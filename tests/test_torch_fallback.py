@@ -182,7 +182,9 @@ def test_it_answers_while_c_code_holds_the_gil(said: dict[str, Any]) -> None:
 
 
 def test_without_torch_there_is_none(tmp_path: Path) -> None:
-    done = run_isolated("torch_fallback_scene.py", str(tmp_path), WITHOUT_TORCH="1", **ON)
+    done = run_isolated(
+        "torch_fallback_scene.py", str(tmp_path), WITHOUT_TORCH="1", WORKERSERVER_TORCH_FALLBACK="1"
+    )
     assert json.loads(done.stdout) == {
         "ran": False,
         "reason": "torch.distributed is not loaded",

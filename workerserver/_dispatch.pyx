@@ -227,6 +227,9 @@ cdef void take_back(Connection *connection) noexcept nogil:
     cdef Parameters parameters
     cdef const Route *route = _judge(connection, &request, &parameters)
     cdef int action
+    if _owed_nothing(connection):
+        die(connection)
+        return
     connection.judged = True
     arm(hub, connection.queued_at + listener.gil_timeout)
     if route == NULL:
@@ -251,6 +254,11 @@ cdef void take_back(Connection *connection) noexcept nogil:
             refuse(connection)
         else:
             _relay(connection, &request)
+
+
+cdef bint _owed_nothing(Connection *connection) noexcept nogil:
+    """Nothing but the end of a client that has all its replies waits for the loop."""
+    return connection.boundary and connection.start == connection.size
 
 
 cdef const Route *_judge(
@@ -294,8 +302,7 @@ cdef void refuse(Connection *connection) noexcept nogil:
     cdef const Route *route
     cdef int number = -1
     cdef const char *about = b"the server's loop has been busy"
-    if connection.hung_up:
-        connection.stage = STAGE_IO
+    if connection.hung_up or _owed_nothing(connection):
         die(connection)
         return
     request.length = 0

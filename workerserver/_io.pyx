@@ -342,8 +342,13 @@ cdef void _handle(Hub *hub, Source *source, uint32_t events) noexcept nogil:
     cdef char drained[8]
     if source.kind == KIND_CONNECTION:
         connection = <Connection *>source
-        if connection.stage == STAGE_DEAD or connection.doomed:
-            return  # closed earlier in this batch, or with its listener
+        if connection.stage == STAGE_DEAD:
+            return  # closed earlier in this batch
+        if connection.doomed:
+            if connection.polled:  # while an answer for it is under way, epoll would go on and on
+                connection.polled = False
+                epoll_ctl(hub.epoll, EPOLL_CTL_DEL, connection.fd, NULL)
+            return
         if events & EPOLLOUT:
             flush(connection)
             if connection.doomed:

@@ -1,4 +1,4 @@
-/* Shared by the _selfread_*.c files: where CPython keeps things, reading, the cache of code objects.
+/* Shared by the _selfread_*.c files: where CPython keeps things, reading, code objects.
  *
  * Nothing but _selfread_layout.c knows CPython's internal headers: it fills `ws_layout` once, with
  * the GIL, and all other files follow addresses and offsets only. */
@@ -8,7 +8,7 @@
 #include "_selfread.h"
 
 /* After Python.h: whether this is a CPython whose stacks can be read. */
-#if defined(__linux__) && PY_VERSION_HEX >= 0x030A0000 && PY_VERSION_HEX < 0x03100000            \
+#if defined(__linux__) && PY_VERSION_HEX >= 0x030A0000 && PY_VERSION_HEX < 0x03100000 \
     && !defined(Py_GIL_DISABLED) && !defined(PYPY_VERSION) && UINTPTR_MAX == UINT64_MAX
 #define WS_CPYTHON 1
 #else
@@ -21,7 +21,7 @@ enum {
     WS_PAGE = 4096,         /* reads that guess a length end here: what starts a page is mapped */
     WS_LINKS = 2048,        /* frames of one chain, with the ones that are skipped */
     WS_WINDOWS = 64,        /* pages of frames kept from one walk of a chain */
-    WS_FRAME_MAX = 512,     /* bytes of a frame, of a thread state, of a code object that are read */
+    WS_FRAME_MAX = 512,     /* bytes read of a frame, a thread state, a code object */
     WS_STATE_MAX = 1024,
     WS_GIL_MAX = 64,
     WS_CODE_MAX = 512,

@@ -41,7 +41,7 @@ bool ws_time_over(void) {
 }
 
 /* The leader's /proc/self/mem is gone once the main thread has ended; a thread's own is not. Open
- * only for one round of reading: a descriptor that stays could be closed, or inherited, by others. */
+ * only for one round of reading: others could close, or inherit, a descriptor that stays. */
 static int open_file(void) {
     int file = open("/proc/thread-self/mem", O_RDONLY | O_CLOEXEC);
     return file >= 0 ? file : open("/proc/self/mem", O_RDONLY | O_CLOEXEC);

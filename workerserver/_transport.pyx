@@ -1,9 +1,10 @@
 """The loop's side of the native I/O thread: its hub, its listeners and its transports.
 
 A ``NativeTransport`` is an asyncio transport whose socket belongs to the I/O thread. It works for
-any protocol; one extension lets the I/O thread answer by itself what it recognises: a protocol
-that calls ``want_bytes(boundary)`` whenever it owes nothing and waits for bytes gives the
-connection back until they have come. Without that call all bytes go to the protocol for ever.
+any protocol of which the client speaks first: transport and protocol are made when the first bytes
+come that the I/O thread doesn't answer. One extension lets it answer what it recognises later on,
+too: a protocol that calls ``want_bytes(boundary)`` whenever it owes nothing and waits for bytes
+gives the connection back until they have come. Without that call all bytes go to the protocol.
 """
 
 cimport cython
@@ -112,7 +113,7 @@ cdef class NativeHub:
         turns.begin()
         try:
             for _i in range(TURN):
-                connection = turn_next(self._hub)
+                connection = NULL if self._hub == NULL else turn_next(self._hub)
                 if connection == NULL:
                     break
                 self._deliver(connection)
@@ -356,7 +357,7 @@ cdef class NativeListener:
             hub_ignore(self._hub._hub, self._listener, closing)
 
     def drop(self, bint everything):
-        """Close the connections that are idle, or every one. From any thread."""
+        """Close the connections that are idle, or every one; on the loop's thread."""
         if self._listener != NULL:
             hub_drop(self._hub._hub, self._listener, everything)
 

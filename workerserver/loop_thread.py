@@ -112,8 +112,12 @@ class LoopThread:
             watch = seconds("WORKERSERVER_GIL_WATCH", GIL_WATCH)
             hub = NativeHub(self.loop, watch)
             watch_switch(watch > 0)
-            with blocked_signals():
-                hub.thread.start()
+            try:
+                with blocked_signals():
+                    hub.thread.start()
+            except BaseException:
+                hub.close()
+                raise
             self._hub = hub
         return self._hub
 

@@ -120,6 +120,7 @@ class WorkerServer:
         self._pid = os.getpid()
         self._listener: UnixListener | None = None
         self._native: Publication | None = None
+        self._taken_back = False  # the native listener's descriptor is ours again
         self._asyncio_server: asyncio.AbstractServer | None = None
         try:
             fill_standard_descriptors()
@@ -288,6 +289,7 @@ class WorkerServer:
         if self._asyncio_server is not None:
             self._asyncio_server.close()
         elif self._native is not None:
+            self._taken_back = True
             self._native.listener.ignore(closing=True)
             self._socket.close()
             self._native.listener.drop(False)
@@ -327,7 +329,9 @@ class WorkerServer:
         self._closed = True
         listener = self._socket.detach()
         # The native thread's descriptors are closed already, by pthread_atfork().
-        mine = () if self._native is not None else (listener, *(c.fileno for c in connections))
+        mine = [] if self._native and not self._taken_back else [listener]
+        if self._native is None:
+            mine += [connection.fileno for connection in connections]
         for fd in mine:
             if fd >= 0:
                 with contextlib.suppress(OSError):
