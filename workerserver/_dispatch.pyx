@@ -237,7 +237,12 @@ cdef void take_back(Connection *connection) noexcept nogil:
     action = route.action & 255
     connection.route = route.action >> 8
     connection.keep_alive = request.keep_alive
-    if action == ACTION_LATE:
+    if action == ACTION_HEALTH:
+        dequeue(connection)
+        connection.start += <size_t>request.length
+        send_health(connection, connection.route, parameters.max_step_age, request.keep_alive)
+        _answered(connection)
+    elif action == ACTION_LATE or action == ACTION_STATIC:
         dequeue(connection)
         connection.start += <size_t>request.length
         send_answer(

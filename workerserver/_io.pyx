@@ -180,6 +180,9 @@ cdef void _readable(Connection *connection) noexcept nogil:
         hand_over(connection)
     elif connection.stage == STAGE_LOOP:
         enqueue(connection)
+    elif connection.stage == STAGE_QUEUED and connection.judged:
+        connection.judged = False  # the request may be whole now
+        arm(hub, hub.now)
     set_events(connection)
 
 
