@@ -18,7 +18,7 @@ help:
 	@echo "make sanitize       the compiled code under ASan, UBSan and TSan (ARGS=--quick: the stress only)"
 	@echo "make test-cpythons  wheel and torch-free tests on every other CPython found here"
 	@echo "make test-cuda      the tests that need an NVIDIA GPU"
-	@echo "make soak           long runs: snapshots beside training, hypothesis on the parser"
+	@echo "make soak           long runs: snapshots, the GIL held, half-open clients, restarts"
 	@echo "make bench          latency against torch's server, in one run"
 	@echo "make build          only the virtual environment and the extension modules"
 	@echo "PYTHON=... chooses the interpreter ($(PYTHON)), VENV=... the environment ($(VENV))"
@@ -53,6 +53,9 @@ test-cpythons: build
 SOAK_SECONDS ?= 30
 soak: build
 	WORKERSERVER_SOAK_SECONDS=$(SOAK_SECONDS) $(PY) -m pytest tests/test_stacks.py -k soak -s --timeout 7200
+	WORKERSERVER_SOAK_GIL=60 WORKERSERVER_SOAK_RACE=60 $(PY) -m pytest tests/test_gil_held.py -s --timeout 7200 -o faulthandler_timeout=0
+	WORKERSERVER_SOAK_HALF_OPEN=10000 $(PY) -m pytest tests/test_half_open.py -s --timeout 7200
+	WORKERSERVER_SOAK_RESTARTS=1000 $(PY) -m pytest tests/test_restart_cycles.py -s --timeout 7200 -o faulthandler_timeout=0
 	WORKERSERVER_HYPOTHESIS=long $(PY) -m pytest tests/test_parser_h11.py --timeout 7200
 
 bench: build

@@ -1,8 +1,10 @@
 /* epoll_server PATH: the physical limit. One epoll loop that answers every read with the same
  * "pong", whatever was read: no parser, no limits, nothing that a server has to have. */
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -15,6 +17,7 @@ int main(int argc, char **argv) {
     int listener = socket(AF_UNIX, SOCK_STREAM, 0), poller = epoll_create1(0);
     if (argc != 2)
         return 2;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     strncpy(address.sun_path, argv[1], sizeof address.sun_path - 1);
     if (bind(listener, (struct sockaddr *)&address, sizeof address) < 0 || listen(listener, 64) < 0)
         return 1;

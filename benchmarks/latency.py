@@ -1,8 +1,9 @@
 """Latency of ours against torch's server: ``python -m benchmarks.latency [--json]``.
 
 Round trips over a Unix socket on keep-alive connections, one request at a time, from a client in C
-(compiled first; needs ``cc``). Rounds alternate between the subjects; a figure is the median of the
-rounds' medians, a ratio the median of the rounds' ratios.
+(compiled first; needs ``cc``). Rounds alternate between the subjects, which are stopped (SIGSTOP)
+while it isn't their turn. A figure is the median of the rounds' figures, a ratio the median of the
+rounds' ratios. At the end: the targets, and how many times a request took the GIL (needs gdb).
 
 Where client and server run decides as much as what they do: to wake a thread on the other core of
 a virtual machine can cost more than a whole request. So the placement is fixed (``one core``, ``two
@@ -16,21 +17,85 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
-SUBJECTS = ("ours", "torch", "epoll")
-REQUESTS = {"ping": 4000, "dump_traceback": 500}
-RUNS = (("idle", "one core"), ("idle", "two cores"), ("idle", "free"), ("python", "free"))
-#: Requests beside a busy loop are paced, microseconds, and there are so many fewer of them.
+#: Microseconds between two requests beside a busy loop.
 PAUSE = 10_000
-PACED_SHARE = 40
+SETTLE = 0.02  # seconds that a server has to get going after it was stopped
+
+
+class Subject(NamedTuple):
+    """A server, and a request to it: ``torch`` has no modes, ``epoll`` no dump."""
+
+    server: str
+    request: str
+
+    @property
+    def label(self) -> str:
+        mode = self.request.partition("?mode=")[2]
+        return f"{self.server} {mode}".rstrip()
+
+
+class Run(NamedTuple):
+    request: str
+    load: str
+    placement: str
+    number: int  # of requests in a round
+    subjects: tuple[Subject, ...]
+
+
+def pings(*servers: str) -> tuple[Subject, ...]:
+    return tuple(Subject(server, "ping") for server in servers)
+
+
+DUMPS = (
+    Subject("ours", "dump_traceback?mode=gil"),
+    Subject("ours", "dump_traceback?mode=nogil"),
+    Subject("ours-uvloop", "dump_traceback?mode=gil"),
+    Subject("torch", "dump_traceback"),
+)
+RUNS = (
+    *(
+        Run("ping", "idle", placement, 4000, pings("ours", "ours-uvloop", "torch", "epoll"))
+        for placement in ("one core", "two cores", "free")
+    ),
+    *(Run("dump", "idle", placement, 300, DUMPS) for placement in ("one core", "two cores")),
+    Run("ping", "python", "free", 300, pings("ours", "ours-uvloop", "torch")),
+    Run("dump", "python", "free", 60, DUMPS),
+)
+
+
+class Target(NamedTuple):
+    """*subject*'s figure, divided by that of *peer*, is at most *limit*."""
+
+    request: str
+    load: str
+    placements: tuple[str, ...]
+    subject: str
+    figure: str
+    peer: str
+    limit: float
+
+
+FIXED = ("one core", "two cores")
+TARGETS = (
+    # On two cores the bare epoll loop itself is as slow as torch.
+    Target("ping", "idle", ("one core",), "ours", "p50", "torch", 0.6),
+    Target("ping", "idle", FIXED, "ours", "p50", "epoll", 1.3),
+    Target("ping", "python", ("free",), "ours", "p50", "torch", 0.7),
+    Target("ping", "python", ("free",), "ours", "p99", "torch", 0.7),
+    Target("dump", "python", ("free",), "ours gil", "p50", "torch", 1.0),
+    Target("dump", "python", ("free",), "ours nogil", "p50", "torch", 0.1),
+)
 
 
 def compiled(name: str, folder: Path) -> str:
@@ -60,84 +125,165 @@ def served(kind: str, path: str, load: str, epoll_server: str) -> Iterator[int]:
             process.kill()
 
 
+@contextlib.contextmanager
+def awake(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGCONT)
+    time.sleep(SETTLE)
+    yield
+    os.kill(pid, signal.SIGSTOP)
+
+
 def place(pid: int, cpus: set[int]) -> None:
     for thread in os.listdir(f"/proc/{pid}/task"):
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(int(thread), cpus)
 
 
-def measure(load: str, placement: str, rounds: int, programs: list[str]) -> list[dict[str, Any]]:
-    """One row per handler: medians and tails in microseconds, and each subject's ratio to torch."""
+def measure(run: Run, rounds: int, programs: list[str]) -> dict[str, dict[str, list[float]]]:
+    """By subject: p50 and p99 of each round, microseconds."""
     roundtrip, epoll_server = programs
     everywhere = os.sched_getaffinity(0)
     first, last = {min(everywhere)}, {max(everywhere)}
-    rows = []
+    found: dict[str, dict[str, list[float]]] = {
+        subject.label: {"p50": [], "p99": []} for subject in run.subjects
+    }
+    pause = 0 if run.load == "idle" else PAUSE
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.callback(os.sched_setaffinity, 0, everywhere)
-        paths = {kind: str(folder / kind) for kind in SUBJECTS}
-        for kind, path in paths.items():
-            pid = stack.enter_context(served(kind, path, load, epoll_server))
-            place(pid, {"one core": first, "two cores": last}.get(placement, everywhere))
-        if placement != "free":
+        pids = {}
+        for kind in dict.fromkeys(subject.server for subject in run.subjects):
+            path = str(folder / kind)
+            pids[kind] = stack.enter_context(served(kind, path, run.load, epoll_server))
+            place(pids[kind], {"one core": first, "two cores": last}.get(run.placement, everywhere))
+            os.kill(pids[kind], signal.SIGSTOP)
+        if run.placement != "free":
             os.sched_setaffinity(0, first)  # the client inherits it
-        for name, count in REQUESTS.items():
-            asked = [kind for kind in SUBJECTS if kind != "epoll" or name == "ping"]
-            if load != "idle":
-                asked = [kind for kind in asked if kind != "epoll"]
-                count //= PACED_SHARE
-            pause = 0 if load == "idle" else PAUSE
-            results: dict[str, list[tuple[float, float]]] = {kind: [] for kind in asked}
-            for number in range(rounds + 1):
-                for kind in asked:
-                    command = [roundtrip, paths[kind], name, str(count), str(pause)]
+        for number in range(rounds + 1):
+            for subject in run.subjects:
+                command = [roundtrip, str(folder / subject.server), subject.request]
+                command += [str(run.number), str(pause)]
+                with awake(pids[subject.server]):
                     answer = subprocess.run(command, check=True, capture_output=True, text=True)
-                    if number:  # the first round warms up
-                        p50, p99 = map(float, answer.stdout.split())
-                        results[kind].append((p50, p99))
-            row: dict[str, Any] = {"handler": name, "load": load, "placement": placement}
-            for kind in asked:
-                pairs = zip(results[kind], results["torch"], strict=True)
-                ratios = sorted(own[0] / torch[0] for own, torch in pairs)
-                row[kind] = {
-                    "p50_us": round(statistics.median(p50 for p50, _ in results[kind]), 1),
-                    "p99_us": round(statistics.median(p99 for _, p99 in results[kind]), 1),
-                    "ratio": round(statistics.median(ratios), 2),
-                    "ratio_range": [round(ratios[0], 2), round(ratios[-1], 2)],
-                }
-            rows.append(row)
-    return rows
+                if number:  # the first round warms up
+                    p50, p99 = map(float, answer.stdout.split())
+                    found[subject.label]["p50"].append(p50)
+                    found[subject.label]["p99"].append(p99)
+    return found
+
+
+def ratios(own: list[float], peer: list[float]) -> dict[str, float]:
+    values = sorted(a / b for a, b in zip(own, peer, strict=True))
+    return {
+        "median": round(statistics.median(values), 3),
+        "lowest": round(values[0], 3),
+        "highest": round(values[-1], 3),
+    }
+
+
+def summary(run: Run, found: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"request": run.request, "load": run.load, "placement": run.placement}
+    row["subjects"] = {
+        label: {
+            "p50_us": round(statistics.median(figures["p50"]), 1),
+            "p99_us": round(statistics.median(figures["p99"]), 1),
+            "to": {
+                peer: {name: ratios(figures[name], found[peer][name]) for name in ("p50", "p99")}
+                for peer in ("torch", "epoll")
+                if peer in found and peer != label
+            },
+        }
+        for label, figures in found.items()
+    }
+    return row
+
+
+def judged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    results = []
+    for target in TARGETS:
+        for row in rows:
+            if (row["request"], row["load"]) != (target.request, target.load):
+                continue
+            if row["placement"] in target.placements:
+                ratio = row["subjects"][target.subject]["to"][target.peer][target.figure]
+                met = ratio["median"] <= target.limit
+                results.append(
+                    {**target._asdict(), "placements": row["placement"], "ratio": ratio, "met": met}
+                )
+    return results
+
+
+def acquisitions() -> dict[str, dict[str, float]] | str:
+    """By server and handler; the reason if they can't be counted."""
+    command = [sys.executable, "-m", "benchmarks.acquisitions", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return done.stderr.strip()
+    found: dict[str, dict[str, float]] = json.loads(done.stdout)
+    return found
+
+
+def print_tables(report: dict[str, Any]) -> None:
+    line = "{:8} {:7} {:10} {:16} {:>9} {:>9} {:>9} {:>9} {:>9}"
+    heads = ("request", "load", "placement", "server", "p50 us", "p99 us")
+    print(line.format(*heads, "to torch", "p99", "to epoll"))
+    for row in report["latency"]:
+        for label, facts in row["subjects"].items():
+            torch, epoll = facts["to"].get("torch"), facts["to"].get("epoll")
+            print(
+                line.format(
+                    row["request"],
+                    row["load"],
+                    row["placement"],
+                    label,
+                    facts["p50_us"],
+                    facts["p99_us"],
+                    torch["p50"]["median"] if torch else "",
+                    torch["p99"]["median"] if torch else "",
+                    epoll["p50"]["median"] if epoll else "",
+                ).rstrip()
+            )
+    print()
+    for result in report["targets"]:
+        print(
+            "{:6} {request} {load}, {placements}: {subject} {figure} to {peer} {median} "
+            "({lowest} to {highest}), at most {limit}".format(
+                "met" if result["met"] else "MISSED", **result, **result["ratio"]
+            )
+        )
+    print()
+    counts = report["acquisitions"]
+    if isinstance(counts, str):
+        print(counts)
+        return
+    for kind, handlers in counts.items():
+        for name, number in handlers.items():
+            print(f"GIL acquisitions for each request: {kind:12} {name:28} {number:g}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="", help="requests or loads that contain this")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         programs = [compiled(name, Path(folder)) for name in ("roundtrip", "epoll_server")]
         rows = [
-            row
-            for load, placement in RUNS
-            for row in measure(load, placement, options.rounds, programs)
+            summary(run, measure(run, options.rounds, programs))
+            for run in RUNS
+            if options.only in f"{run.request} {run.load} {run.placement}"
         ]
+    report = {
+        "latency": rows,
+        "targets": judged(rows),
+        "acquisitions": "not counted" if options.only else acquisitions(),
+    }
     if options.json:
-        json.dump(rows, sys.stdout, indent=2)
+        json.dump(report, sys.stdout, indent=2)
         print()
-        return
-    line = "{:15} {:7} {:10} {:6} {:>9} {:>9} {:>9}  {}"
-    print(line.format("handler", "load", "placement", "server", "p50 us", "p99 us", "to torch", ""))
-    for row in rows:
-        for kind in SUBJECTS:
-            if kind in row:
-                facts = row[kind]
-                span = "{} to {}".format(*facts["ratio_range"])
-                cells = (facts["p50_us"], facts["p99_us"], facts["ratio"], span)
-                print(
-                    line.format(
-                        row["handler"], row["load"], row["placement"], kind, *cells
-                    ).rstrip()
-                )
+    else:
+        print_tables(report)
 
 
 if __name__ == "__main__":

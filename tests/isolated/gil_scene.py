@@ -1,0 +1,121 @@
+"""A server in a process whose main thread holds the GIL when it is told to.
+
+``python gil_scene.py FOLDER [torch]`` serves on ``FOLDER/s`` and on a TCP port, and prints that
+port. Then it does what the lines of stdin say, and answers each with one line of JSON:
+
+``hold``: hold the GIL until a byte comes through the pipe ``FOLDER/release`` (``"holding"`` is
+printed first). ``bursts S SEED``: for S
+seconds hold it for 50 to 400 ms at a time. ``ran``: the ids that the handlers have seen, which are
+then forgotten. ``size``: resident bytes, and the open descriptors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import random
+import sys
+import threading
+import time
+from typing import Any
+
+from workerserver import WorkerServer
+from workerserver.handlers import default_registry
+
+libc = ctypes.PyDLL(None)  # calls through it keep the GIL
+RELEASE = os.open(os.path.join(sys.argv[1], "release"), os.O_RDWR)  # both ends: nothing waits
+IDS: list[int] = []
+
+
+def inline(id: int) -> str:
+    IDS.append(id)
+    return str(id)
+
+
+def plain(id: int) -> str:
+    IDS.append(id)
+    return str(id)
+
+
+async def coroutine(id: int) -> str:
+    IDS.append(id)
+    await asyncio.sleep(0)
+    return str(id)
+
+
+def large(size: int) -> bytes:
+    return bytes(range(251)) * (size // 251)
+
+
+def wait_for_batch() -> None:
+    threading.Event().wait()
+
+
+def load_checkpoint() -> None:
+    libc.read(RELEASE, ctypes.create_string_buffer(1), 1)  # held here
+
+
+def bursts(seconds: float, seed: int) -> int:
+    """Long holds and short breaks: idle ones, and busy ones in which the GIL is fought for."""
+    choose = random.Random(seed)
+    number = 0
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        seconds = choose.choice((0.05, 0.1, 0.1, 0.15, 0.2, 0.4)) * choose.uniform(0.9, 1.1)
+        libc.usleep(ctypes.c_uint(int(seconds * 1e6)))
+        number += 1
+        rest = choose.choice((0.0, 0.0002, 0.001, 0.005, 0.02))
+        if choose.random() < 0.5:
+            time.sleep(rest)
+        else:
+            until = time.monotonic() + rest
+            while time.monotonic() < until:
+                pass
+    return number
+
+
+def size() -> dict[str, int]:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        pages = int(file.read().split()[1])
+    return {
+        "rss": pages * os.sysconf("SC_PAGE_SIZE"),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+    }
+
+
+def say(what: Any) -> None:
+    print(json.dumps(what), flush=True)
+
+
+def main(folder: str, *more: str) -> None:
+    for function in (inline, plain, coroutine, large):
+        default_registry.register(function.__name__, function, inline=function in (inline, large))
+    if "torch" in more:
+        import torch.distributed as dist
+
+        dist.init_process_group(
+            "gloo", store=dist.FileStore(os.path.join(folder, "store"), 1), rank=0, world_size=1
+        )
+        dist.barrier()
+    threading.Thread(target=wait_for_batch, name="loader", daemon=True).start()
+    with WorkerServer(os.path.join(folder, "s")), WorkerServer("127.0.0.1", 0) as tcp:
+        say(tcp.port)
+        for line in sys.stdin:
+            command, *arguments = line.split()
+            if command == "hold":
+                say("holding")
+                load_checkpoint()
+                say("held")
+            elif command == "bursts":
+                say(bursts(float(arguments[0]), int(arguments[1])))
+            elif command == "ran":
+                ran, IDS[:] = IDS[:], []
+                say(ran)
+            else:
+                say(size())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
