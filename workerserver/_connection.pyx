@@ -198,8 +198,11 @@ cdef void set_events(Connection *connection) noexcept nogil:
         not connection.eof
         and not connection.paused
         and not connection.closing
-        and unclaimed < <size_t>(UNCLAIMED if hub.unclaimed < ALL_UNCLAIMED else FEW)
-        and (connection.stage != STAGE_IO or connection.out == NULL)
+        and (
+            connection.out == NULL  # a half head, bounded by itself
+            if connection.stage == STAGE_IO
+            else unclaimed < <size_t>(UNCLAIMED if hub.unclaimed < ALL_UNCLAIMED else FEW)
+        )
     ):
         wanted |= EPOLLIN
     if connection.out != NULL:

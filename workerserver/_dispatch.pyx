@@ -228,7 +228,7 @@ cdef void take_back(Connection *connection) noexcept nogil:
     cdef const Route *route = _judge(connection, &request, &parameters)
     cdef int action
     if _owed_nothing(connection):
-        die(connection)
+        finish(connection)  # a reply may still be on its way
         return
     connection.judged = True
     arm(hub, connection.queued_at + listener.gil_timeout)
@@ -307,8 +307,11 @@ cdef void refuse(Connection *connection) noexcept nogil:
     cdef const Route *route
     cdef int number = -1
     cdef const char *about = b"the server's loop has been busy"
-    if connection.hung_up or _owed_nothing(connection):
+    if connection.hung_up:
         die(connection)
+        return
+    if _owed_nothing(connection):
+        finish(connection)
         return
     request.length = 0
     route = _judge(connection, &request, &parameters)
