@@ -1,0 +1,246 @@
+"""Runs the compiled code under sanitizers: ASan with UBSan, then TSan.
+
+Each has a build of its own in build/sanitize-KIND, so the release modules of the working tree stay
+what they are. CPython and everything else stay uninstrumented: the sanitizer's library is
+preloaded, and CPython's memory comes from malloc, which it watches. First a stress of the native
+transport (tests/isolated/sanitize_stress.py), then tests of everything compiled. Fails if a
+sanitizer reported anything, in any process, or if a test did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from source_tree import ROOT, copy_sources
+
+STRESS = "tests/isolated/sanitize_stress.py"
+#: Reports that this many lines of each are shown of.
+SHOWN = 80
+#: Tests of compiled code; not those of torch or the command line, whose code isn't ours or Python.
+TESTS = (
+    "test_access.py", "test_dump_traceback.py", "test_dumps_nogil.py", "test_fork.py",
+    "test_heartbeat.py", "test_http.py", "test_http_flow.py", "test_limits.py", "test_parser.py",
+    "test_parser_feeds.py", "test_parser_state.py", "test_recognise.py",
+    "test_recognise_clients.py", "test_relay.py", "test_render.py", "test_selfread.py",
+    "test_server.py", "test_shutdown.py", "test_stacks.py", "test_transport.py",
+)  # fmt: skip
+
+
+#: Parts of names: transports of others, which take twice as long; programs that can't bear the
+#: preloaded library, or bring a sanitizer of their own; what measures time or memory.
+LEFT_OUT = (
+    "asyncio", "uvloop", "curl", "by_hand", "no_reader_sees_half", "the_last_step_counts",
+    "snapshots_leak_nothing",
+)  # fmt: skip
+
+#: What each sanitizer has to find, so that silence means something: faults by name.
+FAULTS = {
+    "address": """
+        #include <limits.h>
+        #include <stdlib.h>
+        void undefined(void) { volatile int most = INT_MAX; most = most + 1; }
+        void freed(void) { volatile char *data = malloc(8); free((void *)data); data[0] = 1; }
+    """,
+    "thread": """
+        #include <pthread.h>
+        static int number;
+        static void *add(void *unused) { number++; return unused; }
+        void raced(void) {
+            pthread_t other;
+            pthread_create(&other, 0, add, 0);
+            number++;
+            pthread_join(other, 0);
+        }
+    """,
+}
+FLAGS = {
+    "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+    "thread": ("-fsanitize=thread",),
+}
+#: A symbol that every instrumented module refers to.
+MARKS = {"address": b"__asan_init", "thread": b"__tsan_func_entry"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One sanitizer build: gcc's name for it, the library to preload, and its options."""
+
+    name: str
+    library: str
+    options: dict[str, str]
+
+
+def kinds(logs: Path) -> list[Kind]:
+    # Leaks: what a Python process keeps until its end is no leak of ours, and can't be told apart.
+    asan = {
+        "detect_leaks": "0",
+        "detect_stack_use_after_return": "1",
+        "strict_string_checks": "1",
+        "handle_segv": "1",
+        "allocator_may_return_null": "1",  # a size that no machine has gives NULL, as elsewhere
+        "log_path": str(logs / "asan"),
+    }
+    ubsan = {"print_stacktrace": "1"}  # reports to stderr and ends the process
+    tsan = {
+        "die_after_fork": "0",
+        "halt_on_error": "0",
+        "exitcode": "0",  # the logs tell; a child of a test keeps its own status
+        "history_size": "4",
+        "log_path": str(logs / "tsan"),
+    }
+    return [
+        Kind("address", "libasan.so", {"ASAN_OPTIONS": _join(asan), "UBSAN_OPTIONS": _join(ubsan)}),
+        Kind("thread", "libtsan.so", {"TSAN_OPTIONS": _join(tsan)}),
+    ]
+
+
+def _join(options: dict[str, str]) -> str:
+    return ":".join(f"{name}={value}" for name, value in options.items())
+
+
+def compiler() -> str:
+    return shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
+
+
+def library(name: str) -> str:
+    """The path of the compiler's own *name*."""
+    found = subprocess.run(
+        [compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not os.path.isabs(found):
+        raise SystemExit(f"sanitize: {compiler()} has no {name}")
+    return os.path.realpath(found)
+
+
+def build(kind: Kind, tree: Path) -> bool:
+    copy_sources(tree)
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--parallel", "2"]
+    done = subprocess.run(
+        command,
+        cwd=tree,
+        env=os.environ | {"WORKERSERVER_SANITIZE": kind.name},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        print(done.stdout)
+    return done.returncode == 0
+
+
+def reports(logs: Path) -> int:
+    """Print what the sanitizers have written; how many files of it."""
+    found = sorted(path for path in logs.iterdir() if path.stat().st_size)
+    for path in found:
+        lines = path.read_text(errors="replace").splitlines()
+        print(f"--- {path.name}: {len(lines)} lines", *lines[:SHOWN], sep="\n")
+    return len(found)
+
+
+def proven(kind: Kind, tree: Path, logs: Path, environment: dict[str, str]) -> bool:
+    """Whether every module is instrumented, and seeded faults in another library are reported."""
+    bare = [
+        p for p in (tree / "workerserver").glob("*.so") if MARKS[kind.name] not in p.read_bytes()
+    ]
+    if bare:
+        print("sanitize: not instrumented:", *bare)
+        return False
+    source = tree / "fault.c"
+    source.write_text(FAULTS[kind.name])
+    target = source.with_suffix(".so")
+    command = [compiler(), "-g", "-shared", "-fPIC", *FLAGS[kind.name], "-o", str(target)]
+    subprocess.run([*command, str(source)], check=True)
+    for name in re.findall(r"void (\w+)\(void\) ", FAULTS[kind.name]):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import ctypes; ctypes.CDLL({str(target)!r}).{name}()"],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        found = list(logs.iterdir())
+        said = done.stderr if done.returncode else ""
+        said += "".join(path.read_text(errors="replace") for path in found)
+        if name not in said:
+            print(f"sanitize: {kind.name}: a fault of kind {name!r} was not reported")
+            return False
+        for path in found:
+            path.unlink()
+    return True
+
+
+def check(kind: Kind, tree: Path, logs: Path, options: argparse.Namespace) -> bool:
+    environment = os.environ | kind.options
+    environment |= {
+        "LD_PRELOAD": library(kind.library),
+        "PYTHONMALLOC": "malloc",
+        "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'tests'}",
+    }
+
+    def run(name: str, *command: str) -> bool:
+        began = time.monotonic()
+        status = subprocess.run(
+            [sys.executable, *command], cwd=tree, env=environment, check=False
+        ).returncode
+        took = time.monotonic() - began
+        print(f"sanitize: {kind.name}: {name}: {status} after {took:.0f} s", flush=True)
+        return status == 0
+
+    if not proven(kind, tree, logs, environment):
+        return False
+    fine = run("stress", STRESS, "--seconds", str(options.seconds), "--seed", str(options.seed))
+    if not options.quick:
+        tests = [f"tests/{name}" for name in TESTS if (tree / "tests" / name).exists()]
+        chosen = options.pytest_args or [
+            "-q", "-p", "no:cacheprovider", "-k", f"not ({' or '.join(LEFT_OUT)})",
+            "-m", "not slow and not torch and not cuda and not curl", *tests,
+        ]  # fmt: skip
+        fine = run("tests", "-m", "pytest", *chosen) and fine
+    return fine
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, prog="sanitize.py")
+    parser.add_argument("--kind", choices=("address", "thread"), help="only this one")
+    parser.add_argument("--quick", action="store_true", help="the stress alone, and shorter")
+    parser.add_argument("--seconds", type=float, help="of each stress; 40, or 15 with --quick")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("pytest_args", nargs="*", help="instead of the tests chosen here")
+    options = parser.parse_args()
+    if options.seconds is None:
+        options.seconds = 15.0 if options.quick else 40.0
+    failed = []
+    for name in ("address", "thread"):
+        if options.kind not in (None, name):
+            continue
+        tree = ROOT / "build" / f"sanitize-{name}"
+        logs = tree / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        for old in logs.iterdir():
+            old.unlink()
+        kind = next(kind for kind in kinds(logs) if kind.name == name)
+        began = time.monotonic()
+        if not build(kind, tree):
+            failed.append(f"{name}: doesn't build")
+            continue
+        print(f"sanitize: {name}: built in {time.monotonic() - began:.0f} s", flush=True)
+        fine = check(kind, tree, logs, options)
+        found = reports(logs)
+        if found or not fine:
+            failed.append(f"{name}: {found} reports" + ("" if fine else ", and something failed"))
+    print("sanitize:", "; ".join(failed) or "clean")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
