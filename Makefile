@@ -53,6 +53,7 @@ test-cpythons: build
 SOAK_SECONDS ?= 30
 soak: build
 	WORKERSERVER_SOAK_SECONDS=$(SOAK_SECONDS) $(PY) -m pytest tests/test_stacks.py -k soak -s --timeout 7200
+	WORKERSERVER_SELFREAD_SOAK=$(SOAK_SECONDS)s $(PY) -m pytest tests/test_selfread_soak.py -s --timeout 7200
 	WORKERSERVER_SOAK_GIL=60 WORKERSERVER_SOAK_RACE=60 $(PY) -m pytest tests/test_gil_held.py -s --timeout 7200 -o faulthandler_timeout=0
 	WORKERSERVER_SOAK_HALF_OPEN=10000 $(PY) -m pytest tests/test_half_open.py -s --timeout 7200
 	WORKERSERVER_SOAK_RESTARTS=1000 $(PY) -m pytest tests/test_restart_cycles.py -s --timeout 7200 -o faulthandler_timeout=0

@@ -121,3 +121,11 @@ def test_without_prometheus_client_501_names_the_extra() -> None:
     )
     assert done.stdout.startswith("501 ")
     assert "workerserver[metrics]" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's server is kept on Linux only")
+def test_threads_of_torchs_server_are_counted_apart(state: State) -> None:
+    import workerserver.torch_fallback  # what a native server imports
+
+    assert not workerserver.torch_fallback.fallback.running
+    assert scrape(state)[key("workerserver_torch_fallback_threads")] == 0

@@ -60,6 +60,7 @@ typedef struct {
     uintptr_t frame_code_mask;     /* 3.14: tag bits of a stack reference */
     int owner_generator;
     int owner_not_python; /* this one and greater ones */
+    bool bare_generators; /* one that C code runs may be a thread's first frame: before 3.12 */
     /* PyCodeObject */
     size_t code_file, code_name, code_qualname, code_lines, code_first_line, code_units;
     size_t code_first_traceable, code_instructions, code_read;

@@ -123,6 +123,7 @@ bool ws_offsets(ws_layout_t *at) {
 #endif
     at->main_ident = _PyRuntime.main_thread;
     at->links = WS_MAX_DEPTH;
+    at->bare_generators = PY_VERSION_HEX < 0x030C0000;
     frame_offsets(at);
     code_offsets(at);
     dict_offsets(at);

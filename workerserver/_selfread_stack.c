@@ -276,7 +276,9 @@ static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
             bool still = chain->moment.holder != listed->state
                          && same_moment(&(*last)->moment, &chain->moment);
             streak++;
-            if (still || streak >= STREAK || (chain->prompt && !chain->open)) {
+            /* A thread that lost its core while it left a generator doesn't move either. */
+            bool believed = streak >= STREAK && (!chain->open || ws_layout.bare_generators);
+            if (still || believed || (chain->prompt && !chain->open)) {
                 thread->unstable = ((!still || !looked) && resolve(arena, chain, true))
                                    || !whole(chain);
                 looked = true;

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from workerserver._heartbeat import gil_watch, last_heartbeat
+from workerserver.imported import imported
 from workerserver.registry import Registry
 from workerserver.types import HandlerNotFound, NotImplementedHere, Response
 
@@ -96,6 +97,14 @@ class _Collector:
         ):
             if value is not None:
                 yield GaugeMetricFamily(f"workerserver_gil_{name}_seconds", text, value=value)
+
+        module = imported("workerserver.torch_fallback")  # Linux only
+        if module is not None:
+            yield GaugeMetricFamily(
+                "workerserver_torch_fallback_threads",
+                "Threads of torch's own server, kept for when the GIL can't be had.",
+                value=module.fallback.threads,
+            )
 
         running = GaugeMetricFamily(
             "workerserver_handler_running", "Requests inside a handler now.", labels=("handler",)
