@@ -34,7 +34,7 @@ typedef struct {
     size_t count;
     signed char daemon; /* -1: unknown */
     bool truncated;     /* frames were left out, or could not be read */
-    bool unstable;      /* its stack changed each time it was read; the newest frames may be missing */
+    bool unstable;      /* changed each time it was read; the newest frames may be missing */
 } ws_thread;
 
 typedef enum { WS_MODE_GIL, WS_MODE_NOGIL, WS_MODE_KERNEL } ws_mode;
