@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from workerserver._recognise cimport Recognition, TableData
+from workerserver._recognise cimport Recognised, Recognition, Route, TableData
 from workerserver._relay cimport Relay
 
 
@@ -74,6 +74,13 @@ cdef struct Count:
     uint64_t number
 
 
+cdef struct Memo:  # the last request that was answered at once: its very bytes mean the same again
+    size_t size  # 0: none
+    char data[256]
+    Recognised request
+    const Route *route  # of the listener's table; a new table drops the memo
+
+
 cdef struct Listener:
     int kind
     int fd
@@ -93,6 +100,7 @@ cdef struct Listener:
     double gil_deadline
     double gil_timeout
     double started  # monotonic seconds
+    Memo memo
     const TableData *table  # this and the answers: borrowed from Python, replaced under the lock
     const Answer *answers
     Answer too_many

@@ -18,8 +18,8 @@ from workerserver._answer cimport (
 from workerserver._connection cimport (
     ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, DUMP_FORMATS, READ_SIZE,
     RELAYS, STAGE_ANSWERING, STAGE_DEAD, STAGE_DRAIN, STAGE_IO, STAGE_LOOP, STAGE_QUEUED,
-    Connection, Hub, Listener, RelaySlot, arm, dequeue, enqueue, epoll_add, give_way, hub_lock,
-    hub_unlock, monotonic, set_events,
+    Connection, Hub, Listener, Memo, RelaySlot, arm, dequeue, enqueue, epoll_add, give_way,
+    hub_lock, hub_unlock, monotonic, set_events,
 )
 from workerserver._recognise cimport (
     DUMP_GIL, DUMP_NOGIL, DUMP_TEXT, VERDICT_INCOMPLETE, VERDICT_RECOGNISED, Parameters,
@@ -94,6 +94,7 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
     cdef Recognised request
     cdef Parameters parameters
     cdef const Route *route
+    cdef Listener *listener = connection.listener
     while (
         connection.stage == STAGE_IO
         and connection.out == NULL
@@ -108,12 +109,14 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
             left = size
         if left == 0:
             break
-        verdict = recognise(at, left, &connection.state, &request)
-        if verdict == VERDICT_INCOMPLETE and left <= <size_t>connection.listener.table.max_head:
-            break
-        route = NULL
-        if verdict == VERDICT_RECOGNISED and allowed(connection.listener.table, at, &request):
-            route = find(connection.listener.table, at, &request, &parameters)
+        route = _recall(connection, at, left, &request)
+        if route == NULL:
+            verdict = recognise(at, left, &connection.state, &request)
+            if verdict == VERDICT_INCOMPLETE and left <= <size_t>listener.table.max_head:
+                break
+            if verdict == VERDICT_RECOGNISED and allowed(listener.table, at, &request):
+                route = find(listener.table, at, &request, &parameters)
+                _remember(listener, at, route, &request)
         used = <size_t>request.length
         if route == NULL or route.action & 255 != ACTION_STATIC:
             send_joined(connection, &joined)
@@ -161,6 +164,34 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
             connection.deadline = hub.now + connection.listener.head_timeout
         arm(hub, connection.deadline)
     set_events(connection)
+
+
+cdef const Route *_recall(
+    Connection *connection, const char *data, size_t size, Recognised *request
+) noexcept nogil:
+    """The route of a request that is, to the byte, the last one that was answered at once; else
+    NULL. A client that polls sends nothing else."""
+    cdef Memo *memo = &connection.listener.memo
+    if size != memo.size or connection.state.at != 0 or memcmp(data, memo.data, size) != 0:
+        return NULL
+    request[0] = memo.request
+    return memo.route
+
+
+cdef void _remember(
+    Listener *listener, const char *data, const Route *route, const Recognised *request
+) noexcept nogil:
+    cdef Memo *memo = &listener.memo
+    if (
+        route != NULL
+        and route.action & 255 == ACTION_STATIC
+        and <size_t>request.length <= sizeof(memo.data)
+        and request.authorization == 0  # how long a comparison takes would tell the token
+    ):
+        memo.size = <size_t>request.length
+        memcpy(memo.data, data, memo.size)
+        memo.request = request[0]
+        memo.route = route
 
 
 cdef bint _keep(Connection *connection, const char *data, size_t size) noexcept nogil:

@@ -303,6 +303,7 @@ cdef class NativeListener:
         hub_lock(self._hub._hub)
         memcpy(self._answers, fresh, len(answers) * sizeof(Answer))
         self._listener.table = &table.data
+        self._listener.memo.size = 0
         hub_unlock(self._hub._hub)
         self._keep = (table, answers)  # not before: until here the old ones were in use
 
