@@ -433,7 +433,9 @@ cdef void connection_want(Connection *connection, bint boundary) noexcept nogil:
             connection.stage = STAGE_QUEUED
             connection.judged = False
             connection.queued_at = monotonic()
-            _arm_io(hub, connection.queued_at + connection.listener.gil_deadline)
+            _arm_io(hub, connection.queued_at + min(
+                connection.listener.gil_deadline, connection.listener.gil_timeout
+            ))
             enqueue(connection)
         elif boundary:
             connection.stage = STAGE_IO

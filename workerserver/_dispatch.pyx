@@ -244,7 +244,10 @@ cdef void hand_over(Connection *connection) noexcept nogil:
     connection.queued_at = hub.now
     enqueue(connection)
     set_events(connection)
-    arm(hub, min(hub.asked_at, hub.now) + connection.listener.gil_deadline)
+    arm(hub, min(
+        min(hub.asked_at, hub.now) + connection.listener.gil_deadline,
+        hub.now + connection.listener.gil_timeout,
+    ))
 
 
 # --- what the loop did not claim in time
@@ -337,7 +340,7 @@ cdef void refuse(Connection *connection) noexcept nogil:
     cdef ws_gil gil
     cdef const Route *route
     cdef int number = -1
-    cdef const char *about = b"the server's loop has been busy"
+    cdef const char *about = b"the server's loop has not come"
     if connection.hung_up:
         die(connection)
         return
@@ -349,14 +352,14 @@ cdef void refuse(Connection *connection) noexcept nogil:
     if route != NULL:
         number = route.action >> 8
     gil_state(&gil)
-    if gil.locked or not gil.known:
-        about = b"the GIL has been unavailable"
+    if gil.locked:
+        about = b"the GIL is held by another thread, and the server's loop has not come"
         if route != NULL and route.action & 255 == ACTION_RELAY and _relay_needs_gil(
             connection.data + connection.start, &request
         ):
             about = (
                 b"naming the stack traces needs the GIL (ask with includestacktraces=false); "
-                b"it has been unavailable"
+                b"the server's loop has not come"
             )
     dequeue(connection)
     connection.start += <size_t>request.length
@@ -364,7 +367,8 @@ cdef void refuse(Connection *connection) noexcept nogil:
     connection.keep_alive = request.length > 0 and request.keep_alive
     connection.stage = STAGE_ANSWERING
     send_unavailable(
-        connection, number, about, connection.hub.now - connection.queued_at,
+        connection, number, about,
+        connection.hub.now - min(connection.hub.asked_at, connection.queued_at),
         connection.keep_alive,
     )
     _answered(connection)
@@ -514,8 +518,8 @@ cdef void relay_late(RelaySlot *slot) noexcept nogil:
     cdef Connection *connection = slot.connection
     slot.connection = NULL
     if connection != NULL:
-        _relay_failed(connection, 504, b"the GIL is unavailable, and torch's own server, which "
-                      b"was asked instead, did not answer in time", b"")
+        _relay_failed(connection, 504, b"torch's own server, which was asked instead of the "
+                      b"loop, did not answer in time", b"")
         _answered(connection)
 
 

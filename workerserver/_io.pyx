@@ -225,6 +225,8 @@ cdef void _scan(Hub *hub) noexcept nogil:
     cdef Connection *following
     cdef Listener *listener
     cdef epoll_event event
+    cdef double owed_at
+    cdef bint over
     cdef int i
     hub.scan_at = NEVER
     connection = hub.queue
@@ -232,16 +234,23 @@ cdef void _scan(Hub *hub) noexcept nogil:
         following = connection.queue_next
         if connection.stage == STAGE_QUEUED and not connection.doomed:
             listener = connection.listener
-            if hub.now - connection.queued_at >= listener.gil_timeout:
-                refuse(connection)
-            elif connection.judged:
-                arm(hub, connection.queued_at + listener.gil_timeout)
-            elif hub.now - min(hub.asked_at, connection.queued_at) < listener.gil_deadline:
-                arm(hub, min(hub.asked_at, connection.queued_at) + listener.gil_deadline)
-            elif connection.hung_up and connection.transport == NULL:
-                die(connection)  # nobody is there to be answered
-            else:
-                take_back(connection)
+            owed_at = min(hub.asked_at, connection.queued_at)
+            over = hub.now - connection.queued_at >= listener.gil_timeout
+            if not connection.judged and (over or hub.now - owed_at >= listener.gil_deadline):
+                if connection.hung_up and connection.transport == NULL:
+                    die(connection)  # nobody is there to be answered
+                else:
+                    take_back(connection)
+            elif not connection.judged:
+                arm(hub, min(owed_at + listener.gil_deadline,
+                             connection.queued_at + listener.gil_timeout))
+            # What could be answered without the loop is; and what take_back() has queued behind
+            # it has its own time.
+            if connection.stage == STAGE_QUEUED and not connection.doomed:
+                if hub.now - connection.queued_at >= listener.gil_timeout:
+                    refuse(connection)
+                elif connection.judged:
+                    arm(hub, connection.queued_at + listener.gil_timeout)
         connection = following
     connection = hub.connections
     while connection != NULL:

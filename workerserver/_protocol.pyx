@@ -115,7 +115,7 @@ cdef class ServerState:
         self.drain_seconds = DRAIN_SECONDS
 
     def __call__(self):
-        """The protocol factory of ``loop.create_server``."""
+        """The protocol factory of a listener."""
         return WorkerProtocol(self)
 
 

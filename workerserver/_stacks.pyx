@@ -96,6 +96,10 @@ MAX_DEPTH = WS_MAX_DEPTH
 MAX_THREADS = WS_MAX_THREADS
 MAX_FRAMES = WS_MAX_FRAMES
 
+# Above these a snapshot is rendered without the GIL.
+cdef size_t LONG = 2000  # frames
+cdef size_t MANY = 50  # threads
+
 cdef tuple MODES = ("gil", "nogil", "kernel")  # by ws_mode
 cdef dict FORMATS = {"text": WS_TEXT, "json": WS_JSON, "digest": WS_DIGEST}
 
@@ -350,7 +354,15 @@ cdef class Snapshot:
         cdef ws_buffer out = ws_buffer(NULL, 0, 0)
         if format not in FORMATS:
             raise ValueError(f"format must be text, json or digest, not {format}")
-        return _bytes(ws_render(&self._c, FORMATS[format], &out), &out)
+        cdef ws_format wanted = FORMATS[format]
+        cdef int status
+        if self._c.frame_count > LONG or self._c.thread_count > MANY:
+            # Milliseconds, in JSON two files of /proc for each thread: worth getting the GIL back.
+            with nogil:
+                status = ws_render(&self._c, wanted, &out)
+        else:
+            status = ws_render(&self._c, wanted, &out)
+        return _bytes(status, &out)
 
     def text(self):
         """The text form, as str."""

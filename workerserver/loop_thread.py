@@ -137,6 +137,9 @@ class LoopThread:
         with contextlib.suppress(BaseException):
             if self._hub is not None:
                 self._hub.close()
+                with LoopThread._lock:
+                    if LoopThread._current in (None, self):  # else another thread's hub watches
+                        watch_switch(False)
         with contextlib.suppress(BaseException):
             self.loop.close()
 

@@ -29,7 +29,7 @@ CACHE_SIZE = 256
 
 
 class Router:
-    """Read by the loop's thread only."""
+    """``resolve()`` belongs to the loop's thread; what else it has is only read, from any."""
 
     def __init__(self, registry: Registry, metrics: Callable[[], Response] | None = None) -> None:
         self.registry = registry

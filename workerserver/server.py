@@ -67,6 +67,12 @@ class Limits:
     #: ... and by then refused with 503, and never run.
     gil_timeout: float = 5.0
 
+    def __post_init__(self) -> None:
+        """Raises ValueError, which names the field, unless each is a number of at least 0."""
+        for name, value in vars(self).items():
+            if not isinstance(value, (int, float)) or not value >= 0:
+                raise ValueError(f"Limits: {name} must be a number of at least 0, not {value!r}")
+
     @classmethod
     def from_environment(cls) -> Limits:
         """The defaults, with WORKERSERVER_GIL_DEADLINE and WORKERSERVER_GIL_TIMEOUT in seconds."""
@@ -94,7 +100,8 @@ class WorkerServer:
     ``uvloop``; WORKERSERVER_TRANSPORT chooses where the caller doesn't.
 
     Raises RuntimeError ``{} already exists``, ``Error binding to {}`` or ``Error binding to
-    {}:{}`` (its ``__cause__`` says why), ValueError if a token was asked for and can't be had.
+    {}:{}`` (its ``__cause__`` says why), ValueError for a token that was asked for and can't be
+    had, an unknown transport, or a WORKERSERVER_GIL_* that is no number of seconds.
     """
 
     def __init__(
@@ -339,11 +346,15 @@ class WorkerServer:
 
 
 def _choose_transport(asked: str | None) -> Transport:
-    best: Transport = "native" if sys.platform == "linux" else "uvloop"
-    chosen = asked or os.environ.get("WORKERSERVER_TRANSPORT") or best
-    if chosen not in get_args(Transport) or (chosen == "native" and best != "native"):
-        raise ValueError(f"transport must be {best} or uvloop here, not {chosen!r}")
-    return "native" if chosen == "native" else "uvloop"
+    known: tuple[Transport, ...] = get_args(Transport)
+    if sys.platform != "linux":
+        known = ("uvloop",)
+    chosen = asked or os.environ.get("WORKERSERVER_TRANSPORT") or known[0]
+    for transport in known:
+        if chosen == transport:
+            return transport
+    name = "transport" if asked else "WORKERSERVER_TRANSPORT"
+    raise ValueError(f"{name} must be {' or '.join(known)} here, not {chosen!r}")
 
 
 def _is_loopback(host: str) -> bool:
