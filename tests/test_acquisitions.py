@@ -26,11 +26,11 @@ def test_once_for_an_inline_handler() -> None:
     if done.returncode == 3:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {
-        "ours": {
-            "ping": 0,
-            "dump_traceback?mode=nogil": 0,
-            "inline": 1,
-            "dump_traceback?mode=gil": 1,
-        }
+    counted = json.loads(done.stdout)["ours"]
+    # A timer of somebody's may fall among the forty requests of each kind.
+    assert {name: round(number, 1) for name, number in counted.items()} == {
+        "ping": 0,
+        "dump_traceback?mode=nogil": 0,
+        "inline": 1,
+        "dump_traceback?mode=gil": 1,
     }

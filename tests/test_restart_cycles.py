@@ -34,6 +34,7 @@ def knock(path: str, over: threading.Event, answers: list[bytes]) -> None:
                 over.wait(0.001)
 
 
+@pytest.mark.slow
 def test_fork_kill_restart(short_path: Path) -> None:
     over = threading.Event()
     answers: list[bytes] = []
@@ -41,7 +42,11 @@ def test_fork_kill_restart(short_path: Path) -> None:
     client.start()
     try:
         done = run_isolated(
-            "restart_scene.py", str(short_path), str(CYCLES), seconds=60 + 2 * CYCLES
+            "restart_scene.py",
+            str(short_path),
+            str(CYCLES),
+            seconds=60 + 2 * CYCLES,
+            PYTHONWARNINGS="ignore::DeprecationWarning",  # of forks beside threads, from 3.12 on
         )
     finally:
         over.set()

@@ -112,7 +112,15 @@ def check(interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: lis
     # Without the package's sources beside them, the tests can only import the wheel.
     tests = work / "tests"
     shutil.copytree(tree, tests, ignore=shutil.ignore_patterns("workerserver", "build", "*.so"))
-    command = [python, "-m", "pytest", "-q", "-m", "not torch and not cuda", *pytest_args]
+    command = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "not torch and not cuda and not slow",
+        *pytest_args,
+    ]
     return "passed" if run(command, tests) else "FAILED at the tests"
 
 
