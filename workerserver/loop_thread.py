@@ -64,10 +64,11 @@ class LoopThread:
     @classmethod
     def acquire(cls) -> LoopThread:
         with cls._lock:
-            if cls._current is None or not cls._current.thread.is_alive():
-                cls._current = cls()
-            cls._current._users += 1
-            return cls._current
+            current = cls._current
+            if current is None or not current.thread.is_alive():
+                current = cls._current = cls()
+            current._users += 1
+            return current
 
     def abandon(self) -> None:
         """Give the thread to nobody else; its users keep it."""
@@ -137,9 +138,9 @@ class LoopThread:
         with contextlib.suppress(BaseException):
             if self._hub is not None:
                 self._hub.close()
-                with LoopThread._lock:
-                    if LoopThread._current in (None, self):  # else another thread's hub watches
-                        watch_switch(False)
+                # Not under the lock: who waits for this thread to end may hold it.
+                if LoopThread._current in (None, self):  # else another thread's hub watches
+                    watch_switch(False)
         with contextlib.suppress(BaseException):
             self.loop.close()
 
