@@ -13,7 +13,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
-from posix.unistd cimport getuid, read
+from posix.unistd cimport geteuid, read
 
 from workerserver._connection cimport (
     ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, COUNTS, Answer, Chunk,
@@ -47,8 +47,6 @@ NAME = "workerserver-io"
 cdef enum:
     ANSWERS = 64  # of one listener
     TURN = 256  # connections that one turn of the loop serves; then others have theirs
-
-cdef size_t JOIN = 64 * 1024
 
 
 @cython.final
@@ -257,7 +255,7 @@ cdef class NativeListener:
         memset(&model, 0, sizeof(model))
         model.fd = fd
         model.local = local
-        model.uid = getuid()
+        model.uid = geteuid()  # as access.peer_allowed()
         model.max_connections = limits.max_connections
         model.head_timeout = limits.head_timeout
         model.idle_timeout = limits.idle_timeout
