@@ -247,13 +247,11 @@ cdef void flush(Connection *connection) noexcept nogil:
         set_events(connection)
         return
     size = min(chunk.size - chunk.sent, <size_t>FLUSH)
-    connection.flushing = True
     hub_unlock(hub)
     n = send(connection.fd, chunk.data + chunk.sent, size, MSG_DONTWAIT | MSG_NOSIGNAL)
     if n < 0:
         error = errno
     hub_lock(hub)
-    connection.flushing = False
     if n < 0:
         if error != EAGAIN and error != EINTR:
             connection.error = error

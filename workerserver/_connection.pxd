@@ -150,7 +150,6 @@ cdef struct Connection:
     size_t out_size
     size_t high
     size_t low
-    bint flushing  # the I/O thread sends from the first chunk without the lock
     bint full  # pause_writing() was said, resume_writing() not yet
     bint resume  # ... and is to be said
     bint closing  # close once out is empty
@@ -185,7 +184,6 @@ cdef struct Hub:
     bint asked  # a turn was asked for and has not come
     double asked_at
     bint stopping
-    bint ended
     double now
     double scan_at
     Source timer  # timerfd: a wait with a timeout would cost each request a kernel timer

@@ -121,7 +121,8 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
         if route == NULL or route.action & 255 != ACTION_STATIC:
             send_joined(connection, &joined)
         if route == NULL or not _answer(
-            connection, route, &request, &parameters, &joined if joined or used < left else NULL
+            connection, route, &request, &parameters, False,
+            &joined if joined or used < left else NULL,
         ):
             if _keep(connection, data, size):
                 hand_over(connection)
@@ -209,14 +210,15 @@ cdef bint _keep(Connection *connection, const char *data, size_t size) noexcept 
 
 cdef bint _answer(
     Connection *connection, const Route *route, const Recognised *request,
-    const Parameters *parameters, size_t *joined
+    const Parameters *parameters, bint late, size_t *joined
 ) noexcept nogil:
-    """Answer a recognised request, or begin to; False if it is the loop's."""
+    """Answer a recognised request, or begin to; False if it is the loop's, or torch's. *late*: the
+    loop has had its time."""
     cdef Listener *listener = connection.listener
     cdef int action = route.action & 255
     connection.route = route.action >> 8
     connection.keep_alive = request.keep_alive
-    if action == ACTION_STATIC:
+    if action == ACTION_STATIC or (late and action == ACTION_LATE):
         send_answer(
             connection, &listener.answers[route.action >> 8], connection.route,
             request.keep_alive, joined,
@@ -225,7 +227,9 @@ cdef bint _answer(
         send_health(
             connection, connection.route, parameters.max_step_age, request.keep_alive
         )
-    elif action == ACTION_DUMP and parameters.mode == DUMP_NOGIL:
+    elif action == ACTION_DUMP and (
+        parameters.mode == DUMP_NOGIL or (late and parameters.mode != DUMP_GIL)
+    ):
         _await_dump(connection, parameters)
     else:
         return False
@@ -260,7 +264,6 @@ cdef void take_back(Connection *connection) noexcept nogil:
     cdef Recognised request
     cdef Parameters parameters
     cdef const Route *route = _judge(connection, &request, &parameters)
-    cdef int action
     if _owed_nothing(connection):
         finish(connection)  # a reply may still be on its way
         return
@@ -268,27 +271,12 @@ cdef void take_back(Connection *connection) noexcept nogil:
     arm(hub, connection.queued_at + listener.gil_timeout)
     if route == NULL:
         return
-    action = route.action & 255
-    connection.route = route.action >> 8
-    connection.keep_alive = request.keep_alive
-    if action == ACTION_HEALTH:
+    if _answer(connection, route, &request, &parameters, True, NULL):
         dequeue(connection)
         connection.start += <size_t>request.length
-        send_health(connection, connection.route, parameters.max_step_age, request.keep_alive)
-        _answered(connection)
-    elif action == ACTION_LATE or action == ACTION_STATIC:
-        dequeue(connection)
-        connection.start += <size_t>request.length
-        send_answer(
-            connection, &listener.answers[route.action >> 8], connection.route,
-            request.keep_alive, NULL,
-        )
-        _answered(connection)
-    elif action == ACTION_DUMP and parameters.mode != DUMP_GIL:
-        dequeue(connection)
-        connection.start += <size_t>request.length
-        _await_dump(connection, &parameters)
-    elif action == ACTION_RELAY:
+        if connection.stage == STAGE_QUEUED:  # else a dump is awaited
+            _answered(connection)
+    elif route.action & 255 == ACTION_RELAY:
         if _relay_needs_gil(connection.data + connection.start, &request):
             refuse(connection)
         else:

@@ -239,7 +239,7 @@ cdef void _after_fork_in_child() noexcept nogil:
                 close(hub.relays[i].relay.fd)
         _close_descriptors(hub)
         hub.epoll = hub.turn = hub.wake.fd = hub.timer.fd = -1
-        hub.woken = hub.asked = hub.ended = True
+        hub.woken = hub.asked = True
         pthread_mutex_init(&hub.lock, NULL)
         hub = hub.next
     pthread_mutex_init(&_hubs_lock, NULL)

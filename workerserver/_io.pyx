@@ -424,5 +424,4 @@ cdef void hub_run(Hub *hub) noexcept nogil:
             relay_close(&hub.relays[i].relay)
             hub.relays[i].busy = False
     _sweep(hub)
-    hub.ended = True
     hub_unlock(hub)
