@@ -27,6 +27,7 @@ enum {
     WS_CODE_MAX = 512,
     WS_GROUP = 64,          /* code objects, or threads, that are read together */
     WS_TEXT_HEAD = 256,     /* bytes of a string, of a line table that are read with its header */
+    WS_CHUNKS = 4096,       /* of a thread's stack of frames */
     WS_LINES_HEAD = 512,
     WS_CODES = 32768,       /* code objects in one snapshot's cache */
     WS_STRINGS = 32768,
@@ -54,13 +55,14 @@ typedef struct {
     size_t state_next, state_prev, state_interpreter, state_ident, state_native, state_frame;
     size_t state_size;
     size_t cframe_frame; /* 3.11, 3.12: state_frame leads to a _PyCFrame */
+    size_t state_chunk;  /* of the stack that frames are made on; not 3.10 */
+    size_t chunk_previous, chunk_first; /* _PyStackChunk; where a thread's first frame is */
     /* _PyInterpreterFrame, or 3.10's PyFrameObject */
     size_t frame_previous, frame_code, frame_instruction, frame_owner, frame_size;
     size_t frame_last, frame_line, frame_generator; /* 3.10 */
     uintptr_t frame_code_mask;     /* 3.14: tag bits of a stack reference */
     int owner_generator;
     int owner_not_python; /* this one and greater ones */
-    bool bare_generators; /* one that C code runs may be a thread's first frame: before 3.12 */
     /* PyCodeObject */
     size_t code_file, code_name, code_qualname, code_lines, code_first_line, code_units;
     size_t code_first_traceable, code_instructions, code_read;
@@ -191,7 +193,7 @@ typedef struct {
     bool more;   /* deeper than WS_LINKS */
     bool broken; /* ends in something that is no frame */
     bool prompt; /* read in one system call, and what is the newest frame did not change in it */
-    bool open;   /* ends in a generator, as if nobody ran it: it was left while this was read */
+    bool idle;   /* no frame at all, not even of C */
     ws_link links[WS_LINKS];
 } ws_chain;
 
@@ -224,6 +226,7 @@ typedef struct {
     uint32_t mark, epoch;
     ws_moment moment; /* at the start of this epoch */
     size_t listed_count;
+    uintptr_t first_frame; /* of the thread that is read */
     char state[WS_STATE_MAX];
     char gil[WS_GIL_MAX];
     ws_read reads[WS_GROUP * 4];

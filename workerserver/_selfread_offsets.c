@@ -30,6 +30,10 @@
 #define STATE(field) offsetof(PyThreadState, field)
 #define CODE(field) offsetof(PyCodeObject, field)
 
+static size_t larger(size_t one, size_t other) {
+    return one > other ? one : other;
+}
+
 static void dict_offsets(ws_layout_t *at) {
 #if PY_VERSION_HEX >= 0x030B0000
     at->keys_count = offsetof(struct _dictkeysobject, dk_nentries);
@@ -43,6 +47,20 @@ static void dict_offsets(ws_layout_t *at) {
     at->keys_count = 4 * sizeof(Py_ssize_t);
     at->keys_index_bytes = at->keys_kind = WS_NONE;
     at->keys_read = 5 * sizeof(Py_ssize_t);
+#endif
+}
+
+/* In no table of offsets. A thread's first frame is the first thing on its stack of frames, behind
+ * one unused word (push_chunk() in CPython's pystate.c), unless a generator owns it. */
+static size_t stack_offsets(ws_layout_t *at) {
+#if PY_VERSION_HEX >= 0x030B0000
+    at->state_chunk = STATE(datastack_chunk);
+    at->chunk_previous = offsetof(_PyStackChunk, previous);
+    at->chunk_first = offsetof(_PyStackChunk, data) + sizeof(PyObject *);
+    return at->state_chunk + sizeof(void *);
+#else
+    at->state_chunk = at->chunk_previous = at->chunk_first = WS_NONE;
+    return 0;
 #endif
 }
 
@@ -116,6 +134,7 @@ bool ws_offsets(ws_layout_t *at) {
     at->cframe_frame = offsetof(_PyCFrame, current_frame);
     at->state_size = STATE(native_thread_id) + sizeof(unsigned long);
 #endif
+    at->state_size = larger(at->state_size, stack_offsets(at));
 #if PY_VERSION_HEX >= 0x030C0000
     at->gil = (uintptr_t)((PyInterpreterState *)at->interpreter)->ceval.gil;
 #else
@@ -123,7 +142,6 @@ bool ws_offsets(ws_layout_t *at) {
 #endif
     at->main_ident = _PyRuntime.main_thread;
     at->links = WS_MAX_DEPTH;
-    at->bare_generators = PY_VERSION_HEX < 0x030C0000;
     frame_offsets(at);
     code_offsets(at);
     dict_offsets(at);
@@ -132,10 +150,6 @@ bool ws_offsets(ws_layout_t *at) {
 }
 
 #else /* 3.13 and later */
-
-static size_t larger(size_t one, size_t other) {
-    return one > other ? one : other;
-}
 
 bool ws_offsets(ws_layout_t *at) {
     const _Py_DebugOffsets *table = &_PyRuntime.debug_offsets;
@@ -155,6 +169,7 @@ bool ws_offsets(ws_layout_t *at) {
     at->state_size = larger(larger(larger(at->state_next, at->state_prev),
                                    larger(at->state_interpreter, at->state_ident)),
                             larger(at->state_native, at->state_frame)) + word;
+    at->state_size = larger(at->state_size, stack_offsets(at));
 
     at->frame_previous = table->interpreter_frame.previous;
     at->frame_code = table->interpreter_frame.executable;

@@ -109,10 +109,10 @@ static walked walk(const ws_listed *listed, uintptr_t *cframe, ws_chain *chain) 
     chain->count = 0;
     chain->more = false;
     chain->broken = false;
-    chain->open = false;
     if (!read_again(listed, cframe, &frame, &chain->moment, &chain->prompt)) {
         return ENDED;
     }
+    chain->idle = frame == 0;
     /* Frames of C, that are skipped, count too: no cycle is endless. */
     for (size_t steps = 0; frame != 0; steps++) {
         const char *data;
@@ -143,9 +143,39 @@ static walked walk(const ws_listed *listed, uintptr_t *cframe, ws_chain *chain) 
             }
         }
         frame = ws_pointer(data, at->frame_previous);
-        chain->open = frame == 0 && owner == at->owner_generator;
     }
     return WALKED;
+}
+
+/* Where the thread's first frame is, read once; 0: not known. The chunks above the first one come
+ * and go while the thread runs. */
+static uintptr_t first_frame(void) {
+    uintptr_t chunk = ws_pointer(ws_work->state, ws_layout.state_chunk), previous;
+    for (int i = 0; i < WS_CHUNKS && ws_work->first_frame == 0; i++) {
+        if (chunk == 0
+            || !ws_read_one(chunk + ws_layout.chunk_previous, &previous, sizeof previous)) {
+            break;
+        }
+        if (previous == 0) {
+            ws_work->first_frame = chunk + ws_layout.chunk_first;
+        }
+        chunk = previous;
+    }
+    return ws_work->first_frame;
+}
+
+/* Whether a chain ends where its thread began. The links of one that runs may be read while they
+ * lead nowhere: of a frame that is being made, or of one on the C stack whose memory is used anew,
+ * as often as a short function is called in a loop. */
+static bool anchored(const ws_chain *chain) {
+    if (chain->count == 0) {
+        return chain->idle;
+    }
+    const ws_link *oldest = &chain->links[chain->count - 1];
+    if (ws_layout.state_chunk == WS_NONE) {
+        return !oldest->generator;
+    }
+    return oldest->frame == first_frame();
 }
 
 static bool same(const ws_chain *one, const ws_chain *other) {
@@ -243,10 +273,9 @@ static void append(const ws_chain *chain, size_t from, ws_snapshot *out, ws_thre
     }
 }
 
-/* A chain that is torn is often short: a generator that was left leads nowhere. */
 static void keep_longest(const ws_chain *chain) {
     ws_chain *longest = &ws_work->longest;
-    if (!chain->broken && !chain->more && !chain->open && chain->count > longest->count) {
+    if (!chain->broken && !chain->more && chain->count > longest->count && anchored(chain)) {
         memcpy(longest->links, chain->links, chain->count * sizeof chain->links[0]);
         longest->count = chain->count;
     }
@@ -267,7 +296,6 @@ static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
         if (walk(listed, cframe, chain) == ENDED) {
             return ENDED;
         }
-        keep_longest(chain);
         if (!same_moment(&ws_work->moment, &chain->moment)) {
             ws_work->moment = chain->moment;
             ws_codes_doubt();
@@ -276,9 +304,10 @@ static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
             bool still = chain->moment.holder != listed->state
                          && same_moment(&(*last)->moment, &chain->moment);
             streak++;
-            /* A thread that lost its core while it left a generator doesn't move either. */
-            bool believed = streak >= STREAK && (!chain->open || ws_layout.bare_generators);
-            if (still || believed || (chain->prompt && !chain->open)) {
+            /* A thread that lost its core doesn't move either, wherever that was. */
+            bool believed = (chain->prompt || streak >= STREAK)
+                            && (chain->more || chain->broken || anchored(chain));
+            if (still || believed) {
                 thread->unstable = ((!still || !looked) && resolve(arena, chain, true))
                                    || !whole(chain);
                 looked = true;
@@ -291,6 +320,9 @@ static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
             looked = false;
             streak = 0;
         }
+        if (*last != NULL && thread->unstable) {
+            keep_longest(chain);
+        }
         *last = chain;
     }
     return WALKED;
@@ -299,7 +331,7 @@ static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
 /* How many of the oldest frames a whole chain shares with another one. */
 static size_t shared(const ws_chain *one, const ws_chain *other) {
     size_t count = 0;
-    if (other->broken || other->more || other->open) {
+    if (other->broken || other->more || !anchored(other)) {
         return 0; /* the oldest one is not known */
     }
     while (count < one->count && count < other->count) {
@@ -342,6 +374,7 @@ bool ws_stack_take(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
     ws_chain *last = NULL;
     ws_work->window_count = 0;
     ws_work->longest.count = 0;
+    ws_work->first_frame = 0;
     thread->ident = listed->ident;
     thread->native_id = listed->native_id;
     thread->daemon = -1;
