@@ -30,6 +30,10 @@ MODULES: dict[str, tuple[str, ...]] = {
     "_hub": (),
     "_io": (),
     "_transport": (),
+    "_histogram": (),
+    "_loadreply": (),
+    "_loadrun": (),
+    "_loadgen": (),
 }
 #: The native I/O thread: epoll, eventfd, accept4.
 LINUX_ONLY = {"_relay", "_connection", "_answer", "_dispatch", "_hub", "_io", "_transport"}

@@ -1,4 +1,4 @@
-"""The command line: ``workerserver run | call | ls``.
+"""The command line: ``workerserver run | call | ls | bench``.
 
 Each command is a module with ``main(argv) -> exit status``; what it prints goes through a
 ``render_*(…, out)`` function that writes to the stream it is given. Nothing here imports torch,
@@ -24,11 +24,12 @@ usage: workerserver COMMAND ...
                                    run an unchanged program with a server inside it
   call NAME [key=value...] TARGET  call a handler and print what it answers
   ls TARGET...                     say who listens, and how it is doing
+  bench TARGET [NAME[?key=value]]  measure how fast a handler answers
 
 TARGET is a Unix socket, a folder or pattern of them, or host:port.
 "workerserver COMMAND --help" says more.
 """
-COMMANDS = ("run", "call", "ls")
+COMMANDS = ("run", "call", "ls", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
