@@ -8,7 +8,7 @@ PIP := $(PY) -m pip
 PACKAGE := $(wildcard workerserver/*.pyx workerserver/*.pxd workerserver/*.[ch])
 COMPILED := $(patsubst workerserver/%.pyx,workerserver.%,$(wildcard workerserver/*.pyx))
 
-.PHONY: help build demo test test-cuda test-cpythons soak bench coverage sanitize lint format clean
+.PHONY: help build demo test test-cuda test-cpythons soak bench bench-check coverage sanitize lint format clean
 
 help:
 	@echo "make demo           a training job hangs; ask every rank what it is doing"
@@ -19,7 +19,8 @@ help:
 	@echo "make test-cpythons  wheel and torch-free tests on every other CPython found here"
 	@echo "make test-cuda      the tests that need an NVIDIA GPU"
 	@echo "make soak           long runs: snapshots, the GIL held, half-open clients, restarts"
-	@echo "make bench          latency against torch's server, in one run"
+	@echo "make bench          what it costs, against torch's server and others (ARGS='--list', 'latency --quick')"
+	@echo "make bench-check    the ratios of a short run against those of benchmarks/baseline.json"
 	@echo "make build          only the virtual environment and the extension modules"
 	@echo "PYTHON=... chooses the interpreter ($(PYTHON)), VENV=... the environment ($(VENV))"
 
@@ -60,7 +61,10 @@ soak: build
 	WORKERSERVER_HYPOTHESIS=long $(PY) -m pytest tests/test_parser_h11.py --timeout 7200
 
 bench: build
-	$(PY) -m benchmarks.latency $(ARGS)
+	$(PY) -m benchmarks --json build/bench.json --plots build/plots $(ARGS)
+
+bench-check: build
+	$(PY) -m benchmarks --quick --check $(ARGS)
 
 coverage: build
 	$(PY) tools/measure_coverage.py $(ARGS)

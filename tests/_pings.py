@@ -41,7 +41,7 @@ def pings(folder: Path, address: Address, count: int) -> dict[str, float]:
         return {}
     program = folder / "pings"
     if not program.exists():
-        source = str(ROOT / "benchmarks" / "pings.c")
+        source = str(ROOT / "tests" / "isolated" / "pings.c")
         subprocess.run([compiler, "-O2", "-Wall", "-o", str(program), source], check=True)
     to = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
     done = subprocess.run(

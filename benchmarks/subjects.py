@@ -1,0 +1,175 @@
+"""The servers that are measured, each in a process group of its own.
+
+``ours`` is the native transport, ``ours-uvloop`` the other one, ``torch`` is torch's C++
+``_WorkerServer``, ``uvicorn`` (uvloop, httptools) and ``granian`` run one small ASGI application,
+and ``epoll`` is a bare epoll loop in C that answers everything with the same bytes: the physical
+limit. A subject is stopped (SIGSTOP) while it isn't its turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["KINDS", "LOADS", "Missing", "Server", "available", "served"]
+
+HERE = Path(__file__).parent
+KINDS = ("ours", "ours-uvloop", "torch", "uvicorn", "granian", "epoll")
+LOADS = ("idle", "python", "training", "gil-c", "threads", "recursion")
+#: Seconds that a server has to get going after it was stopped.
+SETTLE = 0.02
+#: Seconds until a started server is ready; torch alone can take ten on a busy machine.
+PATIENCE = 120.0
+#: Sockets' paths are used once: not every server removes its file, or takes one that is there.
+numbers = itertools.count()
+NEEDS = {"torch": "torch", "uvicorn": "uvicorn", "granian": "granian"}
+
+
+class Missing(Exception):
+    """A subject that can't be had here; says why."""
+
+
+def available(kind: str) -> None:
+    """Raise Missing if *kind* can't be started here."""
+    module = NEEDS.get(kind)
+    if module is not None and importlib.util.find_spec(module) is None:
+        raise Missing(f"{module} is not installed")
+    if kind == "epoll" and (sys.platform != "linux" or compiler() is None):
+        raise Missing("needs Linux and a C compiler")
+
+
+def compiler() -> str | None:
+    return shutil.which(os.environ.get("CC", "cc"))
+
+
+def epoll_server(folder: Path) -> str:
+    """The compiled bare epoll loop."""
+    program = folder / "epoll_server"
+    if not program.exists():
+        source = str(HERE / "epoll_server.c")
+        command = [compiler() or "cc", "-O2", "-Wall", "-o", str(program), source]
+        subprocess.run(command, check=True)
+    return str(program)
+
+
+@dataclass
+class Server:
+    """A served process. *port* is None on a Unix socket."""
+
+    kind: str
+    process: subprocess.Popen[str]
+    path: str
+    port: int | None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def address(self) -> str | tuple[str, int]:
+        return self.path if self.port is None else ("127.0.0.1", self.port)
+
+    def request(self, name: str, body: bytes = b"") -> bytes:
+        """POST /handler/*name*, which may end in a query."""
+        head = f"POST /handler/{name} HTTP/1.1\r\nHost: localhost\r\n"
+        return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let it run inside, and only there."""
+        if self.process.poll() is not None:
+            raise RuntimeError(f"{self.kind} ended by itself ({self.process.returncode})")
+        self.signal(signal.SIGCONT)
+        time.sleep(SETTLE)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGSTOP)
+
+    def pids(self) -> list[int]:
+        """Of all processes of its group: a DataLoader's workers belong to it."""
+        found = []
+        for entry in os.listdir("/proc"):
+            with contextlib.suppress(ValueError, ProcessLookupError):
+                if os.getpgid(int(entry)) == self.pid:
+                    found.append(int(entry))
+        return found
+
+    def place(self, cpus: set[int]) -> None:
+        """Keep all its threads on *cpus*."""
+        for pid in self.pids():
+            with contextlib.suppress(FileNotFoundError):
+                for thread in os.listdir(f"/proc/{pid}/task"):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.sched_setaffinity(int(thread), cpus)
+
+    def cpu_seconds(self) -> float:
+        """Processor time that its own process has used, user and system."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def served(
+    kind: str,
+    *,
+    load: str = "idle",
+    folder: Path,
+    tcp: bool = False,
+    body: int = 0,
+    flight: int = 0,
+) -> Iterator[Server]:
+    """A server of *kind* on a Unix socket in *folder*, or on a free port; stopped when it is ready.
+
+    Beside it runs *load*. *body*: a handler ``body`` answers with that many bytes, ``upload`` reads
+    what it is sent. *flight*: torch's flight recorder holds that many entries. Raises Missing.
+    """
+    available(kind)
+    path = str(folder / f"{kind}-{next(numbers)}")
+    if kind == "epoll":
+        command = [epoll_server(folder), "127.0.0.1" if tcp else path]
+    else:
+        command = [sys.executable, "-m", "benchmarks.serve", kind, path, "--load", load]
+        command += ["--body", str(body), "--flight", str(flight)]
+        command += ["--tcp"] if tcp else []
+    with (
+        open(folder / f"{kind}.err", "w+") as errors,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+            cwd=HERE.parent,
+        ) as process,
+    ):
+        server = Server(kind, process, path, None)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                process.wait(PATIENCE)
+                errors.seek(0)
+                last = (errors.read().strip().splitlines() or ["no message"])[-1]
+                raise RuntimeError(f"{kind} did not start: {last[:500]}")
+            server.port = json.loads(line)["port"]
+            server.signal(signal.SIGSTOP)
+            yield server
+        finally:
+            server.signal(signal.SIGKILL)

@@ -1,0 +1,1 @@
+"""One question in each module: ``QUESTION`` and ``run(context) -> Report``."""
