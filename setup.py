@@ -30,9 +30,12 @@ MODULES: dict[str, tuple[str, ...]] = {
     "_hub": (),
     "_io": (),
     "_transport": (),
+    "_native_hub": (),
 }
 #: The native I/O thread: epoll, eventfd, accept4.
-LINUX_ONLY = {"_relay", "_connection", "_answer", "_dispatch", "_hub", "_io", "_transport"}
+LINUX_ONLY = {
+    "_relay", "_connection", "_answer", "_dispatch", "_hub", "_io", "_transport", "_native_hub",
+}  # fmt: skip
 
 # No -ffast-math and no -Ofast: loading such a library turns on flush-to-zero for the whole process.
 FLAGS = {

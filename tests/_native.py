@@ -20,9 +20,10 @@ from typing import Any, Literal, TypeVar
 import uvloop
 from _wire import wait_until
 
+from workerserver._native_hub import DUMP, RELAY, STATIC, NativeHub, NativeListener
 from workerserver._recognise import Table
 from workerserver._stacks import prepare
-from workerserver._transport import DUMP, RELAY, STATIC, NativeHub, NativeListener, NativeTransport
+from workerserver._transport import NativeTransport
 
 T = TypeVar("T")
 RigKind = Literal["uvloop-unix", "uvloop-tcp", "asyncio-unix"]

@@ -33,8 +33,8 @@ from _native import (
 )
 from _wire import wait_until
 
+from workerserver._native_hub import NativeHub
 from workerserver._recognise import Table
-from workerserver._transport import NativeHub
 
 
 @pytest.fixture(params=["uvloop-unix", "uvloop-tcp"])

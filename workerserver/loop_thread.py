@@ -18,7 +18,7 @@ from workerserver._protocol import immortalise
 from workerserver.environment import seconds
 
 if TYPE_CHECKING:
-    from workerserver._transport import NativeHub
+    from workerserver._native_hub import NativeHub
 
 __all__ = ["LoopThread", "blocked_signals"]
 
@@ -108,7 +108,7 @@ class LoopThread:
     def native_hub(self) -> NativeHub:
         """The I/O thread that works for this loop, started if need be; on the loop's thread."""
         if self._hub is None:
-            from workerserver._transport import NativeHub  # Linux only
+            from workerserver._native_hub import NativeHub  # Linux only
 
             watch = seconds("WORKERSERVER_GIL_WATCH", GIL_WATCH)
             hub = NativeHub(self.loop, watch)

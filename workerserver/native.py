@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Literal
 
+from workerserver._native_hub import DUMP, HEALTH, LATE, RELAY, STATIC, NativeHub, NativeListener
 from workerserver._protocol import whole_reply
 from workerserver._recognise import Table
 from workerserver._stacks import prepare
-from workerserver._transport import DUMP, HEALTH, LATE, RELAY, STATIC, NativeHub, NativeListener
 from workerserver.access import PEER_REFUSED, AccessPolicy
 from workerserver.handlers import ping, stacks
 from workerserver.results import error_response
