@@ -23,6 +23,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "_heartbeat": (),
     "_stacks": tuple(SOURCES),
     "_recognise": (),
+    "_rules": (),
     "_relay": (),
     "_connection": (),
     "_answer": (),

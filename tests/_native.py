@@ -21,7 +21,7 @@ import uvloop
 from _wire import wait_until
 
 from workerserver._native_hub import DUMP, RELAY, STATIC, NativeHub, NativeListener
-from workerserver._recognise import Table
+from workerserver._rules import Table
 from workerserver._stacks import prepare
 from workerserver._transport import NativeTransport
 

@@ -34,7 +34,7 @@ from _native import (
 from _wire import wait_until
 
 from workerserver._native_hub import NativeHub
-from workerserver._recognise import Table
+from workerserver._rules import Table
 
 
 @pytest.fixture(params=["uvloop-unix", "uvloop-tcp"])

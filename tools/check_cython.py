@@ -18,7 +18,7 @@ from source_tree import ROOT, copy_sources
 #: Modules that are native throughout: every function of theirs is looked at.
 NATIVE = {"_answer", "_connection", "_dispatch", "_hub", "_io"}
 #: Others that the I/O thread calls: what is declared nogil is looked at.
-CALLED = {"_heartbeat", "_recognise", "_relay", "_stacks"}
+CALLED = {"_heartbeat", "_recognise", "_relay", "_rules", "_stacks"}
 
 DECLARED = re.compile(r"^c(?:p?)def\b([^#:=]*?)\b(\w+)\s*\(([^#]*?)\)([^()#\n]*)$", re.M | re.S)
 BEGIN = re.compile(

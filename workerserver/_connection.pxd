@@ -2,8 +2,9 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from workerserver._recognise cimport Recognised, Recognition, Route, TableData
+from workerserver._recognise cimport Recognised, Recognition
 from workerserver._relay cimport Relay
+from workerserver._rules cimport Route, TableData
 
 
 cdef extern from "<pthread.h>" nogil:

@@ -22,12 +22,14 @@ from workerserver._connection cimport (
     hub_lock, hub_unlock, monotonic, set_events,
 )
 from workerserver._recognise cimport (
-    DUMP_GIL, DUMP_NOGIL, DUMP_TEXT, VERDICT_INCOMPLETE, VERDICT_RECOGNISED, Parameters,
-    Recognised, Recognition, Route, allowed, find, recognise,
+    VERDICT_INCOMPLETE, VERDICT_RECOGNISED, Recognised, Recognition, recognise,
 )
 from workerserver._relay cimport (
     RELAY_DONE, RELAY_MORE, Relay, relay_close, relay_init, relay_listens, relay_needs_gil,
     relay_open, relay_read,
+)
+from workerserver._rules cimport (
+    DUMP_GIL, DUMP_NOGIL, DUMP_TEXT, Parameters, Route, allowed, find,
 )
 from workerserver._snapshot cimport ws_buffer, ws_gil
 from workerserver._stacks cimport buffer_free, dump_reply, gil_state

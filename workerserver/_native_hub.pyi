@@ -3,7 +3,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol, final
 
-from workerserver._recognise import Table
+from workerserver._rules import Table
 
 STATIC: int
 LATE: int

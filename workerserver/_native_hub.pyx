@@ -20,7 +20,7 @@ from workerserver._hub cimport (
     hub_drop, hub_forget, hub_free, hub_ignore, hub_listen, hub_new, hub_stop,
 )
 from workerserver._io cimport hub_run
-from workerserver._recognise cimport Table
+from workerserver._rules cimport Table
 from workerserver._transport cimport Link
 
 import os

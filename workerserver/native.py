@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from workerserver._native_hub import DUMP, HEALTH, LATE, RELAY, STATIC, NativeHub, NativeListener
 from workerserver._protocol import whole_reply
-from workerserver._recognise import Table
+from workerserver._rules import Table
 from workerserver._stacks import prepare
 from workerserver.access import PEER_REFUSED, AccessPolicy
 from workerserver.handlers import ping, stacks
