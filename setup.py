@@ -19,6 +19,8 @@ SOURCES = sorted(str(c) for c in PACKAGE.glob("*.c") if not c.with_suffix(".pyx"
 #: Every module and the C sources that are part of it.
 MODULES: dict[str, tuple[str, ...]] = {
     "_parser": (),
+    "_reply": (),
+    "_state": (),
     "_protocol": (),
     "_heartbeat": (),
     "_stacks": tuple(SOURCES),

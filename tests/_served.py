@@ -6,12 +6,14 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from _wire import Address, Client
 
-from workerserver._protocol import ServerState
+from workerserver._protocol import WorkerProtocol
+from workerserver._state import ServerState
 from workerserver.access import AccessPolicy
 from workerserver.pool import DaemonPool
 from workerserver.registry import Registry
@@ -126,7 +128,7 @@ class Plain(_Loop):
         return len(self.state.connections)
 
     async def _listen(self) -> None:
-        factory: Any = self.state  # its protocols have asyncio's methods, not its base class
+        factory: Any = partial(WorkerProtocol, self.state)  # asyncio's methods, not its base class
         if self._unix:
             self.address = str(self._folder / f"{len(os.listdir(self._folder))}.sock")
             self._server = await self._loop.create_unix_server(factory, self.address, backlog=1024)

@@ -13,7 +13,7 @@ from _served import Served
 from _wire import Client, ask, post, wait_until
 
 from workerserver import Request, Response, WorkerServer, worker_main
-from workerserver._protocol import ServerState
+from workerserver._state import ServerState
 from workerserver.server import Limits
 
 
