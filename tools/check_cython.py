@@ -74,10 +74,11 @@ def nogil(source: str) -> set[str]:
 def wants_python(module: str, translation: str, declared: set[str]) -> list[str]:
     """What is wrong with a native module's C: functions that use CPython, or that are missing."""
     prefix = f"__pyx_f_12workerserver_{len(module)}{module}_"
+    # Others than its own are inline functions of a .pxd.
     bodies = {
         name.removeprefix(prefix): body
         for name, body in functions(translation).items()
-        if name.startswith(prefix)
+        if name.startswith(prefix if module in CALLED else "__pyx_f_12workerserver_")
     }
     wanted = declared | (bodies.keys() if module in NATIVE else set())
     if not wanted:

@@ -11,9 +11,10 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.unistd cimport geteuid, read
 
+from workerserver._clock cimport monotonic
 from workerserver._connection cimport (
     ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, COUNTS, Answer, Chunk,
-    Connection, Count, Hub, Listener, ask_turn, connection_close, hub_lock, hub_unlock, monotonic,
+    Connection, Count, Hub, Listener, ask_turn, connection_close, hub_lock, hub_unlock,
     turn_begin, turn_next,
 )
 from workerserver._hub cimport (

@@ -7,8 +7,9 @@ doesn't define, so it runs on any loop and on any transport.
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.ref cimport Py_INCREF
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from workerserver._bounds cimport DRAIN_LIMIT, REFUSED_LIMIT
+from workerserver._clock cimport monotonic
 from workerserver._parser cimport ParsedRequest, QueryValidator, RequestParser
 from workerserver._reply cimport reply_head
 from workerserver._state cimport ServerState
@@ -35,16 +36,6 @@ cdef object _logger = logging.getLogger("workerserver")
 
 cdef Py_ssize_t READ_AHEAD = 64 * 1024  # bytes kept for requests whose turn has not come
 cdef Py_ssize_t JOIN_LIMIT = 16 * 1024  # bodies up to this are copied behind their head
-cdef Py_ssize_t DRAIN_LIMIT = 4 * 1024 * 1024  # bytes thrown away after the last reply
-
-# Connections past the limit that may be told so; each holds a descriptor until its client goes.
-cdef int REFUSED_LIMIT = 64
-
-
-cdef inline double _monotonic() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <double>now.tv_sec + <double>now.tv_nsec * 1e-9
 
 
 def immortalise(thing):
@@ -416,7 +407,7 @@ cdef class WorkerProtocol:
     cdef int _set_deadline(self, double seconds) except -1:
         """Call ``_on_timer`` in *seconds*. One timer serves all deadlines of a connection: it
         is set anew only for an earlier one, so a request costs no timer."""
-        cdef double now = _monotonic()
+        cdef double now = monotonic()
         self._deadline = now + seconds
         if self._timer is not None:
             if self._timer_at <= self._deadline:
@@ -427,7 +418,7 @@ cdef class WorkerProtocol:
         return 0
 
     def _on_timer(self):
-        cdef double left = self._deadline - _monotonic()
+        cdef double left = self._deadline - monotonic()
         cdef Py_ssize_t unsent
         self._timer = None
         if self._stage == STAGE_LOST or self._deadline == 0.0:

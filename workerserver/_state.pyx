@@ -2,8 +2,7 @@
 
 cimport cython
 
-cdef double DRAIN_SECONDS = 2.0
-cdef double STALL_SECONDS = 30.0
+from workerserver._bounds cimport DRAIN_SECONDS, STALL_SECONDS
 
 
 @cython.final
