@@ -28,6 +28,7 @@ import os
 import threading
 
 from workerserver import turns
+from workerserver.threads import name_this_thread
 
 STATIC = ACTION_STATIC
 LATE = ACTION_LATE
@@ -69,11 +70,7 @@ cdef class NativeHub:
         self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
 
     def _run(self):
-        try:
-            with open(f"/proc/self/task/{threading.get_native_id()}/comm", "w") as file:
-                file.write(NAME)
-        except OSError:
-            pass
+        name_this_thread(NAME)
         with nogil:
             hub_run(self._hub)
 

@@ -19,8 +19,8 @@ from workerserver._protocol import immortalise
 from workerserver._relay import threads_can_start
 from workerserver.handlers.torch_bridge import control_plane
 from workerserver.imported import imported
-from workerserver.loop_thread import blocked_signals
 from workerserver.sockets import PATH_LIMIT, close_accepted
+from workerserver.threads import blocked_signals, named
 
 __all__ = ["SWITCH", "TorchFallback", "fallback"]
 
@@ -66,7 +66,7 @@ class TorchFallback:
     @property
     def threads(self) -> int:
         """How many threads torch's server has now; all but one idle."""
-        return len(_server_threads() - self._others) if self.running else 0
+        return len(named(THREAD_NAME) - self._others) if self.running else 0
 
     def descriptors(self) -> tuple[int, ...]:
         """What a child that is forked behind Python's back has to close: listener and file."""
@@ -136,7 +136,7 @@ class TorchFallback:
         try:
             if not stat.S_ISDIR(os.stat(f"/proc/self/fd/{spare}").st_mode):
                 raise FileNotFoundError("/proc/self/fd is not what it is on Linux")
-            self._others = _server_threads()
+            self._others = named(THREAD_NAME)
             self._final = True
             self._path = path  # before there is a socket: a child forked from now on closes it
             with blocked_signals():
@@ -221,19 +221,6 @@ def _listener_of(path: str) -> int:
             finally:
                 sock.detach()
     raise FileNotFoundError("the socket that torch's server listens on can't be found")
-
-
-def _server_threads() -> frozenset[str]:
-    """The ids of all threads of servers of torch's; each takes the name of the one before it."""
-    found = set()
-    for tid in os.listdir("/proc/self/task"):
-        with (
-            contextlib.suppress(OSError),
-            open(f"/proc/self/task/{tid}/comm", encoding="utf-8", errors="replace") as file,
-        ):
-            if file.read().rstrip("\n") == THREAD_NAME:
-                found.add(tid)
-    return frozenset(found)
 
 
 fallback = TorchFallback()
