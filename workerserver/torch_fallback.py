@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 import stat
@@ -23,6 +24,8 @@ from workerserver.sockets import PATH_LIMIT, close_accepted
 from workerserver.threads import blocked_signals, named
 
 __all__ = ["SWITCH", "TorchFallback", "fallback"]
+
+logger = logging.getLogger("workerserver")
 
 SWITCH = "WORKERSERVER_TORCH_FALLBACK"
 THREAD_NAME = "pt_workerserver"  # the kernel's name of every thread of torch's server
@@ -102,7 +105,8 @@ class TorchFallback:
         """Start it if torch.distributed is loaded; whether it runs. Cheap to repeat; never raises.
 
         The first call that finds torch takes some milliseconds; torch holds the GIL for a part of
-        them. A failure is final: its ``reason`` stays.
+        them. A failure is final: its ``reason`` stays, and is
+        logged once, at level INFO.
         """
         if self._final:
             return self.running
@@ -111,6 +115,7 @@ class TorchFallback:
         except Exception as error:
             self._final = True
             self.reason = f"{type(error).__name__}: {error}"
+            logger.info("torch's own server doesn't stand by: %s", self.reason)
         return self.running
 
     def _start(self) -> None:
