@@ -3,7 +3,6 @@
  * of "==== NAME"; exit status 1 and a line on stderr for what must hold besides. */
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
 
 #include "_render.h"

@@ -21,7 +21,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from _lifecycle import socket_names, wait_until
+from _lifecycle import socket_names
+from _waiting import wait_until
 
 FOLDER = sys.argv[1]
 ROUNDS = int(os.environ.get("FALLBACK_ROUNDS", "2"))
