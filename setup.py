@@ -19,10 +19,13 @@ SOURCES = sorted(str(c) for c in PACKAGE.glob("*.c") if not c.with_suffix(".pyx"
 #: Every module and the C sources that are part of it.
 MODULES: dict[str, tuple[str, ...]] = {
     "_parser": (),
+    "_reply": (),
+    "_state": (),
     "_protocol": (),
     "_heartbeat": (),
     "_stacks": tuple(SOURCES),
     "_recognise": (),
+    "_rules": (),
     "_relay": (),
     "_connection": (),
     "_answer": (),
@@ -30,13 +33,16 @@ MODULES: dict[str, tuple[str, ...]] = {
     "_hub": (),
     "_io": (),
     "_transport": (),
+    "_native_hub": (),
     "_histogram": (),
     "_loadreply": (),
     "_loadrun": (),
     "_loadgen": (),
 }
 #: The native I/O thread: epoll, eventfd, accept4.
-LINUX_ONLY = {"_relay", "_connection", "_answer", "_dispatch", "_hub", "_io", "_transport"}
+LINUX_ONLY = {
+    "_relay", "_connection", "_answer", "_dispatch", "_hub", "_io", "_transport", "_native_hub",
+}  # fmt: skip
 
 # No -ffast-math and no -Ofast: loading such a library turns on flush-to-zero for the whole process.
 FLAGS = {

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -79,14 +79,6 @@ def alive(address: Address) -> bool:
     except OSError:
         return False
     return True
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > give_up:
-            raise AssertionError(f"not so after {seconds:g} s: {condition}")
-        time.sleep(0.01)
 
 
 def free_port() -> int:

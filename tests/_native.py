@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import uvloop
-from _wire import wait_until
+from _waiting import wait_until
 
-from workerserver._recognise import Table
+from workerserver._native_hub import DUMP, RELAY, STATIC, NativeHub, NativeListener
+from workerserver._rules import Table
 from workerserver._stacks import prepare
-from workerserver._transport import DUMP, RELAY, STATIC, NativeHub, NativeListener, NativeTransport
+from workerserver._transport import NativeTransport
 
 T = TypeVar("T")
 RigKind = Literal["uvloop-unix", "uvloop-tcp", "asyncio-unix"]
-KINDS: tuple[RigKind, ...] = ("uvloop-unix", "uvloop-tcp", "asyncio-unix")
 
 PING = b"POST /handler/ping HTTP/1.1\r\nHost: x\r\n\r\n"
 PONG = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npong"
@@ -205,9 +205,9 @@ class Rig:
         number = len(self.protocols)
         sock = self.client(receive)
         sock.sendall(b"hello")
-        assert wait_until(lambda: len(self.protocols) > number)
+        wait_until(lambda: len(self.protocols) > number)
         protocol = self.protocols[number]
-        assert wait_until(lambda: len(protocol.data) == 5)
+        wait_until(lambda: len(protocol.data) == 5)
         return sock, protocol
 
     def close(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from workerserver._parser import ParsedRequest, RequestParser
-from workerserver._recognise import Look, Table, verdicts
+from workerserver._recognise import verdicts
+from workerserver._rules import Look, Table
 from workerserver.types import ProtocolError
 
 TABLE = Table([])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from _wire import Address, Client
 
-from workerserver._protocol import ServerState
+from workerserver._protocol import WorkerProtocol
+from workerserver._state import ServerState
 from workerserver.access import AccessPolicy
 from workerserver.pool import DaemonPool
 from workerserver.registry import Registry
@@ -42,20 +44,29 @@ class Served(Protocol):
     def close(self) -> None: ...
 
 
-class _Loop:
-    """Calls into the loop that serves."""
+class _Server:
+    """Its name, and calls into the loop that serves."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    address: Address
+    state: ServerState
+
+    def __init__(self, kind: Kind, folder: Path, registry: Registry) -> None:
+        self.kind = kind
+        self.registry = registry
+        self.unix = kind.endswith("unix")
+        self.path = str(folder / f"{len(os.listdir(folder))}.sock")  # of one on a Unix socket
+
+    def complete(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.state.loop).result(10)
 
     def call(self, function: Callable[[], Any]) -> Any:
         async def run() -> Any:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+        return self.complete(run())
 
 
-class Ours(_Loop):
+class Ours(_Server):
     """WorkerServer: the default transport, or uvloop's."""
 
     def __init__(
@@ -66,21 +77,16 @@ class Ours(_Loop):
         limits: Limits | None = None,
         token: str | None = None,
     ) -> None:
-        self.kind = kind
-        self.registry = registry
-        path = str(folder / f"{len(os.listdir(folder))}.sock")
-        host, port = (path, -1) if kind.endswith("unix") else ("127.0.0.1", 0)
+        super().__init__(kind, folder, registry)
         self.server = WorkerServer(
-            host,
-            port,
+            *((self.path, -1) if self.unix else ("127.0.0.1", 0)),
             registry=registry,
             limits=limits,
             token=token,
             transport="uvloop" if kind in UVLOOP else None,
         )
-        self.address: Address = path if port == -1 else (host, self.server.port)
+        self.address = self.path if self.unix else ("127.0.0.1", self.server.port)
         self.state = self.server.state
-        super().__init__(self.state.loop)
 
     @property
     def connections(self) -> int:
@@ -90,7 +96,7 @@ class Ours(_Loop):
         self.server.shutdown()
 
 
-class Plain(_Loop):
+class Plain(_Server):
     """WorkerProtocol on asyncio's own loop and transports."""
 
     def __init__(
@@ -101,35 +107,30 @@ class Plain(_Loop):
         limits: Limits | None = None,
         token: str | None = None,
     ) -> None:
-        self.kind = kind
-        self.registry = registry
-        self._unix = kind == "asyncio-unix"
-        self._folder = folder
+        super().__init__(kind, folder, registry)
         self._loop = asyncio.new_event_loop()
         self._pool = DaemonPool()
         self.state = ServerState(
             self._loop,
             Router(registry),
-            AccessPolicy(token=token, check_host=not self._unix),
+            AccessPolicy(token=token, check_host=not self.unix),
             self._pool,
-            is_unix=self._unix,
+            is_unix=self.unix,
             limits=limits or Limits(),
         )
         self._thread = threading.Thread(target=self._loop.run_forever, name="workerserver-test")
         self._thread.start()
-        super().__init__(self._loop)
-        self.address: Address = ""
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+        self.complete(self._listen())
 
     @property
     def connections(self) -> int:
         return len(self.state.connections)
 
     async def _listen(self) -> None:
-        factory: Any = self.state  # its protocols have asyncio's methods, not its base class
-        if self._unix:
-            self.address = str(self._folder / f"{len(os.listdir(self._folder))}.sock")
-            self._server = await self._loop.create_unix_server(factory, self.address, backlog=1024)
+        factory: Any = partial(WorkerProtocol, self.state)  # asyncio's methods, not its base class
+        if self.unix:
+            self._server = await self._loop.create_unix_server(factory, self.path, backlog=1024)
+            self.address = self.path
         else:
             self._server = await self._loop.create_server(factory, "127.0.0.1", 0, backlog=1024)
             self.address = self._server.sockets[0].getsockname()
@@ -143,7 +144,7 @@ class Plain(_Loop):
 
     def close(self) -> None:
         self._pool.close()
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+        self.complete(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

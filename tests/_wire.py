@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
 from typing import NamedTuple
 
@@ -179,13 +178,3 @@ def ask(address: Address, data: bytes, head_only: bool = False) -> Reply:
     """The reply to *data* on a connection of its own."""
     with Client(address) as client:
         return client.ask(data, head_only)
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
-    """Whether *true* becomes true in time."""
-    give_up = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > give_up:
-            return False
-        time.sleep(0.005)
-    return True

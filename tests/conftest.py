@@ -10,15 +10,22 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
 from _served import OURS, PLAIN, UVLOOP, Connect, Kind, Ours, Plain, Serve, Served
-from _wire import Client, wait_until
+from _waiting import becomes
+from _wire import Client
 
 from workerserver.handlers import register_builtins
 from workerserver.registry import Registry
+
+if TYPE_CHECKING:
+    from _native import Rig
+
+
+LAUNCHERS = ("TORCH_WORKER_SERVER_SOCKET", "RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -31,9 +38,9 @@ def interruptible() -> None:
 
 @pytest.fixture(autouse=True)
 def clean_access(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No token, address or socket from whoever runs the tests."""
+    """No token, address, socket or rank from whoever runs the tests."""
     for name in list(os.environ):
-        if name.startswith("WORKERSERVER_") or name == "TORCH_WORKER_SERVER_SOCKET":
+        if name.startswith("WORKERSERVER_") or name in LAUNCHERS:
             monkeypatch.delenv(name)
     # It would stay for good in this process, and its threads and sockets be taken for leaks.
     monkeypatch.setenv("WORKERSERVER_TORCH_FALLBACK", "0")
@@ -44,6 +51,14 @@ def short_path() -> Iterator[Path]:
     """A folder whose path is short enough for any socket, which tmp_path's may not be."""
     with tempfile.TemporaryDirectory(prefix="ws-") as name:
         yield Path(name)
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory, its path short enough for any socket."""
+    with tempfile.TemporaryDirectory(prefix="ws-", dir="/tmp") as name:
+        monkeypatch.chdir(name)
+        yield Path(os.path.realpath(name))
 
 
 def _resources() -> Counter[str]:
@@ -69,7 +84,7 @@ def no_leaks(first_loop: None) -> Iterator[None]:
     """Fails if descriptors or threads are left that were not there before."""
     before = _resources()
     yield
-    wait_until(lambda: not _resources() - before)
+    becomes(lambda: not _resources() - before)
     assert not _resources() - before
 
 
@@ -93,6 +108,16 @@ def serve(no_leaks: None, short_path: Path, registry: Registry) -> Iterator[Serv
             return served
 
         yield start
+
+
+@pytest.fixture(params=["uvloop-unix", "uvloop-tcp", "asyncio-unix"])
+def rig(request: pytest.FixtureRequest, no_leaks: None) -> Iterator[Rig]:
+    """A hub of the native I/O thread on every kind of loop and socket, and its listener."""
+    from _native import Rig  # Linux only
+
+    rig = Rig(request.param)
+    yield rig
+    rig.close()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from parking import block, parked, plain, recursive, untraced, where_it_works
 
 from workerserver import _stacks
-from workerserver._stacks import prepare, snapshot
+from workerserver._stacks import prepare, snapshot, snapshots_taken
 from workerserver.handlers.stacks import dump_traceback
 
 pytestmark = [pytest.mark.cpython, untraced, where_it_works]
@@ -71,44 +71,41 @@ def in_time(lines: list[str]) -> bool:
 
 
 TEXT, JSON, DIGEST = range(3)
-NOGIL = 1
+
+
+def dumped(*wanted: int, gil: bool = False) -> tuple[list[str], list[str]]:
+    """One dump in the formats *wanted*: its header lines, and the text in each format or ``""``."""
+    outs, headers = (Buffer * 3)(), Buffer()
+    mask = sum(1 << each for each in wanted)
+    assert exported("dump_reply", ctypes.c_int, gil=gil)(mask, outs, ctypes.byref(headers)) == 0
+    *lines, end = headers.taken().decode("ascii").split("\r\n")
+    assert end == ""
+    return lines, [out.taken().decode("ascii") for out in outs]
 
 
 @pytest.mark.parametrize("gil", [False, True])
 def test_exported_dumps(gil: bool) -> None:
     assert prepare() is None
-    mode, holder = ctypes.c_int(-1), ctypes.c_ulong()
-    name = ctypes.create_string_buffer(16)
-    outs, headers = (Buffer * 3)(), Buffer()
-    before = exported("nogil_taken", ctypes.c_ulonglong)()
+    before = snapshots_taken()
     with parked(recursive) as thread:
-        dumps = [exported(each, ctypes.c_int, gil=gil) for each in ("dump", "dump_formats")]
-        reply = exported("dump_reply", ctypes.c_int, gil=gil)
         expected = block(snapshot().text(), thread)
         digest = snapshot().render("digest")
-        arguments = [ctypes.byref(each) for each in (outs[TEXT], mode, holder)]
         while True:
-            assert (dumps[0](TEXT, *arguments), mode.value) == (0, NOGIL)
-            if in_time(found := block(outs[TEXT].taken().decode("ascii"), thread)):
+            headers, texts = dumped(TEXT, gil=gil)
+            assert headers[0] == "X-Traceback-Mode: nogil"
+            assert texts[JSON] == texts[DIGEST] == ""
+            if in_time(found := block(texts[TEXT], thread)):
                 break
         assert found == expected
-        status = dumps[1](
-            1 << JSON | 1 << DIGEST, outs, ctypes.byref(mode), ctypes.byref(holder), name, 16
-        )
-        assert (status, mode.value, outs[TEXT].size) == (0, NOGIL, 0)
-        value = json.loads(outs[JSON].taken())
-        assert (value["mode"], value["gil_holder"]) == ("nogil", holder.value or None)
-        assert list(json.loads(outs[DIGEST].taken())) == list(json.loads(digest))
-        assert reply(1 << TEXT, outs, ctypes.byref(headers)) == 0
-        found = block(outs[TEXT].taken().decode("ascii"), thread)
-        assert found == expected or not in_time(found)
-        lines = headers.taken().decode("ascii").split("\r\n")
-    assert lines[0] == "X-Traceback-Mode: nogil"
-    assert lines[-1] == ""
+        headers, texts = dumped(JSON, DIGEST, gil=gil)
+        assert texts[TEXT] == ""
+        value = json.loads(texts[JSON])
+        assert value["mode"] == "nogil"
+        assert list(json.loads(texts[DIGEST])) == list(json.loads(digest))
     if gil:
-        assert (holder.value, name.value) == (threading.get_ident(), b"MainThread")
-        assert lines[1] == f"X-GIL-Holder: 0x{threading.get_ident():016x} (MainThread)"
-    assert exported("nogil_taken", ctypes.c_ulonglong)() >= before + 3
+        assert value["gil_holder"] == threading.get_ident()
+        assert headers[1] == f"X-GIL-Holder: 0x{threading.get_ident():016x} (MainThread)"
+    assert snapshots_taken() >= before + 4
 
 
 def test_exported_gil_state() -> None:
@@ -206,22 +203,18 @@ def test_before_it_is_prepared_a_dump_is_the_kernels() -> None:
     program = f"""
 import sys, json
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import ctypes
-from test_dumps_nogil import Buffer, exported, prepare
+from test_dumps_nogil import TEXT, dumped, prepare
 found = []
 for _ in range(2):
-    mode, holder, out = ctypes.c_int(-1), ctypes.c_ulong(), Buffer()
-    pointers = [ctypes.byref(each) for each in (out, mode, holder)]
-    status = exported("dump", ctypes.c_int)(0, *pointers)
-    found.append([status, mode.value, out.taken().decode("ascii")])
+    found.append(dumped(TEXT))
     assert prepare() is None
 print(json.dumps(found))
 """
-    (status, mode, text), second = run("-c", program)
-    assert (status, mode) == (0, 2)
-    assert text.startswith("No Python stacks: ")
-    assert "not prepared" in text
-    assert second[:2] == [0, NOGIL]
+    (headers, texts), second = run("-c", program)
+    assert headers == ["X-Traceback-Mode: kernel"]
+    assert texts[TEXT].startswith("No Python stacks: ")
+    assert "not prepared" in texts[TEXT]
+    assert second[0][0] == "X-Traceback-Mode: nogil"
 
 
 def test_handler() -> None:

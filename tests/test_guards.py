@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from _lifecycle import run_isolated
 from _served import Served
-from _wire import Client, ask, post, wait_until
+from _waiting import wait_until
+from _wire import Client, ask, post
 
 from workerserver import Request, Response, WorkerServer, worker_main
-from workerserver._protocol import ServerState
+from workerserver._state import ServerState
 from workerserver.server import Limits
 
 
@@ -98,12 +99,12 @@ def test_hung_handlers_do_not_silence_others(server: Served, gate: threading.Eve
         for number, client in enumerate(clients[:56]):
             client.send(post(f"hung{number % 7}"))
         hung = [server.registry.find(f"hung{number}") for number in range(8)]
-        assert wait_until(lambda: sum(handler.running for handler in hung) == 56)
+        wait_until(lambda: sum(handler.running for handler in hung) == 56)
         assert ask(server.address, post("hung0")).status == 503
         assert ask(server.address, post("fine")).body == b"fine"
         for client in clients[56:]:
             client.send(post("hung7"))
-        assert wait_until(lambda: sum(handler.running for handler in hung) == 64)
+        wait_until(lambda: sum(handler.running for handler in hung) == 64)
         reply = ask(server.address, post("fine"))
         assert (reply.status, reply.header("retry-after")) == (503, "1")
         assert ask(server.address, post("ping")).body == b"pong"
@@ -127,7 +128,7 @@ def test_bodies_count_until_their_reply(serve: Any, gate: threading.Event) -> No
     with Client(served.address) as one, Client(served.address) as two:
         for client in (one, two):
             client.send(post("keep", body))
-        assert wait_until(lambda: served.registry.find("keep").running == 2)
+        wait_until(lambda: served.registry.find("keep").running == 2)
         assert ask(served.address, post("keep", body)).status == 503
         gate.set()
         assert [client.reply().text for client in (one, two)] == ["1048576"] * 2

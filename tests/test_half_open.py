@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from _lifecycle import Talker, talking
 from _pings import descriptors, pings
-from _wire import ask, post, wait_until
+from _waiting import becomes, wait_until
+from _wire import ask, post
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the native I/O thread is Linux's")
 
@@ -57,12 +58,12 @@ def test_they_stop_nobody(short_path: Path) -> None:
         assert talker.hear() == "serving"
         assert ask(path, post("dump_traceback")).status == 200
         facts["ping before"] = pings(short_path, path, SOAK * 10 or 100)
-        wait_until(lambda: measured(talker) == measured(talker))
+        becomes(lambda: measured(talker) == measured(talker))
         before = measured(talker)
         begin = time.monotonic()
         first, *_ = [stack.enter_context(sock) for sock in opened(path, NUMBER)]
         facts["opened in"] = time.monotonic() - begin
-        assert wait_until(lambda: measured(talker)["descriptors"] == before["descriptors"] + NUMBER)
+        becomes(lambda: measured(talker)["descriptors"] == before["descriptors"] + NUMBER)
         facts["growth"] = (measured(talker)["rss"] - before["rss"]) / MIB
         facts["ping beside"] = pings(short_path, path, SOAK * 10 or 100)
         assert ask(path, post("dump_traceback")).status == 200
@@ -70,7 +71,7 @@ def test_they_stop_nobody(short_path: Path) -> None:
         assert first.recv(4096).endswith(b"pong")
         stack.close()
         begin = time.monotonic()
-        assert wait_until(lambda: measured(talker)["descriptors"] == before["descriptors"])
+        becomes(lambda: measured(talker)["descriptors"] == before["descriptors"])
         facts["closed in"] = time.monotonic() - begin
         facts["growth after"] = (measured(talker)["rss"] - before["rss"]) / MIB
         assert ask(path, post("ping")).text == "pong"
@@ -95,7 +96,7 @@ def test_past_the_limit(most: str, short_path: Path) -> None:
         assert talker.hear() == "serving"
         before = measured(talker)
         kept = [stack.enter_context(sock) for sock in opened(path, number)]
-        assert wait_until(lambda: measured(talker)["descriptors"] == before["descriptors"] + number)
+        becomes(lambda: measured(talker)["descriptors"] == before["descriptors"] + number)
         ends: Counter[bytes] = Counter()
         for _ in range(200):
             with socket.socket(socket.AF_UNIX) as sock:
@@ -104,6 +105,6 @@ def test_past_the_limit(most: str, short_path: Path) -> None:
                 ends[sock.recv(12)] += 1
         assert ends == {b"HTTP/1.1 503": 200}
         kept.pop().close()
-        assert wait_until(lambda: ask(path, post("ping")).status == 200)
+        wait_until(lambda: ask(path, post("ping")).status == 200)
         stack.close()
-        assert wait_until(lambda: measured(talker)["descriptors"] == before["descriptors"])
+        becomes(lambda: measured(talker)["descriptors"] == before["descriptors"])

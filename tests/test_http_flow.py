@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from _served import Connect, Kind, Serve, Served
-from _wire import Client, ask, message, post, wait_until
+from _waiting import wait_until
+from _wire import Client, ask, message, post
 
 from workerserver import Request
 
@@ -85,7 +86,7 @@ def test_stalled_client_is_dropped(served: Served, connect: Connect) -> None:
     stalled, slow = connect(served.address), connect(served.address)
     stalled.send(post("large"))
     slow.send(post("large"))
-    assert wait_until(lambda: served.connections == 2)
+    wait_until(lambda: served.connections == 2)
     taken = b""
     while served.connections == 2:
         taken += slow.socket.recv(65536)
@@ -119,14 +120,14 @@ def test_client_that_never_stops_sending(served: Served, connect: Connect) -> No
     client.send(b"bad\r\n\r\n")
     with pytest.raises(ConnectionError):
         client.send(b"x" * (64 * MIB))
-    assert wait_until(lambda: not served.connections)
+    wait_until(lambda: not served.connections)
 
 
 def test_client_that_never_closes(served: Served, connect: Connect) -> None:
     served.state.drain_seconds = 0.2
     client = connect(served.address)
     assert client.ask(b"bad\r\n\r\n").status == 400
-    assert wait_until(lambda: not served.connections)
+    wait_until(lambda: not served.connections)
 
 
 # --- handlers and clients that come and go --------------------------------------------------------
@@ -152,7 +153,7 @@ def test_async_handler_is_cancelled_when_its_client_goes(served: Served, connect
     client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
     assert cancelled.wait(10)
-    assert wait_until(lambda: served.registry.find("forever").running == 0)
+    wait_until(lambda: served.registry.find("forever").running == 0)
 
 
 def test_late_result_of_a_thread_is_dropped(
@@ -171,9 +172,9 @@ def test_late_result_of_a_thread_is_dropped(
     assert started.wait(10)
     for connection in list(served.state.connections):
         served.call(connection.abort)
-    assert wait_until(lambda: not served.connections)
+    wait_until(lambda: not served.connections)
     gate.set()
-    assert wait_until(lambda: served.registry.find("late").running == 0)
+    wait_until(lambda: served.registry.find("late").running == 0)
     assert len(ask(served.address, post("late")).body) == MIB
 
 
@@ -201,7 +202,7 @@ def test_busy_handler(served: Served, connect: Connect, gate: threading.Event) -
     served.registry.register("one", lambda: str(gate.wait(20)), limit=1)
     first, second = connect(served.address), connect(served.address)
     first.send(post("one"))
-    assert wait_until(lambda: served.registry.find("one").running == 1)
+    wait_until(lambda: served.registry.find("one").running == 1)
     reply = second.ask(post("one"))
     assert (reply.status, reply.header("Retry-After")) == (503, "1")
     assert "one is busy" in reply.text
@@ -223,7 +224,7 @@ def test_no_thread_left(served: Served, connect: Connect, gate: threading.Event)
     def refused() -> int:
         return served.state.requests.get(("wait", 503), 0) + served.state.requests.get(("", 503), 0)
 
-    assert wait_until(lambda: refused() + handler.running == 120)
+    wait_until(lambda: refused() + handler.running == 120)
     assert refused() >= 120 - 96, "32 threads and a backlog of 64"
     assert ask(served.address, post("ping")).body == b"pong"
     gate.set()

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _lifecycle import ISOLATED, environment, free_port, wait_until
+from _lifecycle import ISOLATED, environment, free_port
+from _waiting import wait_until
 
 pytestmark = [
     pytest.mark.torch,

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 from _served import Connect, Kind, Serve, Served
-from _wire import Client, Reply, ask, message, parse_reply, post, wait_until
+from _waiting import wait_until
+from _wire import Client, Reply, ask, message, parse_reply, post
 
 from workerserver import Limits
 
@@ -84,7 +85,7 @@ def test_idle_connection_is_closed_silently(kind: Kind, serve: Serve, connect: C
     client = connect(served.address)
     assert client.ask(post("ping")).body == b"pong"
     assert client.rest() == b""
-    assert wait_until(lambda: not served.connections)
+    wait_until(lambda: not served.connections)
 
 
 def test_silent_client(kind: Kind, serve: Serve, connect: Connect) -> None:
@@ -173,7 +174,7 @@ def test_bodies_in_memory(kind: Kind, serve: Serve, connect: Connect) -> None:
     assert reply.header("Retry-After") == "1"
     assert clients[0].ask(b"x").body == b"pong"
     clients[1].close()
-    assert wait_until(lambda: served.connections <= 3)
+    wait_until(lambda: served.connections <= 3)
     for client in (clients[0], clients[3]):
         client.send(request[:-1])
         assert client.silent(0.1)
@@ -189,7 +190,7 @@ def test_connections(kind: Kind, serve: Serve, connect: Connect) -> None:
     late.close()
     assert all(client.ask(post("ping")).body == b"pong" for client in clients)
     clients.pop().close()
-    assert wait_until(lambda: served.connections == 4)
+    wait_until(lambda: served.connections == 4)
     assert ask(served.address, post("ping")).body == b"pong"
 
 
@@ -248,7 +249,7 @@ def test_garbage(server: Served, connect: Connect, seed: int) -> None:
         if turn % 50 == 0:
             assert patient.ask(post("ping")).body == b"pong"
             assert ask(server.address, post("ping")).body == b"pong"
-    assert wait_until(lambda: server.connections == 1)
+    wait_until(lambda: server.connections == 1)
 
 
 def test_half_open_connections(server: Served, connect: Connect) -> None:
@@ -258,7 +259,7 @@ def test_half_open_connections(server: Served, connect: Connect) -> None:
         if number % 3:
             client.send(b"POST /handler/ping HTTP/1.1\r\nHost: x"[: number % 40])
     assert ask(server.address, post("ping")).body == b"pong"
-    assert wait_until(lambda: server.connections == 500)
+    wait_until(lambda: server.connections == 500)
     late = connect(server.address)
     for _ in range(100):
         assert late.ask(post("ping")).body == b"pong"

@@ -31,10 +31,10 @@ from _native import (
     receive,
     rest,
 )
-from _wire import wait_until
+from _waiting import wait_until
 
-from workerserver._recognise import Table
-from workerserver._transport import NativeHub
+from workerserver._native_hub import NativeHub
+from workerserver._rules import Table
 
 
 @pytest.fixture(params=["uvloop-unix", "uvloop-tcp"])
@@ -78,7 +78,7 @@ def test_more_connections_than_one_turn_serves(rigs: Any) -> None:
         with sock:
             expected = b"number %d" % number
             assert receive(sock, len(expected)) == expected
-    assert wait_until(lambda: rig.listener.connections == 0)
+    wait_until(lambda: rig.listener.connections == 0)
     assert len(rig.protocols) == 300
 
 
@@ -93,8 +93,8 @@ def test_a_storm_of_connections_leaves_nothing(rigs: Any) -> None:
                 sock.sendall(PING[:9])
             elif number % 4 == 3:
                 sock.sendall(b"for the loop")
-    assert wait_until(lambda: rig.listener.connections == 0)
-    assert wait_until(lambda: all(p.told[-1] == "lost" for p in rig.protocols))
+    wait_until(lambda: rig.listener.connections == 0)
+    wait_until(lambda: all(p.told[-1] == "lost" for p in rig.protocols))
     assert len(os.listdir("/proc/self/fd")) <= descriptors
     with rig.client() as sock:
         sock.sendall(PING)
@@ -113,7 +113,7 @@ def test_connections_past_the_limit_are_told_so(rigs: Any) -> None:
     with rig.client() as refused:
         assert rest(refused) == TOO_MANY
     kept.pop().close()
-    assert wait_until(lambda: rig.listener.connections == 2)
+    wait_until(lambda: rig.listener.connections == 2)
     with rig.client() as sock:
         sock.sendall(PING)
         assert receive(sock, len(PONG)) == PONG
@@ -137,7 +137,7 @@ def test_what_is_sent_behind_the_last_reply_is_no_reset(rigs: Any) -> None:
                 endless.sendall(bytes(1 << 20))
                 sent += 1
         assert sent < 256
-    assert wait_until(lambda: rig.listener.connections == 0)
+    wait_until(lambda: rig.listener.connections == 0)
 
 
 def test_deadlines_need_no_loop(rigs: Any) -> None:
@@ -281,7 +281,7 @@ def test_a_half_closed_client_gets_all_of_its_reply_from_a_stuck_loop(rigs: Any)
         time.sleep(0.5)
         assert rest(sock) == bytes(8 << 20)
         free.set()
-    assert wait_until(lambda: protocol.told[-1] == "lost")
+    wait_until(lambda: protocol.told[-1] == "lost")
 
 
 def test_close_while_the_io_thread_answers(rigs: Any, short_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_close_while_the_io_thread_answers(rigs: Any, short_path: Path) -> None:
             answer.set()
             assert rest(sock).endswith(b"relay")
         server.join()
-        assert wait_until(lambda: protocol.told[-1] == "lost")
+        wait_until(lambda: protocol.told[-1] == "lost")
 
 
 # --- hubs

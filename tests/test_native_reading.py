@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,34 +18,19 @@ if sys.platform != "linux":
     pytest.skip("the native I/O thread is for Linux", allow_module_level=True)
 
 from _native import (
-    KINDS,
     PING,
     PONG,
     Recorder,
     Rig,
-    RigKind,
     can_send,
     has_unread,
     receive,
     reset,
     rest,
 )
-from _wire import wait_until
+from _waiting import becomes, wait_until
 
 MANY = 8 << 20  # bytes: more than a socket takes while nobody reads
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> RigKind:
-    kind: RigKind = request.param
-    return kind
-
-
-@pytest.fixture
-def rig(kind: RigKind, no_leaks: None) -> Iterator[Rig]:
-    rig = Rig(kind)
-    yield rig
-    rig.close()
 
 
 # --- flow control in
@@ -75,7 +60,7 @@ def test_pause_reading_holds_the_client_up(rig: Rig) -> None:
         rig.call(transport.resume_reading)
         assert transport.is_reading()
         rest_of_it.join()
-        assert wait_until(lambda: len(protocol.data) == 5 + len(data))
+        wait_until(lambda: len(protocol.data) == 5 + len(data))
         assert protocol.data[5:] == data
 
 
@@ -86,14 +71,14 @@ def test_nothing_is_received_while_paused(rig: Rig) -> None:
         free = rig.hold()
         rig.loop.call_soon_threadsafe(protocol.transport.pause_reading)
         sock.sendall(b" world")
-        assert wait_until(lambda: not has_unread(sock))
+        wait_until(lambda: not has_unread(sock))
         sock.shutdown(socket.SHUT_WR)
         free.set()
         for _ in range(3):
             rig.call(lambda: None)
         paused = list(protocol.told)
         rig.call(protocol.transport.resume_reading)
-        assert wait_until(lambda: "lost" in protocol.told)
+        wait_until(lambda: "lost" in protocol.told)
         # The loop may have come to the data before it came to the pause, but not to half of it.
         assert paused in (["made", "data"], ["made", "data", "eof", "lost"])
         assert bytes(protocol.data) == b"hello world"
@@ -111,15 +96,15 @@ def test_paused_by_data_received(rig: Rig) -> None:
     with sock:
         protocol.on_data = once
         sock.sendall(b"1")
-        assert wait_until(lambda: len(protocol.data) == 6)
+        wait_until(lambda: len(protocol.data) == 6)
         sock.sendall(b"2")
-        assert wait_until(lambda: not has_unread(sock))
+        wait_until(lambda: not has_unread(sock))
         seen.set()
         for _ in range(3):
             rig.call(lambda: None)
         assert len(protocol.data) == 6
         rig.call(protocol.transport.resume_reading)
-        assert wait_until(lambda: len(protocol.data) == 7)
+        wait_until(lambda: len(protocol.data) == 7)
 
 
 def test_paused_by_connection_made(rig: Rig) -> None:
@@ -131,12 +116,12 @@ def test_paused_by_connection_made(rig: Rig) -> None:
     rig.factory = Shy
     with rig.client() as sock:
         sock.sendall(b"hello")
-        assert wait_until(lambda: bool(rig.protocols))
+        wait_until(lambda: bool(rig.protocols))
         (protocol,) = rig.protocols
         rig.call(lambda: None)
         assert protocol.told == ["made"]
         rig.call(protocol.transport.resume_reading)
-        assert wait_until(lambda: bytes(protocol.data) == b"hello")
+        wait_until(lambda: bytes(protocol.data) == b"hello")
 
 
 # --- the end of one direction
@@ -160,9 +145,9 @@ def test_write_eof_comes_after_the_data(rig: Rig) -> None:
         assert rest(sock) == bytes(MANY)
         assert "lost" not in protocol.told
         sock.sendall(b" still there")
-        assert wait_until(lambda: bytes(protocol.data) == b"hello still there")
+        wait_until(lambda: bytes(protocol.data) == b"hello still there")
         rig.call(protocol.transport.close)
-    assert wait_until(lambda: protocol.told[-1] == "lost")
+    wait_until(lambda: protocol.told[-1] == "lost")
     assert protocol.error is None
 
 
@@ -172,7 +157,7 @@ def test_eof_received_false_closes(rig: Rig) -> None:
         rig.call(lambda: protocol.transport.write(bytes(MANY)))
         sock.shutdown(socket.SHUT_WR)
         assert rest(sock) == bytes(MANY)  # not before all of it is sent
-    assert wait_until(lambda: protocol.told[-1] == "lost")
+    wait_until(lambda: protocol.told[-1] == "lost")
     assert [what for what in protocol.told if what not in ("pause", "resume")] == [
         "made",
         "data",
@@ -187,13 +172,13 @@ def test_eof_received_true_keeps_the_other_direction(rig: Rig) -> None:
     protocol.stays = True
     with sock:
         sock.shutdown(socket.SHUT_WR)
-        assert wait_until(lambda: protocol.told[-1] == "eof")
+        wait_until(lambda: protocol.told[-1] == "eof")
         rig.call(lambda: protocol.transport.write(bytes(MANY)))
         assert receive(sock, MANY) == bytes(MANY)
         assert "lost" not in protocol.told
         rig.call(protocol.transport.close)
         assert rest(sock) == b""
-    assert wait_until(lambda: protocol.told[-1] == "lost")
+    wait_until(lambda: protocol.told[-1] == "lost")
     assert protocol.told.count("eof") == 1
 
 
@@ -204,7 +189,7 @@ def test_what_came_before_the_end_is_received(rig: Rig) -> None:
     with sock:
         sock.sendall(b" world")
     free.set()
-    assert wait_until(lambda: protocol.told[-1] == "lost")
+    wait_until(lambda: protocol.told[-1] == "lost")
     assert bytes(protocol.data) == b"hello world"
     assert protocol.told == ["made", "data", "eof", "lost"]
     assert protocol.error is None
@@ -221,14 +206,14 @@ def test_a_client_that_sends_much_and_is_gone(rig: Rig) -> None:
             try:
                 sent += sock.send(bytes(65536))
             except BlockingIOError:
-                if wait_until(lambda: can_send(sock), 0.3):
+                if becomes(lambda: can_send(sock), 0.3):
                     continue
                 break
     free.set()
-    assert wait_until(lambda: "eof" in protocol.told or "lost" in protocol.told)
+    wait_until(lambda: "eof" in protocol.told or "lost" in protocol.told)
     if "lost" not in protocol.told:
         rig.call(protocol.transport.close)
-    assert wait_until(lambda: rig.listener.connections == 0)
+    wait_until(lambda: rig.listener.connections == 0)
 
 
 # --- want_bytes()
@@ -238,7 +223,7 @@ def test_without_want_bytes_all_goes_to_the_protocol(rig: Rig) -> None:
     sock, protocol = rig.open()
     with sock:
         sock.sendall(PING)
-        assert wait_until(lambda: bytes(protocol.data) == b"hello" + PING)
+        wait_until(lambda: bytes(protocol.data) == b"hello" + PING)
 
 
 def test_want_bytes_at_a_boundary(rig: Rig) -> None:
@@ -248,13 +233,13 @@ def test_want_bytes_at_a_boundary(rig: Rig) -> None:
         rig.call(lambda: protocol.transport.want_bytes(True))
         for cut in range(0, len(PING), 5):
             sock.sendall(PING[:cut])
-            assert wait_until(lambda: not has_unread(sock))
+            wait_until(lambda: not has_unread(sock))
             sock.sendall(PING[cut:])
             assert receive(sock, len(PONG)) == PONG
         assert bytes(protocol.data) == b"hello"
         sock.sendall(PING + b"other")
         assert receive(sock, len(PONG)) == PONG
-        assert wait_until(lambda: bytes(protocol.data) == b"helloother")
+        wait_until(lambda: bytes(protocol.data) == b"helloother")
         sock.sendall(PING)
         assert receive(sock, len(PONG)) == PONG
 
@@ -264,10 +249,10 @@ def test_want_bytes_inside_a_message(rig: Rig) -> None:
     with sock:
         rig.call(lambda: protocol.transport.want_bytes(False))
         sock.sendall(PING)
-        assert wait_until(lambda: bytes(protocol.data) == b"hello" + PING)
+        wait_until(lambda: bytes(protocol.data) == b"hello" + PING)
         # Not wanted again: the connection is the protocol's until it says so.
         sock.sendall(PING)
-        assert wait_until(lambda: bytes(protocol.data) == b"hello" + 2 * PING)
+        wait_until(lambda: bytes(protocol.data) == b"hello" + 2 * PING)
         rig.call(lambda: protocol.transport.want_bytes(True))
         sock.sendall(PING)
         assert receive(sock, len(PONG)) == PONG
@@ -279,11 +264,11 @@ def test_a_write_takes_the_connection_back(rig: Rig) -> None:
     with sock:
         rig.call(lambda: protocol.transport.want_bytes(True))
         sock.sendall(PING[:20])
-        assert wait_until(lambda: not has_unread(sock))
+        wait_until(lambda: not has_unread(sock))
         rig.call(lambda: protocol.transport.write(b"by the way"))
         assert receive(sock, 10) == b"by the way"
         sock.sendall(PING[20:])
-        assert wait_until(lambda: bytes(protocol.data) == b"hello" + PING)
+        wait_until(lambda: bytes(protocol.data) == b"hello" + PING)
 
 
 def test_wanting_bytes_in_resume_writing(rig: Rig) -> None:
@@ -301,18 +286,18 @@ def test_wanting_bytes_in_resume_writing(rig: Rig) -> None:
         assert protocol.paused
         free = rig.hold()
         receive(sock, MANY)
-        assert wait_until(lambda: protocol.transport.get_write_buffer_size() == 0)
+        wait_until(lambda: protocol.transport.get_write_buffer_size() == 0)
         sock.sendall(b"BODY FOLLOWS:")
-        assert wait_until(lambda: not has_unread(sock))
+        wait_until(lambda: not has_unread(sock))
         protocol.on_data = lambda data: protocol.transport.want_bytes(False)
         free.set()
-        assert wait_until(lambda: not protocol.paused)
-        assert wait_until(lambda: len(protocol.data) == 18)
+        wait_until(lambda: not protocol.paused)
+        wait_until(lambda: len(protocol.data) == 18)
         rig.call(lambda: None)
         if protocol.told[-1] == "resume":  # ... came last, and wanted a new message
             return
         sock.sendall(PING)
-        assert wait_until(lambda: bytes(protocol.data).endswith(PING))
+        wait_until(lambda: bytes(protocol.data).endswith(PING))
 
 
 def test_wanting_bytes_while_writing_is_paused(rig: Rig) -> None:
@@ -326,7 +311,7 @@ def test_wanting_bytes_while_writing_is_paused(rig: Rig) -> None:
         rig.call(answer)
         sock.sendall(PING[:20])
         receive(sock, MANY)
-        assert wait_until(lambda: not protocol.paused)
+        wait_until(lambda: not protocol.paused)
         rig.call(lambda: None)
         sock.sendall(PING[20:] + PING)
         assert receive(sock, 2 * len(PONG)) == 2 * PONG
@@ -390,8 +375,8 @@ def test_everything_is_released(rig: Rig) -> None:
         end(protocol, sock)
         sock.close()
         del protocol
-    assert wait_until(lambda: rig.listener.connections == 0)
-    assert wait_until(lambda: all(p.told[-1] == "lost" for p in rig.protocols))
+    wait_until(lambda: rig.listener.connections == 0)
+    wait_until(lambda: all(p.told[-1] == "lost" for p in rig.protocols))
     rig.protocols.clear()
     rig.call(lambda: None)
     assert objects() == before

@@ -7,7 +7,6 @@ import random
 import socket
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,25 +14,12 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("the native I/O thread is for Linux", allow_module_level=True)
 
-from _native import KINDS, Recorder, Rig, RigKind, has_unread, receive, reset, rest, rss
-from _wire import wait_until
+from _native import Recorder, Rig, has_unread, receive, reset, rest, rss
+from _waiting import wait_until
 
 from workerserver._transport import NativeTransport
 
 MANY = 8 << 20  # bytes: more than a socket takes while nobody reads
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> RigKind:
-    kind: RigKind = request.param
-    return kind
-
-
-@pytest.fixture
-def rig(kind: RigKind, no_leaks: None) -> Iterator[Rig]:
-    rig = Rig(kind)
-    yield rig
-    rig.close()
 
 
 # --- what it is
@@ -69,7 +55,7 @@ def test_extra_info(rig: Rig) -> None:
         assert same.getsockname() == sock.getpeername()
         assert same.family == sock.family
         names = [sock.getsockname(), sock.getpeername()]
-    assert wait_until(lambda: protocol.told[-1] == "lost")
+    wait_until(lambda: protocol.told[-1] == "lost")
     assert protocol.names == names
     assert same.fileno() == -1  # not a number that somebody else may have by now
 
@@ -83,8 +69,8 @@ def test_extra_info_after_a_reset(rig: Rig) -> None:
     )
     reset(sock)
     free.set()
-    assert wait_until(lambda: bool(found))  # no exception
-    assert wait_until(lambda: protocol.told[-1] == "lost")
+    wait_until(lambda: bool(found))  # no exception
+    wait_until(lambda: protocol.told[-1] == "lost")
 
 
 def test_set_protocol(rig: Rig) -> None:
@@ -95,8 +81,8 @@ def test_set_protocol(rig: Rig) -> None:
         rig.call(lambda: first.transport.set_protocol(second))
         assert first.transport.get_protocol() is second
         sock.sendall(b"more")
-        assert wait_until(lambda: bytes(second.data) == b"more")
-    assert wait_until(lambda: second.told[-1] == "lost")
+        wait_until(lambda: bytes(second.data) == b"more")
+    wait_until(lambda: second.told[-1] == "lost")
     assert first.told == ["made", "data"]
 
 
@@ -143,7 +129,7 @@ def test_bytes_are_sent_from_the_callers_own_object(rig: Rig) -> None:
         assert protocol.transport.get_write_buffer_size() > len(body) // 2
         assert rss() - before < len(body) // 4  # no copy
         assert receive(sock, len(body)) == body
-        assert wait_until(lambda: sys.getrefcount(body) == references)
+        wait_until(lambda: sys.getrefcount(body) == references)
         assert protocol.transport.get_write_buffer_size() == 0
 
 
@@ -175,9 +161,9 @@ def test_references_are_dropped_with_the_connection(rig: Rig) -> None:
         elif end == "fail":
             protocol.on_data = lambda data: 1 / 0
             sock.sendall(b"x")
-            assert wait_until(lambda p=protocol: p.told[-1] == "lost")  # type: ignore[misc]
+            wait_until(lambda p=protocol: p.told[-1] == "lost")  # type: ignore[misc]
         sock.close()
-        assert wait_until(lambda: sys.getrefcount(body) == references), end
+        wait_until(lambda: sys.getrefcount(body) == references)
 
 
 # --- flow control out
@@ -246,14 +232,14 @@ def test_a_pause_that_is_due_again_is_not_said_twice(rig: Rig) -> None:
     with sock:
         rig.loop.call_soon_threadsafe(write)
         receive(sock, MANY)
-        assert wait_until(lambda: protocol.transport.get_write_buffer_size() == 0)
+        wait_until(lambda: protocol.transport.get_write_buffer_size() == 0)
         done.set()
         rig.call(lambda: None)
         rig.call(lambda: None)
         assert protocol.paused
         assert protocol.told[1:] == ["data", "pause"]
         receive(sock, 2 * MANY)
-        assert wait_until(lambda: not protocol.paused)
+        wait_until(lambda: not protocol.paused)
         assert protocol.told[1:] == ["data", "pause", "resume"]
 
 
@@ -266,7 +252,7 @@ def test_high_water_of_zero(rig: Rig) -> None:
         rig.call(lambda: protocol.transport.write(bytes(MANY)))
         assert protocol.paused
         receive(sock, 26 + MANY)
-        assert wait_until(lambda: not protocol.paused)
+        wait_until(lambda: not protocol.paused)
 
 
 # --- the end
@@ -290,7 +276,7 @@ def test_close_sends_what_was_written(rig: Rig) -> None:
         assert "lost" not in protocol.told
         # Unread bytes make the kernel end with a reset on TCP; what was written comes first.
         assert receive(sock, MANY) == bytes(MANY)
-        assert wait_until(lambda: protocol.told[-1] == "lost")
+        wait_until(lambda: protocol.told[-1] == "lost")
     assert protocol.error is None
     assert bytes(protocol.data) == b"hello"
     assert protocol.told.count("lost") == 1
@@ -313,7 +299,7 @@ def test_connection_lost_is_not_called_inside_close(rig: Rig) -> None:
         with sock:
             assert "lost" not in rig.call(ending)
             assert rest(sock) == b""
-        assert wait_until(lambda p=protocol: p.told[-1] == "lost")  # type: ignore[misc]
+        wait_until(lambda p=protocol: p.told[-1] == "lost")  # type: ignore[misc]
 
 
 def test_abort_drops_what_was_written(rig: Rig) -> None:
@@ -326,7 +312,7 @@ def test_abort_drops_what_was_written(rig: Rig) -> None:
 
     with sock:
         rig.call(abort)
-        assert wait_until(lambda: protocol.told[-1] == "lost")
+        wait_until(lambda: protocol.told[-1] == "lost")
         with pytest.raises((EOFError, ConnectionError)):
             receive(sock, 4 * MANY)
     assert protocol.error is None
@@ -342,14 +328,14 @@ def test_abort_after_close(rig: Rig) -> None:
         rig.call(lambda: None)
         assert "lost" not in protocol.told
         rig.call(protocol.transport.abort)
-        assert wait_until(lambda: protocol.told[-1] == "lost")
+        wait_until(lambda: protocol.told[-1] == "lost")
 
 
 def test_a_reset_is_told(rig: Rig) -> None:
     sock, protocol = rig.open(receive=65536)
     rig.call(lambda: protocol.transport.write(bytes(MANY)))
     reset(sock)
-    assert wait_until(lambda: protocol.told[-1] == "lost")
+    wait_until(lambda: protocol.told[-1] == "lost")
     assert isinstance(protocol.error, OSError)
     assert protocol.told.count("lost") == 1
     rig.call(lambda: protocol.transport.write(b"into nothing"))
@@ -381,15 +367,15 @@ def test_what_a_protocol_raises_reaches_the_loops_handler(rig: Rig, where: str) 
         sock.sendall(b"hello")
         sock.shutdown(socket.SHUT_WR)
         assert rest(sock) == b""
-        assert wait_until(lambda: rig.listener.connections == 1)
+        wait_until(lambda: rig.listener.connections == 1)
         (report,) = rig.reports
         assert isinstance(report["exception"], ZeroDivisionError)
         assert report["message"]
         if where not in ("factory", "connection_made"):
             assert isinstance(report["transport"], NativeTransport)
-            assert wait_until(lambda: rig.protocols[-1].told[-1] == "lost")
+            wait_until(lambda: rig.protocols[-1].told[-1] == "lost")
         good.sendall(b" world")
-        assert wait_until(lambda: bytes(neighbour.data) == b"hello world")
+        wait_until(lambda: bytes(neighbour.data) == b"hello world")
 
 
 @pytest.mark.parametrize("which", ["pause_writing", "resume_writing", "connection_lost"])
@@ -408,11 +394,11 @@ def test_flow_control_and_end_that_raise(rig: Rig, which: str) -> None:
         rig.call(lambda: protocol.transport.write(bytes(MANY)))
         assert receive(sock, MANY) == bytes(MANY)
         if which != "connection_lost":
-            assert wait_until(lambda: bool(rig.reports))
-    assert wait_until(lambda: protocol.told[-1] == "lost")
-    assert wait_until(lambda: bool(rig.reports))
+            wait_until(lambda: bool(rig.reports))
+    wait_until(lambda: protocol.told[-1] == "lost")
+    wait_until(lambda: bool(rig.reports))
     assert {type(report["exception"]) for report in rig.reports} == {ZeroDivisionError}
-    assert wait_until(lambda: rig.listener.connections == 0)
+    wait_until(lambda: rig.listener.connections == 0)
 
 
 def test_the_queue_outlives_what_ends_the_loop(rig: Rig) -> None:
@@ -432,8 +418,8 @@ def test_the_queue_outlives_what_ends_the_loop(rig: Rig) -> None:
     free = rig.hold()
     with rig.client() as bad, rig.client() as good:
         bad.sendall(b"bad")
-        assert wait_until(lambda: not has_unread(bad))
+        wait_until(lambda: not has_unread(bad))
         good.sendall(b"good")
-        assert wait_until(lambda: not has_unread(good))
+        wait_until(lambda: not has_unread(good))
         free.set()
-        assert wait_until(lambda: any(p.data == b"good" for p in rig.protocols))
+        wait_until(lambda: any(p.data == b"good" for p in rig.protocols))

@@ -10,7 +10,8 @@ import weakref
 from collections.abc import Callable
 
 import pytest
-from _lifecycle import run_isolated, wait_until
+from _lifecycle import run_isolated
+from _waiting import wait_until
 
 from workerserver.pool import DaemonPool
 

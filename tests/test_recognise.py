@@ -12,7 +12,8 @@ from test_access import HOSTS
 from test_parser import CASES, HOST, Case, get, head, post
 
 from workerserver._parser import MAX_PARAMETERS, RequestParser, parse_query
-from workerserver._recognise import Look, Table, verdicts
+from workerserver._recognise import verdicts
+from workerserver._rules import Look, Table
 from workerserver.access import AccessPolicy
 from workerserver.registry import Registry
 from workerserver.routes import Router

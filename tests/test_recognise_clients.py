@@ -23,7 +23,7 @@ from test_clients import UnixPool
 from test_recognise import ROUTES, guarded, seen
 
 from workerserver import cli
-from workerserver._recognise import Look
+from workerserver._rules import Look
 
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\npong"
 

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from _lifecycle import wait_until
+from _waiting import wait_until
 
 from workerserver._relay import Fetched, RelayError, fetch, needs_gil, threads_can_start
 

@@ -13,14 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from _lifecycle import (
-    alive,
-    ask,
-    free_port,
-    run_isolated,
-    talking,
-    wait_until,
-)
+from _lifecycle import alive, ask, free_port, run_isolated, talking
+from _waiting import wait_until
 
 from workerserver.server import Limits, WorkerServer
 from workerserver.sockets import PATH_LIMIT, UnixListener

@@ -119,10 +119,12 @@ def test_handlers_of_python_are_not_relayed(said: dict[str, Any]) -> None:
 
 
 def test_it_can_be_switched_off(said: dict[str, Any]) -> None:
+    reason = "RuntimeError: switched off by WORKERSERVER_TORCH_FALLBACK=0"
     assert said["switched_off"] == {
         "code": 0,
         "ran": [False, False],
-        "reason": "RuntimeError: switched off by WORKERSERVER_TORCH_FALLBACK=0",
+        "reason": reason,
+        "logged": [f"INFO: torch's own server doesn't stand by: {reason}"],
         "rest": [0, [], None, []],
     }
 

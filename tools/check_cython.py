@@ -18,7 +18,9 @@ from source_tree import ROOT, copy_sources
 #: Modules that are native throughout: every function of theirs is looked at.
 NATIVE = {"_answer", "_connection", "_dispatch", "_hub", "_io"}
 #: Others that the I/O thread calls: what is declared nogil is looked at.
-CALLED = {"_heartbeat", "_histogram", "_loadreply", "_loadrun", "_recognise", "_relay", "_stacks"}
+CALLED = {
+    "_heartbeat", "_histogram", "_loadreply", "_loadrun", "_recognise", "_relay", "_rules", "_stacks",
+}  # fmt: skip
 
 DECLARED = re.compile(r"^c(?:p?)def\b([^#:=]*?)\b(\w+)\s*\(([^#]*?)\)([^()#\n]*)$", re.M | re.S)
 BEGIN = re.compile(
@@ -74,10 +76,11 @@ def nogil(source: str) -> set[str]:
 def wants_python(module: str, translation: str, declared: set[str]) -> list[str]:
     """What is wrong with a native module's C: functions that use CPython, or that are missing."""
     prefix = f"__pyx_f_12workerserver_{len(module)}{module}_"
+    # Others than its own are inline functions of a .pxd.
     bodies = {
         name.removeprefix(prefix): body
         for name, body in functions(translation).items()
-        if name.startswith(prefix)
+        if name.startswith(prefix if module in CALLED else "__pyx_f_12workerserver_")
     }
     wanted = declared | (bodies.keys() if module in NATIVE else set())
     if not wanted:

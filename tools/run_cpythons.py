@@ -34,6 +34,7 @@ LEFT_OUT = (
     "test_recognise_hypothesis.py",
     "test_relay.py",
     "test_cli.py",
+    "test_cli_client.py",
     "test_cli_run.py",
     "test_clients.py",
     "test_limits.py",

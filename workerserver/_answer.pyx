@@ -3,41 +3,30 @@
 Everything runs on the I/O thread, under the hub's lock, on connections that the loop doesn't own.
 """
 
-from libc.errno cimport EAGAIN, EINTR, EPIPE, errno
+from libc.errno cimport EPIPE
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, strlen
 from posix.unistd cimport close
 
+from workerserver._bounds cimport DRAIN_SECONDS, STALL_SECONDS
+from workerserver._clock cimport monotonic_ns
 from workerserver._connection cimport (
     COUNTS, JOINED, RELAYS, STAGE_ANSWERING, STAGE_DEAD, STAGE_DRAIN, STAGE_LOOP, Answer, Chunk,
     Connection, Hub, Listener, arm, ask_turn, chunk_append, chunk_new, dequeue, discard_out,
-    enqueue, hub_lock, hub_unlock, reap, set_events,
+    enqueue, hub_lock, hub_unlock, reap, send_some, set_events, unpoll,
 )
-from workerserver._heartbeat cimport HEALTH_CAPACITY, health_body, monotonic_ns
-
-
-cdef extern from "<sys/epoll.h>" nogil:
-    cdef struct epoll_event:
-        pass
-    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
-    int EPOLL_CTL_DEL
+from workerserver._heartbeat cimport HEALTH_CAPACITY, health_body
 
 
 cdef extern from "<sys/socket.h>" nogil:
-    ssize_t send(int fd, const void *data, size_t size, int flags)
     int shutdown(int fd, int how)
-    int MSG_DONTWAIT
-    int MSG_NOSIGNAL
     int SHUT_WR
 
 
 cdef enum:
     HEAD_ROOM = 1024  # bytes for a head
     FLUSH = 256 * 1024  # bytes sent at a time, so that nobody waits long behind a large body
-
-cdef double DRAIN_SECONDS = 2.0
-cdef double STALL_SECONDS = 30.0
 
 
 cdef struct Line:  # a reply's head being written; bounded, so what would be too long is cut
@@ -110,17 +99,12 @@ cdef void emit(Connection *connection, const char *data, size_t size) noexcept n
     if connection.error:
         return
     if connection.out == NULL:
-        while True:
-            n = send(connection.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
-            if n >= 0 or errno != EINTR:
-                break
+        n = send_some(connection.fd, data, size)
         if n == <ssize_t>size:
             return
         if n < 0:
-            if errno != EAGAIN:
-                connection.error = errno
-                return
-            n = 0
+            connection.error = <int>-n
+            return
     chunk = chunk_new(data + n, size - <size_t>n, NULL)
     if chunk == NULL:
         connection.error = EPIPE
@@ -242,25 +226,22 @@ cdef void flush(Connection *connection) noexcept nogil:
     cdef Chunk *chunk = connection.out
     cdef size_t size
     cdef ssize_t n
-    cdef int error = 0
     if chunk == NULL:
         set_events(connection)
         return
     size = min(chunk.size - chunk.sent, <size_t>FLUSH)
     hub_unlock(hub)
-    n = send(connection.fd, chunk.data + chunk.sent, size, MSG_DONTWAIT | MSG_NOSIGNAL)
-    if n < 0:
-        error = errno
+    n = send_some(connection.fd, chunk.data + chunk.sent, size)
     hub_lock(hub)
     if n < 0:
-        if error != EAGAIN and error != EINTR:
-            connection.error = error
-            if connection.stage == STAGE_LOOP:
-                enqueue(connection)
-                discard_out(connection)
-                set_events(connection)
-            elif connection.stage != STAGE_ANSWERING:
-                die(connection)
+        connection.error = <int>-n
+        if connection.stage == STAGE_LOOP:
+            enqueue(connection)
+            discard_out(connection)
+            set_events(connection)
+        elif connection.stage != STAGE_ANSWERING:
+            die(connection)
+    if n <= 0:
         return
     chunk.sent += <size_t>n
     connection.out_size -= <size_t>n
@@ -335,11 +316,9 @@ cdef void die(Connection *connection) noexcept nogil:
     dequeue(connection)
     connection.stage = STAGE_DEAD
     connection.deadline = 0.0
-    if connection.polled:
-        # close() alone would leave epoll a descriptor that a forked child still has a copy of,
-        # and events with it that point to a connection which is long freed.
-        connection.polled = False
-        epoll_ctl(hub.epoll, EPOLL_CTL_DEL, connection.fd, NULL)
+    # close() alone would leave epoll a descriptor that a forked child still has a copy of, and
+    # events with it that point to a connection which is long freed.
+    unpoll(connection)
     connection.listener.connections -= 1
     close(connection.fd)
     discard_out(connection)

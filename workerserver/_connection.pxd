@@ -2,8 +2,9 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from workerserver._recognise cimport Recognised, Recognition, Route, TableData
+from workerserver._recognise cimport Recognised, Recognition
 from workerserver._relay cimport Relay
+from workerserver._rules cimport Route, TableData
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -217,7 +218,6 @@ cdef struct Event:  # what the loop is to tell one protocol, in this order
 
 
 # --- either side, under the hub's lock
-cdef double monotonic() noexcept nogil
 cdef void hub_lock(Hub *hub) noexcept nogil
 cdef void hub_unlock(Hub *hub) noexcept nogil
 cdef void give_way(Hub *hub) noexcept nogil
@@ -228,7 +228,11 @@ cdef void enqueue(Connection *connection) noexcept nogil
 cdef void dequeue(Connection *connection) noexcept nogil
 cdef void reap(Connection *connection) noexcept nogil
 cdef bint epoll_add(Hub *hub, void *source, int fd, uint32_t events) noexcept nogil
+cdef void epoll_change(Hub *hub, void *source, int fd, uint32_t events) noexcept nogil
+cdef void epoll_remove(Hub *hub, int fd) noexcept nogil
+cdef void unpoll(Connection *connection) noexcept nogil
 cdef void set_events(Connection *connection) noexcept nogil
+cdef ssize_t send_some(int fd, const char *data, size_t size) noexcept nogil
 cdef void discard_out(Connection *connection) noexcept nogil
 cdef Chunk *chunk_new(const char *data, size_t size, void *owner) noexcept nogil
 cdef void chunk_append(Connection *connection, Chunk *chunk) noexcept nogil

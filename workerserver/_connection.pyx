@@ -11,10 +11,13 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 from posix.fcntl cimport F_DUPFD_CLOEXEC, fcntl
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport write
 
-from workerserver._heartbeat cimport monotonic_ns, watch_answered, watch_asked
+from workerserver._clock cimport monotonic, monotonic_ns
+from workerserver._epoll cimport (
+    EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_ctl, epoll_event,
+)
+from workerserver._heartbeat cimport watch_answered, watch_asked
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -36,19 +39,6 @@ cdef extern from * nogil:
     int ws_count(int *counter, int change)
 
 
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data:
-        void *ptr
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data data
-    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
-    int EPOLL_CTL_ADD
-    int EPOLL_CTL_MOD
-    uint32_t EPOLLIN
-    uint32_t EPOLLOUT
-
-
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int fd, const void *data, size_t size, int flags)
     int shutdown(int fd, int how)
@@ -63,12 +53,6 @@ cdef enum:
     FEW = 4 * 1024
     PATIENCE = 100  # times to yield to somebody who waits for the lock
     DIRECT = 128 * 1024  # bytes that the loop's thread sends by itself, with the GIL held
-
-
-cdef double monotonic() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <double>now.tv_sec + <double>now.tv_nsec * 1e-9
 
 
 cdef void hub_lock(Hub *hub) noexcept nogil:
@@ -176,17 +160,37 @@ cdef void reap(Connection *connection) noexcept nogil:
         connection.hub.reap = connection
 
 
-cdef bint epoll_add(Hub *hub, void *source, int fd, uint32_t events) noexcept nogil:
+cdef bint _epoll_tell(
+    Hub *hub, int change, void *source, int fd, uint32_t events
+) noexcept nogil:
     cdef epoll_event event
     memset(&event, 0, sizeof(event))
     event.events = events
     event.data.ptr = source
-    return epoll_ctl(hub.epoll, EPOLL_CTL_ADD, fd, &event) == 0
+    return epoll_ctl(hub.epoll, change, fd, &event) == 0
+
+
+cdef bint epoll_add(Hub *hub, void *source, int fd, uint32_t events) noexcept nogil:
+    return _epoll_tell(hub, EPOLL_CTL_ADD, source, fd, events)
+
+
+cdef void epoll_change(Hub *hub, void *source, int fd, uint32_t events) noexcept nogil:
+    _epoll_tell(hub, EPOLL_CTL_MOD, source, fd, events)
+
+
+cdef void epoll_remove(Hub *hub, int fd) noexcept nogil:
+    epoll_ctl(hub.epoll, EPOLL_CTL_DEL, fd, NULL)
+
+
+cdef void unpoll(Connection *connection) noexcept nogil:
+    """Have epoll tell nothing more of the connection."""
+    if connection.polled:
+        connection.polled = False
+        epoll_remove(connection.hub, connection.fd)
 
 
 cdef void set_events(Connection *connection) noexcept nogil:
     """Tell epoll what the connection waits for, if that has changed."""
-    cdef epoll_event event
     cdef uint32_t wanted = 0
     cdef Hub *hub = connection.hub
     cdef size_t unclaimed = connection.size - connection.start
@@ -214,12 +218,23 @@ cdef void set_events(Connection *connection) noexcept nogil:
             connection.polled = epoll_add(hub, connection, connection.fd, wanted)
     elif wanted != connection.events:
         connection.events = wanted
-        event.events = wanted
-        event.data.ptr = connection
-        epoll_ctl(hub.epoll, EPOLL_CTL_MOD, connection.fd, &event)
+        epoll_change(hub, connection, connection.fd, wanted)
 
 
 # --- bytes on their way out
+
+
+cdef ssize_t send_some(int fd, const char *data, size_t size) noexcept nogil:
+    """What the socket takes of *data* now, in bytes; below 0 the negative errno that ends it."""
+    cdef ssize_t n
+    while True:
+        n = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if n >= 0:
+            return n
+        if errno == EAGAIN:
+            return 0
+        if errno != EINTR:
+            return -errno
 
 
 cdef Chunk *chunk_new(const char *data, size_t size, void *owner) noexcept nogil:
@@ -374,20 +389,15 @@ cdef int connection_write(
     if direct:
         # Not under the lock: the descriptor stays, because only its owner lets it be closed.
         hub_unlock(hub)
-        while True:
-            n = send(connection.fd, data, min(size, <size_t>DIRECT), MSG_DONTWAIT | MSG_NOSIGNAL)
-            if n >= 0 or errno != EINTR:
-                break
+        n = send_some(connection.fd, data, min(size, <size_t>DIRECT))
         if n == <ssize_t>size:
             return 0
         hub_lock(hub)
         if n < 0:
-            if errno != EAGAIN:
-                connection.error = errno
-                enqueue(connection)
-                hub_unlock(hub)
-                return -1
-            n = 0
+            connection.error = <int>-n
+            enqueue(connection)
+            hub_unlock(hub)
+            return -1
     chunk = chunk_new(data + n, size - <size_t>n, owner)
     if chunk == NULL:
         connection.error = EPIPE

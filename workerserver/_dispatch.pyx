@@ -8,37 +8,32 @@ Runs on the I/O thread, under the hub's lock.
 """
 
 from libc.errno cimport ENOMEM
-from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
 from workerserver._answer cimport (
     die, finish, send_answer, send_health, send_joined, send_reply, send_unavailable,
 )
+from workerserver._clock cimport monotonic
 from workerserver._connection cimport (
     ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, DUMP_FORMATS, READ_SIZE,
     RELAYS, STAGE_ANSWERING, STAGE_DEAD, STAGE_DRAIN, STAGE_IO, STAGE_LOOP, STAGE_QUEUED,
-    Connection, Hub, Listener, Memo, RelaySlot, arm, dequeue, enqueue, epoll_add, give_way,
-    hub_lock, hub_unlock, monotonic, set_events,
+    Connection, Hub, Listener, Memo, RelaySlot, arm, dequeue, enqueue, epoll_add, epoll_remove,
+    give_way, hub_lock, hub_unlock, set_events, unpoll,
 )
+from workerserver._epoll cimport EPOLLIN
 from workerserver._recognise cimport (
-    DUMP_GIL, DUMP_NOGIL, DUMP_TEXT, VERDICT_INCOMPLETE, VERDICT_RECOGNISED, Parameters,
-    Recognised, Recognition, Route, allowed, find, recognise,
+    VERDICT_INCOMPLETE, VERDICT_RECOGNISED, Recognised, Recognition, recognise,
 )
 from workerserver._relay cimport (
     RELAY_DONE, RELAY_MORE, Relay, relay_close, relay_init, relay_listens, relay_needs_gil,
     relay_open, relay_read,
 )
+from workerserver._rules cimport (
+    DUMP_GIL, DUMP_NOGIL, DUMP_TEXT, Parameters, Route, allowed, find,
+)
 from workerserver._snapshot cimport ws_buffer, ws_gil
 from workerserver._stacks cimport buffer_free, dump_reply, gil_state
-
-
-cdef extern from "<sys/epoll.h>" nogil:
-    cdef struct epoll_event:
-        pass
-    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
-    int EPOLL_CTL_DEL
-    uint32_t EPOLLIN
 
 
 cdef enum:
@@ -71,9 +66,7 @@ cdef bint make_room(Connection *connection, size_t more) noexcept nogil:
 
 
 cdef void broken(Connection *connection, int error) noexcept nogil:
-    if connection.polled:
-        connection.polled = False
-        epoll_ctl(connection.hub.epoll, EPOLL_CTL_DEL, connection.fd, NULL)
+    unpoll(connection)
     connection.error = error
     if connection.stage == STAGE_LOOP:
         enqueue(connection)
@@ -495,7 +488,7 @@ cdef void relayed(Hub *hub, RelaySlot *slot) noexcept nogil:
             _relay_failed(connection, 502, b"torch's own server did not answer as it should: ",
                           relay.reason)
     if relay.fd >= 0:
-        epoll_ctl(hub.epoll, EPOLL_CTL_DEL, relay.fd, NULL)
+        epoll_remove(hub, relay.fd)
     relay_close(relay)
     if connection != NULL:
         _answered(connection)

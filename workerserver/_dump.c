@@ -53,27 +53,21 @@ static int render(const ws_snapshot *snapshot, int wanted, ws_buffer *outs) {
     return status;
 }
 
-int ws_dump(int wanted, ws_buffer *outs, const ws_about *about) {
+int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers) {
     ws_snapshot snapshot;
     int status = ws_dump_take(&snapshot);
     if (status != 0) {
         ws_selfread_free(&snapshot);
         status = ws_kernel_take(&snapshot);
     }
-    size_t before = about->headers != NULL ? about->headers->size : 0;
-    if (status == 0 && about->headers != NULL)
-        status = ws_render_headers(&snapshot, about->headers);
+    size_t before = headers->size;
+    if (status == 0)
+        status = ws_render_headers(&snapshot, headers);
     if (status == 0) {
         status = render(&snapshot, wanted, outs);
-        if (status != 0 && about->headers != NULL)
-            about->headers->size = before;
+        if (status != 0)
+            headers->size = before;
     }
-    if (about->mode != NULL)
-        *about->mode = snapshot.mode;
-    if (about->holder != NULL)
-        *about->holder = snapshot.holder;
-    if (about->holder_name != NULL)
-        ws_holder_name(&snapshot, about->holder_name, about->holder_name_size);
     if (snapshot.mode == WS_MODE_NOGIL)
         ws_selfread_free(&snapshot);
     else

@@ -17,18 +17,10 @@ int ws_dump_prepare(void);
 int ws_dump_take(ws_snapshot *out);
 
 /* One snapshot, of mode "nogil" or, if that fails, "kernel", in several formats: `wanted` has the
- * bit 1 << format for each, `outs` is indexed by format. What the optional pointers get: the
- * snapshot's mode, the ident of the GIL's holder (0: unknown) and its name (ws_holder_name()), and
- * the header lines of ws_render_headers(). 0, or -1: no memory, or no stacks and no /proc; all
- * buffers are then as they were. */
-typedef struct {
-    ws_mode *mode;
-    unsigned long *holder;
-    char *holder_name;
-    size_t holder_name_size;
-    ws_buffer *headers;
-} ws_about;
-int ws_dump(int wanted, ws_buffer *outs, const ws_about *about);
+ * bit 1 << format for each, `outs` is indexed by format, and `headers` gets the lines of
+ * ws_render_headers(). 0, or -1: no memory, or no stacks and no /proc; all buffers are then as
+ * they were. */
+int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers);
 
 /* Snapshots of mode "nogil" so far. */
 unsigned long long ws_dumps_taken(void);

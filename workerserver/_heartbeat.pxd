@@ -6,17 +6,14 @@ from libc.stdint cimport int64_t
 cdef enum:
     HEALTH_CAPACITY = 512  # bytes; no body of GET /healthz is longer
 
-# Nanoseconds of the clock of time.monotonic().
-cdef int64_t monotonic_ns() noexcept nogil
-
 # The GIL watch. on/off, asked: the I/O thread. answered: the loop's thread, once it has the GIL.
 cpdef void watch_switch(bint on) noexcept nogil
 cpdef void watch_asked(int64_t now_ns) noexcept nogil
 cpdef void watch_answered(int64_t now_ns) noexcept nogil
 
-# The body of GET /healthz into *out*: its length, or -1 if *capacity* is too small. *now_ns*:
-# monotonic_ns(). *started*: the server's start, as time.monotonic() gave it. *max_step_age* in
-# seconds, below 0 if the request has none. *status*: 200 or 503.
+# The body of GET /healthz into *out*: its length, or -1 if *capacity* is too small. *now_ns*: of
+# _clock.monotonic_ns(). *started*: the server's start, as time.monotonic() gave it.
+# *max_step_age* in seconds, below 0 if the request has none. *status*: 200 or 503.
 cdef Py_ssize_t health_body(
     char *out,
     size_t capacity,

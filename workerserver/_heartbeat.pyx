@@ -15,32 +15,11 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, strlen
 from posix.unistd cimport getpid
 
+from workerserver._clock cimport monotonic_coarse_ns, monotonic_ns
+
 cdef extern from *:
     """
     #include <stdint.h>
-    #include <time.h>
-
-    /* The clock of time.monotonic(). */
-    #if defined(__APPLE__)
-    #define WS_CLOCK CLOCK_UPTIME_RAW
-    #else
-    #define WS_CLOCK CLOCK_MONOTONIC
-    #endif
-
-    /* The same clock as of the last timer tick, 1 to 10 ms ago: never ahead of it, read in a third
-     * of the time, and never a system call, which CLOCK_MONOTONIC is on some virtual machines. */
-    #if defined(CLOCK_MONOTONIC_COARSE)
-    #define WS_CLOCK_COARSE CLOCK_MONOTONIC_COARSE
-    #else
-    #define WS_CLOCK_COARSE WS_CLOCK
-    #endif
-
-    static inline int64_t ws_clock_ns(clockid_t clock)
-    {
-        struct timespec now;
-        clock_gettime(clock, &now);
-        return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-    }
 
     typedef struct {
         int64_t step;
@@ -105,11 +84,6 @@ cdef extern from *:
                                            __ATOMIC_ACQUIRE);
     }
     """
-    ctypedef int clockid_t
-    const clockid_t WS_CLOCK
-    const clockid_t WS_CLOCK_COARSE
-    int64_t ws_clock_ns(clockid_t clock) noexcept nogil
-
     ctypedef struct ws_beat:
         int64_t step
         int64_t stamp
@@ -126,10 +100,6 @@ cdef extern from *:
     int64_t ws_load(const int64_t *field) noexcept nogil
     void ws_store(int64_t *field, int64_t value) noexcept nogil
     bint ws_turn(int64_t *field, int64_t before, int64_t after) noexcept nogil
-
-
-cdef int64_t monotonic_ns() noexcept nogil:
-    return ws_clock_ns(WS_CLOCK)
 
 
 cdef inline int64_t _since(int64_t then, int64_t now) noexcept nogil:
@@ -157,7 +127,7 @@ as an integer; on a GPU, reading it waits for the GPU.
         value = step
     else:
         value = PyNumber_Index(step)  # C conversion alone would take floats
-    ws_beat_write(value, ws_clock_ns(WS_CLOCK_COARSE))
+    ws_beat_write(value, monotonic_coarse_ns())
 
 
 def last_heartbeat():

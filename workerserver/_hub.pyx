@@ -1,15 +1,16 @@
 """The life of a hub and its listeners, and what a fork does to them."""
 
-from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from posix.time cimport CLOCK_MONOTONIC
 from posix.unistd cimport close
 
+from workerserver._clock cimport monotonic
 from workerserver._connection cimport (
     JOINED, KIND_LISTENER, KIND_RELAY, KIND_TIMER, KIND_WAKE, NEVER, READ_SIZE, RELAYS,
-    STAGE_CLOSING, STAGE_DEAD, STAGE_IO, Connection, Hub, Listener, arm, epoll_add, hub_lock,
-    hub_unlock, monotonic, pthread_mutex_t, reap, wake_io,
+    STAGE_CLOSING, STAGE_DEAD, STAGE_IO, Connection, Hub, Listener, arm, epoll_add,
+    epoll_remove, hub_lock, hub_unlock, pthread_mutex_t, reap, wake_io,
 )
+from workerserver._epoll cimport EPOLL_CLOEXEC, EPOLLIN, epoll_create1
 from workerserver._relay cimport relay_init
 
 
@@ -22,16 +23,6 @@ cdef extern from "<pthread.h>" nogil:
         void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
         void (*child)() noexcept nogil,
     )
-
-
-cdef extern from "<sys/epoll.h>" nogil:
-    cdef struct epoll_event:
-        pass
-    int epoll_create1(int flags)
-    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
-    int EPOLL_CLOEXEC
-    int EPOLL_CTL_DEL
-    uint32_t EPOLLIN
 
 
 cdef extern from "<sys/eventfd.h>" nogil:
@@ -155,7 +146,7 @@ cdef void hub_ignore(Hub *hub, Listener *listener, bint closing) noexcept nogil:
     hub_lock(hub)
     if listener.accepting:
         listener.accepting = False
-        epoll_ctl(hub.epoll, EPOLL_CTL_DEL, listener.fd, NULL)
+        epoll_remove(hub, listener.fd)
     if closing:
         listener.fd = -1
     hub_unlock(hub)

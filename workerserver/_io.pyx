@@ -13,32 +13,21 @@ from posix.time cimport itimerspec
 from posix.unistd cimport close, read
 
 from workerserver._answer cimport die, flush, send_final
+from workerserver._bounds cimport DRAIN_LIMIT, REFUSED_LIMIT
+from workerserver._clock cimport monotonic
 from workerserver._connection cimport (
     KIND_CONNECTION, KIND_LISTENER, KIND_RELAY, KIND_TIMER, NEVER, READ_SIZE, RELAYS,
     STAGE_ANSWERING, STAGE_CLOSING, STAGE_DEAD, STAGE_DRAIN, STAGE_IO, STAGE_LOOP, STAGE_QUEUED,
     STAGE_WAIT, Connection, Hub, Listener, RelaySlot, Source, arm, ask_turn, dequeue, enqueue,
-    epoll_add, give_way, hub_lock, hub_unlock, monotonic, set_events,
+    epoll_add, epoll_change, give_way, hub_lock, hub_unlock, set_events, unpoll,
 )
 from workerserver._dispatch cimport (
     answer_dumps, broken, hand_over, make_room, proceed, refuse, relay_late, relayed, take_back,
 )
+from workerserver._epoll cimport (
+    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, epoll_event, epoll_wait,
+)
 from workerserver._relay cimport relay_close
-
-
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data:
-        void *ptr
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data data
-    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
-    int epoll_wait(int epfd, epoll_event *events, int count, int timeout)
-    int EPOLL_CTL_DEL
-    int EPOLL_CTL_MOD
-    uint32_t EPOLLIN
-    uint32_t EPOLLOUT
-    uint32_t EPOLLERR
-    uint32_t EPOLLHUP
 
 
 cdef extern from "<sys/timerfd.h>" nogil:
@@ -73,8 +62,6 @@ cdef enum:
     EVENTS = 16  # a batch: as long as somebody who waits for the lock may have to wait
     ACCEPTS = 16
     REQUESTS = 16 * 1024  # bytes read at a time while requests are answered from them
-    REFUSED = 64  # connections past the limit that may be told so
-    DRAINED = 4 * 1024 * 1024  # bytes thrown away after the last reply
     BUFFER = 65536  # high-water mark of what waits to be sent
 
 cdef double COARSE = 0.005  # deadlines are looked at no more often
@@ -86,7 +73,6 @@ cdef double ACCEPT_PAUSE = 0.1
 
 cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
     """Accept what waits, under the lock: a fork in between would inherit what no table holds."""
-    cdef epoll_event event
     cdef Connection *connection
     cdef ucred peer
     cdef socklen_t size
@@ -99,14 +85,12 @@ cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
         if fd < 0:
             if errno != EAGAIN and errno != EINTR and errno != ECONNABORTED:
                 # Out of descriptors: what waits keeps epoll ready, so look away for a while.
-                memset(&event, 0, sizeof(event))
-                event.data.ptr = listener
-                epoll_ctl(hub.epoll, EPOLL_CTL_MOD, listener.fd, &event)
+                epoll_change(hub, listener, listener.fd, 0)
                 listener.resume_at = hub.now + ACCEPT_PAUSE
                 arm(hub, listener.resume_at)
             return
         connection = <Connection *>calloc(1, sizeof(Connection))
-        if connection == NULL or listener.connections >= listener.max_connections + REFUSED:
+        if connection == NULL or listener.connections >= listener.max_connections + REFUSED_LIMIT:
             free(connection)
             close(fd)
             continue
@@ -162,7 +146,7 @@ cdef void _readable(Connection *connection) noexcept nogil:
         return
     if connection.stage == STAGE_DRAIN:
         connection.drained += <size_t>n
-        if connection.drained > DRAINED:
+        if connection.drained > DRAIN_LIMIT:
             die(connection)
         return
     if connection.stage == STAGE_IO and connection.start == connection.size:
@@ -208,8 +192,7 @@ cdef void _ended(Connection *connection) noexcept nogil:
 cdef void _hung_up(Connection *connection) noexcept nogil:
     """Both directions are closed, and nobody wants to read. epoll would tell so for ever."""
     connection.hung_up = True
-    connection.polled = False
-    epoll_ctl(connection.hub.epoll, EPOLL_CTL_DEL, connection.fd, NULL)
+    unpoll(connection)
     if connection.stage == STAGE_LOOP:
         enqueue(connection)
     elif connection.stage == STAGE_IO or connection.stage == STAGE_DRAIN:
@@ -224,7 +207,6 @@ cdef void _scan(Hub *hub) noexcept nogil:
     cdef Connection *connection
     cdef Connection *following
     cdef Listener *listener
-    cdef epoll_event event
     cdef double owed_at
     cdef bint over
     cdef int i
@@ -273,10 +255,7 @@ cdef void _scan(Hub *hub) noexcept nogil:
             if hub.now >= listener.resume_at:
                 listener.resume_at = 0.0
                 if listener.accepting:
-                    memset(&event, 0, sizeof(event))
-                    event.events = EPOLLIN
-                    event.data.ptr = listener
-                    epoll_ctl(hub.epoll, EPOLL_CTL_MOD, listener.fd, &event)
+                    epoll_change(hub, listener, listener.fd, EPOLLIN)
             else:
                 arm(hub, listener.resume_at)
         listener = listener.next
@@ -357,9 +336,7 @@ cdef void _handle(Hub *hub, Source *source, uint32_t events) noexcept nogil:
         if connection.stage == STAGE_DEAD:
             return  # closed earlier in this batch
         if connection.doomed:
-            if connection.polled:  # while an answer for it is under way, epoll would go on and on
-                connection.polled = False
-                epoll_ctl(hub.epoll, EPOLL_CTL_DEL, connection.fd, NULL)
+            unpoll(connection)  # while an answer for it is under way, epoll would go on and on
             return
         if events & EPOLLOUT:
             flush(connection)

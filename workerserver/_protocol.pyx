@@ -7,9 +7,12 @@ doesn't define, so it runs on any loop and on any transport.
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.ref cimport Py_INCREF
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from workerserver._bounds cimport DRAIN_LIMIT, REFUSED_LIMIT
+from workerserver._clock cimport monotonic
 from workerserver._parser cimport ParsedRequest, QueryValidator, RequestParser
+from workerserver._reply cimport reply_head
+from workerserver._state cimport ServerState
 
 import logging
 import os
@@ -17,7 +20,6 @@ import select
 import socket
 from asyncio import CancelledError
 from functools import partial
-from http import HTTPStatus
 
 from workerserver.access import PEER_REFUSED, peer_allowed
 from workerserver.results import error_response, failure, to_response
@@ -34,24 +36,6 @@ cdef object _logger = logging.getLogger("workerserver")
 
 cdef Py_ssize_t READ_AHEAD = 64 * 1024  # bytes kept for requests whose turn has not come
 cdef Py_ssize_t JOIN_LIMIT = 16 * 1024  # bodies up to this are copied behind their head
-cdef Py_ssize_t DRAIN_LIMIT = 4 * 1024 * 1024  # bytes thrown away after the last reply
-cdef double DRAIN_SECONDS = 2.0
-cdef double STALL_SECONDS = 30.0
-
-# Connections past the limit that may be told so; each holds a descriptor until its client goes.
-cdef int REFUSED_LIMIT = 64
-
-cdef int HEADS_KEPT = 256
-
-# (status, content type, length) -> head, for replies that have nothing special about them.
-cdef dict _heads = {}
-cdef dict _REASONS = {int(status): status.phrase.encode() for status in HTTPStatus}
-
-
-cdef inline double _monotonic() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <double>now.tv_sec + <double>now.tv_nsec * 1e-9
 
 
 def immortalise(thing):
@@ -61,62 +45,6 @@ def immortalise(thing):
     close descriptor numbers that are no longer theirs.
     """
     Py_INCREF(thing)
-
-
-@cython.final
-cdef class ServerState:
-    """What all connections of one server share. Owned by the loop's thread.
-
-    ``body_bytes`` counts what the bodies of requests without a reply hold in memory, over all
-    connections.
-    """
-
-    cdef readonly object loop  # asyncio.AbstractEventLoop
-    cdef readonly object router  # routes.Router
-    cdef readonly object policy  # access.AccessPolicy
-    cdef readonly object pool  # pool.DaemonPool
-    cdef readonly set connections  # of WorkerProtocol
-    cdef readonly dict requests  # (handler name, status) -> count
-    cdef readonly object limits  # server.Limits
-    cdef readonly bint is_unix
-    cdef readonly Py_ssize_t max_head
-    cdef readonly int max_headers
-    cdef readonly Py_ssize_t max_body
-    cdef readonly Py_ssize_t max_bodies
-    cdef readonly int max_connections
-    cdef readonly double head_timeout
-    cdef readonly double body_timeout
-    cdef readonly double idle_timeout
-    cdef public double stall_seconds  # a client that takes no byte of its reply for so long is gone
-    cdef public double drain_seconds  # the client's time to end its side after the last reply
-    cdef public bint closing
-    cdef Py_ssize_t body_bytes
-    cdef bint _strict  # policy.strict
-
-    def __init__(self, loop, router, policy, pool, *, is_unix, limits):
-        self.loop = loop
-        self.router = router
-        self.policy = policy
-        self._strict = policy.strict
-        self.pool = pool
-        self.is_unix = is_unix
-        self.connections = set()
-        self.requests = {}
-        self.limits = limits
-        self.max_head = limits.max_head
-        self.max_headers = limits.max_headers
-        self.max_body = limits.max_body
-        self.max_bodies = limits.max_bodies
-        self.max_connections = limits.max_connections
-        self.head_timeout = limits.head_timeout
-        self.body_timeout = limits.body_timeout
-        self.idle_timeout = limits.idle_timeout
-        self.stall_seconds = STALL_SECONDS
-        self.drain_seconds = DRAIN_SECONDS
-
-    def __call__(self):
-        """The protocol factory of a listener."""
-        return WorkerProtocol(self)
 
 
 cdef enum Stage:
@@ -438,26 +366,11 @@ cdef class WorkerProtocol:
         cdef int status = response.status
         cdef bytes body = response.body
         cdef bytes head
-        cdef str extra
-        headers = response.headers
         key = (name, status)
         requests[key] = requests.get(key, 0) + 1
-        if not close and not http_1_0 and not headers and status != 204 and status != 304:
-            shape = (status, response.content_type, len(body))
-            head = _heads.get(shape)
-            if head is None:
-                head = _head(status, shape[1], shape[2], "")
-                if len(_heads) < HEADS_KEPT:
-                    _heads[shape] = head
-        else:
-            extra = "Connection: close\r\n" if close else ""
-            if http_1_0 and not close:
-                extra = "Connection: keep-alive\r\n"
-            for field, value in headers:
-                extra += f"{field}: {value}\r\n"
-            if status == 204 or status == 304:
-                body = b""
-            head = _head(status, response.content_type, len(body), extra)
+        if status == 204 or status == 304:
+            body = b""
+        head = reply_head(response, len(body), close, http_1_0)
         if head_only or not body:
             self._transport.write(head)
         elif len(body) <= JOIN_LIMIT:
@@ -494,7 +407,7 @@ cdef class WorkerProtocol:
     cdef int _set_deadline(self, double seconds) except -1:
         """Call ``_on_timer`` in *seconds*. One timer serves all deadlines of a connection: it
         is set anew only for an earlier one, so a request costs no timer."""
-        cdef double now = _monotonic()
+        cdef double now = monotonic()
         self._deadline = now + seconds
         if self._timer is not None:
             if self._timer_at <= self._deadline:
@@ -505,7 +418,7 @@ cdef class WorkerProtocol:
         return 0
 
     def _on_timer(self):
-        cdef double left = self._deadline - _monotonic()
+        cdef double left = self._deadline - monotonic()
         cdef Py_ssize_t unsent
         self._timer = None
         if self._stage == STAGE_LOST or self._deadline == 0.0:
@@ -546,29 +459,6 @@ cdef class WorkerProtocol:
     def abort(self):
         if self._transport is not None:
             self._transport.abort()
-
-
-def whole_reply(response, bint close):
-    """*response* as it goes out, for replies that are made before anybody asks."""
-    extra = "Connection: close\r\n" if close else ""
-    for field, value in response.headers:
-        extra += f"{field}: {value}\r\n"
-    return _head(response.status, response.content_type, len(response.body), extra) + response.body
-
-
-cdef bytes _head(int status, str content_type, Py_ssize_t length, str extra):
-    """A reply's head; *extra* is whole header lines."""
-    if status == 204 or status == 304:  # no body, and no length of one (RFC 9110, 8.6)
-        return b"HTTP/1.1 %d %b\r\n%b\r\n" % (
-            status, _REASONS[status], extra.encode("latin-1", "replace")
-        )
-    return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n" % (
-        status,
-        _REASONS.get(status, b""),
-        content_type.encode("latin-1", "replace"),
-        length,
-        extra.encode("latin-1", "replace"),
-    )
 
 
 cdef bint _peer_allowed(sock) except -1:

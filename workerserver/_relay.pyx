@@ -22,8 +22,10 @@ from libc.errno cimport EAGAIN, EINTR, EINVAL, ENAMETOOLONG, errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset, strlen
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, nanosleep, timespec
+from posix.time cimport nanosleep, timespec
 from posix.unistd cimport close
+
+from workerserver._clock cimport monotonic
 
 import os
 from typing import NamedTuple
@@ -477,12 +479,6 @@ class RelayError(OSError):
     """The relay failed; ``errno`` is 0 where the peer is at fault."""
 
 
-cdef inline double _now() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <double>now.tv_sec + <double>now.tv_nsec * 1e-9
-
-
 cdef int _run(Relay* relay) noexcept nogil:
     """Read until the reply is complete or the deadline has passed."""
     cdef pollfd wanted
@@ -491,7 +487,7 @@ cdef int _run(Relay* relay) noexcept nogil:
     wanted.fd = relay.fd
     wanted.events = <short>POLLIN
     while state == RELAY_MORE:
-        left = relay.deadline - _now()
+        left = relay.deadline - monotonic()
         if left <= 0:
             return _failed(relay, b"the reply didn't come in time", 0)
         if poll(&wanted, 1, <int>(left * 1000) + 1) > 0:
@@ -530,12 +526,12 @@ def fetch(bytes path, bytes target, double timeout = 10.0, double delay = 0.0):
     try:
         with nogil:
             nanosleep(&pause, NULL)
-            started = _now()
+            started = monotonic()
             relay.deadline = started + timeout
             state = relay_open(&relay, where, what, size)
             if state == 0:
                 state = _run(&relay)
-            ended = _now()
+            ended = monotonic()
         if state != RELAY_DONE:
             reason = relay.reason.decode()
             if relay.error:

@@ -44,7 +44,9 @@ static const char *mode_name(ws_mode mode) {
     return mode == WS_MODE_GIL ? "gil" : mode == WS_MODE_NOGIL ? "nogil" : "kernel";
 }
 
-void ws_holder_name(const ws_snapshot *snapshot, char *to, size_t size) {
+/* The name of the thread that holds the GIL, printable ASCII ("?" for anything else) and a NUL, cut
+ * to `size` bytes with it; empty if nobody does or its name is unknown. */
+static void holder_name(const ws_snapshot *snapshot, char *to, size_t size) {
     size_t length = 0;
     for (size_t i = 0; i < snapshot->thread_count; i++) {
         const ws_name *name = &snapshot->threads[i].name;
@@ -396,7 +398,7 @@ int ws_render_headers(const ws_snapshot *snapshot, ws_buffer *buffer) {
     ws_put(&out, "\r\n");
     /* With the GIL the holder is only whoever took the snapshot. */
     if (snapshot->mode == WS_MODE_NOGIL && snapshot->holder != 0) {
-        ws_holder_name(snapshot, name, sizeof name);
+        holder_name(snapshot, name, sizeof name);
         ws_put(&out, "X-GIL-Holder: ");
         ws_put_ident(&out, snapshot->holder);
         if (name[0] != 0) {

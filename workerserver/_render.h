@@ -47,10 +47,6 @@ int ws_render_headers(const ws_snapshot *snapshot, ws_buffer *out);
 
 void ws_buffer_free(ws_buffer *buffer);
 
-/* The name of the thread that holds the GIL, printable ASCII ("?" for anything else) and a NUL, cut
- * to `size` bytes with it; empty if nobody does or its name is unknown. */
-void ws_holder_name(const ws_snapshot *snapshot, char *to, size_t size);
-
 /* Seconds since the epoch, in whole microseconds: what JSON shows. */
 double ws_now(void);
 

@@ -79,14 +79,8 @@ cdef extern from "_selfread.h":
     void ws_selfread_gil(ws_gil *out) noexcept nogil
 
 cdef extern from "_dump.h":
-    ctypedef struct ws_about:
-        ws_mode *mode
-        unsigned long *holder
-        char *holder_name
-        size_t holder_name_size
-        ws_buffer *headers
     int ws_dump_init() noexcept nogil
     int ws_dump_prepare() noexcept  # with the GIL
     int ws_dump_take(ws_snapshot *out) noexcept nogil
-    int ws_dump(int wanted, ws_buffer *outs, const ws_about *about) noexcept nogil
+    int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers) noexcept nogil
     unsigned long long ws_dumps_taken() noexcept nogil

@@ -23,9 +23,9 @@ from libc.string cimport memset
 from posix.unistd cimport getpid, usleep
 from workerserver._snapshot cimport (
     WS_DIGEST, WS_JSON, WS_MAX_DEPTH, WS_MAX_FRAMES, WS_MAX_NAME, WS_MAX_THREADS, WS_MODE_GIL,
-    WS_MODE_KERNEL, WS_MODE_NOGIL, WS_TEXT, ws_about, ws_buffer, ws_buffer_free, ws_dump,
+    WS_MODE_KERNEL, WS_MODE_NOGIL, WS_TEXT, ws_buffer, ws_buffer_free, ws_dump,
     ws_dump_init, ws_dump_prepare, ws_dump_take, ws_dumps_taken, ws_format, ws_frame, ws_gil,
-    ws_kernel, ws_kernel_free, ws_kernel_state, ws_kernel_take, ws_mode, ws_name, ws_now, ws_render,
+    ws_kernel, ws_kernel_free, ws_kernel_state, ws_kernel_take, ws_name, ws_now, ws_render,
     ws_render_headers, ws_render_stack, ws_selfread_free, ws_selfread_gil, ws_selfread_problem,
     ws_snapshot, ws_thread,
 )
@@ -515,34 +515,8 @@ def prepare():
 
 @cython.linetrace(False)
 @cython.profile(False)
-cdef int dump(
-    ws_format format, ws_buffer *out, ws_mode *mode, unsigned long *holder
-) noexcept nogil:
-    cdef ws_about about = ws_about(mode, holder, NULL, 0, NULL)
-    # The other formats' buffers are not touched.
-    cdef ws_buffer[3] outs = [ws_buffer(NULL, 0, 0), ws_buffer(NULL, 0, 0), ws_buffer(NULL, 0, 0)]
-    cdef int status
-    outs[<int>format] = out[0]
-    status = ws_dump(1 << <int>format, outs, &about)
-    out[0] = outs[<int>format]
-    return status
-
-
-@cython.linetrace(False)
-@cython.profile(False)
-cdef int dump_formats(
-    int wanted, ws_buffer *outs, ws_mode *mode, unsigned long *holder,
-    char *holder_name, int holder_name_size
-) noexcept nogil:
-    cdef ws_about about = ws_about(mode, holder, holder_name, holder_name_size, NULL)
-    return ws_dump(wanted, outs, &about)
-
-
-@cython.linetrace(False)
-@cython.profile(False)
 cdef int dump_reply(int wanted, ws_buffer *outs, ws_buffer *headers) noexcept nogil:
-    cdef ws_about about = ws_about(NULL, NULL, NULL, 0, headers)
-    return ws_dump(wanted, outs, &about)
+    return ws_dump(wanted, outs, headers)
 
 
 @cython.linetrace(False)
@@ -555,9 +529,3 @@ cdef void buffer_free(ws_buffer *buffer) noexcept nogil:
 @cython.profile(False)
 cdef void gil_state(ws_gil *out) noexcept nogil:
     ws_selfread_gil(out)
-
-
-@cython.linetrace(False)
-@cython.profile(False)
-cdef unsigned long long nogil_taken() noexcept nogil:
-    return ws_dumps_taken()

@@ -13,8 +13,8 @@ import time
 from datetime import timedelta
 from typing import Any
 
+from workerserver import threads
 from workerserver.imported import imported
-from workerserver.loop_thread import blocked_signals
 
 __all__ = ["StoreRegistration"]
 
@@ -60,8 +60,7 @@ class StoreRegistration:
     def start(self) -> None:
         _live.add(self)
         try:
-            with blocked_signals():
-                self._thread.start()
+            threads.start(self._thread)
         except RuntimeError as error:  # no more threads: training goes on without the entry
             _live.discard(self)
             logger.warning("not registered with the job's store: %s", error)

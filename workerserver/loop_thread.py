@@ -6,37 +6,26 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
-import signal
 import threading
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvloop
 
+from workerserver import threads
 from workerserver._heartbeat import watch_switch
 from workerserver._protocol import immortalise
 from workerserver.environment import seconds
 
 if TYPE_CHECKING:
-    from workerserver._transport import NativeHub
+    from workerserver._native_hub import NativeHub
 
-__all__ = ["LoopThread", "blocked_signals"]
+__all__ = ["LoopThread"]
 
 T = TypeVar("T")
 logger = logging.getLogger("workerserver")
 NAME = "workerserver-loop"
 GIL_WATCH = 5.0  # seconds between two turns that the I/O thread asks for
-
-
-@contextlib.contextmanager
-def blocked_signals() -> Any:
-    """Block all signals in the calling thread for a while: a thread started inside inherits
-    that, so the process's signals go on reaching the threads they reached before."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class LoopThread:
@@ -57,8 +46,7 @@ class LoopThread:
         self._hub: NativeHub | None = None
         self._ready = threading.Event()
         self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
-        with blocked_signals():
-            self.thread.start()
+        threads.start(self.thread)
         self._ready.wait()
 
     @classmethod
@@ -108,14 +96,13 @@ class LoopThread:
     def native_hub(self) -> NativeHub:
         """The I/O thread that works for this loop, started if need be; on the loop's thread."""
         if self._hub is None:
-            from workerserver._transport import NativeHub  # Linux only
+            from workerserver._native_hub import NativeHub  # Linux only
 
             watch = seconds("WORKERSERVER_GIL_WATCH", GIL_WATCH)
             hub = NativeHub(self.loop, watch)
             watch_switch(watch > 0)
             try:
-                with blocked_signals():
-                    hub.thread.start()
+                threads.start(hub.thread)
             except BaseException:
                 hub.close()
                 raise
@@ -123,11 +110,7 @@ class LoopThread:
         return self._hub
 
     def _run(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):
-            # What top -H, py-spy and gdb show; the kernel keeps 15 characters.
-            native = threading.get_native_id()
-            with open(f"/proc/self/task/{native}/comm", "w", encoding="ascii") as file:
-                file.write(NAME[:15])
+        threads.name_this_thread(NAME)
         self._ready.set()
         while not self._ended and not self.loop.is_closed():
             # A handler's own task can stop the loop, by stop() or by raising SystemExit.

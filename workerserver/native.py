@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from workerserver._protocol import whole_reply
-from workerserver._recognise import Table
+from workerserver._native_hub import DUMP, HEALTH, LATE, RELAY, STATIC, NativeHub, NativeListener
+from workerserver._protocol import WorkerProtocol
+from workerserver._reply import whole_reply
+from workerserver._rules import Table
 from workerserver._stacks import prepare
-from workerserver._transport import DUMP, HEALTH, LATE, RELAY, STATIC, NativeHub, NativeListener
 from workerserver.access import PEER_REFUSED, AccessPolicy
 from workerserver.handlers import ping, stacks
 from workerserver.results import error_response
@@ -17,7 +19,7 @@ from workerserver.torch_fallback import fallback
 from workerserver.types import Forbidden, RequestTimeout, Response, ServerBusy, WorkerServerError
 
 if TYPE_CHECKING:
-    from workerserver._protocol import ServerState
+    from workerserver._state import ServerState
 
 __all__ = ["Publication"]
 
@@ -43,7 +45,7 @@ class Publication:
         self.listener = NativeListener(
             hub,
             fd,
-            state,
+            partial(WorkerProtocol, state),
             self._turn,
             local=state.is_unix,
             limits=limits,

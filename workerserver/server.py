@@ -16,11 +16,13 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from workerserver import _parser
-from workerserver._protocol import ServerState, WorkerProtocol, immortalise
+from workerserver._protocol import WorkerProtocol, immortalise
+from workerserver._state import ServerState
 from workerserver.access import AccessPolicy, token_from_environment
 from workerserver.environment import seconds
 from workerserver.handlers import default_registry
@@ -197,7 +199,7 @@ class WorkerServer:
             hub = self._thread.native_hub()
             self._native = Publication(hub, self._socket.fileno(), self.state)
             return
-        factory: Any = self.state  # its protocols have asyncio's methods, not its base class
+        factory: Any = partial(WorkerProtocol, self.state)  # asyncio's methods, not its base class
         create = loop.create_unix_server if self._unix else loop.create_server
         self._asyncio_server = await create(factory, sock=self._socket, backlog=BACKLOG)
 

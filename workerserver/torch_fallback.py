@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 import stat
@@ -19,10 +20,12 @@ from workerserver._protocol import immortalise
 from workerserver._relay import threads_can_start
 from workerserver.handlers.torch_bridge import control_plane
 from workerserver.imported import imported
-from workerserver.loop_thread import blocked_signals
 from workerserver.sockets import PATH_LIMIT, close_accepted
+from workerserver.threads import blocked_signals, named
 
 __all__ = ["SWITCH", "TorchFallback", "fallback"]
+
+logger = logging.getLogger("workerserver")
 
 SWITCH = "WORKERSERVER_TORCH_FALLBACK"
 THREAD_NAME = "pt_workerserver"  # the kernel's name of every thread of torch's server
@@ -66,7 +69,7 @@ class TorchFallback:
     @property
     def threads(self) -> int:
         """How many threads torch's server has now; all but one idle."""
-        return len(_server_threads() - self._others) if self.running else 0
+        return len(named(THREAD_NAME) - self._others) if self.running else 0
 
     def descriptors(self) -> tuple[int, ...]:
         """What a child that is forked behind Python's back has to close: listener and file."""
@@ -102,7 +105,8 @@ class TorchFallback:
         """Start it if torch.distributed is loaded; whether it runs. Cheap to repeat; never raises.
 
         The first call that finds torch takes some milliseconds; torch holds the GIL for a part of
-        them. A failure is final: its ``reason`` stays.
+        them. A failure is final: its ``reason`` stays, and is
+        logged once, at level INFO.
         """
         if self._final:
             return self.running
@@ -111,6 +115,7 @@ class TorchFallback:
         except Exception as error:
             self._final = True
             self.reason = f"{type(error).__name__}: {error}"
+            logger.info("torch's own server doesn't stand by: %s", self.reason)
         return self.running
 
     def _start(self) -> None:
@@ -136,7 +141,7 @@ class TorchFallback:
         try:
             if not stat.S_ISDIR(os.stat(f"/proc/self/fd/{spare}").st_mode):
                 raise FileNotFoundError("/proc/self/fd is not what it is on Linux")
-            self._others = _server_threads()
+            self._others = named(THREAD_NAME)
             self._final = True
             self._path = path  # before there is a socket: a child forked from now on closes it
             with blocked_signals():
@@ -221,19 +226,6 @@ def _listener_of(path: str) -> int:
             finally:
                 sock.detach()
     raise FileNotFoundError("the socket that torch's server listens on can't be found")
-
-
-def _server_threads() -> frozenset[str]:
-    """The ids of all threads of servers of torch's; each takes the name of the one before it."""
-    found = set()
-    for tid in os.listdir("/proc/self/task"):
-        with (
-            contextlib.suppress(OSError),
-            open(f"/proc/self/task/{tid}/comm", encoding="utf-8", errors="replace") as file,
-        ):
-            if file.read().rstrip("\n") == THREAD_NAME:
-                found.add(tid)
-    return frozenset(found)
 
 
 fallback = TorchFallback()

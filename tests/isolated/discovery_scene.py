@@ -12,7 +12,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from _lifecycle import free_port, wait_until
+from _lifecycle import free_port
+from _waiting import wait_until
 
 from workerserver import discovery
 from workerserver.discovery import StoreRegistration

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from _lifecycle import alive, ask, connect, send, socket_names, wait_until
+from _lifecycle import alive, ask, connect, send, socket_names
+from _waiting import wait_until
 
 from workerserver import WorkerServer, heartbeat, worker_main
 from workerserver._heartbeat import last_heartbeat

@@ -123,7 +123,8 @@ def threads() -> dict[str, object]:
 
 def signals() -> dict[str, object]:
     """SIGTERM and SIGINT, sent to the process, reach Python handlers in the main thread."""
-    from _lifecycle import send, wait_until
+    from _lifecycle import send
+    from _waiting import wait_until
 
     import workerserver
 

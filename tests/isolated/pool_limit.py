@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from _lifecycle import wait_until
+from _waiting import wait_until
 
 from workerserver.pool import DaemonPool
 

@@ -3,7 +3,6 @@
  * of "==== NAME"; exit status 1 and a line on stderr for what must hold besides. */
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
 
 #include "_render.h"
@@ -60,19 +59,12 @@ static void must(int held, const char *what) {
 
 int main(void) {
     ws_buffer out = {0};
-    char name[8];
     show("text", ws_render(&snapshot, WS_TEXT, &out), &out);
     show("json", ws_render(&snapshot, WS_JSON, &out), &out);
     show("digest", ws_render(&snapshot, WS_DIGEST, &out), &out);
     show("headers", ws_render_headers(&snapshot, &out), &out);
 
-    ws_holder_name(&snapshot, name, sizeof name);
-    must(strcmp(name, "trainer") == 0, "a name is cut to its room");
-    ws_holder_name(&snapshot, name, 1);
-    must(name[0] == 0, "room for nothing");
     snapshot.holder = 0xdef;
-    ws_holder_name(&snapshot, name, sizeof name);
-    must(name[0] == 0, "a thread without a name");
     show("headers of a nameless holder", ws_render_headers(&snapshot, &out), &out);
     snapshot.holder = 0;
     threads[0].unstable = false;

@@ -9,18 +9,26 @@ Prints one line of JSON; exit 0 if all was well and every kind of work was seen.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import sys
-import threading
 import time
-import traceback
 from collections import defaultdict
-from collections.abc import Callable, Generator
-from itertools import count, islice, pairwise
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import CodeType
+
+from soak_work import (
+    coroutines,
+    failures,
+    generated,
+    generators,
+    recurse,
+    short_threads,
+    soak,
+    stop,
+)
 
 from workerserver._stacks import Frame, ThreadStack, snapshot
 
@@ -37,36 +45,16 @@ CALLERS = {
     "generated": {"mixed"},
     "mixed": {"until_stopped"},
     "short_threads": {"until_stopped"},
-    "until_stopped": {"run", "main"},
+    "until_stopped": {"run", "soak"},
+    "soak": {"main"},
     "main": {"<module>"},
     "soaking": {"run"},
     "_bootstrap_inner": {"_bootstrap"},
     "run": {"_bootstrap_inner", "run", "coroutines", "soaking"},
 }
 
-stop = threading.Event()
-failures: list[str] = []
-
 Lines = dict[tuple[str, str | None], set[int | None]]
 """Of each (function, qualname) of a file: the lines that its code has."""
-
-
-def recurse(n: int) -> int:
-    return 0 if n == 0 else 1 + recurse(n - 1)
-
-
-def nested(n: int) -> Generator[int, None, None]:
-    if n:
-        yield from nested(n - 1)
-    yield n
-
-
-async def chain(n: int) -> None:
-    if n:
-        await chain(n - 1)
-    else:
-        recurse(50)
-    await asyncio.sleep(0)
 
 
 def deep() -> None:
@@ -74,47 +62,9 @@ def deep() -> None:
         recurse(70)
 
 
-def generators() -> None:
-    sum(nested(40))
-    sorted((x * x for x in range(50)), key=lambda x: -x)
-
-
-def coroutines() -> None:
-    asyncio.run(chain(20))
-
-
-def short_threads() -> None:
-    threads = [threading.Thread(target=recurse, args=(n,), name=f"short {n}") for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-numbers = count()
-
-
-def generated() -> None:
-    """Functions that are new, and freed again: file and name of each hold the same number."""
-    for n in islice(numbers, 20):
-        space: dict[str, Callable[[], int]] = {}
-        source = f"def f{n}():\n    return sum(i\n        for i in range(50))\n"
-        exec(compile(source, f"<generated\n{n} \u00e9\u4e2d\U0001f600>", "exec"), space)
-        space[f"f{n}"]()
-
-
 def mixed() -> None:
     for work in (deep, generators, coroutines, generated):
         work()
-
-
-def until_stopped(work: Callable[[], None]) -> None:
-    try:
-        while not stop.is_set():
-            work()
-    except BaseException:
-        failures.append(traceback.format_exc())
-        stop.set()
 
 
 def train() -> Callable[[], None]:
@@ -248,30 +198,16 @@ class Soak:
 
 def main() -> int:
     sys.setswitchinterval(1e-4)
-    soak = Soak(sys.argv[1])
-    work = [mixed, short_threads]  # not more: each one makes the snapshots wait for the GIL
-    threads = [threading.Thread(target=until_stopped, args=(w,), name=w.__name__) for w in work]
-
-    def soaking() -> None:
-        try:
-            soak.run()
-        except BaseException:
-            failures.append(traceback.format_exc())
-        stop.set()
-
-    threads.append(threading.Thread(target=soaking, name="soaking"))
+    soaking = Soak(sys.argv[1])
+    # Not more work: each one makes the snapshots wait for the GIL.
     main_work = train() if "torch" in sys.argv[2:] else generators
-    for thread in threads:
-        thread.start()
-    until_stopped(main_work)
-    for thread in threads:
-        thread.join()
+    soak(soaking.run, [mixed, short_threads], main_work)
     print(*failures, sep="\n", file=sys.stderr)
     if failures:
         return 1
-    print(soak.report())
-    if soak.missing():
-        print("never seen:", *soak.missing(), file=sys.stderr)
+    print(soaking.report())
+    if soaking.missing():
+        print("never seen:", *soaking.missing(), file=sys.stderr)
         return 1
     return 0
 

@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from _lifecycle import alive, ask, send, wait_until
+from _lifecycle import alive, ask, send
+from _waiting import wait_until
 
 from workerserver import WorkerServer
 from workerserver.registry import Registry

@@ -7,23 +7,27 @@ snapshot must be in faulthandler's form. Prints the number of snapshots; exit 0 
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
-import threading
 import time
-import traceback
-from collections.abc import Callable, Generator
-from itertools import count
+from collections.abc import Callable
+
+from soak_work import (
+    coroutines,
+    failures,
+    generated,
+    generators,
+    recurse,
+    short_threads,
+    soak,
+    stop,
+)
 
 from workerserver._stacks import snapshot
 
 HEAD = re.compile(r"(Current t|T)hread 0x[0-9a-f]{16} \(most recent call first\):")
 FRAME = re.compile(r'  File "[ -~]+", line (\d+|\?\?\?) in [ -~]+')
 MORE = "  ..."
-
-stop = threading.Event()
-failures: list[str] = []
 
 
 def check(text: str, known: set[str]) -> None:
@@ -47,61 +51,8 @@ def check(text: str, known: set[str]) -> None:
         known.clear()
 
 
-def recurse(n: int) -> int:
-    return 0 if n == 0 else 1 + recurse(n - 1)
-
-
-def nested(n: int) -> Generator[int, None, None]:
-    if n:
-        yield from nested(n - 1)
-    yield n
-
-
-async def chain(n: int) -> None:
-    if n:
-        await chain(n - 1)
-    await asyncio.sleep(0)
-
-
 def deep() -> None:
     recurse(700)
-
-
-def generators() -> None:
-    sum(nested(40))
-    sorted((x * x for x in range(50)), key=lambda x: -x)
-
-
-def coroutines() -> None:
-    asyncio.run(chain(20))
-
-
-def short_threads() -> None:
-    threads = [threading.Thread(target=recurse, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-numbers = count()
-
-
-def generated() -> None:
-    n = next(numbers)
-    space: dict[str, Callable[[], int]] = {}
-    source = f"def f{n}():\n    return sum(i for i in range(50))\n"
-    exec(compile(source, f"<generated\n{n} \u00e9\u4e2d\U0001f600>", "exec"), space)
-    space[f"f{n}"]()
-
-
-def until_stopped(work: Callable[[], None]) -> None:
-    try:
-        while not stop.is_set():
-            work()
-    except BaseException:
-        failures.append(traceback.format_exc())
-        stop.set()
 
 
 def train() -> Callable[[], None]:
@@ -143,24 +94,12 @@ def snap(seconds: float) -> int:
 
 def main() -> int:
     sys.setswitchinterval(1e-4)
-    work = [deep, generators, coroutines, short_threads, generated]
-    threads = [threading.Thread(target=until_stopped, args=(w,), name=w.__name__) for w in work]
     total: list[int] = []
-
-    def snapping() -> None:
-        try:
-            total.append(snap(float(sys.argv[1])))
-        except BaseException:
-            failures.append(traceback.format_exc())
-        stop.set()
-
-    threads.append(threading.Thread(target=snapping, name="snapping"))
-    main_work = train() if "torch" in sys.argv[2:] else generators
-    for thread in threads:
-        thread.start()
-    until_stopped(main_work)
-    for thread in threads:
-        thread.join()
+    soak(
+        lambda: total.append(snap(float(sys.argv[1]))),
+        [deep, generators, coroutines, short_threads, generated],
+        train() if "torch" in sys.argv[2:] else generators,
+    )
     print("snapshots:", *total)
     print(*failures, sep="\n")
     return 1 if failures or not total or total[0] == 0 else 0

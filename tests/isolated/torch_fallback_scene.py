@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import resource
 import signal
@@ -20,7 +21,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from _lifecycle import socket_names, wait_until
+from _lifecycle import socket_names
+from _waiting import wait_until
 
 FOLDER = sys.argv[1]
 ROUNDS = int(os.environ.get("FALLBACK_ROUNDS", "2"))
@@ -175,12 +177,22 @@ def registered_in_python() -> dict[str, Any]:
 def switched_off() -> dict[str, Any]:
     from workerserver.torch_fallback import SWITCH, fallback
 
+    logged: list[str] = []
+
+    class Listed(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logged.append(f"{record.levelname}: {record.getMessage()}")
+
+    logger = logging.getLogger("workerserver")
+    logger.addHandler(Listed())
+    logger.setLevel(logging.INFO)
     os.environ[SWITCH] = "0"
     ran = fallback.start_if_possible()
     del os.environ[SWITCH]
     return {
         "ran": [ran, fallback.start_if_possible()],
         "reason": fallback.reason,
+        "logged": logged,
         "rest": [fallback.threads, fallback.names(), fallback.path_bytes(), fallback.descriptors()],
     }
 

@@ -1,0 +1,3 @@
+from workerserver.types import Response
+
+def whole_reply(response: Response, close: bool) -> bytes: ...

@@ -1,0 +1,51 @@
+"""The bytes of replies."""
+
+from http import HTTPStatus
+
+cdef int HEADS_KEPT = 256
+
+# (status, content type, length) -> head, for replies that have nothing special about them.
+cdef dict _heads = {}
+cdef dict _REASONS = {int(status): status.phrase.encode() for status in HTTPStatus}
+
+
+cdef bytes reply_head(response, Py_ssize_t length, bint close, bint http_1_0):
+    """The head of *response*, whose body has *length* bytes; *close*: the connection's last."""
+    cdef int status = response.status
+    cdef bytes head
+    cdef str extra
+    headers = response.headers
+    if close or http_1_0 or headers or status == 204 or status == 304:
+        extra = "Connection: close\r\n" if close else ""
+        if http_1_0 and not close:
+            extra = "Connection: keep-alive\r\n"
+        for field, value in headers:
+            extra += f"{field}: {value}\r\n"
+        return _head(status, response.content_type, length, extra)
+    shape = (status, response.content_type, length)
+    head = _heads.get(shape)
+    if head is None:
+        head = _head(status, shape[1], length, "")
+        if len(_heads) < HEADS_KEPT:
+            _heads[shape] = head
+    return head
+
+
+cdef bytes _head(int status, str content_type, Py_ssize_t length, str extra):
+    """A reply's head; *extra* is whole header lines."""
+    if status == 204 or status == 304:  # no body, and no length of one (RFC 9110, 8.6)
+        return b"HTTP/1.1 %d %b\r\n%b\r\n" % (
+            status, _REASONS[status], extra.encode("latin-1", "replace")
+        )
+    return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n" % (
+        status,
+        _REASONS.get(status, b""),
+        content_type.encode("latin-1", "replace"),
+        length,
+        extra.encode("latin-1", "replace"),
+    )
+
+
+def whole_reply(response, bint close):
+    """*response* as it goes out, for replies that are made before anybody asks."""
+    return reply_head(response, len(response.body), close, False) + response.body
