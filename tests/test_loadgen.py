@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from _hostile import Answer, always, peer, reply
 from _served import Served
-from _wire import PATIENCE, Address, message, post, wait_until
+from _waiting import wait_until
+from _wire import PATIENCE, Address, message, post
 
 from workerserver._histogram import Histogram
 from workerserver._loadgen import Load, Result

@@ -17,9 +17,10 @@ from source_tree import ROOT, copy_sources
 
 #: Modules that are native throughout: every function of theirs is looked at.
 NATIVE = {"_answer", "_connection", "_dispatch", "_hub", "_io"}
-#: Others that the I/O thread calls: what is declared nogil is looked at.
+#: Others that it calls, and those of the load generator: what is declared nogil is looked at.
 CALLED = {
-    "_heartbeat", "_histogram", "_loadreply", "_loadrun", "_recognise", "_relay", "_rules", "_stacks",
+    "_heartbeat", "_histogram", "_loadreply", "_loadrun", "_recognise", "_relay", "_rules",
+    "_stacks",
 }  # fmt: skip
 
 DECLARED = re.compile(r"^c(?:p?)def\b([^#:=]*?)\b(\w+)\s*\(([^#]*?)\)([^()#\n]*)$", re.M | re.S)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
 import os
 import socket
 import struct
@@ -49,6 +47,10 @@ class AccessPolicy:
         self, *, token: str | None = None, check_host: bool = False, hosts: tuple[str, ...] = ()
     ) -> None:
         self.token = None if token is None else token.encode()
+        if token is not None:
+            from hmac import compare_digest  # with hashlib: milliseconds that not everybody pays
+
+            self._same = compare_digest
         self.check_host = check_host
         own = socket.gethostname().lower()
         short = own.partition(".")[0]
@@ -66,7 +68,7 @@ class AccessPolicy:
             self._good_host = request.host
         if self.token is not None:
             scheme, _, given = (request.authorization or b"").partition(b" ")
-            matches = hmac.compare_digest(given.strip(), self.token)
+            matches = self._same(given.strip(), self.token)
             if scheme.lower() != b"bearer" or not matches:
                 raise Unauthorized
 
@@ -83,6 +85,8 @@ class AccessPolicy:
         name = name.rstrip(".")
         if name in self.names or (self.prefix and name.startswith(self.prefix)):
             return
+        import ipaddress  # needed by few
+
         try:
             ipaddress.ip_address(name.partition("%")[0])
         except ValueError:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Publication"]
 
+RELAY_AFTER = 0.02  # seconds from the start until torch's own server is started too
+
 Route = tuple[Literal["GET", "POST"], str, Literal["any", "none", "healthz", "dump", "opaque"], int]
 
 
@@ -41,6 +43,7 @@ class Publication:
         self._lock = threading.RLock()
         self._published: object = None
         self._numbers: dict[str, int] = {}
+        self._closed = False
         self._relayed = False  # the hub knows torch's own server
         self.listener = NativeListener(
             hub,
@@ -56,9 +59,14 @@ class Publication:
         )
         prepare()  # with the GIL, what reading stacks without it needs to know
         self._router.registry.on_change(self.refresh)
-        self._turn()
+        self.refresh()
+        # torch's own server takes milliseconds to start, some of them with the GIL, which whoever
+        # starts ours needn't wait for.
+        hub.loop.call_later(RELAY_AFTER, self._turn)
 
     def _turn(self) -> None:
+        if self._closed:
+            return
         if not self._relayed and fallback.start_if_possible():
             self._hub.set_relay(fallback.path_bytes() or b"", *fallback.listener())
             self._relayed = True
@@ -128,6 +136,7 @@ class Publication:
 
     def close(self) -> None:
         """On the loop's thread: close the listener and every connection."""
+        self._closed = True
         self._router.registry.off_change(self.refresh)
         self.listener.close()
 

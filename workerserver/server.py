@@ -6,7 +6,6 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
-import ipaddress
 import logging
 import os
 import resource
@@ -40,7 +39,8 @@ from workerserver.sockets import (
 )
 from workerserver.types import Response
 
-if TYPE_CHECKING:
+if sys.platform == "linux" or TYPE_CHECKING:
+    # Here and not at the first start, which is to be quick.
     from workerserver.native import Publication
 
 __all__ = ["Limits", "Transport", "WorkerServer"]
@@ -194,8 +194,6 @@ class WorkerServer:
     async def _listen(self) -> None:
         loop = self._thread.loop
         if self._transport == "native":
-            from workerserver.native import Publication  # Linux only
-
             hub = self._thread.native_hub()
             self._native = Publication(hub, self._socket.fileno(), self.state)
             return
@@ -362,6 +360,8 @@ def _choose_transport(asked: str | None) -> Transport:
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
+    import ipaddress  # needed on TCP only
+
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 
 __all__ = ["blocked_signals", "name_this_thread", "named", "start"]
 
+ALL_SIGNALS = signal.valid_signals()
+
 
 @contextlib.contextmanager
 def blocked_signals() -> Iterator[None]:
     """Block all signals in the calling thread for a while: a thread started inside inherits
     that, so the process's signals go on reaching the threads they reached before."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
     try:
         yield
     finally:
@@ -35,8 +37,8 @@ def name_this_thread(name: str) -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         native = threading.get_native_id()
-        with open(f"/proc/self/task/{native}/comm", "w", encoding="ascii") as file:
-            file.write(name[:15])
+        with open(f"/proc/self/task/{native}/comm", "wb") as file:
+            file.write(name[:15].encode("ascii"))
 
 
 def named(name: str) -> frozenset[str]:

@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 import stat
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -195,6 +194,8 @@ def _server_class(module: Any) -> Any:
 @contextlib.contextmanager
 def _private_folder() -> Iterator[str]:
     """A new folder of mode 0700 whose path leaves room for a socket's name; removed afterwards."""
+    import tempfile
+
     error = OSError("no folder for temporary files has a path short enough for a socket")
     for place in (os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp", "/dev/shm"):
         if not os.path.isabs(place) or len(os.fsencode(place)) > PATH_LIMIT - len("/ws-12345678/s"):

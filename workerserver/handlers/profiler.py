@@ -25,8 +25,6 @@ import contextlib
 import gc
 import json
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -318,6 +316,8 @@ def _resident() -> int:
 
 def _free(folder: str) -> int:
     """Bytes that this process may still write to *folder*; 0 if it is gone."""
+    import shutil
+
     try:
         return shutil.disk_usage(folder).free
     except OSError:
@@ -325,6 +325,8 @@ def _free(folder: str) -> int:
 
 
 def _folder() -> str:
+    import tempfile
+
     try:
         return tempfile.gettempdir()
     except OSError as error:
@@ -343,6 +345,8 @@ def _exported(profile: Any, folder: str) -> bytes:
 
     Kineto only prints when it can't write, and leaves a file of another name: hence the folder.
     """
+    import tempfile
+
     try:
         with tempfile.TemporaryDirectory(prefix="workerserver-", dir=folder) as own:
             path = os.path.join(own, "trace.json")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import selectors
-import shutil
 import subprocess
 import sys
 import time
@@ -67,6 +66,8 @@ def pyspy_dump(native: str = "", subprocesses: str = "", nonblocking: str = "") 
 
 def find_program() -> str | None:
     """py-spy on PATH, else beside the interpreter (a virtual environment that isn't activated)."""
+    import shutil
+
     return shutil.which("py-spy") or shutil.which(
         "py-spy", path=os.path.dirname(sys.executable) or os.defpath
     )
