@@ -47,6 +47,7 @@ def compared(
     cpus = os.sched_getaffinity(0)
     found: dict[str, list[tuple[float, float]]] = {}
     notes = []
+    seconds = SECONDS / 2 if context.quick else SECONDS
     with contextlib.ExitStack() as stack:
         servers = {}
         for kind in REQUESTS[request]:
@@ -59,7 +60,7 @@ def compared(
         for turn in range(context.rounds + 1):
             for kind, server in list(servers.items()):
                 try:
-                    figures = one_round(server, request, SECONDS if turn else 0.1)
+                    figures = one_round(server, request, seconds if turn else 0.1)
                 except RuntimeError as error:
                     notes.append(f"{kind}: {error}")
                     del servers[kind]
