@@ -39,7 +39,7 @@ ORDER = (
     "flight",
     "footprint",
 )
-ROUNDS = 7
+ROUNDS = 5
 ROUNDS_QUICK = 5
 #: A Unix socket's path has at most 107 bytes; the suites' folders stay below this.
 SHORT = 40

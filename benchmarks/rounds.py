@@ -156,7 +156,7 @@ def measure(case: Case, context: Context, missing: dict[str, str]) -> Mapping[Su
                     connections=case.connections,
                     fresh=case.fresh,
                     timeout=TIMEOUT,
-                    per_connection=PER_CONNECTION,
+                    per_connection=0 if case.fresh else PER_CONNECTION,
                 )
                 try:
                     with server.awake():

@@ -126,6 +126,7 @@ cdef struct Connection:
     uint32_t events  # what epoll was asked for
     bint polled  # known to epoll
     bint queued
+    uint64_t number  # hub.number when something last came for the loop
     bint reaping
     # --- in
     char *data  # malloc'ed; [start, size) are the bytes nobody has claimed
@@ -195,6 +196,7 @@ cdef struct Hub:
     Connection *connections
     Connection *queue
     Connection *queue_last
+    uint64_t number  # of what has come for the loop so far
     Connection *reap
     bint sweep  # a listener may be free to go
     Connection *dumps
@@ -224,6 +226,7 @@ cdef void give_way(Hub *hub) noexcept nogil
 cdef void wake_io(Hub *hub) noexcept nogil
 cdef void ask_turn(Hub *hub) noexcept nogil
 cdef void arm(Hub *hub, double at) noexcept nogil
+cdef void stamp(Connection *connection) noexcept nogil
 cdef void enqueue(Connection *connection) noexcept nogil
 cdef void dequeue(Connection *connection) noexcept nogil
 cdef void reap(Connection *connection) noexcept nogil
@@ -238,8 +241,8 @@ cdef Chunk *chunk_new(const char *data, size_t size, void *owner) noexcept nogil
 cdef void chunk_append(Connection *connection, Chunk *chunk) noexcept nogil
 
 # --- the loop's thread, which holds the GIL; these take the lock themselves
-cdef Chunk *turn_begin(Hub *hub) noexcept nogil
-cdef Connection *turn_next(Hub *hub) noexcept nogil
+cdef Chunk *turn_begin(Hub *hub, uint64_t *number) noexcept nogil
+cdef Connection *turn_next(Hub *hub, uint64_t *number) noexcept nogil
 cdef void connection_take(Connection *connection, Event *event) noexcept nogil
 cdef int connection_descriptor(Connection *connection) noexcept nogil
 cdef int connection_write(

@@ -122,9 +122,16 @@ cdef void _arm_io(Hub *hub, double at) noexcept nogil:
 # --- lists
 
 
+cdef void stamp(Connection *connection) noexcept nogil:
+    """Something has come for *connection*, which is or will be in the queue."""
+    connection.hub.number += 1
+    connection.number = connection.hub.number
+
+
 cdef void enqueue(Connection *connection) noexcept nogil:
     """Have the loop look at *connection*; in the order of arrival."""
     cdef Hub *hub = connection.hub
+    stamp(connection)
     if not connection.queued:
         connection.queued = True
         connection.queue_next = NULL
@@ -285,8 +292,9 @@ cdef void discard_out(Connection *connection) noexcept nogil:
 # --- the loop's side
 
 
-cdef Chunk *turn_begin(Hub *hub) noexcept nogil:
-    """The loop has come. The chunks that were sent, for it to drop their owners and to free."""
+cdef Chunk *turn_begin(Hub *hub, uint64_t *number) noexcept nogil:
+    """The loop has come. The chunks that were sent, for it to drop their owners and to free;
+    *number* becomes hub.number."""
     cdef Chunk *done
     hub_lock(hub)
     if hub.asked:
@@ -294,12 +302,14 @@ cdef Chunk *turn_begin(Hub *hub) noexcept nogil:
         watch_answered(monotonic_ns())
     done = hub.done
     hub.done = NULL
+    number[0] = hub.number
     hub_unlock(hub)
     return done
 
 
-cdef Connection *turn_next(Hub *hub) noexcept nogil:
-    """Claim the next connection in the queue; NULL if there is none.
+cdef Connection *turn_next(Hub *hub, uint64_t *number) noexcept nogil:
+    """Claim the next connection in the queue; NULL if there is none. *number* becomes hub.number if
+    something has come for the connection since then.
 
     Each is claimed only when its turn has come: while a handler holds the loop up, those behind it
     can still be taken back.
@@ -312,6 +322,8 @@ cdef Connection *turn_next(Hub *hub) noexcept nogil:
         if connection.stage == STAGE_QUEUED:
             connection.stage = STAGE_LOOP
             connection.deadline = 0.0
+        if connection.number > number[0]:
+            number[0] = hub.number
     hub_unlock(hub)
     return connection
 

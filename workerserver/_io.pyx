@@ -19,7 +19,7 @@ from workerserver._connection cimport (
     KIND_CONNECTION, KIND_LISTENER, KIND_RELAY, KIND_TIMER, NEVER, READ_SIZE, RELAYS,
     STAGE_ANSWERING, STAGE_CLOSING, STAGE_DEAD, STAGE_DRAIN, STAGE_IO, STAGE_LOOP, STAGE_QUEUED,
     STAGE_WAIT, Connection, Hub, Listener, RelaySlot, Source, arm, ask_turn, dequeue, enqueue,
-    epoll_add, epoll_change, give_way, hub_lock, hub_unlock, set_events, unpoll,
+    epoll_add, epoll_change, give_way, hub_lock, hub_unlock, set_events, stamp, unpoll,
 )
 from workerserver._dispatch cimport (
     answer_dumps, broken, hand_over, make_room, proceed, refuse, relay_late, relayed, take_back,
@@ -164,9 +164,11 @@ cdef void _readable(Connection *connection) noexcept nogil:
         hand_over(connection)
     elif connection.stage == STAGE_LOOP:
         enqueue(connection)
-    elif connection.stage == STAGE_QUEUED and connection.judged:
-        connection.judged = False  # the request may be whole now
-        arm(hub, hub.now)
+    elif connection.stage == STAGE_QUEUED:
+        stamp(connection)
+        if connection.judged:
+            connection.judged = False  # the request may be whole now
+            arm(hub, hub.now)
     set_events(connection)
 
 

@@ -7,6 +7,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.unistd cimport geteuid, read
@@ -93,17 +94,22 @@ cdef class NativeHub:
         cdef Connection *connection = NULL
         cdef int _i
         cdef double now
+        cdef uint64_t number, before
         if self._hub == NULL:
             return
         if read(self._hub.turn, counter, 8) < 0:
             pass  # another turn has read it
-        self._release(turn_begin(self._hub))
+        self._release(turn_begin(self._hub, &number))
         turns.begin()
         try:
             for _i in range(TURN):
-                connection = NULL if self._hub == NULL else turn_next(self._hub)
+                before = number
+                connection = NULL if self._hub == NULL else turn_next(self._hub, &number)
                 if connection == NULL:
                     break
+                if number != before:  # it asks later than those before: nothing to share with them
+                    turns.end()
+                    turns.begin()
                 self._deliver(connection)
         finally:
             if connection != NULL and self._hub != NULL:  # there may be more in the queue
@@ -146,6 +152,7 @@ cdef class NativeHub:
     def close(self):
         """End the I/O thread and every connection."""
         cdef Connection *connection
+        cdef uint64_t number
         if self._hub == NULL:
             return
         hub_stop(self._hub)
@@ -157,13 +164,13 @@ cdef class NativeHub:
             with nogil:
                 hub_run(self._hub)
         self.loop.remove_reader(self._hub.turn)
-        self._release(turn_begin(self._hub))
+        self._release(turn_begin(self._hub, &number))
         while True:
-            connection = turn_next(self._hub)
+            connection = turn_next(self._hub, &number)
             if connection == NULL:
                 break
             self._deliver(connection)
-        self._release(turn_begin(self._hub))
+        self._release(turn_begin(self._hub, &number))
         for listener in tuple(self._listeners):
             (<NativeListener>listener).close()
         with nogil:

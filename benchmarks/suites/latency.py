@@ -38,8 +38,8 @@ IDLE = (
 
 def beside(load: str) -> tuple[Case, ...]:
     """The cases of a load that runs: a request each 10 ms on connections enough."""
-    pings = Case("ping", load, SERVERS, 100, RATE)
-    return pings, Case("dump", load, DUMPS, 60, RATE)
+    pings = Case("ping", load, SERVERS, 80, RATE)
+    return pings, Case("dump", load, DUMPS, 40, RATE)
 
 
 def parked(load: str) -> tuple[Case, ...]:
@@ -52,8 +52,8 @@ def held() -> tuple[Case, ...]:
     """mode=auto: what a user would ask."""
     dumps = tuple(dict.fromkeys(Subject(one.kind, "dump_traceback") for one in DUMPS))
     return (
-        Case("ping", "gil-c", SERVERS, 100, RATE),
-        Case("dump", "gil-c", dumps, 60, RATE),
+        Case("ping", "gil-c", SERVERS, 80, RATE),
+        Case("dump", "gil-c", dumps, 40, RATE),
     )
 
 
