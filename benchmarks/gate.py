@@ -165,8 +165,9 @@ class Baseline:
         return Baseline({**self.suites, **newer.suites}, newer.rounds, newer.quick, newer.machine)
 
     def short(self, names: Iterable[str]) -> list[str]:
-        """Of *names*, the suites to check: those with ratios, and those that are not in here."""
-        return [name for name in names if self.suites.get(name, True)]
+        """Of *names*, the suites with recorded ratios; all if nothing is recorded."""
+        names = list(names)
+        return [name for name in names if self.suites.get(name)] or names
 
 
 def collected(runs: Sequence[Report]) -> dict[str, dict[str, Recorded]]:

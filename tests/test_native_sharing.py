@@ -26,8 +26,8 @@ def appears_later(done: threading.Event) -> None:
 
 def test_a_later_dump_is_a_later_snapshot(short_path: Path) -> None:
     """Held up by ``hold``, the loop finds ``first`` and ``between`` in its queue. While it serves
-    ``between`` a thread starts and then a dump is asked for; it comes in within the same turn, after
-    the snapshot that ``first`` got, and has to show that thread."""
+    ``between`` a thread starts and then a dump is asked for. It comes in within the same turn,
+    after the snapshot that ``first`` got, and has to show that thread."""
     path = str(short_path / "s")
     holding, release, done = threading.Event(), threading.Event(), threading.Event()
     thread = threading.Thread(target=appears_later, args=(done,))
