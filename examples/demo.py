@@ -1,8 +1,8 @@
-"""A training job hangs; which rank is it, and where? Ask each one through its socket.
+"""A training job hangs; which rank is it, and where? ``workerserver diagnose`` says it.
 
 Starts ``torchrun`` with train_digits.py, in which one rank runs into a deadlock, waits until no
-rank makes a step any more, asks all of them what they are doing, and compares the answers. Exit
-status 0 only if that leads to the rank and the function in which the mistake was planted.
+rank makes a step any more, and has all ranks diagnosed through their sockets. Exit status 0 only if
+the verdict names the rank and the function in which the mistake was planted.
 """
 
 from __future__ import annotations
@@ -16,26 +16,15 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import workerserver
 
 SCRIPT = Path(__file__).resolve().parent / "train_digits.py"
 #: Where the mistake is planted; only the exit status is decided by it.
 PLANTED = "load_checkpoint_shard"
-
-#: Frames from there are not the user's: Python's library, what is installed, and workerserver.
-LIBRARIES = (
-    *(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "purelib", "platlib")),
-    f"{Path(workerserver.__file__).parent}/",
-    "<",
-)
 
 #: No step for so many seconds, on any rank: the job hangs. (A step takes milliseconds here.)
 STALLED_S = 4.0
@@ -66,95 +55,6 @@ def ask(path: Path, method: str, target: str) -> Json:
         raise http.client.HTTPException(f"{target}: {response.status} {body[:200]!r}")
     answer: Json = json.loads(body)
     return answer
-
-
-@dataclass(frozen=True)
-class Rank:
-    """What one rank answered: its main thread's frames, newest first, and its last collectives."""
-
-    rank: int
-    step: int
-    age: float
-    frames: list[Json]
-    issued: Json
-    retired: Json
-
-    @property
-    def stands_on(self) -> Json:
-        """The newest frame that is the user's own."""
-        return next((frame for frame in self.frames if is_user_code(frame)), self.frames[0])
-
-
-def question(rank: int, path: Path) -> Rank:
-    health = ask(path, "GET", "/healthz")
-    stacks = ask(path, "POST", "/handler/dump_traceback?format=json")
-    summary = ask(path, "POST", "/handler/fr_summary")
-    main = next(thread for thread in stacks["threads"] if thread["name"] == "MainThread")
-    group = next(group for group in summary["groups"] if group["desc"] == "default_pg")
-    return Rank(
-        rank,
-        health["step"],
-        health["step_age_s"],
-        main["frames"],
-        group["last_issued"] or {},
-        group["last_retired"] or {},
-    )
-
-
-def is_user_code(frame: Json) -> bool:
-    return not frame["file"].startswith(LIBRARIES)
-
-
-def place(frame: Json) -> str:
-    return f"{Path(frame['file']).name}:{frame['line']} {frame['function']}"
-
-
-def operation(facts: Json) -> str:
-    return f"{facts['op']} #{facts['seq']}" if facts else "none"
-
-
-def table(ranks: Sequence[Rank]) -> str:
-    rows = [("rank", "step", "for", "stands on", "last issued", "last retired")]
-    rows += [
-        (
-            str(each.rank),
-            str(each.step),
-            f"{each.age:.1f} s",
-            place(each.stands_on),
-            operation(each.issued),
-            operation(each.retired),
-        )
-        for each in ranks
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
-def stack(frames: Sequence[Json]) -> str:
-    """One line per frame of the user's own code, newest first; library frames are counted."""
-    lines: list[str] = []
-    folded = 0
-    for frame in frames:
-        if not is_user_code(frame):
-            folded += 1
-            continue
-        if folded:
-            lines.append(f"    ({folded} library frames)")
-            folded = 0
-        lines.append(f"    {place(frame)}")
-    if folded:
-        lines.append(f"    ({folded} library frames)")
-    return "\n".join(lines)
-
-
-def culprit(ranks: Sequence[Rank]) -> Rank | None:
-    """The one rank that hasn't issued the collective in which all the others wait, or None."""
-    latest = max(each.issued.get("seq", -1) for each in ranks)
-    behind = [each for each in ranks if each.issued.get("seq", -1) < latest]
-    return behind[0] if len(behind) == 1 else None
 
 
 def wait_until_stalled(job: subprocess.Popen[bytes], paths: Sequence[Path]) -> list[Json]:
@@ -203,24 +103,24 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
     try:
         health = wait_until_stalled(job, paths)
         pids = [each["pid"] for each in health]
-        print(f"No step for {STALLED_S:g} s on any rank. Asking each through its socket:\n")
-        ranks = [question(rank, path) for rank, path in enumerate(paths)]
+        print(f"No step for {STALLED_S:g} s on any rank. Who is to blame?\n", flush=True)
+        words = ["diagnose", "--world-size", str(options.ranks), str(folder / "rank{rank}.sock")]
+        print("$ workerserver", *words, flush=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "workerserver", *words],
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
     except Exception:
         print(log.read_text(errors="replace"), file=sys.stderr)
         raise
     finally:
         end(job, pids)
 
-    print(table(ranks))
-    found = culprit(ranks)
-    if found is None:
-        print("\nNo single rank is behind the others.")
-        return False
-    last = max(ranks, key=lambda each: each.issued.get("seq", -1)).issued
-    print(f"\nRank {found.rank} is stuck in {place(found.stands_on)};", end=" ")
-    print(f"the others wait for it in {operation(last)}. Its main thread, newest frame first:")
-    print(stack(found.frames))
-    return (found.rank, found.stands_on["function"]) == (options.hang_rank, PLANTED)
+    print(done.stdout)
+    verdict = done.stdout.partition("\n")[0]
+    return done.returncode == 1 and f"rank {options.hang_rank} " in verdict and PLANTED in verdict
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The command line: ``workerserver run | call | ls | bench``.
+"""The command line: ``workerserver COMMAND``.
 
 Each command is a module with ``main(argv) -> exit status``; what it prints goes through a
 ``render_*(…, out)`` function that writes to the stream it is given. Nothing here imports torch,
@@ -24,16 +24,36 @@ usage: workerserver COMMAND ...
                                    run an unchanged program with a server inside it
   call NAME [key=value...] TARGET  call a handler and print what it answers
   ls TARGET...                     say who listens, and how it is doing
+  diagnose [TARGET...]             say which rank of a job is to blame, if it hangs, and why
+  stacks [TARGET...]               show what all ranks do, equal stacks once
+  fr [TARGET...]                   show what the flight recorders say, per process group
+  ping [TARGET...]                 say which workers of a job answer, and how fast
+  profile -o FILE [TARGET...]      profile all ranks into one Chrome trace
+  watch --folder DIR [TARGET...]   diagnose over and over, and keep the verdicts
+  top [TARGET...]                  show all ranks as a live table
   bench TARGET [NAME[?key=value]]  measure how fast a handler answers
 
-TARGET is a Unix socket, a folder or pattern of them, or host:port.
+TARGET is a Unix socket, a folder or pattern of them, or host:port. The commands on whole jobs
+also find workers through --store, --hosts, --dns, --slurm or torchrun's environment.
 "workerserver COMMAND --help" says more.
 """
-COMMANDS = ("run", "call", "ls", "bench")
+COMMANDS = (
+    "run",
+    "call",
+    "ls",
+    "diagnose",
+    "stacks",
+    "fr",
+    "ping",
+    "profile",
+    "watch",
+    "top",
+    "bench",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 1 (it failed) or 2 (wrong use)."""
+    """Run one command and return its exit status, as a rule 0, 1 (it failed) or 2 (wrong use)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in (["-h"], ["--help"]):
         sys.stdout.write(USAGE)

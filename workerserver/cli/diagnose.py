@@ -1,0 +1,139 @@
+"""``workerserver diagnose``: every rank, one verdict, and what it rests on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workerserver.cli.cluster_options import (
+    add_rounds,
+    cost,
+    find,
+    job_parser,
+    look,
+    show_gone,
+    world_size,
+    write_json,
+)
+from workerserver.cli.console import Output
+from workerserver.cli.stacks import show_groups
+from workerserver.cli.text import seconds
+from workerserver.cluster.collect import EVERYTHING, Round
+from workerserver.cluster.diagnose import diagnose
+from workerserver.cluster.merge import groups
+from workerserver.cluster.verdict import REASONS, Verdict
+
+__all__ = ["STYLES", "main", "render", "report"]
+
+#: By exit status.
+STYLES = ("bold green", "bold red", "bold yellow")
+#: What people are shown without --all.
+MOST_SUSPECTS = 8
+MOST_LINES = 20
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 0: nobody is suspected, 1: suspects, 2: could not tell."""
+    parser = job_parser(
+        "diagnose",
+        "Say which rank of a job is to blame, if it hangs, and why. "
+        "Exit status: 0 healthy, 1 suspects found, 2 could not tell.",
+    )
+    add_rounds(parser, 2)
+    parser.add_argument("--all", action="store_true", help="every suspect and group of stacks")
+    parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
+    options = parser.parse_intermixed_args(list(argv))
+    workers = find(options)
+    rounds = look(
+        options,
+        workers,
+        EVERYTHING,
+        rounds=options.rounds,
+        interval=options.interval,
+    )
+    verdict = diagnose(rounds, world_size(options, workers))
+    if options.json:
+        write_json(sys.stdout, report(verdict, rounds))
+    else:
+        render(verdict, rounds, Output(sys.stdout), everything=options.all)
+    return verdict.status
+
+
+def report(verdict: Verdict, rounds: Sequence[Round]) -> dict[str, Any]:
+    """The verdict, and what it cost, for JSON."""
+    return {**verdict.as_dict(), "time": rounds[-1].started, "cost": cost(rounds)}
+
+
+def render(
+    verdict: Verdict, rounds: Sequence[Round], out: Output, *, everything: bool = False
+) -> None:
+    """The sentence, then the suspects with their evidence, then what all ranks do."""
+    fields = verdict.as_dict()
+    out.line(verdict.sentence, STYLES[verdict.status])
+    spent = cost(rounds)
+    out.line(
+        f"{verdict.responded} of {verdict.ranks} ranks answered; {spent['questions']} questions, "
+        f"{spent['bytes_received']} bytes, {seconds(spent['seconds'])}",
+        "dim",
+    )
+    suspects = fields["suspects"]
+    shown = suspects if everything else suspects[:MOST_SUSPECTS]
+    for suspect in shown:
+        _show_suspect(suspect, out)
+    if len(shown) < len(suspects):
+        out.line(f"... and {len(suspects) - len(shown)} more suspects (--all)")
+    if verdict.unreachable:
+        out.line()
+        out.line("no answer", "bold")
+        show_gone(out, fields["unreachable"])
+    if verdict.stragglers:
+        out.line()
+        out.line("slow, but not stuck", "bold")
+        for each in verdict.stragglers:
+            out.line(str(each["text"]))
+    _show_lines("problems", verdict.problems, out, everything=everything)
+    together = groups(rounds[-1].states)
+    if together:
+        out.line()
+        out.line("what the ranks do", "bold")
+        show_groups(together, out, everything=everything)
+
+
+def _show_suspect(suspect: Mapping[str, Any], out: Output) -> None:
+    rank, host = suspect["rank"], suspect["host"]
+    who = f"rank {rank}" if rank is not None else "worker of unknown rank"
+    at = ", ".join(filter(None, (host, suspect["address"])))
+    out.line()
+    out.line(f"{who} ({at}): {suspect['reason']}", "bold red")
+    out.line(f"  {REASONS[suspect['reason']]}", "dim")
+    operation = suspect["collective"]
+    if operation is not None and suspect["seq"] is not None:
+        operation = f"{operation} #{suspect['seq']}"
+    step = suspect["step"]
+    if step is not None and suspect["step_age_s"] is not None:
+        step = f"{step}, {seconds(suspect['step_age_s'])} ago"
+    for title, value in (
+        ("process group", suspect["process_group"]),
+        ("collective", operation),
+        ("location", suspect["location"]),
+        ("call", suspect["call"]),
+        ("holds the GIL", "yes" if suspect["gil_holder"] else None),
+        ("last heartbeat", f"step {step}" if step is not None else None),
+    ):
+        if value is not None:
+            out.line(f"  {title + ':':<16}{value}")
+    for line in suspect["evidence"]:
+        out.line(f"  - {line}")
+
+
+def _show_lines(title: str, lines: Sequence[str], out: Output, *, everything: bool) -> None:
+    if not lines:
+        return
+    out.line()
+    out.line(title, "bold")
+    shown = lines if everything else lines[:MOST_LINES]
+    for line in shown:
+        out.line(line)
+    if len(shown) < len(lines):
+        out.line(f"... and {len(lines) - len(shown)} more (--all)")

@@ -1,0 +1,144 @@
+"""``workerserver fr``: what the flight recorders say, for each process group."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workerserver.cli.cluster_options import (
+    add_rounds,
+    cost,
+    find,
+    job_parser,
+    look,
+    show_gone,
+    world_size,
+    write_json,
+)
+from workerserver.cli.console import Output
+from workerserver.cluster.collect import Round
+from workerserver.cluster.diagnose import diagnose
+from workerserver.cluster.ranges import unfold
+from workerserver.cluster.tree import short_fold
+
+__all__ = ["main", "render", "report"]
+
+#: Rows and lines that people are shown without --all.
+MOST = 20
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 0: nothing differs or hangs, 1: something does, 2: no recorder says anything."""
+    parser = job_parser(
+        "fr",
+        "Show what the flight recorders of all ranks say together: per process group the last "
+        "issued and retired operation of each rank, who waits for whom, and what differs. "
+        "Exit status: 0 nothing hangs or differs, 1 something does, 2 no recorder holds anything.",
+    )
+    add_rounds(parser, 1)
+    parser.add_argument("--all", action="store_true", help="every process group and position")
+    parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
+    options = parser.parse_intermixed_args(list(argv))
+    workers = find(options)
+    rounds = look(
+        options, workers, ("health", "flight"), rounds=options.rounds, interval=options.interval
+    )
+    fields = report(rounds, world_size(options, workers))
+    if options.json:
+        write_json(sys.stdout, fields)
+    else:
+        render(fields, Output(sys.stdout), everything=options.all)
+    return _status(fields["process_groups"])
+
+
+def report(rounds: Sequence[Round], size: int | None = None) -> dict[str, Any]:
+    """The part of a verdict that needs no stacks, as JSON has it."""
+    fields = diagnose(rounds, size).as_dict()
+    parts = ("ranks", "responded", "unreachable", "process_groups", "problems")
+    failures = [
+        f"{'worker ' + state.worker.address if state.rank is None else f'rank {state.rank}'}: "
+        f"{question}: {state.failures[question].reason}: {state.failures[question].text}"
+        for state in rounds[-1].states
+        for question in ("fr_summary", "flight")
+        if state.responded and question in state.failures
+    ]
+    return {
+        **{part: fields[part] for part in parts},
+        "problems": [*failures, *fields["problems"]],
+        "time": rounds[-1].started,
+        "cost": cost(rounds),
+    }
+
+
+def _status(process_groups: Sequence[Mapping[str, Any]]) -> int:
+    if not process_groups:
+        return 2
+    hangs = any(wait["hangs"] for group in process_groups for wait in group["waits"])
+    return 1 if hangs or any(group["mismatch"] for group in process_groups) else 0
+
+
+def render(fields: Mapping[str, Any], out: Output, *, everything: bool = False) -> None:
+    """A table for each process group, those in trouble first."""
+    most = None if everything else MOST
+    process_groups = fields["process_groups"]
+    out.line(
+        f"{fields['responded']} of {fields['ranks']} ranks answered, process groups: "
+        f"{len(process_groups)}",
+        "bold",
+    )
+    show_gone(out, fields["unreachable"])
+    for line in fields["problems"][:most]:
+        out.line(line, "yellow")
+    if not process_groups:
+        out.line("no recorder holds anything: set TORCH_FR_BUFFER_SIZE in the job's environment")
+    for group in process_groups[:most]:
+        out.line()
+        _show_group(group, out, most)
+    if most is not None and len(process_groups) > most:
+        out.line(f"... and {len(process_groups) - most} more process groups (--all)")
+
+
+def _show_group(group: Mapping[str, Any], out: Output, most: int | None) -> None:
+    names = " ".join(filter(None, (group["desc"], f"({group['name']})")))
+    known = "" if group["complete"] else ", as far as they have issued anything"
+    out.line(f"{names}: ranks {_short(group['ranks'])}{known}", "bold")
+    positions = group["positions"]
+    out.table(
+        ("RANKS", "LAST ISSUED", "LAST RETIRED"),
+        [
+            (
+                _short(each["ranks"]),
+                _operation(each["last_issued"]),
+                _operation(each["last_retired"]),
+            )
+            for each in positions[:most]
+        ],
+    )
+    if most is not None and len(positions) > most:
+        out.line(f"... and {len(positions) - most} more positions (--all)")
+    for wait in group["waits"][:most]:
+        operation = _operation(wait)
+        text = f"{operation}: ranks {_short(wait['waiting'])} wait"
+        if wait["absent"]:
+            text += f" for {_short(wait['absent'])}"
+        if wait["silent"]:
+            text += f"; nothing is known of {_short(wait['silent'])}"
+        out.line(f"{text}; it hangs" if wait["hangs"] else text, "red" if wait["hangs"] else "")
+    mismatch = group["mismatch"]
+    if mismatch is not None:
+        out.line(f"#{mismatch['seq']} differs ({mismatch['kind']})", "red")
+        for party in mismatch["parties"]:
+            out.line(f"  ranks {_short(party['ranks'])}: {party['operation']}", "red")
+
+
+def _operation(brief: Mapping[str, Any] | None) -> str:
+    if brief is None:
+        return "-"
+    name = str(brief["collective"])
+    return name if brief["seq"] is None else f"{name} #{brief['seq']}"
+
+
+def _short(folded: str) -> str:
+    """Folded ranks, cut where they get too long for a line."""
+    return folded if len(folded) <= 60 else short_fold(unfold(folded))

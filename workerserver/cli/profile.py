@@ -1,0 +1,233 @@
+"""``workerserver profile``: many ranks under torch's profiler at one time, as one Chrome trace.
+
+Each rank becomes a process of the trace. Times are of each rank's own clock: they are as far apart
+as those are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, TextIO
+
+from workerserver.cli.cluster_options import ask, find, job_parser, write_json
+from workerserver.cli.console import Output, counting
+from workerserver.cli.errors import UsageError
+from workerserver.cli.text import positive_seconds
+from workerserver.cluster import wire
+from workerserver.cluster.client import Client, Failed, Question, Visit
+from workerserver.cluster.model import Failure, Worker
+from workerserver.cluster.questions import HEALTH
+
+__all__ = ["main", "processes"]
+
+#: Bytes of one trace, and how many of a job are put together: a viewer can't take more either.
+TRACE_LIMIT = 64 << 20
+MOST_RANKS = 256
+#: Times count from so long before the command began, so that none is negative, whatever the clocks.
+MARGIN_NS = 3600 * 10**9
+#: Each process of a rank gets a number of its own.
+PROCESSES = 100
+
+
+@dataclass(slots=True)
+class Profiled:
+    """One worker: *body* has its trace, until it is written; *events* of it have been."""
+
+    worker: Worker
+    rank: int | None
+    failure: Failure | None = None
+    body: IO[bytes] | None = None
+    note: str | None = None
+    events: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.worker.address if self.rank is None else f"rank {self.rank}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 0: the traces of all workers, 1: of some, 2: of none."""
+    parser = job_parser(
+        "profile",
+        "Run torch's profiler on all ranks of a job at one time, and put what they give into one "
+        "Chrome trace (for ui.perfetto.dev), each rank a process. A profile slows its rank down. "
+        "Exit status: 0 with the traces of all workers, 1 of some, 2 of none.",
+        deadline=60.0,
+    )
+    parser.add_argument("-o", dest="output", required=True, metavar="FILE", help="may end in .gz")
+    parser.add_argument(
+        "--duration",
+        type=positive_seconds,
+        default=1.0,
+        metavar="S",
+        help="of the profiles (default 1); comes on top of the deadline",
+    )
+    parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
+    options = parser.parse_intermixed_args(list(argv))
+    options.deadline += options.duration
+    workers = find(options)
+    if len(workers) > MOST_RANKS:
+        raise UsageError(f"{len(workers)} workers, of at most {MOST_RANKS}: name fewer")
+    options.concurrency = max(options.concurrency, len(workers))  # at one time, or it says little
+    started = time.time_ns()
+    with contextlib.ExitStack() as stack:
+        found = _ask_all(options, workers, stack)
+        _write(options.output, found, started - MARGIN_NS)
+    good = sum(each.failure is None for each in found)
+    if options.json:
+        write_json(sys.stdout, {"ranks": len(found), "responded": good, "workers": _dicts(found)})
+    else:
+        out = Output(sys.stdout)
+        for each in found:
+            if each.failure is not None:
+                out.line(f"{each.name}: {each.failure.reason}: {each.failure.text}", "red")
+            else:
+                note = f"; {each.note}" if each.note else ""
+                out.line(f"{each.name}: {each.events} events{note}")
+        out.line(f"{good} of {len(found)} in {options.output}", "bold")
+    return 0 if good == len(found) else 1 if good else 2
+
+
+def _ask_all(
+    options: argparse.Namespace, workers: Sequence[Worker], stack: contextlib.ExitStack
+) -> list[Profiled]:
+    """The traces lie in files without a name, which *stack* closes."""
+    question = Question.handler(
+        "torch_profile", f"duration={options.duration:g}", limit=TRACE_LIMIT
+    )
+
+    async def talk(visit: Visit) -> Profiled:
+        made = Profiled(visit.worker, visit.worker.rank)
+        try:
+            health = await visit.ask(HEALTH)
+            made.rank = made.rank if health.rank is None else health.rank
+        except Failed as failed:
+            if failed.failure.reason != "missing":
+                raise
+        answer = await visit.ask(question)
+        made.body = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        made.body.write(answer.body)
+        early = answer.fields.get("x-ended-early")
+        made.note = f"ended early: {early}" if early is not None else None
+        return made
+
+    async def everybody(client: Client) -> list[Profiled]:
+        results = await client.visit(workers, talk, lambda worker, result: done())
+        return [
+            Profiled(worker, worker.rank, result) if isinstance(result, Failure) else result
+            for worker, result in results.items()
+        ]
+
+    with counting("profiling", len(workers)) as done:
+        found = ask(options, everybody)
+    return sorted(found, key=lambda each: (1 << 62 if each.rank is None else each.rank, each.name))
+
+
+def _write(path: str, found: Sequence[Profiled], base_ns: int) -> None:
+    """One trace after the other, so that only one is in memory. *path* is whole or untouched."""
+    part = f"{path}.part"
+    try:
+        with contextlib.ExitStack() as stack:
+            if path.endswith(".gz"):
+                file: TextIO = stack.enter_context(gzip.open(part, "wt", encoding="ascii"))
+            else:
+                file = stack.enter_context(open(part, "w", encoding="ascii"))
+            head = {"displayTimeUnit": "ms", "baseTimeNanoseconds": base_ns}
+            file.write(json.dumps(head)[:-1] + ', "traceEvents": [')
+            comma = ""
+            for number, each in enumerate(found):
+                for event in _events(each, number, base_ns):
+                    file.write(f"{comma}\n{json.dumps(event)}")
+                    comma = ","
+            file.write("\n]}\n")
+        if any(each.failure is None for each in found):
+            os.replace(part, path)
+        else:
+            os.unlink(part)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def _events(profiled: Profiled, number: int, base_ns: int) -> Iterator[dict[str, Any]]:
+    if profiled.body is None:
+        return
+    profiled.body.seek(0)
+    try:
+        trace = wire.json_object(profiled.body.read(TRACE_LIMIT))
+        events, base = trace.get("traceEvents"), trace.get("baseTimeNanoseconds", 0)
+        if not isinstance(events, list) or type(base) is not int or not 0 <= base < 1 << 63:
+            raise ValueError("no Chrome trace")
+    except ValueError as error:
+        profiled.failure = Failure("malformed", str(error))
+        return
+    key = number if profiled.rank is None else profiled.rank
+    for event in processes(events, key, profiled.name, (base - base_ns) / 1000):
+        profiled.events += 1
+        yield event
+
+
+def processes(
+    events: Sequence[Any], key: int, name: str, shift_us: float
+) -> Iterator[dict[str, Any]]:
+    """*events* of one rank with its processes (itself, its GPUs, the profiler's own) numbered from
+    *key* and named after it, its times shifted, and its flows apart from other ranks'."""
+    numbers: dict[str, int] = {}
+    for event in events:
+        if not isinstance(event, dict) or not _is_plain(event):
+            continue
+        kind, title, pid = event.get("ph"), event.get("name"), str(event.get("pid", ""))
+        if kind == "M" and title in ("process_name", "process_sort_index"):
+            continue
+        if pid not in numbers:
+            index = numbers[pid] = min(len(numbers), PROCESSES - 1)
+            own = key * PROCESSES + index
+            shown = name if index == 0 else f"{name}, {pid}"
+            named = {"name": "process_name", "args": {"name": shown}}
+            order = {"name": "process_sort_index", "args": {"sort_index": own}}
+            for more in (named, order):
+                yield {"ph": "M", "pid": own, "tid": 0, "ts": 0, **more}
+        event["pid"] = key * PROCESSES + numbers[pid]
+        if "ts" in event:
+            event["ts"] = round(event["ts"] + shift_us, 3)
+        for field in ("id", "bind_id"):
+            if kind in ("s", "t", "f") and type(event.get(field)) is int:
+                event[field] = (key << 32) + (event[field] & 0xFFFFFFFF)
+        yield event
+
+
+def _is_plain(event: dict[str, Any]) -> bool:
+    """Its times are times, and it can be written as JSON: 1e999 was read as an infinity."""
+    if not all(type(event.get(field, 0)) in (int, float) for field in ("ts", "dur")):
+        return False
+    if not all(abs(event.get(field, 0)) < 1e15 for field in ("ts", "dur")):
+        return False
+    try:
+        json.dumps(event, allow_nan=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _dicts(found: Sequence[Profiled]) -> list[dict[str, Any]]:
+    return [
+        {
+            "rank": each.rank,
+            "host": each.worker.host,
+            "address": each.worker.address,
+            "events": each.events,
+            "reason": each.failure.reason if each.failure is not None else None,
+            "text": each.failure.text if each.failure is not None else each.note,
+        }
+        for each in found
+    ]

@@ -1,0 +1,182 @@
+"""``workerserver stacks``: what all ranks do, equal stacks once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from workerserver.cli.cluster_options import (
+    add_rounds,
+    cost,
+    find,
+    job_parser,
+    look,
+    problems,
+    show_gone,
+    unreachable,
+    write_json,
+)
+from workerserver.cli.console import Output
+from workerserver.cli.text import seconds
+from workerserver.cluster.collect import Round
+from workerserver.cluster.merge import (
+    Group,
+    Node,
+    groups,
+    observe,
+    render_group,
+    render_tree,
+    tree,
+)
+from workerserver.cluster.ranges import fold
+from workerserver.cluster.tree import short_fold
+from workerserver.cluster.verdict import where
+
+__all__ = ["group_dict", "main", "report", "show_groups", "tree_dicts"]
+
+#: Groups that people are shown without --all: the odd ones, and the largest.
+MOST_GROUPS = 12
+#: Lines of a tree.
+MOST_BRANCHES = 200
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 0: the stacks of all workers, 1: of some, 2: of none."""
+    parser = job_parser(
+        "stacks",
+        "Show the stacks of all ranks, those that are the same once, the odd ones first. "
+        "Exit status: 0 with the stacks of all workers, 1 of some, 2 of none.",
+    )
+    add_rounds(parser, 1)
+    parser.add_argument("--tree", action="store_true", help="main threads as a prefix tree")
+    parser.add_argument("--all", action="store_true", help="every group, or the whole tree")
+    parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
+    options = parser.parse_intermixed_args(list(argv))
+    workers = find(options)
+    rounds = look(
+        options, workers, ("health", "stacks"), rounds=options.rounds, interval=options.interval
+    )
+    found = groups(rounds[-1].states)
+    if options.json:
+        write_json(sys.stdout, report(rounds, found, with_tree=options.tree))
+    else:
+        _render(rounds, found, Output(sys.stdout), as_tree=options.tree, everything=options.all)
+    have = sum(group.count for group in found)
+    return 0 if have == len(workers) else 1 if have else 2
+
+
+def report(
+    rounds: Sequence[Round], found: Sequence[Group], *, with_tree: bool = False
+) -> dict[str, Any]:
+    """All of it, for JSON."""
+    states = rounds[-1].states
+    fields: dict[str, Any] = {
+        "ranks": len(states),
+        "responded": len(states) - len(unreachable(states)),
+        "unreachable": unreachable(states),
+        "groups": [group_dict(group) for group in found],
+        "problems": problems(states),
+        "time": rounds[-1].started,
+        "cost": cost(rounds),
+    }
+    if with_tree:
+        fields["tree"] = list(tree_dicts(tree(states)))
+    if len(rounds) > 1:
+        fields["motion"] = {motion: fold(ranks) for motion, ranks in _motions(rounds).items()}
+    return fields
+
+
+def group_dict(group: Group) -> dict[str, Any]:
+    """*stack*: the main thread, newest frame first, then the other threads that do something, each
+    after a line with its role."""
+    stack: list[str] = []
+    for thread, role in zip(group.threads, group.roles, strict=True):
+        if role != "main":
+            stack.append(f"[{role}]")
+        stack += [where(frame) for frame in thread.frames]
+    return {
+        "ranks": group.folded,
+        "count": group.count,
+        "stack": stack,
+        "unranked": group.unranked,
+        "idle": {role: {"least": low, "most": high} for role, (low, high) in group.idle.items()},
+    }
+
+
+def tree_dicts(root: Node) -> Iterator[dict[str, Any]]:
+    """The nodes in depth-first order: flat, so that no stack is too deep for a JSON parser."""
+    waiting = [(root, 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        yield {
+            "depth": depth,
+            "ranks": fold(node.ranks),
+            "count": node.count,
+            "ended": node.ended,
+            "frames": [where(frame) for frame in node.frames],
+        }
+        waiting += [(child, depth + 1) for child in reversed(node.children)]
+
+
+def _motions(rounds: Sequence[Round]) -> dict[str, list[int]]:
+    motions: dict[str, list[int]] = {}
+    for rank, observation in sorted(observe(rounds).items()):
+        motions.setdefault(observation.motion, []).append(rank)
+    return motions
+
+
+def _render(
+    rounds: Sequence[Round], found: Sequence[Group], out: Output, *, as_tree: bool, everything: bool
+) -> None:
+    states = rounds[-1].states
+    gone = unreachable(states)
+    spent = cost(rounds)
+    out.line(
+        f"{len(states) - len(gone)} of {len(states)} ranks answered, different stacks: "
+        f"{len(found)}; {spent['bytes_received']} bytes, {seconds(spent['seconds'])}",
+        "bold",
+    )
+    show_gone(out, gone)
+    for line in problems(states)[: None if everything else MOST_GROUPS]:
+        out.line(line, "yellow")
+    if len(rounds) > 1:
+        for motion, ranks in _motions(rounds).items():
+            style = "red" if motion == "stuck" else ""
+            out.line(f"{motion}: ranks {short_fold(ranks)}", style)
+    out.line()
+    if as_tree:
+        lines = render_tree(tree(states))
+        shown = lines if everything else lines[:MOST_BRANCHES]
+        for line in shown:
+            out.line(line)
+        if len(shown) < len(lines):
+            out.line(f"... and {len(lines) - len(shown)} more lines (--all)")
+    else:
+        show_groups(found, out, everything=everything)
+
+
+def show_groups(found: Sequence[Group], out: Output, *, everything: bool = False) -> None:
+    """The groups, the odd ones first; of many, the largest last one stays in sight."""
+    shown = list(found)
+    left = 0 if everything else max(len(shown) - MOST_GROUPS, 0)
+    if left:
+        del shown[MOST_GROUPS - 1 : -1]
+    for index, group in enumerate(shown):
+        if left and index == len(shown) - 1:
+            out.line(f"... {left} more groups (--all)")
+        out.line(_head(group), "bold" if group is found[-1] else "bold yellow")
+        for line in render_group(group)[1:]:
+            out.line(line)
+
+
+def _head(group: Group) -> str:
+    names = []
+    if group.ranks:
+        names.append(f"rank{'s' * (len(group.ranks) > 1)} {short_fold(group.ranks)}")
+    if len(group.unranked) == 1:
+        names.append(group.unranked[0])
+    elif group.unranked:
+        names.append(f"{len(group.unranked)} workers of unknown rank")
+    text = " and ".join(names)
+    return f"{text} ({group.count} in all)" if len(group.ranks) > 1 else text

@@ -1,0 +1,123 @@
+"""``workerserver top``: a live table of all ranks, by what ``/healthz`` tells."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from workerserver.cli.cluster_options import ask, find, job_parser, unreachable
+from workerserver.cli.console import Output, rich_table
+from workerserver.cli.repeated import add_every, looks
+from workerserver.cli.text import seconds
+from workerserver.cluster.client import Client
+from workerserver.cluster.collect import Part, Round
+from workerserver.cluster.model import RankState
+
+__all__ = ["main", "rows"]
+
+HEALTH: tuple[Part, ...] = ("health",)
+HEADER = ("RANK", "TARGET", "STATE", "STEP", "STEP AGE", "GIL WAIT", "GIL AWAY", "UPTIME")
+#: The style of a row, by its state.
+STYLES = {"ok": "", "torch": "dim", "stalled": "yellow", "no GIL": "red"}
+#: A GIL that is away for so long is being held.
+GIL_AWAY_S = 1.0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status, of the last look: 0: all workers answer, 1: some do, 2: none does."""
+    parser = job_parser(
+        "top",
+        "Show all ranks of a job as a live table: step, its age, how long the GIL had to be waited "
+        "for. Those that don't answer come first, then the lowest steps. Ctrl-C ends it. "
+        "Exit status: 0 all answered the last look, 1 some, 2 none.",
+        deadline=3.0,
+    )
+    add_every(parser, 2.0)
+    parser.add_argument("--json", action="store_true", help="an object for each look, one a line")
+    options = parser.parse_intermixed_args(list(argv))
+    workers = find(options)
+    out = Output(sys.stdout)
+
+    async def watch(client: Client) -> int:
+        answered = 0
+        with contextlib.ExitStack() as stack:
+            live = None
+            if out.console is not None and not options.json:
+                from rich.live import Live
+
+                live = stack.enter_context(
+                    Live(console=out.console, auto_refresh=False, vertical_overflow="crop")
+                )
+            async for look in looks(
+                client, workers, HEALTH, every=options.every, most=options.count
+            ):
+                table = rows(look)
+                answered = sum(row["answered"] for row in table)
+                if options.json:
+                    sys.stdout.write(json.dumps({"time": look.started, "workers": table}) + "\n")
+                elif live is not None:
+                    cells = [_cells(row) for row in table]
+                    styles = [STYLES.get(row["state"], "red") for row in table]
+                    live.update(rich_table(HEADER, cells, styles), refresh=True)
+                else:
+                    out.table(HEADER, [_cells(row) for row in table])
+                    out.line()
+                sys.stdout.flush()
+        return 0 if answered == len(workers) else 1 if answered else 2
+
+    return ask(options, watch)
+
+
+def rows(look: Round) -> list[dict[str, Any]]:
+    """A row per worker, the ones that need a look first."""
+    gone = {(each["address"], each["rank"]): each for each in unreachable(look.states)}
+    return sorted((_row(state, gone) for state in look.states), key=_order)
+
+
+def _row(state: RankState, gone: dict[tuple[str, int | None], dict[str, Any]]) -> dict[str, Any]:
+    health, failure = state.health, gone.get((state.worker.address, state.rank))
+    # A stock server has no health to tell, and only that was asked for.
+    answered = failure is None if health is not None else state.kind == "torch"
+    away = health.gil_unavailable_s if health is not None else None
+    if failure is not None and not answered:
+        word = failure["reason"]
+    elif health is None:
+        word = "torch"
+    else:
+        word = "no GIL" if (away or 0.0) >= GIL_AWAY_S else health.status
+    return {
+        "rank": state.rank,
+        "host": state.worker.host,
+        "address": state.worker.address,
+        "answered": answered,
+        "state": word,
+        "text": failure["text"] if failure is not None and not answered else None,
+        "step": health.step if health is not None else None,
+        "step_age_s": health.step_age_s if health is not None else None,
+        "gil_wait_s": health.gil_wait_s if health is not None else None,
+        "gil_unavailable_s": away,
+        "uptime_s": health.uptime_s if health is not None else None,
+    }
+
+
+def _order(row: dict[str, Any]) -> tuple[bool, float, int, str]:
+    step = float("inf") if row["step"] is None else row["step"]
+    rank = 1 << 62 if row["rank"] is None else row["rank"]
+    return (row["answered"], step, rank, row["address"])
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    wait = row["gil_wait_s"]
+    return (
+        "-" if row["rank"] is None else str(row["rank"]),
+        row["address"] or "-",
+        row["state"],
+        "-" if row["step"] is None else str(row["step"]),
+        seconds(row["step_age_s"]),
+        "-" if wait is None else f"{wait * 1000:.2f} ms",
+        seconds(row["gil_unavailable_s"] or None),
+        seconds(row["uptime_s"]),
+    )

@@ -1,0 +1,102 @@
+"""``workerserver watch``: a verdict every so often, each into a file of a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from workerserver.cli.cluster_options import ask, count, find, job_parser, world_size
+from workerserver.cli.console import Output
+from workerserver.cli.diagnose import STYLES, report
+from workerserver.cli.errors import UsageError
+from workerserver.cli.repeated import add_every, looks
+from workerserver.cluster.client import Client
+from workerserver.cluster.collect import EVERYTHING, Round
+from workerserver.cluster.diagnose import diagnose
+
+__all__ = ["Folder", "main"]
+
+#: Looks that a verdict rests on: without recorders, only time tells stuck from slow.
+HISTORY = 4
+WORDS = ("healthy", "SUSPECT", "unclear")
+_NAME = re.compile(r"round-[0-9]{8}T[0-9]{6}\.[0-9]{3}Z\.json\Z")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit status of the last verdict; 2 without any."""
+    parser = job_parser(
+        "watch",
+        "Diagnose a job over and over, a line for each look, and keep the verdicts, with stacks "
+        "and process groups, as JSON files in a folder. Ctrl-C ends it. "
+        "Exit status: that of the last verdict, see diagnose.",
+    )
+    parser.add_argument("--folder", required=True, metavar="DIR", help="made if it isn't there")
+    parser.add_argument(
+        "--keep", type=count, default=1000, metavar="N", help="files (default 1000), the newest"
+    )
+    add_every(parser, 30.0)
+    options = parser.parse_intermixed_args(list(argv))
+    workers = find(options)
+    size = world_size(options, workers)
+    out = Output(sys.stdout)
+    folder = Folder(options.folder, options.keep)
+
+    async def watch(client: Client) -> int:
+        history: deque[Round] = deque(maxlen=HISTORY)
+        status = 2
+        async for look in looks(
+            client, workers, EVERYTHING, every=options.every, most=options.count
+        ):
+            history.append(look)
+            verdict = diagnose(list(history), size)
+            status = verdict.status
+            folder.add(look.started, report(verdict, [look]))
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(look.started))
+            out.line(f"{at}  {WORDS[status]}  {verdict.sentence}", STYLES[status])
+            sys.stdout.flush()
+        return status
+
+    return ask(options, watch)
+
+
+class Folder:
+    """Verdicts as files, named after their time; beyond *keep* the oldest ones are removed.
+
+    Only files with such names are ever touched.
+    """
+
+    def __init__(self, path: str, keep: int) -> None:
+        self._path = path
+        self._keep = keep
+        try:
+            os.makedirs(path, 0o700, exist_ok=True)
+            self._names = sorted(name for name in os.listdir(path) if _NAME.match(name))
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}") from None
+
+    def add(self, when: float, fields: dict[str, Any]) -> None:
+        """A file is whole or not there. UsageError if it can't be written."""
+        second = time.strftime("%Y%m%dT%H%M%S", time.gmtime(when))
+        name = f"round-{second}.{int(when % 1 * 1000):03}Z.json"
+        part = os.path.join(self._path, f".{name}.part")
+        try:
+            with open(part, "w", encoding="ascii") as file:
+                json.dump(fields, file)
+                file.write("\n")
+            os.replace(part, os.path.join(self._path, name))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise UsageError(f"{self._path}: {error.strerror}") from None
+        self._names = sorted({*self._names, name})
+        while len(self._names) > self._keep:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self._path, self._names[0]))
+            del self._names[0]

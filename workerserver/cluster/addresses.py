@@ -1,0 +1,88 @@
+"""Addresses of workers as people and stores write them: sockets, patterns, host:port, URLs."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import stat
+
+from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.model import Source, Worker
+
+__all__ = ["host_port", "parse_address", "sockets", "tcp_worker"]
+
+FORMS = "a socket's path, a folder or pattern of sockets, host:port, [::1]:port or http://host:port"
+_HOST_PORT = re.compile(r"(?:\[(?P<six>[^][/\s]+)\]|(?P<host>[^][:/\s]+)):(?P<port>[0-9]{1,5})\Z")
+
+
+def parse_address(text: str) -> list[Worker]:
+    """The workers that *text* stands for, at least one; ClusterError if it is no address.
+
+    A path that exists is taken literally, so a socket whose name looks like a pattern can be
+    reached.
+    """
+    if text.startswith("unix:") and text != "unix:":
+        return sockets(text[len("unix:") :])
+    if text.startswith(("http://", "https://")):
+        return [tcp_worker(text)]
+    if "/" in text or os.path.lexists(text):
+        return sockets(text)
+    if _HOST_PORT.match(text):
+        return [tcp_worker(text)]
+    if glob.has_magic(text):
+        return sockets(text)
+    raise ClusterError(f"{text!r} is not a target: give {FORMS}")
+
+
+def tcp_worker(text: str, *, rank: int | None = None, source: Source = "argument") -> Worker:
+    """The worker at ``host:port`` or ``http[s]://host:port``; ClusterError for anything else."""
+    rest, tls = text, False
+    for scheme in ("http://", "https://"):
+        if text.startswith(scheme):
+            rest, tls = text[len(scheme) :].rstrip("/"), scheme == "https://"
+    host, _ = host_port(rest, text)
+    return Worker(rest, unix=False, rank=rank, host=host, source=source, tls=tls)
+
+
+def host_port(address: str, shown: str | None = None) -> tuple[str, int]:
+    """Host (IPv6 without its brackets) and port; ClusterError, which shows *shown*."""
+    match = _HOST_PORT.match(address)
+    if match is None or not 1 <= int(match["port"]) <= 65535:
+        raise ClusterError(
+            f"{address if shown is None else shown!r} is not a target: "
+            "a port from 1 to 65535 has to follow the host"
+        )
+    return match["six"] or match["host"], int(match["port"])
+
+
+def sockets(path: str) -> list[Worker]:
+    """The Unix sockets at *path*, in a folder of that name, or that it matches as a pattern.
+
+    Sorted as people count (rank2 before rank10). ClusterError if a folder or pattern has none.
+    """
+    if os.path.isdir(path):
+        names = [os.path.join(path, name) for name in os.listdir(path)]
+    elif glob.has_magic(path) and not os.path.lexists(path):
+        names = glob.glob(path)
+    else:
+        return [Worker(path, unix=True)]
+    workers = [
+        Worker(name, unix=True, source="glob")
+        for name in sorted(filter(_is_socket, names), key=_natural)
+    ]
+    if not workers:
+        raise ClusterError(f"{path}: no socket there")
+    return workers
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    parts = re.split(r"([0-9]+)", path)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

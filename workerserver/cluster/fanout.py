@@ -1,0 +1,113 @@
+"""Many visits at once, so many at a time: who hangs holds up nobody but himself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any
+
+__all__ = ["descriptors_left", "fan_out"]
+
+#: A visit that takes longer (seconds) waits rather than works: another one may begin beside it.
+PATIENCE = 0.5
+#: Descriptors left to everybody else, ours that are being closed among them.
+RESERVE = 64
+
+
+def descriptors_left() -> int:
+    """How many descriptors this process may still open, less a reserve; at least 1."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        soft = 1 << 16
+    used = 0
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        with contextlib.suppress(OSError):
+            used = len(os.listdir(folder))
+            break
+    # A third of a small rest is kept, so that the last few are never taken either.
+    left = soft - used
+    return max(left - min(RESERVE, left // 3 + 1), 1)
+
+
+async def fan_out(
+    jobs: Iterable[Callable[[], Coroutine[Any, Any, None]]], *, working: int, most: int
+) -> None:
+    """Run *jobs*: at most *working* that are younger than PATIENCE, at most *most* in all.
+
+    The first exception of a job cancels the others and comes out; so does a cancel.
+    """
+    await _FanOut(iter(jobs), working, most).run()
+
+
+class _FanOut:
+    """Every task is in ``_young``, in the order of their starts, or, older than PATIENCE, in
+    ``_old``. The timer runs whenever a job waits for its turn."""
+
+    def __init__(
+        self, jobs: Iterator[Callable[[], Coroutine[Any, Any, None]]], working: int, most: int
+    ) -> None:
+        self._jobs = jobs
+        self._working = working
+        self._most = most
+        self._loop = asyncio.get_running_loop()
+        self._young: dict[asyncio.Task[None], float] = {}
+        self._old: set[asyncio.Task[None]] = set()
+        self._exhausted = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._done: asyncio.Future[None] = self._loop.create_future()
+
+    async def run(self) -> None:
+        self._fill()
+        try:
+            await self._done
+        finally:
+            self._exhausted = True
+            if self._timer is not None:
+                self._timer.cancel()
+            tasks = [*self._young, *self._old]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _fill(self) -> None:
+        young, old = self._young, self._old
+        while (
+            not self._exhausted
+            and len(young) < self._working
+            and len(young) + len(old) < self._most
+        ):
+            job = next(self._jobs, None)
+            if job is None:
+                self._exhausted = True
+                break
+            task = self._loop.create_task(job())
+            young[task] = self._loop.time()
+            task.add_done_callback(self._ended)
+        if not self._exhausted:
+            if self._timer is None and young:
+                self._timer = self._loop.call_later(PATIENCE, self._age)
+        elif not young and not old and not self._done.done():
+            self._done.set_result(None)
+
+    def _age(self) -> None:
+        self._timer = None
+        grown = self._loop.time() - PATIENCE
+        for task, started in list(self._young.items()):
+            if started > grown:
+                break
+            del self._young[task]
+            self._old.add(task)
+        self._fill()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if self._young.pop(task, None) is None:
+            self._old.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._exhausted = True
+            if not self._done.done():
+                self._done.set_exception(error)
+            return
+        self._fill()

@@ -1,0 +1,121 @@
+"""What is known of a job's ranks: plain data that every part of the cluster side shares.
+
+Nothing here does I/O. All text came over the wire and is as the worker sent it; whoever prints it
+escapes it (``cli.text``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+__all__ = ["Failure", "Frame", "Health", "RankState", "Thread", "Worker"]
+
+Reason = Literal["unreachable", "timeout", "too large", "malformed", "refused", "missing", "lied"]
+"""refused: an HTTP status that is no success. missing: the worker has no such handler. lied: it
+answered as another rank."""
+
+Source = Literal["argument", "glob", "hosts file", "store", "torchrun", "slurm", "dns"]
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Where one rank is asked. *address* is a Unix socket's path or ``host:port``, empty for a rank
+    that has to exist but is registered nowhere.
+
+    *rank* is what discovery knows before anybody is asked, else None. *assumed*: it was only
+    counted (the lines of a hosts file), so what the worker says of itself wins. *tls*: over TLS.
+    """
+
+    address: str
+    unix: bool
+    rank: int | None = None
+    host: str | None = None
+    source: Source = "argument"
+    assumed: bool = False
+    tls: bool = False
+
+    @property
+    def name(self) -> str:
+        if self.rank is None:
+            return self.address
+        return f"rank {self.rank} ({self.address})" if self.address else f"rank {self.rank}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a question to a worker has no answer; *text* is for people, one line, unescaped."""
+
+    reason: Reason
+    text: str
+
+
+class Frame(NamedTuple):
+    """One frame of a stack; *line* is None where the interpreter doesn't know it."""
+
+    file: str
+    line: int | None
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """One Python thread. *frames* are newest first. *holds_gil*: it held the GIL when it was read.
+
+    From a worker that only gives text, *name*, *state* and *wchan* are None; *main* is then a guess
+    (its oldest frame is a module's).
+    """
+
+    frames: tuple[Frame, ...]
+    name: str | None = None
+    ident: int | None = None
+    native_id: int | None = None
+    state: str | None = None
+    wchan: str | None = None
+    main: bool = False
+    holds_gil: bool = False
+    truncated: bool = False
+    unstable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """``GET /healthz``; None where the worker didn't say. Ages and waits in seconds."""
+
+    status: str
+    pid: int | None = None
+    rank: int | None = None
+    uptime_s: float | None = None
+    step: int | None = None
+    step_age_s: float | None = None
+    gil_wait_s: float | None = None
+    gil_wait_max_s: float | None = None
+    gil_unavailable_s: float | None = None
+
+
+@dataclass(slots=True)
+class RankState:
+    """All that was learned of one rank in one round.
+
+    *rank* is the worker's, else the rank that it says it is; None if neither is known. *failures*
+    has the reason for each question without an answer, by the question's name (``healthz``,
+    ``digest``, ``stacks``, ``fr_summary``, ``flight``). A rank that answered nothing at all has
+    failures only, and *responded* is False.
+    """
+
+    worker: Worker
+    rank: int | None = None
+    kind: Literal["workerserver", "torch", "unknown"] = "unknown"
+    health: Health | None = None
+    digest: str | None = None
+    main_digest: str | None = None
+    mode: str | None = None
+    """How the stacks were taken: gil, nogil, kernel; None from a stock torch worker."""
+    threads: Sequence[Thread] = ()
+    flight_summary: Mapping[str, Any] | None = None
+    flight: Mapping[str, Any] | None = None
+    """``fr_trace_json``, parsed."""
+    failures: dict[str, Failure] = field(default_factory=dict)
+    responded: bool = False
+    bytes_received: int = 0

@@ -1,0 +1,136 @@
+"""Who waits for whom: from what each rank waits in and who has not come, to whom it all leads.
+
+A rank that others wait for and that itself waits for nobody is where a hang begins; whoever waits
+is a victim. Ranks that wait for each other in a ring are one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Blame", "Need", "resolve", "terminals"]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """*waiting* can't go on before each of *absent* has come."""
+
+    waiting: tuple[int, ...]
+    absent: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """*ends*: ranks that others wait for and that wait for nobody, each with the needs (their
+    numbers) that it doesn't meet. *rings*: ranks that wait for each other, with the numbers of the
+    needs that close the ring. *inside*: needs in which nobody is absent."""
+
+    ends: Mapping[int, tuple[int, ...]]
+    rings: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    inside: tuple[int, ...]
+
+
+def resolve(
+    needs: Sequence[Need], free: Collection[int] = (), unsure: Collection[int] = ()
+) -> Blame:
+    """Follow *needs*. Ranks in *free* wait for nobody, whatever they have issued; of *unsure* ones
+    it can't be seen, so they count as waiting unless that closes a ring."""
+    still = set(free)
+    while True:
+        edges = _edges(needs, still)
+        ends: set[int] = set()
+        rings: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        inside: list[int] = []
+        doubtful: set[int] = set()
+        for component in terminals(edges):
+            ranks = [node for node in component if node >= 0]
+            numbers = tuple(sorted(-1 - node for node in component if node < 0))
+            if not numbers:
+                ends.update(ranks)
+            elif not ranks:
+                inside.extend(numbers)
+            else:
+                some = [rank for rank in ranks if rank in unsure]
+                if some and len(some) < len(ranks):
+                    doubtful.update(some)
+                else:
+                    rings.append((tuple(ranks), numbers))
+        if not doubtful:
+            break
+        still |= doubtful
+    unmet: dict[int, list[int]] = {rank: [] for rank in sorted(ends)}
+    for number, need in enumerate(needs):
+        for rank in need.absent:
+            if rank in unmet:
+                unmet[rank].append(number)
+    return Blame(
+        {rank: tuple(numbers) for rank, numbers in unmet.items() if numbers},
+        tuple(sorted(rings)),
+        tuple(sorted(inside)),
+    )
+
+
+def _edges(needs: Sequence[Need], free: Collection[int]) -> dict[int, list[int]]:
+    """Ranks are nodes from 0 up, needs from -1 down: so their number grows with the ranks only."""
+    edges: dict[int, list[int]] = {}
+    for number, need in enumerate(needs):
+        waiting = [rank for rank in need.waiting if rank not in free]
+        if not waiting:
+            continue
+        node = -1 - number
+        edges[node] = list(need.absent)
+        for rank in need.absent:
+            edges.setdefault(rank, [])
+        for rank in waiting:
+            edges.setdefault(rank, []).append(node)
+    return edges
+
+
+def terminals(edges: Mapping[int, Iterable[int]]) -> list[tuple[int, ...]]:
+    """The strongly connected components that no edge leaves, each sorted (Tarjan's algorithm,
+    without recursion: a chain may be as long as the job has ranks)."""
+    index: dict[int, int] = {}
+    low: dict[int, int] = {}
+    component: dict[int, int] = {}
+    leaves: list[bool] = []
+    members: list[list[int]] = []
+    stack: list[int] = []
+    for root in sorted(edges):
+        if root in index:
+            continue
+        work: list[tuple[int, Iterator[int]]] = [(root, iter(edges[root]))]
+        index[root] = low[root] = len(index)
+        stack.append(root)
+        while work:
+            node, targets = work[-1]
+            for target in targets:
+                if target not in index:
+                    index[target] = low[target] = len(index)
+                    stack.append(target)
+                    work.append((target, iter(edges.get(target, ()))))
+                    break
+                if target not in component:
+                    low[node] = min(low[node], index[target])
+            else:
+                work.pop()
+                if work:
+                    parent = work[-1][0]
+                    low[parent] = min(low[parent], low[node])
+                if low[node] == index[node]:
+                    found = []
+                    while True:
+                        member = stack.pop()
+                        component[member] = len(members)
+                        found.append(member)
+                        if member == node:
+                            break
+                    members.append(found)
+                    leaves.append(False)
+    for node, nexts in edges.items():
+        for target in nexts:
+            if component[target] != component[node]:
+                leaves[component[node]] = True
+    return sorted(
+        tuple(sorted(found)) for found, leaving in zip(members, leaves, strict=True) if not leaving
+    )

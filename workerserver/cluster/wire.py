@@ -1,0 +1,181 @@
+"""What a worker's answers are made of; nothing in them is believed before it was looked at."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from workerserver.cluster.model import Failure, Health, Reason
+
+__all__ = [
+    "Answer",
+    "Digest",
+    "Failed",
+    "Progress",
+    "describe",
+    "digest",
+    "health",
+    "json_object",
+    "load_json",
+    "short",
+]
+
+#: Ranks beyond this are a mistake or a lie.
+MOST_RANKS = 1 << 24
+_HASH = re.compile(r"[0-9a-f]{1,64}\Z")
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
+class Failed(Exception):
+    """A question to one worker has no answer; *failure* is what the caller gets."""
+
+    def __init__(self, reason: Reason, text: str) -> None:
+        self.failure = Failure(reason, text)
+        super().__init__(text)
+
+
+@dataclass(slots=True)
+class Answer:
+    """A complete answer. *fields* by lower-case name; *received* counts its head too."""
+
+    status: int
+    reason: str
+    fields: Mapping[str, str]
+    body: bytes
+    received: int
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def content_type(self) -> str:
+        return self.fields.get("content-type", "")
+
+    @property
+    def status_line(self) -> str:
+        return f"HTTP {self.status} {self.reason}".rstrip()
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far an answer has come: bytes, those of its head included, and whether that is whole."""
+
+    received: int = 0
+    head: bool = False
+
+    def __str__(self) -> str:
+        if not self.received:
+            return "no answer"
+        if not self.head:
+            return "the head of the answer incomplete"
+        return f"the answer incomplete after {self.received} bytes"
+
+
+class Digest(NamedTuple):
+    """``dump_traceback?format=digest``."""
+
+    digest: str
+    main: str | None
+
+
+def load_json(body: bytes) -> Any:
+    """What *body* holds; ValueError if it is no JSON (NaN is none either) or nested too deeply."""
+    try:
+        return _DECODER.decode(body.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON: {short(error)}") from None
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    value = load_json(body)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def health(body: bytes) -> Health:
+    """``/healthz``; ValueError names the field that can't be right."""
+    fields = json_object(body)
+    status = fields.get("status")
+    if status not in ("ok", "stalled"):
+        raise ValueError(f"status is {short(status)}")
+    rank = _integer(fields, "rank")
+    if rank is not None and not 0 <= rank < MOST_RANKS:
+        raise ValueError(f"rank is {short(rank)}")
+    return Health(
+        status,
+        _integer(fields, "pid"),
+        rank,
+        _seconds(fields, "uptime_s"),
+        _integer(fields, "step"),
+        _seconds(fields, "step_age_s"),
+        _seconds(fields, "gil_wait_s"),
+        _seconds(fields, "gil_wait_max_s"),
+        _seconds(fields, "gil_unavailable_s"),
+    )
+
+
+def digest(body: bytes) -> Digest:
+    """A digest; ValueError names the field that can't be right."""
+    fields = json_object(body)
+    for name in ("digest", "main"):
+        value = fields.get(name)
+        if value is None and name == "main":
+            continue
+        if not isinstance(value, str) or not _HASH.match(value):
+            raise ValueError(f"{name} is {short(value)}")
+    return Digest(fields["digest"], fields.get("main"))
+
+
+def _integer(fields: Mapping[str, Any], name: str) -> int | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{name} is {short(value)}")
+    return value
+
+
+def _seconds(fields: Mapping[str, Any], name: str) -> float | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 <= value < 1e12:
+        raise ValueError(f"{name} is {short(value)}")
+    return float(value)
+
+
+def short(value: object) -> str:
+    """*value* in one short line; a text from a worker is not repeated at length."""
+    if isinstance(value, int) and abs(value) >= 10**30:  # repr() of it may take very long
+        return "a number of too many digits"
+    if isinstance(value, dict | list):
+        return f"a {type(value).__name__}"
+    if isinstance(value, str):
+        value = value[:200]
+    text = str(value) if isinstance(value, Exception) else repr(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def describe(error: OSError) -> str:
+    """Why a connection failed, for people."""
+    if isinstance(error, FileNotFoundError):
+        return "no such socket"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused: nobody listens there"
+    if isinstance(error, ConnectionResetError):
+        return "connection reset"
+    return " ".join((error.strerror or str(error) or type(error).__name__)[:200].split())
