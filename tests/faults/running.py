@@ -102,10 +102,12 @@ def diagnose(sockets: str, ranks: int, *words: str) -> tuple[int, Verdict]:
     return done.returncode, json.loads(done.stdout)
 
 
-def diagnose_hung(sockets: str, ranks: int, *words: str) -> tuple[int, Verdict]:
+def diagnose_hung(
+    sockets: str, ranks: int, *words: str, patience: float = 45
+) -> tuple[int, Verdict]:
     """The first verdict on a job that hangs, or is to hang, in which anybody is suspected."""
     time.sleep(HUNG_S)
-    give_up = time.monotonic() + 45
+    give_up = time.monotonic() + patience
     while True:
         status, verdict = diagnose(sockets, ranks, *words)
         if status == 1 or time.monotonic() > give_up:

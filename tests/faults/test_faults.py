@@ -177,6 +177,7 @@ def test_fault_on_stock_workers(scene: str) -> None:
     ranks, expected = FAULTS[scene]
     expected = STOCK.get(scene, expected)
     with job(scene, ranks, "torch") as sockets:
-        status, verdict = diagnose_hung(sockets, ranks, "--deadline", "3")
+        patience = 45 if expected else 0
+        status, verdict = diagnose_hung(sockets, ranks, "--deadline", "3", patience=patience)
     print(verdict["verdict"])
     assert (status, suspects(verdict)) == (1 if expected else 2, expected), told(verdict)
