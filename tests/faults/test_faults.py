@@ -161,7 +161,7 @@ def test_healthy_again_and_again(run: int) -> None:
 STOCK: dict[str, list[Suspect]] = {
     "crosses_groups": [],
     "locks_twice": late(1, "locks_twice"),
-    "sleeps_with_gil": late(1, None),
+    "sleeps_with_gil": late(1, None, "unreachable"),
     "swallows": [Suspect(2, "mismatch", "default_pg", "barrier", 10, "evaluate")],
 }
 
