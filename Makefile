@@ -8,11 +8,12 @@ PIP := $(PY) -m pip
 PACKAGE := $(wildcard workerserver/*.pyx workerserver/*.pxd workerserver/*.[ch])
 COMPILED := $(patsubst workerserver/%.pyx,workerserver.%,$(wildcard workerserver/*.pyx))
 
-.PHONY: help build demo test test-cuda test-cpythons soak bench bench-check coverage sanitize lint format clean
+.PHONY: help build demo test faults test-cuda test-cpythons soak bench bench-check coverage sanitize lint format clean
 
 help:
 	@echo "make demo           a training job hangs; ask every rank what it is doing"
 	@echo "make test           the whole test suite (ARGS='-k name' for a part of it)"
+	@echo "make faults         real jobs with planted faults, and the verdict on each"
 	@echo "make lint           ruff, cython-lint, mypy, stubtest, Cython's performance hints"
 	@echo "make coverage       line coverage of Python and Cython code together"
 	@echo "make sanitize       the compiled code under ASan, UBSan and TSan (ARGS=--quick: the stress only)"
@@ -43,6 +44,10 @@ demo: build
 
 test: build
 	$(PY) -m pytest $(ARGS)
+
+# All of them, in about fifteen minutes; `make test` has six.
+faults: build
+	$(PY) -m pytest -m faults tests/faults $(ARGS)
 
 test-cuda: build
 	$(PY) -m pytest -m cuda $(ARGS)

@@ -28,6 +28,20 @@ if TYPE_CHECKING:
 LAUNCHERS = ("TORCH_WORKER_SERVER_SOCKET", "RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the real jobs with planted faults only the quick ones, unless they are asked for."""
+    if "faults" in (config.option.markexpr or ""):
+        return
+    left_out = [
+        item
+        for item in items
+        if item.get_closest_marker("faults") and not item.get_closest_marker("quick")
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> None:
     """Children can be interrupted, also where the tests run in the background of a shell, which

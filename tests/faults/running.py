@@ -1,0 +1,114 @@
+"""A real job under torchrun, and what the command line says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from _lifecycle import environment
+from _waiting import wait_until
+
+__all__ = ["JOB", "Verdict", "diagnose", "diagnose_hung", "job"]
+
+JOB = Path(__file__).resolve().with_name("job.py")
+#: With the time between two rounds longer than what counts as a hang.
+HUNG_S = 2.0
+
+Verdict = dict[str, Any]
+
+
+@contextlib.contextmanager
+def job(scene: str, ranks: int, kind: str = "workerserver") -> Iterator[str]:
+    """A running job whose ranks have come to *scene*; the pattern of their sockets."""
+    with tempfile.TemporaryDirectory(prefix="ws-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        sockets = f"{folder}/rank{{rank}}.sock"
+        settings = environment(
+            TORCH_WORKER_SERVER_SOCKET=sockets,
+            TORCH_FR_BUFFER_SIZE="2000",
+            OMP_NUM_THREADS="1",
+            FOLDER=name,
+            TMPDIR=name,
+        )
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        # torchrun isn't to end the others when one rank has died.
+        command += ["--monitor-interval", "3600", "--nproc-per-node", str(ranks)]
+        log = folder / "job.log"
+        with log.open("wb") as output:
+            torchrun = subprocess.Popen(
+                [*command, str(JOB), scene, kind], env=settings, stdout=output, stderr=output
+            )
+        try:
+            begun = [folder / f"begun{rank}" for rank in range(ranks)]
+            wait_until(
+                lambda: torchrun.poll() is not None or all(each.exists() for each in begun), 90
+            )
+            assert torchrun.returncode is None
+            yield sockets
+        except BaseException:
+            print(log.read_text(errors="replace"))
+            raise
+        finally:
+            end(torchrun)
+
+
+def end(torchrun: subprocess.Popen[bytes]) -> None:
+    """Kills all that it started, also what its ranks did."""
+    below = descendants(torchrun.pid)
+    for pid in [*below, torchrun.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    torchrun.wait()
+    wait_until(lambda: not any(running(pid) for pid in below))
+
+
+def descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, task.read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def diagnose(sockets: str, ranks: int, *words: str) -> tuple[int, Verdict]:
+    """The exit status of ``workerserver diagnose --json`` and what it printed."""
+    command = [sys.executable, "-m", "workerserver", "diagnose", "--json"]
+    done = subprocess.run(
+        [*command, "--world-size", str(ranks), *words, sockets],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.returncode, json.loads(done.stdout)
+
+
+def diagnose_hung(
+    sockets: str, ranks: int, *words: str, patience: float = 45
+) -> tuple[int, Verdict]:
+    """The first verdict on a job that hangs, or is to hang, in which anybody is suspected."""
+    time.sleep(HUNG_S)
+    give_up = time.monotonic() + patience
+    while True:
+        status, verdict = diagnose(sockets, ranks, *words)
+        if status == 1 or time.monotonic() > give_up:
+            return status, verdict
