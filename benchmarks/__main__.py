@@ -40,7 +40,6 @@ ORDER = (
     "footprint",
 )
 ROUNDS = 5
-ROUNDS_QUICK = 5
 #: A Unix socket's path has at most 107 bytes; the suites' folders stay below this.
 SHORT = 40
 
@@ -68,7 +67,7 @@ def arguments(package: ModuleType) -> argparse.ArgumentParser:
     parser.add_argument("--plots", metavar="DIR", type=Path, help="write PNG and SVG files there")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument(
-        "--rounds", type=positive, metavar="N", help=f"{ROUNDS}; quick: {ROUNDS_QUICK}"
+        "--rounds", type=positive, metavar="N", default=ROUNDS, help=f"{ROUNDS} if not told"
     )
     parser.add_argument("--quick", action="store_true", help="shorter rounds")
     gates = parser.add_mutually_exclusive_group()
@@ -116,7 +115,7 @@ def check(report: Report) -> None:
 class Runner:
     def __init__(self, package: ModuleType, options: argparse.Namespace) -> None:
         self.package = package
-        self.rounds: int = options.rounds or (ROUNDS_QUICK if options.quick else ROUNDS)
+        self.rounds: int = options.rounds
         self.quick: bool = options.quick
         self.outcome = Outcome()
 

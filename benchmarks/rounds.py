@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from benchmarks.context import Context
-from benchmarks.subjects import KINDS, Missing, Server, served
+from benchmarks.subjects import KINDS, start
 from workerserver._histogram import Histogram
 from workerserver._loadgen import Load, Result
 
@@ -116,20 +116,6 @@ def placed(cpus: set[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def start(
-    stack: contextlib.ExitStack, case: Case, context: Context, missing: dict[str, str]
-) -> dict[str, Server]:
-    """The servers that *case* needs, by kind; why one is not there goes into *missing*."""
-    servers = {}
-    for kind in dict.fromkeys(subject.kind for subject in case.subjects):
-        try:
-            one = served(kind, load=case.load, folder=context.folder, tcp=case.tcp)
-            servers[kind] = stack.enter_context(one)
-        except (Missing, RuntimeError) as error:
-            missing[kind] = str(error)
-    return servers
-
-
 def measure(case: Case, context: Context, missing: dict[str, str]) -> Mapping[Subject, Measured]:
     """Rounds that take turns between the subjects; a first one warms up and is not kept."""
     cpus = os.sched_getaffinity(0)
@@ -138,7 +124,14 @@ def measure(case: Case, context: Context, missing: dict[str, str]) -> Mapping[Su
     found = {subject: Measured() for subject in case.subjects}
     number = max(case.number // 4, 5) if context.quick else case.number
     with contextlib.ExitStack() as stack:
-        servers = start(stack, case, context, missing)
+        servers = start(
+            stack,
+            dict.fromkeys(subject.kind for subject in case.subjects),
+            missing,
+            folder=context.folder,
+            load=case.load,
+            tcp=case.tcp,
+        )
         for server in servers.values():
             server.place(server_cpus)
         stack.enter_context(placed(cpus if case.placement == "free" else first))

@@ -18,15 +18,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["KINDS", "LOADS", "Missing", "Server", "available", "served"]
+__all__ = ["KINDS", "Missing", "Server", "available", "launched", "served", "start"]
 
 HERE = Path(__file__).parent
 KINDS = ("ours", "ours-uvloop", "torch", "uvicorn", "granian", "epoll")
-LOADS = ("idle", "python", "training", "gil-c", "threads", "recursion")
 #: Seconds that a server has to get going after it was stopped.
 SETTLE = 0.02
 #: Seconds until a started server is ready; torch alone can take ten on a busy machine.
@@ -147,11 +147,22 @@ def served(
         command = [sys.executable, "-m", "benchmarks.serve", kind, path, "--load", load]
         command += ["--body", str(body), "--flight", str(flight)]
         command += ["--tcp"] if tcp else []
+    with launched(kind, path, command) as (server, said):
+        server.port = said["port"]
+        yield server
+
+
+@contextlib.contextmanager
+def launched(
+    kind: str, path: str, command: Sequence[str], stdin: int = subprocess.DEVNULL
+) -> Iterator[tuple[Server, Any]]:
+    """The process of *command*, which serves at *path*, and the JSON of its first line. It is
+    stopped from then on. RuntimeError with the last that it said, if it ends before."""
     with (
-        open(folder / f"{kind}.err", "w+") as errors,
+        open(f"{path}.err", "w+") as errors,
         subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -168,8 +179,26 @@ def served(
                 errors.seek(0)
                 last = (errors.read().strip().splitlines() or ["no message"])[-1]
                 raise RuntimeError(f"{kind} did not start: {last[:500]}")
-            server.port = json.loads(line)["port"]
             server.signal(signal.SIGSTOP)
-            yield server
+            yield server, json.loads(line)
         finally:
             server.signal(signal.SIGKILL)
+
+
+def start(
+    stack: contextlib.ExitStack,
+    kinds: Iterable[str],
+    missing: dict[str, str],
+    *,
+    folder: Path,
+    load: str = "idle",
+    tcp: bool = False,
+) -> dict[str, Server]:
+    """The servers of *kinds*, which end with *stack*; why one is not there goes into *missing*."""
+    servers = {}
+    for kind in kinds:
+        try:
+            servers[kind] = stack.enter_context(served(kind, load=load, folder=folder, tcp=tcp))
+        except (Missing, RuntimeError) as error:
+            missing[kind] = str(error)
+    return servers

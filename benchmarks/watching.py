@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.asking import Connection, Reply
 from benchmarks.stats import median
-from benchmarks.subjects import Server, available
+from benchmarks.subjects import Server, available, launched
 
 __all__ = ["FLOOR", "PAUSE", "Gaps", "Watched", "watched"]
 
@@ -42,7 +42,6 @@ class Watched:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self._heard()
 
     def _heard(self) -> Any:
         assert self.server.process.stdout is not None
@@ -103,26 +102,5 @@ def watched(kind: str, folder: Path, *arguments: str) -> Iterator[Watched]:
     available(kind)
     path = str(folder / f"watched-{kind}")
     command = [sys.executable, "-m", "benchmarks.watched", kind, path, *arguments]
-    with (
-        open(folder / f"watched-{kind}.err", "w+") as errors,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            start_new_session=True,
-            cwd=Path(__file__).parents[1],
-        ) as process,
-    ):
-        server = Server(kind, process, path, None)
-        try:
-            try:
-                started = Watched(server)
-            except RuntimeError as error:
-                errors.seek(0)
-                raise RuntimeError(f"{error}: {errors.read().strip()[-2000:]}") from None
-            server.signal(signal.SIGSTOP)
-            yield started
-        finally:
-            server.signal(signal.SIGKILL)
+    with launched(kind, path, command, subprocess.PIPE) as (server, _):
+        yield Watched(server)

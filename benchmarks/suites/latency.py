@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.context import Context
+from benchmarks.loads import LOADS
 from benchmarks.report import Bars, Lines, Plot, Report, Table, Target
 from benchmarks.rounds import Case, Measured, Subject, measure
 from benchmarks.stats import ratio
-from benchmarks.subjects import LOADS
+from benchmarks.subjects import KINDS
 
 QUESTION = "How long does a ping, or a dump of all stacks, take under each load?"
 
-PINGS = tuple(
-    Subject(kind) for kind in ("ours", "ours-uvloop", "torch", "uvicorn", "granian", "epoll")
-)
+PINGS = tuple(Subject(kind) for kind in KINDS)
 SERVERS = PINGS[:-1]
 DUMPS = (
     Subject("ours", "dump_traceback?mode=gil"),

@@ -10,7 +10,7 @@ from benchmarks.context import Context
 from benchmarks.report import Bars, Report, Table
 from benchmarks.rounds import PER_CONNECTION, placed
 from benchmarks.stats import median, ratio, spread
-from benchmarks.subjects import KINDS, Missing, Server, served
+from benchmarks.subjects import KINDS, Server, start
 from workerserver._loadgen import Load
 
 QUESTION = "How many requests does one core of the server answer?"
@@ -49,13 +49,9 @@ def compared(
     notes = []
     seconds = SECONDS / 2 if context.quick else SECONDS
     with contextlib.ExitStack() as stack:
-        servers = {}
-        for kind in REQUESTS[request]:
-            try:
-                servers[kind] = stack.enter_context(served(kind, folder=context.folder))
-                servers[kind].place({max(cpus)})
-            except (Missing, RuntimeError) as error:
-                missing[kind] = str(error)
+        servers = start(stack, REQUESTS[request], missing, folder=context.folder)
+        for server in servers.values():
+            server.place({max(cpus)})
         stack.enter_context(placed({min(cpus)}))
         for turn in range(context.rounds + 1):
             for kind, server in list(servers.items()):

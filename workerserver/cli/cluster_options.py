@@ -163,22 +163,17 @@ def ask(options: argparse.Namespace, main: Callable[[Client], Awaitable[T]]) -> 
 
 
 def look(
-    options: argparse.Namespace,
-    workers: Sequence[Worker],
-    want: Collection[Part],
-    *,
-    rounds: int = 1,
-    interval: float = 2.0,
+    options: argparse.Namespace, workers: Sequence[Worker], want: Collection[Part]
 ) -> list[Round]:
-    """*rounds* looks at *workers*, with a progress bar."""
-    with counting("asking", rounds * len(workers)) as done:
+    """As many looks at *workers* as add_rounds()'s options say, with a progress bar."""
+    with counting("asking", options.rounds * len(workers)) as done:
         return ask(
             options,
             lambda client: collect(
                 workers,
                 want=want,
-                rounds=rounds,
-                interval=interval,
+                rounds=options.rounds,
+                interval=options.interval,
                 on_done=lambda state: done(),
                 client=client,
             ),

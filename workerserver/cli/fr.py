@@ -41,9 +41,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
     workers = find(options)
-    rounds = look(
-        options, workers, ("health", "flight"), rounds=options.rounds, interval=options.interval
-    )
+    rounds = look(options, workers, ("health", "flight"))
     fields = report(rounds, world_size(options, workers))
     if options.json:
         write_json(sys.stdout, fields)

@@ -54,9 +54,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
     workers = find(options)
-    rounds = look(
-        options, workers, ("health", "stacks"), rounds=options.rounds, interval=options.interval
-    )
+    rounds = look(options, workers, ("health", "stacks"))
     found = groups(rounds[-1].states)
     if options.json:
         write_json(sys.stdout, report(rounds, found, with_tree=options.tree))
