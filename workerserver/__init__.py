@@ -6,9 +6,10 @@ answers and docs/threading.md for how it lives beside training.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workerserver._heartbeat import heartbeat
+from workerserver.deferred import lazy_names
 from workerserver.types import Range, Request, Response, WorkerServerError
 
 if TYPE_CHECKING:
@@ -54,16 +55,4 @@ _LAZY = {
     "WorkerServer": "server",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)

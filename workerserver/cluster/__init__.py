@@ -1,12 +1,15 @@
 """The operator's side: find a job's workers, ask them all, and make one answer of what they say.
 
 It works over the wire only, so also on stock torch workers, and needs neither torch nor the
-server. Names are imported when first asked for: addresses and ranges need no aiohttp.
+server. Names are imported when first asked for: addresses and ranges need neither uvloop nor
+httptools.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from workerserver.deferred import lazy_names
 
 if TYPE_CHECKING:
     from workerserver.cluster.client import Answer, Client, Question, ask
@@ -46,16 +49,4 @@ _LAZY = {
     **dict.fromkeys(("expand_hosts", "fold", "unfold"), "ranges"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)
