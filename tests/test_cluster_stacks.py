@@ -144,6 +144,19 @@ def test_kernel_mode() -> None:
     assert all(each.state for each in by_text.threads if each.native_id in alive)
 
 
+def test_kernel_ids_that_started_anew() -> None:
+    """Past the kernel's pid_max a process's later threads have lower ids than its first one."""
+    text = (
+        "No Python stacks: nothing. What the kernel says of each thread:\n\n"
+        "Thread 0x0000000000007dce [python] state S wchan do_wait\n"
+        "Thread 0x000000000000086b [late] state S wchan futex_do_wait\n"
+    )
+    assert [(each.name, each.main) for each in parse_text(text)] == [
+        ("python", True),
+        ("late", False),
+    ]
+
+
 @pytest.mark.parametrize("query", ["json", "json&mode=nogil", "text", "text&mode=nogil"])
 def test_over_the_wire(ours_unix: Served, connect: Connect, query: str) -> None:
     if "nogil" in query and (problem := prepare()) is not None:

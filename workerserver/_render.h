@@ -15,7 +15,7 @@ typedef struct {
  * _snapshot.h: every other character of a name is \xNN, \uNNNN or \UNNNNNNNN, names end after 500
  * characters with "...", an unknown line is "???". Thread names are left out, as before CPython
  * 3.14. "Current thread" is the GIL's holder. A thread that is `unstable` has a last line that says
- * so. Mode "kernel": a line that says why, and one line for each thread.
+ * so. Mode "kernel": a line that says why, and one line for each thread, the main thread's first.
  *
  * WS_JSON: `version` 1, `pid`, `mode` ("gil", "nogil", "kernel"), `time` (seconds since the epoch),
  * `gil_holder` (ident or null), `truncated` (threads were left out) and `threads`, most recently

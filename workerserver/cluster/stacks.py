@@ -297,8 +297,8 @@ def read_text(text: str) -> Snapshot:
             threads.append(thread)
             left -= len(thread.frames)
     if kernel:
-        ids = [thread.native_id or 0 for thread in threads]
-        main = ids.index(min(ids)) if ids else None  # that of the process is its first thread's
+        # The kernel lists a process's first thread first, whatever its id: ids start anew at pid_max.
+        main = 0 if threads else None
     else:
         main = _main_by_frames(threads)
     if main is not None:
