@@ -64,7 +64,7 @@ def stacks(function: str = "train", file: str = "/job/train.py", line: int = 12)
 
 
 def summary(
-    seq: int = 5, pending: bool = False, ranks: list[int] | None = None, recorder: str = "fr"
+    seq: int = 5, pending: bool = False, ranks: str | None = None, recorder: str = "fr"
 ) -> bytes:
     operation = {"seq": seq, "p2p_seq": 0, "p2p": False, "op": "gloo:all_reduce"}
     group = {"recorder": recorder, "id": 0, "name": "0", "desc": "default_pg", "ranks": ranks}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from workerserver.cluster import flight_records
 from workerserver.cluster.flight import Analysis, analyse
-from workerserver.cluster.flight_records import Key, read
+from workerserver.cluster.flight_records import MAX_RANKS, Key, Shared, read
 from workerserver.cluster.waits import Need, resolve, terminals
 
 DEFAULT = Key("0", "default_pg")
@@ -459,3 +459,31 @@ def test_nesting_as_deep_as_json_goes() -> None:
     ]
     config = {"0": {"desc": "default_pg", "ranks": "[" * 100_000}}
     assert read({"pg_config": config}).groups == {}
+
+
+def described(*ranks: str | list[int]) -> dict[str, Any]:
+    groups = [
+        {"name": str(number), "desc": "tp", "ranks": each} for number, each in enumerate(ranks)
+    ]
+    return {"groups": groups}
+
+
+def test_packed_ranks_of_summaries() -> None:
+    shared = Shared()
+    record = read(None, described("0-6:2,9", [0, 2, 4, 6, 9]), shared)
+    packed, listed = record.groups.values()
+    assert packed.ranks == (0, 2, 4, 6, 9)
+    assert packed.ranks is listed.ranks
+    assert record.problems == []
+
+
+def test_few_characters_are_no_endless_list() -> None:
+    """One worker that names many huge groups costs one such list, and nobody else's are lost."""
+    shared = Shared()
+    huge = read(None, described("0-4095", *(f"0-{MAX_RANKS - i}" for i in range(1, 99))), shared)
+    known = [group.ranks for group in huge.groups.values() if group.ranks is not None]
+    assert sum(map(len, known)) <= MAX_RANKS
+    assert huge.problems == ["the ranks of a group can't be read, or are too many"]
+    honest = read(None, described(f"0-{MAX_RANKS - 1}", "3", "x"), shared)
+    first, second, third = honest.groups.values()
+    assert (len(first.ranks or ()), second.ranks, third.ranks) == (MAX_RANKS, None, None)

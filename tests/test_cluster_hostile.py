@@ -304,22 +304,6 @@ def test_a_worker_that_speaks_out_of_turn() -> None:
     assert state.digest == "0a"
 
 
-def test_summaries_share_their_lists_of_ranks() -> None:
-    members = list(range(100))
-    with contextlib.ExitStack() as stack:
-        servers = [
-            Canned({**good(rank), SUMMARY: summary_answer(ranks=members)}) for rank in (0, 1)
-        ]
-        for server in servers:
-            stack.callback(server.close)
-        result = ask_each(servers, 0, 1)
-    first, second = (state.flight_summary for state in result.states)
-    assert first is not None
-    assert second is not None
-    assert first["groups"][0]["ranks"] == members
-    assert first["groups"][0]["ranks"] is second["groups"][0]["ranks"]
-
-
 def test_a_trace_that_is_broken(short_path: Path) -> None:
     """Where summaries differ full traces are asked for; who gives none keeps its summary."""
     with contextlib.ExitStack() as stack:

@@ -189,7 +189,7 @@ def test_gloo_operation_is_finished_when_retired_though_it_says_scheduled() -> N
     world = {"0": {"desc": "default_pg", "ranks": [0, 1]}}
     (group,) = flight_recorder.summarize({"fr": dump}, world)["groups"]
     assert (group["recorder"], group["id"], group["name"]) == ("fr", 0, "0")
-    assert group["ranks"] == [0, 1]
+    assert group["ranks"] == "0-1"
     assert group["status"] == {"enqueued": 3, "started": -1, "completed": 1}
     assert group["pending"] == 2
     assert group["last_retired"]["seq"] == 1
@@ -215,7 +215,7 @@ def test_nccl_operation_is_finished_when_completed_though_not_yet_retired() -> N
         ],
     }
     (group,) = flight_recorder.summarize({"nccl": dump}, {})["groups"]
-    assert group["ranks"] == [0, 1, 2]
+    assert group["ranks"] == "0-2"
     assert group["status"] is None
     assert group["pending"] == 0
     assert group["first_pending"] is None
@@ -241,7 +241,7 @@ def test_groups_of_both_recorders_and_groups_without_entries() -> None:
         ("nccl", 1, "1"),
         (None, None, "2"),
     ]
-    assert (groups[2]["last_issued"], groups[2]["ranks"]) == (None, [0])
+    assert (groups[2]["last_issued"], groups[2]["ranks"]) == (None, "0")
 
 
 def test_entries_are_ordered_by_record_and_shapes_are_bounded() -> None:
@@ -287,7 +287,7 @@ def test_summary_names_the_operation_that_a_rank_has_not_entered(tmp_path: Path)
     ahead, behind = (by_desc["default_pg"] for by_desc in groups)
 
     assert [answer["summary"]["rank"] for answer in answers] == [0, 1]
-    assert (ahead["ranks"], behind["ranks"]) == ([0, 1], [0, 1])
+    assert (ahead["ranks"], behind["ranks"]) == ("0-1", "0-1")
     assert ahead["last_issued"]["op"] == "gloo:broadcast"
     assert ahead["last_issued"]["input_sizes"] == [[7, 2]]
     assert ahead["first_pending"] == ahead["last_issued"]
@@ -301,7 +301,7 @@ def test_summary_names_the_operation_that_a_rank_has_not_entered(tmp_path: Path)
         assert by_desc["pair"]["last_retired"]["op"] == "gloo:all_gather"
         assert ("evens" in by_desc) == answer["member"]
     assert groups[0]["evens"]["last_issued"] is None
-    assert groups[0]["evens"]["ranks"] == [0]
+    assert groups[0]["evens"]["ranks"] == "0"
 
     for answer in answers:
         # thread_name and the rest are the same recorder's: the answers are equal to the letter.

@@ -132,7 +132,7 @@ async def _first_questions(
         if "stacks" in want and state.digest is None and not state.failures:
             await (_text if state.kind == "torch" else _ask_digest)(visit, state, memory)
         if "flight" in want and state.responded and "healthz" not in state.failures:
-            await (_stock_trace if state.kind == "torch" else _summary)(visit, state, memory)
+            await (_stock_trace if state.kind == "torch" else _summary)(visit, state)
     finally:
         state.bytes_received = visit.received
     if state.kind == "torch" and state.failures and not state.digest and not state.flight:
@@ -182,17 +182,14 @@ async def _ask_digest(visit: Visit, state: RankState, memory: Memory) -> None:
         _keep_text(state, memory, answer)
 
 
-async def _summary(visit: Visit, state: RankState, memory: Memory) -> None:
+async def _summary(visit: Visit, state: RankState) -> None:
     try:
-        summary = await visit.ask(SUMMARY)
+        state.flight_summary = await visit.ask(SUMMARY)
     except Failed as failed:
         state.failures["fr_summary"] = failed.failure
-    else:
-        memory.share(summary)
-        state.flight_summary = summary
 
 
-async def _stock_trace(visit: Visit, state: RankState, memory: Memory) -> None:
+async def _stock_trace(visit: Visit, state: RankState) -> None:
     """What stock torch has to say of a recorder is only in full."""
     try:
         trace = state.flight = await visit.ask(TRACES["fr"])

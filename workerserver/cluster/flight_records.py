@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from workerserver.ranks import unpack
+
 __all__ = ["GroupRecord", "Key", "Operation", "RankRecord", "Shared", "Tensors", "read"]
 
 #: Bounds of what is kept of one rank. torch's ring holds 2,000 operations by default.
@@ -173,6 +175,18 @@ class Shared:
             self.by_source[source] = None if found is None else self.alike.setdefault(found, found)
         return self.by_source[source]
 
+    def packed(self, text: str, most: int) -> tuple[int, ...] | None:
+        """As :meth:`ranks`, of the text of a summary (``"0-4095"``), which a few characters make
+        long: None if it stands for more than *most*."""
+        found = self.by_source.get(text)
+        if found is None:
+            try:
+                found = tuple(sorted(set(unpack(text, min(most, MAX_RANKS)))))
+            except ValueError:
+                return None
+            found = self.by_source[text] = self.alike.setdefault(found, found)
+        return found if 0 < len(found) <= most else None
+
 
 def read(flight: Any, summary: Any = None, shared: Shared | None = None) -> RankRecord:
     """One rank's parsed ``fr_trace_json`` (or ``dump_nccl_trace_json``) and ``fr_summary``.
@@ -323,6 +337,7 @@ def _summary_groups(
         return
     if len(groups) > MAX_GROUPS:
         record.complain(f"more than {MAX_GROUPS} process groups")
+    left = MAX_RANKS
     for group in groups[:MAX_GROUPS]:
         key = _key([group.get("name"), group.get("desc")]) if isinstance(group, Mapping) else None
         if key is None:
@@ -349,7 +364,16 @@ def _summary_groups(
                 record.complain(f"{word} of a group is no operation")
             else:
                 operations.append(operation)
-        yield key, shared.ranks(group.get("ranks")), operations
+        members = group.get("ranks")
+        if isinstance(members, str):
+            ranks = shared.packed(members, left)
+            if ranks is None:
+                record.complain("the ranks of a group can't be read, or are too many")
+            else:
+                left -= len(ranks)
+        else:
+            ranks = shared.ranks(members)
+        yield key, ranks, operations
 
 
 # --- fields -------------------------------------------------------------------------------------

@@ -36,17 +36,9 @@ def _mode(answer: Answer) -> str | None:
 
 @dataclass(slots=True)
 class Memory:
-    """What many ranks share, kept once: stacks by what identifies them, and lists of ranks."""
+    """What many ranks share, kept once: stacks, by what identifies them."""
 
     threads: dict[tuple[str, str | None], tuple[Thread, ...]] = field(default_factory=dict)
-    ranks: dict[tuple[Any, ...], list[Any]] = field(default_factory=dict)
-
-    def share(self, summary: dict[str, Any]) -> None:
-        """Every rank lists all members of its groups: in a large job that is most of a summary."""
-        for group in process_groups(summary):
-            ranks = group.get("ranks")
-            if isinstance(ranks, list) and all(type(rank) is int for rank in ranks):
-                group["ranks"] = self.ranks.setdefault(tuple(ranks), ranks)
 
 
 HEALTH = Question(

@@ -296,11 +296,8 @@ def read_text(text: str) -> Snapshot:
         if thread is not None:
             threads.append(thread)
             left -= len(thread.frames)
-    if kernel:
-        # The kernel lists a process's first thread first, whatever its id: ids start anew at pid_max.
-        main = 0 if threads else None
-    else:
-        main = _main_by_frames(threads)
+    # The kernel lists a process's first thread first, whatever its id: past pid_max they start anew.
+    main = (0 if threads else None) if kernel else _main_by_frames(threads)
     if main is not None:
         threads[main] = replace(threads[main], main=True)
     return Snapshot(tuple(threads), mode="kernel" if kernel else None, truncated=truncated)

@@ -17,6 +17,7 @@ from typing import Any
 
 from workerserver.handlers.torch_bridge import BinaryContent, call, distributed
 from workerserver.imported import imported
+from workerserver.ranks import pack
 from workerserver.registry import Registry
 from workerserver.types import NotImplementedHere, Request, Response
 
@@ -113,7 +114,8 @@ def summarize(dumps: dict[str, Json], world: dict[str, Json]) -> Json:
         recorder      "fr" or "nccl"; null if neither holds anything of the group
         id            torch's number of the group, null if it has no entries
         name, desc    str: "0" and "default_pg" for the default group
-        ranks         global ranks in the group, null if torch doesn't say
+        ranks         global ranks in the group as text ("0-4095", "3-59:8,64"; see
+                      :mod:`workerserver.ranks`), null if torch doesn't say
         status        {"enqueued", "started", "completed"}: torch's own counters, -1 for none;
                       null if it keeps none. They also count operations that it doesn't record
         pending       number of recorded operations that haven't retired
@@ -185,7 +187,7 @@ def _group(
         "id": number,
         "name": name,
         "desc": desc,
-        "ranks": ranks,
+        "ranks": None if ranks is None else pack(ranks),
         "status": status,
         "pending": pending,
         "last_issued": _operation(last_issued),
@@ -221,7 +223,7 @@ def _ranks(text: Any) -> list[int] | None:
         ranks = json.loads(text)
     except (TypeError, ValueError):
         return None
-    return ranks if isinstance(ranks, list) and ranks else None
+    return sorted(set(ranks)) if isinstance(ranks, list) and ranks else None
 
 
 def _status(counters: Any) -> Json | None:
