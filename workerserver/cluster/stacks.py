@@ -296,7 +296,7 @@ def read_text(text: str) -> Snapshot:
         if thread is not None:
             threads.append(thread)
             left -= len(thread.frames)
-    # The kernel lists a process's first thread first, whatever its id: past pid_max they start anew.
+    # The kernel lists a process's first thread first, whatever its id: they wrap around at pid_max.
     main = (0 if threads else None) if kernel else _main_by_frames(threads)
     if main is not None:
         threads[main] = replace(threads[main], main=True)
