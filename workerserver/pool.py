@@ -61,7 +61,8 @@ class DaemonPool:
             self._threads += 1
             self._started += 1
             name = f"workerserver-handler-{self._started}"
-        thread = threading.Thread(target=self._work, args=(job,), name=name, daemon=True)
+        # In a list, which _work() empties: a Thread keeps its arguments for as long as it runs.
+        thread = threading.Thread(target=self._work, args=([job],), name=name, daemon=True)
         try:
             thread.start()
         except RuntimeError:  # no more threads in this process, or it is ending
@@ -70,10 +71,9 @@ class DaemonPool:
             return False
         return True
 
-    def _work(self, first: Job) -> None:
+    def _work(self, first: list[Job]) -> None:
         self._here.inside = True
-        job: Job | None = first
-        del first
+        job: Job | None = first.pop()
         while job is not None:
             try:
                 job()
