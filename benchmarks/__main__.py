@@ -38,6 +38,7 @@ ORDER = (
     "bodies",
     "flight",
     "footprint",
+    "scale",
 )
 ROUNDS = 5
 #: A Unix socket's path has at most 107 bytes; the suites' folders stay below this.

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["KINDS", "Missing", "Server", "available", "launched", "served", "start"]
+__all__ = ["KINDS", "Missing", "Server", "available", "compiled", "launched", "served", "start"]
 
 HERE = Path(__file__).parent
 KINDS = ("ours", "ours-uvloop", "torch", "uvicorn", "granian", "epoll")
@@ -53,11 +53,13 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CC", "cc"))
 
 
-def epoll_server(folder: Path) -> str:
-    """The compiled bare epoll loop."""
-    program = folder / "epoll_server"
+def compiled(name: str, folder: Path) -> str:
+    """The program of *name*.c; Missing without a compiler."""
+    program = folder / name
+    if compiler() is None:
+        raise Missing("needs a C compiler")
     if not program.exists():
-        source = str(HERE / "epoll_server.c")
+        source = str(HERE / f"{name}.c")
         command = [compiler() or "cc", "-O2", "-Wall", "-o", str(program), source]
         subprocess.run(command, check=True)
     return str(program)
@@ -142,7 +144,7 @@ def served(
     available(kind)
     path = str(folder / f"{kind}-{next(numbers)}")
     if kind == "epoll":
-        command = [epoll_server(folder), "127.0.0.1" if tcp else path]
+        command = [compiled("epoll_server", folder), "127.0.0.1" if tcp else path]
     else:
         command = [sys.executable, "-m", "benchmarks.serve", kind, path, "--load", load]
         command += ["--body", str(body), "--flight", str(flight)]

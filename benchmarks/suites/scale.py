@@ -1,0 +1,309 @@
+"""The collector's own cost, from 64 ranks to 16,384: all of them simulated, see ``simulated.py``.
+
+``stacks`` and ``diagnose`` are the command line's, each time a process of its own, on one
+processor; the workers have the other, or the same if there is no other. Every answer is checked: a
+figure of a wrong verdict is none.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.context import Context
+from benchmarks.report import Lines, Report, Table, Target
+from benchmarks.rounds import placed
+from benchmarks.simulated import CONNECTIONS, Job, Recording, listening, record
+from benchmarks.stats import median, ratio
+from benchmarks.subjects import HERE, Missing, available
+from workerserver.cluster.ranges import unfold
+
+QUESTION = "What does it cost to ask a whole job, as it grows?"
+
+SIZES = (64, 1024, 4096, 16384)
+QUICK = (64, 1024)
+#: Different stacks of the ranks that wait.
+STACKS = (1, 8, 64)
+#: And once as many as are fetched in full at most, nearly.
+MANY = Job(4096, 1000)
+#: For the comparison with torch's collector.
+COMPARED = Job(1024, 8)
+#: Jobs larger than that are asked twice, whatever the number of rounds.
+LARGE = 1024
+
+COMMANDS: Mapping[str, Sequence[str]] = {
+    "stacks": (),
+    # The second look follows at once: no pause is measured.
+    "diagnose": ("--rounds", "2", "--interval", "0.001"),
+}
+#: Seconds for one command.
+PATIENCE = 300.0
+#: The time that ours may take, of torch's.
+LIMIT = 0.2
+
+
+@dataclass
+class Spent:
+    """One command's figures in one case, a value for each round. *looks*: seconds of the questions
+    alone; the rest is to start, the verdict, and to print it."""
+
+    seconds: list[float] = field(default_factory=list)
+    looks: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    received: list[float] = field(default_factory=list)
+    peak: list[float] = field(default_factory=list)
+
+
+Figures = dict[tuple[str, Job], Spent]
+
+
+# ---- the command line
+
+
+def check(command: str, job: Job, status: int, said: Mapping[str, Any]) -> None:
+    """RuntimeError unless all ranks answered, those that do the same are together, and the one
+    that is behind is named and nobody else."""
+    found = {frozenset(unfold(group["ranks"])) for group in said["groups"]}
+    right = (said["ranks"], said["responded"]) == (job.ranks, job.ranks) and found == job.groups()
+    right &= not said["unreachable"] and not said["problems"]
+    if command == "stacks":
+        right &= status == 0
+    else:
+        suspects = [(each["rank"], each["reason"]) for each in said["suspects"]]
+        right &= status == 1 and suspects == [(job.behind, "behind")]
+        right &= said["verdict"].startswith(f"rank {job.behind} has not entered all_reduce #")
+    if not right:
+        raise RuntimeError(f"{command}, {job}: wrong, with status {status}: {str(said)[:2000]}")
+
+
+def measure(command: str, job: Job, sockets: str, spent: Spent) -> None:
+    words = [sys.executable, "-m", "benchmarks.spent", command, "--json", *COMMANDS[command]]
+    began = time.perf_counter()
+    done = subprocess.run(
+        [*words, sockets],
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    seconds = time.perf_counter() - began
+    if not done.stdout:
+        raise RuntimeError(f"{command}, {job}: {done.stderr.strip()}")
+    said = json.loads(done.stdout)
+    check(command, job, done.returncode, said)
+    own = json.loads(done.stderr)
+    spent.seconds.append(seconds)
+    spent.looks.append(said["cost"]["seconds"])
+    spent.cpu.append(own["cpu"])
+    spent.received.append(said["cost"]["bytes_received"])
+    spent.peak.append(own["peak"])
+
+
+def ask(job: Job, recording: Recording, context: Context, figures: Figures) -> None:
+    folder = context.folder / f"{job.ranks}-{job.stacks}"
+    cpus = os.sched_getaffinity(0)
+    with listening(job.table(recording), folder, tcp=False) as (workers, _):
+        workers.place({max(cpus)})
+        for turn in range(context.rounds if job.ranks <= LARGE else min(context.rounds, 2)):
+            for command in COMMANDS:
+                spent = figures.setdefault((command, job), Spent())
+                with workers.awake(), placed({min(cpus)}):
+                    measure(command, job, f"{folder}/rank{{rank}}.sock", spent)
+                if not turn:
+                    text = f"{job.ranks} ranks, {job.stacks} stacks: {command}"
+                    context.say(f"{text}: {spent.seconds[0]:.2f} s")
+
+
+# ---- torch's collector
+
+
+@dataclass
+class Compared:
+    """Rounds of torch's ``fetch_all`` and of ours, by ``torch`` and ``ours``."""
+
+    job: Job
+    rounds: list[dict[str, dict[str, float]]] = field(default_factory=list)
+
+    def of(self, subject: str, figure: str) -> list[float]:
+        return [each[subject][figure] for each in self.rounds]
+
+    def ratio(self, figure: str) -> tuple[float, float, float]:
+        return ratio(self.of("ours", figure), self.of("torch", figure))
+
+
+def compare(job: Job, recording: Recording, context: Context) -> Compared:
+    """Both ask the very same workers, over TCP. Raises Missing."""
+    if importlib.util.find_spec("aiohttp") is None:
+        raise Missing("aiohttp, which torch's collector uses, is not installed")
+    folder = context.folder / "compared"
+    cpus = os.sched_getaffinity(0)
+    command = [sys.executable, "-m", "benchmarks.fetching", str(context.rounds)]
+    with listening(job.table(recording), folder, tcp=True) as (workers, ports):
+        workers.place({max(cpus)})
+        with workers.awake(), placed({min(cpus)}):
+            done = subprocess.run(
+                command,
+                cwd=HERE.parent,
+                input=json.dumps(ports),
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
+            )
+    if done.returncode:
+        raise RuntimeError(f"the comparison failed: {done.stderr.strip()}")
+    found = Compared(job, [json.loads(line) for line in done.stdout.splitlines()])
+    if set(found.of("ours", "groups")) != {len(job.groups())}:
+        raise RuntimeError(f"groups: {found.of('ours', 'groups')}, not {len(job.groups())}")
+    context.say(f"torch's collector and ours, {job.ranks} ranks")
+    return found
+
+
+# ---- the report
+
+
+def tables(figures: Figures) -> Iterator[Table]:
+    columns = ("ranks", "different stacks", "s", "of them looks s", "processor s", "received MB")
+    titles = {
+        "stacks": "stacks: every rank asked once",
+        "diagnose": "diagnose: every rank asked twice, one verdict",
+    }
+    for command, title in titles.items():
+        rows = [
+            (
+                job.ranks,
+                len(job.groups()),
+                median(spent.seconds),
+                median(spent.looks),
+                median(spent.cpu),
+                median(spent.received) / 1e6,
+                median(spent.peak) / 2**20,
+            )
+            for (name, job), spent in figures.items()
+            if name == command
+        ]
+        notes = [
+            "From the start of the process to its end; looks: the questions alone, without"
+            " starting Python, the verdict and the printing.",
+            f"Of more than {LARGE:,} ranks: two rounds at most.",
+        ]
+        yield Table(title, (*columns, "peak MiB"), rows, notes)
+
+
+def comparison(found: Compared) -> Table:
+    return Table(
+        f"The stacks of {found.job.ranks:,} ranks over TCP, {len(found.job.groups())} different",
+        ("collector", "s", "processor s", "received MB", "time/torch's"),
+        [
+            (
+                name,
+                median(found.of(subject, "seconds")),
+                median(found.of(subject, "cpu")),
+                median(found.of(subject, "bytes")) / 1e6,
+                found.ratio("seconds")[0] if subject == "ours" else 1.0,
+            )
+            for subject, name in (("torch", "torch fetch_all"), ("ours", "ours, merged"))
+        ],
+        [
+            "In one process, imports done before: look-up of the addresses in the TCPStore, all"
+            " answers, and ours also makes groups of them. torch's are texts, not merged.",
+        ],
+    )
+
+
+def plot(figures: Figures, compared: Compared | None) -> Lines:
+    def points(command: str, stacks: int) -> list[tuple[float, float]]:
+        return [
+            (job.ranks, median(spent.seconds))
+            for (name, job), spent in figures.items()
+            if (name, job.stacks) == (command, stacks)
+        ]
+
+    shown = sorted({job.stacks for _, job in figures if job != MANY})
+    series = {
+        f"{command}, {stacks} different": points(command, stacks)
+        for command in COMMANDS
+        for stacks in dict.fromkeys((shown[0], shown[-1]))
+    }
+    if compared is not None:
+        theirs = median(compared.of("torch", "seconds"))
+        series["torch fetch_all"] = [(compared.job.ranks, theirs)]
+    return Lines(
+        "scale",
+        "One collector: time to ask a whole job, from the start of the process to its end",
+        "ranks",
+        "seconds",
+        series,
+        log_x=True,
+        log_y=True,
+    )
+
+
+def room(ranks: int) -> None:
+    """Raise Missing if one process can't have so many listeners."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < ranks + CONNECTIONS:
+        raise Missing(f"needs {ranks + CONNECTIONS} descriptors, {most} are allowed")
+
+
+def run(
+    context: Context,
+    sizes: Sequence[int] | None = None,
+    stacks: Sequence[int] = STACKS,
+    compared: Job = COMPARED,
+    many: Job | None = MANY,
+) -> Report:
+    available("torch")
+    jobs = [
+        Job(ranks, count)
+        for ranks in sizes or (QUICK if context.quick else SIZES)
+        for count in stacks
+    ]
+    if many is not None and not context.quick:
+        jobs.append(many)
+    missing: dict[str, str] = {}
+    figures: Figures = {}
+    recording = record(context.folder, max(job.stacks for job in (*jobs, compared)))
+    context.say("recorded a real job")
+    for job in jobs:
+        try:
+            room(job.ranks)
+        except Missing as reason:
+            missing[f"{job.ranks} ranks"] = str(reason)
+        else:
+            ask(job, recording, context, figures)
+    found: Compared | None = None
+    try:
+        found = compare(compared, recording, context)
+    except Missing as reason:
+        missing["torch"] = str(reason)
+    middle, lowest, highest = found.ratio("seconds") if found else (None, None, None)
+    return Report(
+        name="scale",
+        question=QUESTION,
+        tables=[*tables(figures), *([comparison(found)] if found else [])],
+        plots=[plot(figures, found)],
+        targets=[
+            Target(
+                f"the stacks of {compared.ranks:,} ranks, merged",
+                middle,
+                LIMIT,
+                "of torch's fetch_all",
+                middle is not None and middle <= LIMIT,
+                lowest,
+                highest,
+                missing.get("torch", ""),
+            )
+        ],
+        ratios={"stacks of all ranks tcp ours/torch": found.ratio("seconds")} if found else {},
+        missing=missing,
+    )
