@@ -292,6 +292,53 @@ def test_store_with_a_known_number_of_ranks() -> None:
     assert [w.address for w in found] == ["a:1", "", ""]
 
 
+def collector(number: int, value: bytes) -> tuple[bytes, bytes]:
+    return b"/debug_server/collector%d" % number, value
+
+
+def test_collectors_in_the_store() -> None:
+    """Before the ranks; those that they answer for needn't be registered by themselves."""
+    entries = dict(
+        [
+            collector(0, b"http://a:9#0-1"),
+            collector(1, b"http://b:9#2-3"),
+            entry(1, b"http://a:1"),
+            entry(5, b"http://c:1"),
+        ]
+    )
+    with serve_one(fake_store(entries)) as address:
+        found = find(store=address)
+    assert found[0] == Worker("a:9", False, None, "a", "store", collector=True, ranks=(0, 1))
+    assert found[1] == Worker("b:9", False, None, "b", "store", collector=True, ranks=(2, 3))
+    assert [(w.address, w.rank) for w in found[2:]] == [("a:1", 1), ("", 4), ("c:1", 5)]
+
+
+@pytest.mark.parametrize("value", [b"", b"\x1b[2J", b"http://a:9#x", b"http://a:9#0-99999999999"])
+def test_a_collectors_entry_that_is_none(value: bytes) -> None:
+    entries = dict([collector(0, value), entry(0, b"http://a:1")])
+    with serve_one(fake_store(entries)) as address:
+        broken, rank = find(store=address)
+    assert (broken.collector, broken.ranks) == (True, ())
+    assert (rank.address, rank.rank) == ("a:1", 0)
+
+
+def test_collectors_by_name() -> None:
+    found = find(collectors=["node[08-10]:25998,other:1", "[::1]:2"])
+    assert [w.address for w in found] == [
+        "node08:25998",
+        "node09:25998",
+        "node10:25998",
+        "other:1",
+        "[::1]:2",
+    ]
+    assert all(w.collector and w.rank is None for w in found)
+    (one,) = find(collectors=["node1"], port="7")
+    assert one.address == "node1:7"
+    for text, word in (("node1", "on which port"), (",", "no host"), ("a:1,b[:2", "brackets")):
+        with pytest.raises(ClusterError, match=word):
+            find(collectors=[text])
+
+
 def test_an_entry_that_is_no_address_is_that_ranks_problem() -> None:
     entries = dict([entry(0, b"http://a:1"), entry(1, b"\x1b[2J\xff"), entry(2, b"")])
     with serve_one(fake_store(entries)) as address:

@@ -52,7 +52,7 @@ def test_url(host: str, url: str) -> None:
     assert registration is not None
     assert registration.url == url
     assert (registration.store_host, registration.store_port) == ("head", 29500)
-    assert registration.rank == 5
+    assert registration.key == "rank5"
 
 
 @pytest.mark.usefixtures("launched")

@@ -19,6 +19,7 @@ from workerserver.server import WorkerServer, serving
 
 __all__ = [
     "TORCH_WORKER_SERVER_SOCKET",
+    "WORKERSERVER_COLLECTOR",
     "WORKERSERVER_TCP",
     "expand_placeholders",
     "install",
@@ -32,6 +33,7 @@ logger = logging.getLogger("workerserver")
 
 TORCH_WORKER_SERVER_SOCKET = "TORCH_WORKER_SERVER_SOCKET"
 WORKERSERVER_TCP = "WORKERSERVER_TCP"
+WORKERSERVER_COLLECTOR = "WORKERSERVER_COLLECTOR"
 
 PLACEHOLDERS = {"rank": "RANK", "local_rank": "LOCAL_RANK"}
 
@@ -79,7 +81,8 @@ def serve_from_environment(
     the block runs.
 
     With neither, the environment says: TORCH_WORKER_SERVER_SOCKET, WORKERSERVER_TCP; nothing set
-    serves nothing. A TCP server announces itself in the job's TCPStore, in the background.
+    serves nothing. A TCP server announces itself in the job's TCPStore, in the background. With
+    WORKERSERVER_COLLECTOR (``host:port``) the worker of LOCAL_RANK 0 starts its host's collector.
     Raises what WorkerServer and expand_placeholders raise, before the block begins.
     """
     if socket is None and tcp is None:
@@ -98,6 +101,18 @@ def serve_from_environment(
             if registration is not None:
                 stack.callback(registration.stop)
                 registration.start()
+        collector = os.environ.get(WORKERSERVER_COLLECTOR)
+        if collector and servers:
+            host, port = parse_host_port(collector)
+            if socket is None:
+                raise ValueError(
+                    "WORKERSERVER_COLLECTOR needs TORCH_WORKER_SERVER_SOCKET: a collector reaches "
+                    "the workers of its host through their Unix sockets"
+                )
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                from workerserver.collector_process import started
+
+                stack.enter_context(started(host, port, socket))
         yield servers
 
 

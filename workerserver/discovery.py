@@ -28,16 +28,16 @@ EXIT_SECONDS = 5.0
 
 
 class StoreRegistration:
-    """Sets ``debug_server/rank{R}`` to this server's URL, once, from a thread of its own.
+    """Sets ``debug_server/KEY`` to a server's URL, once, from a thread of its own.
 
     It tries until it succeeds or ``stop()`` is called: torch may be imported late and the store
     may come up after us. Training never waits for it and never sees an error of it.
     """
 
-    def __init__(self, store_host: str, store_port: int, rank: int, url: str) -> None:
+    def __init__(self, store_host: str, store_port: int, key: str, url: str) -> None:
         self.store_host = store_host
         self.store_port = store_port
-        self.rank = rank
+        self.key = key
         self.url = url
         self.attempts = 0  # so far, of talking to the store
         self.done = threading.Event()
@@ -47,15 +47,24 @@ class StoreRegistration:
 
     @classmethod
     def from_environment(cls, host: str, port: int) -> StoreRegistration | None:
-        """For a server bound to *host* and *port*; None if no launcher has named a store."""
-        rank = os.environ.get("RANK", "")
+        """Of a worker's server, bound to *host* and *port*, as ``rank{R}``, where torch's frontend
+        looks for it; None if no launcher has named a store."""
+        return cls._as("rank", os.environ.get("RANK", ""), _url(host, port))
+
+    @classmethod
+    def of_collector(cls, host: str, port: int, ranks: str) -> StoreRegistration | None:
+        """Of this host's collector, as ``collector{N}``, N being the number that torchrun gives
+        hosts; behind the URL are the *ranks* that it answers for."""
+        number = os.environ.get("GROUP_RANK", "")
+        return cls._as("collector", number, f"{_url(host, port)}#{ranks}")
+
+    @classmethod
+    def _as(cls, kind: str, number: str, url: str) -> StoreRegistration | None:
         store_host = os.environ.get("MASTER_ADDR", "")
         store_port = os.environ.get("MASTER_PORT", "")
-        if not (store_host and rank.isdecimal() and store_port.isdecimal()):
+        if not (store_host and number.isdecimal() and store_port.isdecimal()):
             return None
-        name = socket.gethostname() if host in ("", "::", "0.0.0.0") else host
-        url = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
-        return cls(store_host, int(store_port), int(rank), url)
+        return cls(store_host, int(store_port), f"{kind}{int(number)}", url)
 
     def start(self) -> None:
         _live.add(self)
@@ -81,7 +90,7 @@ class StoreRegistration:
             try:
                 if self._attempt():
                     self.done.set()
-                    logger.info("registered rank %d as %s", self.rank, self.url)
+                    logger.info("registered %s as %s", self.key, self.url)
                     return
             except Exception as error:  # whatever torch's store raises: never training's problem
                 logger.debug("not yet registered with the store: %s", error)
@@ -110,10 +119,16 @@ class StoreRegistration:
                 timeout=timedelta(seconds=CONNECT_SECONDS),
                 wait_for_workers=False,
             )
-            distributed.PrefixStore(PREFIX, store).set(f"rank{self.rank}", self.url)
+            distributed.PrefixStore(PREFIX, store).set(self.key, self.url)
         finally:
             self._in_torch = False
         return True
+
+
+def _url(host: str, port: int) -> str:
+    """How others reach what is bound to *host*."""
+    name = socket.gethostname() if host in ("", "::", "0.0.0.0") else host
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 _live: set[StoreRegistration] = set()

@@ -38,7 +38,7 @@ def registers() -> dict[str, Any]:
     port = free_port()
     kept = store(port)
     registrations = [
-        StoreRegistration("127.0.0.1", port, rank, f"http://node:{5000 + rank}")
+        StoreRegistration("127.0.0.1", port, f"rank{rank}", f"http://node:{5000 + rank}")
         for rank in range(2)
     ]
     for registration in registrations:
@@ -64,7 +64,7 @@ def late() -> dict[str, Any]:
 
     assert torch.distributed.is_available()
     port = free_port()
-    registration = StoreRegistration("127.0.0.1", port, 3, "http://node:1")
+    registration = StoreRegistration("127.0.0.1", port, "rank3", "http://node:1")
     registration.start()
     wait_until(lambda: registration.attempts >= 2)
     early = registration.done.is_set()
@@ -79,7 +79,7 @@ def torch_comes_late() -> dict[str, Any]:
         listener.bind(("127.0.0.1", port))
         listener.listen()
         listener.setblocking(False)
-        registration = StoreRegistration("127.0.0.1", port, 0, "http://node:1")
+        registration = StoreRegistration("127.0.0.1", port, "rank0", "http://node:1")
         registration.start()
         time.sleep(1.5)  # several turns
         facts = {"torch": "torch" in sys.modules, "attempts": registration.attempts}
@@ -98,8 +98,8 @@ def no_store() -> dict[str, Any]:
 
     assert torch.distributed.is_available()
     registrations = [
-        StoreRegistration("127.0.0.1", free_port(), 0, "http://node:1"),
-        StoreRegistration("no-such-host.invalid", 80, 0, "http://node:1"),
+        StoreRegistration("127.0.0.1", free_port(), "rank0", "http://node:1"),
+        StoreRegistration("no-such-host.invalid", 80, "rank0", "http://node:1"),
     ]
     started_in = timed([registration.start for registration in registrations])
     wait_until(lambda: all(registration.attempts >= 2 for registration in registrations), 60)
@@ -122,7 +122,7 @@ def exit_while_trying() -> dict[str, Any]:
     import torch.distributed
 
     assert torch.distributed.is_available()
-    registration = StoreRegistration("127.0.0.1", int(sys.argv[2]), 0, "http://node:1")
+    registration = StoreRegistration("127.0.0.1", int(sys.argv[2]), "rank0", "http://node:1")
     registration.start()
     wait_until(lambda: registration.attempts >= 1)
     time.sleep(0.2)

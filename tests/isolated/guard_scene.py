@@ -85,7 +85,7 @@ def fork(path: str) -> None:
 
 def registration(path: str) -> None:
     """No thread for the registration in the store: training goes on."""
-    one = StoreRegistration("127.0.0.1", 1, 0, "http://x:1")
+    one = StoreRegistration("127.0.0.1", 1, "rank0", "http://x:1")
     with no_threads():
         one.start()
     one.stop()

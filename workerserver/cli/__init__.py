@@ -2,7 +2,7 @@
 
 Each command is a module with ``main(argv) -> exit status``; what it prints goes through a
 ``render_*(…, out)`` function that writes to the stream it is given. Nothing here imports torch,
-and only ``run`` imports the server.
+and only ``run`` and ``collector`` import the server.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ usage: workerserver COMMAND ...
   profile -o FILE [TARGET...]      profile all ranks into one Chrome trace
   watch --folder DIR [TARGET...]   diagnose over and over, and keep the verdicts
   top [TARGET...]                  show all ranks as a live table
+  collector --listen HOST:PORT TARGET...
+                                   answer for all workers of this host
   bench TARGET [NAME[?key=value]]  measure how fast a handler answers
 
 TARGET is a Unix socket, a folder or pattern of them, or host:port. The commands on whole jobs
-also find workers through --store, --hosts, --dns, --slurm or torchrun's environment.
+also find workers through --store, --hosts, --dns, --collectors, --slurm or torchrun's environment.
 "workerserver COMMAND --help" says more.
 """
 COMMANDS = (
@@ -48,6 +50,7 @@ COMMANDS = (
     "profile",
     "watch",
     "top",
+    "collector",
     "bench",
 )
 

@@ -71,9 +71,18 @@ def job_parser(name: str, description: str, *, deadline: float = 10.0) -> argpar
         metavar="NAME:PORT[-PORT]",
         help="every address of NAME: a headless Kubernetes service",
     )
+    where.add_argument(
+        "--collectors",
+        action="append",
+        default=[],
+        metavar="HOST:PORT,...",
+        help="collectors, one for each host: node[001-128]:25998",
+    )
     where.add_argument("--slurm", action="store_true", help="the nodes of this Slurm job")
     where.add_argument(
-        "--port", metavar="PORT", help="for hosts of --hosts without one, and for --slurm"
+        "--port",
+        metavar="PORT",
+        help="for hosts of --hosts and --collectors without one, and for --slurm",
     )
     where.add_argument(
         "--world-size", type=count, metavar="N", help="ranks that the job has to have"
@@ -127,6 +136,7 @@ def find(options: argparse.Namespace) -> list[Worker]:
                 hosts_file=options.hosts,
                 store=options.store,
                 dns=options.dns,
+                collectors=options.collectors,
                 slurm=options.slurm,
                 port=options.port,
                 world_size=options.world_size,

@@ -17,6 +17,7 @@ from workerserver.cli.cluster_options import ask, count, find, job_parser, write
 from workerserver.cli.console import Output, counting
 from workerserver.cli.text import seconds
 from workerserver.cluster.client import Client, Failed, Question, Visit
+from workerserver.cluster.collect import behind_collectors
 from workerserver.cluster.model import Failure, Health, Worker
 from workerserver.cluster.questions import HEALTH
 
@@ -71,7 +72,8 @@ def _ask_all(options: argparse.Namespace, workers: Sequence[Worker]) -> list[Pin
         async def talk(visit: Visit) -> Ping:
             return await _talk(visit, options.count)
 
-        return await client.visit(workers, talk, lambda worker, result: done())
+        everyone = await behind_collectors(workers, client)
+        return await client.visit(everyone, talk, lambda worker, result: done())
 
     with counting("asking", len(workers)) as done:
         results = ask(options, everybody)

@@ -24,6 +24,7 @@ from workerserver.cli.errors import UsageError
 from workerserver.cli.text import positive_seconds
 from workerserver.cluster import wire
 from workerserver.cluster.client import Client, Failed, Question, Visit
+from workerserver.cluster.collect import behind_collectors
 from workerserver.cluster.model import Failure, Worker
 from workerserver.cluster.questions import HEALTH
 
@@ -75,9 +76,6 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(argv))
     options.deadline += options.duration
     workers = find(options)
-    if len(workers) > MOST_RANKS:
-        raise UsageError(f"{len(workers)} workers, of at most {MOST_RANKS}: name fewer")
-    options.concurrency = max(options.concurrency, len(workers))  # at one time, or it says little
     started = time.time_ns()
     with contextlib.ExitStack() as stack:
         found = _ask_all(options, workers, stack)
@@ -121,7 +119,11 @@ def _ask_all(
         return made
 
     async def everybody(client: Client) -> list[Profiled]:
-        results = await client.visit(workers, talk, lambda worker, result: done())
+        everyone = await behind_collectors(workers, client)
+        if len(everyone) > MOST_RANKS:
+            raise UsageError(f"{len(everyone)} workers, of at most {MOST_RANKS}: name fewer")
+        client.concurrency = max(client.concurrency, len(everyone))  # together, or it says little
+        results = await client.visit(everyone, talk, lambda worker, result: done())
         return [
             Profiled(worker, worker.rank, result) if isinstance(result, Failure) else result
             for worker, result in results.items()

@@ -8,17 +8,17 @@ import gc
 import signal
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
 from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.fanout import descriptors_left, fan_out
+from workerserver.cluster.host_answers import relay_failure, relayed
 from workerserver.cluster.link import Link, connect
 from workerserver.cluster.model import Failure, Worker
 from workerserver.cluster.resolve import Resolver
-from workerserver.cluster.wire import Answer, Failed, Progress, short
+from workerserver.cluster.wire import Answer, Failed, Progress, Question, short
 
 __all__ = ["Answer", "Client", "Failed", "Question", "Visit", "ask", "run", "tls_context"]
 
@@ -28,25 +28,8 @@ T = TypeVar("T")
 DEADLINE = 10.0
 #: Workers that are being asked at one time; those that let us wait don't count.
 CONCURRENCY = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked. *limit*: bytes of body. *parse* makes the result of the answer, and raises
-    ValueError if it can't; without it the result is the Answer. *any_status*: an HTTP error is an
-    answer too, else a Failure."""
-
-    name: str
-    path: str
-    method: str = "POST"
-    limit: int = 8 << 20
-    parse: Callable[[Answer], Any] | None = None
-    any_status: bool = False
-
-    @classmethod
-    def handler(cls, name: str, query: str = "", **options: Any) -> Question:
-        """The handler *name*, which no escaping is done for."""
-        return cls(name, f"/handler/{name}{f'?{query}' if query else ''}", **options)
+#: Requests of which the bytes are kept: through a collector each worker has its own.
+MOST_REQUESTS = 64
 
 
 class Client:
@@ -161,9 +144,11 @@ class Client:
             on_done(worker, results[worker])
 
     def request(self, host: str, question: Question) -> bytes:
-        """The bytes of a request; all but the host is made once."""
+        """The bytes of a request; all but the host is made once, of what is asked of many."""
         parts = self._requests.get(question)
         if parts is None:
+            if len(self._requests) >= MOST_REQUESTS:
+                self._requests.clear()
             # A POST without a length makes torch's server wait for the connection's end.
             length = "" if question.method == "GET" else "Content-Length: 0\r\n"
             fields = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
@@ -226,8 +211,19 @@ class Visit:
             await self._link.close()
 
     async def _ask(self, question: Question) -> Answer:
-        worker = self.worker
-        host = "localhost" if worker.unix else worker.address
+        door = self.worker.via
+        if door is None:
+            return await self._send(self.worker, question)
+        left = self._until - self._loop.time()
+        answer = await self._send(door, relayed(question, self.worker, left))
+        failed = relay_failure(answer)
+        if failed is not None:
+            raise failed
+        return answer
+
+    async def _send(self, door: Worker, question: Question) -> Answer:
+        """Put *question* to *door*: the worker itself, or the collector of its host."""
+        host = "localhost" if door.unix else door.address
         request = self._client.request(host, question)
         link = self._link
         if link is not None and link.usable:
@@ -244,7 +240,7 @@ class Visit:
             await self._link.close()
             self._link = None
         self._connecting = True
-        self._link = await connect(self.worker, self._client, self._until)
+        self._link = await connect(self.worker.via or self.worker, self._client, self._until)
         self._connecting = False
         return self._link
 

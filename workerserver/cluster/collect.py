@@ -3,7 +3,8 @@
 First every rank is asked what is small: its health, the digest of its stacks, the summary of its
 flight recorder. Then one member of each group of equal digests gives its full stacks, and one
 member of each state that stands out in a process group its full trace. Stock torch workers have
-nothing small: their text stands for the digest, and their trace for the summary.
+nothing small: their text stands for the digest, and their trace for the summary. Where a host has a
+collector, that asks the small questions, and all of its ranks are one answer.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from typing import Literal
 from workerserver.cluster import stacks, wire
 from workerserver.cluster.client import DEADLINE, Client, Failed, Visit
 from workerserver.cluster.full import full_stacks, full_traces
+from workerserver.cluster.host_answers import collect_question, decode
 from workerserver.cluster.model import Failure, RankState, Thread, Worker
 from workerserver.cluster.questions import DIGEST, HEALTH, SUMMARY, TEXT, TRACES, Memory
 
-__all__ = ["Part", "Round", "collect", "collect_round"]
+__all__ = ["Part", "Round", "behind_collectors", "collect", "collect_round", "first_answers"]
 
 Part = Literal["health", "stacks", "flight"]
 EVERYTHING: Collection[Part] = ("health", "stacks", "flight")
@@ -88,23 +90,7 @@ async def collect_round(
     result = Round([], time.time())
     clock = asyncio.get_running_loop().time()
     questions, received = client.questions, client.bytes_received
-    states = {worker: RankState(worker, worker.rank) for worker in workers}
-
-    async def talk(visit: Visit) -> RankState:
-        return await _first_questions(visit, states[visit.worker], want, memory)
-
-    def noted(worker: Worker, outcome: RankState | Failure) -> None:
-        state = states[worker]
-        if isinstance(outcome, Failure):
-            state.failures.setdefault("healthz", outcome)
-        if on_done is not None:
-            on_done(state)
-
-    outcomes = await client.visit(workers, talk, noted)
-    for worker, outcome in outcomes.items():
-        if isinstance(outcome, Failure):
-            states[worker].failures.setdefault("healthz", outcome)
-    result.states = list(states.values())
+    result.states = await first_answers(workers, client, want, memory, on_done)
     settle_ranks(result.states)
     if "stacks" in want:
         result.stacks_fetched = await full_stacks(client, result.states, memory)
@@ -119,8 +105,124 @@ async def collect_round(
 # ---- the small questions
 
 
+async def first_answers(
+    workers: Sequence[Worker],
+    client: Client,
+    want: Collection[Part],
+    memory: Memory,
+    on_done: Callable[[RankState], None] | None = None,
+    *,
+    stock: bool = True,
+) -> list[RankState]:
+    """What all of *workers* say to the small questions; a collector speaks for those of its host.
+
+    *stock*: ask stock torch workers for what stands for such answers.
+    """
+    collectors = [worker for worker in workers if worker.collector]
+    if not collectors:
+        return await _ask_each(workers, client, want, memory, on_done, stock)
+    found = await _ask_collectors(collectors, client, want, memory, on_done, stock)
+    # Who is registered by itself too is only asked where its collector has no answer.
+    answers = {state.rank: state for state in found if state.rank is not None}
+    direct = []
+    for worker in workers:
+        if worker.collector:
+            continue
+        known = None
+        if worker.rank is not None and not worker.assumed:
+            known = answers.get(worker.rank)
+        if known is None or (worker.address and not known.responded):
+            direct.append(worker)
+    instead = {worker.rank for worker in direct}
+    kept = [state for state in found if state.responded or state.rank not in instead]
+    return kept + await _ask_each(direct, client, want, memory, on_done, stock)
+
+
+async def _ask_each(
+    workers: Sequence[Worker],
+    client: Client,
+    want: Collection[Part],
+    memory: Memory,
+    on_done: Callable[[RankState], None] | None,
+    stock: bool,
+) -> list[RankState]:
+    states = {worker: RankState(worker, worker.rank) for worker in workers}
+
+    async def talk(visit: Visit) -> RankState:
+        return await _first_questions(visit, states[visit.worker], want, memory, stock)
+
+    def noted(worker: Worker, outcome: RankState | Failure) -> None:
+        state = states[worker]
+        if isinstance(outcome, Failure):
+            state.failures.setdefault("healthz", outcome)
+        if on_done is not None:
+            on_done(state)
+
+    for worker, outcome in (await client.visit(workers, talk, noted)).items():
+        if isinstance(outcome, Failure):
+            states[worker].failures.setdefault("healthz", outcome)
+    return list(states.values())
+
+
+async def _ask_collectors(
+    collectors: Sequence[Worker],
+    client: Client,
+    want: Collection[Part],
+    memory: Memory,
+    on_done: Callable[[RankState], None] | None,
+    stock: bool,
+) -> list[RankState]:
+    """The states of all their workers. Where one doesn't answer, those of its ranks say so, or if
+    these aren't known, its own."""
+
+    async def talk(visit: Visit) -> list[RankState]:
+        collector = visit.worker
+        answer = await visit.ask(collect_question(want, client.deadline, len(collector.ranks)))
+        try:
+            return decode(answer, collector)
+        except ValueError as error:
+            raise Failed("malformed", wire.short(error)) from None
+
+    def noted(worker: Worker, outcome: list[RankState] | Failure) -> None:
+        if on_done is not None:
+            on_done(RankState(worker))
+
+    states: list[RankState] = []
+    for collector, outcome in (await client.visit(collectors, talk, noted)).items():
+        states += _without(collector, outcome) if isinstance(outcome, Failure) else outcome
+    if stock:
+        asked = [state.worker for state in states if state.kind == "torch"]
+        states = [state for state in states if state.kind != "torch"]
+        states += await _ask_each(asked, client, want, memory, None, stock)
+    return states
+
+
+async def behind_collectors(workers: Sequence[Worker], client: Client) -> list[Worker]:
+    """*workers*, but for each collector those that it answers for."""
+    collectors = [worker for worker in workers if worker.collector]
+    want: tuple[Part, ...] = ("health",)
+    found = await _ask_collectors(collectors, client, want, Memory(), None, stock=False)
+    ranks = {state.rank for state in found if state.responded}
+    direct = [each for each in workers if not each.collector and each.rank not in ranks]
+    instead = {worker.rank for worker in direct if worker.address}
+    return [each.worker for each in found if each.rank not in instead] + direct
+
+
+def _without(collector: Worker, failure: Failure) -> list[RankState]:
+    """What is told where *collector* gives no answer."""
+    if not collector.ranks:
+        return [RankState(collector, failures={"healthz": failure})]
+    text = f"the collector of its host ({collector.address}): {failure.text}"
+    own = Failure(failure.reason, text)
+    workers = (
+        Worker("", False, rank, collector.host, collector.source, via=collector)
+        for rank in collector.ranks
+    )
+    return [RankState(worker, worker.rank, failures={"healthz": own}) for worker in workers]
+
+
 async def _first_questions(
-    visit: Visit, state: RankState, want: Collection[Part], memory: Memory
+    visit: Visit, state: RankState, want: Collection[Part], memory: Memory, stock: bool
 ) -> RankState:
     worker = state.worker
     try:
@@ -129,6 +231,8 @@ async def _first_questions(
             await _ask_health(visit, state)
         else:
             await _ask_digest(visit, state, memory)
+        if state.kind == "torch" and not stock:
+            return state
         if "stacks" in want and state.digest is None and not state.failures:
             await (_text if state.kind == "torch" else _ask_digest)(visit, state, memory)
         if "flight" in want and state.responded and "healthz" not in state.failures:

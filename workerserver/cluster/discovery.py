@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from workerserver.cluster.addresses import parse_address, sockets
 from workerserver.cluster.errors import ClusterError
-from workerserver.cluster.hosts import from_dns, from_hosts_file, from_slurm
+from workerserver.cluster.hosts import from_collectors, from_dns, from_hosts_file, from_slurm
 from workerserver.cluster.model import Worker
 from workerserver.cluster.store import workers_in_store
 
@@ -29,13 +29,15 @@ class Options:
     *targets*: sockets, folders or patterns of them, templates with ``{rank}``, ``host:port``, URLs.
     *hosts_file*: see :func:`hosts.from_hosts_file`; *port* is for its hosts without one, and for
     *slurm*. *store*: ``host:port`` of a TCPStore; *world_size*: how many ranks have to be in it.
-    *dns*: ``NAME:PORT[-PORT]``. *deadline* (seconds) is for each store and each name.
+    *dns*: ``NAME:PORT[-PORT]``. *collectors*: ``host:port``, lists and ranges of them, which answer
+    for the workers of their hosts. *deadline* (seconds) is for each store and each name.
     """
 
     targets: Sequence[str] = ()
     hosts_file: str | None = None
     store: str | None = None
     dns: Sequence[str] = ()
+    collectors: Sequence[str] = ()
     slurm: bool = False
     port: str | None = None
     world_size: int | None = None
@@ -64,6 +66,8 @@ def discover(options: Options) -> list[Worker]:
         found += from_slurm(environment, options.port)
     for name in options.dns:
         found += from_dns(name, options.deadline)
+    for text in options.collectors:
+        found += from_collectors(text, options.port)
     return _each_once(found or _from_environment(options, environment))
 
 

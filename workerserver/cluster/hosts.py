@@ -14,7 +14,7 @@ from workerserver.cluster.ranges import MOST, expand, expand_hosts, split_hosts
 from workerserver.cluster.resolve import look_up
 from workerserver.cluster.wire import Failed
 
-__all__ = ["from_dns", "from_hosts_file", "from_slurm", "has_port"]
+__all__ = ["from_collectors", "from_dns", "from_hosts_file", "from_slurm", "has_port"]
 
 #: Characters of a hosts file.
 FILE_LIMIT = 16 << 20
@@ -50,6 +50,20 @@ def from_hosts_file(path: str, port: str | None = None) -> list[Worker]:
     if not workers:
         raise ClusterError(f"{path}: no host in it")
     return workers
+
+
+def from_collectors(text: str, port: str | None = None) -> list[Worker]:
+    """Collectors: ``node[001-128]:25998``, separated by commas; *port* is for those without one."""
+    collectors: list[Worker] = []
+    for name in split_hosts(text):
+        if port is None and not has_port(name):
+            raise ClusterError(f"{name}: on which port is its collector?")
+        whole = name if has_port(name) else f"{name}:{port}"
+        for address in expand(whole, MOST - len(collectors)):
+            collectors.append(replace(tcp_worker(address), collector=True))
+    if not collectors:
+        raise ClusterError("no host of a collector was named")
+    return collectors
 
 
 def has_port(name: str) -> bool:

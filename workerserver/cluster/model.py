@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 __all__ = ["Failure", "Frame", "Health", "RankState", "Thread", "Worker"]
 
@@ -16,6 +16,9 @@ Reason = Literal["unreachable", "timeout", "too large", "malformed", "refused", 
 """refused: an HTTP status that is no success. missing: the worker has no such handler. lied: it
 answered as another rank."""
 
+REASONS: tuple[Reason, ...] = get_args(Reason)
+
+Kind = Literal["workerserver", "torch", "unknown"]
 Source = Literal["argument", "glob", "hosts file", "store", "torchrun", "slurm", "dns"]
 
 
@@ -26,6 +29,9 @@ class Worker:
 
     *rank* is what discovery knows before anybody is asked, else None. *assumed*: it was only
     counted (the lines of a hosts file), so what the worker says of itself wins. *tls*: over TLS.
+
+    *collector*: it is no rank, but answers for those of its host: for *ranks*, where that is known.
+    *via*: the collector through which this worker is asked; its address is one on that host.
     """
 
     address: str
@@ -35,6 +41,9 @@ class Worker:
     source: Source = "argument"
     assumed: bool = False
     tls: bool = False
+    collector: bool = False
+    ranks: tuple[int, ...] = ()
+    via: Worker | None = None
 
     @property
     def name(self) -> str:
@@ -106,7 +115,7 @@ class RankState:
 
     worker: Worker
     rank: int | None = None
-    kind: Literal["workerserver", "torch", "unknown"] = "unknown"
+    kind: Kind = "unknown"
     health: Health | None = None
     digest: str | None = None
     main_digest: str | None = None

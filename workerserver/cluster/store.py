@@ -18,11 +18,12 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from workerserver.cluster.addresses import host_port, tcp_worker
 from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.model import Worker
-from workerserver.cluster.ranges import MOST
+from workerserver.cluster.ranges import MOST, unfold
 from workerserver.cluster.resolve import look_up
 from workerserver.cluster.wire import Failed, describe
 
@@ -32,8 +33,10 @@ VALIDATE, GET, CHECK = 0, 3, 5
 MAGIC = 0x3C85F7CE
 READY = 0
 
-#: TCPStore puts "/" before every key; the rest is torch.distributed.debug's.
-KEY = "/debug_server/rank{}"
+#: TCPStore puts "/" before every key; the rest is torch.distributed.debug's. A host's collector is
+#: registered beside the ranks, with those that it answers for: ``http://node7:25998#56-63``.
+RANK = "/debug_server/rank{}"
+COLLECTOR = "/debug_server/collector{}"
 #: Keys asked for at one time: some 25 kB of requests.
 BATCH = 512
 #: With an unknown number of ranks: so many without an entry in a row are the end.
@@ -45,18 +48,20 @@ VALUE_LIMIT = 4096
 def workers_in_store(
     address: str, *, world_size: int | None = None, deadline: float = 10.0
 ) -> list[Worker]:
-    """The workers that have registered in the TCPStore at *address* (``host:port``), by rank.
+    """The workers that have registered in the TCPStore at *address* (``host:port``), by rank, and
+    before them the collectors.
 
     Ranks without an entry are there with an empty address: all below *world_size*, else below the
-    highest rank that has one. *deadline* (seconds) is for everything. ClusterError if the store
-    can't be read or knows no worker at all.
+    highest rank that is known; but not those of a collector. *deadline* (seconds) is for
+    everything. ClusterError if the store can't be read or knows no worker at all.
     """
     host, port = host_port(address)
     until = time.monotonic() + deadline
     try:
         with _connect(host, port, until) as sock:
             store = _Store(sock, until)
-            found = store.values(store.registered(world_size))
+            found = store.values(RANK, store.registered(RANK, world_size))
+            hosts = store.values(COLLECTOR, store.registered(COLLECTOR, world_size))
     except TimeoutError:
         raise ClusterError(f"store {address}: no answer within {deadline:g} s") from None
     except Failed as failed:
@@ -65,12 +70,24 @@ def workers_in_store(
         raise ClusterError(f"store {address}: connection closed; is it a TCPStore?") from None
     except OSError as error:
         raise ClusterError(f"store {address}: {describe(error)}") from None
-    if not found:
+    if not found and not hosts:
         raise ClusterError(
             f"store {address}: no worker has registered there (no key debug_server/rank0)"
         )
-    end = max(found) + 1 if world_size is None else world_size
-    return [_worker(rank, found.get(rank)) for rank in range(end)]
+    collectors = [_collector(value) for _, value in sorted(hosts.items())]
+    covered = {rank for collector in collectors for rank in collector.ranks}
+    end = max({*found, *covered}, default=-1) + 1 if world_size is None else world_size
+    ranks = [rank for rank in range(end) if rank in found or rank not in covered]
+    return collectors + [_worker(rank, found.get(rank)) for rank in ranks]
+
+
+def _collector(value: bytes) -> Worker:
+    text, _, ranks = value.decode("utf-8", "backslashreplace").partition("#")
+    try:
+        worker = tcp_worker(text, source="store")
+        return replace(worker, collector=True, ranks=tuple(unfold(ranks)))
+    except ClusterError:  # whoever asks it says so
+        return Worker(text, unix=False, source="store", collector=True)
 
 
 def _worker(rank: int, value: bytes | None) -> Worker:
@@ -92,13 +109,13 @@ class _Store:
         self._unread = bytearray()
         self._send(struct.pack("<BI", VALIDATE, MAGIC))
 
-    def registered(self, world_size: int | None) -> list[int]:
-        """The ranks that have an entry."""
+    def registered(self, key: str, world_size: int | None) -> list[int]:
+        """The numbers with which *key* has an entry."""
         ranks: list[int] = []
         end = MOST if world_size is None else min(world_size, MOST)
         for first in range(0, end, BATCH):
             batch = range(first, min(first + BATCH, end))
-            self._send(b"".join(struct.pack("<BQ", CHECK, 1) + _key(rank) for rank in batch))
+            self._send(b"".join(struct.pack("<BQ", CHECK, 1) + _key(key, rank) for rank in batch))
             answers = self._read(len(batch))
             ranks += (rank for rank, answer in zip(batch, answers, strict=True) if answer == READY)
             last = ranks[-1] if ranks else -1
@@ -106,15 +123,16 @@ class _Store:
                 break
         return ranks
 
-    def values(self, ranks: Sequence[int]) -> dict[int, bytes]:
+    def values(self, key: str, ranks: Sequence[int]) -> dict[int, bytes]:
         values: dict[int, bytes] = {}
         for first in range(0, len(ranks), BATCH):
             batch = ranks[first : first + BATCH]
-            self._send(b"".join(bytes([GET]) + _key(rank) for rank in batch))
+            self._send(b"".join(bytes([GET]) + _key(key, rank) for rank in batch))
             for rank in batch:
                 (size,) = struct.unpack("<Q", self._read(8))
                 if size > VALUE_LIMIT:
-                    raise Failed("malformed", f"the entry of rank {rank} has {size} bytes")
+                    name = key.rpartition("/")[2].format(rank)
+                    raise Failed("malformed", f"the entry of {name} has {size} bytes")
                 values[rank] = self._read(size)
         return values
 
@@ -134,9 +152,9 @@ class _Store:
         return data
 
 
-def _key(rank: int) -> bytes:
-    key = KEY.format(rank).encode("ascii")
-    return struct.pack("<Q", len(key)) + key
+def _key(key: str, number: int) -> bytes:
+    whole = key.format(number).encode("ascii")
+    return struct.pack("<Q", len(whole)) + whole
 
 
 def _connect(host: str, port: int, until: float) -> socket.socket:

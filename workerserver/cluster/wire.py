@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from workerserver.cluster.model import Failure, Health, Reason
 
 __all__ = [
+    "MOST_RANKS",
     "Answer",
     "Digest",
     "Failed",
     "Progress",
+    "Question",
     "describe",
     "digest",
+    "digest_of",
     "health",
+    "health_of",
     "json_object",
     "load_json",
     "short",
@@ -66,6 +70,25 @@ class Answer:
         return f"HTTP {self.status} {self.reason}".rstrip()
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked. *limit*: bytes of body. *parse* makes the result of the answer, and raises
+    ValueError if it can't; without it the result is the Answer. *any_status*: an HTTP error is an
+    answer too, else a Failure."""
+
+    name: str
+    path: str
+    method: str = "POST"
+    limit: int = 8 << 20
+    parse: Callable[[Answer], Any] | None = None
+    any_status: bool = False
+
+    @classmethod
+    def handler(cls, name: str, query: str = "", **options: Any) -> Question:
+        """The handler *name*, which no escaping is done for."""
+        return cls(name, f"/handler/{name}{f'?{query}' if query else ''}", **options)
+
+
 @dataclass(slots=True)
 class Progress:
     """How far an answer has come: bytes, those of its head included, and whether that is whole."""
@@ -107,7 +130,11 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 def health(body: bytes) -> Health:
     """``/healthz``; ValueError names the field that can't be right."""
-    fields = json_object(body)
+    return health_of(json_object(body))
+
+
+def health_of(fields: Mapping[str, Any]) -> Health:
+    """As :func:`health`, of the object."""
     status = fields.get("status")
     if status not in ("ok", "stalled"):
         raise ValueError(f"status is {short(status)}")
@@ -129,7 +156,11 @@ def health(body: bytes) -> Health:
 
 def digest(body: bytes) -> Digest:
     """A digest; ValueError names the field that can't be right."""
-    fields = json_object(body)
+    return digest_of(json_object(body))
+
+
+def digest_of(fields: Mapping[str, Any]) -> Digest:
+    """As :func:`digest`, of the object."""
     for name in ("digest", "main"):
         value = fields.get(name)
         if value is None and name == "main":
