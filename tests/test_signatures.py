@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -60,7 +61,12 @@ CALLABLES: list[Callable[..., Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("function", CALLABLES, ids=str)
+def name(function: Callable[..., Any]) -> str:
+    """The same in every run: without the addresses of objects."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(function))
+
+
+@pytest.mark.parametrize("function", CALLABLES, ids=name)
 def test_kinds_of_callables(function: Callable[..., Any]) -> None:
     validator = compiled(function)
     assert validator.names == ("depth", "name")
