@@ -24,13 +24,14 @@ from _workers import (
     Start,
     digest,
     good,
+    hang,
     health,
     http,
     stacks,
     summary,
 )
 
-from workerserver.cluster.client import run
+from workerserver.cluster.client import Client, run
 from workerserver.cluster.collect import Round, collect, text_digest
 from workerserver.cluster.model import Worker
 
@@ -52,6 +53,27 @@ def start(stack: contextlib.ExitStack, short_path: Path) -> Start:
 def look(servers: list[Canned], **options: Any) -> list[Round]:
     workers = [server.worker(rank) for rank, server in enumerate(servers)]
     return run(lambda client: collect(workers, client=client, **options), deadline=60)
+
+
+def test_who_was_silent_is_waited_for_less(start: Start) -> None:
+    """A look at a job of which a host is cut off takes the deadline, a second look a part of it."""
+    patient: list[float] = []
+
+    async def three(client: Client) -> list[Round]:
+        rounds = await collect(workers, client=client, rounds=2, interval=0.01)
+        patient.extend(client.patience.values())
+        silent.answers[HEALTH] = health(1)
+        rounds += await collect(workers, client=client, rounds=1, interval=0.01)
+        return rounds
+
+    silent = start({**good(1), HEALTH: hang})
+    workers = [start(good(0)).worker(0), silent.worker(1)]
+    first, second, third = (each.states for each in run(lambda client: three(client), deadline=2.0))
+    assert first[1].failures["healthz"].text == "no answer in 2 s"
+    assert second[1].failures["healthz"].text == "no answer in 2 s, nor in 0.5 s when asked again"
+    assert patient == [0.5]
+    assert (third[1].responded, third[1].failures) == (True, {})
+    assert [each[0].failures for each in (first, second, third)] == [{}, {}, {}]
 
 
 def asked_for(servers: list[Canned], path: str) -> int:

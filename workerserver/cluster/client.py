@@ -38,7 +38,8 @@ class Client:
     *deadline* (seconds) is for one worker, from the look-up of its name to the last byte of the
     last answer; *concurrency*: so many are asked at one time. *token* goes to every worker.
     *tls* is what https addresses are verified with, by default the system's authorities.
-    ``stop()`` ends what is under way: what came until then is returned.
+    *patience* has shorter deadlines, of workers that were silent before. ``stop()`` ends what is
+    under way: what came until then is returned.
     ``questions`` and ``bytes_received`` count on.
     """
 
@@ -52,6 +53,7 @@ class Client:
     ) -> None:
         self.deadline = deadline
         self.concurrency = concurrency
+        self.patience: dict[Worker, float] = {}
         self.questions = 0
         self.bytes_received = 0
         self.resolver = Resolver()
@@ -167,8 +169,12 @@ class Visit:
         self._client = client
         self._link: Link | None = None
         self._loop = asyncio.get_running_loop()
-        self._until = self._loop.time() + client.deadline
-        self._timer = self._loop.call_at(self._until, self.expire, f"in {client.deadline:g} s")
+        seconds = client.patience.get(worker.via or worker, client.deadline)
+        again = f", nor in {seconds:g} s when asked again" if seconds < client.deadline else ""
+        self._until = self._loop.time() + seconds
+        self._timer = self._loop.call_at(
+            self._until, self.expire, f"in {client.deadline:g} s{again}"
+        )
         self._expired: str | None = None
         self._asking: asyncio.Task[Any] | None = None
         self._connecting = False

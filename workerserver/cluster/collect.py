@@ -27,6 +27,8 @@ from workerserver.cluster.questions import DIGEST, HEALTH, SUMMARY, TEXT, TRACES
 __all__ = ["Part", "Round", "behind_collectors", "collect", "collect_round", "first_answers"]
 
 Part = Literal["health", "stacks", "flight"]
+#: Who was silent for a whole deadline gets this part of it in later rounds, or an interval.
+SILENT_SHARE = 4
 EVERYTHING: Collection[Part] = ("health", "stacks", "flight")
 
 
@@ -59,7 +61,8 @@ async def collect(
     Every worker has a RankState in each round, whatever became of it. *on_done* gets each once its
     first, small answers are in. A stopped client ends it with the rounds that have begun. With a
     *client* its deadline holds, else *deadline*; it is for each phase: for the small questions of
-    one worker, and again for its full answers.
+    one worker, and again for its full answers. Who let all of it pass in silence gets less of it in
+    later rounds.
     """
     if client is None:
         async with Client(deadline=deadline) as client:
@@ -76,7 +79,19 @@ async def collect(
         if client.stopped and done:
             break
         done.append(await collect_round(everybody, client, want, memory, on_done))
+        _note_the_silent(client, done[-1].states, interval)
     return done
+
+
+def _note_the_silent(client: Client, states: Iterable[RankState], interval: float) -> None:
+    for state in states:
+        asked = state.worker.via or state.worker
+        reasons = {failure.reason for failure in state.failures.values()}
+        if state.responded or "timeout" not in reasons or client.stopped:
+            client.patience.pop(asked, None)
+        elif asked is state.worker or not state.worker.address:  # else its collector did answer
+            least = max(interval, client.deadline / SILENT_SHARE)
+            client.patience[asked] = min(least, client.deadline)
 
 
 async def collect_round(
