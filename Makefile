@@ -42,8 +42,11 @@ build: $(VENV)/.built
 demo: build
 	$(PY) examples/demo.py $(ARGS)
 
+# Files of tests side by side: much of what they do is to wait. TESTERS=0 for one after the other, as
+# pytest -s and --pdb want it.
+TESTERS ?= 2
 test: build
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(TESTERS) --dist loadfile $(ARGS)
 
 # In about fifteen minutes (ARGS="-k healthy"; -m 'faults and quick' for six of them in one).
 faults: build

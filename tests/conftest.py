@@ -29,13 +29,18 @@ LAUNCHERS = ("TORCH_WORKER_SERVER_SOCKET", "RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the real jobs with planted faults, unless they are asked for: they take minutes."""
+    """Leave out the real jobs with planted faults, all but the quick ones, unless they are asked
+    for: they take minutes."""
     if "faults" in (config.option.markexpr or ""):
         return
-    left_out = [item for item in items if item.get_closest_marker("faults")]
+
+    def wanted(item: pytest.Item) -> bool:
+        return not item.get_closest_marker("faults") or bool(item.get_closest_marker("quick"))
+
+    left_out = [item for item in items if not wanted(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("faults")]
+        items[:] = list(filter(wanted, items))
 
 
 @pytest.fixture(autouse=True, scope="session")

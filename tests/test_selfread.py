@@ -239,8 +239,9 @@ def test_names_and_ids_are_threadings() -> None:
         taken = steady(without_gil)
         with_gil = snapshot()
         threads = {thread.ident: thread for thread in threading.enumerate()}
+        there = set(sys._current_frames())  # whoever runs the tests may have threads of its own
     found = {stack.ident: stack for stack in taken.threads}
-    assert set(found) == set(threads)
+    assert set(found) == there >= set(threads)
     for ident, thread in threads.items():
         assert ident is not None
         assert found[ident].native_id == thread.native_id
