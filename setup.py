@@ -101,8 +101,11 @@ def main() -> None:
             # Per module and flag set: a coverage build must not be taken for a release one.
             build_dir=os.path.join("build", "cython", kind),
             compiler_directives={
-                "embedsignature": False,
-                "binding": True,
+                # Functions are CPython's own builtins with their signature as text: Cython's own
+                # function type is compiled into each module anew and costs every worker memory.
+                "binding": False,
+                "embedsignature": True,
+                "embedsignature.format": "clinic",
                 "auto_pickle": False,
                 "autotestdict": False,
                 "linetrace": coverage,

@@ -48,6 +48,7 @@ def test_sigterm_still_ends_the_process(tmp_path: Path) -> None:
 def test_import_is_light_and_never_brings_torch(tmp_path: Path) -> None:
     assert scene(tmp_path, "light") == {
         "imported": [],
+        "unneeded": [],
         "torch": False,
         "numpy": False,
         "names": True,

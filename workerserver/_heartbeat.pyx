@@ -315,7 +315,8 @@ cdef Py_ssize_t health_body(
     return -1 if text.at is NULL else text.at - out
 
 
-def health(double started, max_step_age=None, *, now_ns=None, size_t capacity=HEALTH_CAPACITY):
+# 512 is HEALTH_CAPACITY: whoever reads the signature can't know a name of C's.
+def health(double started, max_step_age=None, *, now_ns=None, size_t capacity=512):
     """``(body, status)`` of GET /healthz, as health_body gives them to the native I/O thread.
 
     *started* is the server's start by ``time.monotonic()``, *now_ns* the time to answer for.

@@ -8,7 +8,6 @@ import concurrent.futures
 import contextlib
 import logging
 import os
-import resource
 import socket
 import sys
 import threading
@@ -86,8 +85,8 @@ class Limits:
     def within_descriptors(self) -> Limits:
         """These limits, with no more connections than half the descriptors the process may open:
         the other half is for training."""
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft == resource.RLIM_INFINITY:
+        soft = os.sysconf("SC_OPEN_MAX")
+        if soft == -1:  # no limit
             return self
         return replace(self, max_connections=min(self.max_connections, max(16, soft // 2)))
 

@@ -168,8 +168,10 @@ def light() -> dict[str, object]:
     heavy = {"asyncio", "uvloop", "httptools", "logging", "socket", "ssl", "torch", "numpy"}
     imported = sorted(heavy & new)
     workerserver.WorkerServer(PATH).shutdown()
+    unneeded = ("cli", "cluster", "dashboard", "_loadgen", "_loadrun", "_loadreply", "_histogram")
     return {
         "imported": imported,
+        "unneeded": [name for name in unneeded if f"workerserver.{name}" in sys.modules],
         "torch": "torch" in sys.modules,
         "numpy": "numpy" in sys.modules,
         "names": set(workerserver.__all__) <= set(dir(workerserver)),
