@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
+import ssl
+import tempfile
 import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from _wire import Address, Client
+from _certificates import make_certificate
+from _wire import Address, Client, TlsAddress
 
 from workerserver._protocol import WorkerProtocol
 from workerserver._state import ServerState
@@ -20,7 +24,7 @@ from workerserver.registry import Registry
 from workerserver.routes import Router
 from workerserver.server import Limits, WorkerServer
 
-Kind = Literal["unix", "tcp", "uvloop-unix", "uvloop-tcp", "asyncio-unix", "asyncio-tcp"]
+Kind = Literal["unix", "tcp", "uvloop-unix", "uvloop-tcp", "asyncio-unix", "asyncio-tcp", "tls"]
 OURS: tuple[Kind, ...] = ("unix", "tcp")  # the native transport, where there is one
 UVLOOP: tuple[Kind, ...] = ("uvloop-unix", "uvloop-tcp")
 PLAIN: tuple[Kind, ...] = ("asyncio-unix", "asyncio-tcp")
@@ -66,8 +70,18 @@ class _Server:
         return self.complete(run())
 
 
+@functools.cache
+def server_context() -> ssl.SSLContext:
+    """Of a server with a certificate of its own making."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.TemporaryDirectory() as folder:
+        key, certificate = make_certificate(Path(folder))
+        context.load_cert_chain(certificate, key)
+    return context
+
+
 class Ours(_Server):
-    """WorkerServer: the default transport, or uvloop's."""
+    """WorkerServer: the default transport, or uvloop's, over TLS too."""
 
     def __init__(
         self,
@@ -84,8 +98,11 @@ class Ours(_Server):
             limits=limits,
             token=token,
             transport="uvloop" if kind in UVLOOP else None,
+            tls=server_context() if kind == "tls" else None,
         )
         self.address = self.path if self.unix else ("127.0.0.1", self.server.port)
+        if kind == "tls":
+            self.address = TlsAddress(self.address)
         self.state = self.server.state
 
     @property

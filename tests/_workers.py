@@ -5,16 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from workerserver.cluster.model import Worker
 
@@ -82,18 +78,6 @@ def good(rank: int, word: str = "aa") -> dict[str, Answer]:
         SUMMARY: summary(),
         TRACE: http({"version": "2.10"}),
     }
-
-
-def make_certificate(folder: Path) -> tuple[str, str]:
-    """A key and its self-signed certificate for localhost; skips without the openssl program."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl program")
-    key, certificate = str(folder / "key.pem"), str(folder / "certificate.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
-    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    files = ["-keyout", key, "-out", certificate]
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
-    return key, certificate
 
 
 def hang(connection: socket.socket) -> None:

@@ -166,10 +166,10 @@ def server(request: pytest.FixtureRequest, serve: Serve) -> Served:
     return serve(request.param)
 
 
-@pytest.fixture(params=(*OURS, UVLOOP[0], PLAIN[1]))
+@pytest.fixture(params=(*OURS, UVLOOP[0], PLAIN[1], "tls"))
 def kind(request: pytest.FixtureRequest) -> Kind:
     """Every kind of transport that the protocol has to run on: the native one over Unix sockets
-    and TCP, uvloop's over Unix sockets, asyncio's own over TCP."""
+    and TCP, uvloop's over Unix sockets and TLS, asyncio's own over TCP."""
     value: Kind = request.param
     return value
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _certificates import make_certificate
 from _workers import (
     DIGEST,
     HEALTH,
@@ -30,7 +31,6 @@ from _workers import (
     good,
     hang,
     http,
-    make_certificate,
 )
 
 from workerserver.cluster.client import Client, Question, ask, run, tls_context

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _certificates import make_certificate
 from _misbehaving import BEHAVIOURS, GOOD, PLACES
 from _workers import (
     DIGEST,
@@ -28,7 +29,6 @@ from _workers import (
     good,
     health,
     http,
-    make_certificate,
 )
 from _workers import digest as digest_answer
 from _workers import summary as summary_answer

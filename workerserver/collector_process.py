@@ -98,12 +98,15 @@ class _Follower:
             # Our child itself has forked, and is gone at once: it is there for no wait() to meet.
             process.wait()
             line = process.stdout.readline(LINE).decode("utf-8", "replace")
+        # "workerserver: collector on [https://]host:port"
         port = line.strip().rpartition(":")[2]
         if not port.isdecimal():
             logger.warning("this host's collector did not start; its reason is on stderr")
             return
         logger.info("this host's collector serves on port %s", port)
-        registration = StoreRegistration.of_collector(self._host, int(port), self._ranks)
+        registration = StoreRegistration.of_collector(
+            self._host, int(port), self._ranks, " https://" in line
+        )
         with self._lock:
             if registration is not None and not self._stopped:
                 self._registration = registration

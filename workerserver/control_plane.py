@@ -97,7 +97,8 @@ def serve_from_environment(
         host, port = (None, 0) if tcp is None else parse_host_port(expand_placeholders(tcp))
         if host is not None and not serving(host, port):
             servers.append(stack.enter_context(WorkerServer(host, port)))
-            registration = StoreRegistration.from_environment(host, servers[-1].port)
+            server = servers[-1]
+            registration = StoreRegistration.from_environment(host, server.port, server.tls)
             if registration is not None:
                 stack.callback(registration.stop)
                 registration.start()

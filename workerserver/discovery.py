@@ -46,17 +46,19 @@ class StoreRegistration:
         self._thread = threading.Thread(target=self._run, name="workerserver-register", daemon=True)
 
     @classmethod
-    def from_environment(cls, host: str, port: int) -> StoreRegistration | None:
+    def from_environment(cls, host: str, port: int, tls: bool = False) -> StoreRegistration | None:
         """Of a worker's server, bound to *host* and *port*, as ``rank{R}``, where torch's frontend
         looks for it; None if no launcher has named a store."""
-        return cls._as("rank", os.environ.get("RANK", ""), _url(host, port))
+        return cls._as("rank", os.environ.get("RANK", ""), _url(host, port, tls))
 
     @classmethod
-    def of_collector(cls, host: str, port: int, ranks: str) -> StoreRegistration | None:
+    def of_collector(
+        cls, host: str, port: int, ranks: str, tls: bool = False
+    ) -> StoreRegistration | None:
         """Of this host's collector, as ``collector{N}``, N being the number that torchrun gives
         hosts; behind the URL are the *ranks* that it answers for."""
         number = os.environ.get("GROUP_RANK", "")
-        return cls._as("collector", number, f"{_url(host, port)}#{ranks}")
+        return cls._as("collector", number, f"{_url(host, port, tls)}#{ranks}")
 
     @classmethod
     def _as(cls, kind: str, number: str, url: str) -> StoreRegistration | None:
@@ -125,10 +127,11 @@ class StoreRegistration:
         return True
 
 
-def _url(host: str, port: int) -> str:
+def _url(host: str, port: int, tls: bool) -> str:
     """How others reach what is bound to *host*."""
     name = socket.gethostname() if host in ("", "::", "0.0.0.0") else host
-    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{name}]:{port}" if ":" in name else f"{scheme}://{name}:{port}"
 
 
 _live: set[StoreRegistration] = set()

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -36,6 +37,7 @@ from workerserver.sockets import (
     close_accepted,
     fill_standard_descriptors,
 )
+from workerserver.tls import Acceptor, tls_from_environment
 from workerserver.types import Response
 
 if sys.platform == "linux" or TYPE_CHECKING:
@@ -98,7 +100,8 @@ class WorkerServer:
     interface, IPv6 and IPv4); port 0 takes a free one. A context manager; ``shutdown()`` ends it.
 
     *transport* is ``native`` (the default on Linux: an I/O thread that never needs the GIL) or
-    ``uvloop``; WORKERSERVER_TRANSPORT chooses where the caller doesn't.
+    ``uvloop``; WORKERSERVER_TRANSPORT chooses where the caller doesn't. *tls* (or the files that
+    WORKERSERVER_TLS_CERT and WORKERSERVER_TLS_KEY name) serves TCP over TLS, which is uvloop's.
 
     Raises RuntimeError ``{} already exists``, ``Error binding to {}`` or ``Error binding to
     {}:{}`` (its ``__cause__`` says why), ValueError for a token that was asked for and can't be
@@ -114,6 +117,7 @@ class WorkerServer:
         limits: Limits | None = None,
         token: str | None = None,
         transport: Transport | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.registry = default_registry if registry is None else registry
         host_or_file = os.fspath(host_or_file)
@@ -121,7 +125,10 @@ class WorkerServer:
         self._asked = _address_key(host_or_file, port)
         self._unix = port == -1
         self._token = token or token_from_environment()
-        self._transport = _choose_transport(transport)
+        self._tls = None if self._unix and tls is None else tls or tls_from_environment()
+        if self._tls is not None and (self._unix or transport == "native"):
+            raise ValueError(f"no TLS on {'a Unix socket' if self._unix else 'transport native'}")
+        self._transport = _choose_transport(transport if self._tls is None else "uvloop")
         limits = limits or Limits.from_environment()
         self._lock = threading.RLock()  # a signal handler may shut down what is shutting down
         self._closed = False
@@ -129,7 +136,7 @@ class WorkerServer:
         self._listener: UnixListener | None = None
         self._native: Publication | None = None
         self._taken_back = False  # the native listener's descriptor is ours again
-        self._asyncio_server: asyncio.AbstractServer | None = None
+        self._asyncio_server: asyncio.AbstractServer | Acceptor | None = None
         try:
             fill_standard_descriptors()
             if self._unix:
@@ -197,6 +204,10 @@ class WorkerServer:
             self._native = Publication(hub, self._socket.fileno(), self.state)
             return
         factory: Any = partial(WorkerProtocol, self.state)  # asyncio's methods, not its base class
+        if self._tls is not None:
+            timeout = self.state.head_timeout
+            self._asyncio_server = Acceptor(self._socket, self._tls, factory, timeout)
+            return
         create = loop.create_unix_server if self._unix else loop.create_server
         self._asyncio_server = await create(factory, sock=self._socket, backlog=BACKLOG)
 
@@ -224,6 +235,10 @@ class WorkerServer:
     @property
     def transport(self) -> Transport:
         return self._transport
+
+    @property
+    def tls(self) -> bool:
+        return self._tls is not None
 
     @property
     def requests(self) -> dict[tuple[str, int], int]:

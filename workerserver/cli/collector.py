@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
         reason = f": {error.__cause__}" if error.__cause__ is not None else ""
         raise CommandError(f"can't serve: {error}{reason}") from None
     with server:
-        print(f"workerserver: collector on {server.address}", flush=True)
+        scheme = "https://" if server.tls else ""
+        print(f"workerserver: collector on {scheme}{server.address}", flush=True)
         if starter is None:
             signal.sigwait(ENDING)
             return 0

@@ -34,7 +34,7 @@ def parse_target(text: str) -> list[Target]:
     UsageError for what is no target, and for a folder or pattern without sockets.
     """
     if text.startswith("https://"):
-        raise UsageError(f"{text}: workers speak plain HTTP")
+        raise UsageError(f"{text}: only the commands on whole jobs speak TLS")
     try:
         return [
             Target(worker.address, worker.address)
