@@ -19,7 +19,7 @@ import aiohttp  # noqa: F401 - without it torch asks in another way
 import torch.distributed as dist
 from torch.distributed.debug import _frontend
 
-from workerserver.cluster.client import run
+from workerserver.cluster.client import Client, run
 from workerserver.cluster.collect import Part, collect
 from workerserver.cluster.merge import groups
 from workerserver.cluster.store import workers_in_store
@@ -41,10 +41,14 @@ def theirs() -> Found:
 
 def ours(port: int, size: int) -> Found:
     workers = workers_in_store(f"{HOST}:{port}", world_size=size)
-    (found,) = run(lambda client: collect(workers, want=WANT, client=client))
-    if not all(state.threads for state in found.states):
-        raise RuntimeError("our collector has not the stacks of all")
-    return {"groups": len(groups(found.states)), "bytes": found.bytes_received}
+
+    async def everything(client: Client) -> Found:
+        (found,) = await collect(workers, want=WANT, client=client)
+        if not all(state.threads for state in found.states):
+            raise RuntimeError("our collector has not the stacks of all")
+        return {"groups": len(groups(found.states)), "bytes": found.bytes_received}
+
+    return run(everything)
 
 
 def timed(work: Callable[[], Found]) -> Found:

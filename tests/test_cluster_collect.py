@@ -32,7 +32,8 @@ from _workers import (
 )
 
 from workerserver.cluster.client import Client, run
-from workerserver.cluster.collect import Round, collect, text_digest
+from workerserver.cluster.collect import Round, collect
+from workerserver.cluster.first_answers import text_digest
 from workerserver.cluster.model import Worker
 
 

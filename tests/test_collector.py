@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from _wire import Client as Raw
 from _workers import (
     DIGEST,
+    HEALTH,
     SUMMARY,
     TEXT,
     Answer,
@@ -25,16 +28,18 @@ from _workers import (
     summary,
 )
 
-from workerserver.cluster.client import run
-from workerserver.cluster.collect import Round, behind_collectors, collect
+from workerserver.cluster.client import Client, run
+from workerserver.cluster.collect import Round, collect
+from workerserver.cluster.collectors import behind_collectors
 from workerserver.cluster.host_answers import decode
 from workerserver.cluster.model import RankState, Worker
 from workerserver.cluster.wire import Answer as Read
+from workerserver.cluster.wire import Question
 from workerserver.collector import Collector
 from workerserver.collector_process import ranks_of_host
 from workerserver.server import WorkerServer
 
-LOOK = "/handler/collect?want=flight%2Chealth%2Cstacks&deadline=8.000"
+LOOK = "/handler/collect?"
 
 
 @pytest.fixture
@@ -148,7 +153,7 @@ def test_stock_torch_workers(start: Start, serve: Serve) -> None:
         "/handler/fr_trace_json": http({"version": "2.10"}),
     }
     servers = [start(stock, "unix"), start(good(1), "unix")]
-    ours, torchs = look(serve(addresses(servers))).states
+    torchs, ours = look(serve(addresses(servers))).states
     assert (ours.rank, ours.kind) == (1, "workerserver")
     assert (torchs.kind, torchs.responded) == ("torch", True)
     (thread,) = torchs.threads
@@ -162,6 +167,12 @@ def test_the_commands_that_ask_each_rank(start: Start, serve: Serve) -> None:
     expanded = run(lambda client: behind_collectors([door, alone], client))
     assert [each.address for each in expanded] == [*addresses(servers), alone.address]
     assert [each.rank for each in expanded] == [0, 1, None]
+    gone = Worker("127.0.0.1:1", False, collector=True, ranks=(5, 6))
+    expanded = run(lambda client: behind_collectors([gone, alone], client))
+    assert [(each.rank, each.via) for each in expanded] == [(5, gone), (6, gone), (None, None)]
+    unknown = Worker("", False, 5)
+    expanded = run(lambda client: behind_collectors([gone, unknown], client))
+    assert [each.rank for each in expanded] == [5, 6]
 
 
 # --- beside workers that are known themselves ---------------------------------------------------
@@ -215,6 +226,7 @@ def asked(door: Worker, target: str) -> tuple[int, str]:
     [
         ("collect?want=stacks,all", 400, "want"),
         ("collect?deadline=0", 400, "deadline"),
+        ("collect?limit=-1", 400, "limit"),
         ("ask?worker=WORKER&target=/etc/passwd", 400, "target"),
         ("ask?worker=WORKER&target=/handler/ping%20HTTP/1.1%0d%0aX:y", 400, "target"),
         ("ask?worker=WORKER&target=/handler/ping&method=PUT", 400, "method"),
@@ -266,72 +278,192 @@ def said(**changes: Any) -> dict[str, Any]:
     }
 
 
-LIES: dict[str, tuple[Answer, str]] = {
-    "no JSON": (http(b"{"), "malformed"),
-    "deep JSON": (http(b"[" * 100_000), "malformed"),
-    "other version": (http({"version": 2, "workers": []}), "malformed"),
-    "no list": (http({"version": 1, "workers": {}}), "malformed"),
-    "too many": (told(*[{}] * 4097), "malformed"),
-    "no object": (told(7), "malformed"),
-    "no address": (told(said(address=None)), "malformed"),
-    "long address": (told(said(address="x" * 5000)), "malformed"),
-    "odd rank": (told(said(rank="0")), "malformed"),
-    "rank below 0": (told(said(rank=-1)), "malformed"),
-    "odd kind": (told(said(kind="root")), "malformed"),
-    "odd digest": (told(said(digest="../..")), "malformed"),
-    "odd mode": (told(said(mode=["gil"])), "malformed"),
-    "odd health": (told(said(health={"status": "fine"})), "malformed"),
-    "odd summary": (told(said(summary=[1])), "malformed"),
-    "odd failures": (told(said(failures={"healthz": ["hacked", "x"]})), "malformed"),
-    "odd question": (told(said(failures={"x": ["timeout", "x"]})), "malformed"),
-    "large": (b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n", "too large"),
-    "refuses": (http(b"busy", "503 Service Unavailable"), "refused"),
-    "is none": (http(b"no such handler", "404 Not Found"), "missing"),
-    "hangs": (hang, "timeout"),
-    "closes": (lambda connection: None, "unreachable"),
+#: What comes, and what then is told of ranks 0 and 1.
+ALL_MALFORMED, ONE_MALFORMED = ("malformed", "malformed"), ("malformed", "missing")
+LIES: dict[str, tuple[Answer, tuple[str, str]]] = {
+    "no JSON": (http(b"{"), ALL_MALFORMED),
+    "deep JSON": (http(b"[" * 100_000), ALL_MALFORMED),
+    "no number": (told(said(health={"status": "ok", "uptime_s": 1e999})), ALL_MALFORMED),
+    "large number": (http(b'{"version": 1e999, "workers": []}'), ALL_MALFORMED),
+    "other version": (http({"version": 2, "workers": []}), ALL_MALFORMED),
+    "no list": (http({"version": 1, "workers": {}}), ALL_MALFORMED),
+    "too many": (told(*(said(address=f"/{n}") for n in range(2 + 65))), ALL_MALFORMED),
+    "no object": (told(7), ALL_MALFORMED),
+    "odd rank": (told(said(rank="0")), ALL_MALFORMED),
+    "rank below 0": (told(said(rank=-1)), ALL_MALFORMED),
+    "rank too high": (told(said(rank=1 << 24)), ALL_MALFORMED),
+    "no address": (told(said(address=None)), ONE_MALFORMED),
+    "long address": (told(said(address="x" * 5000)), ONE_MALFORMED),
+    "odd kind": (told(said(kind="root")), ONE_MALFORMED),
+    "odd digest": (told(said(digest="../..")), ONE_MALFORMED),
+    "odd mode": (told(said(mode=["gil"])), ONE_MALFORMED),
+    "odd health": (told(said(health={"status": "fine"})), ONE_MALFORMED),
+    "odd summary": (told(said(summary=[1])), ONE_MALFORMED),
+    "odd failures": (told(said(failures={"healthz": ["hacked", "x"]})), ONE_MALFORMED),
+    "odd question": (told(said(failures={"x": ["timeout", "x"]})), ONE_MALFORMED),
+    "nobody": (told(), ("missing", "missing")),
+    "large": (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n",
+        ("too large", "too large"),
+    ),
+    "refuses": (http(b"busy", "503 Service Unavailable"), ("refused", "refused")),
+    "is none": (http(b"no such handler", "404 Not Found"), ("missing", "missing")),
+    "hangs": (hang, ("timeout", "timeout")),
+    "closes": (lambda connection: None, ("unreachable", "unreachable")),
 }
+
+
+class Prefixes(dict[str, Answer]):
+    """Answers by the beginning of a target."""
+
+    def get(self, target: str, default: Any = None) -> Any:
+        found = (answer for prefix, answer in self.items() if target.startswith(prefix))
+        return next(found, default)
+
+
+def lying(start: Start, **answers: Answer) -> Canned:
+    """A collector that gives these answers to ``collect`` and ``ask``."""
+    server = start({})
+    server.answers = Prefixes({f"/handler/{name}?": answer for name, answer in answers.items()})
+    return server
 
 
 @pytest.mark.parametrize("lie", sorted(LIES))
 def test_a_collector_that_lies(start: Start, lie: str) -> None:
     """Its ranks are without an answer; the others' are as they would be."""
-    answer, reason = LIES[lie]
-    bad = start({LOOK.replace("8.000", "1.600"): answer})
+    answer, reasons = LIES[lie]
+    bad = lying(start, collect=answer)
     door = Worker(bad.address, False, host="node7", collector=True, ranks=(0, 1))
     states = look(door, start(good(2)).worker(2), deadline=2.0).states
-    assert [each.rank for each in states] == [0, 1, 2]
-    assert [each.failures["healthz"].reason for each in states[:2]] == [reason, reason]
-    assert (states[2].failures, bool(states[2].threads)) == ({}, True)
+    by_rank = {each.rank: each for each in states}
+    assert set(by_rank) == {0, 1, 2}
+    assert len(states) == 3
+    assert tuple(by_rank[rank].failures["healthz"].reason for rank in (0, 1)) == reasons
+    assert (by_rank[2].failures, bool(by_rank[2].threads)) == ({}, True)
+
+
+def decoded(door: Worker, *workers: Any) -> list[RankState]:
+    body = told(*workers).partition(b"\r\n\r\n")[2]
+    return decode(Read(200, "OK", {}, body, 0), door)
 
 
 def test_ranks_that_are_none_of_its_own() -> None:
     door = Worker("x:1", False, collector=True, ranks=(8, 9))
-    body = told(said(), said(rank=8, address="/y.sock"))
-    reply = Read(200, "OK", {}, body.partition(b"\r\n\r\n")[2], 0)
-    stranger, own = decode(reply, door)
+    stranger, own, unknown, missing = decoded(
+        door, said(), said(rank=8, address="/y.sock"), said(rank=None, address="/z.sock")
+    )
     assert stranger.failures["healthz"].reason == "lied"
-    assert own.failures == {}
+    assert own.failures == unknown.failures == {}
+    assert (missing.rank, missing.failures["healthz"].reason) == (9, "missing")
 
 
-def test_relayed_failures_are_bounded(start: Start) -> None:
-    """What comes through a collector is no more believed than what comes from a worker."""
-    field = "X-Collector-Failure"
-    ask = "/handler/ask?"
-    silent = http(b"no answer in 1 s", "504 Gateway Timeout", f"{field}: timeout")
+def test_what_it_says_of_an_answer(start: Start) -> None:
+    """Its word for why there is none counts, as far as it is one."""
+    for field, reason in (("timeout", "timeout"), ("hacked", "malformed")):
+        silent = http(b"no answer in 1 s", "504 Gateway Timeout", f"X-Collector-Failure: {field}")
+        door = lying(start, collect=told(said()), ask=silent)
+        (state,) = look(Worker(door.address, False, collector=True, ranks=(0,))).states
+        assert state.failures["stacks"].reason == reason
 
-    class Relay(dict[str, Answer]):
-        def get(self, target: str, default: Any = None) -> Any:
-            return silent if target.startswith(ask) else super().get(target, default)
 
-    worker = start({})
-    worker.answers = Relay({LOOK: told(said())})
-    door = Worker(worker.address, False, collector=True, ranks=(0,))
-    (state,) = look(door).states
-    failure = state.failures["stacks"]
-    assert (failure.reason, failure.text) == ("timeout", "no answer in 1 s")
-    silent = http(b"x", "502 Bad Gateway", f"{field}: hacked")
-    (state,) = look(door).states
-    assert state.failures["stacks"].reason == "malformed"
+# --- ranks behind an honest one -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (http({"groups": ["x" * (1 << 18)]}), "too large"),
+        (http({"groups": ["\u4e2d" * (1 << 16)]}), "too large"),
+        (http(b'{"groups": [1e999]}'), "malformed"),
+    ],
+)
+def test_a_summary_that_cannot_be_passed_on(
+    start: Start, serve: Serve, bad: bytes, reason: str
+) -> None:
+    """It is that rank's problem, however many do it."""
+    answers = [{**good(rank), SUMMARY: summary() if rank == 7 else bad} for rank in range(8)]
+    servers = [start(each, "unix") for each in answers]
+    *others, last = look(serve(addresses(servers), tuple(range(8)))).states
+    assert {each.failures["fr_summary"].reason for each in others} == {reason}
+    assert all(each.responded and each.threads for each in others)
+    assert (last.failures, last.flight_summary is not None) == ({}, True)
+
+
+def test_two_collectors_of_one_folder(
+    stack: contextlib.ExitStack, serve: Serve, folder: Path
+) -> None:
+    """Two agents of a launcher on one host: each collector answers for its own ranks."""
+    for rank in range(5):  # the last one is left over from a larger job
+        stack.callback(Canned(good(rank), folder / f"rank{rank}.sock").close)
+    template = [f"{folder}/rank{{rank}}.sock"]
+    doors = [serve(template, (0, 1)), serve(template, (2, 3))]
+    states = look(*doors).states
+    assert [(each.rank, each.failures) for each in states] == [(rank, {}) for rank in range(4)]
+    # Where nobody says which are whose, both tell of all: each counts once.
+    states = look(serve(template), serve(template)).states
+    assert [(each.rank, each.failures) for each in states] == [(rank, {}) for rank in range(5)]
+
+
+def test_one_target_without_a_worker(start: Start, serve: Serve) -> None:
+    worker = start(good(0), "unix")
+    (state,) = look(serve([worker.address, "/nowhere/rank{rank}.sock"])).states
+    assert (state.rank, state.responded) == (0, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a socket away")
+def test_sockets_of_others_are_left_alone(start: Start, serve: Serve, short_path: Path) -> None:
+    """The job's token is for the job's own workers."""
+    ours, theirs = start(good(0), "unix"), start(good(1), "unix")
+    os.chown(theirs.address, 65534, -1)
+    (state,) = look(serve([f"{short_path}/*.s"])).states
+    assert (state.rank, theirs.asked) == (0, [])
+    assert ours.asked
+
+
+def test_token(start: Start, stack: contextlib.ExitStack) -> None:
+    worker = start(good(0), "unix")
+    collector = Collector([worker.address], token="secret")
+    server = stack.enter_context(
+        WorkerServer("127.0.0.1", 0, registry=collector.registry, token="public")
+    )
+    door = Worker(server.address, False, collector=True)
+    (refused,) = look(door).states
+    assert refused.failures["healthz"].reason == "refused"
+    (result,) = run(lambda client: collect([door], client=client), token="public")
+    assert result.states[0].failures == {}
+    assert all(b"Authorization: Bearer secret" in head for head in worker.heads)
+
+
+def test_more_are_asked_than_are_passed_on_at_once(start: Start, serve: Serve) -> None:
+    """Those whose answers may be large wait for their turn."""
+
+    def late(connection: socket.socket) -> None:
+        time.sleep(0.05)
+        connection.sendall(http(b"pong"))
+
+    servers = [start({**good(rank), "/handler/ping": late}, "unix") for rank in range(40)]
+    door = serve(addresses(servers))
+    ping = Question.handler("ping", limit=8 << 20)
+
+    async def everybody(client: Client) -> list[Any]:
+        return list((await client.ask(await behind_collectors([door], client), ping)).values())
+
+    answers = run(everybody, deadline=30)
+    assert [isinstance(each, Read) and each.body for each in answers] == [b"pong"] * 40
+
+
+def test_a_collector_is_told_what_time_there_is(start: Start, serve: Serve) -> None:
+    """Of one that was silent a look has less; a hung rank must not take all of that."""
+    servers = [start(good(0), "unix"), start({**good(1), HEALTH: hang}, "unix")]
+    door = serve(addresses(servers), (0, 1))
+
+    async def again(client: Client) -> Round:
+        client.patience[door] = 1.0
+        (result,) = await collect([door], client=client)
+        return result
+
+    states = {state.rank: state for state in run(again, deadline=8.0).states}
+    assert (states[0].responded, states[0].failures) == (True, {})
 
 
 # --- which ranks a host has ---------------------------------------------------------------------

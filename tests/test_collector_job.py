@@ -35,7 +35,7 @@ TOKEN = {"WORKERSERVER_TOKEN": "of-this-job"}
 def command(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "workerserver", *words],
-        env=environment(**TOKEN, **more),
+        env=environment(**{**TOKEN, **more}),
         capture_output=True,
         text=True,
         timeout=60,
@@ -187,11 +187,12 @@ def test_it_can_be_had_by_itself(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (("--listen", "nowhere", "x.sock"), "'nowhere' is not HOST:PORT"),
+        (("--listen", "nowhere", "./x.sock"), "'nowhere' is not HOST:PORT"),
         (("--listen", "127.0.0.1:0"), "TARGET"),
-        (("--listen", "127.0.0.1:0", "--ranks", "8-1", "x.sock"), "runs backwards"),
-        (("--listen", "127.0.0.1:0", "--starter", "4000000", "x.sock"), "No such process"),
-        (("--listen", "192.0.2.1:80", "x.sock"), "can't serve: Error binding to 192.0.2.1:80"),
+        (("--listen", "127.0.0.1:0", "--ranks", "8-1", "./x.sock"), "runs backwards"),
+        (("--listen", "127.0.0.1:0", "--starter", "4194300", "./x.sock"), "no such process"),
+        (("--listen", "127.0.0.1:0", "nonsense"), "'nonsense' is not a target"),
+        (("--listen", "192.0.2.1:80", "./x.sock"), "can't serve: Error binding to 192.0.2.1:80"),
     ],
 )
 def test_wrong_use(words: tuple[str, ...], complaint: str) -> None:
@@ -202,10 +203,75 @@ def test_wrong_use(words: tuple[str, ...], complaint: str) -> None:
 
 def test_it_needs_sockets(folder: Path) -> None:
     script = folder / "nothing.py"
-    script.write_text("")
+    script.write_text("print('trained')")
     done = command("run", "--tcp", "127.0.0.1:0", str(script), WORKERSERVER_COLLECTOR="127.0.0.1:0")
-    assert done.returncode == 2
-    assert "WORKERSERVER_COLLECTOR needs TORCH_WORKER_SERVER_SOCKET" in done.stderr
+    assert (done.returncode, done.stdout) == (0, "trained\n")
+    assert "WORKERSERVER_COLLECTOR needs this process to serve on a Unix socket" in done.stderr
+
+
+def test_where_there_is_no_python_to_be_started(folder: Path) -> None:
+    script = folder / "nothing.py"
+    script.write_text("print('trained')")
+    code = "import sys; sys.executable = None; from workerserver.cli import main; "
+    code += f"sys.exit(main(['run', '--socket', '{folder}/x.sock', '{script}']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(WORKERSERVER_COLLECTOR="127.0.0.1:0"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "trained\n")
+    assert "no collector was started" in done.stderr
+
+
+def test_a_worker_that_is_restarted(folder: Path) -> None:
+    """As by torchrun: the next one's collector takes the place of the last one's."""
+    script = folder / "sleep.py"
+    script.write_text("import time\ntime.sleep(60)\n")
+    token = folder / "token"
+    token.write_text("first\nsecond line, which nobody reads\n")
+    port = free_port()
+    settings = environment(
+        WORKERSERVER_COLLECTOR=f"127.0.0.1:{port}", WORKERSERVER_TOKEN_FILE="token", RANK="3"
+    )
+    words = [sys.executable, "-m", "workerserver", "run", "--socket", "rank{rank}.sock"]
+    job = Job(subprocess.Popen(["true"]), "", folder)
+    job.torchrun.wait()
+
+    def run_once(before: list[int]) -> list[int]:
+        """The collectors of one worker, which ends here."""
+        with (folder / "log").open("wb") as log:
+            worker = subprocess.Popen(
+                [*words, str(script)], cwd=folder, env=settings, stdout=log, stderr=log
+            )
+        with worker:
+            try:
+                wait_until(lambda: set(job.collectors) - set(before), 30)
+                wait_until(lambda: not set(job.collectors) & set(before), 30)
+                wait_until(lambda: listening(port), 30)
+                looked = ["stacks", "--json", "--collectors", f"127.0.0.1:{port}"]
+                done = command(*looked, WORKERSERVER_TOKEN="first")
+                said = json.loads(done.stdout)
+                assert (said["responded"], said["groups"][0]["ranks"]) == (1, "3"), said
+                return job.collectors
+            finally:
+                worker.kill()
+
+    try:
+        first = run_once([])
+        second = run_once(first)
+        assert (len(first), len(second)) == (1, 1)
+        wait_until(lambda: job.collectors == [], 30)
+    finally:
+        job.kill(*job.collectors)
+
+
+def listening(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        return ask(("127.0.0.1", port), "/healthz", "GET")[0] in (200, 401)
+    return False
 
 
 def test_where_it_cannot_serve_training_goes_on(folder: Path) -> None:

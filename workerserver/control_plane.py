@@ -103,17 +103,17 @@ def serve_from_environment(
                 stack.callback(registration.stop)
                 registration.start()
         collector = os.environ.get(WORKERSERVER_COLLECTOR)
-        if collector and servers:
+        if collector and servers and os.environ.get("LOCAL_RANK", "0") == "0":
             host, port = parse_host_port(collector)
-            if socket is None:
-                raise ValueError(
-                    "WORKERSERVER_COLLECTOR needs TORCH_WORKER_SERVER_SOCKET: a collector reaches "
-                    "the workers of its host through their Unix sockets"
+            if socket is None or path is None:
+                logger.warning(
+                    "no collector was started: WORKERSERVER_COLLECTOR needs this process to serve "
+                    "on a Unix socket too (TORCH_WORKER_SERVER_SOCKET)"
                 )
-            if os.environ.get("LOCAL_RANK", "0") == "0":
+            else:
                 from workerserver.collector_process import started
 
-                stack.enter_context(started(host, port, socket))
+                stack.enter_context(started(host, port, socket, path))
         yield servers
 
 

@@ -21,9 +21,11 @@ def pack(ranks: Sequence[int]) -> str:
     while start < count:
         first = ranks[start]
         step = ranks[start + 1] - first if start + 1 < count else 1
-        # As a rule all that is left is one run, which is compared without a step of Python each.
         end = count
-        if list(ranks[start:]) != list(range(first, first + step * (count - start), step)):
+        # As a rule all that is left is one run, which is seen without a step of Python for each.
+        if ranks[-1] != first + step * (count - start - 1) or any(
+            map(int.__ne__, ranks[start:], range(first, ranks[-1] + 1, step))
+        ):
             end = start + 1
             while end < count and ranks[end] - ranks[end - 1] == step:
                 end += 1

@@ -17,7 +17,7 @@ from workerserver.cli.cluster_options import ask, count, find, job_parser, write
 from workerserver.cli.console import Output, counting
 from workerserver.cli.text import seconds
 from workerserver.cluster.client import Client, Failed, Question, Visit
-from workerserver.cluster.collect import behind_collectors
+from workerserver.cluster.collectors import behind_collectors
 from workerserver.cluster.model import Failure, Health, Worker
 from workerserver.cluster.questions import HEALTH
 

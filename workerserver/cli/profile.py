@@ -24,7 +24,7 @@ from workerserver.cli.errors import UsageError
 from workerserver.cli.text import positive_seconds
 from workerserver.cluster import wire
 from workerserver.cluster.client import Client, Failed, Question, Visit
-from workerserver.cluster.collect import behind_collectors
+from workerserver.cluster.collectors import behind_collectors
 from workerserver.cluster.model import Failure, Worker
 from workerserver.cluster.questions import HEALTH
 

@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import stat
+from functools import lru_cache
 
 from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.model import Source, Worker
@@ -47,12 +48,21 @@ def tcp_worker(text: str, *, rank: int | None = None, source: Source = "argument
 
 def host_port(address: str, shown: str | None = None) -> tuple[str, int]:
     """Host (IPv6 without its brackets) and port; ClusterError, which shows *shown*."""
-    match = _HOST_PORT.match(address)
-    if match is None or not 1 <= int(match["port"]) <= 65535:
+    found = _host_port(address)
+    if found is None:
         raise ClusterError(
             f"{address if shown is None else shown!r} is not a target: "
             "a port from 1 to 65535 has to follow the host"
         )
+    return found
+
+
+@lru_cache(maxsize=1 << 15)
+def _host_port(address: str) -> tuple[str, int] | None:
+    """Once for each worker, not for each look at it."""
+    match = _HOST_PORT.match(address)
+    if match is None or not 1 <= int(match["port"]) <= 65535:
+        return None
     return match["six"] or match["host"], int(match["port"])
 
 

@@ -43,8 +43,9 @@ async def fan_out(
 
 
 class _FanOut:
-    """Every task is in ``_young``, in the order of their starts, or, older than PATIENCE, in
-    ``_old``. The timer runs whenever a job waits for its turn."""
+    """Lanes, each a task, do one job after the other; a task for each job would be a tenth of what
+    a job costs. A lane is in ``_young``, in the order in which their jobs began, or, if its job is
+    older than PATIENCE, in ``_old``. The timer runs as long as jobs may be left."""
 
     def __init__(
         self, jobs: Iterator[Callable[[], Coroutine[Any, Any, None]]], working: int, most: int
@@ -60,7 +61,7 @@ class _FanOut:
         self._done: asyncio.Future[None] = self._loop.create_future()
 
     async def run(self) -> None:
-        self._fill()
+        self._open()
         try:
             await self._done
         finally:
@@ -72,7 +73,8 @@ class _FanOut:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _fill(self) -> None:
+    def _open(self) -> None:
+        """Open as many lanes as may be, and look again when one of them may wait."""
         young, old = self._young, self._old
         while (
             not self._exhausted
@@ -83,14 +85,29 @@ class _FanOut:
             if job is None:
                 self._exhausted = True
                 break
-            task = self._loop.create_task(job())
+            task = self._loop.create_task(self._lane(job))
             young[task] = self._loop.time()
             task.add_done_callback(self._ended)
         if not self._exhausted:
-            if self._timer is None and young:
+            if self._timer is None:
                 self._timer = self._loop.call_later(PATIENCE, self._age)
         elif not young and not old and not self._done.done():
             self._done.set_result(None)
+
+    async def _lane(self, job: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        young = self._young
+        while job is not None:
+            await job()
+            if young.pop(task, None) is None:
+                # Others have been opened beside it.
+                self._old.discard(task)
+                if self._exhausted or len(young) >= self._working:
+                    return
+            job = next(self._jobs, None)
+            young[task] = self._loop.time()
+        self._exhausted = True
 
     def _age(self) -> None:
         self._timer = None
@@ -100,14 +117,14 @@ class _FanOut:
                 break
             del self._young[task]
             self._old.add(task)
-        self._fill()
+        self._open()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if self._young.pop(task, None) is None:
-            self._old.discard(task)
+        self._young.pop(task, None)
+        self._old.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._exhausted = True
             if not self._done.done():
                 self._done.set_exception(error)
             return
-        self._fill()
+        self._open()

@@ -59,19 +59,19 @@ class Link(asyncio.Protocol):
         self._transport: Any = None
         self._lost: asyncio.Future[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
-        # One answer.
-        self._progress = Progress()
-        self._parser: Any = None
-        self._limit = 0
-        self._fields: dict[str, str] = {}
-        self._reason = b""
-        self._status = 0
-        self._body: list[bytes] = []
-        self._size = 0
-        self._chunks = 0
-        self._until_eof = False
-        self._complete = False
-        self._failed: Failed | None = None
+        # One answer; a question sets them.
+        self._progress: Progress
+        self._parser: Any
+        self._limit: int
+        self._fields: dict[str, str]
+        self._reason: bytes
+        self._status: int
+        self._body: list[bytes]
+        self._size: int
+        self._chunks: int
+        self._until_eof: bool
+        self._complete: bool
+        self._failed: Failed | None
 
     async def ask(self, request: bytes, limit: int, progress: Progress) -> Answer:
         """Send *request* and read its answer of at most *limit* bytes of body.
@@ -240,9 +240,10 @@ class Means(Protocol):
     def tls(self) -> ssl.SSLContext: ...
 
 
-async def connect(worker: Worker, means: Means, deadline: float) -> Link:
+async def connect(
+    worker: Worker, means: Means, loop: asyncio.AbstractEventLoop, deadline: float
+) -> Link:
     """A link to *worker*; Failed if there is none. *deadline* is in the loop's time."""
-    loop = asyncio.get_running_loop()
     if worker.unix:
         path = worker.address
         if len(os.fsencode(path)) > PATH_LIMIT or "\0" in path:
@@ -255,7 +256,7 @@ async def connect(worker: Worker, means: Means, deadline: float) -> Link:
     except ClusterError as error:
         raise Failed("unreachable", str(error)) from None
     addresses = await means.resolver.addresses(host)
-    failed = Failed("unreachable", f"no address for {host}")
+    failed: Failed | None = None
     for index, address in enumerate(addresses):
         where: dict[str, Any] = {"host": address, "port": port}
         if worker.tls:
@@ -270,7 +271,7 @@ async def connect(worker: Worker, means: Means, deadline: float) -> Link:
             failed = Failed("timeout", f"no connection to {address}")
         except Failed as error:
             failed = error
-    raise failed
+    raise failed or Failed("unreachable", f"no address for {host}")
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, where: dict[str, Any]) -> Link:

@@ -42,8 +42,12 @@ class Worker:
     assumed: bool = False
     tls: bool = False
     collector: bool = False
-    ranks: tuple[int, ...] = ()
+    ranks: tuple[int, ...] = field(default=(), hash=False)
     via: Worker | None = None
+
+    def __hash__(self) -> int:
+        # Tables of answers are by worker: all fields would be a twentieth of what an answer costs.
+        return hash((self.address, self.rank))
 
     @property
     def name(self) -> str:

@@ -22,6 +22,7 @@ from dataclasses import replace
 
 from workerserver.cluster.addresses import host_port, tcp_worker
 from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.host_answers import MOST_WORKERS
 from workerserver.cluster.model import Worker
 from workerserver.cluster.ranges import MOST, unfold
 from workerserver.cluster.resolve import look_up
@@ -84,10 +85,11 @@ def workers_in_store(
 def _collector(value: bytes) -> Worker:
     text, _, ranks = value.decode("utf-8", "backslashreplace").partition("#")
     try:
-        worker = tcp_worker(text, source="store")
-        return replace(worker, collector=True, ranks=tuple(unfold(ranks)))
+        worker = replace(tcp_worker(text, source="store"), collector=True)
+        answers_for = tuple(unfold(ranks))
     except ClusterError:  # whoever asks it says so
         return Worker(text, unix=False, source="store", collector=True)
+    return replace(worker, ranks=answers_for) if len(answers_for) <= MOST_WORKERS else worker
 
 
 def _worker(rank: int, value: bytes | None) -> Worker:

@@ -36,7 +36,14 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+def _finite(text: str) -> float:
+    value = float(text)
+    if value - value != 0:  # 1e999
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 
 class Failed(Exception):
@@ -114,7 +121,11 @@ class Digest(NamedTuple):
 def load_json(body: bytes) -> Any:
     """What *body* holds; ValueError if it is no JSON (NaN is none either) or nested too deeply."""
     try:
-        return _DECODER.decode(body.decode("utf-8"))
+        text = body.decode("utf-8").strip(" \t\n\r")
+        value, end = _DECODER.raw_decode(text)
+        if end < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+        return value
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
     except ValueError as error:
