@@ -36,8 +36,8 @@ JSON = f"{TEXT}?format=json"
 DIGEST = f"{TEXT}?format=digest"
 SUMMARY = "POST /handler/fr_summary"
 TRACE = "POST /handler/fr_trace_json"
-#: In a table: every other question. What stands for it is what a worker says to an unknown handler.
-ANYTHING = ""
+#: In a table: every other question. Its answer is what a worker says of an unknown handler.
+ANYTHING = "*"
 UNKNOWN = "POST /handler/no_such_handler"
 
 #: Seconds until the recorded job has to be where it is wanted.
@@ -52,9 +52,9 @@ SPREAD = 50_000_000
 
 
 class Table:
-    """What each of many workers answers to each question: "METHOD target", or ANYTHING, which has
-    to be the last one. Equal answers are kept once. :meth:`write` writes what simulated_workers.c
-    reads."""
+    """What each of many workers answers to each question: "METHOD target", or its beginning and a
+    "*". The first question that fits counts; without one there is no answer. Equal answers are kept
+    once. :meth:`write` writes what simulated_workers.c reads."""
 
     def __init__(self, questions: Sequence[str]) -> None:
         self.questions = questions

@@ -5,8 +5,8 @@
  *
  * It speaks as much HTTP/1.1 as decent clients need: keep-alive, requests one after another or
  * pipelined, bodies with a Content-Length, which are thrown away. TABLE is benchmarks/simulated.py's
- * (Table.write): 64-bit numbers, then bytes. A text is its offset in the file and its length, a
- * question is "METHOD target", and "" is every question that no other one before it is.
+ * (Table.write): 64-bit numbers, then bytes. A text is its offset in the file and its length. A
+ * question is "METHOD target", or what that begins with and a "*"; the first that fits counts.
  *
  *     workers, questions, answers
  *     questions x text
@@ -143,9 +143,11 @@ static void understand(struct connection *peer, size_t size) {
     size_t length = version - peer->head;
     const uint64_t *row = answer_of + peer->worker * question_count;
     for (uint64_t i = 0; i < question_count; i++) {
-        const struct text *each = &questions[i];
-        if (each->size != 0
-            && (each->size != length || memcmp(bytes + each->offset, peer->head, length) != 0))
+        const char *question = bytes + questions[i].offset;
+        uint64_t size = questions[i].size;
+        int begins = question[size - 1] == '*';
+        size -= begins;
+        if ((begins ? size > length : size != length) || memcmp(question, peer->head, size) != 0)
             continue;
         peer->answer = bytes + answers[row[i]].offset;
         peer->left = answers[row[i]].size;
