@@ -32,9 +32,10 @@ from _workers import (
 )
 
 from workerserver.cluster.client import Client, run
-from workerserver.cluster.collect import Round, collect
+from workerserver.cluster.collect import EVERYTHING, Round, collect, collect_round
 from workerserver.cluster.first_answers import text_digest
 from workerserver.cluster.model import Worker
+from workerserver.cluster.questions import Memory, process_groups
 
 
 @pytest.fixture
@@ -140,6 +141,29 @@ def test_rounds_fetch_what_is_new(start: Start) -> None:
     assert [r.stacks_fetched for r in rounds] == [1, 0, 0]
     assert len({id(state.threads) for r in rounds for state in r.states}) == 1
     assert rounds[0].started <= rounds[1].started <= rounds[2].started
+
+
+def test_what_does_not_change_is_in_memory_once(start: Start) -> None:
+    """Of 16,384 ranks that hang, summaries are most of what a look at them takes."""
+    servers = [start({**good(rank), SUMMARY: summary(5, pending=True)}) for rank in range(2)]
+
+    async def three(client: Client) -> list[Round]:
+        workers = [server.worker(rank) for rank, server in enumerate(servers)]
+        memory = Memory()
+        looks = [await collect_round(workers, client, EVERYTHING, memory) for _ in range(2)]
+        servers[1].answers[SUMMARY] = summary(6, pending=True)
+        return [*looks, await collect_round(workers, client, EVERYTHING, memory)]
+
+    first, second, third = (
+        [state.flight_summary for state in each.states] for each in run(three, deadline=60)
+    )
+    assert second[0] is first[0]
+    assert second[1] is first[1]
+    assert third[0] is first[0]
+    assert third[1] != first[1]
+    (group,) = process_groups(third[1])
+    assert group["last_issued"] is group["first_pending"]
+    assert group["last_issued"]["seq"] == 6
 
 
 def test_only_what_is_wanted(start: Start) -> None:

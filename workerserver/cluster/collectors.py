@@ -101,9 +101,13 @@ async def _ask_collectors(
         collector = visit.worker
         answer = await visit.ask(collect_question(want, min(visit.left, seconds), collector))
         try:
-            return decode(answer, collector)
+            states = decode(answer, collector)
         except ValueError as error:
             raise Failed("malformed", wire.short(error)) from None
+        for state in states:
+            if state.flight_summary is not None:
+                state.flight_summary = memory.kept(state.worker, state.flight_summary)
+        return states
 
     def noted(worker: Worker, outcome: list[RankState] | Failure) -> None:
         if on_done is not None:

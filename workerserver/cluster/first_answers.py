@@ -62,7 +62,10 @@ async def _first_questions(
         if "stacks" in want and state.digest is None and not state.failures:
             await (_text if state.kind == "torch" else _ask_digest)(visit, state, memory)
         if "flight" in want and state.responded and "healthz" not in state.failures:
-            await (_stock_trace if state.kind == "torch" else _summary)(visit, state)
+            if state.kind == "torch":
+                await _stock_trace(visit, state)
+            else:
+                await _summary(visit, state, memory)
     finally:
         state.bytes_received = visit.received
     if state.kind == "torch" and state.failures and not state.digest and not state.flight:
@@ -112,9 +115,9 @@ async def _ask_digest(visit: Visit, state: RankState, memory: Memory) -> None:
         _keep_text(state, memory, answer)
 
 
-async def _summary(visit: Visit, state: RankState) -> None:
+async def _summary(visit: Visit, state: RankState, memory: Memory) -> None:
     try:
-        state.flight_summary = await visit.ask(SUMMARY)
+        state.flight_summary = memory.kept(state.worker, await visit.ask(SUMMARY))
     except Failed as failed:
         state.failures["fr_summary"] = failed.failure
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from workerserver.cluster import stacks, wire
 from workerserver.cluster.client import Answer, Question
-from workerserver.cluster.model import Thread
+from workerserver.cluster.model import Thread, Worker
 
 __all__ = ["DIGEST", "HEALTH", "STACKS", "SUMMARY", "TEXT", "TRACES", "Memory", "process_groups"]
 
@@ -36,9 +36,24 @@ def _mode(answer: Answer) -> str | None:
 
 @dataclass(slots=True)
 class Memory:
-    """What many ranks share, kept once: stacks, by what identifies them."""
+    """What is the same on many ranks or in many looks, kept once: stacks, by what identifies them,
+    and each worker's last summary."""
 
     threads: dict[tuple[str, str | None], tuple[Thread, ...]] = field(default_factory=dict)
+    summaries: dict[Worker, Mapping[str, Any]] = field(default_factory=dict)
+
+    def kept(self, worker: Worker, summary: Mapping[str, Any]) -> Mapping[str, Any]:
+        """*summary*, or the one that is there already. Where a job hangs nothing changes, and
+        summaries are most of what a look at it takes in memory."""
+        known = self.summaries.get(worker)
+        if known is not None and known == summary:
+            return known
+        for group in process_groups(summary):
+            last = group.get("last_issued")
+            if last is not None and group.get("first_pending") == last:
+                group["first_pending"] = last
+        self.summaries[worker] = summary
+        return summary
 
 
 HEALTH = Question(
