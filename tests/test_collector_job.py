@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from _lifecycle import ISOLATED, ask, environment, free_port
+from _torchrun import training
 from _waiting import wait_until
 
 pytest.importorskip("torch")
@@ -87,38 +88,15 @@ def job() -> Iterator[Job]:
             FOLDER=name,
             **TOKEN,
         )
-        # torchrun isn't to end the others when one rank has died.
-        words = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval", "3600"]
-        words += ["--nproc-per-node", str(RANKS), "--master-addr", "127.0.0.1"]
-        words += ["--master-port", str(port), str(ISOLATED / "steps_rank.py")]
-        log = folder / "job.log"
-        with log.open("wb") as output:
-            torchrun = subprocess.Popen(words, env=settings, stdout=output, stderr=output)
-        made = Job(torchrun, f"127.0.0.1:{port}", folder)
-        try:
-            begun = [folder / f"begun{rank}" for rank in range(RANKS)]
-            wait_until(
-                lambda: torchrun.poll() is not None or all(each.exists() for each in begun), 90
-            )
-            assert torchrun.returncode is None
-            wait_until(lambda: command("ping", "--store", made.store).returncode == 0, 30)
-            yield made
-        except BaseException:
-            print(log.read_text(errors="replace"))
-            raise
-        finally:
-            pids = [*descendants(torchrun.pid), torchrun.pid]
-            made.kill(*pids, *made.collectors)
-            torchrun.wait()
-
-
-def descendants(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in map(int, task.read_text().split()):
-                found += [child, *descendants(child)]
-    return found
+        words = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+        words.append(str(ISOLATED / "steps_rank.py"))
+        with training(words, settings, folder, RANKS) as torchrun:
+            made = Job(torchrun, f"127.0.0.1:{port}", folder)
+            try:
+                wait_until(lambda: command("ping", "--store", made.store).returncode == 0, 30)
+                yield made
+            finally:
+                made.kill(*made.collectors)
 
 
 def test_a_whole_job(job: Job) -> None:

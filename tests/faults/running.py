@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from _lifecycle import environment
-from _waiting import wait_until
+from _torchrun import training
 
 __all__ = ["JOB", "Verdict", "diagnose", "diagnose_hung", "job"]
 
@@ -39,52 +37,8 @@ def job(scene: str, ranks: int, kind: str = "workerserver") -> Iterator[str]:
             FOLDER=name,
             TMPDIR=name,
         )
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        # torchrun isn't to end the others when one rank has died.
-        command += ["--monitor-interval", "3600", "--nproc-per-node", str(ranks)]
-        log = folder / "job.log"
-        with log.open("wb") as output:
-            torchrun = subprocess.Popen(
-                [*command, str(JOB), scene, kind], env=settings, stdout=output, stderr=output
-            )
-        try:
-            begun = [folder / f"begun{rank}" for rank in range(ranks)]
-            wait_until(
-                lambda: torchrun.poll() is not None or all(each.exists() for each in begun), 90
-            )
-            assert torchrun.returncode is None
+        with training(["--standalone", str(JOB), scene, kind], settings, folder, ranks):
             yield sockets
-        except BaseException:
-            print(log.read_text(errors="replace"))
-            raise
-        finally:
-            end(torchrun)
-
-
-def end(torchrun: subprocess.Popen[bytes]) -> None:
-    """Kills all that it started, also what its ranks did."""
-    below = descendants(torchrun.pid)
-    for pid in [*below, torchrun.pid]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    torchrun.wait()
-    wait_until(lambda: not any(running(pid) for pid in below))
-
-
-def descendants(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in map(int, task.read_text().split()):
-                found += [child, *descendants(child)]
-    return found
-
-
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def diagnose(sockets: str, ranks: int, *words: str) -> tuple[int, Verdict]:
