@@ -283,11 +283,14 @@ def _peer_waits(group: Group, problems: dict[int, list[str]]) -> list[Wait]:
 
 def _mismatch(group: Group) -> Mismatch | None:
     """The first operation that the ranks don't agree about."""
-    known: Counter[int] = Counter()
-    for record in group.records.values():
-        known.update(record.collectives.keys())
-    for seq in sorted(seq for seq, count in known.items() if count > 1):
-        operations = _comparable(group, seq)
+    # A full trace has thousands of operations that no other rank tells of: not each of them is
+    # looked for on each rank.
+    known: dict[int, dict[int, tuple[Operation, ...]]] = {}
+    for rank, record in sorted(group.records.items()):
+        for seq, each in record.collectives.items():
+            known.setdefault(seq, {})[rank] = each
+    for seq in sorted(seq for seq, ranks in known.items() if len(ranks) > 1):
+        operations = _comparable(group, seq, known[seq])
         for kind, facts in ASPECTS:
             parties: dict[Hashable, list[int]] = {}
             for rank, each in operations.items():
@@ -299,13 +302,10 @@ def _mismatch(group: Group) -> Mismatch | None:
     return None
 
 
-def _comparable(group: Group, seq: int) -> dict[int, tuple[Operation, ...]]:
+def _comparable(
+    group: Group, seq: int, found: dict[int, tuple[Operation, ...]]
+) -> dict[int, tuple[Operation, ...]]:
     """By rank. Where operations were coalesced, ranks that may not know all of them stay out."""
-    found = {
-        rank: record.collectives[seq]
-        for rank, record in sorted(group.records.items())
-        if seq in record.collectives
-    }
     if any(len(ops) > 1 or "coalesced" in ops[0].op for ops in found.values()):
         return {rank: ops for rank, ops in found.items() if seq not in group.records[rank].partial}
     return found
