@@ -52,7 +52,9 @@ def train(places: int) -> None:
             return tensor
 
     reducing = layers(places)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), Layer())
+    # As deep as a transformer is where a tensor-parallel layer reduces: model, block, MLP, layer.
+    block = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Sequential(Layer()))
+    model = torch.nn.Sequential(torch.nn.Sequential(block))
     batches = iter(DataLoader(torch.zeros(1 << 16, 4), num_workers=1))
     checkpoints = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
     checkpoints.submit(os.getpid).result()
