@@ -221,25 +221,21 @@ def comparison(found: Compared) -> Table:
 
 
 def plot(figures: Figures, compared: Compared | None) -> Lines:
-    def points(command: str, stacks: int) -> list[tuple[float, float]]:
-        return [
+    shown = max(job.stacks for _, job in figures if job != MANY)
+    series = {
+        command: [
             (job.ranks, median(spent.seconds))
             for (name, job), spent in figures.items()
-            if (name, job.stacks) == (command, stacks)
+            if (name, job.stacks) == (command, shown)
         ]
-
-    shown = sorted({job.stacks for _, job in figures if job != MANY})
-    series = {
-        f"{command}, {stacks} different": points(command, stacks)
         for command in COMMANDS
-        for stacks in dict.fromkeys((shown[0], shown[-1]))
     }
     if compared is not None:
         theirs = median(compared.of("torch", "seconds"))
-        series["torch fetch_all"] = [(compared.job.ranks, theirs)]
+        series["torch fetch_all, without the start"] = [(compared.job.ranks, theirs)]
     return Lines(
         "scale",
-        "One collector: time to ask a whole job, from the start of the process to its end",
+        f"A whole job asked by one process, from its start to its end; {shown} different stacks",
         "ranks",
         "seconds",
         series,
