@@ -243,7 +243,8 @@ class Job:
             found.setdefault(-1 if rank == self.behind else self.place(rank), set()).add(rank)
         return set(map(frozenset, found.values()))
 
-    def table(self, recording: Recording) -> Table:
+    def answers(self, recording: Recording) -> Iterator[dict[str, bytes]]:
+        """What each rank answers."""
         listed = json.dumps(list(range(self.ranks))).encode()
         waiting, behind = (
             # Only of two ranks it is asked for: the times need not differ.
@@ -251,12 +252,18 @@ class Job:
             for each in (recording.waiting, recording.behind)
         )
         members = pack(range(self.ranks)).encode()
-        table = Table((HEALTH, DIGEST, SUMMARY, JSON, TRACE, TEXT, ANYTHING))
         for rank in range(self.ranks):
-            late = rank == self.behind
-            answers = behind if late else {**waiting, **recording.stacks[self.place(rank)]}
-            answers[HEALTH] = health(answers[HEALTH], rank)
-            answers[SUMMARY] = summary(answers[SUMMARY], rank, members)
+            if rank == self.behind:
+                found = dict(behind)
+            else:
+                found = {**waiting, **recording.stacks[self.place(rank)]}
+            found[HEALTH] = health(found[HEALTH], rank)
+            found[SUMMARY] = summary(found[SUMMARY], rank, members)
+            yield found
+
+    def table(self, recording: Recording) -> Table:
+        table = Table((HEALTH, DIGEST, SUMMARY, JSON, TRACE, TEXT, ANYTHING))
+        for answers in self.answers(recording):
             table.add(answers)
         return table
 
