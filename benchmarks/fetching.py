@@ -1,9 +1,10 @@
 """torch's way to ask all ranks for their stacks, and ours, in turns and in one process.
 
-``python -m benchmarks.fetching ROUNDS``, with the workers' ports as JSON in its input. Both find
-the workers in a TCPStore, where torch's workers register. Prints a line of JSON for each round, of
-which a first one warms up: for ``torch`` and ``ours`` the ``seconds``, the processor's (``cpu``),
-the ``bytes`` that were received, and the number of ``groups``, for torch of different texts.
+``python -m benchmarks.fetching ROUNDS``, with the ports of the workers and of their hosts'
+collectors as JSON in its input. All are found in a TCPStore, where torch's workers register.
+Prints a line of JSON for each round, of which a first one warms up: for ``torch``, ``ours`` (each
+worker is asked) and ``collectors`` (each host is) the ``seconds``, the processor's (``cpu``), the
+``bytes`` that were received, and the number of ``groups``, for torch of different texts.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ def theirs() -> Found:
     return {"groups": len(set(texts)), "bytes": sum(map(len, texts))}
 
 
-def ours(port: int, size: int) -> Found:
-    workers = workers_in_store(f"{HOST}:{port}", world_size=size)
+def ours(port: int, size: int, *, collectors: bool) -> Found:
+    found = workers_in_store(f"{HOST}:{port}", world_size=size)
+    workers = [worker for worker in found if collectors or not worker.collector]
 
     async def everything(client: Client) -> Found:
         (found,) = await collect(workers, want=WANT, client=client)
@@ -60,14 +62,22 @@ def timed(work: Callable[[], Found]) -> Found:
 
 def main() -> None:
     rounds = int(sys.argv[1])
-    ports = json.load(sys.stdin)
+    ports, hosts = json.load(sys.stdin)
     store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
     addresses = dist.PrefixStore("debug_server", store)
     for rank, port in enumerate(ports):
         addresses.set(f"rank{rank}", f"http://{HOST}:{port}")
-    os.environ.update(MASTER_ADDR=HOST, MASTER_PORT=str(store.port), WORLD_SIZE=str(len(ports)))
+    size = len(ports)
+    for number, port in enumerate(hosts):
+        first, last = number * size // len(hosts), (number + 1) * size // len(hosts) - 1
+        addresses.set(f"collector{number}", f"http://{HOST}:{port}#{first}-{last}")
+    os.environ.update(MASTER_ADDR=HOST, MASTER_PORT=str(store.port), WORLD_SIZE=str(size))
     for turn in range(rounds + 1):
-        found = {"torch": timed(theirs), "ours": timed(lambda: ours(store.port, len(ports)))}
+        found = {
+            "torch": timed(theirs),
+            "ours": timed(lambda: ours(store.port, size, collectors=False)),
+            "collectors": timed(lambda: ours(store.port, size, collectors=True)),
+        }
         if turn:
             print(json.dumps(found), flush=True)
 

@@ -146,13 +146,17 @@ def test_a_table_of_anything(short_path: Path) -> None:
 @pytest.mark.slow
 def test_the_suite(short_path: Path) -> None:
     context = Context(1, True, short_path, log=io.StringIO())
-    report = scale.run(context, (8, 16), (1, 2), compared=Job(16, 2))
+    report = scale.run(context, (8, 16), (1, 2), compared=Job(16, 2), hosted=[Job(16, 2)])
     check(report)
     assert report.missing == {}
-    stacks, diagnose, compared = report.tables
+    stacks, diagnose, hosted_stacks, hosted_diagnose, compared = report.tables
     assert [row[:2] for row in stacks.rows] == [(8, 2), (8, 3), (16, 2), (16, 3)]
     assert [row[:2] for row in diagnose.rows] == [row[:2] for row in stacks.rows]
-    assert len(compared.rows) == 2
-    assert list(report.ratios) == ["stacks of all ranks tcp ours/torch"]
-    (target,) = report.targets
-    assert target.figure is not None
+    for table in (hosted_stacks, hosted_diagnose):
+        assert [row[:2] for row in table.rows] == [(16, 3)]
+    assert len(compared.rows) == 3
+    assert list(report.ratios) == [
+        "stacks of all ranks tcp ours/torch",
+        "stacks of all ranks tcp collectors/torch",
+    ]
+    assert all(target.figure is not None for target in report.targets)

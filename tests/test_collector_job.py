@@ -114,6 +114,10 @@ def test_a_whole_job(job: Job) -> None:
 
     status, said = job.asked("stacks")
     assert (said["responded"], said["unreachable"]) == (RANKS, [])
+    # At least one of them is met in a step that it shares with nobody.
+    assert (status, sum(each["count"] for each in said["groups"])) in [(0, RANKS), (1, 1), (1, 2)]
+    status, said = job.asked("top", "--count", "1")
+    assert (status, len(said["workers"])) == (0, RANKS)
     status, said = job.asked("ping")
     assert (status, [each["rank"] for each in said["workers"]]) == (0, list(range(RANKS)))
     profile = job.folder / "trace.json"

@@ -7,6 +7,7 @@ figure of a wrong verdict is none.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -22,14 +23,18 @@ from benchmarks.context import Context
 from benchmarks.report import Lines, Report, Table, Target
 from benchmarks.rounds import placed
 from benchmarks.simulated import CONNECTIONS, Job, Recording, listening, record
+from benchmarks.simulated_hosts import RANKS, collectors
 from benchmarks.stats import median, ratio
-from benchmarks.subjects import HERE, Missing, available
+from benchmarks.subjects import HERE, Missing, Server, available
 from workerserver.cluster.ranges import unfold
 
 QUESTION = "What does it cost to ask a whole job, as it grows?"
 
 SIZES = (64, 1024, 4096, 16384)
 QUICK = (64, 1024)
+#: Asked through a collector for each host.
+HOSTED = (1024, 4096, 16384, 65536)
+HOSTED_QUICK = (64,)
 #: Different stacks of the ranks that wait.
 STACKS = (1, 8, 64)
 #: And once as many as are fetched in full at most, nearly.
@@ -44,6 +49,8 @@ COMMANDS: Mapping[str, Sequence[str]] = {
     # The second look follows at once: no pause is measured.
     "diagnose": ("--rounds", "2", "--interval", "0.001"),
 }
+#: Collectors in one word of a command line.
+NAMED = 1024
 #: Seconds for one command.
 PATIENCE = 300.0
 #: The time that ours may take, of torch's.
@@ -84,11 +91,11 @@ def check(command: str, job: Job, status: int, said: Mapping[str, Any]) -> None:
         raise RuntimeError(f"{command}, {job}: wrong, with status {status}: {str(said)[:2000]}")
 
 
-def measure(command: str, job: Job, sockets: str, spent: Spent) -> None:
+def measure(command: str, job: Job, places: Sequence[str], spent: Spent) -> None:
     words = [sys.executable, "-m", "benchmarks.spent", command, "--json", *COMMANDS[command]]
     began = time.perf_counter()
     done = subprocess.run(
-        [*words, sockets],
+        [*words, *places],
         cwd=HERE.parent,
         capture_output=True,
         text=True,
@@ -109,18 +116,41 @@ def measure(command: str, job: Job, sockets: str, spent: Spent) -> None:
 
 
 def ask(job: Job, recording: Recording, context: Context, figures: Figures) -> None:
+    """Each worker, at its socket."""
     folder = context.folder / f"{job.ranks}-{job.stacks}"
-    cpus = os.sched_getaffinity(0)
     with listening(job.table(recording), folder, tcp=False) as (workers, _):
-        workers.place({max(cpus)})
-        for turn in range(context.rounds if job.ranks <= LARGE else min(context.rounds, 2)):
-            for command in COMMANDS:
-                spent = figures.setdefault((command, job), Spent())
-                with workers.awake(), placed({min(cpus)}):
-                    measure(command, job, f"{folder}/rank{{rank}}.sock", spent)
-                if not turn:
-                    text = f"{job.ranks} ranks, {job.stacks} stacks: {command}"
-                    context.say(f"{text}: {spent.seconds[0]:.2f} s")
+        rounds(job, workers, [f"{folder}/rank{{rank}}.sock"], context, figures)
+
+
+def ask_hosts(job: Job, recording: Recording, context: Context, figures: Figures) -> None:
+    """Each host's collector, over TCP."""
+    folder = context.folder / f"hosts-{job.ranks}-{job.stacks}"
+    with listening(collectors(job, recording), folder, tcp=True) as (workers, ports):
+        # One argument may not hold all of them.
+        places = [
+            word
+            for first in range(0, len(ports), NAMED)
+            for word in (
+                "--collectors",
+                ",".join(f"127.0.0.1:{port}" for port in ports[first : first + NAMED]),
+            )
+        ]
+        rounds(job, workers, places, context, figures)
+
+
+def rounds(
+    job: Job, workers: Server, places: Sequence[str], context: Context, figures: Figures
+) -> None:
+    cpus = os.sched_getaffinity(0)
+    workers.place({max(cpus)})
+    for turn in range(context.rounds if job.ranks <= LARGE else min(context.rounds, 2)):
+        for command in COMMANDS:
+            spent = figures.setdefault((command, job), Spent())
+            with workers.awake(), placed({min(cpus)}):
+                measure(command, job, places, spent)
+            if not turn:
+                text = f"{job.ranks} ranks, {job.stacks} stacks: {command}"
+                context.say(f"{text}: {spent.seconds[0]:.2f} s")
 
 
 # ---- torch's collector
@@ -128,7 +158,7 @@ def ask(job: Job, recording: Recording, context: Context, figures: Figures) -> N
 
 @dataclass
 class Compared:
-    """Rounds of torch's ``fetch_all`` and of ours, by ``torch`` and ``ours``."""
+    """Rounds of torch's ``fetch_all`` and of ours, by ``torch``, ``ours``, ``collectors``."""
 
     job: Job
     rounds: list[dict[str, dict[str, float]]] = field(default_factory=list)
@@ -136,20 +166,28 @@ class Compared:
     def of(self, subject: str, figure: str) -> list[float]:
         return [each[subject][figure] for each in self.rounds]
 
-    def ratio(self, figure: str) -> tuple[float, float, float]:
-        return ratio(self.of("ours", figure), self.of("torch", figure))
+    def ratio(self, subject: str) -> tuple[float, float, float]:
+        return ratio(self.of(subject, "seconds"), self.of("torch", "seconds"))
 
 
 def compare(job: Job, recording: Recording, context: Context) -> Compared:
     """Both ask the very same workers, over TCP. Raises Missing."""
     if importlib.util.find_spec("aiohttp") is None:
         raise Missing("aiohttp, which torch's collector uses, is not installed")
-    folder = context.folder / "compared"
     cpus = os.sched_getaffinity(0)
     command = [sys.executable, "-m", "benchmarks.fetching", str(context.rounds)]
-    with listening(job.table(recording), folder, tcp=True) as (workers, ports):
-        workers.place({max(cpus)})
-        with workers.awake(), placed({min(cpus)}):
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for name, table in (
+            ("workers", job.table(recording)),
+            ("hosts", collectors(job, recording)),
+        ):
+            folder = context.folder / f"compared-{name}"
+            server, its_ports = stack.enter_context(listening(table, folder, tcp=True))
+            server.place({max(cpus)})
+            stack.enter_context(server.awake())
+            ports.append(its_ports)
+        with placed({min(cpus)}):
             done = subprocess.run(
                 command,
                 cwd=HERE.parent,
@@ -162,8 +200,11 @@ def compare(job: Job, recording: Recording, context: Context) -> Compared:
     if done.returncode:
         raise RuntimeError(f"the comparison failed: {done.stderr.strip()}")
     found = Compared(job, [json.loads(line) for line in done.stdout.splitlines()])
-    if set(found.of("ours", "groups")) != {len(job.groups())}:
-        raise RuntimeError(f"groups: {found.of('ours', 'groups')}, not {len(job.groups())}")
+    for subject in ("ours", "collectors"):
+        if set(found.of(subject, "groups")) != {len(job.groups())}:
+            raise RuntimeError(
+                f"{subject}: {found.of(subject, 'groups')} groups, not {len(job.groups())}"
+            )
     context.say(f"torch's collector and ours, {job.ranks} ranks")
     return found
 
@@ -171,11 +212,11 @@ def compare(job: Job, recording: Recording, context: Context) -> Compared:
 # ---- the report
 
 
-def tables(figures: Figures) -> Iterator[Table]:
+def tables(figures: Figures, who: str) -> Iterator[Table]:
     columns = ("ranks", "different stacks", "s", "of them looks s", "processor s", "received MB")
     titles = {
-        "stacks": "stacks: every rank asked once",
-        "diagnose": "diagnose: every rank asked twice, one verdict",
+        "stacks": f"stacks: every {who} asked once",
+        "diagnose": f"diagnose: every {who} asked twice, one verdict",
     }
     for command, title in titles.items():
         rows = [
@@ -199,6 +240,13 @@ def tables(figures: Figures) -> Iterator[Table]:
         yield Table(title, (*columns, "peak MiB"), rows, notes)
 
 
+SUBJECTS = {
+    "torch": "torch fetch_all",
+    "ours": "ours, each rank asked",
+    "collectors": "ours, each host's collector asked",
+}
+
+
 def comparison(found: Compared) -> Table:
     return Table(
         f"The stacks of {found.job.ranks:,} ranks over TCP, {len(found.job.groups())} different",
@@ -209,25 +257,27 @@ def comparison(found: Compared) -> Table:
                 median(found.of(subject, "seconds")),
                 median(found.of(subject, "cpu")),
                 median(found.of(subject, "bytes")) / 1e6,
-                found.ratio("seconds")[0] if subject == "ours" else 1.0,
+                1.0 if subject == "torch" else found.ratio(subject)[0],
             )
-            for subject, name in (("torch", "torch fetch_all"), ("ours", "ours, merged"))
+            for subject, name in SUBJECTS.items()
         ],
         [
             "In one process, imports done before: look-up of the addresses in the TCPStore, all"
             " answers, and ours also makes groups of them. torch's are texts, not merged.",
+            f"A host has {RANKS} ranks; what its collector does, it does beside all others.",
         ],
     )
 
 
-def plot(figures: Figures, compared: Compared | None) -> Lines:
+def plot(figures: Figures, hosted: Figures, compared: Compared | None) -> Lines:
     shown = max(job.stacks for _, job in figures if job != MANY)
     series = {
-        command: [
+        f"{command}{through}": [
             (job.ranks, median(spent.seconds))
-            for (name, job), spent in figures.items()
+            for (name, job), spent in some.items()
             if (name, job.stacks) == (command, shown)
         ]
+        for some, through in ((figures, ""), (hosted, ", through collectors"))
         for command in COMMANDS
     }
     if compared is not None:
@@ -257,6 +307,7 @@ def run(
     stacks: Sequence[int] = STACKS,
     compared: Job = COMPARED,
     many: Job | None = MANY,
+    hosted: Sequence[Job] | None = None,
 ) -> Report:
     available("torch")
     jobs = [
@@ -266,9 +317,12 @@ def run(
     ]
     if many is not None and not context.quick:
         jobs.append(many)
+    if hosted is None:
+        hosted = [Job(n, max(stacks)) for n in (HOSTED_QUICK if context.quick else HOSTED)]
     missing: dict[str, str] = {}
     figures: Figures = {}
-    recording = record(context.folder, max(job.stacks for job in (*jobs, compared)))
+    by_hosts: Figures = {}
+    recording = record(context.folder, max(job.stacks for job in (*jobs, *hosted, compared)))
     context.say("recorded a real job")
     for job in jobs:
         try:
@@ -277,29 +331,41 @@ def run(
             missing[f"{job.ranks} ranks"] = str(reason)
         else:
             ask(job, recording, context, figures)
+    for job in hosted:
+        ask_hosts(job, recording, context, by_hosts)
     found: Compared | None = None
     try:
         found = compare(compared, recording, context)
     except Missing as reason:
         missing["torch"] = str(reason)
-    middle, lowest, highest = found.ratio("seconds") if found else (None, None, None)
+    ratios = {}
+    if found is not None:
+        ratios = {
+            f"stacks of all ranks tcp {subject}/torch": found.ratio(subject)
+            for subject in SUBJECTS
+            if subject != "torch"
+        }
     return Report(
         name="scale",
         question=QUESTION,
-        tables=[*tables(figures), *([comparison(found)] if found else [])],
-        plots=[plot(figures, found)],
-        targets=[
-            Target(
-                f"the stacks of {compared.ranks:,} ranks, merged",
-                middle,
-                LIMIT,
-                "of torch's fetch_all",
-                middle is not None and middle <= LIMIT,
-                lowest,
-                highest,
-                missing.get("torch", ""),
-            )
+        tables=[
+            *tables(figures, "rank"),
+            *tables(by_hosts, f"collector of {RANKS} ranks"),
+            *([comparison(found)] if found else []),
         ],
-        ratios={"stacks of all ranks tcp ours/torch": found.ratio("seconds")} if found else {},
+        plots=[plot(figures, by_hosts, found)],
+        targets=[
+            target(f"the stacks of {compared.ranks:,} ranks, {name}", *figure)
+            for subject, name in SUBJECTS.items()
+            if subject != "torch"
+            for figure in [(found.ratio(subject) if found else None, missing.get("torch", ""))]
+        ],
+        ratios=ratios,
         missing=missing,
     )
+
+
+def target(what: str, figure: tuple[float, float, float] | None, note: str) -> Target:
+    middle, lowest, highest = figure or (None, None, None)
+    met = middle is not None and middle <= LIMIT
+    return Target(what, middle, LIMIT, "of torch's fetch_all", met, lowest, highest, note)

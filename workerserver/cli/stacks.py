@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         _render(rounds, found, Output(sys.stdout), as_tree=options.tree, everything=options.all)
     have = sum(group.count for group in found)
-    return 0 if have == len(workers) else 1 if have else 2
+    return 0 if have == len(rounds[-1].states) else 1 if have else 2
 
 
 def report(

@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     out = Output(sys.stdout)
 
     async def watch(client: Client) -> int:
-        answered = 0
+        answered = asked = 0
         with contextlib.ExitStack() as stack:
             live = None
             if out.console is not None and not options.json:
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
                 client, workers, HEALTH, every=options.every, most=options.count
             ):
                 table = rows(look)
-                answered = sum(row["answered"] for row in table)
+                answered, asked = sum(row["answered"] for row in table), len(table)
                 if options.json:
                     sys.stdout.write(json.dumps({"time": look.started, "workers": table}) + "\n")
                 elif live is not None:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
                     out.table(HEADER, [_cells(row) for row in table])
                     out.line()
                 sys.stdout.flush()
-        return 0 if answered == len(workers) else 1 if answered else 2
+        return 2 if not answered else 0 if answered == asked else 1
 
     return ask(options, watch)
 
