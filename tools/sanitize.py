@@ -40,7 +40,7 @@ TESTS = (
 #: Parts of names: transports of others, which take twice as long; programs that can't bear the
 #: preloaded library, or bring a sanitizer of their own; what measures time or memory.
 LEFT_OUT = (
-    "asyncio", "uvloop", "curl", "by_hand", "no_reader_sees_half", "the_last_step_counts",
+    "asyncio", "uvloop", "tls", "curl", "by_hand", "no_reader_sees_half", "the_last_step_counts",
     "snapshots_leak_nothing",
 )  # fmt: skip
 
