@@ -65,6 +65,10 @@ STYLE: dict[Any, Any] = {
 }
 
 
+#: Characters of a legend's line.
+LEGEND = 105
+
+
 def save(plot: Plot, folder: Path) -> list[Path]:
     """Write ``NAME.svg`` and ``NAME.png`` into *folder*, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +89,9 @@ def draw(plot: Plot) -> Figure:
     else:
         lines(axes, plot)
     if len(plot.series) > 1:
-        columns = min(len(plot.series), 6)
+        # As many as fit beside each other, with what stands before each name.
+        widest = max(map(len, plot.series)) + 6
+        columns = max(1, min(len(plot.series), 6, LEGEND // widest))
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return figure
 

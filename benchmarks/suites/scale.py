@@ -282,7 +282,7 @@ def plot(figures: Figures, hosted: Figures, compared: Compared | None) -> Lines:
     }
     if compared is not None:
         theirs = median(compared.of("torch", "seconds"))
-        series["torch fetch_all, without the start"] = [(compared.job.ranks, theirs)]
+        series["torch fetch_all"] = [(compared.job.ranks, theirs)]
     return Lines(
         "scale",
         f"A whole job asked by one process, from its start to its end; {shown} different stacks",
