@@ -50,6 +50,8 @@ FIELDS = (
     "gil_wait_s",
     "gil_wait_max_s",
     "gil_unavailable_s",
+    "cpu_s",
+    "rss_bytes",
 )
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*[1-9]|\.0)?")
 
@@ -155,10 +157,31 @@ def test_the_last_step_counts(steps: list[int]) -> None:
 # --- what /healthz says ---------------------------------------------------------------------------
 
 
+def measured(body: bytes) -> tuple[bytes, float, int]:
+    """A body without what is of this very moment, the processor time, the memory."""
+    found = re.fullmatch(rb'(.*),"cpu_s":([0-9.]+),"rss_bytes":([0-9]+)}', body)
+    assert found is not None
+    return found[1], float(found[2]), int(found[3])
+
+
+def test_processor_time_and_memory() -> None:
+    before = time.process_time()
+    _, cpu, rss = measured(health(0)[0])
+    assert before - 1e-6 <= cpu <= time.process_time() + 1e-6
+    held = bytearray(64 << 20)
+    held[::4096] = b"x" * len(held[::4096])
+    assert measured(health(0)[0])[2] > rss + (48 << 20)
+    deadline = time.process_time() + 0.05
+    while time.process_time() < deadline:
+        pass
+    assert measured(health(0)[0])[1] >= cpu + 0.04
+
+
 def test_body_to_the_byte() -> None:
-    nothing = b'"gil_wait_s":null,"gil_wait_max_s":null,"gil_unavailable_s":null}'
+    nothing = b'"gil_wait_s":null,"gil_wait_max_s":null,"gil_unavailable_s":null'
     pid = str(os.getpid()).encode()
-    assert health(1.5, now_ns=4 * SECOND) == (
+    body, status = health(1.5, now_ns=4 * SECOND)
+    assert (measured(body)[0], status) == (
         b'{"status":"ok","pid":%s,"rank":null,"uptime_s":2.5,' % pid
         + b'"step":null,"step_age_s":null,'
         + nothing,
@@ -167,7 +190,8 @@ def test_body_to_the_byte() -> None:
     set_rank(12)
     heartbeat(-3)
     now = stamp_ns() + 20_000
-    assert health(now / SECOND, 0, now_ns=now) == (
+    body, status = health(now / SECOND, 0, now_ns=now)
+    assert (measured(body)[0], status) == (
         b'{"status":"stalled","pid":%s,"rank":12,"uptime_s":0.0,' % pid
         + b'"step":-3,"step_age_s":0.00002,'
         + nothing,
@@ -275,15 +299,18 @@ def test_nothing_is_written_past_the_capacity() -> None:
     )(get(capsule, signature))
     heartbeat(2**63 - 1)
     whole = health(0.0, 0.5, now_ns=2**62)[0]
-    for capacity in range(len(whole) + 2):
+    fixed = measured(whole)[0]
+    # What is measured anew each time may have some digits more or less.
+    for capacity in range(len(whole) + 20):
         out = ctypes.create_string_buffer(b"#" * 600)
         status = ctypes.c_int()
         length = body(out, capacity, 2**62, 0.0, 0.5, ctypes.byref(status))
-        assert length == (len(whole) if capacity >= len(whole) else -1)
+        assert length == -1 or len(fixed) < length <= capacity
+        assert length > 0 or capacity < len(whole) + 10
         assert out.raw[capacity:600] == b"#" * (600 - capacity)
         assert status.value == 503
         if length > 0:
-            assert out.raw[:length] == whole
+            assert measured(out.raw[:length])[0] == fixed
     with pytest.raises(ValueError, match="more than 20 bytes"):
         health(0.0, capacity=20)
 

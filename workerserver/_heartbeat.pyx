@@ -15,7 +15,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, strlen
 from posix.unistd cimport getpid
 
-from workerserver._clock cimport monotonic_coarse_ns, monotonic_ns
+from workerserver._clock cimport monotonic_coarse_ns, monotonic_ns, process_cpu_ns
 
 cdef extern from *:
     """
@@ -204,6 +204,31 @@ def reset():
 os.register_at_fork(after_in_child=reset)
 
 
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <stdint.h>
+    #include <stdlib.h>
+    #include <string.h>
+    #include <unistd.h>
+
+    /* Memory that the process has in RAM; -1 where the kernel doesn't tell (proc(5), statm). */
+    static int64_t ws_resident_bytes(void)
+    {
+        char text[128];
+        int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+            return -1;
+        ssize_t size = read(fd, text, sizeof text - 1);
+        close(fd);
+        text[size > 0 ? size : 0] = 0;
+        const char *second = strchr(text, ' ');
+        return second == NULL ? -1 : (int64_t)strtoll(second, NULL, 10) * sysconf(_SC_PAGESIZE);
+    }
+    """
+    int64_t ws_resident_bytes() noexcept nogil
+
+
 # --- GET /healthz -----------------------------------------------------------------------------
 
 
@@ -267,6 +292,13 @@ cdef void nanoseconds(Text *text, int64_t value) noexcept nogil:
         seconds(text, (<uint64_t>value + 500) // 1000, 1000000)
 
 
+cdef void bytes_or_null(Text *text, int64_t value) noexcept nogil:
+    if value < 0:
+        word(text, b"null")
+    else:
+        integer(text, value)
+
+
 cdef Py_ssize_t health_body(
     char *out,
     size_t capacity,
@@ -310,6 +342,10 @@ cdef Py_ssize_t health_body(
     nanoseconds(&text, ws_load(&ws_watch.longest))
     word(&text, b',"gil_unavailable_s":')
     nanoseconds(&text, _unavailable(now_ns) if ws_load(&ws_watch.on) else -1)
+    word(&text, b',"cpu_s":')
+    nanoseconds(&text, process_cpu_ns())
+    word(&text, b',"rss_bytes":')
+    bytes_or_null(&text, ws_resident_bytes())
     word(&text, b"}")
     status[0] = 503 if stalled else 200
     return -1 if text.at is NULL else text.at - out

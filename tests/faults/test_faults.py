@@ -70,8 +70,8 @@ FAULTS: dict[str, tuple[int, list[Suspect]]] = {
     "reorders": (3, apart(1, "all_gather", "reorders", "order")),
     "saves_checkpoint": (3, [Suspect(0, "behind", "default_pg", "barrier", 6, "save")]),
     "shapes": (3, apart(2, "all_reduce", "reduce")),
-    # The recorders don't tell that the other two wait in new_group for the rank that left it out.
-    "skips_group": (3, late(0, "skips_group") + late(2, "skips_group")),
+    # Only stacks tell that the other two wait in new_group for the rank that left it out.
+    "skips_group": (3, [Suspect(1, "order", "default_pg", "all_reduce", 6, "reduce")]),
     "sleeps_in_c": (2, late(1, "sleeps_in_c")),
     "sleeps_with_gil": (3, late(1, "sleeps_with_gil", "gil held")),
     "spins": (2, late(1, "spins")),
@@ -163,6 +163,7 @@ STOCK: dict[str, list[Suspect]] = {
     "locks_twice": late(1, "locks_twice"),
     "sleeps_with_gil": late(1, None, "unreachable"),
     "swallows": [Suspect(2, "mismatch", "default_pg", "barrier", 10, "evaluate")],
+    "two_at_once": late(1, "prepare") + late(3, "locks_twice"),
 }
 
 

@@ -14,12 +14,14 @@ from workerserver.cli.repeated import add_every, looks
 from workerserver.cli.text import seconds
 from workerserver.cluster.client import Client
 from workerserver.cluster.collect import Part, Round
-from workerserver.cluster.model import RankState
+from workerserver.cluster.model import Health, RankState, cores_used
 
 __all__ = ["main", "rows"]
 
 HEALTH: tuple[Part, ...] = ("health",)
-HEADER = ("RANK", "TARGET", "STATE", "STEP", "STEP AGE", "GIL WAIT", "GIL AWAY", "UPTIME")
+HEADER = (
+    "RANK", "TARGET", "STATE", "STEP", "STEP AGE", "GIL WAIT", "GIL AWAY", "CPU", "MEMORY", "UPTIME"
+)  # fmt: skip
 #: The style of a row, by its state.
 STYLES = {"ok": "", "torch": "dim", "stalled": "yellow", "no GIL": "red"}
 #: A GIL that is away for so long is being held.
@@ -31,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
     parser = job_parser(
         "top",
         "Show all ranks of a job as a live table: step, its age, how long the GIL had to be waited "
-        "for. Those that don't answer come first, then the lowest steps. Ctrl-C ends it. "
+        "for, processor (100% is one core, since the last look), memory. Those that don't answer "
+        "come first, then the lowest steps. Ctrl-C ends it. "
         "Exit status: 0 all answered the last look, 1 some, 2 none.",
         deadline=3.0,
     )
@@ -43,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
 
     async def watch(client: Client) -> int:
         answered = asked = 0
+        before: Round | None = None
         with contextlib.ExitStack() as stack:
             live = None
             if out.console is not None and not options.json:
@@ -54,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
             async for look in looks(
                 client, workers, HEALTH, every=options.every, most=options.count
             ):
-                table = rows(look)
+                table = rows(look, before)
+                before = look
                 answered, asked = sum(row["answered"] for row in table), len(table)
                 if options.json:
                     sys.stdout.write(json.dumps({"time": look.started, "workers": table}) + "\n")
@@ -71,14 +76,18 @@ def main(argv: Sequence[str]) -> int:
     return ask(options, watch)
 
 
-def rows(look: Round) -> list[dict[str, Any]]:
-    """A row per worker, the ones that need a look first."""
+def rows(look: Round, before: Round | None = None) -> list[dict[str, Any]]:
+    """A row per worker, the ones that need a look first. *before*: the look before this one."""
     gone = {(each["address"], each["rank"]): each for each in unreachable(look.states)}
-    return sorted((_row(state, gone) for state in look.states), key=_order)
+    last = {state.worker: state.health for state in before.states} if before is not None else {}
+    return sorted((_row(state, gone, last.get(state.worker)) for state in look.states), key=_order)
 
 
-def _row(state: RankState, gone: dict[tuple[str, int | None], dict[str, Any]]) -> dict[str, Any]:
+def _row(
+    state: RankState, gone: dict[tuple[str, int | None], dict[str, Any]], last: Health | None
+) -> dict[str, Any]:
     health, failure = state.health, gone.get((state.worker.address, state.rank))
+    used = cores_used(health, last)
     # A stock server has no health to tell, and only that was asked for.
     answered = failure is None if health is not None else state.kind == "torch"
     away = health.gil_unavailable_s if health is not None else None
@@ -99,6 +108,8 @@ def _row(state: RankState, gone: dict[tuple[str, int | None], dict[str, Any]]) -
         "step_age_s": health.step_age_s if health is not None else None,
         "gil_wait_s": health.gil_wait_s if health is not None else None,
         "gil_unavailable_s": away,
+        "cpu": None if used is None else round(used, 3),
+        "rss_bytes": health.rss_bytes if health is not None else None,
         "uptime_s": health.uptime_s if health is not None else None,
     }
 
@@ -119,5 +130,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         seconds(row["step_age_s"]),
         "-" if wait is None else f"{wait * 1000:.2f} ms",
         seconds(row["gil_unavailable_s"] or None),
+        "-" if row["cpu"] is None else f"{row['cpu']:.0%}",
+        "-" if row["rss_bytes"] is None else f"{row['rss_bytes'] / 2**20:.0f} MiB",
         seconds(row["uptime_s"]),
     )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
-__all__ = ["Failure", "Frame", "Health", "RankState", "Thread", "Worker"]
+__all__ = ["Failure", "Frame", "Health", "RankState", "Thread", "Worker", "cores_used"]
 
 Reason = Literal["unreachable", "timeout", "too large", "malformed", "refused", "missing", "lied"]
 """refused: an HTTP status that is no success. missing: the worker has no such handler. lied: it
@@ -94,7 +94,8 @@ class Thread:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """``GET /healthz``; None where the worker didn't say. Ages and waits in seconds."""
+    """``GET /healthz``; None where the worker didn't say. Ages and waits in seconds;
+    *cpu_s* is the process's processor time."""
 
     status: str
     pid: int | None = None
@@ -105,6 +106,19 @@ class Health:
     gil_wait_s: float | None = None
     gil_wait_max_s: float | None = None
     gil_unavailable_s: float | None = None
+    cpu_s: float | None = None
+    rss_bytes: int | None = None
+
+
+def cores_used(now: Health | None, before: Health | None) -> float | None:
+    """How many cores a process kept busy between two looks, by its own clocks; None if they don't
+    tell, or it isn't the same process."""
+    if now is None or before is None or now.pid != before.pid:
+        return None
+    if now.cpu_s is None or before.cpu_s is None or now.uptime_s is None or before.uptime_s is None:
+        return None
+    passed, used = now.uptime_s - before.uptime_s, now.cpu_s - before.cpu_s
+    return used / passed if passed > 0 and used >= 0 else None
 
 
 @dataclass(slots=True)

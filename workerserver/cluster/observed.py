@@ -10,7 +10,7 @@ from typing import Protocol
 
 from workerserver.cluster.flight import Analysis, Group, Wait, combine
 from workerserver.cluster.flight_records import GroupRecord, RankRecord, Shared, read
-from workerserver.cluster.model import Failure, RankState, Thread
+from workerserver.cluster.model import Failure, RankState, Thread, cores_used
 from workerserver.cluster.ranges import fold
 from workerserver.cluster.standing import UNKNOWN, Standing, stand
 
@@ -28,6 +28,8 @@ STUCK_AFTER_S = 3.0
 PACES = 3.0
 #: Of so many ranks the pace is taken.
 PACE_RANKS = 32
+#: A process that uses as much of a core computes.
+BUSY_CORES = 0.5
 #: A GIL that could not be had for so long is held.
 GIL_HELD_S = 1.0
 
@@ -226,6 +228,14 @@ class Job:
         if then.thread is None or now.thread is None:
             return None
         return then.thread.frames == now.thread.frames or (now.polls and then.alike == now.alike)
+
+    def computes(self, rank: int) -> bool:
+        """Its process kept a core busy, at least half of the time since the round before."""
+        if self.before is None:
+            return False
+        then, now = self.before.states.get(rank), self.now.states.get(rank)
+        used = cores_used(now.health, then.health) if now is not None and then is not None else None
+        return used is not None and used >= BUSY_CORES
 
     def still_for(self, rank: int) -> float:
         """For how long, in seconds, each round has seen it at the same line."""

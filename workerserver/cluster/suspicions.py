@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from workerserver.cluster.flight import Mismatch, Wait
@@ -145,6 +145,8 @@ class Suspicions:
             self._ring(ranks, [self.hanging[number] for number in numbers])
         # Who stands in a wait that no recorder holds is a victim too, if there is anybody else.
         ends = {rank: numbers for rank, numbers in blame.ends.items() if not self._waits(rank)}
+        if not ends and self._from_meetings(blame.ends):
+            return
         for rank, numbers in (ends or blame.ends).items():
             self._behind(rank, [self.hanging[number] for number in numbers])
         for number in blame.inside:
@@ -157,6 +159,42 @@ class Suspicions:
                 f"{known} have entered {wait.name} of {wait.group.label}, which does not end"
                 f" ({job.names(wait.waiting)} in it)"
             )
+
+    def _from_meetings(self, ends: Mapping[int, Sequence[int]]) -> bool:
+        """All for whom others wait are in new_group or the like, which takes all ranks and no
+        recorder knows: these ranks wait for those, too. Who is in the minority is suspected, of two
+        equal sides both; False if it is something else."""
+        job = self.job
+        inside = {rank for rank, stands in job.standing.items() if stands.place == "rendezvous"}
+        if not ends or not inside.issuperset(ends):
+            return False
+        numbers = {number for each in ends.values() for number in each}
+        waits = [self.hanging[number] for number in sorted(numbers)]
+        outside = {rank for wait in waits for rank in wait.waiting} - inside
+        if not outside:
+            return False
+        main = waits[0]
+        call = job.standing[min(inside)].call or "a call that takes all ranks"
+        lines = [
+            f"{job.names(inside)} in {call}",
+            *(f"{job.names(wait.waiting)} in {wait.name} of {wait.group.label}" for wait in waits),
+        ]
+        if len(outside) <= len(inside):
+            tail = f"in {main.name} of {main.group.label} while {job.names(inside)} wait"
+            tail += f"{'s' * (len(inside) == 1)} for all ranks in {call}"
+            for rank in sorted(outside):
+                self._meets(rank, main, tail, lines)
+        if len(inside) <= len(outside):
+            tail = f"for all ranks in {call} while {job.names(outside)} wait"
+            tail += f"{'s' * (len(outside) == 1)} in {main.name} of {main.group.label}"
+            for rank in sorted(inside):
+                self._meets(rank, main, tail, lines)
+        return True
+
+    def _meets(self, rank: int, wait: Wait, tail: str, lines: list[str]) -> None:
+        claim = (f"waits {tail}", f"wait {tail}")
+        label = wait.group.label
+        self._accuse(Accusation(rank, "order", claim, label, wait.op, wait.seq, lines[:]))
 
     def _waits(self, rank: int) -> bool:
         stands = self.job.standing.get(rank)
@@ -285,9 +323,12 @@ class Suspicions:
         return "behind"
 
     def _in_futex(self, rank: int) -> bool:
-        """It waits in the kernel for another thread, in both rounds, and for no operation."""
+        """It waits in the kernel for another thread, in both rounds, and for no operation. A thread
+        that computes does so too while somebody has the GIL for a look at it."""
         stands = self.job.standing[rank]
         if stands.place != "user" or stands.thread is None or not self.job.same_stack(rank):
+            return False
+        if self.job.computes(rank):
             return False
         record = self.job.now.records.get(rank)
         pending = record is None or any(group.first_pending for group in record.groups.values())

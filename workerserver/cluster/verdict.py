@@ -29,7 +29,7 @@ Reason = Literal[
 #: Every reason there is, from the strongest evidence to the weakest; what it rests on.
 REASONS: Mapping[Reason, str] = {
     "mismatch": "it issued another operation, size or dtype than the other ranks, as one number",
-    "order": "it issued the same operations as the others, in another order",
+    "order": "it issued what the others issued in another order, or left something out",
     "p2p cycle": "it waits for a rank that waits for it, point-to-point",
     "swallowed": "it has left out a collective and gone on: its step is ahead of the others'",
     "gil held": "others wait for it, and one of its threads keeps the GIL",

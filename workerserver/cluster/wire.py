@@ -162,6 +162,8 @@ def health_of(fields: Mapping[str, Any]) -> Health:
         _seconds(fields, "gil_wait_s"),
         _seconds(fields, "gil_wait_max_s"),
         _seconds(fields, "gil_unavailable_s"),
+        _seconds(fields, "cpu_s"),
+        _integer(fields, "rss_bytes"),
     )
 
 
