@@ -333,6 +333,10 @@ def test_top(serve: Callable[..., Any], run: Run, folder: Path) -> None:
     assert (gone["answered"], gone["state"]) == (False, "unreachable")
     assert (here["answered"], here["state"], here["address"]) == (True, "ok", served.path)
     assert here["uptime_s"] >= 0
+    assert here["rss_bytes"] > 10 << 20
+    assert here["cpu"] is None
+    (now,) = (each["cpu"] for each in looks[1]["workers"] if each["answered"])
+    assert 0 <= now < 100
 
 
 # ---- profile

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from _flight_entries import entry, json_values, peer, pending, trace
 from _recordings import Round, rounds
 from hypothesis import HealthCheck, given, settings
@@ -141,6 +142,56 @@ def test_who_waits_in_what_no_recorder_holds_is_a_victim_too() -> None:
     receiving = main(".recv", "step", wchan="futex_do_wait")
     states = [rank(0, ahead, WAITING), rank(1, behind, receiving), rank(2, behind, COMPUTING)]
     assert reasons(diagnose(twice(*states), 3)) == [(2, "behind")]
+
+
+def test_in_the_kernel_as_if_for_a_lock() -> None:
+    """A thread that computes waits there too while somebody has the GIL for a look at it."""
+
+    def looks(used: float) -> list[Round]:
+        held = main("compute", "train", wchan="futex_do_wait")
+        ahead, behind = trace(entry(0, 1), pending(1, 2)), trace(entry(0, 1))
+        return [
+            Round(
+                [
+                    rank(0, ahead, WAITING),
+                    rank(1, behind, held, health=Health("ok", 7, uptime_s=at, cpu_s=50.0 + cpu)),
+                    rank(2, ahead, WAITING),
+                ],
+                NOW + at - 40.0,
+            )
+            for at, cpu in ((30.0, 0.0), (40.0, used))
+        ]
+
+    assert reasons(diagnose(looks(0.1), 3)) == [(1, "lock")]
+    assert reasons(diagnose(looks(9.8), 3)) == [(1, "behind")]
+
+
+@pytest.mark.parametrize(
+    ("inside", "suspects"),
+    [([0, 2], [1]), ([1], [1]), ([0, 1], [2])],
+)
+def test_a_call_that_takes_all_ranks(inside: list[int], suspects: list[int]) -> None:
+    """No recorder knows new_group; who is alone, inside or outside of it, is to blame."""
+    meeting = main(".new_group", "make_groups", wchan="poll_schedule_timeout")
+    states = [
+        rank(number, trace(entry(0, 1)), meeting)
+        if number in inside
+        else rank(number, trace(entry(0, 1), pending(1, 2)), WAITING)
+        for number in range(3)
+    ]
+    verdict = diagnose(twice(*states), 3)
+    assert reasons(verdict) == [(number, "order") for number in suspects]
+    assert "in torch.distributed.new_group" in verdict.sentence
+    assert "in all_reduce #2 of default_pg" in verdict.sentence
+
+
+def test_two_that_meet_in_different_calls() -> None:
+    ahead = trace(entry(0, 1), pending(1, 2), ranks="[0, 1]")
+    states = [
+        rank(0, trace(entry(0, 1), ranks="[0, 1]"), main(".new_group", "make_groups")),
+        rank(1, ahead, WAITING),
+    ]
+    assert reasons(diagnose(twice(*states), 2)) == [(0, "order"), (1, "order")]
 
 
 def test_no_recorder_and_yet_in_the_collective() -> None:
