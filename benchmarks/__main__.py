@@ -30,7 +30,6 @@ from benchmarks.tables import Printer, last_line, summary
 
 ORDER = (
     "latency",
-    "tail",
     "throughput",
     "training",
     "snapshot",
