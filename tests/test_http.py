@@ -172,10 +172,7 @@ def test_large_body(served: Served, connect: Connect) -> None:
     served.registry.register("echo", echo)
     body = os.urandom(MIB) * 9
     client = connect(served.address)
-    sender = threading.Thread(target=client.send, args=(post("echo", body),))
-    sender.start()
-    assert client.reply().body == body
-    sender.join()
+    assert client.ask(post("echo", body)).body == body
     assert client.ask(post("ping")).body == b"pong"
 
 
