@@ -278,8 +278,9 @@ def test_snapshots_leak_nothing() -> None:
                 render()
         after = counts()
     assert after[:3] == before[:3]
-    assert abs(after[3] - before[3]) < 50
-    assert abs(after[4] - before[4]) < 5
+    # Others of the process may have let go of something meanwhile.
+    assert after[3] - before[3] < 50
+    assert after[4] - before[4] < 5
 
 
 def render() -> None:

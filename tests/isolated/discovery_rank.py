@@ -21,7 +21,9 @@ def main() -> None:
     for url in urls:
         with urllib.request.urlopen(f"{url}/healthz", timeout=30) as reply:
             ranks.append(json.load(reply)["rank"])
-    print(json.dumps({"rank": int(os.environ["RANK"]), "urls": urls, "ranks": ranks}), flush=True)
+    # In one write: torchrun's workers are unbuffered, and share the pipe.
+    found = {"rank": int(os.environ["RANK"]), "urls": urls, "ranks": ranks}
+    os.write(1, f"{json.dumps(found)}\n".encode())
     dist.barrier()
     dist.destroy_process_group()
 
