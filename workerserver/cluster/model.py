@@ -42,7 +42,7 @@ class Worker:
     assumed: bool = False
     tls: bool = False
     collector: bool = False
-    ranks: tuple[int, ...] = field(default=(), hash=False)
+    ranks: tuple[int, ...] = ()
     via: Worker | None = None
 
     def __hash__(self) -> int:
