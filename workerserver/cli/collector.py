@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import errno
 import os
-import re
 import signal
 import socket
 import time
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from workerserver.cli.errors import CommandError, UsageError
-from workerserver.cluster.addresses import parse_address
+from workerserver.cluster.discovery import Options, discover
 from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.model import Worker
 from workerserver.cluster.ranges import unfold
@@ -29,18 +28,15 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 #: Seconds between two looks at whether anybody needs it any more, and of one knock at a socket.
 LOOK_EVERY = 5.0
 KNOCK = 1.0
-_PLACEHOLDER = re.compile(r"\{(rank|local_rank|pid)\}")
 #: How far a collector stands back behind training.
 NICE = 10
 
 
 def main(argv: Sequence[str]) -> int:
     """Serves until it is told to end; exit status 0."""
-    parser = _parser()
-    options = parser.parse_intermixed_args(list(argv))
+    options = _parser().parse_intermixed_args(list(argv))
     for target in options.targets:
-        if "/" not in target and not _PLACEHOLDER.search(target):
-            _check(target)
+        _check(target)
     starter = _Starter(options.starter, options.starter_socket) if options.starter else None
     if starter is not None:
         _leave()
@@ -134,7 +130,7 @@ def _ranks(text: str) -> tuple[int, ...]:
 def _check(target: str) -> None:
     """UsageError for what is no target; one that stands for nobody yet is one."""
     try:
-        parse_address(target)
+        discover(Options([target], environment={}))
     except ClusterError as error:
         if target in str(error) and "not a target" in str(error):
             raise UsageError(str(error)) from None

@@ -181,7 +181,7 @@ class Shared:
         found = self.by_source.get(text)
         if found is None:
             try:
-                found = tuple(sorted(set(unpack(text, min(most, MAX_RANKS)))))
+                found = tuple(sorted(set(unpack(text, most))))
             except ValueError:
                 return None
             found = self.by_source[text] = self.alike.setdefault(found, found)
