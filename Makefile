@@ -5,8 +5,8 @@ ARGS ?=
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip
-PACKAGE := $(wildcard workerserver/*.pyx workerserver/*.pxd workerserver/*.[ch])
-COMPILED := $(patsubst workerserver/%.pyx,workerserver.%,$(wildcard workerserver/*.pyx))
+PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
+COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
 .PHONY: help build demo test faults test-cuda test-cpythons soak bench bench-check coverage sanitize lint format clean
 
@@ -61,12 +61,12 @@ test-cpythons: build
 # What the suite runs for seconds, for minutes (SOAK_SECONDS for each snapshot run).
 SOAK_SECONDS ?= 30
 soak: build
-	WORKERSERVER_SOAK_SECONDS=$(SOAK_SECONDS) $(PY) -m pytest tests/test_stacks.py -k soak -s --timeout 7200
-	WORKERSERVER_SELFREAD_SOAK=$(SOAK_SECONDS)s $(PY) -m pytest tests/test_selfread_soak.py -s --timeout 7200
-	WORKERSERVER_SOAK_GIL=60 WORKERSERVER_SOAK_RACE=60 $(PY) -m pytest tests/test_gil_held.py -s --timeout 7200 -o faulthandler_timeout=0
-	WORKERSERVER_SOAK_HALF_OPEN=10000 $(PY) -m pytest tests/test_half_open.py -s --timeout 7200
-	WORKERSERVER_SOAK_RESTARTS=1000 $(PY) -m pytest tests/test_restart_cycles.py -s --timeout 7200 -o faulthandler_timeout=0
-	WORKERSERVER_HYPOTHESIS=long $(PY) -m pytest tests/test_parser_h11.py --timeout 7200
+	WORKERSERVER_SOAK_SECONDS=$(SOAK_SECONDS) $(PY) -m pytest tests/stacks/test_stacks.py -k soak -s --timeout 7200
+	WORKERSERVER_SELFREAD_SOAK=$(SOAK_SECONDS)s $(PY) -m pytest tests/stacks/test_selfread_soak.py -s --timeout 7200
+	WORKERSERVER_SOAK_GIL=60 WORKERSERVER_SOAK_RACE=60 $(PY) -m pytest tests/native/test_gil_held.py -s --timeout 7200 -o faulthandler_timeout=0
+	WORKERSERVER_SOAK_HALF_OPEN=10000 $(PY) -m pytest tests/native/test_half_open.py -s --timeout 7200
+	WORKERSERVER_SOAK_RESTARTS=1000 $(PY) -m pytest tests/server/test_restart_cycles.py -s --timeout 7200 -o faulthandler_timeout=0
+	WORKERSERVER_HYPOTHESIS=long $(PY) -m pytest tests/parser/test_parser_h11.py --timeout 7200
 
 bench: build
 	$(PY) -m benchmarks --json build/bench.json --plots build/plots $(ARGS)
@@ -94,4 +94,4 @@ format: build
 
 clean:
 	rm -rf build $(VENV)
-	rm -f workerserver/*.so
+	find workerserver -name '*.so' -delete

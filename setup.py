@@ -14,35 +14,21 @@ from setuptools import Extension, setup
 
 PACKAGE = Path("workerserver")
 
-#: The C sources written by hand; a coverage build lays Cython's translations beside them.
-SOURCES = sorted(str(c) for c in PACKAGE.glob("*.c") if not c.with_suffix(".pyx").exists())
-#: Every module and the C sources that are part of it.
+#: Every extension module, and the C sources written by hand that are part of it. A module is one
+#: unit of Cython that includes its parts, each a .pyx of one noun beside it.
 MODULES: dict[str, tuple[str, ...]] = {
     "_parser": (),
-    "_reply": (),
-    "_state": (),
-    "_protocol": (),
-    "_heartbeat": (),
-    "_stacks": tuple(SOURCES),
-    "_recognise": (),
-    "_rules": (),
-    "_relay": (),
-    "_connection": (),
-    "_answer": (),
-    "_dispatch": (),
-    "_hub": (),
-    "_io": (),
-    "_transport": (),
-    "_native_hub": (),
-    "_histogram": (),
-    "_loadreply": (),
-    "_loadrun": (),
-    "_loadgen": (),
+    "process._pulse": (),
+    "http._protocol": (),
+    "stacks._stacks": ("stacks/*.c", "stacks/selfread/*.c"),
+    "native._engine": (),
+    "native._bridge": (),
+    "loadgen._loadgen": (),
 }
 #: The native I/O thread: epoll, eventfd, accept4.
-LINUX_ONLY = {
-    "_relay", "_connection", "_answer", "_dispatch", "_hub", "_io", "_transport", "_native_hub",
-}  # fmt: skip
+LINUX_ONLY = {"native._engine", "native._bridge"}
+#: Where headers of ours lie.
+HEADERS = ("stacks", "stacks/selfread", "loadgen")
 
 # No -ffast-math and no -Ofast: loading such a library turns on flush-to-zero for the whole process.
 FLAGS = {
@@ -75,6 +61,12 @@ def chosen_kind() -> str:
     return "debug" if switch("DEBUG") else "release"
 
 
+def written_by_hand(patterns: tuple[str, ...]) -> list[str]:
+    """The C files; a coverage build lays Cython's translations beside the .pyx."""
+    found = [path for pattern in patterns for path in PACKAGE.glob(pattern)]
+    return sorted(str(path) for path in found if not path.with_suffix(".pyx").exists())
+
+
 def main() -> None:
     kind = chosen_kind()
     coverage = kind == "coverage"
@@ -84,14 +76,14 @@ def main() -> None:
     extensions = [
         Extension(
             f"workerserver.{module}",
-            [f"workerserver/{module}.pyx", *sources],
-            include_dirs=["workerserver"],
-            depends=[str(path) for path in PACKAGE.glob("*.[ch]")] if sources else [],
+            [str(PACKAGE / f"{module.replace('.', '/')}.pyx"), *written_by_hand(patterns)],
+            include_dirs=[str(PACKAGE / folder) for folder in HEADERS],
+            depends=[str(path) for path in PACKAGE.rglob("*.h")],
             extra_compile_args=[] if sys.platform == "win32" else FLAGS[kind] + VISIBILITY,
             extra_link_args=LINK.get(kind, []),
             define_macros=macros,
         )
-        for module, sources in MODULES.items()
+        for module, patterns in MODULES.items()
         if sys.platform == "linux" or module not in LINUX_ONLY
     ]
     setup(

@@ -22,11 +22,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks import children, gate, machine, suites
+from benchmarks import children, suites
 from benchmarks.context import Context
-from benchmarks.report import Bars, Report
-from benchmarks.subjects import Missing
-from benchmarks.tables import Printer, last_line, summary
+from benchmarks.report import gate, machine
+from benchmarks.report.model import Bars, Report
+from benchmarks.report.tables import Printer, last_line, summary
+from benchmarks.subjects.servers import Missing
 
 ORDER = (
     "latency",
@@ -236,7 +237,7 @@ def plain(value: Any) -> Any:
 
 
 def plot(outcome: Outcome, folder: Path) -> None:
-    from benchmarks import plots
+    from benchmarks.report import plots
 
     for report in outcome.reports:
         for drawn in report.plots:
@@ -289,7 +290,7 @@ def main(argv: Sequence[str] | None = None, package: ModuleType = suites) -> int
         return 0
     if options.plots is not None:
         # Rather now than after minutes of measuring.
-        importlib.import_module("benchmarks.plots")
+        importlib.import_module("benchmarks.report.plots")
     baseline = gate.Baseline.read(options.baseline)
     if options.check and not options.names:
         names = baseline.short(names)

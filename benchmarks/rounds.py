@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from benchmarks.context import Context
-from benchmarks.subjects import KINDS, start
-from workerserver._histogram import Histogram
-from workerserver._loadgen import Load, Result
+from benchmarks.subjects.servers import KINDS, start
+from workerserver.loadgen._loadgen import Histogram, Load, Result
 
 __all__ = ["Case", "Measured", "Subject", "measure", "placed"]
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
-from _served import OURS, PLAIN, UVLOOP, Connect, Kind, Ours, Plain, Serve, Served
-from _waiting import becomes
-from _wire import Client
+from support.served import OURS, PLAIN, UVLOOP, Connect, Kind, Ours, Plain, Serve, Served
+from support.waiting import becomes
+from support.wire import Client
 
 from workerserver.handlers import register_builtins
-from workerserver.registry import Registry
+from workerserver.http.registry import Registry
 
 if TYPE_CHECKING:
-    from _native import Rig
+    from support.native import Rig
 
 
 LAUNCHERS = ("TORCH_WORKER_SERVER_SOCKET", "RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -128,7 +128,7 @@ def serve(no_leaks: None, short_path: Path, registry: Registry) -> Iterator[Serv
 @pytest.fixture(params=["uvloop-unix", "uvloop-tcp", "asyncio-unix"])
 def rig(request: pytest.FixtureRequest, no_leaks: None) -> Iterator[Rig]:
     """A hub of the native I/O thread on every kind of loop and socket, and its listener."""
-    from _native import Rig  # Linux only
+    from support.native import Rig  # Linux only
 
     rig = Rig(request.param)
     yield rig

@@ -13,15 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from source_tree import ROOT, copy_sources
+from source_tree import ROOT, copy_sources, units
 
-#: Modules that are native throughout: every function of theirs is looked at.
-NATIVE = {"_answer", "_connection", "_dispatch", "_hub", "_io"}
-#: Others that it calls, and those of the load generator: what is declared nogil is looked at.
-CALLED = {
-    "_heartbeat", "_histogram", "_loadreply", "_loadrun", "_recognise", "_relay", "_rules",
-    "_stacks",
-}  # fmt: skip
+#: The module that is native throughout: every function of it is looked at.
+ENGINE = "native._engine"
+#: Others that it calls, and the load generator: what is declared nogil is looked at.
+CALLED = {"loadgen._loadgen", "process._pulse", "stacks._stacks"}
 
 DECLARED = re.compile(r"^c(?:p?)def\b([^#:=]*?)\b(\w+)\s*\(([^#]*?)\)([^()#\n]*)$", re.M | re.S)
 BEGIN = re.compile(
@@ -74,16 +71,26 @@ def nogil(source: str) -> set[str]:
     return {m[2] for m in DECLARED.finditer(source) if re.search(r"\bnogil\b", m[4])}
 
 
+def parts(path: Path) -> list[str]:
+    """The texts of a unit: its own, and those of all that it includes."""
+    text = path.read_text()
+    found = [text]
+    for name in re.findall(r'^include "(.+)"$', text, re.M):
+        found += parts(path.with_name(name))
+    return found
+
+
 def wants_python(module: str, translation: str, declared: set[str]) -> list[str]:
     """What is wrong with a native module's C: functions that use CPython, or that are missing."""
-    prefix = f"__pyx_f_12workerserver_{len(module)}{module}_"
+    package = "__pyx_f_12workerserver_"
+    prefix = package + "".join(f"{len(part)}{part}_" for part in module.split("."))
     # Others than its own are inline functions of a .pxd.
     bodies = {
         name.removeprefix(prefix): body
         for name, body in functions(translation).items()
-        if name.startswith(prefix if module in CALLED else "__pyx_f_12workerserver_")
+        if name.startswith(prefix if module in CALLED else package)
     }
-    wanted = declared | (bodies.keys() if module in NATIVE else set())
+    wanted = declared | (bodies.keys() if module == ENGINE else set())
     if not wanted:
         return [f"{module}: no native function was found"]
     faults = []
@@ -125,15 +132,16 @@ def main() -> int:
             text=True,
             check=False,
         )
-        # Cython also copies the C files that a module is made of.
-        names = {path.stem for path in package.glob("*.pyx")}
-        found = tree.glob("build/cython/**/*.c")
-        translated = {path.stem: path for path in found if path.stem in names}
+        names = units(package)
+        output = tree / "build" / "cython" / "release" / "workerserver"
+        found = {name: output / f"{name.replace('.', '/')}.c" for name in names}
+        translated = {name: path for name, path in found.items() if path.exists()}
         checked = 0
-        for module in sorted(NATIVE | CALLED):
+        for module in sorted({ENGINE, *CALLED}):
             declared = set()
             for suffix in (".pyx", ".pxd"):
-                declared |= nogil((package / (module + suffix)).read_text())
+                for text in parts(package / (module.replace(".", "/") + suffix)):
+                    declared |= nogil(text)
             checked += len(declared)
             if module in translated:
                 faults += wants_python(module, translated[module].read_text(), declared)

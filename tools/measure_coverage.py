@@ -50,7 +50,8 @@ def main() -> int:
 def place_translations(tree: Path) -> None:
     """Cython's coverage plugin looks for the generated C beside the extension module."""
     for translation in (tree / "build" / "cython" / "coverage").rglob("*.c"):
-        shutil.copy2(translation, tree / "workerserver" / translation.name)
+        place = translation.relative_to(tree / "build" / "cython" / "coverage")
+        shutil.copy2(translation, tree / place)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Each has a build of its own in build/sanitize-KIND, so the release modules of the working tree stay
 what they are. CPython and everything else stay uninstrumented: the sanitizer's library is
 preloaded, and CPython's memory comes from malloc, which it watches. First a stress of the native
-transport (tests/isolated/sanitize_stress.py), then tests of everything compiled. Fails if a
+transport (tests/programs/native/sanitize_stress.py), then tests of everything compiled. Fails if a
 sanitizer reported anything, in any process, or if a test did.
 """
 
@@ -22,20 +22,11 @@ from pathlib import Path
 
 from source_tree import ROOT, copy_sources
 
-STRESS = "tests/isolated/sanitize_stress.py"
+STRESS = "tests/programs/native/sanitize_stress.py"
 #: Reports that this many lines of each are shown of.
 SHOWN = 80
-#: Tests of compiled code; not those of torch or the command line, whose code isn't ours or Python.
-TESTS = (
-    "test_access.py", "test_dump_traceback.py", "test_dumps_nogil.py", "test_fork.py",
-    "test_heartbeat.py", "test_histogram.py", "test_http.py", "test_http_flow.py",
-    "test_limits.py", "test_loadgen.py", "test_loadreply.py", "test_native_hub.py",
-    "test_native_order.py", "test_native_reading.py", "test_native_transport.py",
-    "test_parser.py", "test_parser_feeds.py", "test_parser_state.py", "test_recognise.py",
-    "test_recognise_clients.py", "test_relay.py", "test_render.py", "test_selfread.py",
-    "test_server.py", "test_shutdown.py", "test_stacks.py",
-)  # fmt: skip
-
+#: Folders with tests of compiled code; torch and the command line aren't ours, or are Python.
+TESTS = ("http", "loadgen", "native", "parser", "process", "server", "stacks")
 
 #: Parts of names: transports of others, which take twice as long; programs that can't bear the
 #: preloaded library, or bring a sanitizer of their own; what measures time or memory.
@@ -152,7 +143,7 @@ def reports(logs: Path) -> int:
 def proven(kind: Kind, tree: Path, logs: Path, environment: dict[str, str]) -> bool:
     """Whether every module is instrumented, and seeded faults in another library are reported."""
     bare = [
-        p for p in (tree / "workerserver").glob("*.so") if MARKS[kind.name] not in p.read_bytes()
+        p for p in (tree / "workerserver").rglob("*.so") if MARKS[kind.name] not in p.read_bytes()
     ]
     if bare:
         print("sanitize: not instrumented:", *bare)

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-__all__ = ["ROOT", "copy_sources"]
+__all__ = ["ROOT", "copy_sources", "units"]
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What a tree without git (an unpacked archive) leaves out; .gitignore says it elsewhere.
@@ -38,6 +38,12 @@ def copy_sources(target: Path) -> None:
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target / name)
+
+
+def units(package: Path) -> list[str]:
+    """The extension modules of *package*, dotted; the parts of one have no underscore."""
+    found = (path.relative_to(package).with_suffix("") for path in package.rglob("_*.pyx"))
+    return sorted(".".join(path.parts) for path in found)
 
 
 def _walk() -> set[Path]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workerserver._heartbeat import heartbeat
-from workerserver.deferred import lazy_names
+from workerserver.process._pulse import heartbeat
+from workerserver.process.lazy import lazy_names
 from workerserver.types import Range, Request, Response, WorkerServerError
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
         register_handler,
         unregister_handler,
     )
-    from workerserver.server import Limits, WorkerServer
+    from workerserver.http.limits import Limits
+    from workerserver.server import WorkerServer
 
 __all__ = [
     "TORCH_WORKER_SERVER_SOCKET",
@@ -44,15 +45,15 @@ __version__ = "0.1.0"
 # Imported when first asked for: "import workerserver" in a training script costs next to nothing
 # until it serves.
 _LAZY = {
-    "TORCH_WORKER_SERVER_SOCKET": "control_plane",
-    "install": "control_plane",
-    "worker_main": "control_plane",
-    "get_handler_names": "handlers",
-    "handler": "handlers",
-    "register_handler": "handlers",
-    "unregister_handler": "handlers",
-    "Limits": "server",
-    "WorkerServer": "server",
+    "TORCH_WORKER_SERVER_SOCKET": f"{__name__}.control_plane",
+    "install": f"{__name__}.control_plane",
+    "worker_main": f"{__name__}.control_plane",
+    "get_handler_names": f"{__name__}.handlers",
+    "handler": f"{__name__}.handlers",
+    "register_handler": f"{__name__}.handlers",
+    "unregister_handler": f"{__name__}.handlers",
+    "Limits": f"{__name__}.http.limits",
+    "WorkerServer": f"{__name__}.server",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _LAZY)

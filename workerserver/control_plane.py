@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from workerserver.discovery import StoreRegistration
-from workerserver.imported import imported
+from workerserver.process.loaded import imported
+from workerserver.registration import StoreRegistration
 from workerserver.server import WorkerServer, serving
 
 __all__ = [
@@ -111,7 +111,7 @@ def serve_from_environment(
                     "on a Unix socket too (TORCH_WORKER_SERVER_SOCKET)"
                 )
             else:
-                from workerserver.collector_process import started
+                from workerserver.collector.process import started
 
                 stack.enter_context(started(host, port, socket, path))
         yield servers

@@ -14,35 +14,33 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from workerserver import _parser
-from workerserver._protocol import WorkerProtocol, immortalise
-from workerserver._state import ServerState
-from workerserver.access import AccessPolicy, token_from_environment
-from workerserver.environment import seconds
 from workerserver.handlers import default_registry
 from workerserver.handlers.metrics import metrics_response
-from workerserver.loop_thread import LoopThread
-from workerserver.pool import DaemonPool
-from workerserver.registry import Registry
-from workerserver.routes import Router
-from workerserver.sockets import (
+from workerserver.http._protocol import ServerState, WorkerProtocol
+from workerserver.http.access import AccessPolicy, token_from_environment
+from workerserver.http.limits import Limits
+from workerserver.http.registry import Registry
+from workerserver.http.routes import Router
+from workerserver.process._pulse import immortalise
+from workerserver.process.loop_thread import LoopThread
+from workerserver.process.pool import DaemonPool
+from workerserver.process.sockets import (
     BACKLOG,
     UnixListener,
     bind_tcp,
     close_accepted,
     fill_standard_descriptors,
 )
-from workerserver.tls import Acceptor, tls_from_environment
+from workerserver.process.tls import Acceptor, tls_from_environment
 from workerserver.types import Response
 
 if sys.platform == "linux" or TYPE_CHECKING:
     # Here and not at the first start, which is to be quick.
-    from workerserver.native import Publication
+    from workerserver.native.publication import Publication, hub_of
 
 __all__ = ["Limits", "Transport", "WorkerServer"]
 
@@ -51,46 +49,6 @@ Transport = Literal["native", "uvloop"]
 logger = logging.getLogger("workerserver")
 START_SECONDS = 10.0
 GRACE_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one server takes: bytes, counts and seconds. The defaults are the documented ones."""
-
-    max_head: int = _parser.MAX_HEAD
-    max_headers: int = _parser.MAX_HEADERS
-    max_body: int = _parser.MAX_BODY
-    max_bodies: int = 8 * _parser.MAX_BODY  # over all connections
-    max_connections: int = 4096
-    head_timeout: float = 10.0
-    body_timeout: float = 30.0
-    idle_timeout: float = 75.0
-    #: What the loop has not claimed by then is answered without it where that is possible ...
-    gil_deadline: float = 0.25
-    #: ... and by then refused with 503, and never run.
-    gil_timeout: float = 5.0
-
-    def __post_init__(self) -> None:
-        """Raises ValueError, which names the field, unless each is a number of at least 0."""
-        for name, value in vars(self).items():
-            if not isinstance(value, (int, float)) or not value >= 0:
-                raise ValueError(f"Limits: {name} must be a number of at least 0, not {value!r}")
-
-    @classmethod
-    def from_environment(cls) -> Limits:
-        """The defaults, with WORKERSERVER_GIL_DEADLINE and WORKERSERVER_GIL_TIMEOUT in seconds."""
-        return cls(
-            gil_deadline=seconds("WORKERSERVER_GIL_DEADLINE", cls.gil_deadline),
-            gil_timeout=seconds("WORKERSERVER_GIL_TIMEOUT", cls.gil_timeout),
-        )
-
-    def within_descriptors(self) -> Limits:
-        """These limits, with no more connections than half the descriptors the process may open:
-        the other half is for training."""
-        soft = os.sysconf("SC_OPEN_MAX")
-        if soft == -1:  # no limit
-            return self
-        return replace(self, max_connections=min(self.max_connections, max(16, soft // 2)))
 
 
 class WorkerServer:
@@ -200,8 +158,7 @@ class WorkerServer:
     async def _listen(self) -> None:
         loop = self._thread.loop
         if self._transport == "native":
-            hub = self._thread.native_hub()
-            self._native = Publication(hub, self._socket.fileno(), self.state)
+            self._native = Publication(hub_of(self._thread), self._socket.fileno(), self.state)
             return
         factory: Any = partial(WorkerProtocol, self.state)  # asyncio's methods, not its base class
         if self._tls is not None:

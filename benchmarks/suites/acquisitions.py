@@ -19,8 +19,8 @@ from typing import IO
 
 from benchmarks.asking import Connection
 from benchmarks.context import Context
-from benchmarks.report import Bars, Report, Table
-from benchmarks.subjects import Missing, Server, served
+from benchmarks.report.model import Bars, Report, Table
+from benchmarks.subjects.servers import Missing, Server, served
 
 QUESTION = "How many times does a request take the GIL?"
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.context import Context
-from benchmarks.report import Bars, Report, Table
-from benchmarks.stats import median, ratio, spread
-from benchmarks.subjects import Missing, Server, served
-from workerserver._histogram import Histogram
-from workerserver._loadgen import Load, Result
+from benchmarks.report.model import Bars, Report, Table
+from benchmarks.report.stats import median, ratio, spread
+from benchmarks.subjects.servers import Missing, Server, served
+from workerserver.loadgen._loadgen import Histogram, Load, Result
 
 QUESTION = "What do large bodies cost, through each transport?"
 

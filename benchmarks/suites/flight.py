@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from benchmarks.asking import Connection, Reply
 from benchmarks.context import Context
-from benchmarks.report import Bars, Report, Table
+from benchmarks.report.model import Bars, Report, Table
+from benchmarks.report.stats import median, ratio, spread
 from benchmarks.rounds import PER_CONNECTION, Measured
-from benchmarks.stats import median, ratio, spread
-from benchmarks.subjects import Missing, Server, served
-from benchmarks.watching import FLOOR, Gaps, watched
-from workerserver._loadgen import Load
+from benchmarks.subjects.servers import Missing, Server, served
+from benchmarks.watched.gaps import FLOOR, Gaps, watched
+from workerserver.loadgen._loadgen import Load
 
 QUESTION = "What does a dump of a flight recorder with 2,000 entries cost?"
 

@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.context import Context
-from benchmarks.report import Bars, Cell, Report, Table, Target
+from benchmarks.report.model import Bars, Cell, Report, Table, Target
+from benchmarks.report.stats import median, spread
 from benchmarks.rounds import PER_CONNECTION
-from benchmarks.stats import median, spread
-from workerserver._loadgen import Load
+from workerserver.loadgen._loadgen import Load
 
 __all__ = ["QUESTION", "run"]
 
@@ -49,7 +49,7 @@ IMPORTS = {
     ALONE: "workerserver",
     SERVER: "workerserver and its server",
 }
-#: Kinds of benchmarks/footprint_probe.py, as the tables call them.
+#: Kinds of benchmarks/subjects/footprint_probe.py, as the tables call them.
 KINDS = {
     "ours": "ours, no torch",
     "ours-torch": "ours, with torch",
@@ -134,7 +134,7 @@ def self_times(variables: Mapping[str, str]) -> dict[str, tuple[float, int]]:
 
 @dataclass
 class Probe:
-    """What one process reported, in order: see benchmarks/footprint_probe.py."""
+    """What one process reported, in order: see benchmarks/subjects/footprint_probe.py."""
 
     before: dict[str, Any]
     started: dict[str, Any]
@@ -188,7 +188,7 @@ def probe(kind: str, path: Path, variables: Mapping[str, str]) -> Iterator[Servi
     with (
         open(log, "w", encoding="utf-8") as errors,
         subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.footprint_probe", kind, str(path)],
+            [sys.executable, "-m", "benchmarks.subjects.footprint_probe", kind, str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

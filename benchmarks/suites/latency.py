@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.context import Context
-from benchmarks.loads import LOADS
-from benchmarks.report import Bars, Lines, Plot, Report, Table, Target
+from benchmarks.report.model import Bars, Lines, Plot, Report, Table, Target
+from benchmarks.report.stats import ratio
 from benchmarks.rounds import Case, Measured, Subject, measure
-from benchmarks.stats import ratio
-from benchmarks.subjects import KINDS
+from benchmarks.subjects.loads import LOADS
+from benchmarks.subjects.servers import KINDS
 
 QUESTION = "How long does a ping, or a dump of all stacks, take under each load?"
 

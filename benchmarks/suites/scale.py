@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.context import Context
-from benchmarks.report import Lines, Report, Table, Target
+from benchmarks.report.model import Lines, Report, Table, Target
+from benchmarks.report.stats import median, ratio
 from benchmarks.rounds import placed
-from benchmarks.simulated import CONNECTIONS, Job, Recording, listening, record
-from benchmarks.simulated_hosts import RANKS, collectors
-from benchmarks.stats import median, ratio
-from benchmarks.subjects import HERE, Missing, Server, available
-from workerserver.cluster.ranges import unfold
+from benchmarks.simulated.hosts import RANKS, collectors
+from benchmarks.simulated.workers import CONNECTIONS, Job, Recording, listening, record
+from benchmarks.subjects.servers import HERE, Missing, Server, available
+from workerserver.cluster.find.host_lists import unfold
 
 QUESTION = "What does it cost to ask a whole job, as it grows?"
 
@@ -175,7 +175,7 @@ def compare(job: Job, recording: Recording, context: Context) -> Compared:
     if importlib.util.find_spec("aiohttp") is None:
         raise Missing("aiohttp, which torch's collector uses, is not installed")
     cpus = os.sched_getaffinity(0)
-    command = [sys.executable, "-m", "benchmarks.fetching", str(context.rounds)]
+    command = [sys.executable, "-m", "benchmarks.watched.fetching", str(context.rounds)]
     with contextlib.ExitStack() as stack:
         ports = []
         for name, table in (

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from benchmarks.asking import Reply
 from benchmarks.context import Context
-from benchmarks.report import Lines, Report, Table
-from benchmarks.stats import median, ratio, spread
-from benchmarks.subjects import Missing
-from benchmarks.watching import FLOOR, Gaps, Watched, watched
+from benchmarks.report.model import Lines, Report, Table
+from benchmarks.report.stats import median, ratio, spread
+from benchmarks.subjects.servers import Missing
+from benchmarks.watched.gaps import FLOOR, Gaps, Watched, watched
 
 QUESTION = "How long does a stack snapshot hold the GIL as threads and depth grow?"
 
@@ -36,7 +36,7 @@ QUIET = "no snapshot"
 
 
 class Subject(NamedTuple):
-    """A kind of benchmarks.watched and what it is asked for; ``""``: nothing."""
+    """A kind of benchmarks.watched.program and what it is asked for; ``""``: nothing."""
 
     name: str
     kind: str

@@ -7,11 +7,11 @@ import os
 import time
 
 from benchmarks.context import Context
-from benchmarks.report import Bars, Report, Table
+from benchmarks.report.model import Bars, Report, Table
+from benchmarks.report.stats import median, ratio, spread
 from benchmarks.rounds import PER_CONNECTION, placed
-from benchmarks.stats import median, ratio, spread
-from benchmarks.subjects import KINDS, Server, start
-from workerserver._loadgen import Load
+from benchmarks.subjects.servers import KINDS, Server, start
+from workerserver.loadgen._loadgen import Load
 
 QUESTION = "How many requests does one core of the server answer?"
 

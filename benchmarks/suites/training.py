@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.context import Context
-from benchmarks.report import Bars, Cell, Report, Table, Target
+from benchmarks.report.model import Bars, Cell, Report, Table, Target
+from benchmarks.report.stats import bootstrap
 from benchmarks.rounds import PER_CONNECTION, placed
-from benchmarks.stats import bootstrap
-from benchmarks.subjects import Missing, available
-from benchmarks.trainer import WARM
-from workerserver._loadgen import Load, Result
+from benchmarks.subjects.servers import Missing, available
+from benchmarks.subjects.trainer import WARM
+from workerserver.loadgen._loadgen import Load, Result
 
 __all__ = ["QUESTION", "run"]
 
@@ -124,7 +124,7 @@ def slower(value: float, before: float, after: float) -> float:
 
 
 class Trainer:
-    """A training process; see benchmarks/trainer.py."""
+    """A training process; see benchmarks/subjects/trainer.py."""
 
     def __init__(self, process: subprocess.Popen[str], path: str) -> None:
         self.process = process
@@ -209,7 +209,14 @@ def polled(path: str, rates: Mapping[str, float], seconds: float) -> Iterator[li
 @contextlib.contextmanager
 def training(folder: Path, kind: str, cpu: int, workers_cpu: int) -> Iterator[Trainer]:
     path = str(folder / kind)
-    command = [sys.executable, "-m", "benchmarks.trainer", path, str(cpu), str(workers_cpu)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.subjects.trainer",
+        path,
+        str(cpu),
+        str(workers_cpu),
+    ]
     with (
         open(folder / f"{kind}.err", "w", encoding="utf-8") as errors,
         subprocess.Popen(

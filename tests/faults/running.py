@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from _lifecycle import environment
-from _torchrun import training
+from support.lifecycle import environment
+from support.torchrun import training
 
 __all__ = ["JOB", "Verdict", "diagnose", "diagnose_hung", "job"]
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 from urllib.parse import quote
 
-from workerserver._histogram import Histogram
-from workerserver._loadgen import Load, Result
 from workerserver.cli.client import read_token, request
 from workerserver.cli.errors import TargetError, UsageError
 from workerserver.cli.targets import Target, parse_targets
 from workerserver.cli.text import escape_line, positive_seconds, write_table, write_text
+from workerserver.loadgen._loadgen import Histogram, Load, Result
 
 __all__ = ["main"]
 

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from workerserver.cli.errors import CommandError, UsageError
-from workerserver.cluster.discovery import Options, discover
 from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.find.discovery import Options, discover
+from workerserver.cluster.find.host_lists import unfold
 from workerserver.cluster.model import Worker
-from workerserver.cluster.ranges import unfold
 
 if TYPE_CHECKING:
-    from workerserver.registry import Registry
+    from workerserver.http.registry import Registry
     from workerserver.server import WorkerServer
 
 __all__ = ["main"]
@@ -42,8 +42,8 @@ def main(argv: Sequence[str]) -> int:
         _leave()
     # Before there are threads: none of them is to get one.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    from workerserver.access import token_from_environment
-    from workerserver.collector import Collector
+    from workerserver.collector.service import Collector
+    from workerserver.http.access import token_from_environment
 
     try:
         collector = Collector(options.targets, options.ranks, token_from_environment())
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ranks", type=_ranks, default=(), metavar="LIST", help="ranks of this host, as 8-15"
     )
-    # How a worker starts one, see workerserver.collector_process: its pid and its socket.
+    # How a worker starts one, see workerserver.collector.process: its pid and its socket.
     parser.add_argument("--starter", type=int, metavar="PID", help=argparse.SUPPRESS)
     parser.add_argument("--starter-socket", metavar="PATH", default="", help=argparse.SUPPRESS)
     return parser

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workerserver.cli.cluster_options import (
+from workerserver.cli.console import Output
+from workerserver.cli.job_command import (
     add_rounds,
     cost,
     find,
@@ -16,13 +17,12 @@ from workerserver.cli.cluster_options import (
     world_size,
     write_json,
 )
-from workerserver.cli.console import Output
 from workerserver.cli.stacks import show_groups
 from workerserver.cli.text import seconds
-from workerserver.cluster.collect import EVERYTHING, Round
-from workerserver.cluster.diagnose import diagnose
-from workerserver.cluster.merge import groups
-from workerserver.cluster.verdict import REASONS, Verdict
+from workerserver.cluster.ask.rounds import EVERYTHING, Round
+from workerserver.cluster.judge.diagnose import diagnose
+from workerserver.cluster.judge.verdict import REASONS, Verdict
+from workerserver.cluster.read.groups import groups
 
 __all__ = ["STYLES", "main", "render", "report"]
 

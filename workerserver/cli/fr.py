@@ -6,7 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workerserver.cli.cluster_options import (
+from workerserver.cli.console import Output
+from workerserver.cli.job_command import (
     add_rounds,
     cost,
     find,
@@ -16,11 +17,10 @@ from workerserver.cli.cluster_options import (
     world_size,
     write_json,
 )
-from workerserver.cli.console import Output
-from workerserver.cluster.collect import Round
-from workerserver.cluster.diagnose import diagnose
-from workerserver.cluster.ranges import unfold
-from workerserver.cluster.tree import short_fold
+from workerserver.cluster.ask.rounds import Round
+from workerserver.cluster.find.host_lists import unfold
+from workerserver.cluster.judge.diagnose import diagnose
+from workerserver.cluster.show.tree import short_fold
 
 __all__ = ["main", "render", "report"]
 

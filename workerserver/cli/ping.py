@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from workerserver.cli.cluster_options import ask, count, find, job_parser, write_json
 from workerserver.cli.console import Output, counting
+from workerserver.cli.job_command import ask, count, find, job_parser, write_json
 from workerserver.cli.text import seconds
-from workerserver.cluster.client import Client, Failed, Question, Visit
-from workerserver.cluster.collectors import behind_collectors
+from workerserver.cluster.ask.client import Client, Question, Visit
+from workerserver.cluster.ask.collectors import behind_collectors
+from workerserver.cluster.ask.questions import HEALTH
+from workerserver.cluster.failures import Failed
 from workerserver.cluster.model import Failure, Health, Worker
-from workerserver.cluster.questions import HEALTH
 
 __all__ = ["Ping", "main", "render"]
 

@@ -18,15 +18,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, TextIO
 
-from workerserver.cli.cluster_options import ask, find, job_parser, write_json
 from workerserver.cli.console import Output, counting
 from workerserver.cli.errors import UsageError
+from workerserver.cli.job_command import ask, find, job_parser, write_json
 from workerserver.cli.text import positive_seconds
-from workerserver.cluster import wire
-from workerserver.cluster.client import Client, Failed, Question, Visit
-from workerserver.cluster.collectors import behind_collectors
+from workerserver.cluster.ask import wire
+from workerserver.cluster.ask.client import Client, Question, Visit
+from workerserver.cluster.ask.collectors import behind_collectors
+from workerserver.cluster.ask.questions import HEALTH
+from workerserver.cluster.failures import Failed
 from workerserver.cluster.model import Failure, Worker
-from workerserver.cluster.questions import HEALTH
 
 __all__ = ["main", "processes"]
 

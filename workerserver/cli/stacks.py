@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from workerserver.cli.cluster_options import (
+from workerserver.cli.console import Output
+from workerserver.cli.job_command import (
     add_rounds,
     cost,
     find,
@@ -17,10 +18,10 @@ from workerserver.cli.cluster_options import (
     unreachable,
     write_json,
 )
-from workerserver.cli.console import Output
 from workerserver.cli.text import seconds
-from workerserver.cluster.collect import Round
-from workerserver.cluster.merge import (
+from workerserver.cluster.ask.rounds import Round
+from workerserver.cluster.judge.verdict import where
+from workerserver.cluster.read.groups import (
     Group,
     Node,
     groups,
@@ -29,9 +30,8 @@ from workerserver.cluster.merge import (
     render_tree,
     tree,
 )
-from workerserver.cluster.ranges import fold
-from workerserver.cluster.tree import short_fold
-from workerserver.cluster.verdict import where
+from workerserver.cluster.show.tree import short_fold
+from workerserver.ranks import fold
 
 __all__ = ["group_dict", "main", "report", "show_groups", "tree_dicts"]
 

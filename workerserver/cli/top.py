@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from workerserver.cli.cluster_options import ask, find, job_parser, unreachable
 from workerserver.cli.console import Output, rich_table
-from workerserver.cli.repeated import add_every, looks
+from workerserver.cli.job_command import ask, find, job_parser, unreachable
+from workerserver.cli.looks import add_every, looks
 from workerserver.cli.text import seconds
-from workerserver.cluster.client import Client
-from workerserver.cluster.collect import Part, Round
+from workerserver.cluster.ask.client import Client
+from workerserver.cluster.ask.rounds import Part, Round
 from workerserver.cluster.model import Health, RankState, cores_used
 
 __all__ = ["main", "rows"]

@@ -12,14 +12,14 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from workerserver.cli.cluster_options import ask, count, find, job_parser, world_size
 from workerserver.cli.console import Output
 from workerserver.cli.diagnose import STYLES, report
 from workerserver.cli.errors import UsageError
-from workerserver.cli.repeated import add_every, looks
-from workerserver.cluster.client import Client
-from workerserver.cluster.collect import EVERYTHING, Round
-from workerserver.cluster.diagnose import diagnose
+from workerserver.cli.job_command import ask, count, find, job_parser, world_size
+from workerserver.cli.looks import add_every, looks
+from workerserver.cluster.ask.client import Client
+from workerserver.cluster.ask.rounds import EVERYTHING, Round
+from workerserver.cluster.judge.diagnose import diagnose
 
 __all__ = ["Folder", "main"]
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workerserver.deferred import lazy_names
+from workerserver.process.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from workerserver.cluster.client import Answer, Client, Question, ask
-    from workerserver.cluster.collect import Round, collect
-    from workerserver.cluster.discovery import Options, discover
+    from workerserver.cluster.ask.client import Answer, Client, Question, ask
+    from workerserver.cluster.ask.rounds import Round, collect
     from workerserver.cluster.errors import ClusterError
+    from workerserver.cluster.find.discovery import Options, discover
+    from workerserver.cluster.find.host_lists import expand_hosts, unfold
     from workerserver.cluster.model import Failure, Frame, Health, RankState, Thread, Worker
-    from workerserver.cluster.ranges import expand_hosts, fold, unfold
+    from workerserver.ranks import fold
 
 __all__ = [
     "Answer",
@@ -41,12 +42,15 @@ __all__ = [
 ]
 
 _LAZY = {
-    **dict.fromkeys(("Answer", "Client", "Question", "ask"), "client"),
-    **dict.fromkeys(("Round", "collect"), "collect"),
-    **dict.fromkeys(("Options", "discover"), "discovery"),
-    "ClusterError": "errors",
-    **dict.fromkeys(("Failure", "Frame", "Health", "RankState", "Thread", "Worker"), "model"),
-    **dict.fromkeys(("expand_hosts", "fold", "unfold"), "ranges"),
+    **dict.fromkeys(("Answer", "Client", "Question", "ask"), f"{__name__}.ask.client"),
+    **dict.fromkeys(("Round", "collect"), f"{__name__}.ask.rounds"),
+    **dict.fromkeys(("Options", "discover"), f"{__name__}.find.discovery"),
+    "ClusterError": f"{__name__}.errors",
+    **dict.fromkeys(
+        ("Failure", "Frame", "Health", "RankState", "Thread", "Worker"), f"{__name__}.model"
+    ),
+    **dict.fromkeys(("expand_hosts", "unfold"), f"{__name__}.find.host_lists"),
+    "fold": "workerserver.ranks",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _LAZY)

@@ -8,7 +8,7 @@ import queue
 import socket
 import threading
 
-from workerserver.cluster.wire import Failed, describe
+from workerserver.cluster.failures import Failed, describe
 
 __all__ = ["Resolver", "look_up"]
 

@@ -11,7 +11,7 @@ from workerserver.handlers import (
     wait_counters,
 )
 from workerserver.handlers.torch_bridge import TorchBridge
-from workerserver.registry import Registry
+from workerserver.http.registry import Registry
 
 __all__ = [
     "default_registry",

@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from workerserver.handlers.torch_bridge import BinaryContent, call, distributed
-from workerserver.imported import imported
+from workerserver.http.registry import Registry
+from workerserver.process.loaded import imported
 from workerserver.ranks import pack
-from workerserver.registry import Registry
 from workerserver.types import NotImplementedHere, Request, Response
 
 __all__ = [

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from workerserver._heartbeat import gil_watch, last_heartbeat
-from workerserver.imported import imported
-from workerserver.registry import Registry
+from workerserver.http.registry import Registry
+from workerserver.process._pulse import gil_watch, last_heartbeat
+from workerserver.process.loaded import imported
 from workerserver.types import HandlerNotFound, NotImplementedHere, Response
 
 __all__ = ["MetricsState", "metrics_response"]
@@ -98,7 +98,7 @@ class _Collector:
             if value is not None:
                 yield GaugeMetricFamily(f"workerserver_gil_{name}_seconds", text, value=value)
 
-        module = imported("workerserver.torch_fallback")  # Linux only
+        module = imported("workerserver.native.torch_standby")  # Linux only
         if module is not None:
             yield GaugeMetricFamily(
                 "workerserver_torch_fallback_threads",

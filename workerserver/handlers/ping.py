@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workerserver.registry import Registry
+from workerserver.http.registry import Registry
 from workerserver.types import Response
 
 __all__ = ["ping", "register"]

@@ -30,8 +30,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
-from workerserver.imported import imported
-from workerserver.registry import Registry
+from workerserver.http.registry import Registry
+from workerserver.process.loaded import imported
 from workerserver.types import (
     HandlerBusy,
     NotImplementedHere,

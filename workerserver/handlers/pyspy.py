@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from workerserver.registry import Registry
+from workerserver.http.registry import Registry
 from workerserver.types import Response
 
 __all__ = ["pyspy_dump", "register"]

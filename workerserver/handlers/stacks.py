@@ -16,12 +16,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary
 
-from workerserver._stacks import Snapshot, snapshot, snapshots_taken
-from workerserver.turns import call_at_turn_end
+from workerserver.process.loop_turn import call_at_turn_end
+from workerserver.stacks._stacks import Snapshot, snapshot, snapshots_taken
 from workerserver.types import NotImplementedHere, Response
 
 if TYPE_CHECKING:
-    from workerserver.registry import Registry
+    from workerserver.http.registry import Registry
 
 __all__ = ["Format", "Mode", "dump_traceback", "register", "snapshots_taken"]
 

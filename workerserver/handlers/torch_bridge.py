@@ -13,8 +13,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from workerserver.imported import imported
-from workerserver.registry import Handler
+from workerserver.http.registry import Handler
+from workerserver.process.loaded import imported
 from workerserver.types import NotImplementedHere, Request, Response, WorkerServerError
 
 __all__ = ["BinaryContent", "TorchBridge", "call", "control_plane", "distributed"]

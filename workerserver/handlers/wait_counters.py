@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workerserver.handlers.torch_bridge import call
-from workerserver.registry import Registry
+from workerserver.http.registry import Registry
 from workerserver.types import Request, Response
 
 __all__ = ["register", "wait_counter_values"]

@@ -1,0 +1,101 @@
+"""A training process that takes orders.
+
+Use: ``python -m benchmarks.subjects.trainer SOCKET CPU WORKERS_CPU``.
+
+It keeps itself, with its server's threads, on the one processor and its DataLoader's worker on the
+other. Each line of its input is an order, each gets one line of JSON:
+
+- ``serve none``, ``serve ours``, ``serve torch``: from now on that server is up at SOCKET, and no
+  other of these. torch's is never stopped: that can deadlock.
+- ``train SECONDS``: trains for WARM seconds, then for SECONDS more, which count: ``steps``,
+  ``seconds`` and ``cpu`` (processor seconds of this process, its server's among them), and
+  ``began`` and ``ended`` on the clock of ``time.monotonic()``. All are taken between two steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+PDEATHSIG = 1  # prctl's
+#: Seconds; the batches that the worker had ready before are used up by then.
+WARM = 0.1
+
+
+class Trainer:
+    def __init__(self, path: str, workers_cpu: int) -> None:
+        from benchmarks.subjects.loads import training_steps
+
+        self.path = path
+        self.workers_cpu = workers_cpu
+        self.steps: Iterator[None] = training_steps()
+        self.ours: Any = None
+        self.torchs: Any = None
+
+    def serve(self, kind: str) -> dict[str, Any]:
+        if self.ours is not None:
+            self.ours.shutdown()
+            self.ours = None
+        if kind == "ours":
+            from workerserver import WorkerServer
+
+            self.ours = WorkerServer(self.path)
+        elif kind == "torch" and self.torchs is None:
+            from torch._C import _distributed_c10d as c10d
+
+            self.torchs = c10d._WorkerServer(self.path)
+        return {"serving": kind}
+
+    def train(self, wanted: float) -> dict[str, Any]:
+        for child in children():  # with each epoch a new one
+            with contextlib.suppress(OSError):
+                for task in os.listdir(f"/proc/{child}/task"):
+                    os.sched_setaffinity(int(task), {self.workers_cpu})
+        warm = time.perf_counter() + WARM
+        while time.perf_counter() < warm:
+            next(self.steps)
+        began, cpu = time.monotonic(), time.process_time()
+        start = now = time.perf_counter()
+        steps = 0
+        while now - start < wanted:
+            next(self.steps)
+            steps += 1
+            now = time.perf_counter()
+        return {
+            "steps": steps,
+            "seconds": now - start,
+            "cpu": time.process_time() - cpu,
+            "began": began,
+            "ended": time.monotonic(),
+        }
+
+
+def children() -> list[int]:
+    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+        return [int(pid) for pid in file.read().split()]
+
+
+def main() -> None:
+    ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
+    path, cpu, workers_cpu = sys.argv[1:]
+    os.sched_setaffinity(0, {int(cpu)})
+    trainer = Trainer(path, int(workers_cpu))
+    for _ in range(30):
+        next(trainer.steps)
+    print(json.dumps({"pid": os.getpid()}), flush=True)
+    for line in sys.stdin:
+        order, value = line.split()
+        answer = trainer.serve(value) if order == "serve" else trainer.train(float(value))
+        print(json.dumps(answer), flush=True)
+    os._exit(0)  # a normal exit with torch's server alive aborts
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""Whose code a frame is, what a thread is there for, and what it waits in: made up and real."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.lifecycle import run_isolated
+
+from workerserver.cluster.model import Frame, Thread
+from workerserver.cluster.read import stacks
+from workerserver.cluster.read.calls import dotted
+from workerserver.cluster.read.roles import place
+from workerserver.cluster.read.stacks import parse_json, parse_text
+
+# ---- whose code it is
+
+
+@pytest.mark.parametrize(
+    ("file", "owner", "path"),
+    [
+        ("/opt/conda/lib/python3.10/threading.py", "library", "threading.py"),
+        ("/usr/lib64/python3.13t/asyncio/events.py", "library", "asyncio/events.py"),
+        ("/usr/lib/python312.zip/queue.py", "library", "queue.py"),
+        ("/v/lib/python3.11/site-packages/torch/_tensor.py", "library", "torch/_tensor.py"),
+        ("/usr/lib/python3/dist-packages/numpy/a.py", "package", "numpy/a.py"),
+        (
+            "/v/lib/python3.11/site-packages/workerserver/process/pool.py",
+            "library",
+            "workerserver/process/pool.py",
+        ),
+        ("/src/pytorch/torch/nn/modules/linear.py", "library", "torch/nn/modules/linear.py"),
+        (
+            "/src/workerserver/process/loop_thread.py",
+            "library",
+            "workerserver/process/loop_thread.py",
+        ),
+        ("/home/me/workerserver/train.py", "user", "/home/me/workerserver/train.py"),
+        ("/home/me/torch/train.py", "user", "/home/me/torch/train.py"),
+        ("train.py", "user", "train.py"),
+        ("<frozen importlib._bootstrap>", "library", "importlib/_bootstrap.py"),
+        ("<string>", "package", "<string>"),
+        ("<stdin>", "user", "<stdin>"),
+        ("<eval_with_key>.3", "package", "<eval_with_key>.3"),
+        ("/tmp/torchinductor_me/ab/cabc.py", "library", "torchinductor/cabc.py"),
+        ("???", "library", "???"),
+        ("", "user", ""),
+    ],
+)
+def test_places(file: str, owner: str, path: str) -> None:
+    found = place(file)
+    assert (found.owner, found.path) == (owner, path)
+    assert place(found.file) == found
+    assert stacks.is_library(Frame(file, 1, "f")) == (owner != "user")
+
+
+@given(st.text("/<>abpython3.lib- \n") | st.text())
+def test_any_place(file: str) -> None:
+    found = place(file)
+    assert place(found.file) == found
+
+
+def main_of(*files: str, **more: Any) -> Thread:
+    return Thread(tuple(Frame(file, n, "f") for n, file in enumerate(files)), main=True, **more)
+
+
+TORCH = "/v/site-packages/torch/optim/adam.py"
+PACKAGE = "/v/site-packages/trainer/loop.py"
+
+
+@pytest.mark.parametrize(
+    ("files", "line", "call"),
+    [
+        ((TORCH, "a.py", "b.py"), 1, "torch.optim.adam.f"),
+        ((TORCH, PACKAGE, "b.py"), 2, "trainer.loop.f"),
+        ((TORCH, PACKAGE, "<frozen runpy>"), 1, "torch.optim.adam.f"),
+        ((PACKAGE, "<frozen runpy>"), 0, "computing"),
+        ((TORCH, "<frozen runpy>"), 0, "runpy.f"),
+        (("a.py", TORCH), 0, "computing"),
+        ((), None, "computing"),
+    ],
+)
+def test_location(files: tuple[str, ...], line: int | None, call: str) -> None:
+    threads = [Thread((Frame("c.py", 9, "g"),)), main_of(*files, state="R")]
+    found = stacks.location(threads)
+    assert (None if found is None else found.line) == line
+    assert stacks.call(threads) == call
+
+
+def test_without_a_main_thread() -> None:
+    threads = [Thread((Frame("c.py", 9, "g"),))]
+    assert (stacks.location(threads), stacks.call(threads)) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("state", "wchan", "kind"),
+    [
+        ("S", "hrtimer_nanosleep", "sleep"),
+        ("S", "futex_do_wait", "wait"),
+        ("S", "poll_schedule_timeout.constprop.0", "wait"),
+        ("S", "pipe_read", "io"),
+        ("S", "unix_stream_read_generic", "io"),
+        ("S", "do_wait", "wait"),
+        ("D", "folio_wait_bit_common", "io"),
+        ("D", None, "io"),
+        ("T", None, "stopped"),
+        ("R", None, "computing"),
+        ("S", "something_new", "wait"),
+        (None, None, "unknown"),
+    ],
+)
+def test_what_the_kernel_says(state: str | None, wchan: str | None, kind: str) -> None:
+    main = main_of("a.py", state=state, wchan=wchan)
+    assert stacks.stand([main]).kind == kind
+    holder = Thread((), holds_gil=True)
+    both = stacks.call([main, holder])
+    assert ("GIL" in both) == (wchan == "futex_do_wait")
+    assert stacks.call([replace(main, holds_gil=True)]) == stacks.call([main])
+
+
+def test_dotted() -> None:
+    assert dotted("torch/_tensor.py", "backward") == "torch.backward"
+    assert dotted("torch/optim/adam.py", "step") == "torch.optim.adam.step"
+    assert dotted("<string>", "f") == "f"
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("pt_nccl_watchdg", "nccl watchdog"),
+        ("pt_nccl_heartbt", "nccl watchdog"),
+        ("NCCL Service  0", "nccl"),
+        ("pt_autograd_0", "autograd"),
+        ("pt_data_pin", "dataloader"),
+        ("pt_tcpstore_uv", "store"),
+        ("cuda-EvtHandlr", "cuda"),
+        ("workerserver-io", "workerserver"),
+        ("python3", "other"),
+        (None, "other"),
+    ],
+)
+def test_roles_by_name(name: str | None, role: str) -> None:
+    """C++ threads, where the kernel lists them: none has Python frames."""
+    thread = Thread((), name=name, state="S")
+    assert stacks.role(thread) == role
+    assert stacks.is_idle(thread)
+    assert stacks.is_idle(replace(thread, holds_gil=True)) == (role == "workerserver")
+
+
+def thread_of(*places: tuple[str, str], **more: Any) -> Thread:
+    """Newest first; started by threading."""
+    start = [
+        ("/usr/lib/python3.11/threading.py", name) for name in ("_bootstrap_inner", "_bootstrap")
+    ]
+    return Thread(tuple(Frame(file, 1, function) for file, function in [*places, *start]), **more)
+
+
+WAIT = ("/usr/lib/python3.11/threading.py", "wait")
+SITE = "/v/lib/python3.11/site-packages/"
+
+
+@pytest.mark.parametrize(
+    ("thread", "role", "idle"),
+    [
+        (thread_of(WAIT, (f"{SITE}wandb/sdk/a.py", "loop")), "logging", True),
+        (thread_of((f"{SITE}wandb/sdk/a.py", "loop")), "logging", True),
+        (thread_of((f"{SITE}wandb/sdk/a.py", "loop"), holds_gil=True), "logging", False),
+        (thread_of(WAIT, (f"{SITE}tensorboard/summary/writer/x.py", "run")), "logging", True),
+        (thread_of(WAIT), "other", True),
+        (thread_of(WAIT, ("/home/me/train.py", "prefetch")), "other", False),
+        (
+            thread_of(
+                (f"{SITE}torch/_inductor/compile_worker/subproc_pool.py", "_recv_msg"),
+                (f"{SITE}torch/_inductor/compile_worker/subproc_pool.py", "_read_thread"),
+            ),
+            "compile",
+            True,
+        ),
+        (
+            thread_of(
+                (f"{SITE}torch/distributed/checkpoint/state_dict_saver.py", "save"),
+                ("/usr/lib/python3.11/concurrent/futures/thread.py", "run"),
+                ("/usr/lib/python3.11/concurrent/futures/thread.py", "_worker"),
+            ),
+            "checkpoint",
+            False,
+        ),
+        (
+            thread_of(
+                ("/usr/lib/python3.11/multiprocessing/connection.py", "_send"),
+                ("/usr/lib/python3.11/multiprocessing/queues.py", "_feed"),
+            ),
+            "queue feeder",
+            False,
+        ),
+        (
+            thread_of(
+                (f"{SITE}torch/utils/data/_utils/pin_memory.py", "pin_memory"),
+                (f"{SITE}torch/utils/data/_utils/pin_memory.py", "do_one_step"),
+                (f"{SITE}torch/utils/data/_utils/pin_memory.py", "_pin_memory_loop"),
+            ),
+            "dataloader",
+            False,
+        ),
+    ],
+)
+def test_roles_by_frames(thread: Thread, role: str, idle: bool) -> None:
+    assert stacks.role(thread) == role
+    assert stacks.is_idle(thread) == idle
+
+
+def test_hooks_of_a_backward_pass() -> None:
+    """A hook is called by autograd's C++ thread: the user's frame is its oldest."""
+    hook = Thread((Frame("/home/me/train.py", 3, "hook"),))
+    engine = Frame(f"{SITE}torch/autograd/graph.py", 1, "_engine_run_backward")
+    main = Thread((engine, Frame("/home/me/train.py", 9, "<module>")), main=True)
+    idle = Thread(main.frames[1:], main=True)
+    assert stacks.roles([hook, main]) == ["autograd", "main"]
+    assert stacks.roles([hook, idle]) == ["other", "main"]
+    assert stacks.roles([thread_of(("/home/me/train.py", "hook")), main]) == ["other", "main"]
+    assert stacks.roles([replace(hook, name="mine"), main]) == ["other", "main"]
+
+
+# ---- real processes
+
+Scenes = dict[str, tuple[list[Thread], list[Thread]]]
+
+
+@pytest.fixture(scope="module")
+def scenes() -> Scenes:
+    """Per scene what the JSON and what the text says."""
+    pytest.importorskip("torch")
+    with tempfile.TemporaryDirectory(prefix="ws-") as folder:  # short enough for a socket
+        done = run_isolated("cluster/cluster_scenes.py", folder, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for line in done.stdout.splitlines():
+        value = json.loads(line)
+        found[value["scene"]] = (parse_json(value["json"]), parse_text(value["text"]))
+    return found
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("scene", "call"),
+    [
+        ("loader", "next batch of a DataLoader"),
+        ("pools", "concurrent.futures.result"),
+        ("queue", "queue.get"),
+        ("event", "threading.wait"),
+        ("asyncio", "asyncio event loop"),
+        ("child process", "subprocess.run"),
+        ("nested backward", "backward pass"),
+        ("all_reduce", "torch.distributed.all_reduce"),
+        ("barrier", "torch.distributed.barrier"),
+        ("monitored_barrier", "torch.distributed.monitored_barrier"),
+        ("broadcast_object_list", "torch.distributed.broadcast_object_list"),
+        ("all_gather", "torch.distributed.all_gather"),
+        ("p2p", "torch.distributed.recv"),
+        ("new_group", "torch.distributed.new_group"),
+    ],
+)
+def test_calls_of_real_processes(scenes: Scenes, scene: str, call: str) -> None:
+    for threads in scenes[scene]:
+        here = stacks.location(threads)
+        assert here is not None
+        assert here.file.endswith("cluster/cluster_scenes.py")
+        assert stacks.call(threads) == call
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("scene", "call"),
+    [("lock", "a lock, or the GIL"), ("pools idle", "sleep"), ("async wait", "a lock, or the GIL")],
+)
+def test_calls_without_a_frame(scenes: Scenes, scene: str, call: str) -> None:
+    by_json, by_text = scenes[scene]
+    if stacks.main_thread(by_json).wchan is None:  # type: ignore[union-attr]
+        call = "waiting"  # this kernel doesn't tell
+    assert (stacks.call(by_json), stacks.call(by_text)) == (call, "")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("scene", "roles"),
+    [
+        ("loader", [("queue feeder", True), ("queue feeder", True)]),
+        ("pinning", [("dataloader", True)]),
+        ("pools", [("pool", False), *[("pool", True)] * 4]),
+        ("pools idle", [("pool", True)] * 5),
+        ("nested backward", [("autograd", False)]),
+        ("backward", []),
+    ],
+)
+def test_roles_of_real_processes(scenes: Scenes, scene: str, roles: list[tuple[str, bool]]) -> None:
+    for threads in scenes[scene]:
+        found = [
+            (role, stacks.is_idle(thread, role))
+            for role, thread in zip(stacks.roles(threads), threads, strict=True)
+            if role != "main" and not any(frame.function == "watch" for frame in thread.frames)
+        ]
+        assert found == roles
+        assert sum(thread.main for thread in threads) == 1
+
+
+@pytest.mark.torch
+def test_torch_s_own_server(scenes: Scenes) -> None:
+    _, threads = scenes["torch's server"]
+    asked = [
+        (each, thread.frames) for each, thread in zip(stacks.roles(threads), threads, strict=True)
+    ]
+    assert ("workerserver", ()) in asked
+    assert [role for role, _ in stacks.busy(threads)] == ["other", "main"]

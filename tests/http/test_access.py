@@ -1,0 +1,265 @@
+"""Who may ask: token, browsers, Host on TCP, exposure, and the peer's user on a Unix socket."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.hosts import HOSTS
+from support.served import Connect, Kind, Serve, Served
+from support.wire import ask, message, post
+
+from workerserver import WorkerServer
+from workerserver._parser import RequestParser
+from workerserver.http.access import AccessPolicy, token_from_environment
+from workerserver.types import Forbidden
+
+TOKEN = "s3cret-t\u00f6ken"
+BEARER = ("Authorization", f"Bearer {TOKEN}".encode().decode("latin-1"))
+KINDS: tuple[Kind, ...] = ("unix", "tcp", "asyncio-unix", "asyncio-tcp")
+
+
+# --- token ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_token(serve: Serve, connect: Connect, kind: Kind) -> None:
+    served = serve(kind, token=TOKEN)
+    client = connect(served.address)
+    assert client.ask(post("ping", b"", [BEARER])).body == b"pong"
+    lower = (BEARER[0].upper(), BEARER[1].replace("Bearer", "bEARER"))
+    assert client.ask(post("ping", b"", [lower])).body == b"pong"
+    for value in (
+        None,
+        "Bearer",
+        "Bearer ",
+        "Bearer wrong",
+        BEARER[1] + "x",
+        BEARER[1][:-1],
+        BEARER[1].removeprefix("Bearer "),
+        BEARER[1].replace("Bearer", "Basic"),
+    ):
+        fields = [] if value is None else [("Authorization", value)]
+        for request in (post("ping", b"", fields), message("GET", "/", None, fields)):
+            reply = client.ask(request)
+            assert (reply.status, reply.header("WWW-Authenticate")) == (401, "Bearer")
+            assert TOKEN not in reply.text
+    # Nobody learns without a token which handlers there are.
+    assert client.ask(post("nope")).status == 401
+
+
+def test_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
+    seen = []
+
+    def compare(given: bytes, token: bytes) -> bool:
+        seen.append((given, token))
+        return given == token
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    served = serve("uvloop-tcp", token="abc")  # natively: tests/native/test_recognise.py
+    for given in ("abd", "x", "abc"):
+        ask(served.address, post("ping", b"", [("Authorization", f"Bearer {given}")]))
+    assert seen == [(b"abd", b"abc"), (b"x", b"abc"), (b"abc", b"abc")]
+
+
+def test_token_from_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert token_from_environment() is None
+    file = tmp_path / "token"
+    file.write_text("from-file \nsecond line\n")
+    monkeypatch.setenv("WORKERSERVER_TOKEN_FILE", str(file))
+    assert token_from_environment() == "from-file"
+    monkeypatch.setenv("WORKERSERVER_TOKEN", "from-environment")
+    assert token_from_environment() == "from-environment"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n", b"  \n", b"\nsecond line", b"\xff\xfe\n"])
+def test_token_file_that_holds_none(
+    monkeypatch: pytest.MonkeyPatch, short_path: Path, content: bytes | None
+) -> None:
+    """Somebody asked for protection: no server is better than one without it."""
+    file = short_path / "token"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("WORKERSERVER_TOKEN_FILE", str(file))
+    with pytest.raises(ValueError, match="WORKERSERVER_TOKEN_FILE"):
+        token_from_environment()
+    with pytest.raises(ValueError, match="WORKERSERVER_TOKEN_FILE"):
+        WorkerServer(str(short_path / "worker.sock"))
+    assert not (short_path / "worker.sock").exists()
+
+
+def test_empty_token_does_not_hide_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("from-file")
+    monkeypatch.setenv("WORKERSERVER_TOKEN", "")
+    assert token_from_environment() is None
+    monkeypatch.setenv("WORKERSERVER_TOKEN_FILE", str(file))
+    assert token_from_environment() == "from-file"
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_server_takes_its_token_from_the_environment(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: Kind
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\n", encoding="utf-8")
+    monkeypatch.setenv("WORKERSERVER_TOKEN_FILE", str(file))
+    served = serve(kind)
+    assert ask(served.address, post("ping")).status == 401
+    assert ask(served.address, post("ping", b"", [BEARER])).body == b"pong"
+
+
+# --- browsers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "status"),
+    [
+        ("Origin", "http://evil.example", 403),
+        ("Origin", "http://localhost", 403),
+        ("ORIGIN", "null", 403),
+        ("Sec-Fetch-Site", "cross-site", 403),
+        ("sec-fetch-site", " Cross-Site ", 403),
+        ("Sec-Fetch-Site", "none", 200),
+        ("Sec-Fetch-Site", "same-origin", 200),
+        ("X-Origin", "http://evil.example", 200),
+    ],
+)
+def test_web_pages(served: Served, connect: Connect, field: str, value: str, status: int) -> None:
+    ran = []
+    served.registry.register("act", lambda: ran.append(1), inline=True)
+    client = connect(served.address)
+    assert client.ask(post("act", b"", [(field, value)])).status == status
+    assert len(ran) == (status == 200)
+    assert client.ask(message("GET", "/", None, [(field, value)])).status == status
+
+
+@pytest.mark.parametrize(("host", "good"), HOSTS)
+def test_host_on_tcp(ours_tcp: Served, connect: Connect, host: str, good: bool) -> None:
+    client = connect(ours_tcp.address)
+    for _ in range(2):
+        reply = client.ask(message("GET", "/", host=host))
+        assert reply.status == (200 if good else 403)
+        assert client.ask(message("GET", "/", host="127.0.0.1")).status == 200
+
+
+def test_host_in_the_target_counts(ours_tcp: Served) -> None:
+    """RFC 9112, 3.2.2: an absolute target's host replaces the Host field."""
+    assert ask(ours_tcp.address, message("GET", "http://evil.example/")).status == 403
+    good = message("GET", "http://localhost/", host="evil.example")
+    assert ask(ours_tcp.address, good).status == 200
+
+
+def test_host_on_a_unix_socket(ours_unix: Served) -> None:
+    """No DNS name leads to a Unix socket: clients put what they like there."""
+    for host in ("evil.example", "", "worker"):
+        assert ask(ours_unix.address, message("GET", "/", host=host)).status == 200
+
+
+def _request(host: str) -> object:
+    parser = RequestParser()
+    parser.receive_data(message("GET", "/", host=host))
+    return parser.next_request()
+
+
+def test_names_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "Node7.cluster")
+    policy = AccessPolicy(check_host=True, hosts=("Service.local",))
+    for host in ("node7.cluster", "NODE7", "node7.cluster.internal:80", "service.LOCAL:1"):
+        policy.check(_request(host))  # type: ignore[arg-type]
+    for host in ("node70", "node7x.cluster", "cluster", "x.node7.cluster", "service"):
+        with pytest.raises(Forbidden):
+            policy.check(_request(host))  # type: ignore[arg-type]
+    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
+    with pytest.raises(Forbidden):
+        AccessPolicy(check_host=True).check(_request("localhost.evil.example"))  # type: ignore[arg-type]
+
+
+# --- exposure -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["", "::", "0.0.0.0"])
+def test_required_token(monkeypatch: pytest.MonkeyPatch, no_leaks: None, host: str) -> None:
+    monkeypatch.setenv("WORKERSERVER_REQUIRE_TOKEN", "1")
+    with pytest.raises(RuntimeError, match=f"^Error binding to {host}:0$") as caught:
+        WorkerServer(host, 0)
+    assert "WORKERSERVER_TOKEN" in str(caught.value.__cause__)
+    WorkerServer(host, 0, token="x").shutdown()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_required_token_on_loopback(
+    monkeypatch: pytest.MonkeyPatch, no_leaks: None, host: str
+) -> None:
+    monkeypatch.setenv("WORKERSERVER_REQUIRE_TOKEN", "1")
+    with WorkerServer(host, 0) as server:
+        assert ask(("127.0.0.1", server.port), post("ping")).body == b"pong"
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "warns"),
+    [("", None, True), ("0.0.0.0", None, True), ("", "x", False), ("127.0.0.1", None, False)],
+)
+def test_exposure_is_warned_about(
+    caplog: pytest.LogCaptureFixture, no_leaks: None, host: str, token: str | None, warns: bool
+) -> None:
+    with caplog.at_level(logging.WARNING, "workerserver"), WorkerServer(host, 0, token=token):
+        pass
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == warns
+    assert all("without a token" in record.getMessage() for record in warnings)
+
+
+# --- the peer's user ------------------------------------------------------------------------------
+
+OTHER_USER = """
+import os, socket, sys
+os.setgid(65534)
+os.setuid(65534)
+sock = socket.socket(socket.AF_UNIX)
+sock.settimeout(20)
+try:
+    sock.connect(sys.argv[1])
+except PermissionError:
+    print("no way in")
+    raise SystemExit
+sock.sendall(b"POST /handler/ping HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n")
+data = b""
+while piece := sock.recv(65536):
+    data += piece
+print(data.decode())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("kind", ["unix", "asyncio-unix"])
+def test_other_user(serve: Serve, short_path: Path, kind: Kind) -> None:
+    """The socket file keeps other users out, and if it doesn't, their credentials do."""
+    served = serve(kind)
+    assert isinstance(served.address, str)
+    program = short_path / "other_user.py"
+    program.write_text(OTHER_USER)
+
+    def as_other() -> str:
+        command = [sys.executable, str(program), str(served.address)]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+
+    short_path.chmod(0o755)
+    if kind == "unix":
+        assert as_other() == "no way in\n"
+    os.chmod(served.address, 0o777)
+    reply = as_other()
+    assert reply.startswith("HTTP/1.1 403 Forbidden\n")
+    assert "own user only" in reply
+    assert reply.count("HTTP/1.1") == 1
+    assert ask(served.address, post("ping")).body == b"pong"

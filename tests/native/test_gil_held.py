@@ -1,0 +1,209 @@
+"""A C call holds the GIL: what is answered meanwhile, what is refused, and what never runs.
+
+``make soak`` runs it for a minute with a million pings; then times are asserted, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.lifecycle import PROGRAMS, Talker, talking
+from support.pings import descriptors, pings
+from support.race import Race
+from support.wire import Address, Client, Reply, ask, message, post
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the native I/O thread is Linux's")
+
+#: Seconds that the GIL is held, 0: the short form. Seconds of the race.
+SOAK = float(os.environ.get("WORKERSERVER_SOAK_GIL", "0"))
+RACE = float(os.environ.get("WORKERSERVER_SOAK_RACE", "2"))
+PINGS = 1_000_000 if SOAK else 300
+DUMPS = 1000 if SOAK else 150
+REQUESTS = 200 if SOAK else 60
+
+HELD_LINE = next(
+    number
+    for number, line in enumerate((PROGRAMS / "native/gil_scene.py").read_text().splitlines(), 1)
+    if line.endswith("# held here")
+)
+
+
+class Scene:
+    """The scene's process and where it serves."""
+
+    def __init__(self, talker: Talker, folder: Path) -> None:
+        self.talker = talker
+        self.path = str(folder / "s")
+        self.release = folder / "release"
+        self.tcp = ("127.0.0.1", int(self.hear()))
+
+    def hear(self, seconds: float = 60.0) -> Any:
+        return json.loads(self.talker.hear(seconds))
+
+    def say(self, line: str) -> Any:
+        self.talker.say(line)
+        return self.hear()
+
+    @contextlib.contextmanager
+    def held(self, seconds: float = 0.0) -> Iterator[None]:
+        """The GIL is held, from before until after, for *seconds* at least."""
+        until = time.monotonic() + seconds
+        assert self.say("hold") == "holding"
+        while ask(self.path, post("dump_traceback")).header("x-traceback-mode") != "nogil":
+            assert time.monotonic() < until + 20, "the GIL is not held"
+        try:
+            yield
+            time.sleep(max(0.0, until - time.monotonic()))
+        finally:
+            with open(self.release, "wb", buffering=0) as pipe:
+                pipe.write(b"+")
+        assert self.hear() == "held"
+
+
+@contextlib.contextmanager
+def scene(folder: Path, *arguments: str, **environment: str) -> Iterator[Scene]:
+    os.mkfifo(folder / "release")
+    with talking("native/gil_scene.py", str(folder), *arguments, **environment) as talker:
+        yield Scene(talker, folder)
+
+
+def asked_at_once(address: Address, requests: list[bytes]) -> list[Client]:
+    """A connection for each request, all sent before anything is read."""
+    clients = []
+    for request in requests:
+        clients.append(Client(address))
+        clients[-1].send(request)
+    return clients
+
+
+def only_replies(clients: list[Client]) -> list[Reply]:
+    """The reply of each, and nothing behind it."""
+    replies = []
+    for client in clients:
+        with client:
+            replies.append(client.reply())
+            client.half_close()
+            assert client.rest() == b""
+    return replies
+
+
+def check_dump(reply: Reply) -> None:
+    """The main thread holds the GIL in load_checkpoint(), and the loader waits."""
+    assert reply.status == 200
+    assert reply.header("x-traceback-mode") == "nogil"
+    holder = reply.header("x-gil-holder")
+    assert holder is not None
+    (current,) = re.findall(r"^Current thread (0x\w+) .*:\n  File (.*)$", reply.text, re.M)
+    assert holder.partition(" ")[::2] == (current[0], "(MainThread)")
+    assert re.fullmatch(rf'".*/gil_scene\.py", line {HELD_LINE} in load_checkpoint', current[1])
+    assert re.search(r'gil_scene\.py", line \d+ in wait_for_batch$', reply.text, re.M)
+
+
+def test_what_is_answered(short_path: Path) -> None:
+    environment = {"WORKERSERVER_GIL_TIMEOUT": "1", "WORKERSERVER_GIL_WATCH": "0.2"}
+    with descriptors(4096), scene(short_path, **environment) as held:
+        names = json.loads(ask(held.path, message("GET", "/handler/")).body)
+        facts: dict[str, Any] = {}
+        with held.held(SOAK):
+            begin = time.monotonic()
+            check_dump(ask(held.path, post("dump_traceback")))
+            facts["dump"] = time.monotonic() - begin
+            check_dump(ask(held.tcp, post("dump_traceback?mode=nogil")))
+            shape = json.loads(ask(held.path, post("dump_traceback?format=json")).body)
+            stacks = {thread["name"]: thread for thread in shape["threads"]}
+            assert stacks["MainThread"]["current"]
+            assert stacks["MainThread"]["ident"] == shape["gil_holder"]
+            assert "wait_for_batch" in {f["function"] for f in stacks["loader"]["frames"]}
+            assert ask(held.tcp, message("GET", "/")).status == 200
+            assert json.loads(ask(held.path, message("GET", "/handler/")).body) == names
+            health = json.loads(ask(held.path, message("GET", "/healthz")).body)
+            assert health["gil_unavailable_s"] > 0
+
+            # Requests for Python handlers: one 503 for each, and none of them ever runs.
+            requests = [
+                post(f"{('inline', 'plain', 'coroutine')[id % 3]}?id={id}")
+                for id in range(REQUESTS)
+            ]
+            waiting = asked_at_once(held.path, requests[: REQUESTS // 2])
+            waiting += asked_at_once(held.tcp, requests[REQUESTS // 2 :])
+            for reply in only_replies(waiting):
+                assert reply.status == 503
+                assert int(reply.header("retry-after") or 0) >= 1
+                assert "GIL" in reply.text
+
+            facts["ping"] = pings(short_path, held.path, PINGS)
+            facts["ping over TCP"] = pings(short_path, held.tcp, PINGS // 10)
+            waiting = asked_at_once(held.path, [post("dump_traceback")] * DUMPS)
+            facts["ping beside dumps"] = pings(short_path, held.path, PINGS // 50)
+            for reply in only_replies(waiting):
+                check_dump(reply)
+        assert held.say("ran") == []
+        assert ask(held.path, post("inline?id=7")).text == "7"
+        assert held.say("ran") == [7]
+        health = json.loads(ask(held.path, message("GET", "/healthz")).body)
+        assert health["gil_unavailable_s"] < 1 <= health["gil_wait_max_s"]
+    if SOAK:
+        print(json.dumps(facts, indent=1))
+        assert facts["dump"] < 0.5
+        for name in ("ping", "ping over TCP", "ping beside dumps"):
+            assert facts[name]["p99"] < 1000
+
+
+def test_a_large_reply_goes_on(short_path: Path) -> None:
+    """The I/O thread sends what a handler has answered before, while nobody can run Python."""
+    size = 251 * 40_000
+    with scene(short_path) as held:
+        for address in (held.path, held.tcp):
+            with Client(address) as client:
+                client.send(post(f"large?size={size}"))
+                first = client.socket.recv(1)  # it has been answered
+                with held.held():
+                    client._data = first
+                    reply = client.reply()
+                    assert reply.body == bytes(range(251)) * 40_000
+
+
+@pytest.mark.torch
+def test_what_torch_answers(short_path: Path) -> None:
+    """torch's C++ handlers, through torch's own server."""
+    pytest.importorskip("torch")
+    environment = {"TORCH_FR_BUFFER_SIZE": "2000", "WORKERSERVER_TORCH_FALLBACK": "1"}
+    with scene(short_path, "torch", **environment) as held:
+        before = {
+            name: json.loads(ask(held.path, post(name)).body)
+            for name in ("fr_trace_json?includestacktraces=false", "wait_counter_values")
+        }
+        with held.held():
+            for name, content in before.items():
+                reply = ask(held.path, post(name))
+                assert reply.status == 200, reply
+                assert json.loads(reply.body).keys() == content.keys()
+            check_dump(ask(held.path, post("dump_traceback")))
+        for name in before:
+            assert ask(held.path, post(name)).status == 200
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_every_request_gets_one_reply(seed: int, short_path: Path) -> None:
+    """The GIL comes and goes around the deadlines: what ran was answered by its handler, what was
+    refused never ran, whole, in pieces and pipelined."""
+    environment = {"WORKERSERVER_GIL_DEADLINE": "0.05", "WORKERSERVER_GIL_TIMEOUT": "0.1"}
+    with descriptors(4096), scene(short_path, **environment) as held:
+        addresses: list[Address] = [held.path, held.tcp]
+        held.talker.say(f"bursts {RACE + 1} {seed}")
+        account = Race(addresses, 300 if RACE > 10 else 80, RACE, seed).run()
+        assert held.hear(RACE + 30) > RACE
+        account.check(held.say("ran"))
+        assert account.answered
+        assert account.refused
+    if RACE > 10:
+        print(json.dumps(account.statuses, indent=1, sort_keys=True))

@@ -1,0 +1,78 @@
+"""What dumps that come together share, and what one that comes later must not."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("the native I/O thread is for Linux", allow_module_level=True)
+
+from support.wire import Client, post
+
+from workerserver import WorkerServer
+from workerserver.handlers import stacks
+from workerserver.http.registry import Registry
+
+
+def appears_later(done: threading.Event) -> None:
+    done.wait()
+
+
+def test_a_later_dump_is_a_later_snapshot(short_path: Path) -> None:
+    """Held up by ``hold``, the loop finds ``first`` and ``between`` in its queue. While it serves
+    ``between`` a thread starts and then a dump is asked for. It comes in within the same turn,
+    after the snapshot that ``first`` got, and has to show that thread."""
+    path = str(short_path / "s")
+    holding, release, done = threading.Event(), threading.Event(), threading.Event()
+    thread = threading.Thread(target=appears_later, args=(done,))
+    late = socket.socket(socket.AF_UNIX)
+
+    def hold() -> str:
+        holding.set()
+        release.wait(30)
+        return "held"
+
+    def between() -> str:
+        thread.start()
+        late.sendall(post("dump_traceback?mode=gil"))
+        time.sleep(0.1)  # the I/O thread puts it into the queue meanwhile
+        return "done"
+
+    registry = Registry()
+    stacks.register(registry)
+    for function in (hold, between):
+        registry.register(function.__name__, function, inline=True)
+    try:
+        with (
+            WorkerServer(path, registry=registry, transport="native"),
+            Client(path) as holder,
+            Client(path) as first,
+            Client(path) as middle,
+            Client(path) as last,
+        ):
+            late.close()
+            late = last.socket
+            before = stacks.snapshots_taken()
+            holder.send(post("hold"))
+            assert holding.wait(30)
+            first.send(post("dump_traceback?mode=gil"))
+            time.sleep(0.05)
+            middle.send(post("between"))
+            time.sleep(0.05)
+            release.set()
+            shown = [client.reply()[3] for client in (first, last)]
+            taken = stacks.snapshots_taken() - before
+    finally:
+        release.set()
+        done.set()
+        if thread.ident is not None:
+            thread.join()
+    assert b"in appears_later" not in shown[0]
+    assert b"in appears_later" in shown[1]
+    assert taken == 2

@@ -1,0 +1,102 @@
+"""How chunked bodies are fed to httptools: in few calls, and never past the end of a message."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support.lifecycle import run_isolated
+from support.messages import CHUNKED, NEXT, chunk, drive, post
+
+from workerserver._parser import MAX_BODY, MAX_CHUNKS, MAX_HEAD, RequestParser
+from workerserver.types import BodyTooLarge
+
+HEAD = len(post(CHUNKED))
+AFTER = len(NEXT)
+
+
+@pytest.fixture(scope="module")
+def feeds() -> dict[str, tuple[list[int], int]]:
+    done = run_isolated("http/parser_feeds.py")
+    assert done.returncode == 0, done.stderr
+    return {
+        name: (lengths, requests) for name, (lengths, requests) in json.loads(done.stdout).items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("LF", b"\n"), ("CRLF", b"\r\n"), ("end", b"0\r\n\r\n")]
+)
+def test_data_is_not_cut_at_its_line_ends(
+    feeds: dict[str, tuple[list[int], int]], name: str, data: bytes
+) -> None:
+    """One call a read, one for the last line of the body, and the next request apart."""
+    one = len(chunk(data * 50_000))
+    assert feeds[f"one chunk of {name}"] == ([HEAD, one + 3, 2, AFTER], 2)
+    many = 10_000 * len(chunk(data))
+    assert feeds[f"many chunks of {name}"] == ([HEAD, many + 3, 2, AFTER], 2)
+    assert feeds[f"reads of {name}"] == ([HEAD, 9, 990, one - 999, 3, 2, AFTER], 2)
+
+
+def test_trailers_are_fed_line_by_line(feeds: dict[str, tuple[list[int], int]]) -> None:
+    assert feeds["trailers"] == ([HEAD, 9, 6, 7, 2, AFTER], 2)
+
+
+@pytest.mark.parametrize("size", ["", "g", "1 ", "-1", "f" * 17])
+def test_a_bad_size_is_fed_to_its_line_end(
+    feeds: dict[str, tuple[list[int], int]], size: str
+) -> None:
+    lengths, requests = feeds[f"bad size {size!r}"]
+    assert requests == 0
+    if len(size) == 17:  # taken for a size, and what follows for its data; llhttp refuses it
+        assert lengths == [HEAD, 17 + 4 + AFTER]
+    else:
+        assert lengths == [HEAD, len(size) + 2]
+
+
+# --- limits --------------------------------------------------------------------------------------
+
+
+def test_default_number_of_chunks() -> None:
+    data = post(CHUNKED, chunk(b"\n") * MAX_CHUNKS)
+    (request,), error = drive(RequestParser(), [data + b"0\r\n\r\n"])
+    assert error is None
+    assert request.body == b"\n" * MAX_CHUNKS
+    requests, error = drive(RequestParser(), [data + b"1\r\n"])
+    assert (requests, type(error)) == ([], BodyTooLarge)
+
+
+def test_the_count_begins_anew_with_each_message() -> None:
+    parser = RequestParser(max_chunks=3)
+    requests, error = drive(parser, [post(CHUNKED, chunk(b"1") * 3 + b"0\r\n\r\n") * 3])
+    assert (len(requests), error) == (3, None)
+
+
+def test_the_largest_body_fits_in_the_most_chunks() -> None:
+    """The allowance for framing is enough for chunks of equal size, extensions and trailers."""
+    data = b"\n" * (MAX_BODY // MAX_CHUNKS)
+    trailer = b"A: " + b"b" * (MAX_HEAD - 100) + b"\r\n"
+    body = chunk(data, b"%x;a=bcd") * MAX_CHUNKS + b"0\r\n" + trailer + b"\r\n"
+    (request,), error = drive(RequestParser(), [post(CHUNKED, body)])
+    assert error is None
+    assert request.body == data * MAX_CHUNKS
+    assert len(request.body) == MAX_BODY
+
+
+@pytest.mark.parametrize(
+    "body", [b"1;" + b"a" * (1 << 20), b"0" * (1 << 20), b"0\r\nA:" + b" " * (1 << 20)]
+)
+def test_framing_alone_is_bounded(body: bytes) -> None:
+    parser = RequestParser(max_body=1 << 16)
+    requests, error = drive(
+        parser, [post(CHUNKED), *(body[i : i + 4096] for i in range(0, len(body), 4096))]
+    )
+    assert (requests, type(error)) == ([], BodyTooLarge)
+
+
+@pytest.mark.parametrize("size", [b"7fffffffffffffff", b"f" * 16, b"1000000000000000"])
+def test_what_follows_an_endless_size_is_data(size: bytes) -> None:
+    parser = RequestParser()
+    data = b"0\r\n\r\n" + NEXT
+    assert drive(parser, [post(CHUNKED, size + b"\r\n" + data), data]) == ([], None)
+    assert (parser.held, parser.buffered, parser.in_body) == (2 * len(data), 0, True)

@@ -1,0 +1,62 @@
+"""The garbage collector runs at every allocation, and finalizers let the GIL go: whoever allocated
+while it held the hub's lock would hang the process. Needs its own: on failure it hangs for good."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import threading
+import time
+from typing import Any
+
+from support.native import PING, Rig, receive
+
+SECONDS = 1.5
+
+
+class Litter:
+    """Garbage in a cycle, with a finalizer that other threads run beside."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+    def __del__(self) -> None:
+        time.sleep(0.001)
+
+
+def main() -> None:
+    faulthandler.dump_traceback_later(30, exit=True)
+    rig = Rig("uvloop-unix")
+    rig.protocols.clear()
+    done = threading.Event()
+
+    def traffic() -> None:
+        with rig.client() as keep:
+            while not done.is_set():
+                keep.sendall(PING)
+                receive(keep, 42)
+                with rig.client() as other:
+                    other.sendall(b"for the loop")
+                time.sleep(0.001)
+
+    thread = threading.Thread(target=traffic)
+    thread.start()
+    gc.set_threshold(1)
+    held: list[Any] = []
+    give_up = time.monotonic() + SECONDS
+    while time.monotonic() < give_up:
+        # Objects kept, so that the next ones come from no free list: those aren't counted.
+        held.append([(n, n, n) for n in range(4)])
+        held.append([])
+        held.append([])
+        Litter()
+        assert rig.listener.requests is not None
+        assert rig.listener.connections >= 0
+    gc.set_threshold(700)
+    done.set()
+    thread.join()
+    rig.close()
+
+
+if __name__ == "__main__":
+    main()

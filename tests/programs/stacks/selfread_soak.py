@@ -1,0 +1,216 @@
+"""``selfread_soak.py AMOUNT [torch]``: self-read snapshots at full speed beside all that moves.
+
+AMOUNT is a number of snapshots, or a time such as ``2s``. One thread takes snapshots without the
+GIL and looks at every frame of each: its function has to be one of its file's, its line one of
+that function's lines. Beside it run recursion, generators, coroutines, comprehensions, threads
+that start and end, code that is compiled, run and deleted, and with ``torch`` a training loop.
+Prints one line of JSON; exit 0 if all was well and every kind of work was seen.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from types import CodeType
+
+from soak_work import (
+    coroutines,
+    failures,
+    generated,
+    generators,
+    recurse,
+    short_threads,
+    soak,
+    stop,
+)
+
+from workerserver.stacks._stacks import Frame, ThreadStack, snapshot
+
+GENERATED = re.compile("<generated\n(\\d+) \u00e9\u4e2d\U0001f600>")
+DEPTH = 120  # of the deepest of our stacks, with room for the frames below and above
+
+CALLERS = {
+    "recurse": {"recurse", "deep", "chain", "run"},
+    "nested": {"nested", "generators"},
+    "chain": {"chain", "_run"},
+    "deep": {"mixed"},
+    "generators": {"mixed", "until_stopped"},
+    "coroutines": {"mixed"},
+    "generated": {"mixed"},
+    "mixed": {"until_stopped"},
+    "short_threads": {"until_stopped"},
+    "until_stopped": {"run", "soak"},
+    "soak": {"main"},
+    "main": {"<module>"},
+    "soaking": {"run"},
+    "_bootstrap_inner": {"_bootstrap"},
+    "run": {"_bootstrap_inner", "run", "coroutines", "soaking"},
+}
+
+Lines = dict[tuple[str, str | None], set[int | None]]
+"""Of each (function, qualname) of a file: the lines that its code has."""
+
+
+def deep() -> None:
+    for _ in range(20):
+        recurse(70)
+
+
+def mixed() -> None:
+    for work in (deep, generators, coroutines, generated):
+        work()
+
+
+def train() -> Callable[[], None]:
+    """One epoch of a small training run, as a function to call again and again."""
+    import torch
+
+    torch.set_num_threads(1)
+    model = torch.nn.Sequential(*[torch.nn.Linear(32, 32) for _ in range(6)])
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def epoch() -> None:
+        for _ in range(8):
+            optimizer.zero_grad()
+            model(torch.randn(16, 32)).sum().backward()
+            optimizer.step()
+
+    return epoch
+
+
+class Checker:
+    """Looks at frames; what was good once is not looked at again."""
+
+    def __init__(self) -> None:
+        self.known: set[Frame] = set()
+        self.pairs: set[tuple[str, str]] = set()
+        self.files: dict[str, Lines] = {}
+        self.functions: set[str] = set()
+
+    def check(self, stack: ThreadStack) -> None:
+        for frame in stack.frames:
+            if frame not in self.known:
+                self.check_frame(frame)
+                if len(self.known) > 20_000:
+                    self.known.clear()
+                    self.pairs.clear()
+                self.known.add(frame)
+                self.functions.add(frame.function)
+        if not stack.unstable and not stack.truncated:
+            self.check_order(stack.frames)
+        if stack.name is not None and not re.fullmatch(r"[-\w ()]+", stack.name):
+            raise ValueError(f"name {stack.name!r}")
+
+    def check_order(self, frames: tuple[Frame, ...]) -> None:
+        """Of a whole stack: who called whom, and where it starts."""
+        functions = [frame.function for frame in frames]
+        for pair in pairwise(functions):
+            function, caller = pair
+            if pair not in self.pairs and caller not in CALLERS.get(function, {caller}):
+                raise ValueError(f"{caller} called {function}: {frames}")
+            self.pairs.add(pair)
+        if functions and functions[-1] not in ("_bootstrap", "<module>"):
+            raise ValueError(f"starts with {functions[-1]}: {frames}")
+        if len(functions) > DEPTH:
+            raise ValueError(f"{len(functions)} frames: {frames}")
+
+    def check_frame(self, frame: Frame) -> None:
+        file, line, function, qualname = frame
+        of_generated = GENERATED.fullmatch(file)
+        if of_generated is not None:
+            name = f"f{of_generated[1]}"
+            lines = {2, 3, None} if function == "<genexpr>" else {0, 1, 2, 3}
+            good = function in ("<module>", name, "<genexpr>") and line in lines
+            good = good and (qualname or name).split(".")[0] in ("<module>", name)
+        elif file.startswith("<"):  # frozen modules, namedtuples
+            good = re.fullmatch(r"<[ -;=?-~]+>", file) is not None and function.isprintable()
+        else:
+            if file not in self.files:
+                self.files[file] = lines_of(file)
+            lines = self.files[file].get((function, qualname), set())
+            good = line in lines
+        if not good:
+            raise ValueError(f"{frame}")
+
+
+def lines_of(file: str) -> Lines:
+    found: Lines = defaultdict(set)
+    pending = [compile(Path(file).read_bytes(), file, "exec", dont_inherit=True)]
+    while pending:
+        code = pending.pop()
+        qualname = getattr(code, "co_qualname", None)  # CPython 3.11
+        lines = found[code.co_name, qualname]
+        lines.add(code.co_firstlineno)
+        lines.update(line for _, _, line in code.co_lines())
+        pending += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return found
+
+
+class Soak:
+    def __init__(self, amount: str) -> None:
+        self.for_seconds = float(amount[:-1]) if amount.endswith("s") else 0.0
+        self.count = 1 if amount.endswith("s") else int(amount)
+        self.taken = self.stacks = self.unstable = self.truncated = self.cut = 0
+        self.seconds = 0.0
+        self.checker = Checker()
+
+    def missing(self) -> set[str]:
+        return {"recurse", "nested", "chain", "short_threads", "soaking"} - self.checker.functions
+
+    def done(self) -> bool:
+        """Enough, and all kinds of work seen; on a busy machine those may take a while longer."""
+        enough = self.taken >= self.count and self.seconds >= self.for_seconds
+        return enough and (not self.missing() or self.seconds > self.for_seconds + 60)
+
+    def run(self) -> None:
+        begin = time.monotonic()
+        while not self.done() and not stop.is_set():
+            taken = snapshot(mode="nogil")
+            self.taken += 1
+            self.cut += taken.truncated
+            for stack in taken.threads:
+                self.checker.check(stack)
+                self.stacks += 1
+                self.unstable += stack.unstable
+                self.truncated += stack.truncated
+            self.seconds = time.monotonic() - begin
+
+    def report(self) -> str:
+        return json.dumps(
+            {
+                "python": sys.version.split()[0],
+                "debug": hasattr(sys, "gettotalrefcount"),
+                "snapshots": self.taken,
+                "seconds": round(self.seconds, 1),
+                "stacks": self.stacks,
+                "unstable": self.unstable,
+                "truncated_stacks": self.truncated,
+                "truncated_snapshots": self.cut,
+            }
+        )
+
+
+def main() -> int:
+    sys.setswitchinterval(1e-4)
+    soaking = Soak(sys.argv[1])
+    # Not more work: each one makes the snapshots wait for the GIL.
+    main_work = train() if "torch" in sys.argv[2:] else generators
+    soak(soaking.run, [mixed, short_threads], main_work)
+    print(*failures, sep="\n", file=sys.stderr)
+    if failures:
+        return 1
+    print(soaking.report())
+    if soaking.missing():
+        print("never seen:", *soaking.missing(), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

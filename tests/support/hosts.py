@@ -1,0 +1,25 @@
+"""Host fields, and whether a server of ours answers to them."""
+
+from __future__ import annotations
+
+import socket
+
+HOSTS = [
+    ("127.0.0.1", True),
+    ("127.0.0.1:80", True),
+    ("10.1.2.3:25999", True),
+    ("[::1]:80", True),
+    ("[fe80::1]", True),
+    ("localhost", True),
+    ("LOCALHOST:1234", True),
+    ("localhost.:1234", True),
+    (socket.gethostname(), True),
+    (socket.gethostname().upper() + ":80", True),
+    ("evil.example", False),
+    ("evil.example:80", False),
+    ("127.0.0.1.evil.example", False),
+    ("localhost.evil.example", False),
+    ("evil-localhost", False),
+    ("", True),  # no browser sends none
+    (":80", False),
+]

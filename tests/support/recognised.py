@@ -1,0 +1,79 @@
+"""What has to be true of every verdict, checked on any bytes at all."""
+
+from __future__ import annotations
+
+import re
+
+from workerserver._parser import ParsedRequest, RequestParser
+from workerserver.native._bridge import Look, Table, verdicts
+from workerserver.types import ProtocolError
+
+TABLE = Table([])
+
+#: Ends of requests: whatever is called incomplete, one of them completes.
+_ENDS = [
+    b"GET / HTTP/1.1\r\nHost: h\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: h\r\n\r\n",
+    b"x: 0\r\nHost: h\r\n\r\n",
+    b":0\r\n\r\n",  # of a second field like Host: called incomplete before its name is whole
+    b"x:\r\n\r\n",
+    b"close\r\nHost: h\r\n\r\n",
+    b"close\r\n\r\n",
+    b"keep-alive\r\nHost: h\r\n\r\n",
+    b"keep-alive\r\n\r\n",
+]
+ENDS = list(dict.fromkeys(end[i:] for end in _ENDS for i in range(len(end))))
+
+
+def parse(data: bytes) -> tuple[list[ParsedRequest], bool, int]:
+    """The parser's requests, whether it refused, and the bytes it has not consumed."""
+    parser = RequestParser()
+    parser.receive_data(data)
+    requests = []
+    try:
+        while (request := parser.next_request()) is not None:
+            requests.append(request)
+    except ProtocolError:
+        return requests, True, 0
+    return requests, False, parser.buffered
+
+
+def same_request(look: Look, data: bytes) -> ParsedRequest:
+    """The parser makes the same of the request that *data* begins with, and of nothing less."""
+    requests, refused, left = parse(data[: look.length])
+    assert (len(requests), refused, left) == (1, False, 0)
+    assert parse(data[: look.length - 1]) == ([], False, look.length - 1)
+    (request,) = requests
+    target = look.path + b"?" + look.query if look.query else look.path
+    assert request.target in (target, look.path + b"?")
+    assert (request.method, request.path, request.query) == (
+        look.method.encode(),
+        look.path,
+        look.query,
+    )
+    assert (request.http_version, request.body) == ("1.1", b"")
+    assert (request.keep_alive, request.cross_site) == (look.keep_alive, False)
+    assert (request.host, request.authorization) == (look.host, look.authorization)
+    assert len(request.headers) == look.fields
+    return request
+
+
+def check(data: bytes) -> str:
+    """``verdicts(data)``, after all that has to hold of them was checked."""
+    seen = verdicts(data)
+    assert re.fullmatch("i+(r|f*)", seen)
+    names = {"i": "incomplete", "f": "forward"}
+    for size, verdict in enumerate(seen):  # as from the start, so at every byte
+        look = TABLE.look(data[:size])
+        assert look == names[verdict] if isinstance(look, str) else verdict == "r"
+    complete = seen.endswith("r")
+    look = TABLE.look(data)
+    assert (not isinstance(look, str)) == complete
+    if not isinstance(look, str):
+        assert look.length == len(seen) - 1
+        same_request(look, data)
+    # What may still come has to be open for the parser too, or its refusal would come late.
+    waiting = data[: seen.count("i") - 1]
+    assert parse(waiting) == ([], False, len(waiting))
+    assert any(not isinstance(TABLE.look(waiting + end), str) for end in ENDS), waiting
+    return seen

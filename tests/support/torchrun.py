@@ -1,0 +1,69 @@
+"""A training job under torchrun, in the middle of its training, and its end in any case."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from support.waiting import wait_until
+
+__all__ = ["descendants", "end", "training"]
+
+
+@contextlib.contextmanager
+def training(
+    words: Sequence[str], settings: Mapping[str, str], folder: Path, ranks: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    """torchrun with *words*, once each rank has put a file ``begun{rank}`` into *folder*. When the
+    block ends all of it is killed; after a failure what it said is printed."""
+    # torchrun isn't to end the others when one rank has died.
+    command = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval", "3600"]
+    log = folder / "job.log"
+    with log.open("wb") as output:
+        torchrun = subprocess.Popen(
+            [*command, "--nproc-per-node", str(ranks), *words],
+            env=settings,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        begun = [folder / f"begun{rank}" for rank in range(ranks)]
+        wait_until(lambda: torchrun.poll() is not None or all(each.exists() for each in begun), 90)
+        assert torchrun.returncode is None
+        yield torchrun
+    except BaseException:
+        print(log.read_text(errors="replace"))
+        raise
+    finally:
+        end(torchrun)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kills it and all that it started, also what its children did."""
+    below = descendants(process.pid)
+    for pid in [*below, process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not any(running(pid) for pid in below))
+
+
+def descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, task.read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,3 +1,0 @@
-from workerserver.types import Response
-
-def whole_reply(response: Response, close: bool) -> bytes: ...

@@ -1,0 +1,224 @@
+"""What a collector says for all ranks of its host in one answer, and how one of them is asked
+through it.
+
+The answer to ``collect`` is JSON: ``{"version": 1, "workers": [WORKER]}``, where WORKER has what a
+RankState has after the small questions: ``address``, ``unix``, ``tls``, ``rank``, ``kind``,
+``responded``, ``health``, ``digest``, ``main``, ``mode``, ``summary`` (``fr_summary``) and
+``failures`` ({question: [reason, text]}). Of a stock torch worker it only says that it is one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
+from typing import Any, get_args
+from urllib.parse import urlencode
+
+from workerserver.cluster.ask.wire import (
+    MOST_RANKS,
+    Answer,
+    Question,
+    digest_of,
+    health_of,
+    json_object,
+)
+from workerserver.cluster.failures import Failed, short
+from workerserver.cluster.model import REASONS, Failure, Kind, RankState, Worker
+
+__all__ = [
+    "FAILURE_FIELD",
+    "LONGEST",
+    "MOST_WORKERS",
+    "SHORTEST",
+    "collect_question",
+    "decode",
+    "encode",
+    "relay_failure",
+    "relayed",
+]
+
+#: Workers of one host; of a host whose ranks are known, so many more than those are believed.
+MOST_WORKERS = 4096
+MOST_MORE = 64
+#: Bytes of one worker's part of the answer (a job with 50 process groups has 35 KB of summary), and
+#: characters of a text.
+MOST_BYTES = 256 << 10
+MOST_TEXT = 4096
+QUESTIONS = frozenset({"healthz", "digest", "stacks", "fr_summary", "flight"})
+MODES = (None, "gil", "nogil", "kernel")
+#: A collector has this much of the time that its caller has, within these bounds (seconds).
+SHARE = 0.8
+SHORTEST, LONGEST = 0.05, 600.0
+#: A header field: why the collector itself has no answer of the worker.
+FAILURE_FIELD = "X-Collector-Failure"
+
+
+def collect_question(want: Collection[str], seconds: float, collector: Worker) -> Question:
+    """Ask *collector* for all its workers; each of them has a share of *seconds*."""
+    limit = MOST_BYTES * (len(collector.ranks) or MOST_MORE)
+    query = {
+        "want": ",".join(sorted(want)),
+        "deadline": f"{min(max(seconds * SHARE, SHORTEST), LONGEST):.3f}",
+        "limit": limit,
+    }
+    return Question.handler("collect", urlencode(query), limit=limit)
+
+
+def relayed(question: Question, worker: Worker, seconds: float) -> Question:
+    """*question*, put to *worker* through its collector, which has a share of *seconds*."""
+    query = {
+        "worker": worker.address,
+        "target": question.path,
+        "method": question.method,
+        "limit": question.limit,
+        "deadline": f"{min(max(seconds * SHARE, SHORTEST), LONGEST):.3f}",
+    }
+    return replace(question, path=f"/handler/ask?{urlencode(query)}", method="POST")
+
+
+def relay_failure(answer: Answer) -> Failed | None:
+    """Why the collector has no answer of the worker; None if it has one."""
+    reason = answer.fields.get(FAILURE_FIELD.lower())
+    if reason is None:
+        return None
+    text = answer.body[:200].decode("utf-8", "backslashreplace")
+    for known in REASONS:
+        if reason == known:
+            return Failed(known, text)
+    return Failed("malformed", f"its collector's failure is {short(reason)}")
+
+
+def encode(states: Sequence[RankState], limit: int) -> bytes:
+    """The answer to ``collect``, of at most *limit* bytes, as far as nobody's summary makes it
+    longer: who sends too large a one, or one that JSON can't hold, is told of without it."""
+    most = min(limit // max(len(states), 1), MOST_BYTES) - 16
+    parts = []
+    for state in states:
+        fields = _fields(state)
+        try:
+            part = json.dumps(fields, separators=(",", ":"), allow_nan=False)
+        except ValueError as error:
+            part, why = "", ("malformed", f"fr_summary can't be passed on: {short(error)}")
+        else:
+            why = ("too large", f"a summary of {len(part)} bytes, more than {most}")
+        if not part or len(part) > most:
+            fields["summary"] = None
+            fields["failures"]["fr_summary"] = why
+            part = json.dumps(fields, separators=(",", ":"), allow_nan=False)
+        parts.append(part)
+    return f'{{"version":1,"workers":[{",".join(parts)}]}}'.encode("ascii")
+
+
+def _fields(state: RankState) -> dict[str, Any]:
+    failures = {name: (each.reason, each.text) for name, each in state.failures.items()}
+    return {
+        "address": state.worker.address,
+        "unix": state.worker.unix,
+        "tls": state.worker.tls,
+        "rank": state.rank,
+        "kind": state.kind,
+        "responded": state.responded,
+        "health": None if state.health is None else asdict(state.health),
+        "digest": state.digest,
+        "main": state.main_digest,
+        "mode": state.mode,
+        "summary": state.flight_summary,
+        "failures": failures,
+    }
+
+
+def decode(answer: Answer, collector: Worker) -> list[RankState]:
+    """The states of its workers, each to be asked via *collector*; ValueError names what can't be
+    right. What can't be right of one worker only is that one's failure, and so is to be none of
+    the collector's ranks, or not to be told of."""
+    fields = json_object(answer.body)
+    version, workers = fields.get("version"), fields.get("workers")
+    if version != 1:
+        raise ValueError(f"version is {short(version)}, and this reads version 1")
+    most = len(collector.ranks) + MOST_MORE if collector.ranks else MOST_WORKERS
+    if not isinstance(workers, list) or len(workers) > most:
+        raise ValueError(f"workers is no list, or of more than {most}")
+    states = {}
+    for number, each in enumerate(workers):
+        try:
+            state = _state(each, collector)
+        except ValueError as error:
+            state = _misread(each, collector, f"workers[{number}]: {error}")
+        states[state.worker] = state
+    told = {state.rank for state in states.values()}
+    for rank in collector.ranks:
+        if rank not in told:
+            text = "the collector of its host doesn't tell of it"
+            missing = RankState(_worker("", rank, collector), rank)
+            missing.failures["healthz"] = Failure("missing", text)
+            states[missing.worker] = missing
+    return list(states.values())
+
+
+def _worker(address: str, rank: int | None, collector: Worker, **more: bool) -> Worker:
+    unix, tls = more.get("unix", False), more.get("tls", False)
+    return Worker(address, unix, rank, collector.host, collector.source, tls=tls, via=collector)
+
+
+def _misread(fields: Any, collector: Worker, text: str) -> RankState:
+    """What is told of a worker of which only the rank can be read; ValueError if not even that."""
+    rank = fields.get("rank") if isinstance(fields, dict) else None
+    if type(rank) is not int or not 0 <= rank < MOST_RANKS:
+        raise ValueError(text)
+    state = RankState(_worker("", rank, collector), rank)
+    state.failures["healthz"] = Failure("malformed", text)
+    return state
+
+
+def _state(fields: Any, collector: Worker) -> RankState:
+    if not isinstance(fields, dict):
+        raise ValueError("not an object")
+    rank: int | None = _of(fields, "rank", int, type(None))
+    if rank is not None and not 0 <= rank < MOST_RANKS:
+        raise ValueError(f"rank is {short(rank)}")
+    kind: Kind = fields.get("kind", "unknown")
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind is {short(kind)}")
+    if fields.get("mode") not in MODES:
+        raise ValueError(f"mode is {short(fields.get('mode'))}")
+    address = _text(fields.get("address"), "address")
+    unix, tls = _of(fields, "unix", bool), _of(fields, "tls", bool)
+    worker = _worker(address, rank, collector, unix=unix, tls=tls)
+    state = RankState(worker, rank, kind=kind, responded=_of(fields, "responded", bool))
+    health = _of(fields, "health", dict, type(None))
+    state.health = None if health is None else health_of(health)
+    if fields.get("digest") is not None:
+        state.digest, state.main_digest = digest_of(fields)
+        state.mode = fields["mode"]
+    state.flight_summary = _of(fields, "summary", dict, type(None))
+    state.failures = _failures(_of(fields, "failures", dict))
+    if rank is not None and collector.ranks and rank not in collector.ranks:
+        text = "its host's collector answers for a rank that is none of its own"
+        state.failures["healthz"] = Failure("lied", text)
+    return state
+
+
+def _of(fields: dict[str, Any], name: str, *types: type) -> Any:
+    value = fields.get(name)
+    if type(value) not in types:
+        raise ValueError(f"{name} is {short(value)}")
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or len(value) > MOST_TEXT:
+        raise ValueError(f"{name} is {short(value)}")
+    return value
+
+
+def _failures(given: dict[Any, Any]) -> dict[str, Failure]:
+    failures = {}
+    for question, failure in given.items():
+        if question not in QUESTIONS or not isinstance(failure, list) or len(failure) != 2:
+            raise ValueError(f"failures: {short(question)} is no failure")
+        reason, text = failure
+        if reason not in REASONS:
+            raise ValueError(f"failures: {short(question)} is {short(reason)}")
+        failures[question] = Failure(reason, _text(text, "failures"))
+    return failures

@@ -1,0 +1,136 @@
+"""The small questions to a job of which hosts have a collector: one answer for each such host."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from workerserver.cluster.ask.client import Client, Visit
+from workerserver.cluster.ask.collector_format import collect_question, decode
+from workerserver.cluster.ask.questions import Memory
+from workerserver.cluster.ask.survey import Part, ask_each
+from workerserver.cluster.failures import Failed, short
+from workerserver.cluster.model import Failure, RankState, Worker
+
+__all__ = ["behind_collectors", "first_answers"]
+
+#: Seconds in which a collector is to say who is there.
+WHO_IS_THERE = 2.0
+
+
+async def first_answers(
+    workers: Sequence[Worker],
+    client: Client,
+    want: Collection[Part],
+    memory: Memory,
+    on_done: Callable[[RankState], None] | None = None,
+    *,
+    stock: bool = True,
+) -> list[RankState]:
+    """What all of *workers* say to the small questions; a collector speaks for those of its host.
+
+    *stock*: ask stock torch workers for what stands for such answers.
+    """
+    collectors = [worker for worker in workers if worker.collector]
+    if not collectors:
+        return await ask_each(workers, client, want, memory, on_done, stock)
+    found = await _ask_collectors(collectors, client, want, memory, on_done, stock)
+    kept, direct = _without_doubles(workers, found)
+    return kept + await ask_each(direct, client, want, memory, on_done, stock)
+
+
+async def behind_collectors(workers: Sequence[Worker], client: Client) -> list[Worker]:
+    """*workers*, but for each collector those that it answers for."""
+    collectors = [worker for worker in workers if worker.collector]
+    want: tuple[Part, ...] = ("health",)
+    found = await _ask_collectors(
+        collectors, client, want, Memory(), None, stock=False, seconds=WHO_IS_THERE
+    )
+    kept, direct = _without_doubles(workers, found)
+    return [state.worker for state in kept] + direct
+
+
+def _without_doubles(
+    workers: Iterable[Worker], found: Iterable[RankState]
+) -> tuple[list[RankState], list[Worker]]:
+    """Of what collectors have told, what counts; and which of *workers* have to be asked too: who
+    is registered by itself is if its collector has no answer of it."""
+    by_rank: dict[int | None, list[RankState]] = {}
+    for state in found:
+        by_rank.setdefault(state.rank, []).append(state)
+    kept = by_rank.pop(None, [])
+    answers = {rank: _believed(states) for rank, states in by_rank.items()}
+    direct = []
+    for worker in workers:
+        if worker.collector:
+            continue
+        known = [] if worker.rank is None or worker.assumed else answers.get(worker.rank, [])
+        if not known:
+            direct.append(worker)
+        elif worker.address and not known[0].responded:
+            direct.append(worker)
+            del answers[worker.rank]
+    return kept + [state for states in answers.values() for state in states], direct
+
+
+def _believed(states: Sequence[RankState]) -> Sequence[RankState]:
+    """Of those told of one rank: who answered, each process once (several collectors may know it),
+    else the first."""
+    answered = {
+        (state.worker.address, state.health.pid if state.health is not None else None): state
+        for state in states
+        if state.responded
+    }
+    return list(answered.values()) or states[:1]
+
+
+async def _ask_collectors(
+    collectors: Sequence[Worker],
+    client: Client,
+    want: Collection[Part],
+    memory: Memory,
+    on_done: Callable[[RankState], None] | None,
+    stock: bool,
+    seconds: float = math.inf,
+) -> list[RankState]:
+    """The states of all their workers, which have *seconds* and no more than the client's deadline
+    allows. Where a collector doesn't answer, its ranks' say so, or if these aren't known, its own.
+    """
+
+    async def talk(visit: Visit) -> list[RankState]:
+        collector = visit.worker
+        answer = await visit.ask(collect_question(want, min(visit.left, seconds), collector))
+        try:
+            states = decode(answer, collector)
+        except ValueError as error:
+            raise Failed("malformed", short(error)) from None
+        for state in states:
+            if state.flight_summary is not None:
+                state.flight_summary = memory.kept(state.worker, state.flight_summary)
+        return states
+
+    def noted(worker: Worker, outcome: list[RankState] | Failure) -> None:
+        if on_done is not None:
+            on_done(RankState(worker))
+
+    states: list[RankState] = []
+    for collector, outcome in (await client.visit(collectors, talk, noted)).items():
+        states += _without(collector, outcome) if isinstance(outcome, Failure) else outcome
+    if stock:
+        asked = [state.worker for state in states if state.kind == "torch"]
+        states = [state for state in states if state.kind != "torch"]
+        states += await ask_each(asked, client, want, memory, None, stock)
+    return states
+
+
+def _without(collector: Worker, failure: Failure) -> list[RankState]:
+    """What is told where *collector* gives no answer."""
+    if not collector.ranks:
+        return [RankState(collector, failures={"healthz": failure})]
+    text = f"the collector of its host ({collector.address}): {failure.text}"
+    own = Failure(failure.reason, text)
+    workers = (
+        Worker("", False, rank, collector.host, collector.source, via=collector)
+        for rank in collector.ranks
+    )
+    return [RankState(worker, worker.rank, failures={"healthz": own}) for worker in workers]

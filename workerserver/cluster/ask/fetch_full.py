@@ -1,0 +1,163 @@
+"""The second phase: full answers, one for each group of workers that do the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from workerserver.cluster.ask.client import Client, Visit
+from workerserver.cluster.ask.questions import DIGEST, STACKS, TRACES, Memory, process_groups
+from workerserver.cluster.failures import Failed
+from workerserver.cluster.model import Failure, RankState, Thread, Worker
+
+#: A digest, and how the stacks were taken.
+Key = tuple[str, str | None]
+
+__all__ = ["full_stacks", "full_traces", "suspects"]
+
+#: Different stacks of which the full text is fetched; beyond, the most and the least common ones.
+MOST_STACKS = 1024
+#: Full flight-recorder traces.
+MOST_TRACES = 256
+#: Members of a group that are asked for the group's stacks, one after the other.
+TRIES = 3
+
+
+async def full_stacks(client: Client, states: Sequence[RankState], memory: Memory) -> int:
+    """Fill in ``threads`` by groups of equal digests; returns how many were fetched."""
+    groups: dict[Key, list[RankState]] = {}
+    for state in states:
+        if state.digest is not None and state.kind == "workerserver":
+            # The mode says whether the GIL was held: what is shared has to be true of everybody.
+            groups.setdefault((state.digest, state.mode), []).append(state)
+    wanted = [key for key in groups if key not in memory.threads]
+    chosen = _ends(sorted(wanted, key=lambda key: (-len(groups[key]), key[0])), MOST_STACKS)
+    waiting = {key: iter(groups[key][:TRIES]) for key in chosen}
+    own: dict[Worker, tuple[Thread, ...]] = {}
+    fetched = 0
+    while waiting and not client.stopped:
+        asked: dict[Worker, tuple[Key, RankState]] = {}
+        for key, candidates in list(waiting.items()):
+            candidate = next(candidates, None)
+            if candidate is None:
+                del waiting[key]
+            else:
+                asked[candidate.worker] = (key, candidate)
+        talk = partial(_speak_for, asked, groups, own)
+        for worker, outcome in (await client.visit(asked, talk)).items():
+            key, state = asked[worker]
+            if isinstance(outcome, Failure):
+                state.failures["stacks"] = outcome
+            else:
+                memory.threads[key] = outcome
+                fetched += 1
+                del waiting[key]
+    for key, members in groups.items():
+        for state in members:
+            threads = memory.threads.get(key) or own.get(state.worker)
+            if threads is not None:
+                state.threads = threads
+                state.failures.pop("stacks", None)
+            elif "stacks" not in state.failures:
+                state.failures["stacks"] = _no_stacks(key in chosen)
+    return fetched
+
+
+async def _speak_for(
+    asked: Mapping[Worker, tuple[Key, RankState]],
+    groups: Mapping[Key, Sequence[RankState]],
+    own: dict[Worker, tuple[Thread, ...]],
+    visit: Visit,
+) -> tuple[Thread, ...]:
+    """One member's stacks, for its whole group; Failed if it has moved on in between."""
+    key, state = asked[visit.worker]
+    try:
+        threads: tuple[Thread, ...] = await visit.ask(STACKS)
+        if len(groups[key]) > 1:
+            again = await visit.ask(DIGEST)
+            if isinstance(again, str) or (again[0].digest, again[1]) != key:
+                own[visit.worker] = threads
+                raise Failed("timeout", "its stacks changed while they were fetched")
+        return threads
+    finally:
+        state.bytes_received += visit.received
+
+
+def _no_stacks(asked: bool) -> Failure:
+    if asked:
+        return Failure("timeout", "no rank with the same stacks gave them in full")
+    return Failure("too large", f"more than {MOST_STACKS} different stacks: not fetched in full")
+
+
+def _ends(ordered: Sequence[Any], most: int) -> list[Any]:
+    """The first and the last of *ordered*, *most* in all: the crowd and the odd ones out."""
+    if len(ordered) <= most:
+        return list(ordered)
+    return [*ordered[: most // 2], *ordered[len(ordered) - (most - most // 2) :]]
+
+
+async def full_traces(client: Client, states: Sequence[RankState]) -> int:
+    """Fill in ``flight`` where the summaries differ; returns how many were fetched."""
+    by_worker = {state.worker: state for state in suspects(states)[:MOST_TRACES]}
+    if client.stopped:
+        return 0
+
+    async def talk(visit: Visit) -> None:
+        state = by_worker[visit.worker]
+        recorders = {group.get("recorder") for group in process_groups(state.flight_summary)}
+        try:
+            state.flight = await visit.ask(TRACES["nccl" if "nccl" in recorders else "fr"])
+        finally:
+            state.bytes_received += visit.received
+
+    for worker, outcome in (await client.visit(by_worker, talk)).items():
+        if outcome is not None:
+            by_worker[worker].failures["flight"] = outcome
+    return sum(state.flight is not None for state in by_worker.values())
+
+
+def suspects(states: Sequence[RankState]) -> list[RankState]:
+    """Whose full traces are worth fetching, the rarest states first.
+
+    For each process group whose members' summaries differ, one member of each state. If all agree
+    everywhere and something is pending, one member of all.
+    """
+    groups: dict[str, dict[str, list[RankState]]] = {}
+    pending: list[RankState] = []
+    for state in states:
+        for name, position, waits in _positions(state.flight_summary):
+            groups.setdefault(name, {}).setdefault(position, []).append(state)
+            if waits:
+                pending.append(state)
+    found: list[tuple[int, int, RankState]] = []
+    for positions in groups.values():
+        if len(positions) > 1:
+            found += ((len(m), _order(m[0]), m[0]) for m in positions.values())
+    if not found and pending:
+        found = [(0, _order(state), state) for state in pending[:1]]
+    found.sort(key=lambda entry: entry[:2])
+    return list({id(state): state for _, _, state in found}.values())
+
+
+def _order(state: RankState) -> int:
+    return -1 if state.rank is None else state.rank
+
+
+def _positions(summary: Mapping[str, Any] | None) -> Iterable[tuple[str, str, bool]]:
+    """(group, where this rank stands in it, whether something is pending), as far as it is sane."""
+    for group in process_groups(summary):
+        stand = []
+        for name in ("last_issued", "last_retired", "first_pending"):
+            operation = group.get(name)
+            if isinstance(operation, dict):
+                stand.append([operation.get(key) for key in _SIGNATURE])
+            else:
+                stand.append([])
+        identity = [group.get(key) for key in ("recorder", "name", "desc", "ranks")]
+        yield json.dumps(identity), json.dumps(stand), bool(stand[2])
+
+
+#: What says where a rank is; times differ on every rank.
+_SIGNATURE = ("seq", "p2p_seq", "p2p", "op", "input_sizes", "input_dtypes", "output_sizes")

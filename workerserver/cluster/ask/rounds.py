@@ -1,0 +1,154 @@
+"""Learn what every rank does, at a cost that grows with the number of different answers.
+
+First every rank is asked what is small: its health, the digest of its stacks, the summary of its
+flight recorder. Then one member of each group of equal digests gives its full stacks, and one
+member of each state that stands out in a process group its full trace. Stock torch workers have
+nothing small: their text stands for the digest, and their trace for the summary. Where a host has a
+collector, that asks the small questions, and all of its ranks are one answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from workerserver.cluster.ask.client import DEADLINE, Client
+from workerserver.cluster.ask.collectors import first_answers
+from workerserver.cluster.ask.fetch_full import full_stacks, full_traces
+from workerserver.cluster.ask.questions import Memory
+from workerserver.cluster.ask.survey import EVERYTHING, Part
+from workerserver.cluster.model import Failure, RankState, Worker
+
+__all__ = ["EVERYTHING", "Part", "Round", "collect", "collect_round"]
+
+#: Who was silent for a whole deadline gets this part of it in later rounds, or an interval.
+SILENT_SHARE = 4
+
+
+@dataclass(slots=True)
+class Round:
+    """One look at all ranks. *states* are in the order of the workers; *started* is seconds since
+    the epoch; *questions* and *bytes_received* are what it cost."""
+
+    states: list[RankState]
+    started: float
+    duration_s: float = 0.0
+    questions: int = 0
+    bytes_received: int = 0
+    stacks_fetched: int = 0
+    traces_fetched: int = 0
+
+
+async def collect(
+    workers: Iterable[Worker],
+    *,
+    deadline: float = DEADLINE,
+    want: Collection[Part] = EVERYTHING,
+    rounds: int = 1,
+    interval: float = 2.0,
+    on_done: Callable[[RankState], None] | None = None,
+    client: Client | None = None,
+) -> list[Round]:
+    """*rounds* looks at all of *workers*, their starts *interval* seconds apart or more.
+
+    Every worker has a RankState in each round, whatever became of it. *on_done* gets each once its
+    first, small answers are in. A stopped client ends it with the rounds that have begun. With a
+    *client* its deadline holds, else *deadline*; it is for each phase: for the small questions of
+    one worker, and again for its full answers. Who let all of it pass in silence gets less of it in
+    later rounds.
+    """
+    if client is None:
+        async with Client(deadline=deadline) as client:
+            return await collect(
+                workers, want=want, rounds=rounds, interval=interval, on_done=on_done, client=client
+            )
+    everybody = list(dict.fromkeys(workers))
+    memory = Memory()
+    done: list[Round] = []
+    for number in range(rounds):
+        if number:
+            began = asyncio.get_running_loop().time() - done[-1].duration_s
+            await _pause(client, began + interval)
+        if client.stopped and done:
+            break
+        done.append(await collect_round(everybody, client, want, memory, on_done))
+        _note_the_silent(client, done[-1].states, interval)
+    return done
+
+
+def _note_the_silent(client: Client, states: Iterable[RankState], interval: float) -> None:
+    for state in states:
+        asked = state.worker.via or state.worker
+        reasons = {failure.reason for failure in state.failures.values()}
+        if state.responded or "timeout" not in reasons or client.stopped:
+            client.patience.pop(asked, None)
+        elif asked is state.worker or not state.worker.address:  # else its collector did answer
+            least = max(interval, client.deadline / SILENT_SHARE)
+            client.patience[asked] = min(least, client.deadline)
+
+
+async def collect_round(
+    workers: Sequence[Worker],
+    client: Client,
+    want: Collection[Part],
+    memory: Memory,
+    on_done: Callable[[RankState], None] | None = None,
+) -> Round:
+    """One look; *memory* has the stacks that earlier ones fetched."""
+    result = Round([], time.time())
+    clock = asyncio.get_running_loop().time()
+    questions, received = client.questions, client.bytes_received
+    result.states = await first_answers(workers, client, want, memory, on_done)
+    settle_ranks(result.states)
+    if "stacks" in want:
+        result.stacks_fetched = await full_stacks(client, result.states, memory)
+    if "flight" in want:
+        result.traces_fetched = await full_traces(client, result.states)
+    result.questions = client.questions - questions
+    result.bytes_received = client.bytes_received - received
+    result.duration_s = asyncio.get_running_loop().time() - clock
+    return result
+
+
+# ---- who is who
+
+
+def settle_ranks(states: Sequence[RankState]) -> None:
+    """Workers that claim one rank are both told of; a counted rank gives way to a claimed one."""
+    claims: dict[int, list[RankState]] = {}
+    for state in states:
+        if state.health is not None and state.health.rank is not None:
+            claims.setdefault(state.health.rank, []).append(state)
+    for rank, claimants in claims.items():
+        if len(claimants) == 1:
+            continue
+        for state in claimants:
+            others = [other.worker.address for other in claimants if other is not state]
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            text = f"says that it is rank {rank}, and so does {min(others)}{more}"
+            state.failures.setdefault("healthz", Failure("lied", text))
+    # One worker that is not what it was counted as: the others' numbers are worth nothing either.
+    counted = [state for state in states if state.worker.assumed]
+    if any(state.rank != state.worker.rank for state in counted):
+        for state in counted:
+            if state.health is None or state.health.rank is None:
+                state.rank = None
+    for state in states:
+        if state.rank is None and state.kind == "torch":
+            state.rank = _rank_in_name(state.worker)
+
+
+def _rank_in_name(worker: Worker) -> int | None:
+    """``…/rank3.sock``: all that tells of a stock worker's rank on a Unix socket."""
+    match = re.search(r"(?:\A|[^a-z])rank[_-]?([0-9]{1,7})[^/0-9]*\Z", worker.address)
+    return int(match[1]) if match and worker.unix else None
+
+
+async def _pause(client: Client, until: float) -> None:
+    """Sleep until the loop's time *until*, or until the client is stopped."""
+    loop = asyncio.get_running_loop()
+    while not client.stopped and (left := until - loop.time()) > 0:
+        await asyncio.sleep(min(left, 0.1))

@@ -1,0 +1,181 @@
+"""The small questions to each rank: its health, the digest of its stacks, the summary of its
+flight recorder. Stock torch workers have nothing small: their text stands for the digest, and their
+trace for the summary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from hashlib import blake2b
+from typing import Literal
+
+from workerserver.cluster.ask.client import Client, Visit
+from workerserver.cluster.ask.questions import DIGEST, HEALTH, SUMMARY, TEXT, TRACES, Memory
+from workerserver.cluster.failures import Failed, short
+from workerserver.cluster.model import Failure, RankState, Thread, Worker
+from workerserver.cluster.read import stacks
+
+__all__ = ["EVERYTHING", "Part", "ask_each", "text_digest"]
+
+Part = Literal["health", "stacks", "flight"]
+EVERYTHING: Collection[Part] = ("health", "stacks", "flight")
+
+
+async def ask_each(
+    workers: Sequence[Worker],
+    client: Client,
+    want: Collection[Part],
+    memory: Memory,
+    on_done: Callable[[RankState], None] | None,
+    stock: bool,
+) -> list[RankState]:
+    states = {worker: RankState(worker, worker.rank) for worker in workers}
+
+    async def talk(visit: Visit) -> RankState:
+        return await _first_questions(visit, states[visit.worker], want, memory, stock)
+
+    def noted(worker: Worker, outcome: RankState | Failure) -> None:
+        state = states[worker]
+        if isinstance(outcome, Failure):
+            state.failures.setdefault("healthz", outcome)
+        if on_done is not None:
+            on_done(state)
+
+    for worker, outcome in (await client.visit(workers, talk, noted)).items():
+        if isinstance(outcome, Failure):
+            states[worker].failures.setdefault("healthz", outcome)
+    return list(states.values())
+
+
+async def _first_questions(
+    visit: Visit, state: RankState, want: Collection[Part], memory: Memory, stock: bool
+) -> RankState:
+    worker = state.worker
+    try:
+        # Whose rank is known and who isn't asked for health needs one question less.
+        if "health" in want or "stacks" not in want or worker.rank is None or worker.assumed:
+            await _ask_health(visit, state)
+        else:
+            await _ask_digest(visit, state, memory)
+        if state.kind == "torch" and not stock:
+            return state
+        if "stacks" in want and state.digest is None and not state.failures:
+            await (_text if state.kind == "torch" else _ask_digest)(visit, state, memory)
+        if "flight" in want and state.responded and "healthz" not in state.failures:
+            if state.kind == "torch":
+                await _stock_trace(visit, state)
+            else:
+                await _summary(visit, state, memory)
+    finally:
+        state.bytes_received = visit.received
+    if state.kind == "torch" and state.failures and not state.digest and not state.flight:
+        state.kind = "unknown"
+    return state
+
+
+async def _ask_health(visit: Visit, state: RankState) -> None:
+    try:
+        state.health = await visit.ask(HEALTH)
+    except Failed as failed:
+        state.responded = failed.failure.reason not in ("unreachable", "timeout")
+        if failed.failure.reason == "missing":  # it speaks HTTP, and is not ours
+            state.kind = "torch"
+        else:
+            state.failures["healthz"] = failed.failure
+        return
+    state.responded = True
+    state.kind = "workerserver"
+    _check_rank(state)
+
+
+def _check_rank(state: RankState) -> None:
+    """Whether the worker is the rank that it was found as; if not, it isn't asked any further."""
+    said, worker = state.health.rank if state.health else None, state.worker
+    if said is None or worker.rank is None or worker.assumed or said == worker.rank:
+        state.rank = worker.rank if said is None else said
+        return
+    text = f"found as rank {worker.rank}, says that it is rank {said}"
+    state.failures["healthz"] = Failure("lied", text)
+
+
+async def _ask_digest(visit: Visit, state: RankState, memory: Memory) -> None:
+    """A stock worker, which knows no digest, answers with its stacks."""
+    try:
+        answer = await visit.ask(DIGEST)
+        if not isinstance(answer, str):
+            (state.digest, state.main_digest), state.mode = answer
+            state.kind = "workerserver"
+    except Failed as failed:
+        state.failures["digest"] = failed.failure
+        state.responded |= failed.failure.reason not in ("unreachable", "timeout")
+        return
+    state.responded = True
+    if isinstance(answer, str):
+        state.kind = "torch"
+        _keep_text(state, memory, answer)
+
+
+async def _summary(visit: Visit, state: RankState, memory: Memory) -> None:
+    try:
+        state.flight_summary = memory.kept(state.worker, await visit.ask(SUMMARY))
+    except Failed as failed:
+        state.failures["fr_summary"] = failed.failure
+
+
+async def _stock_trace(visit: Visit, state: RankState) -> None:
+    """What stock torch has to say of a recorder is only in full."""
+    try:
+        trace = state.flight = await visit.ask(TRACES["fr"])
+        if not trace.get("entries"):
+            nccl = await visit.ask(TRACES["nccl"])
+            if nccl.get("entries"):
+                state.flight = nccl
+    except Failed as failed:
+        if state.flight is None:
+            state.failures["flight"] = failed.failure
+
+
+async def _text(visit: Visit, state: RankState, memory: Memory) -> None:
+    try:
+        text = await visit.ask(TEXT)
+    except Failed as failed:
+        state.failures["stacks"] = failed.failure
+    else:
+        _keep_text(state, memory, text)
+
+
+def _keep_text(state: RankState, memory: Memory, text: str) -> None:
+    """A stock worker's stacks: the text itself, of which equal ones are kept once."""
+    digest = text_digest(text)
+    key = (digest, "torch")
+    try:
+        threads = memory.threads.get(key) or _parsed(stacks.parse_text, text)
+    except Failed as failed:
+        state.failures["stacks"] = failed.failure
+        return
+    state.digest = digest
+    state.threads = memory.threads[key] = threads
+    mains = [thread.frames for thread in threads if thread.main]
+    if mains:
+        state.main_digest = _hash(repr(mains))
+
+
+def _parsed(parse: Callable[[str], Iterable[Thread]], text: str) -> tuple[Thread, ...]:
+    try:
+        return tuple(parse(text))
+    except ValueError as error:
+        raise Failed("malformed", short(error)) from None
+
+
+_THREAD = re.compile(r"^(?:Current thread|Thread) 0x[0-9a-f]+.*$", re.MULTILINE)
+
+
+def text_digest(text: str) -> str:
+    """As the workers' own digests: equal where the same stacks are, whatever their idents, order
+    and number. Not comparable with those, because a text has no thread names."""
+    return _hash("\0".join(sorted({stack.strip() for stack in _THREAD.split(text)})))
+
+
+def _hash(text: str) -> str:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

@@ -1,0 +1,191 @@
+"""What a worker's answers are made of; nothing in them is believed before it was looked at."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from workerserver.cluster.failures import short
+from workerserver.cluster.model import Health
+
+__all__ = [
+    "MOST_RANKS",
+    "Answer",
+    "Digest",
+    "Progress",
+    "Question",
+    "digest",
+    "digest_of",
+    "health",
+    "health_of",
+    "json_object",
+    "load_json",
+]
+
+#: Ranks beyond this are a mistake or a lie.
+MOST_RANKS = 1 << 24
+_HASH = re.compile(r"[0-9a-f]{1,64}\Z")
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value - value != 0:  # 1e999
+        raise ValueError(f"{text[:40]} is too large a number")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
+
+
+@dataclass(slots=True)
+class Answer:
+    """A complete answer. *fields* by lower-case name; *received* counts its head too."""
+
+    status: int
+    reason: str
+    fields: Mapping[str, str]
+    body: bytes
+    received: int
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def content_type(self) -> str:
+        return self.fields.get("content-type", "")
+
+    @property
+    def status_line(self) -> str:
+        return f"HTTP {self.status} {self.reason}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked. *limit*: bytes of body. *parse* makes the result of the answer, and raises
+    ValueError if it can't; without it the result is the Answer. *any_status*: an HTTP error is an
+    answer too, else a Failure."""
+
+    name: str
+    path: str
+    method: str = "POST"
+    limit: int = 8 << 20
+    parse: Callable[[Answer], Any] | None = None
+    any_status: bool = False
+
+    @classmethod
+    def handler(cls, name: str, query: str = "", **options: Any) -> Question:
+        """The handler *name*, which no escaping is done for."""
+        return cls(name, f"/handler/{name}{f'?{query}' if query else ''}", **options)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far an answer has come: bytes, those of its head included, and whether that is whole."""
+
+    received: int = 0
+    head: bool = False
+
+    def __str__(self) -> str:
+        if not self.received:
+            return "no answer"
+        if not self.head:
+            return "the head of the answer incomplete"
+        return f"the answer incomplete after {self.received} bytes"
+
+
+class Digest(NamedTuple):
+    """``dump_traceback?format=digest``."""
+
+    digest: str
+    main: str | None
+
+
+def load_json(body: bytes) -> Any:
+    """What *body* holds; ValueError if it is no JSON (NaN is none either) or nested too deeply."""
+    try:
+        text = body.decode("utf-8").strip(" \t\n\r")
+        value, end = _DECODER.raw_decode(text)
+        if end < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+        return value
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON: {short(error)}") from None
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    value = load_json(body)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
+
+
+def health(body: bytes) -> Health:
+    """``/healthz``; ValueError names the field that can't be right."""
+    return health_of(json_object(body))
+
+
+def health_of(fields: Mapping[str, Any]) -> Health:
+    """As :func:`health`, of the object."""
+    status = fields.get("status")
+    if status not in ("ok", "stalled"):
+        raise ValueError(f"status is {short(status)}")
+    rank = _integer(fields, "rank")
+    if rank is not None and not 0 <= rank < MOST_RANKS:
+        raise ValueError(f"rank is {short(rank)}")
+    return Health(
+        status,
+        _integer(fields, "pid"),
+        rank,
+        _seconds(fields, "uptime_s"),
+        _integer(fields, "step"),
+        _seconds(fields, "step_age_s"),
+        _seconds(fields, "gil_wait_s"),
+        _seconds(fields, "gil_wait_max_s"),
+        _seconds(fields, "gil_unavailable_s"),
+        _seconds(fields, "cpu_s"),
+        _integer(fields, "rss_bytes"),
+    )
+
+
+def digest(body: bytes) -> Digest:
+    """A digest; ValueError names the field that can't be right."""
+    return digest_of(json_object(body))
+
+
+def digest_of(fields: Mapping[str, Any]) -> Digest:
+    """As :func:`digest`, of the object."""
+    for name in ("digest", "main"):
+        value = fields.get(name)
+        if value is None and name == "main":
+            continue
+        if not isinstance(value, str) or not _HASH.match(value):
+            raise ValueError(f"{name} is {short(value)}")
+    return Digest(fields["digest"], fields.get("main"))
+
+
+def _integer(fields: Mapping[str, Any], name: str) -> int | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{name} is {short(value)}")
+    return value
+
+
+def _seconds(fields: Mapping[str, Any], name: str) -> float | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 <= value < 1e12:
+        raise ValueError(f"{name} is {short(value)}")
+    return float(value)

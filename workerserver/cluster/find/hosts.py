@@ -1,0 +1,162 @@
+"""Workers from lists of hosts: a hosts file, Slurm's environment, a name with many addresses."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from workerserver.cluster.addresses import tcp_worker
+from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.failures import Failed
+from workerserver.cluster.find.host_lists import MOST, expand, expand_hosts, split_hosts
+from workerserver.cluster.model import Source, Worker
+from workerserver.cluster.resolve import look_up
+
+__all__ = ["from_collectors", "from_dns", "from_hosts_file", "from_slurm", "has_port"]
+
+#: Characters of a hosts file.
+FILE_LIMIT = 16 << 20
+_TASKS = re.compile(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?\Z")
+_PORTS = re.compile(r"(?P<host>.+):(?P<low>[0-9]{1,5})(?:-(?P<high>[0-9]{1,5}))?\Z")
+_PLACEHOLDER = re.compile(r"\{(rank|local_rank)\}")
+
+
+def from_hosts_file(path: str, port: str | None = None) -> list[Worker]:
+    """One or more hosts per line, ``#`` begins a comment: ``node[001-128]:25[000-007]``.
+
+    A host is ``host:port``, a URL, a socket's path, or just a name if *port* says which (it may
+    hold a range too). Ranks are counted in the order of appearance: what a worker says of itself
+    wins.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(FILE_LIMIT + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ClusterError(f"{path}: {reason}") from None
+    if len(text) > FILE_LIMIT:
+        raise ClusterError(f"{path}: longer than {FILE_LIMIT} characters")
+    workers: list[Worker] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            for name in split_hosts(line.partition("#")[0]):
+                whole = name if port is None or "/" in name or has_port(name) else f"{name}:{port}"
+                for address in expand(whole, MOST - len(workers)):
+                    workers.append(_counted(address, len(workers), "hosts file"))
+        except ClusterError as error:
+            raise ClusterError(f"{path}, line {number}: {error}") from None
+    if not workers:
+        raise ClusterError(f"{path}: no host in it")
+    return workers
+
+
+def from_collectors(text: str, port: str | None = None) -> list[Worker]:
+    """Collectors: ``node[001-128]:25998``, separated by commas; *port* is for those without one."""
+    collectors: list[Worker] = []
+    for name in split_hosts(text):
+        if port is None and not has_port(name):
+            raise ClusterError(f"{name}: on which port is its collector?")
+        whole = name if has_port(name) else f"{name}:{port}"
+        for address in expand(whole, MOST - len(collectors)):
+            collectors.append(replace(tcp_worker(address), collector=True))
+    if not collectors:
+        raise ClusterError("no host of a collector was named")
+    return collectors
+
+
+def has_port(name: str) -> bool:
+    """Whether *name* ends in a port, or in a range of ports."""
+    return re.search(r":[0-9\[\],\-]+\Z", name) is not None
+
+
+def _counted(address: str, rank: int, source: Source) -> Worker:
+    if "/" in address and not address.startswith(("http://", "https://")):
+        worker = Worker(address.removeprefix("unix:"), unix=True, source=source)
+    else:
+        worker = tcp_worker(address, source=source)
+    return replace(worker, rank=rank, assumed=True)
+
+
+def from_slurm(environment: Mapping[str, str], port: str | None = None) -> list[Worker]:
+    """The tasks of a Slurm job, by the nodes of its environment.
+
+    *port*, else the port in WORKERSERVER_TCP, is the same for all, or holds ``{local_rank}`` or
+    ``{rank}`` (one worker for each task of a node), or a range (one for each port on each node).
+    Ranks are counted node by node, as with Slurm's block distribution.
+    """
+    nodes = environment.get("SLURM_JOB_NODELIST") or environment.get("SLURM_NODELIST") or ""
+    names = expand_hosts(nodes)
+    if not names:
+        raise ClusterError("SLURM_JOB_NODELIST is not set: this is no Slurm job")
+    if port is None:
+        port = environment.get("WORKERSERVER_TCP", "").rpartition(":")[2]
+        if not port:
+            raise ClusterError("which port? give it, or set WORKERSERVER_TCP as the job has it")
+    workers: list[Worker] = []
+    for name, tasks in zip(names, _tasks(environment, len(names)), strict=True):
+        if _PLACEHOLDER.search(port):
+            first = len(workers)
+            ports: Iterable[str] = (
+                _fill(port, first + local_rank, local_rank) for local_rank in range(tasks)
+            )
+        else:
+            ports = expand(port, MOST - len(workers))
+        for one in ports:
+            if len(workers) >= MOST:
+                raise ClusterError(f"{nodes}: more than {MOST} workers")
+            workers.append(_counted(f"{name}:{one}", len(workers), "slurm"))
+    return workers
+
+
+def _fill(port: str, rank: int, local_rank: int) -> str:
+    numbers = {"rank": rank, "local_rank": local_rank}
+    return _PLACEHOLDER.sub(lambda match: str(numbers[match[1]]), port)
+
+
+def _tasks(environment: Mapping[str, str], nodes: int) -> Iterator[int]:
+    """How many tasks each node has: ``2(x3),1``; 1 where Slurm doesn't say."""
+    name = "SLURM_TASKS_PER_NODE"
+    text = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get(name) or f"1(x{nodes})"
+    counts: list[int] = []
+    for part in text.split(","):
+        match = _TASKS.match(part.strip())
+        if match is None:
+            raise ClusterError(f"{name}: {part.strip()[:40]!r} is no number of tasks")
+        counts += [int(match[1])] * min(int(match[2] or 1), nodes - len(counts))
+    if len(counts) != nodes:
+        raise ClusterError(f"{name} {text[:40]!r} is for {len(counts)} nodes, not {nodes}")
+    return iter(counts)
+
+
+def from_dns(text: str, deadline: float) -> list[Worker]:
+    """``NAME:PORT`` or ``NAME:PORT-PORT``: every address of NAME, each with every port.
+
+    A headless Kubernetes service has the address of each of its pods. Which rank is where, the
+    workers say.
+    """
+    match = _PORTS.match(text)
+    if match is None:
+        raise ClusterError(f"{text!r}: give NAME:PORT or NAME:PORT-PORT")
+    low, high = int(match["low"]), int(match["high"] or match["low"])
+    if not 1 <= low <= high <= 65535:
+        raise ClusterError(f"{text!r}: ports go from 1 to 65535, upwards")
+    try:
+        found = look_up(match["host"].strip("[]"), deadline)
+    except Failed as failed:
+        raise ClusterError(failed.failure.text) from None
+    if len(found) * (high - low + 1) > MOST:
+        raise ClusterError(f"{text!r}: more than {MOST} workers")
+    return [
+        Worker(
+            f"[{address}]:{port}" if ":" in address else f"{address}:{port}", False, source="dns"
+        )
+        for address in sorted(found, key=_numerically)
+        for port in range(low, high + 1)
+    ]
+
+
+def _numerically(address: str) -> tuple[int, int]:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    return parsed.version, int(parsed)

@@ -1,0 +1,178 @@
+"""Read from torch's TCPStore where the workers are, without torch.
+
+Both of torch's servers (libuv, the default, and the older one) speak this since torch 2.1: a
+connection begins with VALIDATE and a magic number; then requests, each a byte that says which, and
+arguments. Integers are little-endian, a string is its length (8 bytes) and its bytes. Requests may
+be sent ahead; answers come in order. Only two are used, neither of which changes anything:
+
+    CHECK  number of keys (8 bytes), keys   -> one byte: 0 if all are there
+    GET    key                              -> length (8 bytes), value
+
+GET is only sent for a key that is there: the server ends the connection otherwise, and says so in
+the log of the job.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from workerserver.cluster.addresses import host_port, tcp_worker
+from workerserver.cluster.ask.collector_format import MOST_WORKERS
+from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.failures import Failed, describe
+from workerserver.cluster.find.host_lists import MOST, unfold
+from workerserver.cluster.model import Worker
+from workerserver.cluster.resolve import look_up
+
+__all__ = ["workers_in_store"]
+
+VALIDATE, GET, CHECK = 0, 3, 5
+MAGIC = 0x3C85F7CE
+READY = 0
+
+#: TCPStore puts "/" before every key; the rest is torch.distributed.debug's. A host's collector is
+#: registered beside the ranks, with those that it answers for: ``http://node7:25998#56-63``.
+RANK = "/debug_server/rank{}"
+COLLECTOR = "/debug_server/collector{}"
+#: Keys asked for at one time: some 25 kB of requests.
+BATCH = 512
+#: With an unknown number of ranks: so many without an entry in a row are the end.
+GAP = 4096
+#: Bytes of one URL.
+VALUE_LIMIT = 4096
+
+
+def workers_in_store(
+    address: str, *, world_size: int | None = None, deadline: float = 10.0
+) -> list[Worker]:
+    """The workers that have registered in the TCPStore at *address* (``host:port``), by rank, and
+    before them the collectors.
+
+    Ranks without an entry are there with an empty address: all below *world_size*, else below the
+    highest rank that is known; but not those of a collector. *deadline* (seconds) is for
+    everything. ClusterError if the store can't be read or knows no worker at all.
+    """
+    host, port = host_port(address)
+    until = time.monotonic() + deadline
+    try:
+        with _connect(host, port, until) as sock:
+            store = _Store(sock, until)
+            found = store.values(RANK, store.registered(RANK, world_size))
+            hosts = store.values(COLLECTOR, store.registered(COLLECTOR, world_size))
+    except TimeoutError:
+        raise ClusterError(f"store {address}: no answer within {deadline:g} s") from None
+    except Failed as failed:
+        raise ClusterError(f"store {address}: {failed.failure.text}") from None
+    except (ConnectionResetError, BrokenPipeError):
+        raise ClusterError(f"store {address}: connection closed; is it a TCPStore?") from None
+    except OSError as error:
+        raise ClusterError(f"store {address}: {describe(error)}") from None
+    if not found and not hosts:
+        raise ClusterError(
+            f"store {address}: no worker has registered there (no key debug_server/rank0)"
+        )
+    collectors = [_collector(value) for _, value in sorted(hosts.items())]
+    covered = {rank for collector in collectors for rank in collector.ranks}
+    end = max({*found, *covered}, default=-1) + 1 if world_size is None else world_size
+    ranks = [rank for rank in range(end) if rank in found or rank not in covered]
+    return collectors + [_worker(rank, found.get(rank)) for rank in ranks]
+
+
+def _collector(value: bytes) -> Worker:
+    text, _, ranks = value.decode("utf-8", "backslashreplace").partition("#")
+    try:
+        worker = replace(tcp_worker(text, source="store"), collector=True)
+        answers_for = tuple(unfold(ranks))
+    except ClusterError:  # whoever asks it says so
+        return Worker(text, unix=False, source="store", collector=True)
+    return replace(worker, ranks=answers_for) if len(answers_for) <= MOST_WORKERS else worker
+
+
+def _worker(rank: int, value: bytes | None) -> Worker:
+    if value is None:
+        return Worker("", unix=False, rank=rank, source="store")
+    text = value.decode("utf-8", "backslashreplace")
+    try:
+        return tcp_worker(text, rank=rank, source="store")
+    except ClusterError:  # that rank's problem: whoever asks it says so
+        return Worker(text, unix=False, rank=rank, source="store")
+
+
+class _Store:
+    """One connection; every wait ends at the deadline."""
+
+    def __init__(self, sock: socket.socket, until: float) -> None:
+        self._sock = sock
+        self._until = until
+        self._unread = bytearray()
+        self._send(struct.pack("<BI", VALIDATE, MAGIC))
+
+    def registered(self, key: str, world_size: int | None) -> list[int]:
+        """The numbers with which *key* has an entry."""
+        ranks: list[int] = []
+        end = MOST if world_size is None else min(world_size, MOST)
+        for first in range(0, end, BATCH):
+            batch = range(first, min(first + BATCH, end))
+            self._send(b"".join(struct.pack("<BQ", CHECK, 1) + _key(key, rank) for rank in batch))
+            answers = self._read(len(batch))
+            ranks += (rank for rank, answer in zip(batch, answers, strict=True) if answer == READY)
+            last = ranks[-1] if ranks else -1
+            if world_size is None and batch[-1] - last >= GAP:
+                break
+        return ranks
+
+    def values(self, key: str, ranks: Sequence[int]) -> dict[int, bytes]:
+        values: dict[int, bytes] = {}
+        for first in range(0, len(ranks), BATCH):
+            batch = ranks[first : first + BATCH]
+            self._send(b"".join(bytes([GET]) + _key(key, rank) for rank in batch))
+            for rank in batch:
+                (size,) = struct.unpack("<Q", self._read(8))
+                if size > VALUE_LIMIT:
+                    name = key.rpartition("/")[2].format(rank)
+                    raise Failed("malformed", f"the entry of {name} has {size} bytes")
+                values[rank] = self._read(size)
+        return values
+
+    def _send(self, data: bytes) -> None:
+        self._sock.settimeout(_left(self._until))
+        self._sock.sendall(data)
+
+    def _read(self, size: int) -> bytes:
+        while len(self._unread) < size:
+            self._sock.settimeout(_left(self._until))
+            part = self._sock.recv(1 << 16)
+            if not part:
+                raise Failed("malformed", "connection closed; is it a TCPStore?")
+            self._unread += part
+        data = bytes(self._unread[:size])
+        del self._unread[:size]
+        return data
+
+
+def _key(key: str, number: int) -> bytes:
+    whole = key.format(number).encode("ascii")
+    return struct.pack("<Q", len(whole)) + whole
+
+
+def _connect(host: str, port: int, until: float) -> socket.socket:
+    addresses = look_up(host, _left(until))
+    failure: OSError = OSError(f"no address for {host}")
+    for index, address in enumerate(addresses):
+        share = _left(until) / (len(addresses) - index)
+        try:
+            return socket.create_connection((address, port), share)
+        except OSError as error:
+            failure = error
+    raise failure
+
+
+def _left(until: float) -> float:
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left

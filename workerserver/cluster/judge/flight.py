@@ -1,0 +1,391 @@
+"""What the flight recorders of all ranks say together, for each process group.
+
+Works on the traces and summaries alone, without stacks; :mod:`diagnose` joins both. What is
+compared are sequence numbers: torch counts the collectives of a group alike on each of its ranks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from workerserver.cluster.judge.waits import Need, resolve
+from workerserver.cluster.read.flight_records import (
+    GroupRecord,
+    Key,
+    Operation,
+    RankRecord,
+    Shared,
+    read,
+)
+from workerserver.ranks import fold
+
+__all__ = ["Analysis", "Group", "Mismatch", "Wait", "analyse", "combine"]
+
+#: In a job gone wrong each rank may wait in another operation; the oldest ones tell.
+MAX_WAITS = 64
+#: How far an operation may have been moved for "in another order".
+MAX_SHIFT = 64
+
+#: Operations of which ranks rightly bring or take different sizes.
+UNEVEN_INPUTS = ("all_to_all", "alltoall", "scatter", "all_gather_v", "reduce_scatter_v")
+UNEVEN_OUTPUTS = ("all_to_all", "alltoall", "gather", "all_gather_v", "reduce_scatter_v")
+
+Kind = Literal["operation", "order", "size", "dtype"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """A process group as its ranks together describe it. *complete*: *ranks* are all of its ranks,
+    not only those that have issued something (torch doesn't record the ranks of gloo's groups)."""
+
+    key: Key
+    ranks: tuple[int, ...]
+    complete: bool
+    records: Mapping[int, GroupRecord]
+
+    @property
+    def label(self) -> str:
+        return self.key.label
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wait:
+    """*waiting* have entered an operation that has not ended. *absent* have not entered it;
+    *silent* are members whose recorder says nothing. Point-to-point: *seq* is None."""
+
+    group: Group
+    seq: int | None
+    op: str
+    waiting: tuple[int, ...]
+    absent: tuple[int, ...]
+    silent: tuple[int, ...] = ()
+    since_ns: int | None = None
+    """When the ranks that wait issued it, by their own clocks: the middle one."""
+
+    @property
+    def name(self) -> str:
+        return self.op if self.seq is None else f"{self.op} #{self.seq}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mismatch:
+    """Ranks issued different things as one operation. *parties*: who issued what, the largest
+    first. *suspects*: all but the largest; all of them if no party is."""
+
+    group: Group
+    seq: int
+    kind: Kind
+    parties: tuple[tuple[tuple[int, ...], str], ...]
+    suspects: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    groups: tuple[Group, ...]
+    waits: tuple[Wait, ...]
+    mismatches: tuple[Mismatch, ...]
+    """The first of each group: what follows is shifted."""
+    cycles: tuple[tuple[int, ...], ...]
+    """Ranks that wait for each other: point-to-point, or in groups taken in different orders."""
+    recorded: frozenset[int]
+    """Ranks whose recorder holds something."""
+    problems: Mapping[int, tuple[str, ...]]
+
+    def behind(self) -> dict[int, tuple[Wait, ...]]:
+        """Ranks that others wait for while they wait for nobody, as far as recorders can tell."""
+        blame = resolve([need(wait) for wait in self.waits])
+        return {
+            rank: tuple(self.waits[number] for number in numbers)
+            for rank, numbers in blame.ends.items()
+        }
+
+
+def need(wait: Wait) -> Need:
+    return Need(wait.waiting, (*wait.absent, *wait.silent))
+
+
+def analyse(
+    flights: Mapping[int, Any],
+    world_size: int | None = None,
+    summaries: Mapping[int, Any] | None = None,
+) -> Analysis:
+    """Parsed ``fr_trace_json`` and ``fr_summary`` by rank; a rank may have either, or both."""
+    summaries = summaries or {}
+    ranks = sorted({*flights, *summaries})
+    shared = Shared()
+    records = {rank: read(flights.get(rank), summaries.get(rank), shared) for rank in ranks}
+    return combine(records, world_size)
+
+
+def combine(records: Mapping[int, RankRecord], world_size: int | None = None) -> Analysis:
+    """The same of records that were read before."""
+    problems = {rank: list(record.problems) for rank, record in sorted(records.items())}
+    groups = _groups(records, world_size, problems)
+    waits = [wait for group in groups for wait in _waits(group, records)]
+    waits += [wait for group in groups for wait in _peer_waits(group, problems)]
+    mismatches = [found for group in groups if (found := _mismatch(group)) is not None]
+    blame = resolve([need(wait) for wait in waits])
+    return Analysis(
+        groups=tuple(groups),
+        waits=tuple(waits),
+        mismatches=tuple(mismatches),
+        cycles=tuple(ranks for ranks, _ in blame.rings),
+        recorded=frozenset(rank for rank, record in records.items() if not record.empty),
+        problems={rank: tuple(each) for rank, each in problems.items() if each},
+    )
+
+
+# --- groups -------------------------------------------------------------------------------------
+
+
+def _groups(
+    records: Mapping[int, RankRecord], world_size: int | None, problems: dict[int, list[str]]
+) -> list[Group]:
+    by_key: dict[Key, dict[int, GroupRecord]] = {}
+    for rank, record in sorted(records.items()):
+        for key, group in record.groups.items():
+            by_key.setdefault(key, {})[rank] = group
+    groups: list[Group] = []
+    for key, members in sorted(by_key.items()):
+        groups += _split(key, members, world_size, problems)
+    return groups
+
+
+def _split(
+    key: Key,
+    members: Mapping[int, GroupRecord],
+    world_size: int | None,
+    problems: dict[int, list[str]],
+) -> list[Group]:
+    """Groups made by splitting may share a name, but no rank. Where claims contradict each other,
+    the one that more ranks make counts."""
+    # Equal ones are one object: comparing them for each rank would be quadratic in a large job.
+    claimed = {id(record.ranks): record.ranks for record in members.values() if record.ranks}
+    sets = {source: frozenset(ranks) for source, ranks in claimed.items()}
+    claims: Counter[tuple[int, ...]] = Counter()
+    counts = Counter(
+        id(record.ranks)
+        for rank, record in members.items()
+        if record.ranks and rank in sets[id(record.ranks)]
+    )
+    for source, count in counts.items():
+        claims[claimed[source]] += count
+    accepted: list[tuple[int, ...]] = []
+    taken: set[int] = set()
+    for ranks, _ in sorted(claims.items(), key=lambda each: (-each[1], -len(each[0]), each[0])):
+        if taken.isdisjoint(ranks):
+            accepted.append(ranks)
+            taken.update(ranks)
+    if not accepted:
+        if key.desc == "default_pg" and world_size is not None:
+            ranks = tuple(sorted({*range(world_size), *members}))
+            return [Group(key, ranks, True, dict(members))]
+        active = {rank: each for rank, each in members.items() if each.collectives or each.p2p}
+        return [Group(key, tuple(sorted(active)), False, active)] if active else []
+    groups = []
+    believed = {source for source, ranks in claimed.items() if ranks in accepted}
+    for ranks in sorted(accepted):
+        own = {rank: members[rank] for rank in ranks if rank in members}
+        groups.append(Group(key, ranks, True, own))
+    for rank, record in sorted(members.items()):
+        if rank not in taken:
+            problems.setdefault(rank, []).append(
+                f"it has operations of {key.label}, to which it does not belong by the other ranks"
+            )
+        elif record.ranks is not None and id(record.ranks) not in believed:
+            problems.setdefault(rank, []).append(
+                f"it says that {key.label} has ranks {fold(record.ranks)}; others say otherwise"
+            )
+    return groups
+
+
+# --- waits --------------------------------------------------------------------------------------
+
+
+def _waits(group: Group, records: Mapping[int, RankRecord]) -> list[Wait]:
+    pending: dict[int, list[int]] = {}
+    last: dict[int, int] = {}
+    for rank, record in group.records.items():
+        first = record.first_pending
+        if first is not None:
+            pending.setdefault(first.seq, []).append(rank)
+        last[rank] = max(record.collectives, default=-1)
+    # Something has ended with them, so they have issued something: an empty record is none.
+    begun = any(record.last_retired is not None for record in group.records.values())
+    silent = []
+    for rank in group.ranks:
+        whole = records.get(rank)
+        if whole is None or (whole.empty and (begun or whole.enqueued > 0)):
+            silent.append(rank)
+    unknown = set(silent)
+    waits = []
+    for seq in sorted(pending)[:MAX_WAITS]:
+        waiting = tuple(sorted(pending[seq]))
+        names = Counter(group.records[rank].collectives[seq][-1].op for rank in waiting)
+        absent = [rank for rank in group.ranks if rank not in unknown and last.get(rank, -1) < seq]
+        waits.append(
+            Wait(
+                group=group,
+                seq=seq,
+                op=min(names, key=lambda name: (-names[name], name)),
+                waiting=waiting,
+                absent=tuple(absent),
+                silent=tuple(silent),
+                since_ns=_middle(
+                    created
+                    for rank in waiting
+                    if (created := group.records[rank].collectives[seq][-1].created_ns)
+                ),
+            )
+        )
+    return waits
+
+
+def _middle(values: Iterable[int]) -> int | None:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2] if ordered else None
+
+
+def _peer_waits(group: Group, problems: dict[int, list[str]]) -> list[Wait]:
+    """Sends and receives that have no counterpart yet. Only backends with NCCL's recorder record
+    them: "nccl:send 0->1", with ranks within the group."""
+    posted: set[tuple[str, int, int]] = set()
+    first: list[tuple[int, Operation, int, int]] = []
+    for rank, record in sorted(group.records.items()):
+        pending = [op for op in record.p2p if not op.done]
+        for op in pending:
+            if op.source is None or op.target is None:
+                continue  # "coalesced" closes a batch
+            if not group.complete or max(op.source, op.target) >= len(group.ranks):
+                problems.setdefault(rank, []).append(f"{op.op}: no such ranks in {group.label}")
+                continue
+            source, target = group.ranks[op.source], group.ranks[op.target]
+            word = op.op.partition(" ")[0]
+            posted.add((word, source, target))
+            if op.p2p_seq == pending[0].p2p_seq:  # what comes later waits behind it
+                first.append((rank, op, source, target))
+    waits = []
+    for rank, op, source, target in first:
+        receives = op.op.startswith("recv")
+        peer, other = (source, "send") if receives else (target, "recv")
+        if peer == rank or (other, source, target) in posted:
+            continue
+        name = f"recv from rank {source}" if receives else f"send to rank {target}"
+        waits.append(Wait(group, None, name, (rank,), (peer,), (), op.created_ns))
+    return waits
+
+
+# --- mismatches ---------------------------------------------------------------------------------
+
+
+def _mismatch(group: Group) -> Mismatch | None:
+    """The first operation that the ranks don't agree about."""
+    # A full trace has thousands of operations that no other rank tells of: not each of them is
+    # looked for on each rank.
+    known: dict[int, dict[int, tuple[Operation, ...]]] = {}
+    for rank, record in sorted(group.records.items()):
+        for seq, each in record.collectives.items():
+            known.setdefault(seq, {})[rank] = each
+    for seq in sorted(seq for seq, ranks in known.items() if len(ranks) > 1):
+        operations = _comparable(group, seq, known[seq])
+        for kind, facts in ASPECTS:
+            parties: dict[Hashable, list[int]] = {}
+            for rank, each in operations.items():
+                value = tuple(map(facts, each))
+                if None not in value:
+                    parties.setdefault(value, []).append(rank)
+            if len(parties) > 1:
+                return _disagreement(group, seq, kind, list(parties.values()), operations)
+    return None
+
+
+def _comparable(
+    group: Group, seq: int, found: dict[int, tuple[Operation, ...]]
+) -> dict[int, tuple[Operation, ...]]:
+    """By rank. Where operations were coalesced, ranks that may not know all of them stay out."""
+    if any(len(ops) > 1 or "coalesced" in ops[0].op for ops in found.values()):
+        return {rank: ops for rank, ops in found.items() if seq not in group.records[rank].partial}
+    return found
+
+
+def _op(operation: Operation) -> Hashable:
+    return operation.op
+
+
+def _even(operation: Operation, names: Sequence[str]) -> bool:
+    return not operation.op.lstrip("_").startswith(tuple(names))
+
+
+def _sizes(operation: Operation) -> Hashable:
+    if operation.inputs.sizes is None or operation.outputs.sizes is None:
+        return None
+    return (
+        operation.inputs.sizes if _even(operation, UNEVEN_INPUTS) else (),
+        operation.outputs.sizes if _even(operation, UNEVEN_OUTPUTS) else (),
+    )
+
+
+def _dtypes(operation: Operation) -> Hashable:
+    if operation.inputs.dtypes is None:
+        return None
+    # Who only takes part, as in scatter, brings no tensor and so no type.
+    return tuple(sorted(set(operation.inputs.dtypes))) or None
+
+
+ASPECTS: tuple[tuple[Kind, Callable[[Operation], Hashable]], ...] = (
+    ("operation", _op),
+    ("size", _sizes),
+    ("dtype", _dtypes),
+)
+
+
+def _disagreement(
+    group: Group,
+    seq: int,
+    kind: Kind,
+    parties: list[list[int]],
+    operations: Mapping[int, tuple[Operation, ...]],
+) -> Mismatch:
+    ordered = sorted(parties, key=lambda ranks: (-len(ranks), ranks))
+    equal = len(ordered[0]) == len(ordered[1])
+    suspects = sorted(rank for ranks in (ordered if equal else ordered[1:]) for rank in ranks)
+    if kind == "operation" and any(
+        _reordered(group, seq, ordered[0][0], ranks[0]) for ranks in ordered[1:]
+    ):
+        kind = "order"
+    described = tuple(
+        (tuple(sorted(ranks)), _describe(operations[ranks[0]], kind)) for ranks in ordered
+    )
+    return Mismatch(group, seq, kind, described, tuple(suspects))
+
+
+def _describe(operations: Sequence[Operation], kind: Kind) -> str:
+    text = "+".join(operation.op for operation in operations[:4])
+    if kind in ("operation", "order"):
+        return text
+    first = operations[0]
+    tensors = first.inputs if first.inputs.shapes else first.outputs
+    if kind == "dtype":
+        return f"{text} of {', '.join(tensors.dtypes or ())}"
+    shapes = [f"[{', '.join(map(str, shape))}]" for shape in (tensors.shapes or ())[:4]]
+    return f"{text} of {', '.join(shapes) or 'nothing'}"
+
+
+def _reordered(group: Group, seq: int, one: int, other: int) -> bool:
+    """Each of them issued later what the other issued as number *seq*."""
+
+    def later(rank: int, operations: tuple[Operation, ...]) -> bool:
+        mine = group.records[rank].collectives
+        names = tuple(map(_op, operations))
+        return any(
+            tuple(map(_op, mine[number])) == names
+            for number in range(seq + 1, seq + 1 + MAX_SHIFT)
+            if number in mine
+        )
+
+    first = group.records[one].collectives[seq]
+    second = group.records[other].collectives[seq]
+    return later(one, second) and later(other, first)

@@ -1,0 +1,130 @@
+"""The collector of this host, started by one of its workers: a process that is nobody's child."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+
+from workerserver.process import threads
+from workerserver.registration import StoreRegistration
+
+__all__ = ["ranks_of_host", "started"]
+
+logger = logging.getLogger("workerserver")
+
+#: What would make it serve as a worker, start another, or say that it is a rank.
+NOT_ITS = ("TORCH_WORKER_SERVER_SOCKET", "WORKERSERVER_TCP", "WORKERSERVER_COLLECTOR", "RANK")
+#: Files and folders, which may be named as seen from this folder.
+PATHS = ("WORKERSERVER_TOKEN_FILE", "WORKERSERVER_TLS_CERT", "WORKERSERVER_TLS_KEY", "PYTHONPATH")
+#: Bytes of the line that says where it serves.
+LINE = 4096
+
+
+def ranks_of_host(environment: Mapping[str, str]) -> str:
+    """The ranks of this host as torchrun numbers them, ``8-15``; "" if that isn't known."""
+    names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    values = [environment.get(name, "") for name in names]
+    if not all(value.isascii() and value.isdecimal() and len(value) < 8 for value in values):
+        return ""
+    rank, local_rank, size = map(int, values)
+    first = rank - local_rank
+    return f"{first}-{first + size - 1}" if first >= 0 and size > 0 else ""
+
+
+@contextlib.contextmanager
+def started(host: str, port: int, template: str, path: str) -> Iterator[None]:
+    """Have a collector on *host* and *port* answer for the sockets that *template* stands for, of
+    which *path* is our own, and register it in the job's TCPStore, all in the background.
+
+    It ends by itself once this process and the workers have; the block's end only gives up what
+    has not been registered yet. Training never waits for it and never sees an error of it.
+    """
+    follower = None
+    try:
+        follower = _Follower(host, port, template, path)
+        follower.start()
+    except Exception as error:  # no processes or threads to be had, or no Python to be started
+        logger.warning("no collector was started: %s", error)
+    try:
+        yield
+    finally:
+        if follower is not None:
+            follower.stop()
+
+
+class _Follower:
+    """Starts the process, reads where it serves, registers that. Its thread ends with that."""
+
+    def __init__(self, host: str, port: int, template: str, path: str) -> None:
+        self._host = host
+        self._ranks = ranks_of_host(os.environ)
+        name = f"[{host}]" if ":" in host else host
+        self._command = [
+            *(sys.executable, "-m", "workerserver", "collector", "--listen", f"{name}:{port}"),
+            *("--starter", str(os.getpid()), "--starter-socket", os.path.abspath(path)),
+            *(("--ranks", self._ranks) if self._ranks else ()),
+            *("--", os.path.abspath(template)),
+        ]
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._registration: StoreRegistration | None = None
+
+    def start(self) -> None:
+        # Not in this folder: -m would look there for modules before anywhere else.
+        process = subprocess.Popen(
+            self._command,
+            cwd="/",
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
+        follow = threading.Thread(
+            target=self._follow, args=(process,), name="workerserver-collector", daemon=True
+        )
+        try:
+            threads.start(follow)
+        except RuntimeError:
+            process.kill()
+            process.communicate()
+            raise
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            if self._registration is not None:
+                self._registration.stop()
+
+    def _follow(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            # Our child itself forks as soon as Python runs in it, and has ended then.
+            process.wait()
+            line = process.stdout.readline(LINE).decode("utf-8", "replace")
+        # "workerserver: collector on [https://]host:port"
+        port = line.strip().rpartition(":")[2]
+        if not port.isdecimal():
+            logger.warning("this host's collector did not start; its reason is on stderr")
+            return
+        logger.info("this host's collector serves on port %s", port)
+        registration = StoreRegistration.of_collector(
+            self._host, int(port), self._ranks, " https://" in line
+        )
+        with self._lock:
+            if registration is not None and not self._stopped:
+                self._registration = registration
+                registration.start()
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what isn't its, and with paths that don't depend on the folder."""
+    environment = {name: text for name, text in os.environ.items() if name not in NOT_ITS}
+    for name in PATHS:
+        parts = environment.get(name, "").split(os.pathsep)
+        if any(parts):
+            environment[name] = os.pathsep.join(os.path.abspath(part) for part in parts if part)
+    return environment

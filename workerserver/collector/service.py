@@ -1,0 +1,162 @@
+"""A collector: one process for each host that answers for all workers of that host.
+
+Whoever diagnoses a large job then has one connection and one answer for each host, and workers
+need no port of their own: the collector reaches them through their Unix sockets. It is a
+:class:`WorkerServer` with two handlers of its own, and has nothing of torch in it. docs/diagnose.md
+says how one is started; :mod:`workerserver.cluster.ask.collector_format` what they answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Annotated, Literal, get_args
+
+from workerserver.cluster.ask.client import Client
+from workerserver.cluster.ask.collector_format import (
+    FAILURE_FIELD,
+    LONGEST,
+    MOST_BYTES,
+    MOST_WORKERS,
+    SHORTEST,
+    encode,
+)
+from workerserver.cluster.ask.collectors import first_answers
+from workerserver.cluster.ask.questions import Memory
+from workerserver.cluster.ask.survey import EVERYTHING, Part
+from workerserver.cluster.ask.wire import MOST_RANKS, Answer, Question
+from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.find.discovery import Options, discover
+from workerserver.cluster.model import Failure, Worker
+from workerserver.handlers import ping, stacks
+from workerserver.http.registry import Registry
+from workerserver.types import InvalidParameter, Range, Response
+
+__all__ = ["Collector"]
+
+#: Bytes of one worker's answer that is passed on. Of those above LARGE so many are under way at one
+#: time (profiles of a host's ranks are), the others wait for their turn: each is in memory whole.
+LIMIT = 64 << 20
+LARGE = 1 << 20
+LARGE_AT_ONCE = 8
+#: Requests in each handler.
+AT_ONCE = 256
+#: Seconds that a caller may ask for.
+Seconds = Annotated[float, Range(SHORTEST, LONGEST)]
+
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+class Collector:
+    """The handlers ``collect`` and ``ask``, in a registry of their own.
+
+    *targets* are looked at anew for each question: workers come and go. *ranks*: those that the
+    host has, where that is known; other ranks' sockets are left alone, and a rank without one is
+    told of. *token* goes to the workers. A Unix socket of another user than ours or root is none
+    of theirs.
+    """
+
+    def __init__(
+        self, targets: Sequence[str], ranks: Sequence[int] = (), token: str | None = None
+    ) -> None:
+        self.targets = targets
+        self.ranks = ranks
+        self.registry = Registry()
+        self._token = token
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        ping.register(self.registry)
+        stacks.register(self.registry)
+        self.registry.register("collect", self.collect, limit=AT_ONCE)
+        self.registry.register("ask", self.ask, limit=AT_ONCE)
+
+    def workers(self) -> list[Worker]:
+        """This host's workers now."""
+        found: dict[str, Worker] = {}
+        for target in self.targets:
+            # Where there are none, none has begun yet, or all have ended.
+            with contextlib.suppress(ClusterError):
+                for worker in discover(Options([target], environment={})):
+                    found.setdefault(worker.address, worker)
+        there = [worker for worker in found.values() if self._is_ours(worker)]
+        known = {worker.rank for worker in there}
+        there += (Worker("", False, rank) for rank in self.ranks if rank not in known)
+        return there[:MOST_WORKERS]
+
+    def _is_ours(self, worker: Worker) -> bool:
+        if worker.rank is not None and (
+            worker.rank >= MOST_RANKS or (self.ranks and worker.rank not in self.ranks)
+        ):
+            return False
+        try:
+            return not worker.unix or os.stat(worker.address).st_uid in (0, os.geteuid())
+        except OSError:
+            return True  # gone since: whoever asks it says so
+
+    async def collect(
+        self,
+        want: str = ",".join(EVERYTHING),
+        deadline: Seconds = 8.0,
+        limit: Annotated[int, Range(0, MOST_BYTES * MOST_WORKERS)] = MOST_BYTES * MOST_WORKERS,
+    ) -> Response:
+        """What all workers say to the small questions, each within *deadline* seconds; *limit*:
+        bytes that the caller takes."""
+        asked = [part for part in PARTS if part in want.split(",")]
+        if sorted(asked) != sorted(want.split(",")):
+            raise InvalidParameter("want", f"some of {', '.join(PARTS)}, with commas between")
+        workers = self.workers()
+        async with self._client(deadline) as client:
+            states = await first_answers(workers, client, asked, Memory(), stock=False)
+        # A socket's name may not tell the rank that its worker does.
+        ranks = {state.rank for state in states if state.responded}
+        told = [each for each in states if each.worker.address or each.rank not in ranks]
+        return Response(encode(told, limit), content_type="application/json")
+
+    async def ask(
+        self,
+        worker: str,
+        target: str,
+        method: Literal["GET", "POST"] = "POST",
+        limit: Annotated[int, Range(0, LIMIT)] = LIMIT,
+        deadline: Seconds = 8.0,
+    ) -> Response:
+        """One worker's answer to *target* as it is, or with the header X-Collector-Failure why
+        there is none. Only a worker of this host is asked."""
+        if not target.startswith(("/handler/", "/healthz")) or not _plain(target):
+            raise InvalidParameter("target", "the path of a handler, or /healthz")
+        known = {each.address: each for each in self.workers()}
+        if not worker or worker not in known:
+            text = "the collector knows no such worker on its host"
+            return Response(text, 404, headers={FAILURE_FIELD: "unreachable"})
+        question = Question("ask", target, method, limit, any_status=True)
+        until = asyncio.get_running_loop().time() + deadline
+        async with contextlib.AsyncExitStack() as stack:
+            if limit > LARGE:
+                try:
+                    await asyncio.wait_for(self._large.acquire(), deadline)
+                except asyncio.TimeoutError:
+                    return _failure(Failure("timeout", "its host's collector had no time for it"))
+                stack.callback(self._large.release)
+            left = max(until - asyncio.get_running_loop().time(), SHORTEST)
+            client = await stack.enter_async_context(self._client(left))
+            (answer,) = (await client.ask([known[worker]], question)).values()
+        return _failure(answer) if isinstance(answer, Failure) else _passed_on(answer)
+
+    def _client(self, deadline: float) -> Client:
+        return Client(deadline=deadline, token=self._token)
+
+
+def _plain(target: str) -> bool:
+    """It can stand in a request's first line as it is."""
+    return target.isascii() and target.isprintable() and " " not in target
+
+
+def _failure(failure: Failure) -> Response:
+    status = 504 if failure.reason == "timeout" else 502
+    return Response(failure.text, status, headers={FAILURE_FIELD: failure.reason})
+
+
+def _passed_on(answer: Answer) -> Response:
+    kept = {name: text for name, text in answer.fields.items() if name.startswith("x-")}
+    return Response(answer.body, answer.status, answer.content_type or "text/plain", kept)

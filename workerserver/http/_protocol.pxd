@@ -1,0 +1,4 @@
+"""What other modules use of the protocol."""
+
+include "state.pxd"
+include "reply.pxd"

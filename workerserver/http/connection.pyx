@@ -1,0 +1,510 @@
+"""One HTTP connection: parse, dispatch, respond.
+
+``WorkerProtocol`` is an ordinary asyncio protocol: it uses nothing of its transport that asyncio
+doesn't define, so it runs on any loop and on any transport.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_GET_SIZE
+
+from workerserver.http.bounds cimport DRAIN_LIMIT, REFUSED_LIMIT
+from workerserver.process.clock cimport monotonic
+from workerserver._parser cimport ParsedRequest, QueryValidator, RequestParser
+
+import logging
+import os
+import select
+import socket
+from asyncio import CancelledError
+from functools import partial
+
+from workerserver.http.access import PEER_REFUSED as _PEER_REFUSED
+from workerserver.http.access import peer_allowed
+from workerserver.http.responses import error_response, failure, to_response
+from workerserver.types import (
+    Forbidden,
+    HandlerBusy,
+    ProtocolError,
+    RequestTimeout,
+    ServerBusy,
+    WorkerServerError,
+)
+
+cdef object _logger = logging.getLogger("workerserver")
+
+cdef Py_ssize_t READ_AHEAD = 64 * 1024  # bytes kept for requests whose turn has not come
+cdef Py_ssize_t JOIN_LIMIT = 16 * 1024  # bodies up to this are copied behind their head
+
+
+cdef enum Stage:
+    STAGE_IDLE  # between messages
+    STAGE_HEAD  # inside a head
+    STAGE_BODY  # inside a body
+    STAGE_BUSY  # a handler runs, or its reply waits for the client to read
+    STAGE_DRAIN  # the last reply is out: throw away what still comes, so that no reset eats it
+    STAGE_LOST  # the transport is closed
+
+
+@cython.final
+cdef class WorkerProtocol:
+    """One connection: at most one request is being handled, the next ones wait in the parser.
+
+    Used by the loop's thread only. ``_handler`` is not None exactly while a handler runs that
+    will answer later (async or thread), and then ``_stage`` is STAGE_BUSY.
+    """
+
+    # --- process
+    cdef ServerState _state
+    # --- connection
+    cdef object _transport  # asyncio.Transport | None
+    cdef object _want_bytes  # the transport's want_bytes(), None if it has none
+    cdef RequestParser _parser
+    cdef readonly int fileno  # -1 if the transport has none; for the child of a fork
+    cdef Stage _stage
+    cdef bint _reading_paused
+    cdef bint _writing_paused
+    cdef bint _eof  # the client sends no more
+    cdef bint _advancing
+    cdef object _timer  # asyncio.TimerHandle | None
+    cdef double _timer_at
+    cdef double _deadline  # monotonic seconds; 0: none
+    cdef Py_ssize_t _unsent  # bytes in the transport's buffer at the last look
+    cdef Py_ssize_t _drained
+    cdef Py_ssize_t _body_bytes  # our share of _state.body_bytes
+    # --- request
+    cdef ParsedRequest _request
+    cdef object _handler  # registry.Handler | None
+    cdef object _task  # asyncio.Task | None
+    cdef long _turn  # which request: a late result of an earlier one is dropped
+    cdef object __weakref__
+
+    def __init__(self, ServerState state):
+        self._state = state
+        self._parser = RequestParser(
+            max_head=state.max_head, max_headers=state.max_headers, max_body=state.max_body
+        )
+        self.fileno = -1
+        self._stage = STAGE_IDLE
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport):
+        cdef ServerState state = self._state
+        self._transport = transport
+        state.connections.add(self)
+        self._want_bytes = getattr(transport, "want_bytes", None)
+        if self._want_bytes is not None:
+            # The native I/O thread: it keeps the door, and the time between messages.
+            if state.closing:
+                transport.close()
+            return
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            self.fileno = sock.fileno()
+        if state.closing:
+            transport.close()
+        elif len(state.connections) > state.max_connections + REFUSED_LIMIT:
+            transport.abort()
+        elif len(state.connections) > state.max_connections:
+            self._fail(ServerBusy(f"{state.max_connections} connections"))
+        elif state.is_unix and sock is not None and not _peer_allowed(sock):
+            self._fail(Forbidden(_PEER_REFUSED))
+        else:
+            self._set_deadline(state.head_timeout)
+
+    cdef object _peer(self):
+        """``host:port`` of the client; None on a Unix socket."""
+        peer = self._transport.get_extra_info("peername")
+        return f"{peer[0]}:{peer[1]}" if peer and isinstance(peer, tuple) else None
+
+    def connection_lost(self, exc):
+        self._stage = STAGE_LOST
+        self._state.connections.discard(self)
+        self._hold(0)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._task is not None:
+            self._task.cancel()
+        self._transport = self._want_bytes = None
+
+    def data_received(self, bytes data):
+        if self._stage == STAGE_DRAIN:
+            self._drained += len(data)
+            if self._drained > DRAIN_LIMIT:
+                self._transport.abort()
+            return
+        if self._stage == STAGE_LOST:
+            return
+        self._parser.receive_data(data)
+        if self._stage == STAGE_BUSY:
+            self._limit_reading()
+        else:
+            self._advance()
+
+    def eof_received(self):
+        """A half-closed client still gets what it asked for."""
+        self._eof = True
+        if self._stage == STAGE_BUSY:
+            return not (self._state.is_unix and self.fileno >= 0 and _hung_up(self.fileno))
+        if self._stage != STAGE_LOST and self._transport.get_write_buffer_size() > 0:
+            # What was answered still has to go out; nothing more can come.
+            self._stage = STAGE_DRAIN
+            self._set_deadline(self._state.stall_seconds)
+        return False  # closes the transport, after what is in its buffer
+
+    def pause_writing(self):
+        self._writing_paused = True
+        if self._stage != STAGE_DRAIN:
+            self._stage = STAGE_BUSY
+        self._unsent = self._transport.get_write_buffer_size()
+        self._set_deadline(self._state.stall_seconds)
+
+    def resume_writing(self):
+        self._writing_paused = False
+        if self._stage == STAGE_BUSY and self._handler is None:
+            self._stage = STAGE_IDLE
+            self._advance()
+        elif self._stage == STAGE_DRAIN:
+            self._set_deadline(self._state.drain_seconds)
+
+    # --- requests in
+
+    cdef int _advance(self) except -1:
+        """Answer what is complete, until the parser wants bytes or a handler takes its time."""
+        cdef ParsedRequest request
+        if self._advancing:  # resume_writing() inside a write(): the loop below goes on by itself
+            return 0
+        self._advancing = True
+        try:
+            while True:
+                try:
+                    request = self._parser.next_request()
+                except ProtocolError as error:
+                    self._fail(error)
+                    return 0
+                if request is None:
+                    self._await_bytes()
+                    return 0
+                if not self._hold(PyBytes_GET_SIZE(request.body)):
+                    return 0
+                self._handle(request)
+                if self._stage != STAGE_IDLE:
+                    self._limit_reading()
+                    return 0
+        finally:
+            self._advancing = False
+
+    cdef int _await_bytes(self) except -1:
+        cdef ServerState state = self._state
+        if self._eof:
+            # A client that is gone in the middle of a request wants no answer.
+            self._finish()
+            return 0
+        if self._parser.reading_body():
+            if self._stage != STAGE_BODY:
+                self._stage = STAGE_BODY
+                self._set_deadline(state.body_timeout)
+                if self._parser.take_continue():
+                    self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if not self._hold(self._parser.held):
+                return 0
+        elif self._parser.between_messages():
+            self._stage = STAGE_IDLE
+            if self._want_bytes is None:
+                self._set_deadline(state.idle_timeout)
+            else:
+                self._deadline = 0.0
+        elif self._stage != STAGE_HEAD:
+            self._stage = STAGE_HEAD
+            self._set_deadline(state.head_timeout)
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        if self._want_bytes is not None:
+            self._want_bytes(self._stage == STAGE_IDLE)
+        return 0
+
+    cdef int _limit_reading(self) except -1:
+        if not self._reading_paused and self._stage == STAGE_BUSY:
+            if self._parser.buffered > READ_AHEAD:
+                self._reading_paused = True
+                self._transport.pause_reading()
+        return 0
+
+    cdef bint _hold(self, Py_ssize_t size) except -1:
+        """Note that this connection's request holds *size* bytes of body until its reply is
+        written; False, and the connection fails, if all together hold too many."""
+        self._state.body_bytes += size - self._body_bytes
+        self._body_bytes = size
+        if size == 0 or self._state.body_bytes <= self._state.max_bodies:
+            return True
+        self._fail(ServerBusy("request bodies fill the memory set aside for them"))
+        return False
+
+    # --- dispatch
+
+    cdef int _handle(self, ParsedRequest request) except -1:
+        """Find the handler and run it, or have it run; afterwards STAGE_IDLE or STAGE_BUSY."""
+        cdef ServerState state = self._state
+        cdef QueryValidator validator
+        cdef dict values
+        self._request = request
+        self._stage = STAGE_IDLE
+        handler = None
+        try:
+            if request.cross_site or state._strict:
+                state.policy.check(request)
+            handler, path = state.router.resolve(request.method, request.path)
+            validator = handler.validator
+            if request.query or request.body:
+                query, form = request.parameters()
+                values = validator.validate(query, form)
+            elif validator.asks_nothing:
+                values = {}
+            else:
+                values = validator.validate(())
+            if validator.request_name is not None:
+                values[validator.request_name] = request.to_request(path, self._peer())
+            kind = handler.kind
+            if kind != "inline" and not handler.acquire():
+                raise HandlerBusy(handler.name, handler.limit)
+        except WorkerServerError as error:
+            if isinstance(error, ProtocolError):
+                self._fail(error)
+            else:
+                self._respond("" if handler is None else handler.name, error_response(error))
+            return 0
+        except Exception as error:  # a mistake of ours, or of torch's registry
+            name = "" if handler is None else handler.name
+            self._respond(name, failure(name or "look-up", error))
+            return 0
+        if kind == "inline":  # one at a time by nature: no place to take
+            try:
+                response = to_response(handler.name, handler.function(**values))
+            except BaseException as error:
+                # SystemExit and KeyboardInterrupt too: a handler can't end the server.
+                response = failure(handler.name, error)
+            self._respond(handler.name, response)
+            return 0
+        self._stage = STAGE_BUSY
+        self._handler = handler
+        self._turn += 1
+        self._deadline = 0.0
+        if kind == "async":
+            self._task = state.loop.create_task(_run_async(self, self._turn, handler, values))
+            self._task.add_done_callback(partial(self._on_task_done, self._turn, handler))
+        elif not state.pool.submit(_ThreadJob(self, self._turn, handler, values)):
+            handler.release()
+            self._handler = None
+            self._stage = STAGE_IDLE
+            self._respond(handler.name, error_response(ServerBusy("no thread for the handler")))
+        return 0
+
+    def _on_task_done(self, long turn, handler, task):
+        """A task that was cancelled before its first step never came to _run_async's own end."""
+        if task.cancelled():
+            handler.release()
+            self._on_result(turn, failure(handler.name, CancelledError()))
+
+    def _on_result(self, long turn, response):
+        """On the loop's thread: the handler of request number *turn* gave *response*."""
+        if turn != self._turn or self._handler is None:
+            return
+        name = self._handler.name
+        self._handler = None
+        self._task = None
+        if self._stage == STAGE_LOST:
+            return
+        self._stage = STAGE_IDLE
+        self._respond(name, response)
+        if self._stage == STAGE_IDLE:
+            self._advance()
+
+    # --- replies out
+
+    cdef int _respond(self, str name, response) except -1:
+        """Write the reply to ``_request``; closes where that was the connection's last one."""
+        cdef ParsedRequest request = self._request
+        cdef bint close = not request.keep_alive or self._state.closing
+        self._request = None
+        self._hold(0)
+        try:
+            self._write_response(
+                name, response, close, request.method == b"HEAD", request.http_version == "1.0"
+            )
+        except BaseException:  # out of memory, say: what was written of it can't be taken back
+            _logger.debug("reply of %s not written", name, exc_info=True)
+            self._transport.abort()
+            return 0
+        if close:
+            self._finish()
+        return 0
+
+    cdef int _fail(self, error) except -1:
+        """Answer what can't be answered otherwise, once, and close."""
+        self._hold(0)
+        self._write_response("", error_response(error), True, False, False)
+        self._finish()
+        return 0
+
+    cdef int _write_response(
+        self, str name, response, bint close, bint head_only, bint http_1_0
+    ) except -1:
+        cdef dict requests = self._state.requests
+        cdef int status = response.status
+        cdef bytes body = response.body
+        cdef bytes head
+        key = (name, status)
+        requests[key] = requests.get(key, 0) + 1
+        if status == 204 or status == 304:
+            body = b""
+        head = reply_head(response, len(body), close, http_1_0)
+        if head_only or not body:
+            self._transport.write(head)
+        elif len(body) <= JOIN_LIMIT:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
+            self._transport.write(body)
+        return 0
+
+    cdef int _finish(self) except -1:
+        """No more replies: end our side, read on until the client has ended its own.
+
+        Closing at once with bytes unread would make the kernel send a reset, and a reset can
+        destroy the reply on its way to the client (RFC 9112, 9.6).
+        """
+        if self._stage == STAGE_LOST or self._transport is None or self._transport.is_closing():
+            return 0
+        self._stage = STAGE_DRAIN
+        if self._eof or not self._transport.can_write_eof():
+            self._transport.close()
+        else:
+            self._transport.write_eof()
+            if self._reading_paused:
+                self._reading_paused = False
+                self._transport.resume_reading()
+        self._unsent = self._transport.get_write_buffer_size()
+        self._set_deadline(
+            self._state.stall_seconds if self._unsent else self._state.drain_seconds
+        )
+        return 0
+
+    # --- time
+
+    cdef int _set_deadline(self, double seconds) except -1:
+        """Call ``_on_timer`` in *seconds*. One timer serves all deadlines of a connection: it
+        is set anew only for an earlier one, so a request costs no timer."""
+        cdef double now = monotonic()
+        self._deadline = now + seconds
+        if self._timer is not None:
+            if self._timer_at <= self._deadline:
+                return 0
+            self._timer.cancel()
+        self._timer_at = self._deadline
+        self._timer = self._state.loop.call_later(seconds, self._on_timer)
+        return 0
+
+    def _on_timer(self):
+        cdef double left = self._deadline - monotonic()
+        cdef Py_ssize_t unsent
+        self._timer = None
+        if self._stage == STAGE_LOST or self._deadline == 0.0:
+            return
+        if left > 0.001:
+            self._timer_at = self._deadline
+            self._timer = self._state.loop.call_later(left, self._on_timer)
+            return
+        unsent = self._transport.get_write_buffer_size()
+        if self._writing_paused or (self._stage == STAGE_DRAIN and unsent):
+            if unsent < self._unsent:
+                self._unsent = unsent
+                self._set_deadline(self._state.stall_seconds)
+            else:
+                self._transport.abort()
+        elif self._stage == STAGE_DRAIN:
+            self._transport.close()
+        elif self._stage == STAGE_BODY:
+            self._fail(RequestTimeout("body", self._state.body_timeout))
+        elif self._stage == STAGE_HEAD:
+            self._fail(RequestTimeout("head", self._state.head_timeout))
+        elif self._stage == STAGE_IDLE:
+            self._finish()
+
+    # --- shutdown
+
+    def shutdown(self):
+        """Answer what is being handled if that comes soon, close everything else now."""
+        if self._stage == STAGE_LOST or self._transport is None:
+            return
+        if self._task is not None:
+            self._task.cancel()
+        elif self._stage == STAGE_IDLE and not self._transport.get_write_buffer_size():
+            self._transport.close()
+        elif self._handler is None and self._stage != STAGE_DRAIN:
+            self._finish()
+
+    def abort(self):
+        if self._transport is not None:
+            self._transport.abort()
+
+
+cdef bint _peer_allowed(sock) except -1:
+    # uvloop gives a stand-in that has no getsockopt(): a socket object on a copy of the
+    # descriptor asks the same question.
+    if hasattr(sock, "getsockopt"):
+        return peer_allowed(sock)
+    with socket.socket(fileno=os.dup(sock.fileno())) as copy:
+        return peer_allowed(copy)
+
+
+cdef bint _hung_up(int fd) except -1:
+    """Whether the other end of a Unix socket is closed, and not only its writing half."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
+
+
+async def _run_async(WorkerProtocol protocol, long turn, handler, dict values):
+    """Run a coroutine handler to its response. Whatever it raises ends here: asyncio lets
+    SystemExit and KeyboardInterrupt of a task through to the loop, and that would stop it."""
+    try:
+        response = to_response(handler.name, await handler.function(**values))
+    except BaseException as error:
+        response = failure(handler.name, error)
+    finally:
+        handler.release()
+    protocol._on_result(turn, response)
+
+
+@cython.final
+@cython.internal
+cdef class _ThreadJob:
+    """A plain handler's call, run by a thread of the pool."""
+
+    cdef WorkerProtocol _protocol
+    cdef long _turn
+    cdef object _handler
+    cdef dict _values
+
+    def __init__(self, WorkerProtocol protocol, long turn, handler, dict values):
+        self._protocol = protocol
+        self._turn = turn
+        self._handler = handler
+        self._values = values
+
+    def __call__(self):
+        name = self._handler.name
+        try:
+            response = to_response(name, self._handler.function(**self._values))
+        except BaseException as error:
+            response = failure(name, error)
+        finally:
+            self._handler.release()
+        try:
+            self._protocol._state.loop.call_soon_threadsafe(
+                self._protocol._on_result, self._turn, response
+            )
+        except RuntimeError:
+            _logger.debug("the loop closed before handler %s answered", name)

@@ -1,0 +1,51 @@
+"""What one server takes of its clients: bytes, counts and seconds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from workerserver import _parser
+from workerserver.process.environment import seconds
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server takes: bytes, counts and seconds. The defaults are the documented ones."""
+
+    max_head: int = _parser.MAX_HEAD
+    max_headers: int = _parser.MAX_HEADERS
+    max_body: int = _parser.MAX_BODY
+    max_bodies: int = 8 * _parser.MAX_BODY  # over all connections
+    max_connections: int = 4096
+    head_timeout: float = 10.0
+    body_timeout: float = 30.0
+    idle_timeout: float = 75.0
+    #: What the loop has not claimed by then is answered without it where that is possible ...
+    gil_deadline: float = 0.25
+    #: ... and by then refused with 503, and never run.
+    gil_timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, which names the field, unless each is a number of at least 0."""
+        for name, value in vars(self).items():
+            if not isinstance(value, (int, float)) or not value >= 0:
+                raise ValueError(f"Limits: {name} must be a number of at least 0, not {value!r}")
+
+    @classmethod
+    def from_environment(cls) -> Limits:
+        """The defaults, with WORKERSERVER_GIL_DEADLINE and WORKERSERVER_GIL_TIMEOUT in seconds."""
+        return cls(
+            gil_deadline=seconds("WORKERSERVER_GIL_DEADLINE", cls.gil_deadline),
+            gil_timeout=seconds("WORKERSERVER_GIL_TIMEOUT", cls.gil_timeout),
+        )
+
+    def within_descriptors(self) -> Limits:
+        """These limits, with no more connections than half the descriptors the process may open:
+        the other half is for training."""
+        soft = os.sysconf("SC_OPEN_MAX")
+        if soft == -1:  # no limit
+            return self
+        return replace(self, max_connections=min(self.max_connections, max(16, soft // 2)))

@@ -1,0 +1,106 @@
+"""Method and path -> handler: the whole map of what the server answers."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Annotated
+
+from workerserver._parser import unquote
+from workerserver.http.registry import Handler
+from workerserver.process._pulse import health, set_rank
+from workerserver.types import (
+    MethodNotAllowed,
+    NotFound,
+    Range,
+    Response,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from workerserver.http.registry import Registry
+
+__all__ = ["Router"]
+
+INDEX = b'<h1>torch.distributed.WorkerServer</h1>\n<a href="/handler/">Handler names</a>\n'
+PREFIX = "/handler/"
+CACHE_SIZE = 256
+
+
+class Router:
+    """``resolve()`` belongs to the loop's thread; what else it has is only read, from any."""
+
+    def __init__(self, registry: Registry, metrics: Callable[[], Response] | None = None) -> None:
+        self.registry = registry
+        self.started = time.monotonic()
+        set_rank(_rank())
+        # Made per server: their counters of running requests are the server's own.
+        self._pages = {
+            "/": Handler("/", self._index, inline=True),
+            PREFIX: Handler(PREFIX, self._names, inline=True),
+            "/healthz": Handler("/healthz", self._healthz, inline=True),
+        }
+        if metrics is not None:
+            self._pages["/metrics"] = Handler("/metrics", metrics)  # its first call imports
+        # (method, raw path) -> (handler, decoded path), for handlers of the registry's own.
+        self._cache: dict[tuple[bytes, bytes], tuple[Handler, str]] = {}
+        self._cache_version = -1
+
+    @property
+    def uptime_s(self) -> float:
+        return time.monotonic() - self.started
+
+    def resolve(self, method: bytes, raw_path: bytes) -> tuple[Handler, str]:
+        """The handler for a request and its decoded path.
+
+        Raises NotFound, HandlerNotFound, MethodNotAllowed or MalformedRequest (not UTF-8).
+        """
+        if self._cache_version != self.registry.version:
+            self._cache = {}
+            self._cache_version = self.registry.version
+        found = self._cache.get((method, raw_path))
+        if found is not None:
+            return found
+        path = unquote(raw_path)
+        handler = self._find(method, path)
+        if len(self._cache) < CACHE_SIZE and self._lasting(handler):
+            self._cache[(method, raw_path)] = (handler, path)
+        return handler, path
+
+    def _find(self, method: bytes, path: str) -> Handler:
+        page = self._pages.get(path)
+        if page is not None:
+            if method not in (b"GET", b"HEAD"):
+                raise MethodNotAllowed("GET, HEAD")
+            return page
+        if not path.startswith(PREFIX):
+            raise NotFound
+        name = path[len(PREFIX) :].removesuffix("/")
+        if "/" in name or not name:
+            raise NotFound
+        handler = self.registry.find(name)
+        if method != b"POST":
+            raise MethodNotAllowed("POST")
+        return handler
+
+    def _lasting(self, handler: Handler) -> bool:
+        """Whether *handler* stays the answer until the registry's version changes."""
+        return handler.name in self._pages or self.registry.own(handler.name) is handler
+
+    def _index(self, **ignored: str) -> Response:
+        return Response(INDEX, content_type="text/html")
+
+    def _names(self, **ignored: str) -> Response:
+        return Response.json(self.registry.names())
+
+    def _healthz(self, max_step_age: Annotated[float | None, Range(0.0, 1e9)] = None) -> Response:
+        """The process answers; with *max_step_age* seconds, also that its steps go on."""
+        body, status = health(self.started, max_step_age)
+        return Response(body, status, "application/json")
+
+
+def _rank() -> int | None:
+    """The launcher's RANK, None if it gave none that could be one."""
+    text = os.environ.get("RANK", "")
+    return int(text) if text.isdecimal() and text.isascii() and len(text) < 19 else None

@@ -1,0 +1,375 @@
+"""The native I/O thread: one epoll loop that owns all plain sockets and never needs the GIL.
+
+It accepts, reads and watches deadlines; _dispatch.pyx decides what becomes of requests. It holds
+the hub's lock except while it waits in epoll, takes a snapshot, or copies a large body into a
+socket. From ``hub_run``'s first line to its last no Python runs.
+"""
+
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, ENOMEM, errno
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from posix.time cimport itimerspec
+from posix.unistd cimport close, read
+
+from workerserver.http.bounds cimport DRAIN_LIMIT, REFUSED_LIMIT
+from workerserver.native.system cimport (
+    IPPROTO_TCP, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, SO_PEERCRED, TCP_NODELAY,
+    TFD_TIMER_ABSTIME, accept4, getsockopt, recv, setsockopt, socklen_t, ucred,
+)
+from workerserver.process.clock cimport monotonic
+from workerserver.process.epoll cimport (
+    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, epoll_event, epoll_wait,
+)
+
+
+cdef extern from "<sys/timerfd.h>" nogil:
+    int timerfd_settime(int fd, int flags, const itimerspec *value, itimerspec *old)
+
+
+cdef enum:
+    EVENTS = 16  # a batch: as long as somebody who waits for the lock may have to wait
+    ACCEPTS = 16
+    REQUESTS = 16 * 1024  # bytes read at a time while requests are answered from them
+    BUFFER = 65536  # high-water mark of what waits to be sent
+
+cdef double COARSE = 0.005  # deadlines are looked at no more often
+cdef double ACCEPT_PAUSE = 0.1
+
+
+# --- in
+
+
+cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
+    """Accept what waits, under the lock: a fork in between would inherit what no table holds."""
+    cdef Connection *connection
+    cdef ucred peer
+    cdef socklen_t size
+    cdef int _i, fd, one = 1
+    cdef bint foreign
+    for _i in range(ACCEPTS):
+        if not listener.accepting:
+            return
+        fd = accept4(listener.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)
+        if fd < 0:
+            if errno != EAGAIN and errno != EINTR and errno != ECONNABORTED:
+                # Out of descriptors: what waits keeps epoll ready, so look away for a while.
+                epoll_change(hub, listener, listener.fd, 0)
+                listener.resume_at = hub.now + ACCEPT_PAUSE
+                arm(hub, listener.resume_at)
+            return
+        connection = <Connection *>calloc(1, sizeof(Connection))
+        if connection == NULL or listener.connections >= listener.max_connections + REFUSED_LIMIT:
+            free(connection)
+            close(fd)
+            continue
+        foreign = False
+        if listener.local:
+            size = sizeof(peer)
+            peer.uid = 0xffffffff
+            if getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0:
+                foreign = True
+            elif peer.uid != 0 and peer.uid != listener.uid:
+                foreign = True
+        else:
+            setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+        connection.kind = KIND_CONNECTION
+        connection.fd = fd
+        connection.hub = hub
+        connection.listener = listener
+        connection.stage = STAGE_IO
+        connection.boundary = True
+        connection.high = BUFFER
+        connection.low = BUFFER // 4
+        connection.events = EPOLLIN
+        connection.polled = epoll_add(hub, connection, fd, EPOLLIN)
+        connection.deadline = hub.now + listener.head_timeout
+        arm(hub, connection.deadline)
+        connection.next = hub.connections
+        if connection.next != NULL:
+            connection.next.previous = connection
+        hub.connections = connection
+        listener.connections += 1
+        listener.references += 1
+        if not connection.polled:
+            die(connection)
+        elif listener.connections > listener.max_connections:
+            send_final(connection, &listener.too_many, 503)
+        elif foreign:
+            send_final(connection, &listener.forbidden, 403)
+
+
+cdef void _readable(Connection *connection) noexcept nogil:
+    """Take what has come, once: epoll tells if there is more."""
+    cdef Hub *hub = connection.hub
+    cdef size_t size = REQUESTS if connection.stage == STAGE_IO else READ_SIZE
+    cdef ssize_t n = recv(connection.fd, hub.page, size, MSG_DONTWAIT)
+    if n < 0:
+        if errno != EAGAIN and errno != EINTR:
+            broken(connection, errno)
+        return
+    if connection.stage == STAGE_CLOSING:
+        return
+    if n == 0:
+        _ended(connection)
+        return
+    if connection.stage == STAGE_DRAIN:
+        connection.drained += <size_t>n
+        if connection.drained > DRAIN_LIMIT:
+            die(connection)
+        return
+    if connection.stage == STAGE_IO and connection.start == connection.size:
+        proceed(connection, hub.page, <size_t>n)
+        return
+    if not make_room(connection, <size_t>n):
+        broken(connection, ENOMEM)
+        return
+    memcpy(connection.data + connection.size, hub.page, <size_t>n)
+    connection.size += <size_t>n
+    if connection.stage == STAGE_IO:
+        proceed(connection, NULL, 0)
+        return
+    if connection.stage == STAGE_WAIT:
+        hand_over(connection)
+    elif connection.stage == STAGE_LOOP:
+        enqueue(connection)
+    elif connection.stage == STAGE_QUEUED:
+        stamp(connection)
+        if connection.judged:
+            connection.judged = False  # the request may be whole now
+            arm(hub, hub.now)
+    set_events(connection)
+
+
+cdef void _ended(Connection *connection) noexcept nogil:
+    """The client sends no more; half-closed, it still gets what it asked for."""
+    connection.eof = True
+    set_events(connection)
+    if connection.stage == STAGE_IO:
+        # A client that is gone in the middle of a request wants no answer.
+        if connection.out == NULL:
+            die(connection)
+        else:
+            connection.closing = True
+    elif connection.stage == STAGE_DRAIN:
+        if connection.out == NULL:
+            die(connection)
+    elif connection.stage == STAGE_WAIT:
+        hand_over(connection)
+    elif connection.stage == STAGE_LOOP:
+        enqueue(connection)
+
+
+cdef void _hung_up(Connection *connection) noexcept nogil:
+    """Both directions are closed, and nobody wants to read. epoll would tell so for ever."""
+    connection.hung_up = True
+    unpoll(connection)
+    if connection.stage == STAGE_LOOP:
+        enqueue(connection)
+    elif connection.stage == STAGE_IO or connection.stage == STAGE_DRAIN:
+        die(connection)
+
+
+# --- time
+
+
+cdef void _scan(Hub *hub) noexcept nogil:
+    """See to every deadline that has passed, and find the next one."""
+    cdef Connection *connection
+    cdef Connection *following
+    cdef Listener *listener
+    cdef double owed_at
+    cdef bint over
+    cdef int i
+    hub.scan_at = NEVER
+    connection = hub.queue
+    while connection != NULL:
+        following = connection.queue_next
+        if connection.stage == STAGE_QUEUED and not connection.doomed:
+            listener = connection.listener
+            owed_at = min(hub.asked_at, connection.queued_at)
+            over = hub.now - connection.queued_at >= listener.gil_timeout
+            if not connection.judged and (over or hub.now - owed_at >= listener.gil_deadline):
+                if connection.hung_up and connection.transport == NULL:
+                    die(connection)  # nobody is there to be answered
+                else:
+                    take_back(connection)
+            elif not connection.judged:
+                arm(hub, min(owed_at + listener.gil_deadline,
+                             connection.queued_at + listener.gil_timeout))
+            # What could be answered without the loop is; and what take_back() has queued behind
+            # it has its own time.
+            if connection.stage == STAGE_QUEUED and not connection.doomed:
+                if hub.now - connection.queued_at >= listener.gil_timeout:
+                    refuse(connection)
+                elif connection.judged:
+                    arm(hub, connection.queued_at + listener.gil_timeout)
+        connection = following
+    connection = hub.connections
+    while connection != NULL:
+        following = connection.next
+        if connection.deadline > 0.0 and not connection.doomed:
+            if connection.deadline > hub.now:
+                arm(hub, connection.deadline)
+            else:
+                _expire(connection)
+        connection = following
+    for i in range(RELAYS):
+        if hub.relays[i].busy:
+            if hub.now < hub.relays[i].deadline:
+                arm(hub, hub.relays[i].deadline)
+            elif hub.relays[i].connection != NULL:
+                relay_late(&hub.relays[i])
+    listener = hub.listeners
+    while listener != NULL:
+        if listener.resume_at > 0.0:
+            if hub.now >= listener.resume_at:
+                listener.resume_at = 0.0
+                if listener.accepting:
+                    epoll_change(hub, listener, listener.fd, EPOLLIN)
+            else:
+                arm(hub, listener.resume_at)
+        listener = listener.next
+    if hub.watch > 0.0 and hub.listeners != NULL:
+        if hub.now >= hub.watch_at:
+            hub.watch_at = hub.now + hub.watch
+            ask_turn(hub)
+        arm(hub, hub.watch_at)
+    # The lock is held here: with ten thousand connections, not more than a twentieth of the time.
+    hub.scan_at = max(hub.scan_at, hub.now + max(COARSE, 20.0 * (monotonic() - hub.now)))
+
+
+cdef void _expire(Connection *connection) noexcept nogil:
+    connection.deadline = 0.0
+    if connection.stage == STAGE_DRAIN or connection.out != NULL:
+        die(connection)  # no end from the client, or it takes nothing of its reply
+    elif connection.stage == STAGE_IO:
+        if connection.start == connection.size:
+            die(connection)
+        else:
+            send_final(connection, &connection.listener.head_late, 408)
+
+
+# --- the thread
+
+
+cdef void _sweep(Hub *hub) noexcept nogil:
+    """Close what is to be closed; free what nobody refers to. Only here is anything freed: no
+    event that epoll has reported is still to be looked at."""
+    cdef Connection *connection
+    cdef Listener *listener
+    cdef Listener **place
+    while hub.reap != NULL:
+        connection = hub.reap
+        hub.reap = connection.reap_next
+        connection.reaping = False
+        if connection.stage == STAGE_CLOSING:
+            die(connection)
+        elif connection.doomed and connection.stage != STAGE_DEAD:
+            if connection.stage != STAGE_ANSWERING:
+                die(connection)
+        elif connection.stage == STAGE_DEAD and connection.transport == NULL:
+            dequeue(connection)
+            if connection.previous != NULL:
+                connection.previous.next = connection.next
+            else:
+                hub.connections = connection.next
+            if connection.next != NULL:
+                connection.next.previous = connection.previous
+            listener = connection.listener
+            listener.references -= 1
+            free(connection)
+    place = &hub.listeners
+    while place[0] != NULL:
+        listener = place[0]
+        if listener.dropped and listener.references == 0:
+            place[0] = listener.next
+            free(listener)
+        else:
+            place = &listener.next
+
+
+cdef void _set_timer(Hub *hub) noexcept nogil:
+    cdef itimerspec when
+    cdef double at = hub.scan_at
+    memset(&when, 0, sizeof(when))
+    when.it_value.tv_sec = <long>at
+    when.it_value.tv_nsec = min(<long>((at - <double>when.it_value.tv_sec) * 1e9), 999_999_999)
+    timerfd_settime(hub.timer.fd, TFD_TIMER_ABSTIME, &when, NULL)
+    hub.timer_at = at
+
+
+cdef void _handle(Hub *hub, Source *source, uint32_t events) noexcept nogil:
+    cdef Connection *connection
+    cdef char drained[8]
+    if source.kind == KIND_CONNECTION:
+        connection = <Connection *>source
+        if connection.stage == STAGE_DEAD:
+            return  # closed earlier in this batch
+        if connection.doomed:
+            unpoll(connection)  # while an answer for it is under way, epoll would go on and on
+            return
+        if events & EPOLLOUT:
+            flush(connection)
+            if connection.doomed:
+                return
+            if connection.stage == STAGE_IO and connection.out == NULL:
+                proceed(connection, NULL, 0)
+        if connection.stage == STAGE_DEAD or not connection.polled:
+            return
+        if events & EPOLLIN and connection.events & EPOLLIN:
+            _readable(connection)
+        elif events & (EPOLLHUP | EPOLLERR):
+            _hung_up(connection)
+    elif source.kind == KIND_LISTENER:
+        _accept(hub, <Listener *>source)
+    elif source.kind == KIND_RELAY:
+        if (<RelaySlot *>source).busy:
+            relayed(hub, <RelaySlot *>source)
+    else:
+        if source.kind == KIND_TIMER:
+            hub.timer_at = NEVER
+        else:
+            hub.woken = False
+        if read(source.fd, drained, 8) < 0:
+            pass  # nothing was in it
+
+
+cdef void hub_run(Hub *hub) noexcept nogil:
+    """Serve until hub_stop(); at the end every connection is closed."""
+    cdef epoll_event events[EVENTS]
+    cdef int i, n, timeout
+    cdef Connection *connection
+    hub_lock(hub)
+    hub.now = monotonic()
+    while not hub.stopping:
+        if hub.reap != NULL or hub.sweep:
+            hub.sweep = False
+            _sweep(hub)
+        if hub.now >= hub.scan_at:
+            _scan(hub)
+        if hub.dumps != NULL:
+            answer_dumps(hub)
+        if hub.reap != NULL:
+            continue
+        if hub.scan_at < hub.timer_at:
+            _set_timer(hub)
+        # Behind an answered dump another one may have been pipelined; the others get a turn first.
+        timeout = -1 if hub.dumps == NULL else 0
+        hub_unlock(hub)
+        n = epoll_wait(hub.epoll, events, EVENTS, timeout)
+        hub_lock(hub)
+        hub.now = monotonic()
+        for i in range(n):
+            _handle(hub, <Source *>events[i].data.ptr, events[i].events)
+            give_way(hub)
+    connection = hub.connections
+    while connection != NULL:
+        die(connection)
+        connection = connection.next
+    for i in range(RELAYS):
+        if hub.relays[i].busy:
+            relay_close(&hub.relays[i].relay)
+            hub.relays[i].busy = False
+    _sweep(hub)
+    hub_unlock(hub)

@@ -1,0 +1,337 @@
+"""The loop's side of the native I/O thread: its hub and its listeners.
+
+All of it is for the loop's thread, but for what says otherwise.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport errno
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+from posix.unistd cimport geteuid, read
+
+from workerserver.process.clock cimport monotonic
+from workerserver.native._engine cimport (
+    ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, COUNTS, Answer, Chunk,
+    Connection, Count, Hub, Listener, ask_turn, connection_close, hub_lock, hub_unlock,
+    turn_begin, turn_next,
+)
+from workerserver.native._engine cimport (
+    hub_drop, hub_forget, hub_free, hub_ignore, hub_listen, hub_new, hub_stop,
+)
+from workerserver.native._engine cimport hub_run
+
+import os
+import threading
+
+from workerserver.process import loop_turn
+from workerserver.process.threads import name_this_thread
+
+STATIC = ACTION_STATIC
+LATE = ACTION_LATE
+HEALTH = ACTION_HEALTH
+DUMP = ACTION_DUMP
+RELAY = ACTION_RELAY
+
+NAME = "workerserver-io"
+
+cdef enum:
+    ANSWERS = 64  # of one listener
+    TURN = 256  # connections that one turn of the loop serves; then others have theirs
+
+
+@cython.final
+cdef class NativeHub:
+    """One I/O thread and the loop that it works for.
+
+    Made, attached and closed on the loop's thread. *watch*: the loop is asked for a turn every so
+    many seconds, to see how long it takes to get the GIL; 0 is never.
+    """
+
+    cdef Hub *_hub
+    cdef readonly object loop  # asyncio.AbstractEventLoop
+    cdef readonly object thread  # threading.Thread
+    cdef set _listeners  # of NativeListener
+    cdef double _refreshed_at
+
+    def __cinit__(self):
+        self._hub = NULL
+
+    def __init__(self, loop, double watch):
+        self.loop = loop
+        self._listeners = set()
+        self._hub = hub_new(watch)
+        if self._hub == NULL:
+            raise OSError(errno, os.strerror(errno))
+        loop.add_reader(self._hub.turn, self._turn)
+        self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+
+    def _run(self):
+        name_this_thread(NAME)
+        with nogil:
+            hub_run(self._hub)
+
+    def set_relay(self, bytes path, int listener, unsigned long inode):
+        """Where torch's own server can be reached, and the descriptor that it listens on."""
+        if len(path) >= <Py_ssize_t>sizeof(self._hub.relay_path):
+            raise ValueError("the path of torch's server is too long for a socket")
+        if self._hub == NULL:
+            return
+        hub_lock(self._hub)
+        memset(self._hub.relay_path, 0, sizeof(self._hub.relay_path))
+        memcpy(self._hub.relay_path, PyBytes_AS_STRING(path), len(path))
+        self._hub.relay_listener = listener
+        self._hub.relay_inode = inode
+        hub_unlock(self._hub)
+
+    def _turn(self):
+        """The I/O thread has asked for a turn: see to everything in its queue."""
+        cdef unsigned char counter[8]
+        cdef Connection *connection = NULL
+        cdef int _i
+        cdef double now
+        cdef uint64_t number, before
+        if self._hub == NULL:
+            return
+        if read(self._hub.turn, counter, 8) < 0:
+            pass  # another turn has read it
+        self._release(turn_begin(self._hub, &number))
+        loop_turn.begin()
+        try:
+            for _i in range(TURN):
+                before = number
+                connection = NULL if self._hub == NULL else turn_next(self._hub, &number)
+                if connection == NULL:
+                    break
+                if number != before:  # it asks later than those before: nothing to share with them
+                    loop_turn.end()
+                    loop_turn.begin()
+                self._deliver(connection)
+        finally:
+            if connection != NULL and self._hub != NULL:  # there may be more in the queue
+                hub_lock(self._hub)
+                ask_turn(self._hub)
+                hub_unlock(self._hub)
+            loop_turn.end()
+        now = monotonic()
+        if now - self._refreshed_at > 1.0:
+            self._refreshed_at = now
+            for listener in tuple(self._listeners):
+                (<NativeListener>listener)._refresh()
+
+    cdef int _release(self, Chunk *chunk) except -1:
+        """Drop the references to bytes that are sent."""
+        cdef Chunk *following
+        while chunk != NULL:
+            following = chunk.next
+            Py_DECREF(<object>chunk.owner)
+            free(chunk)
+            chunk = following
+        return 0
+
+    cdef int _deliver(self, Connection *connection) except -1:
+        """Tell a claimed connection's protocol what has happened; make it first if need be."""
+        cdef Link link
+        if connection.transport != NULL:
+            link = <Link>connection.transport
+        elif connection.listener.owner == NULL:
+            connection_close(connection, True)
+            return 0
+        else:
+            link = Link()
+            if not link.open(self.loop, (<NativeListener>connection.listener.owner).factory,
+                             connection):
+                return 0
+        link.deliver()
+        return 0
+
+    def close(self):
+        """End the I/O thread and every connection."""
+        cdef Connection *connection
+        cdef uint64_t number
+        if self._hub == NULL:
+            return
+        hub_stop(self._hub)
+        if self.thread.ident is not None:
+            self.thread.join(5.0)
+            if self.thread.is_alive():
+                return  # it may still touch the hub's memory, so that stays
+        else:
+            with nogil:
+                hub_run(self._hub)
+        self.loop.remove_reader(self._hub.turn)
+        self._release(turn_begin(self._hub, &number))
+        while True:
+            connection = turn_next(self._hub, &number)
+            if connection == NULL:
+                break
+            self._deliver(connection)
+        self._release(turn_begin(self._hub, &number))
+        for listener in tuple(self._listeners):
+            (<NativeListener>listener).close()
+        with nogil:
+            hub_run(self._hub)  # stopped already: frees what the transports have let go
+        if self._hub.connections == NULL:
+            hub_free(self._hub)
+        self._hub = NULL
+
+
+@cython.final
+cdef class NativeListener:
+    """One listening socket of a hub, and what the I/O thread may answer on it.
+
+    *factory* makes the protocol of a connection; *refresh* is called on the loop's thread now and
+    then, when the hub has a turn anyway.
+    """
+
+    cdef NativeHub _hub
+    cdef Listener *_listener
+    cdef readonly object factory
+    cdef object _refresh_callback
+    cdef tuple _keep  # what the C side borrows: the table and the answers ...
+    cdef tuple _finals  # ... and the last words
+    cdef Answer _answers[ANSWERS]
+    cdef tuple _names  # of the routes' counts
+    cdef dict _counted  # under the tables before
+
+    def __init__(
+        self, NativeHub hub, int fd, factory, refresh, *, bint local, limits, double started,
+        bytes too_many, bytes forbidden, bytes head_late,
+    ):
+        cdef Listener model
+        if hub._hub == NULL:
+            raise RuntimeError("the hub is closed")
+        self._hub = hub
+        self.factory = factory
+        self._refresh_callback = refresh
+        self._counted = {}
+        self._names = ()
+        self._keep = (Table([], check_host=False), ())
+        self._finals = (too_many, forbidden, head_late)
+        memset(&model, 0, sizeof(model))
+        model.fd = fd
+        model.local = local
+        model.uid = geteuid()  # as access.peer_allowed()
+        model.max_connections = limits.max_connections
+        model.head_timeout = limits.head_timeout
+        model.idle_timeout = limits.idle_timeout
+        model.gil_deadline = limits.gil_deadline
+        model.gil_timeout = limits.gil_timeout
+        model.started = started
+        model.owner = <void *>self
+        model.table = &(<Table>self._keep[0]).data
+        model.answers = self._answers
+        _set_final(&model.too_many, too_many)
+        _set_final(&model.forbidden, forbidden)
+        _set_final(&model.head_late, head_late)
+        self._listener = hub_listen(hub._hub, &model)
+        if self._listener == NULL:
+            raise OSError(errno, os.strerror(errno))
+        # The C side's own reference: an interpreter that is taken apart under a running I/O thread
+        # must not free what it answers from.
+        Py_INCREF(self)
+        hub._listeners.add(self)
+
+    def publish(self, Table table, tuple names, tuple answers):
+        """Answer by *table* from now on.
+
+        The number above an action's lowest 8 bits says which of *names* a reply counts for, the
+        same in every table, and which of *answers* it is: pairs of whole replies, keep-alive and
+        ``Connection: close``.
+        """
+        cdef int i
+        cdef bytes whole, closing
+        cdef Answer[ANSWERS] fresh
+        if len(answers) > ANSWERS or len(names) != len(answers):
+            raise ValueError(f"{len(answers)} answers, {len(names)} names")
+        if self._listener == NULL:
+            return
+        self._harvest()
+        self._names = names  # they only grow, so older counts keep their names
+        for i in range(len(answers)):
+            whole, closing = answers[i]
+            fresh[i].data = PyBytes_AS_STRING(whole)
+            fresh[i].size = PyBytes_GET_SIZE(whole)
+            fresh[i].closing = PyBytes_AS_STRING(closing)
+            fresh[i].closing_size = PyBytes_GET_SIZE(closing)
+        hub_lock(self._hub._hub)
+        memcpy(self._answers, fresh, len(answers) * sizeof(Answer))
+        self._listener.table = &table.data
+        self._listener.memo.size = 0
+        hub_unlock(self._hub._hub)
+        self._keep = (table, answers)  # not before: until here the old ones were in use
+
+    cdef int _refresh(self) except -1:
+        try:
+            self._refresh_callback()
+        except BaseException as error:
+            self._hub.loop.call_exception_handler(
+                {"message": "the server's refresh failed", "exception": error}
+            )
+        return 0
+
+    cdef int _harvest(self) except -1:
+        cdef Count[COUNTS] counts
+        cdef int i, used
+        if self._listener == NULL:
+            return 0
+        # Nothing of Python under the lock: a finalizer might hand the GIL to a thread that waits
+        # for the lock with it.
+        hub_lock(self._hub._hub)
+        used = self._listener.count_used
+        memcpy(counts, self._listener.counts, used * sizeof(Count))
+        self._listener.count_used = 0
+        hub_unlock(self._hub._hub)
+        for i in range(used):
+            name = "" if counts[i].route < 0 else self._names[counts[i].route]
+            key = (name, counts[i].status)
+            self._counted[key] = self._counted.get(key, 0) + counts[i].number
+        return 0
+
+    @property
+    def requests(self):
+        """Replies of the I/O thread so far, by (handler name, status)."""
+        self._harvest()
+        return dict(self._counted)
+
+    @property
+    def connections(self):
+        """Connections open now, whoever owns them."""
+        cdef int number
+        if self._listener == NULL:
+            return 0
+        hub_lock(self._hub._hub)
+        number = self._listener.connections
+        hub_unlock(self._hub._hub)
+        return number
+
+    def ignore(self, bint closing=False):
+        """Accept no more connections. With *closing*, the caller closes the socket, and a forked
+        child won't. From any thread."""
+        if self._listener != NULL:
+            hub_ignore(self._hub._hub, self._listener, closing)
+
+    def drop(self, bint everything):
+        """Close the connections that are idle, or every one; on the loop's thread."""
+        if self._listener != NULL:
+            hub_drop(self._hub._hub, self._listener, everything)
+
+    def close(self):
+        """Let go of it all, on the loop's thread."""
+        if self._listener == NULL:
+            return
+        self.ignore(True)
+        self.drop(True)
+        self._harvest()
+        hub_forget(self._hub._hub, self._listener)
+        self._listener = NULL
+        self._hub._listeners.discard(self)
+        Py_DECREF(self)
+
+
+cdef int _set_final(Answer *answer, bytes reply) except -1:
+    answer.data = answer.closing = PyBytes_AS_STRING(reply)
+    answer.size = answer.closing_size = PyBytes_GET_SIZE(reply)
+    return 0

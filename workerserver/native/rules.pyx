@@ -1,0 +1,232 @@
+"""Which recognised requests the I/O thread answers: who may ask, and for what.
+
+What ``allowed()`` lets in, ``AccessPolicy.check()`` does, and what ``find()`` finds, the handler
+takes. The reverse need not hold.
+"""
+
+from libc.string cimport memcmp, memcpy, memset
+
+
+from workerserver.native.system cimport AF_INET, AF_INET6, inet_pton
+
+
+# --- who may ask ------------------------------------------------------------------------------
+
+cdef unsigned char[256] _NAME  # a host name's character in lower case; else 0
+
+
+cdef void _fill_table() noexcept:
+    cdef int c
+    memset(_NAME, 0, sizeof(_NAME))
+    for c in b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz._-":
+        _NAME[c] = <unsigned char>(c + 32 if 65 <= c <= 90 else c)
+
+
+_fill_table()
+
+
+cdef unsigned char name_byte(unsigned char c) noexcept nogil:
+    """See the .pxd."""
+    return _NAME[c]
+
+
+cdef inline bint _is_host(const unsigned char* text, const char* other, int length) noexcept nogil:
+    """Whether *text* is *other*, which is in lower case, but for its case."""
+    return folds_to(_NAME, text, other, length)
+
+
+cdef bint _is_port(const unsigned char* text, int length) noexcept nogil:
+    """Nothing, or a colon and one to five digits."""
+    cdef int i
+    if length == 0:
+        return True
+    if length < 2 or length > 6 or text[0] != c":":
+        return False
+    for i in range(1, length):
+        if not c"0" <= text[i] <= c"9":
+            return False
+    return True
+
+
+cdef bint _is_address(int family, const unsigned char* text, int length) noexcept nogil:
+    cdef char[64] copy
+    cdef char[16] address
+    if length >= <int>sizeof(copy):
+        return False
+    memcpy(copy, text, length)
+    copy[length] = 0
+    return inet_pton(family, copy, address) == 1
+
+
+cdef bint _host_allowed(
+    const TableData* table, const unsigned char* host, int length
+) noexcept nogil:
+    """AccessPolicy._check_host_name(), without its leniences."""
+    cdef int i, end = 0
+    cdef const Text* name
+    if host[0] == c"[":
+        while end < length and host[end] != c"]":
+            end += 1
+        return (
+            end < length
+            and _is_port(&host[end + 1], length - end - 1)
+            and _is_address(AF_INET6, &host[1], end - 1)
+        )
+    while end < length and _NAME[host[end]]:
+        end += 1
+    if end == 0 or not _is_port(&host[end], length - end):
+        return False
+    for i in range(table.name_count):
+        name = &table.names[i]
+        if name.length == end and _is_host(host, name.data, end):
+            return True
+    if c"0" <= host[0] <= c"9" and _is_address(AF_INET, host, end):
+        return True
+    name = &table.prefix
+    return (
+        name.length > 0
+        and end > name.length
+        and host[end - 1] != c"."
+        and _is_host(host, name.data, name.length)
+    )
+
+
+cdef bint _bearer(const Text* token, const unsigned char* value, int length) noexcept nogil:
+    """Whether *value* is ``Bearer`` and *token*; all wrong ones of a length take the same time."""
+    cdef volatile unsigned char different = 0
+    cdef int i
+    if length != token.length + 7 or not _is_host(value, "bearer", 6) or value[6] != c" ":
+        return False
+    if token.length == 0 or value[7] == c" " or value[7] == c"\t":
+        return False  # the policy strips what it compares
+    for i in range(token.length):
+        different |= value[7 + i] ^ <unsigned char>token.data[i]
+    return different == 0
+
+
+cdef bint allowed(
+    const TableData* table, const char* data, const Recognised* request
+) noexcept nogil:
+    """See the .pxd."""
+    cdef const unsigned char* raw = <const unsigned char*>data
+    if request.length > table.max_head or request.fields > table.max_fields:
+        return False
+    if table.check_host and not _host_allowed(table, &raw[request.host], request.host_length):
+        return False
+    return table.token.data == NULL or _bearer(
+        &table.token, &raw[request.authorization], request.authorization_length
+    )
+
+
+# --- what is asked for ------------------------------------------------------------------------
+
+cdef double[16] _TENS
+_TENS[:] = [
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15
+]
+
+
+cdef double _seconds(const char* text, int length) noexcept nogil:
+    """The number that up to 15 digits, with a point among them, stand for; -1 for anything else.
+
+    Both halves of the quotient are exact, so it is rounded as Python's float() does.
+    """
+    cdef long long digits = 0
+    cdef int i, count = 0, point = -1
+    for i in range(length):
+        if c"0" <= text[i] <= c"9" and count < 15:
+            digits = digits * 10 + (text[i] - c"0")
+            count += 1
+        elif text[i] == c"." and point < 0 and i > 0:
+            point = count
+        else:
+            return -1.0
+    if count == 0 or point == count:
+        return -1.0
+    return <double>digits / _TENS[0 if point < 0 else count - point]
+
+
+cdef bint _read_dump(const char* query, int length, Parameters* out) noexcept nogil:
+    cdef int begin = 0, end, size, bit, seen = 0
+    while True:
+        end = begin
+        while end < length and query[end] != c"&":
+            end += 1
+        size = end - begin
+        if size > 7 and memcmp(&query[begin], b"format=", 7) == 0:
+            bit = 1
+            begin += 7
+            size -= 7
+            if size == 4 and memcmp(&query[begin], b"text", 4) == 0:
+                out.format = DUMP_TEXT
+            elif size == 4 and memcmp(&query[begin], b"json", 4) == 0:
+                out.format = DUMP_JSON
+            elif size == 6 and memcmp(&query[begin], b"digest", 6) == 0:
+                out.format = DUMP_DIGEST
+            else:
+                return False
+        elif size > 5 and memcmp(&query[begin], b"mode=", 5) == 0:
+            bit = 2
+            begin += 5
+            size -= 5
+            if size == 4 and memcmp(&query[begin], b"auto", 4) == 0:
+                out.mode = DUMP_AUTO
+            elif size == 3 and memcmp(&query[begin], b"gil", 3) == 0:
+                out.mode = DUMP_GIL
+            elif size == 5 and memcmp(&query[begin], b"nogil", 5) == 0:
+                out.mode = DUMP_NOGIL
+            else:
+                return False
+        else:
+            return False
+        if seen & bit:
+            return False
+        seen |= bit
+        if end == length:
+            return True
+        begin = end + 1
+
+
+cdef bint _read_query(
+    const TableData* table, QueryRule rule, const char* query, int length, Parameters* out
+) noexcept nogil:
+    """Whether the handler takes *query* for sure, and what it says."""
+    cdef int i, pieces = 1
+    if length == 0:
+        return True
+    if rule == QUERY_ANY or rule == QUERY_OPAQUE:
+        for i in range(length):
+            pieces += query[i] == c"&"
+        return pieces <= table.max_parameters
+    if rule == QUERY_HEALTHZ:
+        if length <= 13 or memcmp(query, b"max_step_age=", 13) != 0:
+            return False
+        out.max_step_age = _seconds(query + 13, length - 13)
+        return 0.0 <= out.max_step_age <= 1e9
+    if rule == QUERY_DUMP:
+        return _read_dump(query, length, out)
+    return False
+
+
+cdef const Route* find(
+    const TableData* table, const char* data, const Recognised* request, Parameters* parameters
+) noexcept nogil:
+    """See the .pxd."""
+    cdef const Route* route
+    cdef int i
+    parameters.max_step_age = -1.0
+    parameters.format = DUMP_TEXT
+    parameters.mode = DUMP_AUTO
+    for i in range(table.route_count):
+        route = &table.routes[i]
+        if (
+            route.path.length == request.path_length
+            and route.method == request.method
+            and memcmp(route.path.data, data + request.path, request.path_length) == 0
+        ):
+            if _read_query(
+                table, route.rule, data + request.query, request.query_length, parameters
+            ):
+                return route
+            return NULL
+    return NULL

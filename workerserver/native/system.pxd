@@ -1,0 +1,106 @@
+"""The operating system's calls, as the I/O thread and its bridge use them. Declarations only."""
+
+from libc.stdint cimport uint32_t
+
+
+cdef extern from "<arpa/inet.h>" nogil:
+    int inet_pton(int family, const char *text, void *address)
+
+
+cdef extern from "<netinet/in.h>" nogil:
+    int IPPROTO_TCP
+
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    int TCP_NODELAY
+
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int POLLIN
+    int poll(pollfd *fds, unsigned long count, int timeout)
+
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_atfork(
+        void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
+        void (*child)() noexcept nogil,
+    )
+    int pthread_mutex_destroy(pthread_mutex_t *mutex)
+    int pthread_mutex_init(pthread_mutex_t *mutex, void *attributes)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_trylock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+
+cdef extern from "<strings.h>" nogil:
+    int strncasecmp(const char *one, const char *other, size_t size)
+
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int EFD_CLOEXEC
+    int EFD_NONBLOCK
+    int eventfd(unsigned int value, int flags)
+
+
+cdef extern from "<sys/socket.h>" nogil:
+    ctypedef unsigned short sa_family_t
+    ctypedef unsigned int socklen_t
+    struct sockaddr:
+        pass
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+    struct ucred:
+        uint32_t uid
+    int AF_INET
+    int AF_INET6
+    int AF_UNIX
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+    int SHUT_WR
+    int SOCK_CLOEXEC
+    int SOCK_NONBLOCK
+    int SOCK_STREAM
+    int SOL_SOCKET
+    int SO_PEERCRED
+    int accept4(int fd, void *address, socklen_t *size, int flags)
+    int connect(int fd, const sockaddr *address, socklen_t size)
+    int getsockopt(int fd, int level, int name, void *value, socklen_t *size)
+    ssize_t recv(int fd, void *data, size_t size, int flags)
+    ssize_t send(int fd, const void *data, size_t size, int flags)
+    ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
+    int shutdown(int fd, int how)
+    int socket(int domain, int kind, int protocol)
+
+
+cdef extern from "<sys/stat.h>" nogil:
+    ctypedef struct stat_t "struct stat":
+        unsigned long st_ino
+    int fstat(int fd, stat_t *found)
+
+
+cdef extern from "<sys/timerfd.h>" nogil:
+    int TFD_CLOEXEC
+    int TFD_NONBLOCK
+    int TFD_TIMER_ABSTIME
+    int timerfd_create(int clock, int flags)
+
+
+cdef extern from "<sys/un.h>" nogil:
+    struct sockaddr_un:
+        sa_family_t sun_family
+        char sun_path[108]

@@ -1,0 +1,3 @@
+"""What other modules use of the pulse, without the GIL."""
+
+include "heartbeat.pxd"

@@ -1,0 +1,125 @@
+"""The one thread on which every server of this process runs its uvloop loop."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import uvloop
+
+from workerserver.process import threads
+from workerserver.process._pulse import immortalise
+
+__all__ = ["LoopThread"]
+
+T = TypeVar("T")
+logger = logging.getLogger("workerserver")
+NAME = "workerserver-loop"
+
+
+class LoopThread:
+    """A daemon thread that runs one uvloop loop, shared and counted.
+
+    ``acquire()`` gives the process's loop thread, started if need be; the last ``release()`` ends
+    it. A thread that a handler keeps busy for ever is given up: the next ``acquire()`` starts
+    another.
+    """
+
+    _current: LoopThread | None = None
+    _lock = threading.RLock()  # a signal handler may come in between, and shut a server down
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        self._users = 0
+        self._ended = False
+        #: What works for this loop for as long as the loop runs. A forked child keeps it.
+        self.attached: dict[object, Callable[[], None]] = {}
+        self._ready = threading.Event()
+        self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+        threads.start(self.thread)
+        self._ready.wait()
+
+    @classmethod
+    def acquire(cls) -> LoopThread:
+        with cls._lock:
+            current = cls._current
+            if current is None or not current.thread.is_alive():
+                current = cls._current = cls()
+            current._users += 1
+            return current
+
+    def abandon(self) -> None:
+        """Give the thread to nobody else; its users keep it."""
+        with LoopThread._lock:
+            if LoopThread._current is self:
+                LoopThread._current = None
+
+    def release(self, timeout: float) -> bool:
+        """Give the thread back; True unless it was the last use and didn't end in *timeout* s."""
+        with LoopThread._lock:
+            self._users -= 1
+            if self._users > 0:
+                return True
+            if LoopThread._current is self:
+                LoopThread._current = None
+        self._ended = True
+        with contextlib.suppress(RuntimeError):  # closed already
+            self.loop.call_soon_threadsafe(self.loop.stop)
+        if threading.current_thread() is self.thread:
+            return True  # it ends when the callback that called us returns
+        self.thread.join(timeout)
+        return not self.thread.is_alive()
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Have *coroutine* run on the loop, from any thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
+        """Run *coroutine* on the loop from another thread; TimeoutError after *timeout* s."""
+        future = self.submit(coroutine)
+        try:
+            return future.result(timeout)
+        except concurrent.futures.TimeoutError:  # not the built-in one before Python 3.11
+            future.cancel()
+            raise TimeoutError(f"the server's loop didn't answer in {timeout:g} s") from None
+
+    def attach(self, thing: object, close: Callable[[], None]) -> None:
+        """Keep *thing* until the loop ends, and call *close* then; all on the loop's thread."""
+        self.attached[thing] = close
+
+    @property
+    def newest(self) -> bool:
+        """Whether no other thread has taken this one's place."""
+        # Not under the lock: who waits for this thread to end may hold it.
+        return LoopThread._current in (None, self)
+
+    def _run(self) -> None:
+        threads.name_this_thread(NAME)
+        self._ready.set()
+        while not self._ended and not self.loop.is_closed():
+            # A handler's own task can stop the loop, by stop() or by raising SystemExit.
+            try:
+                self.loop.run_forever()
+            except BaseException:
+                logger.exception("a handler's task raised out of the server's loop, which goes on")
+        for close in self.attached.values():
+            with contextlib.suppress(BaseException):
+                close()
+        with contextlib.suppress(BaseException):
+            self.loop.close()
+
+    @classmethod
+    def after_fork(cls) -> None:
+        """In a forked child: the thread is not there; its loop must be left as it is for ever."""
+        if cls._current is not None:
+            immortalise(cls._current)
+            immortalise(cls._current.loop)
+            for thing in cls._current.attached:
+                immortalise(thing)
+        cls._current = None
+        cls._lock = threading.RLock()

@@ -1,0 +1,80 @@
+/* Takes and renders snapshots without the GIL. */
+#include "dump.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "selfread.h"
+
+/* Whoever holds it reads a snapshot, or prepares with the GIL held; neither ever waits for
+ * the GIL, and nobody waits for it with the GIL held. */
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static atomic_ullong taken;
+
+/* In a forked child the thread that held the mutex doesn't exist. */
+static void in_child(void) {
+    mutex = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+}
+
+int ws_dump_init(void) {
+    return pthread_atfork(NULL, NULL, in_child) == 0 ? 0 : -1;
+}
+
+int ws_dump_prepare(void) {
+    if (pthread_mutex_trylock(&mutex) != 0)
+        return -1;
+    ws_selfread_prepare();
+    pthread_mutex_unlock(&mutex);
+    return 0;
+}
+
+int ws_dump_take(ws_snapshot *out) {
+    pthread_mutex_lock(&mutex);
+    int status = ws_selfread_take(out);
+    pthread_mutex_unlock(&mutex);
+    out->mode = WS_MODE_NOGIL;
+    out->time = ws_now();
+    if (status == 0)
+        atomic_fetch_add_explicit(&taken, 1, memory_order_relaxed);
+    return status;
+}
+
+static int render(const ws_snapshot *snapshot, int wanted, ws_buffer *outs) {
+    size_t before[WS_DIGEST + 1];
+    int status = 0;
+    for (int format = WS_TEXT; format <= WS_DIGEST; format++)
+        before[format] = outs[format].size;
+    for (int format = WS_TEXT; format <= WS_DIGEST && status == 0; format++) {
+        if (wanted & 1 << format)
+            status = ws_render(snapshot, (ws_format)format, &outs[format]);
+    }
+    for (int format = WS_TEXT; format <= WS_DIGEST && status != 0; format++)
+        outs[format].size = before[format];
+    return status;
+}
+
+int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers) {
+    ws_snapshot snapshot;
+    int status = ws_dump_take(&snapshot);
+    if (status != 0) {
+        ws_selfread_free(&snapshot);
+        status = ws_kernel_take(&snapshot);
+    }
+    size_t before = headers->size;
+    if (status == 0)
+        status = ws_render_headers(&snapshot, headers);
+    if (status == 0) {
+        status = render(&snapshot, wanted, outs);
+        if (status != 0)
+            headers->size = before;
+    }
+    if (snapshot.mode == WS_MODE_NOGIL)
+        ws_selfread_free(&snapshot);
+    else
+        ws_kernel_free(&snapshot);
+    return status;
+}
+
+unsigned long long ws_dumps_taken(void) {
+    return atomic_load_explicit(&taken, memory_order_relaxed);
+}

@@ -1,0 +1,28 @@
+/* Takes and renders snapshots without the GIL, in any thread: one self-read at a time. */
+#ifndef WS_DUMP_H
+#define WS_DUMP_H
+
+#include "render.h"
+
+/* Call once, before any other: a mutex that a forked child can use. 0, or -1 without memory. */
+int ws_dump_init(void);
+
+/* With the GIL, once in each process: ws_selfread_prepare(). 0, or -1 while a snapshot is being
+ * read: release the GIL for a moment and call again. Until it was called, dumps are of mode
+ * "kernel". ws_selfread_problem() then says whether stacks can be read. */
+int ws_dump_prepare(void);
+
+/* A snapshot of mode "nogil"; waits for other readers, never for the GIL. 0, or -1;
+ * ws_selfread_free() in either case. */
+int ws_dump_take(ws_snapshot *out);
+
+/* One snapshot, of mode "nogil" or, if that fails, "kernel", in several formats: `wanted` has the
+ * bit 1 << format for each, `outs` is indexed by format, and `headers` gets the lines of
+ * ws_render_headers(). 0, or -1: no memory, or no stacks and no /proc; all buffers are then as
+ * they were. */
+int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers);
+
+/* Snapshots of mode "nogil" so far. */
+unsigned long long ws_dumps_taken(void);
+
+#endif

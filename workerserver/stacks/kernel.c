@@ -1,0 +1,144 @@
+/* What the kernel says of this process's threads: the last resort of a snapshot, and part of JSON.
+ *
+ * System calls and the stack only: opendir() and stdio allocate. */
+#define _GNU_SOURCE
+#include "render.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#ifdef __linux__
+
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+enum { COMM = 16 }; /* TASK_COMM_LEN */
+
+typedef struct {
+    ws_thread threads[WS_MAX_THREADS];
+    char names[WS_MAX_THREADS][COMM];
+} arena;
+
+/* What getdents64(2) writes. */
+typedef struct {
+    uint64_t inode;
+    int64_t offset;
+    unsigned short size;
+    unsigned char type;
+    char name[];
+} entry;
+
+/* At most size - 1 bytes of /proc/self/task/ID/NAME, and a NUL; returns how many. */
+static size_t read_task(long id, const char *name, char *to, size_t size) {
+    char path[64] = "/proc/self/task/";
+    char digits[24];
+    char *at = path + strlen(path);
+    int count = 0;
+    do {
+        digits[count++] = (char)('0' + id % 10);
+        id /= 10;
+    } while (id > 0);
+    while (count > 0)
+        *at++ = digits[--count];
+    *at++ = '/';
+    strcpy(at, name);
+    ssize_t n = -1;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        n = read(fd, to, size - 1);
+        close(fd);
+    }
+    to[n > 0 ? n : 0] = 0;
+    return n > 0 ? (size_t)n : 0;
+}
+
+void ws_kernel_state(long native_id, ws_kernel *out) {
+    char stat[1024];
+    memset(out, 0, sizeof *out);
+    if (native_id <= 0)
+        return;
+    size_t size = read_task(native_id, "stat", stat, sizeof stat);
+    /* The second field is the command in parentheses and may itself hold any character. */
+    const char *end = memrchr(stat, ')', size);
+    if (end != NULL && end[1] == ' ' && end[2] > ' ' && end[2] < 127)
+        out->state = end[2];
+    read_task(native_id, "wchan", out->wchan, sizeof out->wchan);
+    if (strcmp(out->wchan, "0") == 0)
+        out->wchan[0] = 0;
+}
+
+static void add(ws_snapshot *out, const char *name) {
+    arena *lies = out->arena;
+    ws_thread *thread = &lies->threads[out->thread_count];
+    char *comm = lies->names[out->thread_count];
+    long id = 0;
+    for (; *name >= '0' && *name <= '9'; name++)
+        id = 10 * id + (*name - '0');
+    if (id == 0)
+        return; /* "." and ".." */
+    if (out->thread_count == WS_MAX_THREADS) {
+        out->truncated = true;
+        return;
+    }
+    size_t size = read_task(id, "comm", comm, COMM);
+    if (size > 0 && comm[size - 1] == '\n')
+        size--;
+    thread->native_id = id;
+    thread->daemon = -1;
+    thread->name = (ws_name){.data = comm, .length = size, .kind = size > 0};
+    out->thread_count++;
+}
+
+int ws_kernel_take(ws_snapshot *out) {
+    _Alignas(entry) char list[4096];
+    memset(out, 0, sizeof *out);
+    out->mode = WS_MODE_KERNEL;
+    out->pid = (int)getpid();
+    out->time = ws_now();
+    int fd = open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    void *got = mmap(
+        NULL, sizeof(arena), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (got == MAP_FAILED) {
+        close(fd);
+        return -1;
+    }
+    out->arena = got;
+    out->arena_size = sizeof(arena);
+    out->threads = ((arena *)got)->threads;
+    for (;;) {
+        long size = syscall(SYS_getdents64, fd, list, sizeof list);
+        if (size <= 0)
+            break;
+        for (long at = 0; at < size; at += ((entry *)(list + at))->size)
+            add(out, ((entry *)(list + at))->name);
+    }
+    close(fd);
+    return out->thread_count > 0 ? 0 : -1;
+}
+
+void ws_kernel_free(ws_snapshot *snapshot) {
+    if (snapshot->arena != NULL)
+        munmap(snapshot->arena, snapshot->arena_size);
+    memset(snapshot, 0, sizeof *snapshot);
+}
+
+#else /* no /proc/self/task */
+
+void ws_kernel_state(long native_id, ws_kernel *out) {
+    (void)native_id;
+    memset(out, 0, sizeof *out);
+}
+
+int ws_kernel_take(ws_snapshot *out) {
+    memset(out, 0, sizeof *out);
+    return -1;
+}
+
+void ws_kernel_free(ws_snapshot *snapshot) {
+    memset(snapshot, 0, sizeof *snapshot);
+}
+
+#endif

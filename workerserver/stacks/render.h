@@ -1,0 +1,69 @@
+/* Renders snapshots, without Python: the text of faulthandler, JSON, and digests. */
+#ifndef WS_RENDER_H
+#define WS_RENDER_H
+
+#include "snapshot.h"
+
+/* Grows by mmap, never by malloc: a stuck thread may hold malloc's locks. All zero: empty. */
+typedef struct {
+    char *data;
+    size_t size;
+    size_t capacity;
+} ws_buffer;
+
+/* WS_TEXT has the form of faulthandler.dump_traceback(all_threads=True), with the bounds of
+ * _snapshot.h: every other character of a name is \xNN, \uNNNN or \UNNNNNNNN, names end after 500
+ * characters with "...", an unknown line is "???". Thread names are left out, as before CPython
+ * 3.14. "Current thread" is the GIL's holder. A thread that is `unstable` has a last line that says
+ * so. Mode "kernel": a line that says why, and one line for each thread, the main thread's first.
+ *
+ * WS_JSON: `version` 1, `pid`, `mode` ("gil", "nogil", "kernel"), `time` (seconds since the epoch),
+ * `gil_holder` (ident or null), `truncated` (threads were left out) and `threads`, most recently
+ * created first: `ident` (null in mode "kernel"), `native_id`, `name` and `daemon` (null for a
+ * thread that threading doesn't know), `current` (it holds the GIL), `state` (the kernel's letter)
+ * and `wchan` (where it waits in the kernel), both read now and null where unreadable, `truncated`
+ * (frames were left out), `unstable` and `frames`, newest first: `file`, `line` (null: unknown),
+ * `function`, `qualname` (null before CPython 3.11). Names end after 1024 characters with "...".
+ *
+ * WS_DIGEST, 100 to 200 bytes of JSON, equal where processes do the same, and in mode "gil" as in
+ * mode "nogil": `version` 1; `main`, the hash of the main thread's stack (null if it has none);
+ * `top`, its newest frame as "file:line function", without the folder; `digest`, a hash over `main`
+ * and the set of the other threads' hashes; `threads`, how many threads went in. A hash is BLAKE2b,
+ * 8 bytes in hex, of a stack's lines in the text. So files, lines and functions count; idents,
+ * names, order, and how many threads share a stack don't (thread pools start their workers by
+ * chance). Left out are threads whose name begins with "workerserver", and in mode "gil" the thread
+ * that took the snapshot, unless it is the main thread. */
+typedef enum { WS_TEXT, WS_JSON, WS_DIGEST } ws_format;
+
+/* Each appends to `out`, ASCII only, and returns 0, or -1 without memory, `out` then as it was. */
+int ws_render(const ws_snapshot *snapshot, ws_format format, ws_buffer *out);
+
+/* The frames of one thread, index < thread_count, as they stand in the text. */
+int ws_render_stack(const ws_snapshot *snapshot, size_t index, ws_buffer *out);
+
+/* What a reply says of its snapshot, as header lines, each with its CR LF: X-Traceback-Mode, and
+ * where they apply X-GIL-Holder and X-Traceback-Unstable. */
+int ws_render_headers(const ws_snapshot *snapshot, ws_buffer *out);
+
+void ws_buffer_free(ws_buffer *buffer);
+
+/* Seconds since the epoch, in whole microseconds: what JSON shows. */
+double ws_now(void);
+
+/* ---- from /proc (_proc.c) */
+
+typedef struct {
+    char state;     /* the kernel's letter; 0: unreadable */
+    char wchan[64]; /* where it waits in the kernel; empty: nowhere, or unreadable */
+} ws_kernel;
+
+/* A thread of this process, now; waits for nothing but the kernel. */
+void ws_kernel_state(long native_id, ws_kernel *out);
+
+/* A snapshot of mode "kernel": thread ids and names from /proc/self/task, no frames. 0, or -1 if
+ * there is no /proc or no memory (`out` is then empty). No malloc, no lock; any thread, any number
+ * of callers. ws_kernel_free() in either case. */
+int ws_kernel_take(ws_snapshot *out);
+void ws_kernel_free(ws_snapshot *snapshot);
+
+#endif

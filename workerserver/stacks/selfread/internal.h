@@ -1,0 +1,263 @@
+/* Shared by the _selfread_*.c files: where CPython keeps things, reading, code objects.
+ *
+ * Nothing but _selfread_layout.c knows CPython's internal headers: it fills `ws_layout` once, with
+ * the GIL, and all other files follow addresses and offsets only. */
+#ifndef WS_SELFREAD_INTERNAL_H
+#define WS_SELFREAD_INTERNAL_H
+
+#include "selfread.h"
+
+/* After Python.h: whether this is a CPython whose stacks can be read. */
+#if defined(__linux__) && PY_VERSION_HEX >= 0x030A0000 && PY_VERSION_HEX < 0x03100000 \
+    && !defined(Py_GIL_DISABLED) && !defined(PYPY_VERSION) && UINTPTR_MAX == UINT64_MAX
+#define WS_CPYTHON 1
+#else
+#define WS_CPYTHON 0
+#endif
+
+#pragma GCC visibility push(hidden)
+
+enum {
+    WS_PAGE = 4096,         /* reads that guess a length end here: what starts a page is mapped */
+    WS_LINKS = 2048,        /* frames of one chain, with the ones that are skipped */
+    WS_WINDOWS = 64,        /* pages of frames kept from one walk of a chain */
+    WS_FRAME_MAX = 512,     /* bytes read of a frame, a thread state, a code object */
+    WS_STATE_MAX = 1024,
+    WS_GIL_MAX = 64,
+    WS_CODE_MAX = 512,
+    WS_GROUP = 64,          /* code objects, or threads, that are read together */
+    WS_TEXT_HEAD = 256,     /* bytes of a string, of a line table that are read with its header */
+    WS_CHUNKS = 4096,       /* of a thread's stack of frames */
+    WS_LINES_HEAD = 512,
+    WS_CODES = 32768,       /* code objects in one snapshot's cache */
+    WS_STRINGS = 32768,
+    WS_BUCKETS = 1024,
+    WS_ARENA = 64 << 20,    /* bytes of address space for one snapshot */
+    WS_LINES_MAX = 8 << 20, /* bytes of one line table */
+    WS_BUDGET_MS = 100,     /* of the processor, for one snapshot */
+    WS_PATIENCE_MS = 200,   /* of the clock, where the processor is busy with others */
+};
+
+#define WS_NONE SIZE_MAX /* an offset that this CPython doesn't have */
+
+/* Offsets in bytes; addresses of this process. Written by ws_layout_learn(), then constant. */
+typedef struct {
+    /* Addresses */
+    uintptr_t interpreter;
+    uintptr_t gil;
+    uintptr_t code_type, str_type, bytes_type, dict_type, frame_type, type_type, long_type;
+    uintptr_t true_object, false_object;
+    uintptr_t active_threads;                  /* threading._active, or 0 */
+    uintptr_t key_name, key_daemon, key_native; /* interned "_name", "_daemonic", "_native_id" */
+    unsigned long main_ident;
+    /* PyInterpreterState, PyThreadState */
+    size_t thread_head;
+    size_t state_next, state_prev, state_interpreter, state_ident, state_native, state_frame;
+    size_t state_size;
+    size_t cframe_frame; /* 3.11, 3.12: state_frame leads to a _PyCFrame */
+    size_t state_chunk;  /* of the stack that frames are made on; not 3.10 */
+    size_t chunk_previous, chunk_first; /* _PyStackChunk; where a thread's first frame is */
+    /* _PyInterpreterFrame, or 3.10's PyFrameObject */
+    size_t frame_previous, frame_code, frame_instruction, frame_owner, frame_size;
+    size_t frame_last, frame_line, frame_generator; /* 3.10 */
+    uintptr_t frame_code_mask;     /* 3.14: tag bits of a stack reference */
+    int owner_generator;
+    int owner_not_python; /* this one and greater ones */
+    /* PyCodeObject */
+    size_t code_file, code_name, code_qualname, code_lines, code_first_line, code_units;
+    size_t code_first_traceable, code_instructions, code_read;
+    /* Other objects */
+    size_t object_type;
+    size_t gil_holder, gil_locked, gil_switches, gil_read;
+    size_t keys_count, keys_index_bytes, keys_kind, keys_size, keys_read; /* dict keys */
+    size_t links; /* of one chain */
+} ws_layout_t;
+
+extern ws_layout_t ws_layout;
+
+/* --- reading: _selfread_memory.c */
+
+typedef struct {
+    uintptr_t address;
+    void *into;
+    uint32_t size; /* not 0 */
+    bool ok;
+} ws_read;
+
+/* Each read succeeds whole or fails alone. */
+void ws_read_many(ws_read *reads, size_t count);
+bool ws_read_one(uintptr_t address, void *into, size_t size);
+/* How many bytes from `address` on are sure to lie in mapped memory, if its first ones do: as many
+ * as wanted or up to the page's end, but at least `least`. */
+uint32_t ws_read_length(uintptr_t address, size_t least, size_t wanted);
+
+/* The process to read: the one that calls. */
+void ws_read_start(void);
+
+/* Starts the time of a snapshot; whether it is over. */
+void ws_time_start(void);
+bool ws_time_over(void);
+
+/* The snapshot's memory: zeroed, 16-byte aligned; NULL when it is used up. */
+typedef struct {
+    char *base;
+    size_t used;
+} ws_arena;
+
+bool ws_arena_make(ws_arena *arena);
+void *ws_arena_take(ws_arena *arena, size_t size);
+
+static inline uintptr_t ws_pointer(const void *data, size_t offset) {
+    uintptr_t value;
+    __builtin_memcpy(&value, (const char *)data + offset, sizeof value);
+    return value;
+}
+
+static inline int ws_int(const void *data, size_t offset) {
+    int value;
+    __builtin_memcpy(&value, (const char *)data + offset, sizeof value);
+    return value;
+}
+
+static inline unsigned char ws_byte(const void *data, size_t offset) {
+    return ((const unsigned char *)data)[offset];
+}
+
+/* --- strings, code objects and lines: _selfread_code.c, _selfread_lines.c */
+
+typedef struct {
+    uintptr_t address;
+    ws_name name; /* in the arena */
+    uint32_t next;
+    uint32_t mark;
+} ws_string;
+
+typedef struct {
+    uintptr_t address;
+    uintptr_t file, name, qualname, lines; /* as in the code object, to see whether it changed */
+    int64_t units;                         /* 2 bytes of bytecode each */
+    int first_line;
+    int first_traceable; /* in units */
+    ws_name names[3];    /* file, name, qualname */
+    const unsigned char *table; /* of lines; NULL: not readable */
+    size_t table_size;
+    int64_t last_at; /* the last line asked for, -1: none */
+    int last_line;
+    uint32_t next;
+    uint32_t mark;    /* of the resolve that last looked at it */
+    uint32_t changed; /* the mark when it was last read and not as before */
+    uint32_t epoch;   /* in which its names and lines were read */
+    bool good;        /* a code object, and readable */
+} ws_code;
+
+/* A string's header: whether it is a str whose data follows at `*offset`. */
+bool ws_string_header(const void *header, ws_name *name, size_t *offset);
+size_t ws_string_header_size(void);
+/* Finishes a string of which `got` bytes were read to `head`: copies or reads the rest. */
+void ws_string_finish(ws_arena *arena, uintptr_t address, const char *head, size_t got,
+                      ws_name *name);
+
+/* Forgets all code objects. */
+void ws_codes_clear(void);
+ws_code *ws_codes_find(uintptr_t address);
+/* Reads the code objects that are new, and those known from another epoch, or all if `again`; of
+ * the others it only looks whether they are still there. Whether any that was known has changed.
+ * Those that can't be read are in the cache, but not good. */
+bool ws_codes_resolve(ws_arena *arena, const uintptr_t *addresses, size_t count, bool again);
+/* What is known so far is not to be trusted any more without reading it again. */
+void ws_codes_doubt(void);
+
+/* The line of a byte offset in the bytecode; -1: none, or unknown. */
+int ws_line(ws_code *code, int64_t at);
+
+/* --- stacks: _selfread_stack.c */
+
+typedef struct {
+    uintptr_t frame, code;
+    uintptr_t instruction; /* 3.10: the offset in bytes, as a number */
+    int line;              /* 3.10: set while tracing, else 0 */
+    bool generator;
+} ws_link;
+
+/* Of the GIL. Its switches count only changes from one thread to another: while they stay, all
+ * threads but the last holder stand still. */
+typedef struct {
+    bool known;
+    uintptr_t holder; /* the last one, PyThreadState */
+    unsigned long switches;
+} ws_moment;
+
+typedef struct {
+    ws_moment moment;
+    size_t count;
+    bool more;   /* deeper than WS_LINKS */
+    bool broken; /* ends in something that is no frame */
+    bool prompt; /* read in one system call, and what is the newest frame did not change in it */
+    bool idle;   /* no frame at all, not even of C */
+    ws_link links[WS_LINKS];
+} ws_chain;
+
+typedef struct {
+    uintptr_t state; /* PyThreadState */
+    unsigned long ident;
+    long native_id;
+} ws_listed;
+
+/* Fills `thread` and appends its frames. False: the thread has ended. */
+bool ws_stack_take(ws_arena *arena, const ws_listed *listed, ws_snapshot *out, ws_thread *thread);
+
+/* --- names of threads: _selfread_names.c */
+
+void ws_names_take(ws_arena *arena, ws_snapshot *out);
+
+/* --- what is kept between snapshots: one mapping, made by ws_selfread_prepare() */
+
+typedef struct {
+    char data[WS_PAGE + WS_FRAME_MAX];
+    uintptr_t base;
+    uint32_t size;
+    bool ok;
+} ws_window;
+
+typedef struct {
+    /* Small parts first: a usual snapshot touches few pages. */
+    uint32_t code_buckets[WS_BUCKETS], string_buckets[WS_BUCKETS]; /* index + 1 */
+    size_t code_count, string_count;
+    uint32_t mark, epoch;
+    ws_moment moment; /* at the start of this epoch */
+    size_t listed_count;
+    uintptr_t first_frame; /* of the thread that is read */
+    char state[WS_STATE_MAX];
+    char gil[WS_GIL_MAX];
+    ws_read reads[WS_GROUP * 4];
+    uintptr_t addresses[WS_LINKS];
+    ws_chain chains[2], longest;
+    size_t window_count;
+    ws_window windows[WS_WINDOWS];
+    char code_heads[WS_GROUP][WS_CODE_MAX];
+    char text_heads[WS_GROUP * 3][WS_TEXT_HEAD];
+    char lines_heads[WS_GROUP][WS_LINES_HEAD];
+    ws_listed listed[WS_MAX_THREADS];
+    ws_code codes[WS_CODES];
+    ws_string strings[WS_STRINGS];
+} ws_work_t;
+
+extern ws_work_t *ws_work;
+
+/* The holder of the GIL: _selfread.c. Any thread, at any time. */
+void ws_gil_read(ws_gil *out);
+
+/* --- CPython: _selfread_offsets.c, _selfread_layout.c, all with the GIL */
+
+/* Fills in offsets, and addresses inside the interpreter. False: not a CPython that is known. */
+bool ws_offsets(ws_layout_t *layout);
+
+/* Fills ws_layout. NULL, or why not. */
+const char *ws_layout_learn(void);
+/* Compares a snapshot, and what ws_work still holds of it, with what Python says of the calling
+ * thread. NULL, or what differs. */
+const char *ws_layout_check(const ws_snapshot *snapshot);
+
+#pragma GCC visibility pop
+
+#endif

@@ -1,0 +1,232 @@
+/* A snapshot without the GIL: the list of threads, the GIL's holder, and all together. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { TRIES = 8 }; /* readings of the list of threads */
+
+static const char UNPREPARED[] = "not prepared in this process";
+
+ws_layout_t ws_layout;
+ws_work_t *ws_work;
+
+static const char *_Atomic trouble = UNPREPARED; /* NULL: ready in the process `ready` */
+static _Atomic int ready;
+
+/* The list of threads, newest first; what could be read of it, if it changes under each reading. */
+static void list_threads(ws_snapshot *out) {
+    const ws_layout_t *at = &ws_layout;
+    char *state = ws_work->state;
+    ws_work->listed_count = 0;
+    for (int i = 0; i < TRIES && !ws_time_over(); i++) {
+        uintptr_t next, previous = 0;
+        size_t count = 0;
+        if (!ws_read_one(at->interpreter + at->thread_head, &next, sizeof next)) {
+            break;
+        }
+        while (next != 0 && count < WS_MAX_THREADS && ws_read_one(next, state, at->state_size)
+               && ws_pointer(state, at->state_interpreter) == at->interpreter
+               && ws_pointer(state, at->state_prev) == previous) {
+            ws_listed *listed = &ws_work->listed[count++];
+            listed->state = next;
+            memcpy(&listed->ident, state + at->state_ident, sizeof listed->ident);
+            listed->native_id = 0;
+            if (at->state_native != WS_NONE) {
+                unsigned long native;
+                memcpy(&native, state + at->state_native, sizeof native);
+                listed->native_id = native <= INT32_MAX ? (long)native : 0;
+            }
+            previous = next;
+            next = ws_pointer(state, at->state_next);
+        }
+        ws_work->listed_count = count;
+        if (next == 0 || count == WS_MAX_THREADS) {
+            out->truncated = next != 0;
+            return;
+        }
+    }
+    out->truncated = true;
+}
+
+/* The same moment for all of it: what can move is read twice. */
+void ws_gil_read(ws_gil *out) {
+    const ws_layout_t *at = &ws_layout;
+    char gil[WS_GIL_MAX], again[WS_GIL_MAX];
+    memset(out, 0, sizeof *out);
+    if (!ws_read_one(at->gil, gil, at->gil_read)) {
+        return;
+    }
+    for (int i = 0; i < TRIES; i++) {
+        char state[WS_STATE_MAX];
+        uintptr_t holder = ws_pointer(gil, at->gil_holder);
+        unsigned long switches, ident;
+        ws_read reads[] = {{holder, state, (uint32_t)at->state_size, false},
+                           {at->gil, again, (uint32_t)at->gil_read, false}};
+        memcpy(&switches, gil + at->gil_switches, sizeof switches);
+        out->known = true;
+        out->switches = switches;
+        out->locked = ws_int(gil, at->gil_locked) > 0;
+        out->holder = 0;
+        if (!out->locked) {
+            return;
+        }
+        ws_read_many(reads, 2);
+        if (!reads[1].ok) {
+            return;
+        }
+        if (reads[0].ok && ws_pointer(state, at->state_interpreter) == at->interpreter) {
+            memcpy(&ident, state + at->state_ident, sizeof ident);
+            out->holder = ident;
+        }
+        if (ws_pointer(again, at->gil_holder) == holder
+            && ws_int(again, at->gil_locked) == ws_int(gil, at->gil_locked)) {
+            return;
+        }
+        memcpy(gil, again, sizeof gil);
+    }
+    out->holder = 0;
+}
+
+/* Before CPython 3.12 a thread that is about to start still has the ident of the one that starts
+ * it; after that, none. */
+static bool starting(const ws_thread *thread) {
+    if (thread->count > 0 || thread->truncated) {
+        return false;
+    }
+    size_t same = 0;
+    for (size_t i = 0; i < ws_work->listed_count; i++) {
+        same += ws_work->listed[i].ident == thread->ident;
+    }
+    return thread->ident == 0 || same > 1;
+}
+
+static void take(ws_arena *arena, ws_snapshot *out) {
+    ws_gil gil;
+    list_threads(out);
+    ws_gil_read(&gil);
+    out->holder = gil.holder;
+    ws_codes_clear();
+    for (size_t i = 0; i < ws_work->listed_count; i++) {
+        ws_thread *thread = &out->threads[out->thread_count];
+        if (out->frame_count == WS_MAX_FRAMES || ws_time_over()) {
+            out->truncated = true;
+            break;
+        }
+        size_t frames = out->frame_count;
+        memset(thread, 0, sizeof *thread);
+        if (!ws_stack_take(arena, &ws_work->listed[i], out, thread) || starting(thread)) {
+            out->frame_count = frames;
+            continue;
+        }
+        out->main_ident = thread->ident == ws_layout.main_ident ? thread->ident : out->main_ident;
+        out->thread_count++;
+    }
+    ws_names_take(arena, out);
+}
+
+static int take_snapshot(ws_snapshot *out) {
+    ws_arena arena;
+    struct timespec now;
+    memset(out, 0, sizeof *out);
+    out->mode = WS_MODE_NOGIL;
+    out->pid = (int)getpid();
+    if (clock_gettime(CLOCK_REALTIME, &now) == 0) {
+        out->time = (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+    }
+    if (!ws_arena_make(&arena)) {
+        return -1;
+    }
+    out->arena = arena.base;
+    out->arena_size = WS_ARENA;
+    out->threads = ws_arena_take(&arena, sizeof(ws_thread) * WS_MAX_THREADS);
+    out->frames = ws_arena_take(&arena, sizeof(ws_frame) * WS_MAX_FRAMES);
+    ws_time_start();
+    take(&arena, out);
+    if (out->thread_count == 0) {
+        ws_selfread_free(out);
+        return -1;
+    }
+    return 0;
+}
+
+int ws_selfread_prepare(void) {
+    const char *found = NULL;
+    ws_snapshot snapshot;
+    if (atomic_load(&ready) == (int)getpid()) {
+        return atomic_load(&trouble) == NULL ? 0 : -1;
+    }
+    ws_read_start();
+    if (ws_work == NULL) {
+        void *work = mmap(NULL, sizeof *ws_work, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        ws_work = work == MAP_FAILED ? NULL : work;
+    }
+    if (ws_work == NULL) {
+        found = "no memory";
+    }
+    if (found == NULL) {
+        found = ws_layout_learn();
+    }
+    if (found == NULL) {
+        found = "the kernel lets nobody read its own memory here";
+        char probe[sizeof found];
+        if (ws_read_one((uintptr_t)&found, probe, sizeof probe)) {
+            found = NULL;
+        }
+    }
+    if (found == NULL) {
+        if (take_snapshot(&snapshot) != 0) {
+            found = "this CPython's memory layout differs (no threads)";
+        } else {
+            found = ws_layout_check(&snapshot);
+        }
+        ws_selfread_free(&snapshot);
+    }
+    atomic_store(&trouble, found);
+    atomic_store(&ready, (int)getpid());
+    return found == NULL ? 0 : -1;
+}
+
+const char *ws_selfread_problem(void) {
+    return atomic_load(&ready) == (int)getpid() ? atomic_load(&trouble) : UNPREPARED;
+}
+
+int ws_selfread_take(ws_snapshot *out) {
+    int saved = errno, result = -1;
+    if (ws_selfread_problem() != NULL) {
+        memset(out, 0, sizeof *out);
+        out->mode = WS_MODE_NOGIL;
+    } else {
+        result = take_snapshot(out);
+        /* What a huge process left here is not kept. */
+        if (ws_work->code_count > 4096 || ws_work->string_count > 4096) {
+            madvise(ws_work, sizeof *ws_work, MADV_DONTNEED);
+        }
+    }
+    errno = saved;
+    return result;
+}
+
+void ws_selfread_free(ws_snapshot *snapshot) {
+    int saved = errno;
+    if (snapshot->arena != NULL) {
+        munmap(snapshot->arena, snapshot->arena_size);
+    }
+    memset(snapshot, 0, sizeof *snapshot);
+    errno = saved;
+}
+
+void ws_selfread_gil(ws_gil *out) {
+    int saved = errno;
+    memset(out, 0, sizeof *out);
+    if (ws_selfread_problem() == NULL) {
+        ws_gil_read(out);
+    }
+    errno = saved;
+}

@@ -1,0 +1,34 @@
+/* Reads this process's Python threads and frames without the GIL, through the kernel.
+ *
+ * Every struct is copied by process_vm_readv on the own pid (or /proc/self/mem), so a pointer that
+ * has gone bad is an error and not a fault. Nothing here takes a lock, raises a signal, allocates
+ * from malloc (whose locks the stuck thread may hold) or calls into Python, except
+ * ws_selfread_prepare(). */
+#ifndef WS_SELFREAD_H
+#define WS_SELFREAD_H
+
+#include "snapshot.h"
+
+/* With the GIL, before the first use, and again in a forked child: learns addresses, and checks
+ * them by reading the calling thread's own stack. 0, or -1: ws_selfread_problem() says why. */
+int ws_selfread_prepare(void);
+
+/* Why stacks can't be read without the GIL here; NULL if they can. A static string. */
+const char *ws_selfread_problem(void);
+
+/* The stacks of all threads. One caller at a time. 0, or -1 if nothing could be read (`out` is then
+ * empty); ws_selfread_free() in either case. */
+int ws_selfread_take(ws_snapshot *out);
+void ws_selfread_free(ws_snapshot *snapshot);
+
+typedef struct {
+    bool known;               /* false: could not be read; the rest is then 0 */
+    bool locked;              /* somebody holds the GIL at this moment */
+    unsigned long holder;     /* ident of the thread that holds it, or 0 */
+    unsigned long switches;   /* how often the GIL went to another thread than before, so far */
+} ws_gil;
+
+/* The main interpreter's GIL, now. */
+void ws_selfread_gil(ws_gil *out);
+
+#endif

@@ -1,0 +1,395 @@
+/* One thread's stack: its chain of frames is read until two readings agree.
+ *
+ * Two readings that agree could still be of two moments between which functions returned, were
+ * deleted, and new ones took their places in memory. For a thread that did not hold the GIL in
+ * between that is impossible: it stood still, and its frames keep their code objects alive. The
+ * GIL's last holder may run: what of it is read in one system call is nearly of one moment, and
+ * all its code objects are read again. */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <string.h>
+
+enum {
+    WALKS = 12, /* readings of one chain */
+    MORE_WALKS = 6,
+    STREAK = 8, /* readings that agree, until even a strange chain is believed */
+};
+
+typedef enum { WALKED, ENDED } walked;
+
+/* The window that holds a frame; NULL: not readable. */
+static const char *find_frame(uintptr_t frame, size_t *recent, bool *prompt) {
+    size_t size = ws_layout.frame_size;
+    ws_window *window;
+    for (size_t i = 0; i < ws_work->window_count; i++) {
+        size_t place = (*recent + i) % ws_work->window_count;
+        window = &ws_work->windows[place];
+        if (window->ok && frame >= window->base && frame - window->base <= window->size
+            && window->size - (frame - window->base) >= size) {
+            *recent = place;
+            return window->data + (frame - window->base);
+        }
+    }
+    *prompt = false;
+    /* Its whole page, and its own tail on the next one: neighbours are likely to be needed. */
+    uintptr_t base = frame - frame % WS_PAGE;
+    if (frame > UINTPTR_MAX - 2 * WS_PAGE) {
+        return NULL;
+    }
+    *recent = ws_work->window_count < WS_WINDOWS ? ws_work->window_count++
+                                                 : (*recent + 1) % WS_WINDOWS;
+    window = &ws_work->windows[*recent];
+    window->base = base;
+    window->size = frame + size - base > WS_PAGE ? (uint32_t)(frame + size - base) : WS_PAGE;
+    window->ok = ws_read_one(base, window->data, window->size);
+    return window->ok ? window->data + (frame - base) : NULL;
+}
+
+/* The GIL, the thread state, the C frame and all windows of the last walk, in one system call, and
+ * then once more what leads to the newest frame. */
+static bool read_again(const ws_listed *listed, uintptr_t *cframe, uintptr_t *top,
+                       ws_moment *moment, bool *prompt) {
+    const ws_layout_t *at = &ws_layout;
+    ws_read *reads = ws_work->reads;
+    size_t count = 0, first_window;
+    uintptr_t guess = *cframe, current_after = 0, top_after = 0;
+    reads[count++] =
+        (ws_read){listed->state, ws_work->state, (uint32_t)at->state_size, false};
+    reads[count++] = (ws_read){at->gil, ws_work->gil, (uint32_t)at->gil_read, false};
+    if (at->cframe_frame != WS_NONE && guess != 0) {
+        reads[count++] = (ws_read){guess + at->cframe_frame, top, sizeof *top, false};
+    }
+    first_window = count;
+    for (size_t i = 0; i < ws_work->window_count; i++) {
+        ws_window *window = &ws_work->windows[i];
+        reads[count++] = (ws_read){window->base, window->data, window->size, false};
+    }
+    reads[count++] = (ws_read){listed->state + at->state_frame, &current_after,
+                               sizeof current_after, false};
+    if (first_window > 2) {
+        reads[count++] =
+            (ws_read){guess + at->cframe_frame, &top_after, sizeof top_after, false};
+    }
+    ws_read_many(reads, count);
+    for (size_t i = 0; i < ws_work->window_count; i++) {
+        ws_work->windows[i].ok = reads[first_window + i].ok;
+    }
+    moment->known = reads[1].ok;
+    moment->holder = ws_pointer(ws_work->gil, at->gil_holder);
+    memcpy(&moment->switches, ws_work->gil + at->gil_switches, sizeof moment->switches);
+    const char *state = ws_work->state;
+    unsigned long ident;
+    memcpy(&ident, state + at->state_ident, sizeof ident);
+    if (!reads[0].ok || ws_pointer(state, at->state_interpreter) != at->interpreter
+        || ident != listed->ident) {
+        return false;
+    }
+    uintptr_t current = ws_pointer(state, at->state_frame);
+    *prompt = current_after == current;
+    if (at->cframe_frame == WS_NONE) {
+        *top = current;
+    } else if (current != guess || first_window == 2 || !reads[2].ok) {
+        *cframe = current;
+        if (current == 0 || !ws_read_one(current + at->cframe_frame, top, sizeof *top)) {
+            *top = 0;
+        }
+        *prompt = false;
+    } else {
+        *prompt = *prompt && *top == top_after;
+    }
+    return true;
+}
+
+/* `cframe` is kept from walk to walk. */
+static walked walk(const ws_listed *listed, uintptr_t *cframe, ws_chain *chain) {
+    const ws_layout_t *at = &ws_layout;
+    uintptr_t frame;
+    size_t recent = 0;
+    chain->count = 0;
+    chain->more = false;
+    chain->broken = false;
+    if (!read_again(listed, cframe, &frame, &chain->moment, &chain->prompt)) {
+        return ENDED;
+    }
+    chain->idle = frame == 0;
+    /* Frames of C, that are skipped, count too: no cycle is endless. */
+    for (size_t steps = 0; frame != 0; steps++) {
+        const char *data;
+        if (chain->count == at->links || steps == 2 * WS_LINKS) {
+            chain->more = true;
+            break;
+        }
+        data = frame % sizeof(void *) == 0 ? find_frame(frame, &recent, &chain->prompt) : NULL;
+        if (data == NULL
+            || (at->frame_type != 0 && ws_pointer(data, at->object_type) != at->frame_type)) {
+            chain->broken = true;
+            break;
+        }
+        int owner = at->frame_owner == WS_NONE ? ws_pointer(data, at->frame_generator) != 0
+                                               : (signed char)ws_byte(data, at->frame_owner);
+        if (owner < at->owner_not_python) {
+            ws_link *link = &chain->links[chain->count++];
+            link->frame = frame;
+            link->code = ws_pointer(data, at->frame_code) & at->frame_code_mask;
+            link->generator = owner == at->owner_generator;
+            if (at->frame_instruction != WS_NONE) {
+                link->instruction = ws_pointer(data, at->frame_instruction);
+                link->line = 0;
+            } else {
+                int64_t last = ws_int(data, at->frame_last);
+                link->instruction = (uintptr_t)(last * 2);
+                link->line = ws_int(data, at->frame_line);
+            }
+        }
+        frame = ws_pointer(data, at->frame_previous);
+    }
+    return WALKED;
+}
+
+/* Where the thread's first frame is, read once; 0: not known. The chunks above the first one come
+ * and go while the thread runs. */
+static uintptr_t first_frame(void) {
+    uintptr_t chunk = ws_pointer(ws_work->state, ws_layout.state_chunk), previous;
+    for (int i = 0; i < WS_CHUNKS && ws_work->first_frame == 0; i++) {
+        if (chunk == 0
+            || !ws_read_one(chunk + ws_layout.chunk_previous, &previous, sizeof previous)) {
+            break;
+        }
+        if (previous == 0) {
+            ws_work->first_frame = chunk + ws_layout.chunk_first;
+        }
+        chunk = previous;
+    }
+    return ws_work->first_frame;
+}
+
+/* Whether a chain ends where its thread began. The links of one that runs may be read while they
+ * lead nowhere: of a frame that is being made, or of one on the C stack whose memory is used anew,
+ * as often as a short function is called in a loop. */
+static bool anchored(const ws_chain *chain) {
+    if (chain->count == 0) {
+        return chain->idle;
+    }
+    const ws_link *oldest = &chain->links[chain->count - 1];
+    if (ws_layout.state_chunk == WS_NONE) {
+        return !oldest->generator;
+    }
+    return oldest->frame == first_frame();
+}
+
+static bool same(const ws_chain *one, const ws_chain *other) {
+    if (one->count != other->count || one->more != other->more || one->broken != other->broken) {
+        return false;
+    }
+    for (size_t i = 0; i < one->count; i++) {
+        if (one->links[i].frame != other->links[i].frame
+            || one->links[i].code != other->links[i].code) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool all_known(const ws_chain *chain) {
+    for (size_t i = 0; i < chain->count; i++) {
+        if (ws_codes_find(chain->links[i].code) == NULL) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool same_moment(const ws_moment *one, const ws_moment *other) {
+    return one->known && other->known && one->switches == other->switches;
+}
+
+static bool resolve(ws_arena *arena, const ws_chain *chain, bool again) {
+    size_t count = 0;
+    for (size_t i = 0; i < chain->count; i++) {
+        if (count == 0 || ws_work->addresses[count - 1] != chain->links[i].code) {
+            ws_work->addresses[count++] = chain->links[i].code;
+        }
+    }
+    return ws_codes_resolve(arena, ws_work->addresses, count, again);
+}
+
+/* In bytes from the start of the bytecode; 3.11, 3.12: -2 before the first instruction. */
+static int64_t offset_in(const ws_link *link) {
+    if (ws_layout.frame_instruction == WS_NONE) {
+        return (int64_t)link->instruction;
+    }
+    return (int64_t)(link->instruction - (link->code + ws_layout.code_instructions));
+}
+
+/* Whether a frame executes its code object. Not so if the code was read after one function took
+ * this memory and the rest before. */
+static bool executes(const ws_link *link, const ws_code *code) {
+    int64_t offset = offset_in(link);
+    return code->good && offset >= -2 && offset < code->units * 2;
+}
+
+static bool whole(const ws_chain *chain) {
+    for (size_t i = 0; i < chain->count; i++) {
+        const ws_code *code = ws_codes_find(chain->links[i].code);
+        if (code == NULL || !executes(&chain->links[i], code)) {
+            return false;
+        }
+    }
+    return !chain->broken;
+}
+
+/* Appends a chain whose code objects were resolved, from its frame `from` on. */
+static void append(const ws_chain *chain, size_t from, ws_snapshot *out, ws_thread *thread) {
+    const ws_layout_t *at = &ws_layout;
+    thread->truncated = chain->more || chain->broken;
+    for (size_t i = from; i < chain->count; i++) {
+        const ws_link *link = &chain->links[i];
+        ws_code *code = ws_codes_find(link->code);
+        /* A code object that changed just now is nobody's. */
+        if (code == NULL || !executes(link, code)
+            || (thread->unstable && code->changed == ws_work->mark)) {
+            thread->truncated = true;
+            continue;
+        }
+        int64_t offset = offset_in(link);
+        /* Not yet at its first line, or made by the interpreter: Python hides these too. */
+        if (at->frame_instruction != WS_NONE && !link->generator
+            && offset < (int64_t)code->first_traceable * 2) {
+            continue;
+        }
+        /* To look a line up in a long table takes time. */
+        bool over = (i % 64 == 63 || code->table_size > 65536) && ws_time_over();
+        if (over || thread->count == WS_MAX_DEPTH || out->frame_count == WS_MAX_FRAMES) {
+            thread->truncated = true;
+            break;
+        }
+        ws_frame *frame = &out->frames[out->frame_count++];
+        frame->file = code->names[0];
+        frame->function = code->names[1];
+        frame->qualname = code->names[2];
+        frame->line = link->line > 0 ? link->line : ws_line(code, offset);
+        thread->count++;
+    }
+}
+
+static void keep_longest(const ws_chain *chain) {
+    ws_chain *longest = &ws_work->longest;
+    if (!chain->broken && !chain->more && chain->count > longest->count && anchored(chain)) {
+        memcpy(longest->links, chain->links, chain->count * sizeof chain->links[0]);
+        longest->count = chain->count;
+    }
+}
+
+/* Reads a chain until two readings agree; `*last` is then the second of them, and its code objects
+ * are resolved. Else thread->unstable stays. */
+static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
+                     ws_thread *thread, uintptr_t *cframe, ws_chain **last) {
+    bool looked = false; /* at the code objects of `*last`, after it was read */
+    int streak = 0;
+    for (int i = 0; i < WALKS && thread->unstable; i++) {
+        ws_chain *chain = &ws_work->chains[i % 2];
+        if (ws_time_over()) {
+            out->truncated = true;
+            break;
+        }
+        if (walk(listed, cframe, chain) == ENDED) {
+            return ENDED;
+        }
+        if (!same_moment(&ws_work->moment, &chain->moment)) {
+            ws_work->moment = chain->moment;
+            ws_codes_doubt();
+        }
+        if (*last != NULL && same(*last, chain)) {
+            bool still = chain->moment.holder != listed->state
+                         && same_moment(&(*last)->moment, &chain->moment);
+            streak++;
+            /* A thread that lost its core doesn't move either, wherever that was. */
+            bool believed = (chain->prompt || streak >= STREAK)
+                            && (chain->more || chain->broken || anchored(chain));
+            if (still || believed) {
+                thread->unstable = ((!still || !looked) && resolve(arena, chain, true))
+                                   || !whole(chain);
+                looked = true;
+            }
+        } else if (i == 0 || !all_known(chain)) {
+            resolve(arena, chain, false);
+            looked = true;
+            streak = 0;
+        } else {
+            looked = false;
+            streak = 0;
+        }
+        if (*last != NULL && thread->unstable) {
+            keep_longest(chain);
+        }
+        *last = chain;
+    }
+    return WALKED;
+}
+
+/* How many of the oldest frames a whole chain shares with another one. */
+static size_t shared(const ws_chain *one, const ws_chain *other) {
+    size_t count = 0;
+    if (other->broken || other->more || !anchored(other)) {
+        return 0; /* the oldest one is not known */
+    }
+    while (count < one->count && count < other->count) {
+        const ws_link *left = &one->links[one->count - 1 - count];
+        const ws_link *right = &other->links[other->count - 1 - count];
+        if (left->frame != right->frame || left->code != right->code) {
+            break;
+        }
+        count++;
+    }
+    return count;
+}
+
+/* Of a stack that never held still: the older frames, those that two readings have in common. A
+ * newer one may have been left long ago. */
+static walked append_shared(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
+                            ws_thread *thread, uintptr_t *cframe) {
+    ws_chain *longest = &ws_work->longest;
+    size_t best = 0;
+    /* Twice, and between two readings of the chain: see ws_codes_resolve(). */
+    resolve(arena, longest, true);
+    resolve(arena, longest, true);
+    for (int i = 0; i < MORE_WALKS && best < longest->count && !(i > 0 && ws_time_over()); i++) {
+        ws_chain *now = &ws_work->chains[0];
+        if (walk(listed, cframe, now) == ENDED) {
+            return ENDED;
+        }
+        size_t count = shared(longest, now);
+        best = count > best ? count : best;
+    }
+    append(longest, longest->count - best, out, thread);
+    thread->truncated = thread->truncated || best == 0;
+    ws_codes_doubt();
+    return WALKED;
+}
+
+bool ws_stack_take(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
+                   ws_thread *thread) {
+    uintptr_t cframe = 0;
+    ws_chain *last = NULL;
+    ws_work->window_count = 0;
+    ws_work->longest.count = 0;
+    ws_work->first_frame = 0;
+    thread->ident = listed->ident;
+    thread->native_id = listed->native_id;
+    thread->daemon = -1;
+    thread->start = out->frame_count;
+    thread->unstable = true;
+    if (settle(arena, listed, out, thread, &cframe, &last) == ENDED) {
+        return false;
+    }
+    if (last == NULL) {
+        thread->truncated = true;
+        return true;
+    }
+    if (thread->unstable) {
+        return append_shared(arena, listed, out, thread, &cframe) == WALKED;
+    }
+    append(last, 0, out, thread);
+    return true;
+}
