@@ -321,7 +321,7 @@ Thread 0x0000000000000456 (most recent call first):
 )
 def test_by_hand(tmp_path: Path, flags: list[str]) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or not (SOURCES / "_render.c").exists():
+    if compiler is None or not (SOURCES / "render.c").exists():
         pytest.skip("needs a C compiler and the sources")
     program = tmp_path / "scene"
     built = subprocess.run(

@@ -5,7 +5,7 @@ there. Requests that came in with the same turn of the loop share one snapshot a
 so a crowd of askers costs the trainer no more than one.
 
 Where the native I/O thread runs, it answers ``mode=nogil``, and what the loop doesn't claim in
-time, by itself; this handler does the same for the other transports. ``_render.h`` has the formats.
+time, by itself; this handler does the same for the other transports. ``render.h`` has the formats.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The native I/O thread: one epoll loop that owns all plain sockets and never needs the GIL.
 
-It accepts, reads and watches deadlines; _dispatch.pyx decides what becomes of requests. It holds
+It accepts, reads and watches deadlines; dispatch.pyx decides what becomes of requests. It holds
 the hub's lock except while it waits in epoll, takes a snapshot, or copies a large body into a
 socket. From ``hub_run``'s first line to its last no Python runs.
 """

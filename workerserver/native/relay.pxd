@@ -1,4 +1,4 @@
-# A client for one request to a known peer on a Unix socket; see _relay.pyx.
+# A client for one request to a known peer on a Unix socket; see relay.pyx.
 
 from libc.stdint cimport uint64_t
 

@@ -1,6 +1,6 @@
 """torch's own server on a private socket, for its C++ handlers while the GIL can't be had.
 
-Our I/O thread relays to it (``_relay.pyx``) what torch answers without Python. What was seen of
+Our I/O thread relays to it (``relay.pyx``) what torch answers without Python. What was seen of
 that server (torch 2.13), and why this module is as it is, stands in docs/torch.md.
 """
 

@@ -8,9 +8,9 @@ of one moment.
 Only threads that share the caller's GIL can be read this way: a process that runs several
 interpreters, each with a GIL of its own (CPython 3.12), has no use for it.
 
-Without the GIL: _selfread.c. Where that is impossible there is still what the kernel knows.
+Without the GIL: selfread.c. Where that is impossible there is still what the kernel knows.
 
-All three fill the same plain C (_snapshot.h), of which _render.c makes text, JSON and digests.
+All three fill the same plain C (snapshot.h), of which render.c makes text, JSON and digests.
 """
 
 import sys
@@ -350,7 +350,7 @@ cdef class Snapshot:
         )
 
     def render(self, str format):
-        """The snapshot as ASCII bytes: ``text``, ``json`` or ``digest``, as _render.h says."""
+        """The snapshot as ASCII bytes: ``text``, ``json`` or ``digest``, as render.h says."""
         cdef ws_buffer out = ws_buffer(NULL, 0, 0)
         if format not in FORMATS:
             raise ValueError(f"format must be text, json or digest, not {format}")

@@ -12,7 +12,7 @@ typedef struct {
 } ws_buffer;
 
 /* WS_TEXT has the form of faulthandler.dump_traceback(all_threads=True), with the bounds of
- * _snapshot.h: every other character of a name is \xNN, \uNNNN or \UNNNNNNNN, names end after 500
+ * snapshot.h: every other character of a name is \xNN, \uNNNN or \UNNNNNNNN, names end after 500
  * characters with "...", an unknown line is "???". Thread names are left out, as before CPython
  * 3.14. "Current thread" is the GIL's holder. A thread that is `unstable` has a last line that says
  * so. Mode "kernel": a line that says why, and one line for each thread, the main thread's first.
@@ -50,7 +50,7 @@ void ws_buffer_free(ws_buffer *buffer);
 /* Seconds since the epoch, in whole microseconds: what JSON shows. */
 double ws_now(void);
 
-/* ---- from /proc (_proc.c) */
+/* ---- from /proc (kernel.c) */
 
 typedef struct {
     char state;     /* the kernel's letter; 0: unreadable */

@@ -1,5 +1,5 @@
 /* Writers and readers of the pulse's C block at full speed, without any GIL: `PULSE` is that block,
- * taken out of _heartbeat.pyx. Prints how much was read; exits with 1 after a torn pair, a step
+ * taken out of heartbeat.pyx. Prints how much was read; exits with 1 after a torn pair, a step
  * back in time or a wait that nobody waited. */
 #include PULSE
 #include <pthread.h>

@@ -43,7 +43,7 @@ __all__ = [
 Mode = Literal["gil", "nogil", "kernel"]
 _MODES: tuple[Mode, ...] = ("gil", "nogil", "kernel")
 
-#: What workerserver sends at most (``_snapshot.h``).
+#: What workerserver sends at most (``snapshot.h``).
 MOST_THREADS = 4096
 MOST_FRAMES = 65536
 MOST_DEPTH = 1000

@@ -2,7 +2,7 @@
  *
  * A code object can vanish while it is read, and another one take its address, and its names the
  * old names' addresses. So what was read is trusted only if the thread whose stack it is on stood
- * still, or if reading it again gives the same; see _selfread_stack.c. */
+ * still, or if reading it again gives the same; see stack.c. */
 #include <Python.h>
 
 #include "internal.h"

@@ -1,6 +1,6 @@
 /* Shared by the _selfread_*.c files: where CPython keeps things, reading, code objects.
  *
- * Nothing but _selfread_layout.c knows CPython's internal headers: it fills `ws_layout` once, with
+ * Nothing but layout.c knows CPython's internal headers: it fills `ws_layout` once, with
  * the GIL, and all other files follow addresses and offsets only. */
 #ifndef WS_SELFREAD_INTERNAL_H
 #define WS_SELFREAD_INTERNAL_H
@@ -75,7 +75,7 @@ typedef struct {
 
 extern ws_layout_t ws_layout;
 
-/* --- reading: _selfread_memory.c */
+/* --- reading: memory.c */
 
 typedef struct {
     uintptr_t address;
@@ -123,7 +123,7 @@ static inline unsigned char ws_byte(const void *data, size_t offset) {
     return ((const unsigned char *)data)[offset];
 }
 
-/* --- strings, code objects and lines: _selfread_code.c, _selfread_lines.c */
+/* --- strings, code objects and lines: code.c, lines.c */
 
 typedef struct {
     uintptr_t address;
@@ -170,7 +170,7 @@ void ws_codes_doubt(void);
 /* The line of a byte offset in the bytecode; -1: none, or unknown. */
 int ws_line(ws_code *code, int64_t at);
 
-/* --- stacks: _selfread_stack.c */
+/* --- stacks: stack.c */
 
 typedef struct {
     uintptr_t frame, code;
@@ -206,7 +206,7 @@ typedef struct {
 /* Fills `thread` and appends its frames. False: the thread has ended. */
 bool ws_stack_take(ws_arena *arena, const ws_listed *listed, ws_snapshot *out, ws_thread *thread);
 
-/* --- names of threads: _selfread_names.c */
+/* --- names of threads: names.c */
 
 void ws_names_take(ws_arena *arena, ws_snapshot *out);
 
@@ -244,10 +244,10 @@ typedef struct {
 
 extern ws_work_t *ws_work;
 
-/* The holder of the GIL: _selfread.c. Any thread, at any time. */
+/* The holder of the GIL: selfread.c. Any thread, at any time. */
 void ws_gil_read(ws_gil *out);
 
-/* --- CPython: _selfread_offsets.c, _selfread_layout.c, all with the GIL */
+/* --- CPython: offsets.c, layout.c, all with the GIL */
 
 /* Fills in offsets, and addresses inside the interpreter. False: not a CPython that is known. */
 bool ws_offsets(ws_layout_t *layout);
