@@ -365,7 +365,7 @@ def test_an_unavailable_gil_alone_is_no_stall() -> None:
 def test_no_reader_sees_half_of_a_heartbeat(flags: list[str], tmp_path: Path) -> None:
     """The C block of the module, driven by C threads: under the GIL nothing could be torn."""
     compiler = shutil.which("cc")
-    source = Path(_pulse.__file__).with_name("_pulse.pyx")
+    source = Path(_pulse.__file__).with_name("heartbeat.pyx")
     if compiler is None or not source.exists():
         pytest.skip("needs a C compiler and the module's source")
     block = re.search(r'cdef extern from \*:\n    """\n(.*?)    """\n', source.read_text(), re.S)

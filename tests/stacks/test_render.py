@@ -327,9 +327,9 @@ def test_by_hand(tmp_path: Path, flags: list[str]) -> None:
     built = subprocess.run(
         [
             *(compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", *flags),
-            *(f"-I{SOURCES}", "-o", str(program)),
+            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", "-o", str(program)),
             str(PROGRAMS / "stacks/render_scene.c"),
-            *(str(SOURCES / f"{name}.c") for name in ("_render", "_put", "_proc", "_blake2b")),
+            *(str(SOURCES / f"{name}.c") for name in ("render", "put", "kernel", "blake2b")),
         ],
         capture_output=True,
         text=True,
