@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from support.messages import head
-from support.recognised import TABLE, same_request
+from support.requests.messages import head
+from support.requests.recognised import TABLE, same_request
 from workerserver._parser import parse_query
 from workerserver.http.access import AccessPolicy
 from workerserver.http.registry import Registry
