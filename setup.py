@@ -44,8 +44,8 @@ FLAGS = {
 }  # fmt: skip
 #: The linker's part of them.
 LINK = {"asan": ["-fsanitize=address,undefined"], "tsan": ["-fsanitize=thread"]}
-#: On Linux the linker's tables are filled when a module is loaded, and read-only from then on: safer,
-#: and a dirty page less in each worker for three of the modules.
+#: On Linux the linker's tables are filled when a module is loaded, and read-only from then on. That
+#: is safer, and each worker has a dirty page less.
 FULL_RELRO = ["-Wl,-z,now"] if sys.platform == "linux" else []
 #: Only a module's init function is anybody else's: C functions of ours take nobody's names.
 VISIBILITY = ["-fvisibility=hidden"]

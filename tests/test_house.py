@@ -212,7 +212,7 @@ def test_there_are_few_extension_modules() -> None:
 
 @pytest.mark.parametrize("root", ["workerserver", "tests", "benchmarks", "tools"])
 def test_no_folder_is_crowded(root: str) -> None:
-    crowded = {}
+    crowded: dict[str, int] = {}
     for folder in [ROOT / root, *(p for p in (ROOT / root).rglob("*") if p.is_dir())]:
         name = str(folder.relative_to(ROOT))
         if name in ("workerserver/cli", "tests/data/flight") or "__pycache__" in name:
