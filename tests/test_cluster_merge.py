@@ -482,8 +482,11 @@ def first():
 def second():
     here.release(); on.acquire()
 
+def waits(stacks):
+    return b'"stuck"' in stacks and b'"wait"' in stacks
+
 def look():
-    while sys.argv[1] == "stuck" and b'"wait"' not in snapshot().render("json"):
+    while sys.argv[1] == "stuck" and not waits(snapshot().render("json")):
         pass
     for number in range(20):
         if sys.argv[1] != "stuck":
