@@ -592,7 +592,8 @@ def test_a_signal_ends_it(short_path: Path, options: dict[str, Any]) -> None:
 
     def answer(connection: socket.socket, number: int) -> None:
         if number == 3:
-            time.sleep(0.2)
+            # Every connection has sent its next request, so it has had the reply before.
+            wait_until(lambda: served.requests == 3 + options.get("connections", 1))
             os.kill(os.getpid(), signal.SIGALRM)
         if number >= 3:
             gate.wait(PATIENCE)
