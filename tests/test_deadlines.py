@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from _served import Serve, Served
+from _wire import ask, post
 
 from workerserver.server import Limits
 
@@ -35,6 +36,8 @@ def statuses(served: Served, folder: Path, *targets: str) -> list[str]:
     """What another process is answered while this one holds its GIL: system() is called with it,
     and returns when that process has ended."""
     assert isinstance(served.address, str)
+    # The I/O thread runs: it needs the GIL once, to begin.
+    assert ask(served.address, post("ping")).body == b"pong"
     words = ["timeout", "100", sys.executable, "-c", CLIENT, served.address, *targets]
     said = folder / "said"
     command = f"{shlex.join(words)} > {shlex.quote(str(said))}"
