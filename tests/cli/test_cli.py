@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -357,6 +356,7 @@ def test_ctrl_c_does_not_wait_for_the_worker(folder: Path) -> None:
     asked, released = threading.Event(), threading.Event()
 
     def serve(connection: socket.socket) -> None:
+        connection.recv(65536)
         asked.set()
         released.wait(60)
 
@@ -365,7 +365,6 @@ def test_ctrl_c_does_not_wait_for_the_worker(folder: Path) -> None:
         try:
             with subprocess.Popen([sys.executable, "-m", "workerserver", *words]) as process:
                 assert asked.wait(60)
-                time.sleep(0.1)
                 process.send_signal(2)
                 assert process.wait(30) == 130
         finally:
