@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from benchmarks.report.model import Bars, Lines, Plot, Report, Table, Target, plots
+from benchmarks.report import plots
+from benchmarks.report.model import Bars, Lines, Plot, Report, Table, Target
 from benchmarks.report.tables import Printer, cell, markdown, number, summary
 
 SVG = "{http://www.w3.org/2000/svg}"
