@@ -31,9 +31,9 @@ from support.wire import Client as Raw
 from workerserver.cluster.ask.client import Client, run
 from workerserver.cluster.ask.collector_format import decode
 from workerserver.cluster.ask.collectors import behind_collectors
+from workerserver.cluster.ask.exchange import Answer as Read
+from workerserver.cluster.ask.exchange import Question
 from workerserver.cluster.ask.rounds import Round, collect
-from workerserver.cluster.ask.wire import Answer as Read
-from workerserver.cluster.ask.wire import Question
 from workerserver.cluster.model import RankState, Worker
 from workerserver.collector.process import ranks_of_host
 from workerserver.collector.service import Collector

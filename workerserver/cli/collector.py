@@ -26,8 +26,8 @@ __all__ = ["main"]
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 #: Seconds between two looks at whether anybody needs it any more, and of one knock at a socket.
-LOOK_EVERY = 5.0
-KNOCK = 1.0
+CHECK_EVERY_SECONDS = 5.0
+KNOCK_SECONDS = 1.0
 #: How far a collector stands back behind training.
 NICE = 10
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
             signal.sigwait(ENDING)
             return 0
         _be_silent()
-        while signal.sigtimedwait(ENDING, LOOK_EVERY) is None:
+        while signal.sigtimedwait(ENDING, CHECK_EVERY_SECONDS) is None:
             if starter.has_ended() and (
                 starter.came_again() or not any(map(_listens, collector.workers()))
             ):
@@ -71,7 +71,7 @@ def _serve(address: tuple[str, int], registry: Registry, patient: bool) -> Worke
     and is about to end."""
     from workerserver.server import WorkerServer
 
-    give_up = time.monotonic() + (3 * LOOK_EVERY if patient else 0.0)
+    give_up = time.monotonic() + (3 * CHECK_EVERY_SECONDS if patient else 0.0)
     while True:
         try:
             return WorkerServer(*address, registry=registry)
@@ -188,7 +188,7 @@ def _listens(worker: Worker) -> bool:
     if not worker.unix:
         return False
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(KNOCK)
+        sock.settimeout(KNOCK_SECONDS)
         try:
             sock.connect(worker.address)
         except (TimeoutError, BlockingIOError):

@@ -22,7 +22,7 @@ from workerserver.cli.console import Output, counting
 from workerserver.cli.errors import UsageError
 from workerserver.cli.job_command import ask, find, job_parser, write_json
 from workerserver.cli.text import positive_seconds
-from workerserver.cluster.ask import wire
+from workerserver.cluster.ask import bodies
 from workerserver.cluster.ask.client import Client, Question, Visit
 from workerserver.cluster.ask.collectors import behind_collectors
 from workerserver.cluster.ask.questions import HEALTH
@@ -32,8 +32,8 @@ from workerserver.cluster.model import Failure, Worker
 __all__ = ["main", "processes"]
 
 #: Bytes of one trace, and how many of a job are put together: a viewer can't take more either.
-TRACE_LIMIT = 64 << 20
-MOST_RANKS = 256
+MAX_TRACE_BYTES = 64 << 20
+MAX_RANKS = 256
 #: Times count from so long before the command began, so that none is negative, whatever the clocks.
 MARGIN_NS = 3600 * 10**9
 #: Each process of a rank gets a number of its own.
@@ -101,7 +101,7 @@ def _ask_all(
 ) -> list[Profiled]:
     """The traces lie in files without a name, which *stack* closes."""
     question = Question.handler(
-        "torch_profile", f"duration={options.duration:g}", limit=TRACE_LIMIT
+        "torch_profile", f"duration={options.duration:g}", limit=MAX_TRACE_BYTES
     )
 
     async def talk(visit: Visit) -> Profiled:
@@ -121,8 +121,8 @@ def _ask_all(
 
     async def everybody(client: Client) -> list[Profiled]:
         everyone = await behind_collectors(workers, client)
-        if len(everyone) > MOST_RANKS:
-            raise UsageError(f"{len(everyone)} workers, of at most {MOST_RANKS}: name fewer")
+        if len(everyone) > MAX_RANKS:
+            raise UsageError(f"{len(everyone)} workers, of at most {MAX_RANKS}: name fewer")
         client.concurrency = max(client.concurrency, len(everyone))  # together, or it says little
         results = await client.visit(everyone, talk, lambda worker, result: done())
         return [
@@ -167,7 +167,7 @@ def _events(profiled: Profiled, number: int, base_ns: int) -> Iterator[dict[str,
         return
     profiled.body.seek(0)
     try:
-        trace = wire.json_object(profiled.body.read(TRACE_LIMIT))
+        trace = bodies.json_object(profiled.body.read(MAX_TRACE_BYTES))
         events, base = trace.get("traceEvents"), trace.get("baseTimeNanoseconds", 0)
         if not isinstance(events, list) or type(base) is not int or not 0 <= base < 1 << 63:
             raise ValueError("no Chrome trace")

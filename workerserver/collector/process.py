@@ -22,7 +22,7 @@ NOT_ITS = ("TORCH_WORKER_SERVER_SOCKET", "WORKERSERVER_TCP", "WORKERSERVER_COLLE
 #: Files and folders, which may be named as seen from this folder.
 PATHS = ("WORKERSERVER_TOKEN_FILE", "WORKERSERVER_TLS_CERT", "WORKERSERVER_TLS_KEY", "PYTHONPATH")
 #: Bytes of the line that says where it serves.
-LINE = 4096
+MAX_LINE_BYTES = 4096
 
 
 def ranks_of_host(environment: Mapping[str, str]) -> str:
@@ -104,7 +104,7 @@ class _Follower:
         with process.stdout:
             # Our child itself forks as soon as Python runs in it, and has ended then.
             process.wait()
-            line = process.stdout.readline(LINE).decode("utf-8", "replace")
+            line = process.stdout.readline(MAX_LINE_BYTES).decode("utf-8", "replace")
         # "workerserver: collector on [https://]host:port"
         port = line.strip().rpartition(":")[2]
         if not port.isdecimal():

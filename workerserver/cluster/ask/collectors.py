@@ -15,7 +15,7 @@ from workerserver.cluster.model import Failure, RankState, Worker
 __all__ = ["behind_collectors", "first_answers"]
 
 #: Seconds in which a collector is to say who is there.
-WHO_IS_THERE = 2.0
+WHO_IS_THERE_SECONDS = 2.0
 
 
 async def first_answers(
@@ -44,7 +44,7 @@ async def behind_collectors(workers: Sequence[Worker], client: Client) -> list[W
     collectors = [worker for worker in workers if worker.collector]
     want: tuple[Part, ...] = ("health",)
     found = await _ask_collectors(
-        collectors, client, want, Memory(), None, stock=False, seconds=WHO_IS_THERE
+        collectors, client, want, Memory(), None, stock=False, seconds=WHO_IS_THERE_SECONDS
     )
     kept, direct = _without_doubles(workers, found)
     return [state.worker for state in kept] + direct

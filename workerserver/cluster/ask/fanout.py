@@ -12,9 +12,9 @@ from typing import Any
 __all__ = ["descriptors_left", "fan_out"]
 
 #: A visit that takes longer (seconds) waits rather than works: another one may begin beside it.
-PATIENCE = 0.5
+PATIENCE_SECONDS = 0.5
 #: Descriptors left to everybody else, ours that are being closed among them.
-RESERVE = 64
+RESERVED_DESCRIPTORS = 64
 
 
 def descriptors_left() -> int:
@@ -29,13 +29,13 @@ def descriptors_left() -> int:
             break
     # A third of a small rest is kept, so that the last few are never taken either.
     left = soft - used
-    return max(left - min(RESERVE, left // 3 + 1), 1)
+    return max(left - min(RESERVED_DESCRIPTORS, left // 3 + 1), 1)
 
 
 async def fan_out(
     jobs: Iterable[Callable[[], Coroutine[Any, Any, None]]], *, working: int, most: int
 ) -> None:
-    """Run *jobs*: at most *working* that are younger than PATIENCE, at most *most* in all.
+    """Run *jobs*: at most *working* that are younger than PATIENCE_SECONDS, at most *most* in all.
 
     The first exception of a job cancels the others and comes out; so does a cancel.
     """
@@ -45,7 +45,7 @@ async def fan_out(
 class _FanOut:
     """Lanes, each a task, do one job after the other; a task for each job would be a tenth of what
     a job costs. A lane is in ``_young``, in the order in which their jobs began, or, if its job is
-    older than PATIENCE, in ``_old``. The timer runs as long as jobs may be left."""
+    older than PATIENCE_SECONDS, in ``_old``. The timer runs as long as jobs may be left."""
 
     def __init__(
         self, jobs: Iterator[Callable[[], Coroutine[Any, Any, None]]], working: int, most: int
@@ -90,7 +90,7 @@ class _FanOut:
             task.add_done_callback(self._ended)
         if not self._exhausted:
             if self._timer is None:
-                self._timer = self._loop.call_later(PATIENCE, self._age)
+                self._timer = self._loop.call_later(PATIENCE_SECONDS, self._age)
         elif not young and not old and not self._done.done():
             self._done.set_result(None)
 
@@ -111,7 +111,7 @@ class _FanOut:
 
     def _age(self) -> None:
         self._timer = None
-        grown = self._loop.time() - PATIENCE
+        grown = self._loop.time() - PATIENCE_SECONDS
         for task, started in list(self._young.items()):
             if started > grown:
                 break

@@ -18,11 +18,11 @@ Key = tuple[str, str | None]
 __all__ = ["full_stacks", "full_traces", "suspects"]
 
 #: Different stacks of which the full text is fetched; beyond, the most and the least common ones.
-MOST_STACKS = 1024
+MAX_STACKS = 1024
 #: Full flight-recorder traces.
-MOST_TRACES = 256
+MAX_TRACES = 256
 #: Members of a group that are asked for the group's stacks, one after the other.
-TRIES = 3
+MAX_TRIES = 3
 
 
 async def full_stacks(client: Client, states: Sequence[RankState], memory: Memory) -> int:
@@ -33,8 +33,8 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
             # The mode says whether the GIL was held: what is shared has to be true of everybody.
             groups.setdefault((state.digest, state.mode), []).append(state)
     wanted = [key for key in groups if key not in memory.threads]
-    chosen = _ends(sorted(wanted, key=lambda key: (-len(groups[key]), key[0])), MOST_STACKS)
-    waiting = {key: iter(groups[key][:TRIES]) for key in chosen}
+    chosen = _ends(sorted(wanted, key=lambda key: (-len(groups[key]), key[0])), MAX_STACKS)
+    waiting = {key: iter(groups[key][:MAX_TRIES]) for key in chosen}
     own: dict[Worker, tuple[Thread, ...]] = {}
     fetched = 0
     while waiting and not client.stopped:
@@ -88,7 +88,7 @@ async def _speak_for(
 def _no_stacks(asked: bool) -> Failure:
     if asked:
         return Failure("timeout", "no rank with the same stacks gave them in full")
-    return Failure("too large", f"more than {MOST_STACKS} different stacks: not fetched in full")
+    return Failure("too large", f"more than {MAX_STACKS} different stacks: not fetched in full")
 
 
 def _ends(ordered: Sequence[Any], most: int) -> list[Any]:
@@ -100,7 +100,7 @@ def _ends(ordered: Sequence[Any], most: int) -> list[Any]:
 
 async def full_traces(client: Client, states: Sequence[RankState]) -> int:
     """Fill in ``flight`` where the summaries differ; returns how many were fetched."""
-    by_worker = {state.worker: state for state in suspects(states)[:MOST_TRACES]}
+    by_worker = {state.worker: state for state in suspects(states)[:MAX_TRACES]}
     if client.stopped:
         return 0
 

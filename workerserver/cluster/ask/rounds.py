@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from workerserver.cluster.ask.client import DEADLINE, Client
+from workerserver.cluster.ask.client import DEADLINE_SECONDS, Client
 from workerserver.cluster.ask.collectors import first_answers
 from workerserver.cluster.ask.fetch_full import full_stacks, full_traces
 from workerserver.cluster.ask.questions import Memory
@@ -45,7 +45,7 @@ class Round:
 async def collect(
     workers: Iterable[Worker],
     *,
-    deadline: float = DEADLINE,
+    deadline: float = DEADLINE_SECONDS,
     want: Collection[Part] = EVERYTHING,
     rounds: int = 1,
     interval: float = 2.0,

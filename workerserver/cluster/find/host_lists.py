@@ -11,10 +11,10 @@ from workerserver import ranks
 from workerserver.cluster.errors import ClusterError
 from workerserver.ranks import bounds, cut
 
-__all__ = ["MOST", "expand", "expand_hosts", "split_hosts", "unfold"]
+__all__ = ["MAX_HOSTS", "expand", "expand_hosts", "split_hosts", "unfold"]
 
 #: One text stands for so many hosts at most, as for ranks.
-MOST = ranks.MAX_RANKS
+MAX_HOSTS = ranks.MAX_RANKS
 
 #: What is in brackets and looks otherwise (``[::1]``) is no range.
 _BRACKET = re.compile(r"\[([0-9][0-9,\- ]*)\]")
@@ -37,11 +37,11 @@ def expand_hosts(text: str) -> list[str]:
     """
     names: list[str] = []
     for name in split_hosts(text):
-        names += expand(name, MOST - len(names))
+        names += expand(name, MAX_HOSTS - len(names))
     return names
 
 
-def expand(name: str, most: int = MOST) -> list[str]:
+def expand(name: str, most: int = MAX_HOSTS) -> list[str]:
     """As :func:`expand_hosts`, of one name."""
     pieces = _BRACKET.split(name)
     fixed, inner = pieces[::2], pieces[1::2]

@@ -10,14 +10,14 @@ from dataclasses import replace
 from workerserver.cluster.addresses import tcp_worker
 from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.failures import Failed
-from workerserver.cluster.find.host_lists import MOST, expand, expand_hosts, split_hosts
+from workerserver.cluster.find.host_lists import MAX_HOSTS, expand, expand_hosts, split_hosts
 from workerserver.cluster.model import Source, Worker
 from workerserver.cluster.resolve import look_up
 
 __all__ = ["from_collectors", "from_dns", "from_hosts_file", "from_slurm", "has_port"]
 
 #: Characters of a hosts file.
-FILE_LIMIT = 16 << 20
+MAX_FILE_CHARACTERS = 16 << 20
 _TASKS = re.compile(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?\Z")
 _PORTS = re.compile(r"(?P<host>.+):(?P<low>[0-9]{1,5})(?:-(?P<high>[0-9]{1,5}))?\Z")
 _PLACEHOLDER = re.compile(r"\{(rank|local_rank)\}")
@@ -32,18 +32,18 @@ def from_hosts_file(path: str, port: str | None = None) -> list[Worker]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read(FILE_LIMIT + 1)
+            text = file.read(MAX_FILE_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ClusterError(f"{path}: {reason}") from None
-    if len(text) > FILE_LIMIT:
-        raise ClusterError(f"{path}: longer than {FILE_LIMIT} characters")
+    if len(text) > MAX_FILE_CHARACTERS:
+        raise ClusterError(f"{path}: longer than {MAX_FILE_CHARACTERS} characters")
     workers: list[Worker] = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
             for name in split_hosts(line.partition("#")[0]):
                 whole = name if port is None or "/" in name or has_port(name) else f"{name}:{port}"
-                for address in expand(whole, MOST - len(workers)):
+                for address in expand(whole, MAX_HOSTS - len(workers)):
                     workers.append(_counted(address, len(workers), "hosts file"))
         except ClusterError as error:
             raise ClusterError(f"{path}, line {number}: {error}") from None
@@ -59,7 +59,7 @@ def from_collectors(text: str, port: str | None = None) -> list[Worker]:
         if port is None and not has_port(name):
             raise ClusterError(f"{name}: on which port is its collector?")
         whole = name if has_port(name) else f"{name}:{port}"
-        for address in expand(whole, MOST - len(collectors)):
+        for address in expand(whole, MAX_HOSTS - len(collectors)):
             collectors.append(replace(tcp_worker(address), collector=True))
     if not collectors:
         raise ClusterError("no host of a collector was named")
@@ -102,10 +102,10 @@ def from_slurm(environment: Mapping[str, str], port: str | None = None) -> list[
                 _fill(port, first + local_rank, local_rank) for local_rank in range(tasks)
             )
         else:
-            ports = expand(port, MOST - len(workers))
+            ports = expand(port, MAX_HOSTS - len(workers))
         for one in ports:
-            if len(workers) >= MOST:
-                raise ClusterError(f"{nodes}: more than {MOST} workers")
+            if len(workers) >= MAX_HOSTS:
+                raise ClusterError(f"{nodes}: more than {MAX_HOSTS} workers")
             workers.append(_counted(f"{name}:{one}", len(workers), "slurm"))
     return workers
 
@@ -146,8 +146,8 @@ def from_dns(text: str, deadline: float) -> list[Worker]:
         found = look_up(match["host"].strip("[]"), deadline)
     except Failed as failed:
         raise ClusterError(failed.failure.text) from None
-    if len(found) * (high - low + 1) > MOST:
-        raise ClusterError(f"{text!r}: more than {MOST} workers")
+    if len(found) * (high - low + 1) > MAX_HOSTS:
+        raise ClusterError(f"{text!r}: more than {MAX_HOSTS} workers")
     return [
         Worker(
             f"[{address}]:{port}" if ":" in address else f"{address}:{port}", False, source="dns"

@@ -21,11 +21,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from workerserver.cluster.addresses import host_port, tcp_worker
-from workerserver.cluster.ask.collector_format import MOST_WORKERS
 from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.failures import Failed, describe
-from workerserver.cluster.find.host_lists import MOST, unfold
-from workerserver.cluster.model import Worker
+from workerserver.cluster.find.host_lists import MAX_HOSTS, unfold
+from workerserver.cluster.model import MAX_HOST_WORKERS, Worker
 from workerserver.cluster.resolve import look_up
 
 __all__ = ["workers_in_store"]
@@ -39,11 +38,11 @@ READY = 0
 RANK = "/debug_server/rank{}"
 COLLECTOR = "/debug_server/collector{}"
 #: Keys asked for at one time: some 25 kB of requests.
-BATCH = 512
+BATCH_KEYS = 512
 #: With an unknown number of ranks: so many without an entry in a row are the end.
-GAP = 4096
+MAX_GAP_RANKS = 4096
 #: Bytes of one URL.
-VALUE_LIMIT = 4096
+MAX_VALUE_BYTES = 4096
 
 
 def workers_in_store(
@@ -64,7 +63,7 @@ def workers_in_store(
             found = store.values(RANK, store.registered(RANK, world_size))
             hosts = store.values(COLLECTOR, store.registered(COLLECTOR, world_size))
     except TimeoutError:
-        raise ClusterError(f"store {address}: no answer within {deadline:g} s") from None
+        raise ClusterError(f"store {address}: no answer in {deadline:g} s") from None
     except Failed as failed:
         raise ClusterError(f"store {address}: {failed.failure.text}") from None
     except (ConnectionResetError, BrokenPipeError):
@@ -89,7 +88,7 @@ def _collector(value: bytes) -> Worker:
         answers_for = tuple(unfold(ranks))
     except ClusterError:  # whoever asks it says so
         return Worker(text, unix=False, source="store", collector=True)
-    return replace(worker, ranks=answers_for) if len(answers_for) <= MOST_WORKERS else worker
+    return replace(worker, ranks=answers_for) if len(answers_for) <= MAX_HOST_WORKERS else worker
 
 
 def _worker(rank: int, value: bytes | None) -> Worker:
@@ -114,25 +113,25 @@ class _Store:
     def registered(self, key: str, world_size: int | None) -> list[int]:
         """The numbers with which *key* has an entry."""
         ranks: list[int] = []
-        end = MOST if world_size is None else min(world_size, MOST)
-        for first in range(0, end, BATCH):
-            batch = range(first, min(first + BATCH, end))
+        end = MAX_HOSTS if world_size is None else min(world_size, MAX_HOSTS)
+        for first in range(0, end, BATCH_KEYS):
+            batch = range(first, min(first + BATCH_KEYS, end))
             self._send(b"".join(struct.pack("<BQ", CHECK, 1) + _key(key, rank) for rank in batch))
             answers = self._read(len(batch))
             ranks += (rank for rank, answer in zip(batch, answers, strict=True) if answer == READY)
             last = ranks[-1] if ranks else -1
-            if world_size is None and batch[-1] - last >= GAP:
+            if world_size is None and batch[-1] - last >= MAX_GAP_RANKS:
                 break
         return ranks
 
     def values(self, key: str, ranks: Sequence[int]) -> dict[int, bytes]:
         values: dict[int, bytes] = {}
-        for first in range(0, len(ranks), BATCH):
-            batch = ranks[first : first + BATCH]
+        for first in range(0, len(ranks), BATCH_KEYS):
+            batch = ranks[first : first + BATCH_KEYS]
             self._send(b"".join(bytes([GET]) + _key(key, rank) for rank in batch))
             for rank in batch:
                 (size,) = struct.unpack("<Q", self._read(8))
-                if size > VALUE_LIMIT:
+                if size > MAX_VALUE_BYTES:
                     name = key.rpartition("/")[2].format(rank)
                     raise Failed("malformed", f"the entry of {name} has {size} bytes")
                 values[rank] = self._read(size)
