@@ -69,6 +69,8 @@ class Result:
 def main(argv: Sequence[str]) -> int:
     """Exit status 0 if every target answered 2xx, else 1; UsageError for wrong use."""
     options = _parser().parse_intermixed_args(list(argv))
+    if not options.name:
+        raise UsageError("NAME is empty: which handler?")
     parameters, options.targets = _sorted(options)
     question = Question(
         options.name,

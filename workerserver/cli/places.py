@@ -100,4 +100,6 @@ def target_name(worker: Worker) -> str:
     """How a worker is shown. Behind collectors, hosts can have sockets of the same name."""
     if not worker.address:
         return worker.name
-    return worker.address if worker.via is None else f"{worker.via.host}:{worker.address}"
+    if worker.via is not None:
+        return f"{worker.via.host}:{worker.address}"
+    return f"https://{worker.address}" if worker.tls else worker.address

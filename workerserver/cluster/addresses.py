@@ -14,7 +14,10 @@ from workerserver.cluster.model import Source, Worker
 
 __all__ = ["host_port", "is_address", "parse_address", "sockets", "tcp_worker"]
 
-FORMS = "a socket's path, a folder or pattern of sockets, host:port, [::1]:port or http://host:port"
+FORMS = (
+    "a socket's path, a folder or pattern of sockets, host:port, [::1]:port, http://host:port or "
+    "https://host:port"
+)
 _HOST_PORT = re.compile(r"(?:\[(?P<six>[^][/\s]+)\]|(?P<host>[^][:/\s]+)):(?P<port>[0-9]{1,5})\Z")
 
 

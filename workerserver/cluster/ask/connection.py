@@ -73,6 +73,7 @@ class Connection(asyncio.Protocol):
         self._parser: Any
         self._limit: int
         self._fields: dict[str, str]
+        self._count: int  # of fields, repeated ones too
         self._reason: bytes
         self._status: int
         self._start: bytes
@@ -114,7 +115,7 @@ class Connection(asyncio.Protocol):
         self._reason = self._start = b""
         self._length = None
         self._body = []
-        self._size = self._chunks = self._status = 0
+        self._count = self._size = self._chunks = self._status = 0
         self._progress = progress
         self._until_eof = self._complete = False
         self._failed = None
@@ -219,7 +220,8 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._complete:
             return
-        if len(self._fields) >= MAX_FIELDS:
+        self._count += 1
+        if self._count > MAX_FIELDS:
             self._fail("too large", f"a head of more than {MAX_FIELDS} fields")
         self._fields[name.decode("latin-1").lower()] = value.decode("latin-1")
 
@@ -233,9 +235,7 @@ class Connection(asyncio.Protocol):
         if length.isdecimal():
             self._length = int(length[:20])
             if self._length > self._limit:
-                text = (
-                    f"an answer of {self._length} bytes, of which {self._limit} bytes are allowed"
-                )
+                text = f"an answer of {self._length} bytes, more than {self._limit} bytes"
                 self._fail("too large", text)
         if fields.get("content-encoding", "identity").lower() != "identity":
             self._fail("malformed", "a compressed answer, which nobody asked for")
@@ -259,6 +259,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._status == 0:  # an interim one (1xx)
             self._fields = {}
+            self._count = 0
             self._reason = b""
         else:
             self._complete = True

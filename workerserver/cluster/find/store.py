@@ -1,15 +1,15 @@
 """Read from torch's TCPStore where the workers are, without torch.
 
-Both of torch's servers (libuv, the default, and the older one) speak this since torch 2.1: a
-connection begins with VALIDATE and a magic number; then requests, each a byte that says which, and
-arguments. Integers are little-endian, a string is its length (8 bytes) and its bytes. Requests may
-be sent ahead; answers come in order. Only two are used, neither of which changes anything:
+Both of torch's servers (libuv, the default, and the older one) speak this protocol since torch 2.1.
+A connection begins with VALIDATE and a magic number. Requests follow, each a byte for its kind and
+then its arguments. Integers are little-endian; a string is its length (8 bytes) and its bytes.
+Requests may be sent ahead; answers come in order. Two kinds are used, which only read:
 
     CHECK  number of keys (8 bytes), keys   -> one byte: 0 if all are there
     GET    key                              -> length (8 bytes), value
 
-GET is only sent for a key that is there: the server ends the connection otherwise, and says so in
-the log of the job.
+GET is only sent for a key that is there. For any other key the server ends the connection and
+writes a line into the job's log.
 """
 
 from __future__ import annotations
@@ -33,27 +33,29 @@ VALIDATE, GET, CHECK = 0, 3, 5
 MAGIC = 0x3C85F7CE
 READY = 0
 
-#: TCPStore puts "/" before every key; the rest is torch.distributed.debug's. A host's collector is
-#: registered beside the ranks, with those that it answers for: ``http://node7:25998#56-63``.
+#: TCPStore puts "/" before every key. The rest is the name that torch.distributed.debug gives it.
 RANK = "/debug_server/rank{}"
+#: A host's collector is registered beside the ranks. The ranks that it answers for follow its
+#: address: ``http://node7:25998#56-63``.
 COLLECTOR = "/debug_server/collector{}"
-#: Keys asked for at one time: some 25 kB of requests.
+#: Keys asked for at one time. Their requests have some 25 kB.
 BATCH_KEYS = 512
-#: With an unknown number of ranks: so many without an entry in a row are the end.
+#: If the number of ranks is unknown, the search ends after so many ranks without an entry.
 MAX_GAP_RANKS = 4096
-#: Bytes of one URL.
+#: The value of a key: one URL.
 MAX_VALUE_BYTES = 4096
 
 
 def workers_in_store(
     address: str, *, world_size: int | None = None, deadline: float = 10.0
 ) -> list[Worker]:
-    """The workers that have registered in the TCPStore at *address* (``host:port``), by rank, and
-    before them the collectors.
+    """What is registered in the TCPStore at *address* (``host:port``): first the collectors, then
+    the workers by rank.
 
-    Ranks without an entry are there with an empty address: all below *world_size*, else below the
-    highest rank that is known; but not those of a collector. *deadline* (seconds) is for
-    everything. ClusterError if the store can't be read or knows no worker at all.
+    A rank without an entry has a worker with an empty address, unless a collector answers for it.
+    This holds for all ranks below *world_size*, or else below the highest rank that is known.
+    *deadline* (seconds) is for everything. ClusterError if the store can't be read or has no worker
+    at all.
     """
     host, port = host_port(address)
     until = time.monotonic() + deadline
@@ -86,7 +88,7 @@ def _collector(value: bytes) -> Worker:
     try:
         worker = replace(tcp_worker(text, source="store"), collector=True)
         answers_for = tuple(unfold(ranks))
-    except ClusterError:  # whoever asks it says so
+    except ClusterError:  # the question to it will fail, and say so
         return Worker(text, unix=False, source="store", collector=True)
     return replace(worker, ranks=answers_for) if len(answers_for) <= MAX_HOST_WORKERS else worker
 
@@ -97,12 +99,12 @@ def _worker(rank: int, value: bytes | None) -> Worker:
     text = value.decode("utf-8", "backslashreplace")
     try:
         return tcp_worker(text, rank=rank, source="store")
-    except ClusterError:  # that rank's problem: whoever asks it says so
+    except ClusterError:  # the question to this rank will fail, and say so
         return Worker(text, unix=False, rank=rank, source="store")
 
 
 class _Store:
-    """One connection; every wait ends at the deadline."""
+    """One connection. Every wait ends at the deadline."""
 
     def __init__(self, sock: socket.socket, until: float) -> None:
         self._sock = sock
@@ -111,7 +113,7 @@ class _Store:
         self._send(struct.pack("<BI", VALIDATE, MAGIC))
 
     def registered(self, key: str, world_size: int | None) -> list[int]:
-        """The numbers with which *key* has an entry."""
+        """The numbers for which *key* has an entry."""
         ranks: list[int] = []
         end = MAX_HOSTS if world_size is None else min(world_size, MAX_HOSTS)
         for first in range(0, end, BATCH_KEYS):
