@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("target", metavar="TARGET")
+    parser.add_argument("target", metavar="TARGET", help="a Unix socket, host:port, or a URL")
     parser.add_argument(
         "name",
         nargs="?",
@@ -121,11 +121,13 @@ def _parser() -> argparse.ArgumentParser:
         help="a handler with its parameters, e.g. 'dump_traceback?mode=nogil'",
     )
     parser.add_argument(
-        "--connections", type=count, default=1, metavar="N", help="at most (default 1)"
+        "--connections", type=count, default=1, metavar="N", help="open at most N (default 1)"
     )
     end = parser.add_mutually_exclusive_group()
-    end.add_argument("--requests", type=count, default=0, metavar="N")
-    end.add_argument("--duration", type=_duration, default=0.0, metavar="S", help="e.g. 5s")
+    end.add_argument("--requests", type=count, default=0, metavar="N", help="end after N requests")
+    end.add_argument(
+        "--duration", type=_duration, default=0.0, metavar="S", help="end after S seconds"
+    )
     parser.add_argument(
         "--rate", type=_rate, default=0.0, metavar="R", help="requests per second, on a schedule"
     )
@@ -141,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="for each request (default 10)",
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one object")
     return parser
 
 

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     """Exit status 0: all workers answer, 1: some do, 2: none does."""
     parser = job_parser(
         "ping",
-        "Ask every worker of a job for a sign of life, and say how long it took. "
+        "Ask every worker of a job for a ping, and show how long its answer took. "
         "Exit status: 0 all answer, 1 some do, 2 none does.",
         deadline=3.0,
     )
