@@ -34,6 +34,8 @@ CONCURRENCY = 128
 MAX_KEPT_REQUESTS = 64
 #: New objects until Python looks for garbage in cycles, of which we make little.
 GARBAGE_OBJECTS = 100_000
+#: Why a visit is over, if its time isn't.
+INTERRUPTED = "interrupted"
 #: So late a visit may end.
 LATE_SECONDS = 0.01
 
@@ -103,7 +105,7 @@ class Client:
         """End every visit now, with what it has, and begin no others."""
         self.stopped = True
         for visit in list(self._visits):
-            visit.expire("interrupted")
+            visit.expire(INTERRUPTED)
 
     async def ask(
         self,
@@ -264,7 +266,7 @@ class Visit:
         After the deadline every question fails at once.
         """
         if self._expired is not None:
-            raise Failed("timeout", f"not asked any more: no end {self._expired}")
+            raise Failed("timeout", self._no_time())
         self._asking = asyncio.current_task(self._loop)
         self.client.questions += 1
         self._progress = Progress()
@@ -345,9 +347,15 @@ class Visit:
         self._connecting = False
         return self._connection
 
+    def _no_time(self) -> str:
+        """Why a question isn't asked any more."""
+        if self._expired == INTERRUPTED:
+            return "interrupted before it was asked"
+        return f"not asked: the questions before it took all of the {self._seconds:g} s"
+
     def _stage(self) -> str:
         """What was missing when the time was over."""
-        if self._expired == "interrupted":
+        if self._expired == INTERRUPTED:
             return "interrupted before it answered"
         if self._connecting:
             return f"no connection {self._expired}"
