@@ -208,7 +208,7 @@ def test_the_deadline_is_for_all_questions_of_a_worker(start: Start) -> None:
     assert state.health is not None
     assert state.failures == {
         "digest": Failure("timeout", "no answer in 2 s"),
-        "fr_summary": Failure("timeout", "not asked any more: no end in 2 s"),
+        "fr_summary": Failure("timeout", "not asked: the questions before it took all of the 2 s"),
     }
     assert SUMMARY not in [target for _, target in server.asked]
 

@@ -285,7 +285,7 @@ def test_nobody_there(short_path: Path) -> None:
 
 def test_a_flood_of_different_stacks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The crowd and the odd ones out are fetched, the rest is said to be missing."""
-    monkeypatch.setattr("workerserver.cluster.ask.fetch_full.MOST_STACKS", 4)
+    monkeypatch.setattr("workerserver.cluster.ask.fetch_full.MAX_STACKS", 4)
     words = ["aa"] * 3 + [f"{number:04x}" for number in range(9)]
     with contextlib.ExitStack() as stack:
         servers = [Canned(good(rank, word)) for rank, word in enumerate(words)]

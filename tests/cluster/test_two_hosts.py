@@ -339,7 +339,7 @@ def test_the_other_host_has_the_store(outage: Outage) -> None:
 
     assert (lost.status, lost.out) == (2, None)
     assert lost.seconds < DEADLINE + SLACK
-    assert lost.err == f"workerserver: store {STORE}: no answer within {DEADLINE:g} s\n"
+    assert lost.err == f"workerserver: store {STORE}: no answer in {DEADLINE:g} s\n"
 
     assert (own.status, own.err) == (1, ""), own
     assert own.out["verdict"].startswith("ranks 0-1 do not answer (missing)")
