@@ -3,7 +3,7 @@
  * A code object can vanish while it is read, and another one take its address, and its names the
  * old names' addresses. So what was read is trusted only if the thread whose stack it is on stood
  * still, or if reading it again gives the same; see stack.c. */
-#include <Python.h>
+#include "cpython.h"
 
 #include "internal.h"
 
@@ -85,14 +85,9 @@ bool ws_string_header(const void *header, ws_name *name, size_t *offset) {
     memset(name, 0, sizeof *name);
     if (ws_pointer(header, ws_layout.object_type) != ws_layout.str_type || string.length < 0
         || !string.state.compact || (kind != 1 && kind != 2 && kind != 4)
-        || (string.state.ascii && kind != 1)) {
+        || (string.state.ascii && kind != 1) || !CPY_STR_IS_READY(&string)) {
         return false;
     }
-#if PY_VERSION_HEX < 0x030C0000
-    if (!string.state.ready) {
-        return false;
-    }
-#endif
     name->kind = (uint8_t)kind;
     name->length = (size_t)string.length;
     name->cut = name->length > WS_MAX_NAME;

@@ -1,19 +1,11 @@
-/* Shared by the _selfread_*.c files: where CPython keeps things, reading, code objects.
+/* Shared by the files of selfread/: where CPython keeps things, reading, code objects.
  *
- * Nothing but layout.c knows CPython's internal headers: it fills `ws_layout` once, with
- * the GIL, and all other files follow addresses and offsets only. */
+ * offsets.c and layout.c fill `ws_layout` once, with the GIL. All other files follow the addresses
+ * and offsets in it. What differs between the versions of CPython is in cpython.h. */
 #ifndef WS_SELFREAD_INTERNAL_H
 #define WS_SELFREAD_INTERNAL_H
 
 #include "selfread.h"
-
-/* After Python.h: whether this is a CPython whose stacks can be read. */
-#if defined(__linux__) && PY_VERSION_HEX >= 0x030A0000 && PY_VERSION_HEX < 0x03100000 \
-    && !defined(Py_GIL_DISABLED) && !defined(PYPY_VERSION) && UINTPTR_MAX == UINT64_MAX
-#define WS_CPYTHON 1
-#else
-#define WS_CPYTHON 0
-#endif
 
 #pragma GCC visibility push(hidden)
 
