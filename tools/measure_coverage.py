@@ -1,7 +1,9 @@
 """Line coverage of Python and Cython code together, from a line-tracing build of its own.
 
 The build lies in build/coverage, so the release modules of the working tree stay what they are.
-The slow tests are left out: line tracing takes the GIL for every line of compiled code.
+The slow tests are left out: each line of compiled code calls the tracer. Functions without the GIL
+can't be traced: the tracer would take the GIL, and they may hold a lock that the GIL's holder waits
+for. So the report has none of their lines, and native/_engine is not in it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from source_tree import ROOT, copy_sources
+from source_tree import ROOT, copy_sources, parts, units
 
 
 def main() -> int:
@@ -48,10 +50,15 @@ def main() -> int:
 
 
 def place_translations(tree: Path) -> None:
-    """Cython's coverage plugin looks for the generated C beside the extension module."""
-    for translation in (tree / "build" / "cython" / "coverage").rglob("*.c"):
-        place = translation.relative_to(tree / "build" / "cython" / "coverage")
-        shutil.copy2(translation, tree / place)
+    """Put each unit's generated C where Cython's coverage plugin looks for it: beside the unit and
+    beside each of its parts, under the part's own name. The plugin reads in it which lines of which
+    source can be executed."""
+    package = tree / "workerserver"
+    for unit in units(package):
+        source = package / (unit.replace(".", "/") + ".pyx")
+        translation = tree / "build" / "cython" / "coverage" / source.relative_to(tree)
+        for part in parts(source):
+            shutil.copy2(translation.with_suffix(".c"), part.with_suffix(".c"))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from libc.string cimport memset
 from posix.unistd cimport getpid
 from workerserver.stacks.snapshot cimport (
     WS_DIGEST, WS_JSON, WS_MAX_DEPTH, WS_MAX_FRAMES, WS_MAX_NAME, WS_MAX_THREADS, WS_MODE_GIL,
-    WS_MODE_KERNEL, WS_MODE_NOGIL, WS_TEXT, ws_buffer, ws_buffer_free, ws_format, ws_frame,
-    ws_kernel_free, ws_now, ws_render, ws_render_headers, ws_render_stack, ws_selfread_free,
+    WS_MODE_KERNEL, WS_MODE_NOGIL, WS_TEXT, ws_buffer, ws_buffer_free, ws_check_snapshot, ws_format,
+    ws_frame, ws_kernel_free, ws_now, ws_render, ws_render_headers, ws_render_stack, ws_selfread_free,
     ws_snapshot, ws_thread,
 )
 
@@ -98,6 +98,7 @@ cdef class Snapshot:
             self.copy(<PyObject *>frames, max_depth, max_threads, max_frames)
             frames = None
             self.name_threads()
+            ws_check_snapshot(&self._c)
         finally:
             if collecting:
                 PyGC_Enable()

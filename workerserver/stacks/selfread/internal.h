@@ -90,7 +90,8 @@ void ws_read_start(void);
 void ws_time_start(void);
 bool ws_time_over(void);
 
-/* The snapshot's memory: zeroed, 16-byte aligned; NULL when it is used up. */
+/* The snapshot's memory. ws_arena_take() gives 16-byte aligned bytes, or NULL when all are used. They
+ * are zero unless they were taken before: to give the last ones back, set `used` to its old value. */
 typedef struct {
     char *base;
     size_t used;
@@ -152,11 +153,11 @@ void ws_string_finish(ws_arena *arena, uintptr_t address, const char *head, size
 /* Forgets all code objects. */
 void ws_codes_clear(void);
 ws_code *ws_codes_find(uintptr_t address);
-/* Reads the code objects that are new, and those known from another epoch, or all if `again`; of
- * the others it only looks whether they are still there. Whether any that was known has changed.
- * Those that can't be read are in the cache, but not good. */
+/* Reads the code objects that are new and those known from another epoch; with `again`, all. Of the
+ * others it only looks whether they are still there. Returns whether a code object that was known
+ * has changed. A code object that can't be read is in the cache, but not good. */
 bool ws_codes_resolve(ws_arena *arena, const uintptr_t *addresses, size_t count, bool again);
-/* What is known so far is not to be trusted any more without reading it again. */
+/* From now on no known code object is trusted before it is read again. */
 void ws_codes_doubt(void);
 
 /* The line of a byte offset in the bytecode; -1: none, or unknown. */
@@ -171,8 +172,8 @@ typedef struct {
     bool generator;
 } ws_link;
 
-/* Of the GIL. Its switches count only changes from one thread to another: while they stay, all
- * threads but the last holder stand still. */
+/* The GIL, as it was read once. `switches` counts only changes from one thread to another. While it
+ * stays the same, all threads but the last holder stand still. */
 typedef struct {
     bool known;
     uintptr_t holder; /* the last one, PyThreadState */
@@ -184,7 +185,7 @@ typedef struct {
     size_t count;
     bool more;   /* deeper than WS_LINKS */
     bool broken; /* ends in something that is no frame */
-    bool prompt; /* read in one system call, and what is the newest frame did not change in it */
+    bool prompt; /* read in one system call, and the newest frame was the same before and after */
     bool idle;   /* no frame at all, not even of C */
     ws_link links[WS_LINKS];
 } ws_chain;
@@ -229,6 +230,9 @@ typedef struct {
     char code_heads[WS_GROUP][WS_CODE_MAX];
     char text_heads[WS_GROUP * 3][WS_TEXT_HEAD];
     char lines_heads[WS_GROUP][WS_LINES_HEAD];
+#ifndef NDEBUG
+    ws_chain checked; /* a settled chain, read once more */
+#endif
     ws_listed listed[WS_MAX_THREADS];
     ws_code codes[WS_CODES];
     ws_string strings[WS_STRINGS];

@@ -3,6 +3,8 @@
 
 #include "internal.h"
 
+#include <assert.h>
+
 /* Pairs of bytes: a distance in the bytecode, a signed distance in lines; -128: no line. */
 static int64_t in_pairs(const unsigned char *table, size_t size, int64_t first, int64_t at) {
     int64_t end = 0, line = first, found = -1;
@@ -66,6 +68,8 @@ static int64_t find(const unsigned char *table, size_t size, int64_t first, int6
 }
 
 int ws_line(ws_code *code, int64_t at) {
+    assert(code->good && code->first_line >= -1 && at < code->units * 2);
+    assert(code->table == NULL || code->table_size <= WS_LINES_MAX);
     if (at < 0) {
         return code->first_line; /* not started */
     }

@@ -6,6 +6,7 @@
 
 #include "internal.h"
 
+#include <assert.h>
 #include <string.h>
 
 enum {
@@ -40,6 +41,7 @@ static bool read_keys(uintptr_t address, keys *out) {
     const ws_layout_t *at = &ws_layout;
     char head[64];
     Py_ssize_t count;
+    assert(at->keys_read <= sizeof head);
     if (!ws_read_one(address, head, at->keys_read)) {
         return false;
     }
@@ -79,6 +81,7 @@ static bool find_keys(const keys *from, int slots[WANTED]) {
     for (size_t j = 0; j < WANTED; j++) {
         slots[j] = -1;
     }
+    assert(from->count > KEYS || from->count * from->entry_size <= sizeof entries);
     if (from->count > KEYS || from->count == 0
         || !ws_read_one(from->entries, entries, from->count * from->entry_size)) {
         return false;
@@ -213,6 +216,7 @@ static void read_values(attributes *found, size_t count) {
     ws_read *reads = ws_work->reads;
     uintptr_t *into[WS_GROUP * WANTED];
     size_t reading = 0;
+    assert(count <= WS_GROUP);
     for (size_t i = 0; i < count; i++) {
         for (size_t j = 0; j < WANTED; j++) {
             found[i].values[j] = 0;
@@ -236,6 +240,7 @@ static void name_group(ws_arena *arena, ws_thread **threads, const uintptr_t *ob
     ws_read *reads = ws_work->reads;
     attributes found[WS_GROUP], again[WS_GROUP];
     ws_name names[WS_GROUP];
+    assert(count <= WS_GROUP);
     /* Objects of a type that is tracked by the garbage collector have words before them. */
     for (size_t i = 0; i < count; i++) {
         reads[i] = (ws_read){objects[i] - 4 * word, ws_work->text_heads[i],
