@@ -329,7 +329,10 @@ def test_by_hand(tmp_path: Path, flags: list[str]) -> None:
             *(compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", *flags),
             *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", "-o", str(program)),
             str(PROGRAMS / "stacks/render_scene.c"),
-            *(str(SOURCES / f"{name}.c") for name in ("render", "put", "check", "kernel", "blake2b")),
+            *(
+                str(SOURCES / f"{name}.c")
+                for name in ("render", "put", "check", "kernel", "blake2b")
+            ),
         ],
         capture_output=True,
         text=True,
