@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from source_tree import ROOT, copy_sources, parts, units
+
+#: In generated C, the function that runs a module's own lines.
+IMPORT = re.compile(r"^static [^\n;]*\b__pyx_pymod_exec_\w+\([^;\n]*\)\n.*?^}$", re.M | re.S)
 
 
 def main() -> int:
@@ -52,13 +56,19 @@ def main() -> int:
 def place_translations(tree: Path) -> None:
     """Put each unit's generated C where Cython's coverage plugin looks for it: beside the unit and
     beside each of its parts, under the part's own name. The plugin reads in it which lines of which
-    source can be executed."""
+    source can be executed.
+
+    A part's lines outside of functions are left out: when they run, the tracer is told that they
+    are the unit's.
+    """
     package = tree / "workerserver"
     for unit in units(package):
         source = package / (unit.replace(".", "/") + ".pyx")
         translation = tree / "build" / "cython" / "coverage" / source.relative_to(tree)
-        for part in parts(source):
-            shutil.copy2(translation.with_suffix(".c"), part.with_suffix(".c"))
+        shutil.copy2(translation.with_suffix(".c"), source.with_suffix(".c"))
+        for part in parts(source)[1:]:
+            text = IMPORT.sub("", translation.with_suffix(".c").read_text())
+            part.with_suffix(".c").write_text(text)
 
 
 if __name__ == "__main__":

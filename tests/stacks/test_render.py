@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.cpython, untraced]
 Mode = Literal["gil", "nogil"]
 
 SOURCES = TESTS.parent / "workerserver" / "stacks"
+RENDERER = ("render", "put", "check", "kernel", "blake2b")
 
 #: Characters of a name in the text, and in everything else.
 TEXT_NAME, LONG_NAME = 500, 1024
