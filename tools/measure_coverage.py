@@ -3,7 +3,7 @@
 The build lies in build/coverage, so the release modules of the working tree stay what they are.
 The slow tests are left out: each line of compiled code calls the tracer. Functions without the GIL
 can't be traced: the tracer would take the GIL, and they may hold a lock that the GIL's holder waits
-for. So the report has none of their lines, and native/_engine is not in it.
+for. So the report has none of their lines, and nothing of native/_engine.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 
 from source_tree import ROOT, copy_sources, parts, units
 
+#: In generated C, the mark of a line that runs without the GIL.
+WITHOUT_GIL = re.compile(r"__Pyx_TraceLine\(\d+,\d+,1,")
 #: In generated C, the function that runs a module's own lines.
 IMPORT = re.compile(r"^static [^\n;]*\b__pyx_pymod_exec_\w+\([^;\n]*\)\n.*?^}$", re.M | re.S)
 
@@ -58,17 +60,17 @@ def place_translations(tree: Path) -> None:
     beside each of its parts, under the part's own name. The plugin reads in it which lines of which
     source can be executed.
 
-    A part's lines outside of functions are left out: when they run, the tracer is told that they
-    are the unit's.
+    Left out are lines that can't be traced: those without the GIL, and a part's lines outside of
+    functions. When the latter run, the tracer is told that they are the unit's.
     """
     package = tree / "workerserver"
     for unit in units(package):
         source = package / (unit.replace(".", "/") + ".pyx")
         translation = tree / "build" / "cython" / "coverage" / source.relative_to(tree)
-        shutil.copy2(translation.with_suffix(".c"), source.with_suffix(".c"))
+        text = WITHOUT_GIL.sub("", translation.with_suffix(".c").read_text())
+        source.with_suffix(".c").write_text(text)
         for part in parts(source)[1:]:
-            text = IMPORT.sub("", translation.with_suffix(".c").read_text())
-            part.with_suffix(".c").write_text(text)
+            part.with_suffix(".c").write_text(IMPORT.sub("", text))
 
 
 if __name__ == "__main__":

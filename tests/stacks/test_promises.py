@@ -181,5 +181,7 @@ def test_one_file_asks_for_the_version() -> None:
     assert asking == {"cpython.h"}
     minors = [int(minor) for minor in BLOCK.findall(header)]
     assert minors == list(range(10, 16))
-    begin, end = re.findall(r"^#define WS_CPYTHON_(?:BEGIN|END) 0x03([0-9A-F]{2})0000", header, re.M)
+    begin, end = re.findall(
+        r"^#define WS_CPYTHON_(?:BEGIN|END) 0x03([0-9A-F]{2})0000", header, re.M
+    )
     assert (int(begin, 16), int(end, 16)) == (minors[0], minors[-1] + 1)

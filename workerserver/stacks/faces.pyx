@@ -67,7 +67,7 @@ def snapshots_taken():
 def kernel_state(long tid):
     """``(state, wait channel)`` of a thread of this process from /proc, None for what is hidden.
 
-    Read with the GIL held on purpose: procfs doesn't wait, getting the GIL back might.
+    Read with the GIL held, on purpose: procfs doesn't wait, but to get the GIL back might.
     """
     cdef ws_kernel found
     ws_kernel_state(tid, &found)
@@ -78,10 +78,10 @@ def kernel_state(long tid):
 
 
 def prepare():
-    """Learn to read stacks without the GIL; before that, such dumps are of mode kernel.
+    """Learn to read stacks without the GIL. Before that, such dumps are of mode kernel.
 
-    Needed once in a process, and again in a forked child; cheap when it was done. Returns None, or
-    why stacks can't be read without the GIL here.
+    Call it once in a process, and again in a forked child; further calls are cheap. Returns None,
+    or the reason why stacks can't be read without the GIL here.
     """
     cdef const char *problem
     while ws_selfread_problem() != NULL and ws_dump_prepare() != 0:

@@ -11,23 +11,23 @@ from posix.unistd cimport getpid
 from workerserver.stacks.snapshot cimport (
     WS_DIGEST, WS_JSON, WS_MAX_DEPTH, WS_MAX_FRAMES, WS_MAX_NAME, WS_MAX_THREADS, WS_MODE_GIL,
     WS_MODE_KERNEL, WS_MODE_NOGIL, WS_TEXT, ws_buffer, ws_buffer_free, ws_check_snapshot, ws_format,
-    ws_frame, ws_kernel_free, ws_now, ws_render, ws_render_headers, ws_render_stack, ws_selfread_free,
-    ws_snapshot, ws_thread,
+    ws_frame, ws_kernel_free, ws_now, ws_render, ws_render_headers, ws_render_stack,
+    ws_selfread_free, ws_snapshot, ws_thread,
 )
 
-# Frames of one thread, threads, and frames of all threads that one snapshot holds at most.
+# The most that one snapshot holds: frames of one thread, threads, frames of all threads.
 MAX_DEPTH = WS_MAX_DEPTH
 MAX_THREADS = WS_MAX_THREADS
 MAX_FRAMES = WS_MAX_FRAMES
 
-# Above these a snapshot is rendered without the GIL.
+# A snapshot with more than this is rendered without the GIL.
 cdef size_t LONG = 2000  # frames
 cdef size_t MANY = 50  # threads
 
 cdef tuple MODES = ("gil", "nogil", "kernel")  # by ws_mode
 cdef dict FORMATS = {"text": WS_TEXT, "json": WS_JSON, "digest": WS_DIGEST}
 
-# Ours before anybody could replace it with something that runs bytecode.
+# Taken now, before a program can replace it with something that runs bytecode.
 cdef object _current_frames = sys._current_frames
 
 Frame = namedtuple("Frame", "file line function qualname", module=__name__)
@@ -42,19 +42,19 @@ ThreadStack = namedtuple(
 cdef class Snapshot:
     """All Python stacks of one moment; made by :func:`snapshot`, never by hand.
 
-    Owns its C arrays and the references in them, and never changes once it was handed out, so any
-    thread may render it. Holds code objects but no frames: nothing that a function's locals keep
-    alive outlives its function because of a snapshot.
+    A snapshot owns its C arrays and the references in them. It never changes after snapshot() has
+    returned it, so any thread may render it. It holds code objects but no frames: it never keeps a
+    function's locals alive.
 
-    ``mode`` says how it was taken: ``gil``, ``nogil`` or ``kernel`` (no frames). ``pid``, ``time``
-    (seconds since the epoch) and ``holder`` (ident of the thread that held the GIL, which in mode
-    gil is the one that took the snapshot; None: nobody, or unknown) are of the moment;
+    ``mode`` says how it was taken: ``gil``, ``nogil`` or ``kernel`` (no frames). ``pid`` and
+    ``time`` (seconds since the epoch) are of that moment. ``holder`` is the ident of the thread
+    that held the GIL; in mode gil this thread took the snapshot. None: no thread, or unknown.
     ``truncated`` says that threads were left out.
     """
 
     cdef ws_snapshot _c
-    # Mode gil: its arrays are from the C heap, its names lie in these objects.
-    cdef PyObject **_held  # references of ours
+    # In mode gil the arrays are from the C heap, and the names lie in objects of Python.
+    cdef PyObject **_held  # these objects; one reference to each is ours
     cdef size_t _held_count
     cdef size_t _held_capacity
     cdef size_t _thread_capacity
@@ -76,7 +76,7 @@ cdef class Snapshot:
             free(self._c.threads)
             free(self._c.frames)
 
-    # No tracing in these, whatever the build: a trace function is bytecode.
+    # No tracing here, not even in a coverage build: a trace function is bytecode.
     @cython.linetrace(False)
     @cython.profile(False)
     cdef int take(self, size_t max_depth, size_t max_threads, size_t max_frames) except -1:
@@ -87,10 +87,10 @@ cdef class Snapshot:
         self._c.pid = getpid()
         self._c.time = ws_now()
         self._c.holder = PyThread_get_thread_ident()
-        # Up to CPython 3.11 the garbage collector runs inside an allocation, and frame objects
-        # are allocated here: finalizers would run in the middle of the walk, and, while
-        # _current_frames holds the interpreter's thread list locked, deadlock (gh-106883).
-        # PyGC_Disable, unlike freezing or gc.disable(), is one store and runs no bytecode.
+        # Up to CPython 3.11 an allocation may run the garbage collector, and frame objects are
+        # allocated here. So finalizers would run in the middle of the walk. While _current_frames
+        # has the interpreter's list of threads locked, they would deadlock (gh-106883).
+        # PyGC_Disable is one store and runs no bytecode, unlike gc.freeze() and gc.disable().
         collecting = PyGC_Disable()
         try:
             # An audit hook may run Python here, but before any frame is taken.
@@ -111,8 +111,8 @@ cdef class Snapshot:
     ) noexcept:
         """Copy each thread's frames, newest first; *frames* maps ident to frame.
 
-        Drops references to frames only where the running thread itself holds another one, and
-        allocates from the C heap, so nothing here can run Python code.
+        Nothing here can run Python code: memory comes from the C heap, and a reference to a frame
+        is dropped only while the running thread holds another one.
         """
         cdef Py_ssize_t pos = 0
         cdef PyObject *key
@@ -189,8 +189,8 @@ cdef class Snapshot:
     cdef int name_threads(self) except -1:
         """What threading knows of each thread, read from its tables.
 
-        Not by threading.enumerate(), which waits for a lock, nor through functions and properties
-        that are Python code: either could hand the GIL away.
+        threading.enumerate() waits for a lock, and the functions and properties of threads are
+        Python code. Either could hand the GIL away.
         """
         cdef size_t i
         cdef ws_thread *to
