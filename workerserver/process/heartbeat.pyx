@@ -1,9 +1,9 @@
 """The process's pulse in C memory: the training loop's last step, and how long the GIL was away.
 
 Three threads write: the training loop (``heartbeat``), the server loop's thread and the native I/O
-thread (``watch_*``). Any thread reads, with the GIL or without it. There is no lock: each field is a
-64-bit atomic. No writer ever waits for a reader, and no reader waits for a writer that was stopped
-half way.
+thread (``watch_*``). Any thread reads, with the GIL or without it. There is no lock: each field is
+a 64-bit atomic. No writer ever waits for a reader, and no reader waits for a writer that was
+stopped half way.
 """
 
 import os

@@ -1,5 +1,5 @@
-/* Renders snapshots with system calls and the stack only: no malloc, no lock, no Python. So it works
- * in any thread at any time, for any number of callers at once. */
+/* Renders snapshots with system calls and the stack only: no malloc, no lock, no Python. So it
+ * works in any thread at any time, for any number of callers at once. */
 #include "render.h"
 
 #include <string.h>

@@ -101,7 +101,7 @@ enum {
 #define CPY_KEYS_INDICES (5 * sizeof(Py_ssize_t))
 
 #elif PY_VERSION_HEX < 0x030C0000
-/* -------- CPython 3.11: frames lie on a stack of their own, reached by way of a _PyCFrame ------ */
+/* -------- CPython 3.11: frames lie on a stack of their own, reached by way of a _PyCFrame ----- */
 
 #define CPY_RUNNING Py_Version
 #define CPY_FRAME_HEADER "internal/pycore_frame.h"
@@ -152,7 +152,7 @@ enum {
 #define CPY_KEYS_INDICES offsetof(struct _dictkeysobject, dk_indices)
 
 #elif PY_VERSION_HEX < 0x030D0000
-/* -------- CPython 3.12: each interpreter has a GIL, strings are always ready, new ints --------- */
+/* -------- CPython 3.12: each interpreter has a GIL, strings are always ready, new ints -------- */
 
 #define CPY_RUNNING Py_Version
 #define CPY_FRAME_HEADER "internal/pycore_frame.h"
@@ -203,7 +203,7 @@ enum {
 #define CPY_KEYS_INDICES offsetof(struct _dictkeysobject, dk_indices)
 
 #elif PY_VERSION_HEX < 0x030E0000
-/* -------- CPython 3.13: a table of offsets, no _PyCFrame, values inside the object ------------- */
+/* -------- CPython 3.13: a table of offsets, no _PyCFrame, values inside the object ------------ */
 
 #define CPY_RUNNING Py_Version
 #define CPY_FRAME_HEADER "internal/pycore_frame.h"
@@ -239,7 +239,7 @@ enum {
 #define CPY_KEYS_INDICES offsetof(struct _dictkeysobject, dk_indices)
 
 #elif PY_VERSION_HEX < 0x030F0000
-/* -------- CPython 3.14: a frame's code object is a tagged reference ---------------------------- */
+/* -------- CPython 3.14: a frame's code object is a tagged reference --------------------------- */
 
 #define CPY_RUNNING Py_Version
 #define CPY_FRAME_HEADER "internal/pycore_interpframe_structs.h"
@@ -275,7 +275,7 @@ enum {
 #define CPY_KEYS_INDICES offsetof(struct _dictkeysobject, dk_indices)
 
 #else
-/* -------- CPython 3.15: as 3.14 ---------------------------------------------------------------- */
+/* -------- CPython 3.15: as 3.14 --------------------------------------------------------------- */
 
 #define CPY_RUNNING Py_Version
 #define CPY_FRAME_HEADER "internal/pycore_interpframe_structs.h"

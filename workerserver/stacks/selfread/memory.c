@@ -42,8 +42,8 @@ bool ws_time_over(void) {
 }
 
 /* /proc/self/mem is the main thread's, and gone once that thread has ended. Each thread has its own
- * under /proc/thread-self. The file is open for one round of reading only: somebody else could close
- * or inherit a descriptor that stays open. */
+ * under /proc/thread-self. The file is open for one round of reading only: other code could close
+ * a descriptor that stays open, or a child could inherit it. */
 static int open_file(void) {
     int file = open("/proc/thread-self/mem", O_RDONLY | O_CLOEXEC);
     return file >= 0 ? file : open("/proc/self/mem", O_RDONLY | O_CLOEXEC);

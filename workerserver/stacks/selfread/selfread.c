@@ -39,7 +39,7 @@ static void end_reading(void) {
 #define end_reading() ((void)0)
 #endif
 
-/* The list of threads, newest first. If it changes during each reading: what could be read of it. */
+/* The list of threads, newest first; if it changes during each reading, what could be read. */
 static void list_threads(ws_snapshot *out) {
     const ws_layout_t *at = &ws_layout;
     char *state = ws_work->state;
