@@ -90,8 +90,8 @@ void ws_read_start(void);
 void ws_time_start(void);
 bool ws_time_over(void);
 
-/* The snapshot's memory. ws_arena_take() gives 16-byte aligned bytes, or NULL when all are used. The
- * bytes are zero if they were never taken before. To give the last ones back, set `used` to its old
+/* The snapshot's memory. ws_arena_take() gives 16-byte aligned bytes, or NULL when all are used.
+ * Bytes that were never taken before are zero. To give the last ones back, set `used` to its old
  * value. */
 typedef struct {
     char *base;
