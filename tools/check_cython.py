@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from source_tree import ROOT, copy_sources, units
+from source_tree import ROOT, copy_sources, parts, units
 
 #: The module that is native throughout: every function of it is looked at.
 ENGINE = "native._engine"
@@ -69,15 +69,6 @@ def nogil(source: str) -> set[str]:
     """The names of the functions that a .pyx or .pxd declares nogil, outside of classes."""
     # Extern blocks are indented, and so are methods.
     return {m[2] for m in DECLARED.finditer(source) if re.search(r"\bnogil\b", m[4])}
-
-
-def parts(path: Path) -> list[str]:
-    """The texts of a unit: its own, and those of all that it includes."""
-    text = path.read_text()
-    found = [text]
-    for name in re.findall(r'^include "(.+)"$', text, re.M):
-        found += parts(path.with_name(name))
-    return found
 
 
 def wants_python(module: str, translation: str, declared: set[str]) -> list[str]:
@@ -140,8 +131,8 @@ def main() -> int:
         for module in sorted({ENGINE, *CALLED}):
             declared = set()
             for suffix in (".pyx", ".pxd"):
-                for text in parts(package / (module.replace(".", "/") + suffix)):
-                    declared |= nogil(text)
+                for part in parts(package / (module.replace(".", "/") + suffix)):
+                    declared |= nogil(part.read_text())
             checked += len(declared)
             if module in translated:
                 faults += wants_python(module, translated[module].read_text(), declared)

@@ -1,19 +1,26 @@
 """Line coverage of Python and Cython code together, from a line-tracing build of its own.
 
 The build lies in build/coverage, so the release modules of the working tree stay what they are.
-The slow tests are left out: line tracing takes the GIL for every line of compiled code.
+The slow tests are left out: each line of compiled code calls the tracer. Functions without the GIL
+can't be traced: the tracer would take the GIL, and they may hold a lock that the GIL's holder waits
+for. So the report has none of their lines, and nothing of native/_engine.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-from source_tree import ROOT, copy_sources
+from source_tree import ROOT, copy_sources, parts, units
+
+#: In generated C, the mark of a line that runs without the GIL.
+WITHOUT_GIL = re.compile(r"__Pyx_TraceLine\(\d+,\d+,1,")
+#: In generated C, the function that runs a module's own lines.
+IMPORT = re.compile(r"^static [^\n;]*\b__pyx_pymod_exec_\w+\([^;\n]*\)\n.*?^}$", re.M | re.S)
 
 
 def main() -> int:
@@ -48,10 +55,21 @@ def main() -> int:
 
 
 def place_translations(tree: Path) -> None:
-    """Cython's coverage plugin looks for the generated C beside the extension module."""
-    for translation in (tree / "build" / "cython" / "coverage").rglob("*.c"):
-        place = translation.relative_to(tree / "build" / "cython" / "coverage")
-        shutil.copy2(translation, tree / place)
+    """Put each unit's generated C where Cython's coverage plugin looks for it: beside the unit and
+    beside each of its parts, under the part's own name. The plugin reads in it which lines of which
+    source can be executed.
+
+    Left out are lines that can't be traced: those without the GIL, and a part's lines outside of
+    functions. When the latter run, the tracer is told that they are the unit's.
+    """
+    package = tree / "workerserver"
+    for unit in units(package):
+        source = package / (unit.replace(".", "/") + ".pyx")
+        translation = tree / "build" / "cython" / "coverage" / source.relative_to(tree)
+        text = WITHOUT_GIL.sub("", translation.with_suffix(".c").read_text())
+        source.with_suffix(".c").write_text(text)
+        for part in parts(source)[1:]:
+            part.with_suffix(".c").write_text(IMPORT.sub("", text))
 
 
 if __name__ == "__main__":

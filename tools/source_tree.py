@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
-__all__ = ["ROOT", "copy_sources", "units"]
+__all__ = ["ROOT", "copy_sources", "parts", "units"]
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What a tree without git (an unpacked archive) leaves out; .gitignore says it elsewhere.
@@ -44,6 +45,14 @@ def units(package: Path) -> list[str]:
     """The extension modules of *package*, dotted; the parts of one have no underscore."""
     found = (path.relative_to(package).with_suffix("") for path in package.rglob("_*.pyx"))
     return sorted(".".join(path.parts) for path in found)
+
+
+def parts(unit: Path) -> list[Path]:
+    """The files of one extension module: its .pyx (or .pxd), and all that this one includes."""
+    found = [unit]
+    for name in re.findall(r'^include "(.+)"$', unit.read_text(), re.M):
+        found += parts(unit.with_name(name))
+    return found
 
 
 def _walk() -> set[Path]:

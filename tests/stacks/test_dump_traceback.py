@@ -244,7 +244,7 @@ def test_one_turn_of_a_loop_shares_one_snapshot(kind: str) -> None:
     assert len(bodies) == 150
     # One object for each turn: rendered once, too.
     assert len({id(body) for body in bodies}) == 3
-    assert len(stacks._turns) == 0
+    assert len(loop_turn._turns) == 0
 
 
 def test_modes_share_nothing_with_each_other() -> None:
@@ -270,10 +270,10 @@ def test_a_native_turn_shares_one_snapshot() -> None:
             loop_turn.begin()
             try:
                 bodies += [dump_traceback().body, dump_traceback().body]
-                assert len(stacks._turns) == 1
+                assert len(loop_turn._turns) == 1
             finally:
                 loop_turn.end()
-            assert len(stacks._turns) == 0
+            assert len(loop_turn._turns) == 0
         assert snapshots_taken() == before + 2
         assert bodies[0] is bodies[1]
         assert bodies[2] is bodies[3]
@@ -293,41 +293,47 @@ def test_a_native_turn_shares_one_snapshot() -> None:
 
 
 def test_turns() -> None:
-    ran: list[str] = []
+    """A turn lasts from begin() to end(), in its own thread and loop; no callback ends it."""
+    found: dict[str, object] = {}
 
-    def fail(name: str) -> None:
-        ran.append(name)
-        raise OSError(name)
+    async def main() -> None:
+        loop_turn.end()  # in no turn: nothing
+        for name in ("one", "two"):
+            loop_turn.begin()
+            turn = loop_turn.shared()
+            turn["key"] = name
+            await asyncio.sleep(0)  # in a callback's own time the turn goes on
+            assert loop_turn.shared() is turn
+            thread = threading.Thread(target=lambda: found.update(other=loop_turn.shared()))
+            thread.start()
+            thread.join(30)
+            assert found["other"] == {}
+            loop_turn.end()
+            assert len(loop_turn._turns) == 0
+            assert loop_turn.shared() == {}
+            await asyncio.sleep(0)
+            assert len(loop_turn._turns) == 0
 
-    assert not loop_turn.call_at_turn_end(lambda: ran.append("never"))
-    loop_turn.end()
-    loop_turn.begin()
-    assert loop_turn.call_at_turn_end(lambda: fail("first"))
-    assert loop_turn.call_at_turn_end(lambda: fail("second"))
-    assert loop_turn.call_at_turn_end(lambda: ran.append("third"))
-    other: list[bool] = []
-    thread = threading.Thread(target=lambda: other.append(loop_turn.call_at_turn_end(print)))
-    thread.start()
-    thread.join(30)
-    assert other == [False]
-    assert ran == []
-    with pytest.raises(OSError, match="first"):
-        loop_turn.end()
-    assert ran == ["first", "second", "third"]
-    assert not loop_turn.call_at_turn_end(lambda: ran.append("never"))
+    asyncio.run(main())
+    with pytest.raises(RuntimeError):
+        loop_turn.begin()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_turn_does_not_go_on_in_a_forked_child() -> None:
-    loop_turn.begin()
-    try:
-        child = os.fork()
-        if child == 0:
-            os._exit(1 if loop_turn.call_at_turn_end(print) else 0)
-        assert os.waitpid(child, 0)[1] == 0
-        assert loop_turn.call_at_turn_end(lambda: None)
-    finally:
-        loop_turn.end()
+    async def main() -> None:
+        loop_turn.begin()
+        try:
+            loop_turn.shared()["key"] = "value"
+            child = os.fork()
+            if child == 0:
+                os._exit(1 if loop_turn._turns else 0)
+            assert os.waitpid(child, 0)[1] == 0
+            assert loop_turn.shared() == {"key": "value"}
+        finally:
+            loop_turn.end()
+
+    asyncio.run(main())
 
 
 def test_without_a_loop_nothing_is_shared() -> None:
@@ -335,7 +341,7 @@ def test_without_a_loop_nothing_is_shared() -> None:
     dump_traceback()
     dump_traceback()
     assert snapshots_taken() == before + 2
-    assert len(stacks._turns) == 0
+    assert len(loop_turn._turns) == 0
 
 
 def test_two_loops_share_nothing_and_a_dead_loop_keeps_nothing() -> None:
@@ -354,4 +360,4 @@ def test_two_loops_share_nothing_and_a_dead_loop_keeps_nothing() -> None:
         del loop, task
     gc.collect()
     assert snapshots_taken() == before + 2
-    assert len(stacks._turns) == 0
+    assert len(loop_turn._turns) == 0

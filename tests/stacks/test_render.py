@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.cpython, untraced]
 Mode = Literal["gil", "nogil"]
 
 SOURCES = TESTS.parent / "workerserver" / "stacks"
+RENDERER = ("render", "put", "check", "kernel", "blake2b")
 
 #: Characters of a name in the text, and in everything else.
 TEXT_NAME, LONG_NAME = 500, 1024
@@ -329,7 +330,10 @@ def test_by_hand(tmp_path: Path, flags: list[str]) -> None:
             *(compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", *flags),
             *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", "-o", str(program)),
             str(PROGRAMS / "stacks/render_scene.c"),
-            *(str(SOURCES / f"{name}.c") for name in ("render", "put", "kernel", "blake2b")),
+            *(
+                str(SOURCES / f"{name}.c")
+                for name in ("render", "put", "check", "kernel", "blake2b")
+            ),
         ],
         capture_output=True,
         text=True,

@@ -25,10 +25,10 @@ where_it_works = pytest.mark.skipif(
     not (
         sys.platform == "linux"
         and sys.implementation.name == "cpython"
-        and (3, 10) <= sys.version_info < (3, 15)
+        and (3, 10) <= sys.version_info < (3, 16)
         and getattr(sys, "_is_gil_enabled", lambda: True)()
     ),
-    reason="stacks are read without the GIL only on Linux, by CPython 3.10-3.14 with a GIL",
+    reason="stacks are read without the GIL only on Linux, by CPython 3.10-3.15 with a GIL",
 )
 
 

@@ -1,22 +1,20 @@
 """``dump_traceback``: what every Python thread of this process is doing.
 
-Inline: it runs on the server's loop, so it costs the one GIL acquisition that brought the request
-there. Requests that came in with the same turn of the loop share one snapshot and its renderings,
-so a crowd of askers costs the trainer no more than one.
+The handler is inline: it runs on the server's loop, and costs the one GIL acquisition that brought
+the request there. Requests of the same turn of the loop share one snapshot and its renderings. So
+many requests at once cost the trainer no more than one.
 
-Where the native I/O thread runs, it answers ``mode=nogil``, and what the loop doesn't claim in
-time, by itself; this handler does the same for the other transports. ``render.h`` has the formats.
+The native I/O thread answers two kinds of request itself: ``mode=nogil``, and any that the loop
+doesn't claim in time. On the other transports this handler answers them. ``render.h`` has the
+formats.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Literal
-from weakref import WeakKeyDictionary
 
-from workerserver.process.loop_turn import call_at_turn_end
+from workerserver.process import loop_turn
 from workerserver.stacks._stacks import Snapshot, snapshot, snapshots_taken
 from workerserver.types import NotImplementedHere, Response
 
@@ -36,7 +34,7 @@ _TYPES: dict[Format, str] = {
 
 
 class _Shared:
-    """A snapshot and its bodies; each body is made when first asked for."""
+    """A snapshot and its bodies. Each body is made at the first request for it."""
 
     __slots__ = ("bodies", "headers", "snapshot")
 
@@ -57,8 +55,8 @@ def _with_gil() -> Snapshot:
 
 
 def _without_gil() -> Snapshot:
-    """Raises NotImplementedHere where no stacks can be read without the GIL. If it only failed this
-    time, what the kernel knows."""
+    """If the reading failed this time, what the kernel knows. Raises NotImplementedHere where no
+    stacks can be read without the GIL."""
     try:
         return snapshot(mode="nogil")
     except NotImplementedError as error:
@@ -69,27 +67,10 @@ def _without_gil() -> Snapshot:
         return snapshot(mode="kernel")
 
 
-_Take = Callable[[], Snapshot]
-
-# What the requests of a loop's turn share. Weak: a loop that ends within the turn never runs the
-# callback that would drop its entry.
-_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Take, _Shared]] = WeakKeyDictionary()
-
-
-def _shared(take: _Take) -> _Shared:
-    """That of the running loop's turn; without a running loop a new one, shared with nobody."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return _Shared(take())
-    turn = _turns.get(loop)
-    if turn is None:
-        turn = _turns[loop] = {}
-        drop = partial(_turns.pop, loop, None)
-        if not call_at_turn_end(drop):
-            # Runs after everything that the loop has read by now, and before it reads again.
-            loop.call_soon(drop)
-    shared = turn.get(take)
+def _shared(take: Callable[[], Snapshot]) -> _Shared:
+    """What the requests of this turn of the loop share of the snapshot that *take* takes."""
+    turn = loop_turn.shared()
+    shared: _Shared | None = turn.get(take)
     if shared is None:
         shared = turn[take] = _Shared(take())
     return shared
@@ -99,11 +80,14 @@ def dump_traceback(format: Format = "text", mode: Mode = "auto") -> Response:
     """The stacks of all Python threads.
 
     *format*: ``text`` in faulthandler's form, ``json`` with each thread's name and kernel state,
-    ``digest`` for grouping many ranks cheaply. *mode*: ``gil`` and ``auto`` take them under the
-    GIL, which this function has; ``nogil`` reads them without it, and raises NotImplementedHere
-    (501) where that is impossible. The reply's ``X-Traceback-Mode`` says how they were taken, for
-    ``nogil`` ``X-GIL-Holder`` which thread held the GIL, and ``X-Traceback-Unstable`` how many
-    stacks never held still.
+    ``digest`` for grouping many ranks cheaply.
+
+    *mode*: ``gil`` and ``auto`` take the stacks under the GIL, which this function has. ``nogil``
+    reads them without the GIL, and raises NotImplementedHere (501) where that is impossible.
+
+    Headers of the reply: ``X-Traceback-Mode`` says how the stacks were taken. In mode ``nogil``,
+    ``X-GIL-Holder`` names the thread that held the GIL, and ``X-Traceback-Unstable`` counts the
+    stacks that never held still.
     """
     shared = _shared(_without_gil if mode == "nogil" else _with_gil)
     return Response(shared.body(format), 200, _TYPES[format], shared.headers)

@@ -11,9 +11,9 @@ cpdef void watch_switch(bint on) noexcept nogil
 cpdef void watch_asked(int64_t now_ns) noexcept nogil
 cpdef void watch_answered(int64_t now_ns) noexcept nogil
 
-# The body of GET /healthz into *out*: its length, or -1 if *capacity* is too small. *now_ns*: of
-# _clock.monotonic_ns(). *started*: the server's start, as time.monotonic() gave it.
-# *max_step_age* in seconds, below 0 if the request has none. *status*: 200 or 503.
+# Writes the body of GET /healthz to *out*. Returns its length, or -1 if *capacity* is too small.
+# *now_ns*: from monotonic_ns() in clock.pxd. *started*: the server's start, from time.monotonic().
+# *max_step_age*: in seconds, below 0 if the request has none. *status*: becomes 200 or 503.
 cdef Py_ssize_t health_body(
     char *out,
     size_t capacity,

@@ -1,8 +1,8 @@
 """The process's pulse in C memory: the training loop's last step, and how long the GIL was away.
 
-Written by the training loop (``heartbeat``), by the loop's thread and by the native I/O thread
-(``watch_*``); read by any thread, with the GIL or without it. There is no lock: every field is a
-64-bit atomic. Nobody ever waits for a reader, and a reader never waits for a writer that was
+Three threads write: the training loop (``heartbeat``), the server loop's thread and the native I/O
+thread (``watch_*``). Any thread reads, with the GIL or without it. There is no lock: each field is
+a 64-bit atomic. No writer ever waits for a reader, and no reader waits for a writer that was
 stopped half way.
 """
 
@@ -32,8 +32,8 @@ cdef extern from *:
         ws_beat slots[2];
     } ws_pulse __attribute__((aligned(64)));
 
-    /* One writer at a time: whoever holds the GIL. Each store is a release, so a reader that sees
-     * a value of beat n also sees that beat n - 1 was counted. */
+    /* One writer at a time: the thread that holds the GIL. Each store is a release. So a reader
+     * that sees a value of beat n also sees that beat n - 1 was counted. */
     static inline void ws_beat_write(int64_t step, int64_t stamp)
     {
         int64_t count = __atomic_load_n(&ws_pulse.count, __ATOMIC_RELAXED) + 1;
@@ -43,7 +43,7 @@ cdef extern from *:
         __atomic_store_n(&ws_pulse.count, count, __ATOMIC_RELEASE);
     }
 
-    /* The last beat. Read again only if two more beats began meanwhile. */
+    /* The last beat. If another one was counted during the reading, it reads again. */
     static inline ws_beat ws_beat_read(void)
     {
         ws_beat beat;
@@ -103,14 +103,14 @@ cdef extern from *:
 
 
 cdef inline int64_t _since(int64_t then, int64_t now) noexcept nogil:
-    """Nanoseconds from *then* (not negative) to *now*; 0 if another thread was quicker."""
+    """Nanoseconds from *then* to *now*; 0 if another thread wrote *then* after *now* was read."""
     return now - then if now > then else 0
 
 
 # --- the training loop ------------------------------------------------------------------------
 
 
-# Neither a bound function nor keywords: together they double what a call costs.
+# A call of a bound function with keywords would cost twice as much.
 @cython.binding(False)
 @cython.always_allow_keywords(False)
 def heartbeat(step, /):
@@ -148,12 +148,12 @@ cpdef void watch_switch(bint on) noexcept nogil:
 
 
 cpdef void watch_asked(int64_t now_ns) noexcept nogil:
-    """A turn is asked for. Nothing if one is owed already: the wait began with that one."""
+    """The loop is asked for a turn. If it owes one already, the wait began with that one."""
     ws_turn(&ws_watch.asked, 0, now_ns if now_ns > 0 else 1)
 
 
 cpdef void watch_answered(int64_t now_ns) noexcept nogil:
-    """The turn has come. Nothing if none was owed."""
+    """The loop's turn has come. Does nothing if the loop owed none."""
     cdef int64_t asked = ws_load(&ws_watch.asked)
     cdef int64_t waited = _since(asked, now_ns)
     if asked == 0 or not ws_turn(&ws_watch.asked, asked, 0):
@@ -166,7 +166,7 @@ cpdef void watch_answered(int64_t now_ns) noexcept nogil:
 def gil_watch():
     """``(last wait, longest wait, unavailable for)`` in seconds.
 
-    The waits are None if none was ever measured, the last is None while the watch is off.
+    Both waits are None if none was ever measured. The third value is None while the watch is off.
     """
     cdef int64_t last = ws_load(&ws_watch.last)
     cdef int64_t longest = ws_load(&ws_watch.longest)
@@ -200,7 +200,7 @@ def reset():
     ws_store(&ws_watch.rank, -1)
 
 
-# Here, not with the server: a child may inherit steps without any server being imported.
+# Here and not in the server: a program may call heartbeat() and fork without importing the server.
 os.register_at_fork(after_in_child=reset)
 
 
@@ -351,7 +351,7 @@ cdef Py_ssize_t health_body(
     return -1 if text.at is NULL else text.at - out
 
 
-# 512 is HEALTH_CAPACITY: whoever reads the signature can't know a name of C's.
+# 512 is HEALTH_CAPACITY, a name of C that the signature can't show to Python.
 def health(double started, max_step_age=None, *, now_ns=None, size_t capacity=512):
     """``(body, status)`` of GET /healthz, as health_body gives them to the native I/O thread.
 

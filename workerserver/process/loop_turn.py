@@ -1,48 +1,53 @@
-"""Turns of the native transport: what lasts until a drain of its queue is over.
+"""Turns of a loop: what the requests that came in together share, and for how long.
 
-The hub hands the loop everything that has come in, in one go. Whatever those requests share is
-dropped at the end, by a callback from here: ``loop.call_soon`` would have the loop run once more,
-with another acquisition of the GIL.
+The native transport hands the loop everything that has come in, in one go. It says when such a
+turn begins and ends, so what is shared is dropped at once. On other transports a turn ends before
+the loop reads again: a callback drops what is shared. The native transport needs no such callback:
+the loop would run once more for it, and get the GIL once more.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable
-from threading import get_ident
+from typing import Any
+from weakref import WeakKeyDictionary
 
-__all__ = ["begin", "call_at_turn_end", "end"]
+__all__ = ["begin", "end", "shared"]
 
-#: By thread; there may be several loops. Only a turn's own thread touches its entry.
-_turns: dict[int, list[Callable[[], object]]] = {}
+#: What each loop's turn shares. Only the loop's own thread touches its entry. Weak: a loop that
+#: stops within a turn never runs the callback that would drop the entry.
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, Any]] = WeakKeyDictionary()
 
 
 def begin() -> None:
-    """A turn begins in this thread. Not nested; its end() must follow, whatever happens."""
-    _turns[get_ident()] = []
+    """A turn of the running loop begins. Not nested; its end() must follow, whatever happens."""
+    _turns[asyncio.get_running_loop()] = {}
 
 
 def end() -> None:
-    """The turn of this thread is over: run its callbacks. All of them run; then the first exception
-    is raised, if there was one."""
-    failure: BaseException | None = None
-    for callback in _turns.pop(get_ident(), ()):
-        try:
-            callback()
-        except BaseException as error:
-            failure = failure or error
-    if failure is not None:
-        raise failure
+    """The turn of the running loop is over. Nothing, if it is in none."""
+    _drop(asyncio.get_running_loop())
 
 
-def call_at_turn_end(callback: Callable[[], object]) -> bool:
-    """Call *callback* when this thread's turn ends; False, and nothing, if it is in none."""
-    callbacks = _turns.get(get_ident())
-    if callbacks is None:
-        return False
-    callbacks.append(callback)
-    return True
+def shared() -> dict[Any, Any]:
+    """What the requests of this turn share; without a running loop a new dictionary, which is
+    shared with nobody."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return {}
+    turn = _turns.get(loop)
+    if turn is None:
+        turn = _turns[loop] = {}
+        # Runs after everything that the loop has read by now, and before it reads again.
+        loop.call_soon(_drop, loop)
+    return turn
 
 
-# A turn in which somebody forks has no end in the child, where its thread's ident may come again.
+def _drop(loop: asyncio.AbstractEventLoop) -> None:
+    _turns.pop(loop, None)
+
+
+# A turn in which somebody forks has no end in the child.
 os.register_at_fork(after_in_child=_turns.clear)

@@ -1,6 +1,7 @@
 /* BLAKE2b, written from RFC 7693, section 3. */
 #include "blake2b.h"
 
+#include <assert.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -80,6 +81,7 @@ void ws_blake2b(const void *data, size_t size, unsigned char *digest, size_t dig
     unsigned char block[BLOCK] = {0};
     uint64_t h[8];
     uint64_t total = 0;
+    assert(digest_size >= 1 && digest_size <= 64);
     memcpy(h, IV, sizeof h);
     h[0] ^= 0x01010000 ^ digest_size; /* section 2.5: fanout 1, depth 1, no key */
     while (size - total > BLOCK) {

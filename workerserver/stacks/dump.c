@@ -4,10 +4,11 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "check.h"
 #include "selfread.h"
 
-/* Whoever holds it reads a snapshot, or prepares with the GIL held; neither ever waits for
- * the GIL, and nobody waits for it with the GIL held. */
+/* The thread that holds this mutex reads a snapshot, or prepares with the GIL held. It never waits
+ * for the GIL. No thread waits for this mutex with the GIL held. */
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static atomic_ullong taken;
 
@@ -34,6 +35,8 @@ int ws_dump_take(ws_snapshot *out) {
     pthread_mutex_unlock(&mutex);
     out->mode = WS_MODE_NOGIL;
     out->time = ws_now();
+    ws_check_snapshot(out);
+    assert((status == 0) == (out->thread_count > 0));
     if (status == 0)
         atomic_fetch_add_explicit(&taken, 1, memory_order_relaxed);
     return status;
@@ -55,6 +58,7 @@ static int render(const ws_snapshot *snapshot, int wanted, ws_buffer *outs) {
 
 int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers) {
     ws_snapshot snapshot;
+    assert(wanted >= 0 && wanted < 1 << (WS_DIGEST + 1));
     int status = ws_dump_take(&snapshot);
     if (status != 0) {
         ws_selfread_free(&snapshot);

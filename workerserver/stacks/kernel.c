@@ -2,6 +2,7 @@
  *
  * System calls and the stack only: opendir() and stdio allocate. */
 #define _GNU_SOURCE
+#include "check.h"
 #include "render.h"
 
 #include <fcntl.h>
@@ -29,12 +30,13 @@ typedef struct {
     char name[];
 } entry;
 
-/* At most size - 1 bytes of /proc/self/task/ID/NAME, and a NUL; returns how many. */
+/* Reads at most size - 1 bytes of /proc/self/task/ID/NAME and adds a NUL; returns how many. */
 static size_t read_task(long id, const char *name, char *to, size_t size) {
     char path[64] = "/proc/self/task/";
     char digits[24];
     char *at = path + strlen(path);
     int count = 0;
+    assert(id > 0 && size > 1);
     do {
         digits[count++] = (char)('0' + id % 10);
         id /= 10;
@@ -42,6 +44,7 @@ static size_t read_task(long id, const char *name, char *to, size_t size) {
     while (count > 0)
         *at++ = digits[--count];
     *at++ = '/';
+    assert(strlen(name) < (size_t)(path + sizeof path - at));
     strcpy(at, name);
     ssize_t n = -1;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -66,6 +69,7 @@ void ws_kernel_state(long native_id, ws_kernel *out) {
     read_task(native_id, "wchan", out->wchan, sizeof out->wchan);
     if (strcmp(out->wchan, "0") == 0)
         out->wchan[0] = 0;
+    ws_check_kernel(out);
 }
 
 static void add(ws_snapshot *out, const char *name) {
@@ -112,10 +116,14 @@ int ws_kernel_take(ws_snapshot *out) {
         long size = syscall(SYS_getdents64, fd, list, sizeof list);
         if (size <= 0)
             break;
-        for (long at = 0; at < size; at += ((entry *)(list + at))->size)
-            add(out, ((entry *)(list + at))->name);
+        for (long at = 0; at < size; at += ((entry *)(list + at))->size) {
+            const entry *next = (entry *)(list + at);
+            assert(next->size > offsetof(entry, name) && next->size <= size - at);
+            add(out, next->name);
+        }
     }
     close(fd);
+    ws_check_snapshot(out);
     return out->thread_count > 0 ? 0 : -1;
 }
 

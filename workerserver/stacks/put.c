@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "put.h"
 
+#include "check.h"
+
 #include <string.h>
 #include <sys/mman.h>
 
@@ -12,6 +14,7 @@ static const char HEX[] = "0123456789abcdef";
 
 bool ws_reserve(sink *out, size_t more) {
     ws_buffer *buffer = out->buffer;
+    ws_check_buffer(buffer);
     if (out->failed)
         return false;
     if (more <= buffer->capacity - buffer->size)
@@ -39,10 +42,13 @@ bool ws_reserve(sink *out, size_t more) {
     }
     buffer->data = grown;
     buffer->capacity = capacity;
+    ws_check_buffer(buffer);
+    assert(more <= buffer->capacity - buffer->size);
     return true;
 }
 
 void ws_buffer_free(ws_buffer *buffer) {
+    ws_check_buffer(buffer);
     if (buffer->data != NULL)
         munmap(buffer->data, buffer->capacity);
     memset(buffer, 0, sizeof *buffer);
@@ -61,6 +67,7 @@ void ws_put(sink *out, const char *text) {
 
 void ws_put_hex(sink *out, uint64_t value, int digits) {
     char text[16];
+    assert(digits >= 1 && digits <= (int)sizeof text);
     for (int i = digits - 1; i >= 0; i--, value >>= 4)
         text[i] = HEX[value & 15];
     ws_put_bytes(out, text, (size_t)digits);
@@ -84,6 +91,7 @@ void ws_put_ident(sink *out, unsigned long ident) {
 /* ---- names ---- */
 
 uint32_t ws_char_at(const ws_name *name, size_t i) {
+    assert(i < name->length && (name->kind == 1 || name->kind == 2 || name->kind == 4));
     switch (name->kind) {
     case 1:
         return ((const uint8_t *)name->data)[i];
@@ -151,6 +159,7 @@ static void put_json_unit(sink *out, uint32_t unit) {
  * a backslash, "u" and its digits. At most `limit` are written; returns how many. */
 static size_t put_json_char(sink *out, uint32_t c, size_t limit) {
     char plain = (char)c;
+    assert(limit > 0);
     if (is_surrogate(c)) {
         char six[6] = {'\\', 'u', HEX[c >> 12], HEX[c >> 8 & 15], HEX[c >> 4 & 15], HEX[c & 15]};
         size_t count = limit < sizeof six ? limit : sizeof six;
@@ -180,6 +189,7 @@ static size_t put_json_char(sink *out, uint32_t c, size_t limit) {
 void ws_put_json_part(sink *out, const ws_name *name, size_t start, size_t limit) {
     ws_name dots = {.data = "...", .length = 3, .kind = 1};
     size_t end = name->length < WS_MAX_NAME ? name->length : WS_MAX_NAME;
+    assert(start <= end);
     for (size_t i = start; i < end && limit > 0; i++) {
         size_t run = put_plain(out, name, i, limit < end - i ? i + limit : end);
         i += run;

@@ -1,18 +1,19 @@
-/* Renders snapshots. System calls and the stack only: no malloc, no lock, no Python,
- * so it works in any thread at any time. Any number of callers at once. */
+/* Renders snapshots with system calls and the stack only: no malloc, no lock, no Python. So it
+ * works in any thread at any time, for any number of callers at once. */
 #include "render.h"
 
 #include <string.h>
 #include <time.h>
 
 #include "blake2b.h"
+#include "check.h"
 #include "put.h"
 #include "selfread.h"
 
 /* Characters of a name in the "top" of a digest. */
 enum { TOP_NAME = 60 };
 
-/* Threads of this package are called so, and are no part of what the process does. */
+/* The names of this package's own threads begin so. They are no part of what the process does. */
 static const char OWN_THREADS[] = "workerserver";
 
 static const char UNREADABLE[] = "they could not be read at this moment";
@@ -40,12 +41,17 @@ static bool is_ours(const ws_thread *thread) {
     return true;
 }
 
+static const ws_frame *frame_of(const ws_snapshot *snapshot, const ws_thread *thread, size_t i) {
+    assert(i < thread->count && thread->start + i < snapshot->frame_count);
+    return &snapshot->frames[thread->start + i];
+}
+
 static const char *mode_name(ws_mode mode) {
     return mode == WS_MODE_GIL ? "gil" : mode == WS_MODE_NOGIL ? "nogil" : "kernel";
 }
 
-/* The name of the thread that holds the GIL, printable ASCII ("?" for anything else) and a NUL, cut
- * to `size` bytes with it; empty if nobody does or its name is unknown. */
+/* The name of the thread that holds the GIL: printable ASCII ("?" for anything else) and a NUL, at
+ * most `size` bytes. Empty if nobody holds the GIL or the name is unknown. */
 static void holder_name(const ws_snapshot *snapshot, char *to, size_t size) {
     size_t length = 0;
     for (size_t i = 0; i < snapshot->thread_count; i++) {
@@ -66,7 +72,7 @@ static void holder_name(const ws_snapshot *snapshot, char *to, size_t size) {
 
 static void put_stack(sink *out, const ws_snapshot *snapshot, const ws_thread *thread) {
     for (size_t i = 0; i < thread->count; i++) {
-        const ws_frame *frame = &snapshot->frames[thread->start + i];
+        const ws_frame *frame = frame_of(snapshot, thread, i);
         ws_put(out, "  File ");
         if (frame->file.kind != 0)
             ws_put(out, "\"");
@@ -218,7 +224,7 @@ static void put_json_thread(sink *out, const ws_snapshot *snapshot, const ws_thr
     ws_put(out, ",\"frames\":[");
     for (size_t i = 0; i < thread->count; i++) {
         ws_put(out, i > 0 ? "," : "");
-        put_json_frame(out, &snapshot->frames[thread->start + i]);
+        put_json_frame(out, frame_of(snapshot, thread, i));
     }
     ws_put(out, "]}");
 }
@@ -283,6 +289,8 @@ static void add_to_set(sink *set, uint64_t value) {
     memmove(values + low + 1, values + low, (count - low) * sizeof value);
     values[low] = value;
     set->buffer->size += sizeof value;
+    assert(low == 0 || values[low - 1] < value);
+    assert(low == count || value < values[low + 1]);
 }
 
 /* The newest frame as "file:line function", the file without its folder; in quotes, or null. */
@@ -292,7 +300,7 @@ static void put_top(sink *out, const ws_snapshot *snapshot, const ws_thread *thr
         ws_put(out, "null");
         return;
     }
-    const ws_frame *frame = &snapshot->frames[thread->start];
+    const ws_frame *frame = frame_of(snapshot, thread, 0);
     const ws_name *file = frame->file.kind != 0 ? &frame->file : &UNKNOWN;
     const ws_name *function = frame->function.kind != 0 ? &frame->function : &UNKNOWN;
     size_t start = file->length < WS_MAX_NAME ? file->length : WS_MAX_NAME;
@@ -310,10 +318,8 @@ static void put_top(sink *out, const ws_snapshot *snapshot, const ws_thread *thr
     ws_put(out, "\"");
 }
 
-/* A summary, equal where processes do the same: files, lines and functions count; idents, names,
- * order, and how many threads share a stack don't. Left out: our own threads, and the thread that
- * took the snapshot with the GIL, unless it is the main thread. Without the GIL no thread of Python
- * took it, and the holder is a thread like any other. */
+/* A summary; render.h says what counts. In mode "nogil" no Python thread took the snapshot, so the
+ * GIL's holder is a thread like any other. */
 static void put_digest(sink *out, const ws_snapshot *snapshot) {
     ws_buffer lines = {0}, values = {0};
     sink scratch = {&lines, false}, others = {&values, false};
@@ -364,12 +370,15 @@ static void put_digest(sink *out, const ws_snapshot *snapshot) {
 static int finish(sink *out, size_t size_before) {
     if (out->failed)
         out->buffer->size = size_before;
+    ws_check_buffer(out->buffer);
+    ws_check_ascii(out->buffer, size_before);
     return out->failed ? -1 : 0;
 }
 
 int ws_render(const ws_snapshot *snapshot, ws_format format, ws_buffer *buffer) {
     sink out = {buffer, false};
     size_t before = buffer->size;
+    ws_check_snapshot(snapshot);
     if (format == WS_JSON)
         put_json(&out, snapshot);
     else if (format == WS_DIGEST)
@@ -382,6 +391,8 @@ int ws_render(const ws_snapshot *snapshot, ws_format format, ws_buffer *buffer) 
 int ws_render_stack(const ws_snapshot *snapshot, size_t index, ws_buffer *buffer) {
     sink out = {buffer, false};
     size_t before = buffer->size;
+    ws_check_snapshot(snapshot);
+    assert(index < snapshot->thread_count);
     put_stack(&out, snapshot, &snapshot->threads[index]);
     return finish(&out, before);
 }
@@ -391,12 +402,13 @@ int ws_render_headers(const ws_snapshot *snapshot, ws_buffer *buffer) {
     size_t before = buffer->size;
     uint64_t unstable = 0;
     char name[64];
+    ws_check_snapshot(snapshot);
     for (size_t i = 0; i < snapshot->thread_count; i++)
         unstable += snapshot->threads[i].unstable;
     ws_put(&out, "X-Traceback-Mode: ");
     ws_put(&out, mode_name(snapshot->mode));
     ws_put(&out, "\r\n");
-    /* With the GIL the holder is only whoever took the snapshot. */
+    /* In mode "gil" the holder is only the thread that took the snapshot. */
     if (snapshot->mode == WS_MODE_NOGIL && snapshot->holder != 0) {
         holder_name(snapshot, name, sizeof name);
         ws_put(&out, "X-GIL-Holder: ");

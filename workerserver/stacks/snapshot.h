@@ -1,6 +1,6 @@
 /* The one data model of a stack snapshot: threads -> frames -> names, in plain C.
  *
- * A snapshot is filled with the GIL (_stacks.pyx) or without it (selfread.c) and rendered by
+ * A snapshot is filled with the GIL (snapshot.pyx) or without it (selfread/) and rendered by
  * render.c, which needs neither Python nor the GIL. */
 #ifndef WS_SNAPSHOT_H
 #define WS_SNAPSHOT_H

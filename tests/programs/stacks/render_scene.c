@@ -23,6 +23,7 @@ static ws_frame frames[] = {
     {.file = LATIN("/a/b.py"), .function = {.data = WIDE, .length = 4, .kind = 2}, .line = -1},
     {.file = {.data = IMPOSSIBLE, .length = 5, .kind = 4}, .function = {0}, .line = 2147483647},
     {.file = {0}, .function = {.data = "cut", .length = 3, .kind = 1, .cut = true}, .line = 0},
+    {.file = LATIN("/a/b.py"), .function = LATIN("f"), .qualname = LATIN("C.f"), .line = 1},
 };
 
 static ws_thread threads[] = {
@@ -30,12 +31,12 @@ static ws_thread threads[] = {
      .daemon = 0, .unstable = true},
     {.ident = 0xdef, .native_id = 2147483647, .name = {0}, .start = 2, .count = 2, .daemon = -1,
      .truncated = true},
-    {.ident = 0x123, .name = LATIN("workerserver-io"), .start = 0, .count = 1, .daemon = 1},
-    {.ident = 0x456, .name = {0}, .daemon = 1},
+    {.ident = 0x123, .name = LATIN("workerserver-io"), .start = 4, .count = 1, .daemon = 1},
+    {.ident = 0x456, .name = {0}, .start = 5, .daemon = 1},
 };
 
 static ws_snapshot snapshot = {
-    .threads = threads, .thread_count = 4, .frames = frames, .frame_count = 4,
+    .threads = threads, .thread_count = 4, .frames = frames, .frame_count = 5,
     .mode = WS_MODE_NOGIL, .pid = 7, .time = 1700000000.25, .holder = 0xabc, .main_ident = 0xdef,
     .truncated = true,
 };
@@ -77,10 +78,14 @@ int main(void) {
 
     /* Without memory nothing is written, and nothing is lost. */
     static ws_frame many[WS_MAX_FRAMES];
-    static ws_thread one = {.count = WS_MAX_FRAMES};
-    ws_snapshot large = {.threads = &one, .thread_count = 1, .frames = many};
+    enum { DEPTH = 512, THREADS = WS_MAX_FRAMES / DEPTH };
+    static ws_thread deep[THREADS];
+    ws_snapshot large = {.threads = deep, .thread_count = THREADS, .frames = many,
+                         .frame_count = WS_MAX_FRAMES, .main_ident = 1};
     for (size_t i = 0; i < WS_MAX_FRAMES; i++)
         many[i] = frames[0];
+    for (size_t i = 0; i < THREADS; i++)
+        deep[i] = (ws_thread){.ident = i + 1, .start = i * DEPTH, .count = DEPTH};
     must(ws_render(&snapshot, WS_DIGEST, &out) == 0, "room for a digest");
     size_t before = out.size;
     char first = out.data[0];

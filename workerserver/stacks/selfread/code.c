@@ -1,12 +1,13 @@
 /* Code objects and their names, read together and kept for one snapshot.
  *
- * A code object can vanish while it is read, and another one take its address, and its names the
- * old names' addresses. So what was read is trusted only if the thread whose stack it is on stood
- * still, or if reading it again gives the same; see stack.c. */
-#include <Python.h>
+ * A code object can vanish while it is read. Another code object can take its address, and other
+ * names the addresses of its names. So what was read is trusted only if the thread with this stack
+ * stood still, or if a second reading gives the same; see stack.c. */
+#include "cpython.h"
 
 #include "internal.h"
 
+#include <assert.h>
 #include <string.h>
 
 static const size_t NAMES = 3;
@@ -32,6 +33,7 @@ ws_code *ws_codes_find(uintptr_t address) {
     uint32_t index = ws_work->code_buckets[bucket(address)];
     while (index != 0) {
         ws_code *code = &ws_work->codes[index - 1];
+        assert(index <= ws_work->code_count && code->next < index);
         if (code->address == address) {
             return code;
         }
@@ -57,6 +59,7 @@ static ws_string *find_string(uintptr_t address, bool *added) {
     *added = false;
     while (index != 0) {
         ws_string *string = &ws_work->strings[index - 1];
+        assert(index <= ws_work->string_count && string->next < index);
         if (string->address == address) {
             return string;
         }
@@ -85,14 +88,9 @@ bool ws_string_header(const void *header, ws_name *name, size_t *offset) {
     memset(name, 0, sizeof *name);
     if (ws_pointer(header, ws_layout.object_type) != ws_layout.str_type || string.length < 0
         || !string.state.compact || (kind != 1 && kind != 2 && kind != 4)
-        || (string.state.ascii && kind != 1)) {
+        || (string.state.ascii && kind != 1) || !CPY_STR_IS_READY(&string)) {
         return false;
     }
-#if PY_VERSION_HEX < 0x030C0000
-    if (!string.state.ready) {
-        return false;
-    }
-#endif
     name->kind = (uint8_t)kind;
     name->length = (size_t)string.length;
     name->cut = name->length > WS_MAX_NAME;
@@ -119,9 +117,11 @@ void ws_string_finish(ws_arena *arena, uintptr_t address, const char *head, size
     size_t offset;
     memset(name, 0, sizeof *name);
     ws_name found;
+    assert(got <= WS_TEXT_HEAD);
     if (got < ws_string_header_size() || !ws_string_header(head, &found, &offset)) {
         return;
     }
+    assert(found.length <= WS_MAX_NAME && offset <= got);
     size_t size = found.length * found.kind;
     char *data = ws_arena_take(arena, size + 1);
     if (data == NULL) {
@@ -149,6 +149,7 @@ static void read_strings(ws_arena *arena, ws_code **codes, size_t count) {
     ws_string *of_code[WS_GROUP][3];
     ws_read *reads = ws_work->reads;
     size_t reading = 0;
+    assert(count <= WS_GROUP);
     for (size_t i = 0; i < count; i++) {
         const uintptr_t pointers[] = {codes[i]->file, codes[i]->name, codes[i]->qualname};
         for (size_t j = 0; j < NAMES; j++) {
@@ -197,6 +198,7 @@ static const unsigned char *read_table(ws_arena *arena, uintptr_t address, const
                                        size_t got, size_t *size) {
     const size_t offset = offsetof(PyBytesObject, ob_sval);
     Py_ssize_t length;
+    assert(got >= offset && got <= WS_LINES_HEAD);
     memcpy(&length, head + offsetof(PyVarObject, ob_size), sizeof length);
     if (ws_pointer(head, ws_layout.object_type) != ws_layout.bytes_type || length < 0
         || length > WS_LINES_MAX) {
@@ -218,6 +220,7 @@ static const unsigned char *read_table(ws_arena *arena, uintptr_t address, const
 static void read_tables(ws_arena *arena, ws_code **codes, size_t count) {
     ws_read *reads = ws_work->reads;
     bool readable[WS_GROUP];
+    assert(count <= WS_GROUP);
     for (size_t i = 0; i < count; i++) {
         reads[i] = (ws_read){
             codes[i]->lines, ws_work->lines_heads[i],
@@ -287,6 +290,20 @@ static bool update(ws_code *code, const char *head, bool readable) {
     return same;
 }
 
+#ifndef NDEBUG
+/* After a resolve: each of `addresses` was looked at, unless the cache is full. */
+static void check_resolved(const uintptr_t *addresses, size_t count) {
+    assert(ws_work->code_count <= WS_CODES && ws_work->string_count <= WS_STRINGS);
+    for (size_t i = 0; i < count; i++) {
+        const ws_code *code = ws_codes_find(addresses[i]);
+        assert(code == NULL ? ws_work->code_count == WS_CODES : code->mark == ws_work->mark);
+        assert(code == NULL || !code->good || code->epoch == ws_work->epoch);
+    }
+}
+#else
+#define check_resolved(addresses, count) ((void)0)
+#endif
+
 bool ws_codes_resolve(ws_arena *arena, const uintptr_t *addresses, size_t count, bool again) {
     bool changed = false;
     ws_work->mark++;
@@ -326,5 +343,6 @@ bool ws_codes_resolve(ws_arena *arena, const uintptr_t *addresses, size_t count,
             changed = changed || (known[i] && codes[i]->changed == ws_work->mark);
         }
     }
+    check_resolved(addresses, count);
     return changed;
 }

@@ -1,19 +1,11 @@
-/* Shared by the _selfread_*.c files: where CPython keeps things, reading, code objects.
+/* Shared by the files of selfread/: where CPython keeps things, reading, code objects.
  *
- * Nothing but layout.c knows CPython's internal headers: it fills `ws_layout` once, with
- * the GIL, and all other files follow addresses and offsets only. */
+ * offsets.c and layout.c fill `ws_layout` once, with the GIL. All other files follow the addresses
+ * and offsets in it. What differs between the versions of CPython is in cpython.h. */
 #ifndef WS_SELFREAD_INTERNAL_H
 #define WS_SELFREAD_INTERNAL_H
 
 #include "selfread.h"
-
-/* After Python.h: whether this is a CPython whose stacks can be read. */
-#if defined(__linux__) && PY_VERSION_HEX >= 0x030A0000 && PY_VERSION_HEX < 0x03100000 \
-    && !defined(Py_GIL_DISABLED) && !defined(PYPY_VERSION) && UINTPTR_MAX == UINT64_MAX
-#define WS_CPYTHON 1
-#else
-#define WS_CPYTHON 0
-#endif
 
 #pragma GCC visibility push(hidden)
 
@@ -98,7 +90,9 @@ void ws_read_start(void);
 void ws_time_start(void);
 bool ws_time_over(void);
 
-/* The snapshot's memory: zeroed, 16-byte aligned; NULL when it is used up. */
+/* The snapshot's memory. ws_arena_take() gives 16-byte aligned bytes, or NULL when all are used.
+ * Bytes that were never taken before are zero. To give the last ones back, set `used` to its old
+ * value. */
 typedef struct {
     char *base;
     size_t used;
@@ -160,11 +154,11 @@ void ws_string_finish(ws_arena *arena, uintptr_t address, const char *head, size
 /* Forgets all code objects. */
 void ws_codes_clear(void);
 ws_code *ws_codes_find(uintptr_t address);
-/* Reads the code objects that are new, and those known from another epoch, or all if `again`; of
- * the others it only looks whether they are still there. Whether any that was known has changed.
- * Those that can't be read are in the cache, but not good. */
+/* Reads the code objects that are new and those known from another epoch; with `again`, all. Of the
+ * others it only looks whether they are still there. Returns whether a code object that was known
+ * has changed. A code object that can't be read is in the cache, but not good. */
 bool ws_codes_resolve(ws_arena *arena, const uintptr_t *addresses, size_t count, bool again);
-/* What is known so far is not to be trusted any more without reading it again. */
+/* From now on no known code object is trusted before it is read again. */
 void ws_codes_doubt(void);
 
 /* The line of a byte offset in the bytecode; -1: none, or unknown. */
@@ -179,8 +173,8 @@ typedef struct {
     bool generator;
 } ws_link;
 
-/* Of the GIL. Its switches count only changes from one thread to another: while they stay, all
- * threads but the last holder stand still. */
+/* The GIL, as it was read once. `switches` counts only changes from one thread to another. While it
+ * stays the same, all threads but the last holder stand still. */
 typedef struct {
     bool known;
     uintptr_t holder; /* the last one, PyThreadState */
@@ -192,7 +186,7 @@ typedef struct {
     size_t count;
     bool more;   /* deeper than WS_LINKS */
     bool broken; /* ends in something that is no frame */
-    bool prompt; /* read in one system call, and what is the newest frame did not change in it */
+    bool prompt; /* read in one system call, and the newest frame was the same before and after */
     bool idle;   /* no frame at all, not even of C */
     ws_link links[WS_LINKS];
 } ws_chain;
@@ -237,6 +231,9 @@ typedef struct {
     char code_heads[WS_GROUP][WS_CODE_MAX];
     char text_heads[WS_GROUP * 3][WS_TEXT_HEAD];
     char lines_heads[WS_GROUP][WS_LINES_HEAD];
+#ifndef NDEBUG
+    ws_chain checked; /* a settled chain, read once more */
+#endif
     ws_listed listed[WS_MAX_THREADS];
     ws_code codes[WS_CODES];
     ws_string strings[WS_STRINGS];

@@ -1,12 +1,11 @@
 /* What is known of this CPython, and whether it is true: the only file that calls Python.
  *
- * A patch release may keep things elsewhere than the one that this was compiled for, so
+ * A patch release may keep things elsewhere than the one that this was compiled for. So
  * ws_layout_check() compares what is found without the GIL with what the API says. */
 #define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#if PY_VERSION_HEX < 0x030B0000
-#include <frameobject.h> /* PyFrame_GetBack */
-#endif
+#include "cpython.h"
+
+#include <frameobject.h> /* CPython 3.10 declares PyFrame_GetBack only there */
 
 #include "internal.h"
 
@@ -83,11 +82,9 @@ const char *ws_layout_learn(void) {
     PyThreadState *state = PyThreadState_Get();
     PyInterpreterState *interpreter = PyInterpreterState_Main();
     memset(at, 0, sizeof *at);
-#if PY_VERSION_HEX >= 0x030B0000
-    if (Py_Version >> 16 != PY_VERSION_HEX >> 16) {
+    if (CPY_RUNNING >> 16 != PY_VERSION_HEX >> 16) {
         return DIFFERS " (another minor version)";
     }
-#endif
     if (PyThreadState_GetInterpreter(state) != interpreter) {
         return "only in the main interpreter";
     }
@@ -122,10 +119,8 @@ static bool same_frame(const ws_frame *frame, PyFrameObject *real) {
     PyCodeObject *code = PyFrame_GetCode(real);
     bool same = same_text(&frame->file, code->co_filename)
                 && same_text(&frame->function, code->co_name)
+                && same_text(&frame->qualname, CPY_QUALNAME(code))
                 && frame->line == PyFrame_GetLineNumber(real);
-#if PY_VERSION_HEX >= 0x030B0000
-    same = same && same_text(&frame->qualname, code->co_qualname);
-#endif
     Py_DECREF(code);
     return same;
 }

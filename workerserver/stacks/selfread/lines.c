@@ -1,13 +1,12 @@
-/* Line tables: from an offset in the bytecode to a line.
- *
- * CPython describes them in Objects/lnotab_notes.txt (3.10) and Objects/locations.md (3.11 on). */
-#include <Python.h>
+/* Line tables: from an offset in the bytecode to a line. CPY_LINES says which form they have. */
+#include "cpython.h"
 
 #include "internal.h"
 
-#if PY_VERSION_HEX < 0x030B0000
+#include <assert.h>
+
 /* Pairs of bytes: a distance in the bytecode, a signed distance in lines; -128: no line. */
-static int64_t find(const unsigned char *table, size_t size, int64_t first, int64_t at) {
+static int64_t in_pairs(const unsigned char *table, size_t size, int64_t first, int64_t at) {
     int64_t end = 0, line = first, found = -1;
     size_t i = 0;
     while (end <= at) {
@@ -26,7 +25,7 @@ static int64_t find(const unsigned char *table, size_t size, int64_t first, int6
     }
     return found;
 }
-#else
+
 /* Six bits a byte, the lowest first; bit 6: there is more. Bit 7 starts the next entry. */
 static int64_t signed_number(const unsigned char *table, size_t size, size_t i) {
     uint64_t value = 0;
@@ -39,7 +38,8 @@ static int64_t signed_number(const unsigned char *table, size_t size, size_t i) 
     return value & 1 ? -(int64_t)(value >> 1) : (int64_t)(value >> 1);
 }
 
-static int64_t find(const unsigned char *table, size_t size, int64_t first, int64_t at) {
+static int64_t in_locations(const unsigned char *table, size_t size, int64_t first,
+                            int64_t at) {
     int64_t end = 0, line = first;
     for (size_t i = 0; i < size;) {
         unsigned kind = table[i] >> 3 & 15;
@@ -61,9 +61,15 @@ static int64_t find(const unsigned char *table, size_t size, int64_t first, int6
     }
     return -1;
 }
-#endif
+
+static int64_t find(const unsigned char *table, size_t size, int64_t first, int64_t at) {
+    return CPY_LINES == CPY_LINES_PAIRS ? in_pairs(table, size, first, at)
+                                        : in_locations(table, size, first, at);
+}
 
 int ws_line(ws_code *code, int64_t at) {
+    assert(code->good && code->first_line >= -1 && at < code->units * 2);
+    assert(code->table == NULL || code->table_size <= WS_LINES_MAX);
     if (at < 0) {
         return code->first_line; /* not started */
     }

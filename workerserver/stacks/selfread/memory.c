@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "internal.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -40,8 +41,9 @@ bool ws_time_over(void) {
                && milliseconds(CLOCK_THREAD_CPUTIME_ID) - worked > WS_BUDGET_MS);
 }
 
-/* The leader's /proc/self/mem is gone once the main thread has ended; a thread's own is not. Open
- * only for one round of reading: others could close, or inherit, a descriptor that stays. */
+/* /proc/self/mem is the main thread's, and gone once that thread has ended. Each thread has its own
+ * under /proc/thread-self. The file is open for one round of reading only: other code could close
+ * a descriptor that stays open, or a child could inherit it. */
 static int open_file(void) {
     int file = open("/proc/thread-self/mem", O_RDONLY | O_CLOEXEC);
     return file >= 0 ? file : open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
@@ -76,6 +78,7 @@ static bool sensible(uintptr_t address, size_t size) {
 static size_t read_some(ws_read *reads, size_t count) {
     struct iovec local[BATCH], remote[BATCH];
     size_t total = 0;
+    assert(count > 0 && count <= BATCH);
     for (size_t i = 0; i < count; i++) {
         local[i] = (struct iovec){reads[i].into, reads[i].size};
         remote[i] = (struct iovec){(void *)reads[i].address, reads[i].size};
@@ -114,6 +117,9 @@ static size_t read_some(ws_read *reads, size_t count) {
 void ws_read_many(ws_read *reads, size_t count) {
     size_t at = 0;
     int file = -1;
+    for (size_t i = 0; i < count; i++) {
+        assert(reads[i].into != NULL && reads[i].size > 0 && reads[i].size <= WS_LINES_MAX);
+    }
     while (at < count) {
         reads[at].ok = false;
         if (!sensible(reads[at].address, reads[at].size)) {
@@ -139,6 +145,7 @@ void ws_read_many(ws_read *reads, size_t count) {
 }
 
 bool ws_read_one(uintptr_t address, void *into, size_t size) {
+    assert(size <= WS_LINES_MAX);
     ws_read read = {address, into, (uint32_t)size, false};
     ws_read_many(&read, 1);
     return read.ok;
@@ -147,6 +154,7 @@ bool ws_read_one(uintptr_t address, void *into, size_t size) {
 uint32_t ws_read_length(uintptr_t address, size_t least, size_t wanted) {
     size_t page = WS_PAGE - address % WS_PAGE;
     size_t size = wanted < page ? wanted : page;
+    assert(least <= wanted);
     return (uint32_t)(size < least ? least : size);
 }
 
@@ -160,6 +168,7 @@ bool ws_arena_make(ws_arena *arena) {
 
 void *ws_arena_take(ws_arena *arena, size_t size) {
     size_t rounded = (size + 15) & ~(size_t)15;
+    assert(arena->used <= WS_ARENA && arena->used % 16 == 0);
     if (rounded < size || rounded > WS_ARENA - arena->used) {
         return NULL;
     }

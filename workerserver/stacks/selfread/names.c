@@ -1,11 +1,12 @@
 /* Names of threads: threading._active and the attributes of its Thread objects, without the GIL.
  *
- * Where an object's attributes lie depends on the CPython: a dict (3.10), an array of values and
- * the keys of its type (3.11 on), until somebody asks for __dict__. */
-#include <Python.h>
+ * A Thread's attributes lie in a dict, or in an array of values whose keys its type has. CPY_VALUES
+ * says where this CPython keeps them. */
+#include "cpython.h"
 
 #include "internal.h"
 
+#include <assert.h>
 #include <string.h>
 
 enum {
@@ -40,6 +41,7 @@ static bool read_keys(uintptr_t address, keys *out) {
     const ws_layout_t *at = &ws_layout;
     char head[64];
     Py_ssize_t count;
+    assert(at->keys_read <= sizeof head);
     if (!ws_read_one(address, head, at->keys_read)) {
         return false;
     }
@@ -79,6 +81,7 @@ static bool find_keys(const keys *from, int slots[WANTED]) {
     for (size_t j = 0; j < WANTED; j++) {
         slots[j] = -1;
     }
+    assert(from->count > KEYS || from->count * from->entry_size <= sizeof entries);
     if (from->count > KEYS || from->count == 0
         || !ws_read_one(from->entries, entries, from->count * from->entry_size)) {
         return false;
@@ -141,11 +144,7 @@ static void in_dict(attributes *found, uintptr_t address) {
         return;
     }
     if (dict.ma_values != NULL) {
-#if PY_VERSION_HEX >= 0x030D0000
-        in_array(found, (uintptr_t)dict.ma_values + sizeof(void *), slots); /* 4 bytes, padding */
-#else
-        in_array(found, (uintptr_t)dict.ma_values, slots);
-#endif
+        in_array(found, (uintptr_t)dict.ma_values + CPY_VALUES_HEAD, slots);
         return;
     }
     for (size_t j = 0; j < WANTED; j++) {
@@ -155,84 +154,69 @@ static void in_dict(attributes *found, uintptr_t address) {
     }
 }
 
-/* `before` holds the four words before the object. */
-static void locate(attributes *found, uintptr_t object, const char *before,
-                   const type_info *type) {
-    const size_t word = sizeof(void *);
-#if PY_VERSION_HEX >= 0x030D0000
-    uintptr_t dict = ws_pointer(before, word);
-    if (type->flags & Py_TPFLAGS_MANAGED_DICT) {
-        unsigned char head[4]; /* capacity, size, embedded, valid */
-        uintptr_t values = object + (size_t)type->basic_size;
-        if (dict != 0) {
-            in_dict(found, dict);
-        } else if (type->flags & Py_TPFLAGS_INLINE_VALUES && type->basic_size >= (Py_ssize_t)word
-                   && type->basic_size < WS_PAGE && ws_read_one(values, head, sizeof head)
-                   && head[3] == 1) {
-            in_array(found, values + word, type->slots);
-            for (size_t j = 0; j < WANTED; j++) { /* the array may be shorter than the keys */
-                found->slots[j] = type->slots[j] < head[0] ? found->slots[j] : 0;
-            }
-        }
+/* The array behind the object itself, unless it is no longer valid. */
+static void in_object(attributes *found, uintptr_t object, const type_info *type) {
+    unsigned char head[4]; /* capacity, size, embedded, valid */
+    uintptr_t values = object + (size_t)type->basic_size;
+    if (!(type->flags & CPY_TYPE_INLINE_VALUES) || type->basic_size < (Py_ssize_t)sizeof(void *)
+        || type->basic_size >= WS_PAGE || !ws_read_one(values, head, sizeof head)
+        || head[3] != 1) {
         return;
     }
-#elif PY_VERSION_HEX >= 0x030C0000
-    uintptr_t either = ws_pointer(before, word);
-    if (type->flags & Py_TPFLAGS_MANAGED_DICT) {
-        if (either & 1) {
-            in_array(found, either + 1, type->slots);
-        } else if (either != 0) {
-            in_dict(found, either);
-        }
-        return;
+    in_array(found, values + CPY_VALUES_HEAD, type->slots);
+    for (size_t j = 0; j < WANTED; j++) { /* the array may be shorter than the keys */
+        found->slots[j] = type->slots[j] < head[0] ? found->slots[j] : 0;
     }
-#elif PY_VERSION_HEX >= 0x030B0000
-    uintptr_t values = ws_pointer(before, 0), dict = ws_pointer(before, word);
-    if (type->flags & Py_TPFLAGS_MANAGED_DICT) {
-        if (values != 0) {
-            in_array(found, values, type->slots);
-        } else if (dict != 0) {
-            in_dict(found, dict);
-        }
-        return;
-    }
-#else
-    (void)before;
-#endif
-    uintptr_t own;
-    if (type->dict_offset > 0 && type->dict_offset < WS_PAGE
-        && ws_read_one(object + (size_t)type->dict_offset, &own, sizeof own) && own != 0) {
-        in_dict(found, own);
-    }
-    (void)word;
 }
 
-/* An int of one digit, as native ids are. */
+/* Attributes of an object whose dict the interpreter manages: `before` holds the four words before
+ * the object, of which the last two are for the garbage collector. */
+static void in_managed(attributes *found, uintptr_t object, const char *before,
+                       const type_info *type) {
+    uintptr_t first = ws_pointer(before, 0), second = ws_pointer(before, sizeof(void *));
+    uintptr_t array = 0, dict = second;
+    if (CPY_VALUES == CPY_VALUES_TWO_WORDS) {
+        array = first;
+    } else if (CPY_VALUES == CPY_VALUES_TAGGED && second & 1) {
+        array = second + 1;
+    }
+    if (array != 0) {
+        in_array(found, array, type->slots);
+    } else if (dict != 0) {
+        in_dict(found, dict);
+    } else if (CPY_VALUES == CPY_VALUES_IN_OBJECT) {
+        in_object(found, object, type);
+    }
+}
+
+static void locate(attributes *found, uintptr_t object, const char *before,
+                   const type_info *type) {
+    uintptr_t dict;
+    if (type->flags & CPY_TYPE_MANAGED_DICT) {
+        in_managed(found, object, before, type);
+    } else if (type->dict_offset > 0 && type->dict_offset < WS_PAGE
+               && ws_read_one(object + (size_t)type->dict_offset, &dict, sizeof dict)
+               && dict != 0) {
+        in_dict(found, dict);
+    }
+}
+
+/* An int of one digit, as native ids are. 0: something else. */
 static long small_int(uintptr_t address) {
     PyLongObject number;
-    uint32_t digit;
     if (!ws_read_one(address, &number, sizeof number)
-        || ws_pointer(&number, ws_layout.object_type) != ws_layout.long_type) {
+        || ws_pointer(&number, ws_layout.object_type) != ws_layout.long_type
+        || !CPY_INT_IS_DIGIT(&number)) {
         return 0;
     }
-#if PY_VERSION_HEX >= 0x030C0000
-    if (number.long_value.lv_tag != 1 << 3) { /* one digit, positive */
-        return 0;
-    }
-    digit = number.long_value.ob_digit[0];
-#else
-    if (((PyVarObject *)&number)->ob_size != 1) {
-        return 0;
-    }
-    digit = number.ob_digit[0];
-#endif
-    return (long)digit;
+    return (long)CPY_INT_DIGIT(&number);
 }
 
 static void read_values(attributes *found, size_t count) {
     ws_read *reads = ws_work->reads;
     uintptr_t *into[WS_GROUP * WANTED];
     size_t reading = 0;
+    assert(count <= WS_GROUP);
     for (size_t i = 0; i < count; i++) {
         for (size_t j = 0; j < WANTED; j++) {
             found[i].values[j] = 0;
@@ -256,6 +240,7 @@ static void name_group(ws_arena *arena, ws_thread **threads, const uintptr_t *ob
     ws_read *reads = ws_work->reads;
     attributes found[WS_GROUP], again[WS_GROUP];
     ws_name names[WS_GROUP];
+    assert(count <= WS_GROUP);
     /* Objects of a type that is tracked by the garbage collector have words before them. */
     for (size_t i = 0; i < count; i++) {
         reads[i] = (ws_read){objects[i] - 4 * word, ws_work->text_heads[i],

@@ -1,211 +1,123 @@
-/* Where this CPython keeps threads, frames and code objects: the only file that includes CPython's
- * internal headers.
+/* Where this CPython keeps threads, frames and code objects, taken over from cpython.h.
  *
- * 3.10 to 3.12: as the headers say, so of the patch release that this is compiled for. From 3.13
- * on: from the table of offsets that the running process has (_Py_DebugOffsets); only what that
- * lacks from headers. Whether it is true is for ws_layout_check() to find out. */
+ * This is the only file that includes CPython's internal headers. Whether the offsets are true is
+ * for ws_layout_check() to find out. */
 #define Py_BUILD_CORE 1
-#include <Python.h>
+#include "cpython.h"
 
 #include "internal.h"
 
 #if WS_CPYTHON
 
-#if PY_VERSION_HEX < 0x030B0000
-#include <frameobject.h>
-#endif
 #include "internal/pycore_interp.h"
 #include "internal/pycore_runtime.h"
-#if PY_VERSION_HEX >= 0x030E0000
-#include "internal/pycore_interpframe_structs.h"
-#elif PY_VERSION_HEX >= 0x030B0000
-#include "internal/pycore_frame.h"
-#endif
-#if PY_VERSION_HEX >= 0x030B0000
-#include "internal/pycore_dict.h"
-#endif
+#include CPY_FRAME_HEADER
+#include CPY_DICT_HEADER
 
 #include <string.h>
 
-#define STATE(field) offsetof(PyThreadState, field)
-#define CODE(field) offsetof(PyCodeObject, field)
-
-static size_t larger(size_t one, size_t other) {
-    return one > other ? one : other;
+/* Makes a read of `size` bytes long enough for a field of `width` bytes. */
+static void cover(size_t *size, size_t offset, size_t width) {
+    if (offset != WS_NONE && offset + width > *size) {
+        *size = offset + width;
+    }
 }
 
-static void dict_offsets(ws_layout_t *at) {
-#if PY_VERSION_HEX >= 0x030B0000
-    at->keys_count = offsetof(struct _dictkeysobject, dk_nentries);
-    at->keys_index_bytes = offsetof(struct _dictkeysobject, dk_log2_index_bytes);
-    at->keys_kind = offsetof(struct _dictkeysobject, dk_kind);
-    at->keys_size = WS_NONE;
-    at->keys_read = offsetof(struct _dictkeysobject, dk_indices);
-#else
-    /* Not in any header: references, size, lookup function, usable, entries. */
-    at->keys_size = sizeof(Py_ssize_t);
-    at->keys_count = 4 * sizeof(Py_ssize_t);
-    at->keys_index_bytes = at->keys_kind = WS_NONE;
-    at->keys_read = 5 * sizeof(Py_ssize_t);
-#endif
-}
-
-/* In no table of offsets. A thread's first frame is the first thing on its stack of frames, behind
- * one unused word (push_chunk() in CPython's pystate.c), unless a generator owns it. */
-static size_t stack_offsets(ws_layout_t *at) {
-#if PY_VERSION_HEX >= 0x030B0000
-    at->state_chunk = STATE(datastack_chunk);
-    at->chunk_previous = offsetof(_PyStackChunk, previous);
-    at->chunk_first = offsetof(_PyStackChunk, data) + sizeof(PyObject *);
-    return at->state_chunk + sizeof(void *);
-#else
-    at->state_chunk = at->chunk_previous = at->chunk_first = WS_NONE;
-    return 0;
-#endif
+static void state_offsets(ws_layout_t *at) {
+    const size_t word = sizeof(void *);
+    at->thread_head = CPY_THREAD_HEAD;
+    at->state_next = CPY_STATE_NEXT;
+    at->state_prev = CPY_STATE_PREV;
+    at->state_interpreter = CPY_STATE_INTERPRETER;
+    at->state_ident = CPY_STATE_IDENT;
+    at->state_native = CPY_STATE_NATIVE;
+    at->state_frame = CPY_STATE_FRAME;
+    at->state_chunk = CPY_STATE_CHUNK;
+    at->cframe_frame = CPY_CFRAME_FRAME;
+    cover(&at->state_size, at->state_next, word);
+    cover(&at->state_size, at->state_prev, word);
+    cover(&at->state_size, at->state_interpreter, word);
+    cover(&at->state_size, at->state_ident, sizeof(unsigned long));
+    cover(&at->state_size, at->state_native, sizeof(unsigned long));
+    cover(&at->state_size, at->state_frame, word);
+    cover(&at->state_size, at->state_chunk, word);
+    /* A thread's first frame is the first thing on its stack of frames, behind one unused word
+     * (push_chunk() in CPython's pystate.c), unless a generator owns the frame. */
+    at->chunk_previous = CPY_CHUNK_PREVIOUS;
+    at->chunk_first = CPY_CHUNK_FIRST;
+    at->main_ident = _PyRuntime.main_thread;
+    at->links = CPY_LINKS;
 }
 
 static void gil_offsets(ws_layout_t *at) {
-    at->gil_holder = offsetof(struct _gil_runtime_state, last_holder);
-    at->gil_locked = offsetof(struct _gil_runtime_state, locked);
-    at->gil_switches = offsetof(struct _gil_runtime_state, switch_number);
-    at->gil_read = at->gil_switches + sizeof(unsigned long);
+    at->gil = CPY_GIL(at->interpreter);
+    at->gil_holder = CPY_GIL_HOLDER;
+    at->gil_locked = CPY_GIL_LOCKED;
+    at->gil_switches = CPY_GIL_SWITCHES;
+    cover(&at->gil_read, at->gil_holder, sizeof(void *));
+    cover(&at->gil_read, at->gil_locked, sizeof(int));
+    cover(&at->gil_read, at->gil_switches, sizeof(unsigned long));
+}
+
+static void frame_offsets(ws_layout_t *at) {
+    const size_t word = sizeof(void *);
+    at->frame_type = CPY_FRAME_TYPE;
+    at->frame_previous = CPY_FRAME_PREVIOUS;
+    at->frame_code = CPY_FRAME_CODE;
+    at->frame_code_mask = CPY_FRAME_CODE_MASK;
+    at->frame_instruction = CPY_FRAME_INSTRUCTION;
+    at->frame_last = CPY_FRAME_LAST;
+    at->frame_line = CPY_FRAME_LINE;
+    at->frame_generator = CPY_FRAME_GENERATOR;
+    at->frame_owner = CPY_FRAME_OWNER;
+    at->owner_generator = CPY_OWNER_GENERATOR;
+    at->owner_not_python = CPY_OWNER_NOT_PYTHON;
+    cover(&at->frame_size, at->frame_previous, word);
+    cover(&at->frame_size, at->frame_code, word);
+    cover(&at->frame_size, at->frame_instruction, word);
+    cover(&at->frame_size, at->frame_last, sizeof(int));
+    cover(&at->frame_size, at->frame_line, sizeof(int));
+    cover(&at->frame_size, at->frame_generator, word);
+    cover(&at->frame_size, at->frame_owner, 1);
 }
 
 static void code_offsets(ws_layout_t *at) {
-    at->code_file = CODE(co_filename);
-    at->code_name = CODE(co_name);
-    at->code_lines = CODE(co_linetable);
-    at->code_first_line = CODE(co_firstlineno);
-#if PY_VERSION_HEX >= 0x030B0000
-    at->code_qualname = CODE(co_qualname);
-    at->code_units = offsetof(PyVarObject, ob_size);
-    at->code_first_traceable = CODE(_co_firsttraceable);
-    at->code_instructions = CODE(co_code_adaptive);
-    at->code_read = at->code_instructions;
-#else
-    at->code_qualname = at->code_units = at->code_first_traceable = WS_NONE;
-    at->code_instructions = 0;
-    at->code_read = at->code_lines + sizeof(PyObject *);
-#endif
+    const size_t word = sizeof(void *);
+    at->code_file = CPY_CODE_FILE;
+    at->code_name = CPY_CODE_NAME;
+    at->code_qualname = CPY_CODE_QUALNAME;
+    at->code_lines = CPY_CODE_LINES;
+    at->code_first_line = CPY_CODE_FIRST_LINE;
+    at->code_units = CPY_CODE_UNITS;
+    at->code_first_traceable = CPY_CODE_FIRST_TRACEABLE;
+    at->code_instructions = CPY_CODE_INSTRUCTIONS;
+    cover(&at->code_read, at->code_file, word);
+    cover(&at->code_read, at->code_name, word);
+    cover(&at->code_read, at->code_qualname, word);
+    cover(&at->code_read, at->code_lines, word);
+    cover(&at->code_read, at->code_first_line, sizeof(int));
+    cover(&at->code_read, at->code_units, sizeof(Py_ssize_t));
+    cover(&at->code_read, at->code_first_traceable, sizeof(int));
 }
 
-#if PY_VERSION_HEX < 0x030D0000
-
-static void frame_offsets(ws_layout_t *at) {
-    at->frame_code_mask = UINTPTR_MAX;
-#if PY_VERSION_HEX < 0x030B0000
-    at->frame_type = (uintptr_t)&PyFrame_Type;
-    at->frame_previous = offsetof(PyFrameObject, f_back);
-    at->frame_code = offsetof(PyFrameObject, f_code);
-    at->frame_last = offsetof(PyFrameObject, f_lasti);
-    at->frame_line = offsetof(PyFrameObject, f_lineno);
-    at->frame_generator = offsetof(PyFrameObject, f_gen);
-    at->frame_instruction = at->frame_owner = WS_NONE;
-    at->frame_size = at->frame_line + sizeof(int);
-    at->owner_generator = 1; /* as if */
-    at->owner_not_python = 2;
-#else
-    at->frame_previous = offsetof(_PyInterpreterFrame, previous);
-    at->frame_code = offsetof(_PyInterpreterFrame, f_code);
-    at->frame_instruction = offsetof(_PyInterpreterFrame, prev_instr);
-    at->frame_owner = offsetof(_PyInterpreterFrame, owner);
-    at->frame_last = at->frame_line = WS_NONE;
-    at->frame_size = offsetof(_PyInterpreterFrame, localsplus);
-    at->owner_generator = FRAME_OWNED_BY_GENERATOR;
-    at->owner_not_python = FRAME_OWNED_BY_FRAME_OBJECT + 1;
-#endif
+static void dict_offsets(ws_layout_t *at) {
+    at->keys_size = CPY_KEYS_SIZE;
+    at->keys_count = CPY_KEYS_COUNT;
+    at->keys_index_bytes = CPY_KEYS_INDEX_BYTES;
+    at->keys_kind = CPY_KEYS_KIND;
+    at->keys_read = CPY_KEYS_INDICES; /* all but the indices and what follows them */
 }
 
 bool ws_offsets(ws_layout_t *at) {
-    at->state_next = STATE(next);
-    at->state_prev = STATE(prev);
-    at->state_interpreter = STATE(interp);
-    at->state_ident = STATE(thread_id);
-#if PY_VERSION_HEX < 0x030B0000
-    at->thread_head = offsetof(PyInterpreterState, tstate_head);
-    at->state_native = WS_NONE;
-    at->state_frame = STATE(frame);
-    at->cframe_frame = WS_NONE;
-    at->state_size = STATE(thread_id) + sizeof(unsigned long);
-#else
-    at->thread_head = offsetof(PyInterpreterState, threads.head);
-    at->state_native = STATE(native_thread_id);
-    at->state_frame = STATE(cframe);
-    at->cframe_frame = offsetof(_PyCFrame, current_frame);
-    at->state_size = STATE(native_thread_id) + sizeof(unsigned long);
-#endif
-    at->state_size = larger(at->state_size, stack_offsets(at));
-#if PY_VERSION_HEX >= 0x030C0000
-    at->gil = (uintptr_t)((PyInterpreterState *)at->interpreter)->ceval.gil;
-#else
-    at->gil = (uintptr_t)&_PyRuntime.ceval.gil;
-#endif
-    at->main_ident = _PyRuntime.main_thread;
-    at->links = WS_MAX_DEPTH;
+    if (!CPY_SOURCE_IS_GOOD()) {
+        return false;
+    }
+    state_offsets(at);
+    gil_offsets(at);
     frame_offsets(at);
     code_offsets(at);
     dict_offsets(at);
-    gil_offsets(at);
     return true;
 }
 
-#else /* 3.13 and later */
-
-bool ws_offsets(ws_layout_t *at) {
-    const _Py_DebugOffsets *table = &_PyRuntime.debug_offsets;
-    if (memcmp(table->cookie, _Py_Debug_Cookie, sizeof table->cookie) != 0
-        || table->version >> 16 != PY_VERSION_HEX >> 16 || table->free_threaded) {
-        return false;
-    }
-    const size_t word = sizeof(void *);
-    at->thread_head = table->interpreter_state.threads_head;
-    at->state_next = table->thread_state.next;
-    at->state_prev = table->thread_state.prev;
-    at->state_interpreter = table->thread_state.interp;
-    at->state_ident = table->thread_state.thread_id;
-    at->state_native = table->thread_state.native_thread_id;
-    at->state_frame = table->thread_state.current_frame;
-    at->cframe_frame = WS_NONE;
-    at->state_size = larger(larger(larger(at->state_next, at->state_prev),
-                                   larger(at->state_interpreter, at->state_ident)),
-                            larger(at->state_native, at->state_frame)) + word;
-    at->state_size = larger(at->state_size, stack_offsets(at));
-
-    at->frame_previous = table->interpreter_frame.previous;
-    at->frame_code = table->interpreter_frame.executable;
-    at->frame_instruction = table->interpreter_frame.instr_ptr;
-    at->frame_owner = table->interpreter_frame.owner;
-    at->frame_last = at->frame_line = WS_NONE;
-    at->frame_size = larger(larger(at->frame_previous, at->frame_code),
-                            larger(at->frame_instruction, at->frame_owner)) + word;
-    at->owner_generator = FRAME_OWNED_BY_GENERATOR;
-    at->owner_not_python = FRAME_OWNED_BY_FRAME_OBJECT + 1;
-#if PY_VERSION_HEX >= 0x030E0000
-    at->frame_code_mask = ~(uintptr_t)3; /* tags of a _PyStackRef */
-#else
-    at->frame_code_mask = UINTPTR_MAX;
-#endif
-
-    dict_offsets(at);
-    gil_offsets(at);
-    code_offsets(at);
-    at->code_file = table->code_object.filename;
-    at->code_name = table->code_object.name;
-    at->code_qualname = table->code_object.qualname;
-    at->code_lines = table->code_object.linetable;
-    at->code_first_line = table->code_object.firstlineno;
-    at->code_instructions = table->code_object.co_code_adaptive;
-    at->code_read = at->code_instructions;
-
-    size_t gil = table->interpreter_state.gil_runtime_state;
-    at->gil_holder = table->interpreter_state.gil_runtime_state_holder - gil;
-    at->gil_locked = table->interpreter_state.gil_runtime_state_locked - gil;
-    at->gil_read = larger(larger(at->gil_holder, at->gil_locked), at->gil_switches) + word;
-    memcpy(&at->gil, (const char *)at->interpreter + table->interpreter_state.ceval_gil, word);
-    at->main_ident = _PyRuntime.main_thread;
-    at->links = WS_LINKS; /* half of them may be the interpreter's own */
-    return true;
-}
-
-#endif
 #endif

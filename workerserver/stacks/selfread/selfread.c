@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "internal.h"
 
+#include "check.h"
+
 #include <errno.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -19,7 +21,25 @@ ws_work_t *ws_work;
 static const char *_Atomic trouble = UNPREPARED; /* NULL: ready in the process `ready` */
 static _Atomic int ready;
 
-/* The list of threads, newest first; what could be read of it, if it changes under each reading. */
+#ifndef NDEBUG
+/* The process in which a thread reads just now, 0: none. A forked child inherits its parent's. */
+static _Atomic int reader;
+
+static void begin_reading(void) {
+    int before = atomic_exchange(&reader, (int)getpid());
+    assert(before != (int)getpid()); /* one caller at a time */
+}
+
+static void end_reading(void) {
+    int before = atomic_exchange(&reader, 0);
+    assert(before == (int)getpid());
+}
+#else
+#define begin_reading() ((void)0)
+#define end_reading() ((void)0)
+#endif
+
+/* The list of threads, newest first; if it changes during each reading, what could be read. */
 static void list_threads(ws_snapshot *out) {
     const ws_layout_t *at = &ws_layout;
     char *state = ws_work->state;
@@ -54,7 +74,7 @@ static void list_threads(ws_snapshot *out) {
     out->truncated = true;
 }
 
-/* The same moment for all of it: what can move is read twice. */
+/* All of `out` is of one moment: what can move is read twice. */
 void ws_gil_read(ws_gil *out) {
     const ws_layout_t *at = &ws_layout;
     char gil[WS_GIL_MAX], again[WS_GIL_MAX];
@@ -120,6 +140,7 @@ static void take(ws_arena *arena, ws_snapshot *out) {
         }
         size_t frames = out->frame_count;
         memset(thread, 0, sizeof *thread);
+        assert(i < WS_MAX_THREADS && out->thread_count <= i);
         if (!ws_stack_take(arena, &ws_work->listed[i], out, thread) || starting(thread)) {
             out->frame_count = frames;
             continue;
@@ -148,6 +169,7 @@ static int take_snapshot(ws_snapshot *out) {
     out->frames = ws_arena_take(&arena, sizeof(ws_frame) * WS_MAX_FRAMES);
     ws_time_start();
     take(&arena, out);
+    ws_check_snapshot(out);
     if (out->thread_count == 0) {
         ws_selfread_free(out);
         return -1;
@@ -161,6 +183,7 @@ int ws_selfread_prepare(void) {
     if (atomic_load(&ready) == (int)getpid()) {
         return atomic_load(&trouble) == NULL ? 0 : -1;
     }
+    begin_reading();
     ws_read_start();
     if (ws_work == NULL) {
         void *work = mmap(NULL, sizeof *ws_work, PROT_READ | PROT_WRITE,
@@ -190,6 +213,7 @@ int ws_selfread_prepare(void) {
     }
     atomic_store(&trouble, found);
     atomic_store(&ready, (int)getpid());
+    end_reading();
     return found == NULL ? 0 : -1;
 }
 
@@ -203,11 +227,13 @@ int ws_selfread_take(ws_snapshot *out) {
         memset(out, 0, sizeof *out);
         out->mode = WS_MODE_NOGIL;
     } else {
+        begin_reading();
         result = take_snapshot(out);
         /* What a huge process left here is not kept. */
         if (ws_work->code_count > 4096 || ws_work->string_count > 4096) {
             madvise(ws_work, sizeof *ws_work, MADV_DONTNEED);
         }
+        end_reading();
     }
     errno = saved;
     return result;

@@ -1,13 +1,14 @@
 /* One thread's stack: its chain of frames is read until two readings agree.
  *
- * Two readings that agree could still be of two moments between which functions returned, were
- * deleted, and new ones took their places in memory. For a thread that did not hold the GIL in
- * between that is impossible: it stood still, and its frames keep their code objects alive. The
- * GIL's last holder may run: what of it is read in one system call is nearly of one moment, and
- * all its code objects are read again. */
+ * Two readings that agree can still be of two moments. Between them functions may have returned and
+ * been deleted, and new ones may have taken their places in memory. For a thread that did not hold
+ * the GIL in between this is impossible: the thread stood still, and its frames keep their code
+ * objects alive. The GIL's last holder may run. What is read of this thread in one system call is
+ * nearly of one moment, and all its code objects are read again. */
 #define _GNU_SOURCE
 #include "internal.h"
 
+#include <assert.h>
 #include <string.h>
 
 enum {
@@ -28,6 +29,7 @@ static const char *find_frame(uintptr_t frame, size_t *recent, bool *prompt) {
         if (window->ok && frame >= window->base && frame - window->base <= window->size
             && window->size - (frame - window->base) >= size) {
             *recent = place;
+            assert(window->size <= sizeof window->data);
             return window->data + (frame - window->base);
         }
     }
@@ -42,6 +44,7 @@ static const char *find_frame(uintptr_t frame, size_t *recent, bool *prompt) {
     window = &ws_work->windows[*recent];
     window->base = base;
     window->size = frame + size - base > WS_PAGE ? (uint32_t)(frame + size - base) : WS_PAGE;
+    assert(size <= WS_FRAME_MAX && window->size <= sizeof window->data);
     window->ok = ws_read_one(base, window->data, window->size);
     return window->ok ? window->data + (frame - base) : NULL;
 }
@@ -71,6 +74,7 @@ static bool read_again(const ws_listed *listed, uintptr_t *cframe, uintptr_t *to
         reads[count++] =
             (ws_read){guess + at->cframe_frame, &top_after, sizeof top_after, false};
     }
+    assert(count <= sizeof ws_work->reads / sizeof ws_work->reads[0]);
     ws_read_many(reads, count);
     for (size_t i = 0; i < ws_work->window_count; i++) {
         ws_work->windows[i].ok = reads[first_window + i].ok;
@@ -101,7 +105,7 @@ static bool read_again(const ws_listed *listed, uintptr_t *cframe, uintptr_t *to
     return true;
 }
 
-/* `cframe` is kept from walk to walk. */
+/* Reads the chain once, from the newest frame on. The caller keeps `cframe` from walk to walk. */
 static walked walk(const ws_listed *listed, uintptr_t *cframe, ws_chain *chain) {
     const ws_layout_t *at = &ws_layout;
     uintptr_t frame;
@@ -113,6 +117,7 @@ static walked walk(const ws_listed *listed, uintptr_t *cframe, ws_chain *chain) 
         return ENDED;
     }
     chain->idle = frame == 0;
+    assert(at->links <= WS_LINKS);
     /* Frames of C, that are skipped, count too: no cycle is endless. */
     for (size_t steps = 0; frame != 0; steps++) {
         const char *data;
@@ -147,8 +152,8 @@ static walked walk(const ws_listed *listed, uintptr_t *cframe, ws_chain *chain) 
     return WALKED;
 }
 
-/* Where the thread's first frame is, read once; 0: not known. The chunks above the first one come
- * and go while the thread runs. */
+/* Where the thread's first frame is; 0: not known. Read once: the first chunk stays, and the chunks
+ * above it come and go while the thread runs. */
 static uintptr_t first_frame(void) {
     uintptr_t chunk = ws_pointer(ws_work->state, ws_layout.state_chunk), previous;
     for (int i = 0; i < WS_CHUNKS && ws_work->first_frame == 0; i++) {
@@ -164,9 +169,9 @@ static uintptr_t first_frame(void) {
     return ws_work->first_frame;
 }
 
-/* Whether a chain ends where its thread began. The links of one that runs may be read while they
- * lead nowhere: of a frame that is being made, or of one on the C stack whose memory is used anew,
- * as often as a short function is called in a loop. */
+/* Whether a chain ends where its thread began. While a thread runs, a link may lead nowhere when it
+ * is read: the link of a frame that is being made, or of a frame on the C stack. The memory of the
+ * latter is used again as often as a short function is called in a loop. */
 static bool anchored(const ws_chain *chain) {
     if (chain->count == 0) {
         return chain->idle;
@@ -222,8 +227,8 @@ static int64_t offset_in(const ws_link *link) {
     return (int64_t)(link->instruction - (link->code + ws_layout.code_instructions));
 }
 
-/* Whether a frame executes its code object. Not so if the code was read after one function took
- * this memory and the rest before. */
+/* Whether a frame executes its code object. It doesn't if another function took this memory between
+ * the reading of the frame and the reading of the code object. */
 static bool executes(const ws_link *link, const ws_code *code) {
     int64_t offset = offset_in(link);
     return code->good && offset >= -2 && offset < code->units * 2;
@@ -246,7 +251,7 @@ static void append(const ws_chain *chain, size_t from, ws_snapshot *out, ws_thre
     for (size_t i = from; i < chain->count; i++) {
         const ws_link *link = &chain->links[i];
         ws_code *code = ws_codes_find(link->code);
-        /* A code object that changed just now is nobody's. */
+        /* A code object that changed just now belongs to no known frame. */
         if (code == NULL || !executes(link, code)
             || (thread->unstable && code->changed == ws_work->mark)) {
             thread->truncated = true;
@@ -271,6 +276,7 @@ static void append(const ws_chain *chain, size_t from, ws_snapshot *out, ws_thre
         frame->line = link->line > 0 ? link->line : ws_line(code, offset);
         thread->count++;
     }
+    assert(thread->start + thread->count == out->frame_count);
 }
 
 static void keep_longest(const ws_chain *chain) {
@@ -281,8 +287,27 @@ static void keep_longest(const ws_chain *chain) {
     }
 }
 
-/* Reads a chain until two readings agree; `*last` is then the second of them, and its code objects
- * are resolved. Else thread->unstable stays. */
+#ifndef NDEBUG
+/* What append() may rely on, once two readings have agreed on `chain`. */
+static void check_settled(const ws_listed *listed, uintptr_t cframe, const ws_chain *chain,
+                          bool still) {
+    ws_gil after;
+    assert(whole(chain));
+    assert(still || chain->more || anchored(chain));
+    /* A thread that stood still has the same stack in a third reading, as long as no other thread
+     * has got the GIL by the end of it. */
+    if (still && walk(listed, &cframe, &ws_work->checked) == WALKED) {
+        ws_gil_read(&after);
+        assert(!after.known || after.switches != chain->moment.switches
+               || same(chain, &ws_work->checked));
+    }
+}
+#else
+#define check_settled(listed, cframe, chain, still) ((void)0)
+#endif
+
+/* Reads a chain until two readings agree. `*last` is then the second of them, and its code objects
+ * are resolved. If no two readings agree, thread->unstable stays true. */
 static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
                      ws_thread *thread, uintptr_t *cframe, ws_chain **last) {
     bool looked = false; /* at the code objects of `*last`, after it was read */
@@ -311,6 +336,9 @@ static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
                 thread->unstable = ((!still || !looked) && resolve(arena, chain, true))
                                    || !whole(chain);
                 looked = true;
+                if (!thread->unstable) {
+                    check_settled(listed, *cframe, chain, still);
+                }
             }
         } else if (i == 0 || !all_known(chain)) {
             resolve(arena, chain, false);
@@ -345,8 +373,8 @@ static size_t shared(const ws_chain *one, const ws_chain *other) {
     return count;
 }
 
-/* Of a stack that never held still: the older frames, those that two readings have in common. A
- * newer one may have been left long ago. */
+/* Appends what is sure of a stack that never held still: the older frames, those that two readings
+ * have in common. The function of a newer frame may have returned long ago. */
 static walked append_shared(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
                             ws_thread *thread, uintptr_t *cframe) {
     ws_chain *longest = &ws_work->longest;
@@ -362,6 +390,7 @@ static walked append_shared(ws_arena *arena, const ws_listed *listed, ws_snapsho
         size_t count = shared(longest, now);
         best = count > best ? count : best;
     }
+    assert(best <= longest->count);
     append(longest, longest->count - best, out, thread);
     thread->truncated = thread->truncated || best == 0;
     ws_codes_doubt();
