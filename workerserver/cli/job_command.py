@@ -18,8 +18,9 @@ from workerserver.cli.text import positive_seconds
 from workerserver.cluster.ask.client import Client, run, tls_context
 from workerserver.cluster.ask.rounds import Part, Round, collect
 from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.failures import unusable
 from workerserver.cluster.find.discovery import Options, discover
-from workerserver.cluster.model import Failure, RankState, Worker
+from workerserver.cluster.model import RankState, Worker
 from workerserver.cluster.show.tree import short_fold
 
 __all__ = [
@@ -40,7 +41,7 @@ __all__ = [
 T = TypeVar("T")
 
 #: Lines of workers without an answer that people are shown.
-MOST_GONE = 20
+MAX_GONE = 20
 
 
 def job_parser(name: str, description: str, *, deadline: float = 10.0) -> argparse.ArgumentParser:
@@ -195,7 +196,7 @@ def look(
 
 def unreachable(states: Iterable[RankState]) -> list[dict[str, Any]]:
     """Those that answered nothing that can be used, by rank."""
-    gone = [(state, _fatal(state)) for state in states]
+    gone = [(state, unusable(state)) for state in states]
     return [
         {
             "rank": state.rank,
@@ -209,23 +210,12 @@ def unreachable(states: Iterable[RankState]) -> list[dict[str, Any]]:
     ]
 
 
-def _fatal(state: RankState) -> Failure | None:
-    """Why nothing that the worker says can be used."""
-    failures = [state.failures[question] for question in sorted(state.failures)]
-    lies = [failure for failure in failures if failure.reason == "lied"]
-    answers = (state.health, state.digest, state.flight_summary, state.flight)
-    useful = state.threads or any(each is not None for each in answers)
-    if lies or (state.responded and useful):
-        return lies[0] if lies else None
-    return failures[0] if failures else Failure("unreachable", "it did not answer")
-
-
 def problems(states: Iterable[RankState]) -> list[str]:
     """What single answers lacked, one line each; not of those who answered nothing."""
     return [
         f"{name(state)}: {question}: {failure.reason}: {failure.text}"
         for state in sorted(states, key=_order)
-        if _fatal(state) is None
+        if unusable(state) is None
         for question, failure in sorted(state.failures.items())
     ]
 
@@ -253,7 +243,7 @@ def show_gone(out: Output, gone: Sequence[dict[str, Any]]) -> None:
     alike: dict[str, list[dict[str, Any]]] = {}
     for each in gone:
         alike.setdefault(f"{each['reason']}: {each['text']}", []).append(each)
-    for text, some in list(alike.items())[:MOST_GONE]:
+    for text, some in list(alike.items())[:MAX_GONE]:
         ranks = [each["rank"] for each in some if each["rank"] is not None]
         names = [f"rank{'s' * (len(ranks) > 1)} {short_fold(ranks)}"] if ranks else []
         if len(some) == 1 and some[0]["address"]:
@@ -261,8 +251,8 @@ def show_gone(out: Output, gone: Sequence[dict[str, Any]]) -> None:
         elif len(ranks) < len(some):
             names.append(f"{'and ' * bool(ranks)}{len(some) - len(ranks)} of unknown rank")
         out.line(f"{' '.join(names)}: {text}", "yellow")
-    if len(alike) > MOST_GONE:
-        out.line(f"... and {len(alike) - MOST_GONE} more reasons", "yellow")
+    if len(alike) > MAX_GONE:
+        out.line(f"... and {len(alike) - MAX_GONE} more reasons", "yellow")
 
 
 def write_json(out: TextIO, value: object) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from workerserver.cluster.model import Failure, Reason
+from workerserver.cluster.model import Failure, RankState, Reason
 
-__all__ = ["Failed", "describe", "short"]
+__all__ = ["SILENT", "UNKNOWN_WORKER", "Failed", "describe", "short", "unusable"]
+
+SILENT = Failure("unreachable", "it did not answer")
+#: Of a rank that has to exist.
+UNKNOWN_WORKER = Failure("missing", "no worker is known for it")
 
 
 class Failed(Exception):
@@ -37,3 +41,15 @@ def short(value: object) -> str:
     text = str(value) if isinstance(value, Exception) else repr(value)
     text = " ".join(text.split())
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def unusable(state: RankState) -> Failure | None:
+    """Why nothing that the worker says can be used; None if something can."""
+    failures = [state.failures[question] for question in sorted(state.failures)]
+    lies = [failure for failure in failures if failure.reason == "lied"]
+    if lies:
+        return lies[0]
+    answers = (state.health, state.digest, state.flight_summary, state.flight)
+    if state.responded and (state.threads or any(each is not None for each in answers)):
+        return None
+    return failures[0] if failures else SILENT

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
-__all__ = ["Failure", "Frame", "Health", "RankState", "Thread", "Worker", "cores_used"]
+__all__ = [
+    "Failure",
+    "Frame",
+    "Health",
+    "RankState",
+    "RoundLike",
+    "Thread",
+    "Worker",
+    "cores_used",
+]
 
 Reason = Literal["unreachable", "timeout", "too large", "malformed", "refused", "missing", "lied"]
 """refused: an HTTP status that is no success. missing: the worker has no such handler. lied: it
@@ -146,3 +155,13 @@ class RankState:
     failures: dict[str, Failure] = field(default_factory=dict)
     responded: bool = False
     bytes_received: int = 0
+
+
+class RoundLike(Protocol):
+    """What readers and judges need of one look at all ranks; ``ask.rounds.Round`` is one."""
+
+    @property
+    def states(self) -> Sequence[RankState]: ...
+    @property
+    def started(self) -> float:
+        """Seconds since the epoch."""

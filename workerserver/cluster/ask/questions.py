@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +10,9 @@ from workerserver.cluster.ask import wire
 from workerserver.cluster.ask.client import Answer, Question
 from workerserver.cluster.model import Thread, Worker
 from workerserver.cluster.read import stacks
+from workerserver.cluster.read.summary import share
 
-__all__ = ["DIGEST", "HEALTH", "STACKS", "SUMMARY", "TEXT", "TRACES", "Memory", "process_groups"]
+__all__ = ["DIGEST", "HEALTH", "STACKS", "SUMMARY", "TEXT", "TRACES", "Memory"]
 
 #: Bytes: stacks of a thousand threads; a trace of a recorder with 20,000 entries.
 STACK_LIMIT = 8 << 20
@@ -49,10 +49,7 @@ class Memory:
         known = self.summaries.get(worker)
         if known is not None and known == summary:
             return known
-        for group in process_groups(summary):
-            last = group.get("last_issued")
-            if last is not None and group.get("first_pending") == last:
-                group["first_pending"] = last
+        share(summary)
         self.summaries[worker] = summary
         return summary
 
@@ -81,9 +78,3 @@ TRACES = {
         parse=lambda a: wire.json_object(a.body),
     ),
 }
-
-
-def process_groups(summary: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    groups = (summary or {}).get("groups")
-    some = itertools.islice(groups, 4096) if isinstance(groups, list) else ()
-    return [group for group in some if isinstance(group, dict)]

@@ -1,7 +1,7 @@
 """What the flight recorders of all ranks say together, for each process group.
 
-Works on the traces and summaries alone, without stacks; :mod:`diagnose` joins both. What is
-compared are sequence numbers: torch counts the collectives of a group alike on each of its ranks.
+Only traces and summaries count here; :mod:`diagnose` adds the stacks. Sequence numbers can be
+compared between ranks, because torch counts a group's collectives in the same way on each of them.
 """
 
 from __future__ import annotations
@@ -11,16 +11,10 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from workerserver.cluster.judge import sentences
 from workerserver.cluster.judge.waits import Need, resolve
-from workerserver.cluster.read.flight_records import (
-    GroupRecord,
-    Key,
-    Operation,
-    RankRecord,
-    Shared,
-    read,
-)
-from workerserver.ranks import fold
+from workerserver.cluster.read.flight_records import read
+from workerserver.cluster.read.recorder import GroupRecord, Key, Operation, RankRecord, Shared
 
 __all__ = ["Analysis", "Group", "Mismatch", "Wait", "analyse", "combine"]
 
@@ -192,13 +186,9 @@ def _split(
         groups.append(Group(key, ranks, True, own))
     for rank, record in sorted(members.items()):
         if rank not in taken:
-            problems.setdefault(rank, []).append(
-                f"it has operations of {key.label}, to which it does not belong by the other ranks"
-            )
+            problems.setdefault(rank, []).append(sentences.not_a_member(key.label))
         elif record.ranks is not None and id(record.ranks) not in believed:
-            problems.setdefault(rank, []).append(
-                f"it says that {key.label} has ranks {fold(record.ranks)}; others say otherwise"
-            )
+            problems.setdefault(rank, []).append(sentences.other_members(key.label, record.ranks))
     return groups
 
 
@@ -260,10 +250,11 @@ def _peer_waits(group: Group, problems: dict[int, list[str]]) -> list[Wait]:
             if op.source is None or op.target is None:
                 continue  # "coalesced" closes a batch
             if not group.complete or max(op.source, op.target) >= len(group.ranks):
-                problems.setdefault(rank, []).append(f"{op.op}: no such ranks in {group.label}")
+                problem = sentences.no_such_ranks(op.op, group.label)
+                problems.setdefault(rank, []).append(problem)
                 continue
             source, target = group.ranks[op.source], group.ranks[op.target]
-            word = op.op.partition(" ")[0]
+            word = "recv" if op.op.startswith("recv") else "send"
             posted.add((word, source, target))
             if op.p2p_seq == pending[0].p2p_seq:  # what comes later waits behind it
                 first.append((rank, op, source, target))
@@ -273,7 +264,7 @@ def _peer_waits(group: Group, problems: dict[int, list[str]]) -> list[Wait]:
         peer, other = (source, "send") if receives else (target, "recv")
         if peer == rank or (other, source, target) in posted:
             continue
-        name = f"recv from rank {source}" if receives else f"send to rank {target}"
+        name = sentences.send_or_receive(receives, peer)
         waits.append(Wait(group, None, name, (rank,), (peer,), (), op.created_ns))
     return waits
 
@@ -369,9 +360,8 @@ def _describe(operations: Sequence[Operation], kind: Kind) -> str:
     first = operations[0]
     tensors = first.inputs if first.inputs.shapes else first.outputs
     if kind == "dtype":
-        return f"{text} of {', '.join(tensors.dtypes or ())}"
-    shapes = [f"[{', '.join(map(str, shape))}]" for shape in (tensors.shapes or ())[:4]]
-    return f"{text} of {', '.join(shapes) or 'nothing'}"
+        return sentences.with_types(text, tensors.dtypes or ())
+    return sentences.with_shapes(text, (tensors.shapes or ())[:4])
 
 
 def _reordered(group: Group, seq: int, one: int, other: int) -> bool:
