@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from support.lifecycle import run_isolated
 
 from workerserver.cluster.model import Frame, Thread
-from workerserver.cluster.read import stacks
-from workerserver.cluster.read.calls import dotted
-from workerserver.cluster.read.roles import place
+from workerserver.cluster.read import roles
+from workerserver.cluster.read.blocked_on import blocked_on
+from workerserver.cluster.read.owners import code_file, dotted, is_library
 from workerserver.cluster.read.stacks import parse_json, parse_text
 
 # ---- whose code it is
@@ -53,16 +53,16 @@ from workerserver.cluster.read.stacks import parse_json, parse_text
     ],
 )
 def test_places(file: str, owner: str, path: str) -> None:
-    found = place(file)
+    found = code_file(file)
     assert (found.owner, found.path) == (owner, path)
-    assert place(found.file) == found
-    assert stacks.is_library(Frame(file, 1, "f")) == (owner != "user")
+    assert code_file(found.file) == found
+    assert is_library(Frame(file, 1, "f")) == (owner != "user")
 
 
 @given(st.text("/<>abpython3.lib- \n") | st.text())
 def test_any_place(file: str) -> None:
-    found = place(file)
-    assert place(found.file) == found
+    found = code_file(file)
+    assert code_file(found.file) == found
 
 
 def main_of(*files: str, **more: Any) -> Thread:
@@ -87,14 +87,14 @@ PACKAGE = "/v/site-packages/trainer/loop.py"
 )
 def test_location(files: tuple[str, ...], line: int | None, call: str) -> None:
     threads = [Thread((Frame("c.py", 9, "g"),)), main_of(*files, state="R")]
-    found = stacks.location(threads)
+    found = blocked_on(threads).location
     assert (None if found is None else found.line) == line
-    assert stacks.call(threads) == call
+    assert blocked_on(threads).call == call
 
 
 def test_without_a_main_thread() -> None:
     threads = [Thread((Frame("c.py", 9, "g"),))]
-    assert (stacks.location(threads), stacks.call(threads)) == (None, "")
+    assert (blocked_on(threads).location, blocked_on(threads).call) == (None, "")
 
 
 @pytest.mark.parametrize(
@@ -116,11 +116,11 @@ def test_without_a_main_thread() -> None:
 )
 def test_what_the_kernel_says(state: str | None, wchan: str | None, kind: str) -> None:
     main = main_of("a.py", state=state, wchan=wchan)
-    assert stacks.stand([main]).kind == kind
+    assert blocked_on([main]).kind == kind
     holder = Thread((), holds_gil=True)
-    both = stacks.call([main, holder])
+    both = blocked_on([main, holder]).call
     assert ("GIL" in both) == (wchan == "futex_do_wait")
-    assert stacks.call([replace(main, holds_gil=True)]) == stacks.call([main])
+    assert blocked_on([replace(main, holds_gil=True)]).call == blocked_on([main]).call
 
 
 def test_dotted() -> None:
@@ -147,9 +147,9 @@ def test_dotted() -> None:
 def test_roles_by_name(name: str | None, role: str) -> None:
     """C++ threads, where the kernel lists them: none has Python frames."""
     thread = Thread((), name=name, state="S")
-    assert stacks.role(thread) == role
-    assert stacks.is_idle(thread)
-    assert stacks.is_idle(replace(thread, holds_gil=True)) == (role == "workerserver")
+    assert roles.role(thread) == role
+    assert roles.is_idle(thread)
+    assert roles.is_idle(replace(thread, holds_gil=True)) == (role == "workerserver")
 
 
 def thread_of(*places: tuple[str, str], **more: Any) -> Thread:
@@ -210,8 +210,8 @@ SITE = "/v/lib/python3.11/site-packages/"
     ],
 )
 def test_roles_by_frames(thread: Thread, role: str, idle: bool) -> None:
-    assert stacks.role(thread) == role
-    assert stacks.is_idle(thread) == idle
+    assert roles.role(thread) == role
+    assert roles.is_idle(thread) == idle
 
 
 def test_hooks_of_a_backward_pass() -> None:
@@ -220,10 +220,10 @@ def test_hooks_of_a_backward_pass() -> None:
     engine = Frame(f"{SITE}torch/autograd/graph.py", 1, "_engine_run_backward")
     main = Thread((engine, Frame("/home/me/train.py", 9, "<module>")), main=True)
     idle = Thread(main.frames[1:], main=True)
-    assert stacks.roles([hook, main]) == ["autograd", "main"]
-    assert stacks.roles([hook, idle]) == ["other", "main"]
-    assert stacks.roles([thread_of(("/home/me/train.py", "hook")), main]) == ["other", "main"]
-    assert stacks.roles([replace(hook, name="mine"), main]) == ["other", "main"]
+    assert roles.roles([hook, main]) == ["autograd", "main"]
+    assert roles.roles([hook, idle]) == ["other", "main"]
+    assert roles.roles([thread_of(("/home/me/train.py", "hook")), main]) == ["other", "main"]
+    assert roles.roles([replace(hook, name="mine"), main]) == ["other", "main"]
 
 
 # ---- real processes
@@ -267,10 +267,10 @@ def scenes() -> Scenes:
 )
 def test_calls_of_real_processes(scenes: Scenes, scene: str, call: str) -> None:
     for threads in scenes[scene]:
-        here = stacks.location(threads)
+        here = blocked_on(threads).location
         assert here is not None
         assert here.file.endswith("cluster/cluster_scenes.py")
-        assert stacks.call(threads) == call
+        assert blocked_on(threads).call == call
 
 
 @pytest.mark.torch
@@ -280,14 +280,14 @@ def test_calls_of_real_processes(scenes: Scenes, scene: str, call: str) -> None:
 )
 def test_calls_without_a_frame(scenes: Scenes, scene: str, call: str) -> None:
     by_json, by_text = scenes[scene]
-    if stacks.main_thread(by_json).wchan is None:  # type: ignore[union-attr]
+    if roles.main_thread(by_json).wchan is None:  # type: ignore[union-attr]
         call = "waiting"  # this kernel doesn't tell
-    assert (stacks.call(by_json), stacks.call(by_text)) == (call, "")
+    assert (blocked_on(by_json).call, blocked_on(by_text).call) == (call, "")
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    ("scene", "roles"),
+    ("scene", "expected"),
     [
         ("loader", [("queue feeder", True), ("queue feeder", True)]),
         ("pinning", [("dataloader", True)]),
@@ -297,14 +297,16 @@ def test_calls_without_a_frame(scenes: Scenes, scene: str, call: str) -> None:
         ("backward", []),
     ],
 )
-def test_roles_of_real_processes(scenes: Scenes, scene: str, roles: list[tuple[str, bool]]) -> None:
+def test_roles_of_real_processes(
+    scenes: Scenes, scene: str, expected: list[tuple[str, bool]]
+) -> None:
     for threads in scenes[scene]:
         found = [
-            (role, stacks.is_idle(thread, role))
-            for role, thread in zip(stacks.roles(threads), threads, strict=True)
+            (role, roles.is_idle(thread, role))
+            for role, thread in zip(roles.roles(threads), threads, strict=True)
             if role != "main" and not any(frame.function == "watch" for frame in thread.frames)
         ]
-        assert found == roles
+        assert found == expected
         assert sum(thread.main for thread in threads) == 1
 
 
@@ -312,7 +314,7 @@ def test_roles_of_real_processes(scenes: Scenes, scene: str, roles: list[tuple[s
 def test_torch_s_own_server(scenes: Scenes) -> None:
     _, threads = scenes["torch's server"]
     asked = [
-        (each, thread.frames) for each, thread in zip(stacks.roles(threads), threads, strict=True)
+        (each, thread.frames) for each, thread in zip(roles.roles(threads), threads, strict=True)
     ]
     assert ("workerserver", ()) in asked
-    assert [role for role, _ in stacks.busy(threads)] == ["other", "main"]
+    assert [role for role, _ in roles.busy(threads)] == ["other", "main"]

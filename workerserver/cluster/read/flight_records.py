@@ -167,6 +167,7 @@ def _entry(entry: Any, record: RankRecord) -> tuple[Key, Operation] | None:
     operation = operation_of(
         entry,
         seq=entry.get("collective_seq_id"),
+        p2p_seq=entry.get("p2p_seq_id"),
         name=entry.get("profiling_name"),
         p2p=entry.get("is_p2p"),
         created=entry.get("time_created_ns"),

@@ -185,7 +185,7 @@ def _operations(before: RankRecord, after: RankRecord) -> str | None:
     for number in sorted(before.counters.keys() & after.counters.keys()):
         counted = zip(before.counters[number], after.counters[number], strict=True)
         if any(late > early for early, late in counted):
-            return f"process group number {number}: torch counted more operations"
+            return f"process group number {number}: operations went on"
     return None
 
 

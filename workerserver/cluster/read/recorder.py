@@ -215,8 +215,16 @@ class Shared:
 
 
 def operation_of(
-    facts: Mapping[Any, Any], seq: Any, name: Any, p2p: Any, created: Any, number: int | None
+    facts: Mapping[Any, Any],
+    seq: Any,
+    p2p_seq: Any,
+    name: Any,
+    p2p: Any,
+    created: Any,
+    number: int | None,
 ) -> Operation | None:
+    """The operation that *facts* describe; None if they can't. The other parameters are the fields
+    that a trace and a summary call by different names."""
     seq = integer(seq)
     if seq is None or not is_name(name) or not name:
         return None
@@ -233,14 +241,13 @@ def operation_of(
     if p2p is True and (match := PEERS.match(op)) is not None:
         ends = [int(each) for each in match.groups() if each is not None]
         source, target = ends if op.startswith("send") else reversed(ends)
-    p2p_seq = integer(facts.get("p2p_seq_id", facts.get("p2p_seq")))
     return Operation(
         seq=seq,
         op=op,
         backend=backend,
         done=done,
         p2p=p2p is True,
-        p2p_seq=p2p_seq or 0,
+        p2p_seq=integer(p2p_seq) or 0,
         source=source,
         target=target,
         inputs=Tensors(_shapes(facts.get("input_sizes")), _names(facts.get("input_dtypes"))),

@@ -75,6 +75,7 @@ def _operations(group: Mapping[str, Any], record: RankRecord) -> Iterator[Operat
             operation = operation_of(
                 facts,
                 seq=facts.get("seq"),
+                p2p_seq=facts.get("p2p_seq"),
                 name=facts.get("op"),
                 p2p=facts.get("p2p"),
                 created=facts.get("created_ns"),
