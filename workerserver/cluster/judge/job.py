@@ -68,7 +68,7 @@ class RoundByRank:
         return {rank: record for rank in ranks if (record := self.of_rank(rank)) is not None}
 
     def of_rank(self, rank: int) -> RankRecord | None:
-        """What its recorder says, read once and only if asked for."""
+        """What the rank's recorder says. It is read only once, and only if somebody asks."""
         if rank not in self.read:
             state = self.states.get(rank)
             if state is None or (state.flight is None and state.flight_summary is None):
@@ -82,7 +82,7 @@ class RoundByRank:
 
 
 def _order(state: RankState) -> tuple[bool, int, bool, str]:
-    """Deterministic; of two that claim a rank, the one where discovery expected it comes first."""
+    """A fixed order. Of two workers that claim a rank, the one that was found as it comes first."""
     rank = state.rank if state.rank is not None else state.worker.rank
     surprising = state.worker.rank is not None and state.worker.rank != state.rank
     return (rank is None, rank or 0, surprising, state.worker.address)
@@ -202,7 +202,7 @@ class Job:
         return state is not None and progress.too_early(state) is not None
 
     def computes(self, rank: int) -> bool:
-        """Its process kept a core busy, at least half of the time since the round before."""
+        """The rank's process kept a core busy for half of the time since the round before."""
         if self.before is None:
             return False
         then, now = self.before.states.get(rank), self.now.states.get(rank)
@@ -228,7 +228,8 @@ class Job:
         return _issued(then, group) != _issued(now, group)
 
     def _recorded_before(self, rank: int) -> RankRecord | None:
-        """What its recorder said in the round before: what it says now, if that is the same."""
+        """What the rank's recorder said in the round before. If it says the same now, that is the
+        record of now: it need not be read twice."""
         if self.before is None:
             return None
         old, new = self.before.states.get(rank), self.now.states.get(rank)
@@ -251,14 +252,14 @@ class Job:
     # --- ages
 
     def age(self, wait: Wait) -> float | None:
-        """For how long the ranks have waited; clocks that can't be right count as unknown."""
+        """For how many seconds the ranks have waited. None if no clock tells that sensibly."""
         age = None
         if wait.since_ns is not None and self.now.time > 0:
             age = self.now.time - wait.since_ns / 1e9
             if not -1.0 <= age < 3.2e7:
                 age = None
         if self.before is None:
-            # Without a second look the collector's clock alone decides: ask the workers' own too.
+            # With one look only this machine's clock would decide, so ask the workers' clocks too.
             ages = sorted(
                 age
                 for rank in wait.waiting
@@ -281,9 +282,11 @@ class Job:
         return known
 
     def pace(self, wait: Wait) -> float:
-        """The longest usual pause between two operations of the group, in seconds; 0 if unknown.
+        """The longest usual pause between two operations of the group, in seconds. 0 if unknown.
 
-        By each rank's own clock, the longest but one: the very longest may be the job's start."""
+        It is the second-longest pause by each rank's own clock: the longest may be the job's start.
+        Of the ranks' pauses, the middle one counts.
+        """
         pauses = []
         for rank in wait.waiting[:MAX_PAUSE_RANKS]:
             record = wait.group.records.get(rank)
@@ -314,7 +317,8 @@ class Job:
         return age is None or age >= max(STUCK_AFTER_SECONDS, MIN_PAUSES * self.pace(wait))
 
     def gil(self, rank: int) -> tuple[Thread | None, float | None] | None:
-        """Who holds the GIL of *rank* and for how long, if it is held against everybody else."""
+        """If a thread of *rank* keeps the GIL: which thread, and for how many seconds, as far as
+        that is known. Else None."""
         state = self.now.states.get(rank)
         if state is None:
             return None

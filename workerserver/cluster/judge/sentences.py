@@ -163,20 +163,14 @@ def _stalled(claim: facts.NoStep, many: bool, names: Names) -> str:
 
 SENTENCES: Mapping[Reason, Sentence] = {
     "mismatch": Sentence(
-        "it issued another operation, size or dtype than the other ranks, as one number",
-        _mismatch,
+        "it issued another operation, size or dtype than the other ranks, as one number", _mismatch
     ),
     "order": Sentence(
-        "it issued what the others issued in another order, or left something out",
-        _order,
+        "it issued what the others issued in another order, or left something out", _order
     ),
-    "p2p cycle": Sentence(
-        "it waits for a rank that waits for it, point-to-point",
-        _p2p_cycle,
-    ),
+    "p2p cycle": Sentence("it waits for a rank that waits for it, point-to-point", _p2p_cycle),
     "swallowed": Sentence(
-        "it has left out a collective and gone on: its step is ahead of the others'",
-        _swallowed,
+        "it has left out a collective and gone on: its step is ahead of the others'", _swallowed
     ),
     "gil held": Sentence(
         "others wait for it, and one of its threads keeps the GIL",
@@ -198,22 +192,13 @@ SENTENCES: Mapping[Reason, Sentence] = {
         _shutdown,
         ("it is on its way out in", "they are on their way out in"),
     ),
-    "behind": Sentence(
-        "others wait for it in a collective that it has not entered",
-        _behind,
-    ),
-    "unreachable": Sentence(
-        "it gives no usable answer, and the job does not go on",
-        _unreachable,
-    ),
+    "behind": Sentence("others wait for it in a collective that it has not entered", _behind),
+    "unreachable": Sentence("it gives no usable answer, and the job does not go on", _unreachable),
     "p2p": Sentence(
         "it waits in a send or recv that its recorder doesn't hold, and the job does not go on",
         _p2p,
     ),
-    "stalled": Sentence(
-        "its step is too old, though no rank waits for it",
-        _stalled,
-    ),
+    "stalled": Sentence("its step is too old, though no rank waits for it", _stalled),
 }
 STANDS = ("it stands in", "they stand in")
 

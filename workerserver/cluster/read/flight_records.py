@@ -40,7 +40,7 @@ Known = dict[tuple[bool, int, int, str, int], Operation]
 def read(flight: Any, summary: Any = None, shared: Shared | None = None) -> RankRecord:
     """One rank's parsed ``fr_trace_json`` (or ``dump_nccl_trace_json``) and ``fr_summary``.
 
-    Either may be None. Of an operation that stands in both, the trace's word counts.
+    Either may be None. If both have an operation, the trace's entry counts.
     """
     shared = shared or Shared()
     record = RankRecord()
@@ -75,7 +75,8 @@ def _identity(operation: Operation, record: int) -> tuple[bool, int, int, str, i
 
 
 def _fill(group: GroupRecord, operations: Iterable[Operation], cut: int | None) -> None:
-    """Sort *operations* into *group*. *cut*: the recorder may have lost some at this number."""
+    """Sort *operations* into *group*. *cut*: the sequence number at which the recorder may have
+    lost some of them."""
     ordered = sorted(operations, key=lambda each: (each.seq, each.record, each.p2p_seq, each.op))
     collectives: dict[int, list[Operation]] = {}
     for operation in ordered:

@@ -23,12 +23,12 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Ranks that do the same. *count* is the number of workers; those whose rank isn't known are in
-    *unranked*, by their addresses.
+    """Ranks that do the same. *count* is the number of workers. *unranked* has the addresses of
+    workers whose rank isn't known.
 
-    *threads* are one member's (that of the lowest rank): first the main thread, then those that do
-    something, with their *roles*. *idle*: the others' roles, and the least and the most of each
-    that a member has.
+    *threads* are those of the member with the lowest rank: first the main thread, then the threads
+    that do something. *roles* has the role of each. *idle* has the roles of all other threads, and
+    how many of each a member has: the least and the most.
     """
 
     ranks: list[int]
@@ -45,8 +45,8 @@ class Group:
 
 @dataclass(slots=True)
 class _Doing:
-    """What is told from a worker's threads, without what differs between workers that do the same.
-    *shown*: the numbers of the threads to show."""
+    """What a worker's threads tell. Workers that do the same have equal keys. *shown*: the numbers
+    of the threads to show."""
 
     key: Key
     shown: tuple[int, ...]
@@ -65,8 +65,8 @@ class _Members:
 
 
 def stacks_of(states: Iterable[RankState]) -> list[tuple[RankState, Sequence[Thread]]]:
-    """The states that have stacks, with them. A worker without its own that gave the same digest
-    as another one has that one's; threads never read (a worker that didn't answer) leave it out."""
+    """The states that have stacks, each with its stacks. A worker that gave only a digest has the
+    stacks of a worker with the same digest. A worker without either is left out."""
     states = list(states)
     known = {
         (state.digest, state.mode, state.kind): state.threads
@@ -84,8 +84,8 @@ def stacks_of(states: Iterable[RankState]) -> list[tuple[RankState, Sequence[Thr
 
 
 def groups(states: Iterable[RankState]) -> list[Group]:
-    """Each worker that has stacks is in exactly one group. The smallest groups come first, of equal
-    ones that with the lowest rank."""
+    """Each worker that has stacks is in exactly one group. The smallest groups come first. Of two
+    equal groups, the one with the lower rank comes first."""
     shared: dict[int, _Doing] = {}
     alike: dict[Key, _Doing] = {}
     frames: dict[Frame, Frame] = {}
@@ -158,7 +158,7 @@ def _doing(threads: Sequence[Thread], frames: dict[Frame, Frame]) -> _Doing:
         elif is_idle(thread, its_role):
             idle[its_role] = idle.get(its_role, 0) + 1
         else:
-            # A stack that never held still is another one each time: it must not part the ranks.
+            # This stack changed each time it was read, so it tells nothing about the ranks.
             stack = () if thread.unstable else normal(thread.frames, frames)
             active.setdefault((its_role, stack), index)
     for each in sorted(active, key=lambda each: (each[0], _sortable(each[1]))):

@@ -47,7 +47,7 @@ Shape = tuple[int, ...]
 
 
 class Key(NamedTuple):
-    """What torch calls a group; "0" and "default_pg" for the default one."""
+    """torch's name and description of a group: "0" and "default_pg" for the default group."""
 
     name: str
     desc: str
@@ -132,7 +132,7 @@ class GroupRecord:
 
     @property
     def first_pending(self) -> Operation | None:
-        """The collective that has not ended though all before it may have."""
+        """The first collective that has not ended."""
         pending = [seq for seq, ops in self.collectives.items() if not all(op.done for op in ops)]
         if not pending:
             return None
@@ -158,7 +158,7 @@ class GroupRecord:
 
 @dataclass(slots=True)
 class RankRecord:
-    """What one rank's recorder holds; without groups if it has none or sent nonsense."""
+    """What one rank's recorder holds. It has no groups if the rank has none or sent nonsense."""
 
     groups: dict[Key, GroupRecord] = field(default_factory=dict)
     enqueued: int = 0
@@ -179,9 +179,9 @@ class RankRecord:
 
 
 class Shared:
-    """Lists of ranks, each read once: every rank of a large job sends the same ones.
+    """Lists of ranks, each read only once, because all ranks of a large job send the same lists.
 
-    A list is known by its identity, so it has to live as long as this.
+    A list is known by its identity, so it has to live as long as this object.
     """
 
     def __init__(self) -> None:
@@ -189,7 +189,7 @@ class Shared:
         self.alike: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def ranks(self, value: Any) -> tuple[int, ...] | None:
-        """Sorted; equal ones are the same object. None for none."""
+        """*value*, sorted. Equal lists are the same object. None if it is no list of ranks."""
         if not isinstance(value, (list, str)):
             return None
         source = value if isinstance(value, str) else id(value)
@@ -199,8 +199,8 @@ class Shared:
         return self.by_source[source]
 
     def packed(self, text: str, most: int) -> tuple[int, ...] | None:
-        """As :meth:`ranks`, of the text of a summary (``"0-4095"``), which a few characters make
-        long: None if it stands for more than *most*."""
+        """As :meth:`ranks`, for the text of a summary (``"0-4095"``). Few characters may mean many
+        ranks: None if there are more than *most*."""
         found = self.by_source.get(text)
         if found is None:
             try:

@@ -36,11 +36,11 @@ Role = Literal[
     "store",
     "workerserver",
 ]
-"""dataloader: the pin-memory thread, or a worker. queue feeder: what multiprocessing's queues write
-through; DataLoader has one for each worker. pool: concurrent.futures and multiprocessing.pool.
-workerserver: ours, or that of torch's own server."""
+"""dataloader: the pin-memory thread, or a worker. queue feeder: the thread that writes into a queue
+of multiprocessing; a DataLoader has one for each worker. pool: concurrent.futures and
+multiprocessing.pool. workerserver: ours, or that of torch's own server."""
 
-#: By name. What names itself ``pt_…`` is C++ of torch, cut by the kernel to 15 characters.
+#: By name. Threads named ``pt_…`` are C++ of torch. The kernel cuts names to 15 characters.
 _NAMES: tuple[tuple[str, Role], ...] = (
     ("workerserver", "workerserver"),
     ("pt_workerserver", "workerserver"),
@@ -76,7 +76,7 @@ _POOLS: dict[tuple[str, str], Role] = {
     ("multiprocessing/pool.py", "_handle_results"): "pool",
 }
 
-#: By whose code the thread was given to run: its oldest frame beyond Python's own library.
+#: By the code that the thread was given to run: its oldest frame outside of Python's library.
 _OWNERS: tuple[tuple[str, Role], ...] = (
     ("workerserver/", "workerserver"),
     ("torch/_inductor/", "compile"),
@@ -94,10 +94,10 @@ _OWNERS: tuple[tuple[str, Role], ...] = (
     ("pydevd", "debugger"),
 )
 
-#: Never what a job waits for: not shown, unless one of them keeps the GIL.
+#: A job never waits for these. They are shown only if one of them keeps the GIL.
 _BACKGROUND = frozenset({"debugger", "logging"})
 
-#: Where Python's library waits: modules that do nothing else while they are the newest frames.
+#: Modules of Python's library that wait: they do nothing else while they are the newest frames.
 WAITS = frozenset(
     {
         "multiprocessing/connection.py",
@@ -115,7 +115,7 @@ def main_thread(threads: Sequence[Thread]) -> Thread | None:
 
 
 def role(thread: Thread) -> Role:
-    """What *thread* is there for, as far as it shows by itself."""
+    """What *thread* is there for, as far as it can be told from that thread alone."""
     if thread.main:
         return "main"
     name = thread.name or ""
@@ -144,8 +144,8 @@ def _role_by_frames(frames: tuple[Frame, ...]) -> Role:
 
 
 def roles(threads: Sequence[Thread]) -> list[Role]:
-    """The role of each, told also from the others: while the main thread is in a backward pass, a
-    thread that no Python code started runs its hooks."""
+    """The role of each thread, told from all of them: while the main thread is in a backward pass,
+    a thread that no Python code started runs the hooks of that pass."""
     found = [role(thread) for thread in threads]
     main = main_thread(threads)
     if main is not None and any(frame.function == "_engine_run_backward" for frame in main.frames):
@@ -156,7 +156,8 @@ def roles(threads: Sequence[Thread]) -> list[Role]:
 
 
 def _is_foreign(thread: Thread) -> bool:
-    """Whether C++ started it: threading doesn't know it, or only since it asked for itself."""
+    """Whether C++ started it. ``threading`` does not know such a thread, or has made a "Dummy-"
+    for it because the thread asked for itself."""
     oldest = thread.frames[-1]
     return (
         (thread.name is None or thread.name.startswith("Dummy-"))
@@ -169,10 +170,10 @@ def _is_foreign(thread: Thread) -> bool:
 
 
 def is_idle(thread: Thread, its_role: Role | None = None) -> bool:
-    """Whether it only waits in the place where threads of its role wait for work.
+    """Whether *thread* only waits, where threads of its role wait for work.
 
-    A C function that a pool was given directly (``pool.apply(time.sleep)``) leaves no frame of its
-    own, so that thread looks idle unless the kernel says where it sleeps.
+    A pool may run a C function directly (``pool.apply(time.sleep)``). Such a call leaves no frame.
+    The thread then looks idle, unless the kernel says that it sleeps.
     """
     its_role = its_role or role(thread)
     if its_role == "main":
@@ -185,11 +186,11 @@ def is_idle(thread: Thread, its_role: Role | None = None) -> bool:
         return True
     if thread.wchan is not None and "nanosleep" in thread.wchan:
         return False
-    return _stands_idle(thread.frames)
+    return _waits_for_work(thread.frames)
 
 
 @lru_cache(maxsize=4096)
-def _stands_idle(frames: tuple[Frame, ...]) -> bool:
+def _waits_for_work(frames: tuple[Frame, ...]) -> bool:
     for frame in frames:
         path, function = code_file(frame.file).path, frame.function
         if (path, function) == ("multiprocessing/queues.py", "_feed"):
@@ -211,7 +212,7 @@ _IDLE = frozenset(
         ("torch/utils/data/_utils/worker.py", "_worker_loop"),
     }
 )
-#: Between the loop and where it waits.
+#: Frames between the loop and the place where it waits.
 _STEPS = frozenset(
     {
         ("multiprocessing/pool.py", "_wait_for_updates"),
@@ -223,6 +224,6 @@ _STEPS = frozenset(
 
 
 def busy(threads: Sequence[Thread]) -> list[tuple[Role, Thread]]:
-    """The main thread, and those that do something, with their roles."""
+    """The threads that do something, the main thread always, with their roles."""
     pairs = zip(roles(threads), threads, strict=True)
     return [(each, thread) for each, thread in pairs if not is_idle(thread, each)]
