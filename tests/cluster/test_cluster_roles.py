@@ -14,7 +14,7 @@ from support.lifecycle import run_isolated
 
 from workerserver.cluster.model import Frame, Thread
 from workerserver.cluster.read import roles
-from workerserver.cluster.read.blocked_on import blocked_on
+from workerserver.cluster.read.blocked_on import TABLE, Blocked, Rule, blocked_on
 from workerserver.cluster.read.owners import code_file, dotted, is_library
 from workerserver.cluster.read.stacks import parse_json, parse_text
 
@@ -123,6 +123,68 @@ def test_what_the_kernel_says(state: str | None, wchan: str | None, kind: str) -
     assert blocked_on([replace(main, holds_gil=True)]).call == blocked_on([main]).call
 
 
+# ---- what it is blocked on
+
+SITE = "/v/lib/python3.11/site-packages/"
+USER = ("/home/me/train.py", "step")
+BACKWARD = (f"{SITE}torch/autograd/graph.py", "_engine_run_backward")
+NEXT = (f"{SITE}torch/utils/data/dataloader.py", "__next__")
+REDUCE = (f"{SITE}torch/distributed/distributed_c10d.py", "all_reduce")
+GET = ("/usr/lib/python3.11/queue.py", "get")
+FIT = (f"{SITE}trainer/loop.py", "fit")
+
+
+def blocked(*places: tuple[str, str]) -> Blocked:
+    """On what a thread is blocked that is in these files and functions, newest first."""
+    frames = tuple(Frame(file, 1, function) for file, function in places)
+    return blocked_on([Thread(frames, "MainThread", main=True, state="S", wchan="futex_do_wait")])
+
+
+@pytest.mark.parametrize("rule", [rule for group in TABLE for rule in group])
+def test_each_rule_of_the_table(rule: Rule) -> None:
+    library = SITE if rule.path.startswith("torch/") else "/usr/lib/python3.11/"
+    function = rule.function or "anything"
+    found = blocked((library + rule.path, function), USER)
+    assert (found.kind, found.location, found.inside) == (rule.kind, Frame(*_at(USER)), True)
+    assert found.call == rule.call if rule.call is not None else found.call.endswith(function)
+
+
+def _at(place: tuple[str, str]) -> tuple[str, int, str]:
+    return place[0], 1, place[1]
+
+
+@pytest.mark.parametrize(
+    ("places", "kind", "call", "polls"),
+    [
+        # Other ranks go before everything else, whatever has called torch.distributed.
+        ((REDUCE, NEXT, USER), "collective", "torch.distributed.all_reduce", True),
+        ((REDUCE, BACKWARD, USER), "collective", "torch.distributed.all_reduce", True),
+        ((GET, NEXT, USER), "dataloader", "next batch of a DataLoader", True),
+        # A backward pass may take one lock after another.
+        ((GET, BACKWARD, USER), "lock", "backward pass", False),
+        ((BACKWARD, USER), "backward", "backward pass", False),
+        ((GET, USER), "lock", "queue.get", True),
+        # What the user's own code does is nearer than what has called it.
+        ((USER, NEXT, USER), "wait", "a lock", True),
+        # Where all code is installed, a package may have wrapped the call from inside.
+        ((FIT, REDUCE, FIT), "collective", "torch.distributed.all_reduce", True),
+        ((FIT, BACKWARD, FIT), "wait", "a lock", True),
+    ],
+)
+def test_which_rule_decides(
+    places: tuple[tuple[str, str], ...], kind: str, call: str, polls: bool
+) -> None:
+    found = blocked(*places)
+    assert (found.kind, found.call, found.polls) == (kind, call, polls)
+    assert found.on_ranks == (kind == "collective")
+    assert found.on_no_rank == (kind in ("dataloader", "lock"))
+
+
+def test_no_rule_hides_another_one() -> None:
+    calls = [(rule.path, rule.function) for group in TABLE for rule in group]
+    assert len({*calls}) == len(calls)
+
+
 def test_dotted() -> None:
     assert dotted("torch/_tensor.py", "backward") == "torch.backward"
     assert dotted("torch/optim/adam.py", "step") == "torch.optim.adam.step"
@@ -161,7 +223,6 @@ def thread_of(*places: tuple[str, str], **more: Any) -> Thread:
 
 
 WAIT = ("/usr/lib/python3.11/threading.py", "wait")
-SITE = "/v/lib/python3.11/site-packages/"
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ class _Told(NamedTuple):
     works: bool = False
 
 
-Place = tuple[str, str]
+CallSite = tuple[str, str]
 """A frame's file, as its owner calls it, and its function."""
 
 
@@ -296,7 +296,9 @@ def _by_frames(frames: tuple[Frame, ...]) -> _Told:
     return _Told(line, own, kind, _in_words(called, everything, found), works)
 
 
-def _in_words(called: Sequence[Place], everything: Sequence[Place], found: Sequence[_Match]) -> str:
+def _in_words(
+    called: Sequence[CallSite], everything: Sequence[CallSite], found: Sequence[_Match]
+) -> str:
     if found and found[0].group == 0 and (name := _function_of_torch(everything)) is not None:
         return name
     for each in found:
@@ -318,7 +320,7 @@ def _users_line(frames: Sequence[Frame]) -> tuple[int, bool]:
     return package or 0, False
 
 
-def _matching(called: Sequence[Place], everything: Sequence[Place]) -> list[_Match]:
+def _matching(called: Sequence[CallSite], everything: Sequence[CallSite]) -> list[_Match]:
     """The rules that match, the one that decides first."""
     found: list[_Match] = []
     for index, (path, function) in enumerate(everything):
@@ -331,7 +333,7 @@ def _matching(called: Sequence[Place], everything: Sequence[Place]) -> list[_Mat
     return sorted(found, key=lambda each: (each.group, each.frame))
 
 
-def _function_of_torch(places: Sequence[Place]) -> str | None:
+def _function_of_torch(places: Sequence[CallSite]) -> str | None:
     """The outermost function of torch.distributed, a public one if possible."""
     private = None
     for path, function in places:
@@ -344,7 +346,7 @@ def _function_of_torch(places: Sequence[Place]) -> str | None:
     return private
 
 
-def _by_files(places: Sequence[Place]) -> Kind:
+def _by_files(places: Sequence[CallSite]) -> Kind:
     for path, _ in reversed(places):
         if path.startswith(_IO):
             return "io"
