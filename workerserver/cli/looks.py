@@ -34,7 +34,8 @@ async def looks(
     every: float,
     most: int | None = None,
 ) -> AsyncIterator[Round]:
-    """Until there were *most*, or the client is stopped; one that this cuts short is left out."""
+    """Look again and again, until there were *most* looks or the client is stopped. A look that is
+    cut short is left out."""
     loop = asyncio.get_running_loop()
     number = 0
     while True:

@@ -29,7 +29,7 @@ from workerserver.ranks import fold
 
 __all__ = ["group_dict", "main", "report", "show_groups", "tree_dicts"]
 
-#: Groups that people are shown without --all: the odd ones, and the largest.
+#: Groups that people are shown without --all: the smallest ones, and the largest.
 MAX_GROUPS = 12
 #: Lines of a tree.
 MAX_BRANCHES = 200
@@ -143,7 +143,8 @@ def _render(
 
 
 def show_groups(found: Sequence[Group], out: Output, *, everything: bool = False) -> None:
-    """The groups, the odd ones first; of many, the largest last one stays in sight."""
+    """The groups, the smallest first. If there are many, only the first ones and the largest, which
+    is the last one, are shown."""
     shown = list(found)
     left = 0 if everything else max(len(shown) - MAX_GROUPS, 0)
     if left:

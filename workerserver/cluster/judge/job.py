@@ -131,7 +131,7 @@ class Job:
             size = self.expected[-1] + 1
         return combine(self.now.records, size)
 
-    # --- names
+    # --- where a rank is asked
 
     def address(self, rank: int) -> str:
         state = self.now.states.get(rank)

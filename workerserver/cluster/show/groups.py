@@ -22,8 +22,8 @@ def stack_lines(group: Group) -> list[str]:
 
 
 def render_group(group: Group) -> list[str]:
-    """The group's line, then its threads, newest frame first, runs of library frames as one line.
-    As the workers sent it: whoever prints it escapes it."""
+    """The group's line, then its threads, newest frame first. A run of library frames is one line.
+    The text is as the workers sent it: escape it before you print it."""
     names = short_fold(group.ranks)
     if group.unranked:
         names = ", ".join(filter(None, (names, f"{len(group.unranked)} of unknown rank")))

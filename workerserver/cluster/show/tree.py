@@ -27,9 +27,9 @@ def where(frame: Frame) -> str:
 
 
 def render_tree(node: Node) -> list[str]:
-    """One line for each chain of frames without a branch: how many, who, and the frames, oldest
-    first. As the workers sent it: whoever prints it escapes it. A line is a few thousand
-    characters at most, whatever came."""
+    """One line for each chain of frames without a branch: how many workers, their ranks, and the
+    frames, oldest first. The text is as the workers sent it: escape it before you print it. A line
+    has a few thousand characters at most."""
     lines: list[str] = []
     waiting = [(node, 0)]
     while waiting:
@@ -48,8 +48,8 @@ def render_tree(node: Node) -> list[str]:
 
 
 def short_fold(ranks: Sequence[int]) -> str:
-    """As ``ranges.fold``, ended with "..." where it gets too long for a line."""
-    # What is cut off anyway needn't be folded: each number takes two characters at least.
+    """As :func:`fold`, cut with "..." if it gets too long for a line."""
+    # Each number takes two characters at least: numbers that are cut off need not be folded.
     text = fold(ranks[: MAX_RANGES * MAX_RANGES])
     if len(text) <= MAX_RANGES and len(ranks) <= MAX_RANGES * MAX_RANGES:
         return text
@@ -79,7 +79,7 @@ def _parts(frames: Stack) -> list[str]:
     return parts
 
 
-#: Functions of libraries that only pass a call on; private ones say little, too.
+#: Functions of libraries that only pass a call on. Private functions say little, too.
 _PASSING = frozenset({"wrapper", "inner", "decorate_context", "run", "__call__"})
 
 
@@ -100,9 +100,9 @@ def _cut(text: str) -> str:
 
 
 def short_frames(frames: Stack, most: int = 40) -> list[str]:
-    """Newest first, one line for each frame of the user's; runs of library frames are one line, but
-    for the newest frame of all, which says where the thread is. Of more than *most* lines the
-    middle is left out."""
+    """Newest first, one line for each frame of the user's. A run of library frames is one line. The
+    newest frame of all has a line in any case, because it says where the thread is. If there are
+    more than *most* lines, the middle is left out."""
     lines: list[str] = []
     run: list[Frame] = []
     for index, frame in enumerate((*frames, None)):
