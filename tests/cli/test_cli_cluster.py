@@ -27,7 +27,7 @@ from support.jobs.recordings import recording
 from support.lifecycle import environment
 
 from workerserver.cli import console, main
-from workerserver.cluster.judge.verdict import REASONS
+from workerserver.cluster.judge.sentences import SENTENCES
 from workerserver.http.registry import Registry
 from workerserver.server import WorkerServer
 from workerserver.types import Response
@@ -542,5 +542,5 @@ def test_progress_and_the_end_by_ctrl_c(folder: Path) -> None:
 
 def test_the_documentation_has_every_reason() -> None:
     text = (Path(__file__).parents[2] / "docs" / "diagnose.md").read_text()
-    for reason, meaning in REASONS.items():
-        assert f"| `{reason}` | {meaning} |\n" in text
+    for reason, sentence in SENTENCES.items():
+        assert f"| `{reason}` | {sentence.rests_on} |\n" in text

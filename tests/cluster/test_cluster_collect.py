@@ -32,7 +32,7 @@ from support.jobs.workers import (
 )
 
 from workerserver.cluster.ask.client import Client, run
-from workerserver.cluster.ask.questions import Memory, process_groups
+from workerserver.cluster.ask.questions import Memory
 from workerserver.cluster.ask.rounds import EVERYTHING, Round, collect, collect_round
 from workerserver.cluster.ask.survey import text_digest
 from workerserver.cluster.model import Worker
@@ -161,7 +161,8 @@ def test_what_does_not_change_is_in_memory_once(start: Start) -> None:
     assert second[1] is first[1]
     assert third[0] is first[0]
     assert third[1] != first[1]
-    (group,) = process_groups(third[1])
+    assert third[1] is not None
+    (group,) = third[1]["groups"]
     assert group["last_issued"] is group["first_pending"]
     assert group["last_issued"]["seq"] == 6
 

@@ -11,6 +11,7 @@ from support.jobs.recordings import NAMES, rounds, without_traces
 
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.verdict import Verdict
+from workerserver.cluster.show.report import verdict_dict
 
 
 def size(name: str) -> int:
@@ -122,7 +123,7 @@ def suspects(verdict: Verdict) -> list[tuple[Any, ...]]:
             each.process_group,
             each.collective,
             each.seq,
-            each.location.rpartition(" ")[2] if each.location is not None else None,
+            each.location.function if each.location is not None else None,
         )
         for each in verdict.suspects
     ]
@@ -221,13 +222,13 @@ def test_straggler_is_slow_not_stuck(last: int) -> None:
     verdict = diagnose(rounds("straggler-ours")[-last:], 3)
     assert (verdict.status, verdict.suspects) == (0, ())
     (slow,) = verdict.stragglers
-    assert (slow["rank"], slow["process_group"]) == (1, "default_pg")
-    assert verdict.sentence == f"no rank is stuck; {slow['text']}; at step 6"
-    assert slow["text"].startswith("rank 1 is slow: it comes to the operations of default_pg 1.0")
+    assert (slow.rank, slow.process_group) == (1, "default_pg")
+    assert verdict.sentence == f"no rank is stuck; {slow.text}; at step 6"
+    assert slow.text.startswith("rank 1 is slow: it comes to the operations of default_pg 1.0")
 
 
 def test_as_json() -> None:
-    verdict = diagnose(rounds("asleep-ours"), 4).as_dict()
+    verdict = verdict_dict(diagnose(rounds("asleep-ours"), 4))
     assert json.loads(json.dumps(verdict)) == verdict
     (suspect,) = verdict.pop("suspects")
     evidence = suspect.pop("evidence")
@@ -301,9 +302,9 @@ def test_as_json() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_order_of_answers_changes_no_byte(name: str) -> None:
-    plain = json.dumps(diagnose(rounds(name), size(name)).as_dict())
+    plain = json.dumps(verdict_dict(diagnose(rounds(name), size(name))))
     for seed in range(3):
         given = rounds(name)
         for each in given:
             random.Random(seed).shuffle(each.states)
-        assert json.dumps(diagnose(given, size(name)).as_dict()) == plain
+        assert json.dumps(verdict_dict(diagnose(given, size(name)))) == plain

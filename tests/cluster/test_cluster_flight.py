@@ -17,7 +17,8 @@ from support.jobs.recordings import NAMES, flights, recording
 from workerserver.cluster.judge.flight import Analysis, analyse
 from workerserver.cluster.judge.waits import Need, resolve, terminals
 from workerserver.cluster.read import flight_records
-from workerserver.cluster.read.flight_records import MAX_RANKS, Key, Shared, read
+from workerserver.cluster.read.flight_records import read
+from workerserver.cluster.read.recorder import MAX_RANKS, Key, Shared
 
 DEFAULT = Key("0", "default_pg")
 

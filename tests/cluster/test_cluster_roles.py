@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from support.lifecycle import run_isolated
 
 from workerserver.cluster.model import Frame, Thread
-from workerserver.cluster.read import stacks
-from workerserver.cluster.read.calls import dotted
-from workerserver.cluster.read.roles import place
+from workerserver.cluster.read import roles
+from workerserver.cluster.read.blocked_on import TABLE, Blocked, Rule, blocked_on
+from workerserver.cluster.read.owners import code_file, dotted, is_library
 from workerserver.cluster.read.stacks import parse_json, parse_text
 
 # ---- whose code it is
@@ -53,16 +53,16 @@ from workerserver.cluster.read.stacks import parse_json, parse_text
     ],
 )
 def test_places(file: str, owner: str, path: str) -> None:
-    found = place(file)
+    found = code_file(file)
     assert (found.owner, found.path) == (owner, path)
-    assert place(found.file) == found
-    assert stacks.is_library(Frame(file, 1, "f")) == (owner != "user")
+    assert code_file(found.file) == found
+    assert is_library(Frame(file, 1, "f")) == (owner != "user")
 
 
 @given(st.text("/<>abpython3.lib- \n") | st.text())
 def test_any_place(file: str) -> None:
-    found = place(file)
-    assert place(found.file) == found
+    found = code_file(file)
+    assert code_file(found.file) == found
 
 
 def main_of(*files: str, **more: Any) -> Thread:
@@ -87,14 +87,14 @@ PACKAGE = "/v/site-packages/trainer/loop.py"
 )
 def test_location(files: tuple[str, ...], line: int | None, call: str) -> None:
     threads = [Thread((Frame("c.py", 9, "g"),)), main_of(*files, state="R")]
-    found = stacks.location(threads)
+    found = blocked_on(threads).location
     assert (None if found is None else found.line) == line
-    assert stacks.call(threads) == call
+    assert blocked_on(threads).call == call
 
 
 def test_without_a_main_thread() -> None:
     threads = [Thread((Frame("c.py", 9, "g"),))]
-    assert (stacks.location(threads), stacks.call(threads)) == (None, "")
+    assert (blocked_on(threads).location, blocked_on(threads).call) == (None, "")
 
 
 @pytest.mark.parametrize(
@@ -116,11 +116,73 @@ def test_without_a_main_thread() -> None:
 )
 def test_what_the_kernel_says(state: str | None, wchan: str | None, kind: str) -> None:
     main = main_of("a.py", state=state, wchan=wchan)
-    assert stacks.stand([main]).kind == kind
+    assert blocked_on([main]).kind == kind
     holder = Thread((), holds_gil=True)
-    both = stacks.call([main, holder])
+    both = blocked_on([main, holder]).call
     assert ("GIL" in both) == (wchan == "futex_do_wait")
-    assert stacks.call([replace(main, holds_gil=True)]) == stacks.call([main])
+    assert blocked_on([replace(main, holds_gil=True)]).call == blocked_on([main]).call
+
+
+# ---- what it is blocked on
+
+SITE = "/v/lib/python3.11/site-packages/"
+USER = ("/home/me/train.py", "step")
+BACKWARD = (f"{SITE}torch/autograd/graph.py", "_engine_run_backward")
+NEXT = (f"{SITE}torch/utils/data/dataloader.py", "__next__")
+REDUCE = (f"{SITE}torch/distributed/distributed_c10d.py", "all_reduce")
+GET = ("/usr/lib/python3.11/queue.py", "get")
+FIT = (f"{SITE}trainer/loop.py", "fit")
+
+
+def blocked(*places: tuple[str, str]) -> Blocked:
+    """On what a thread is blocked that is in these files and functions, newest first."""
+    frames = tuple(Frame(file, 1, function) for file, function in places)
+    return blocked_on([Thread(frames, "MainThread", main=True, state="S", wchan="futex_do_wait")])
+
+
+@pytest.mark.parametrize("rule", [rule for group in TABLE for rule in group])
+def test_each_rule_of_the_table(rule: Rule) -> None:
+    library = SITE if rule.path.startswith("torch/") else "/usr/lib/python3.11/"
+    function = rule.function or "anything"
+    found = blocked((library + rule.path, function), USER)
+    assert (found.kind, found.location, found.inside) == (rule.kind, Frame(*_at(USER)), True)
+    assert found.call == rule.call if rule.call is not None else found.call.endswith(function)
+
+
+def _at(place: tuple[str, str]) -> tuple[str, int, str]:
+    return place[0], 1, place[1]
+
+
+@pytest.mark.parametrize(
+    ("places", "kind", "call", "polls"),
+    [
+        # Other ranks go before everything else, whatever has called torch.distributed.
+        ((REDUCE, NEXT, USER), "collective", "torch.distributed.all_reduce", True),
+        ((REDUCE, BACKWARD, USER), "collective", "torch.distributed.all_reduce", True),
+        ((GET, NEXT, USER), "dataloader", "next batch of a DataLoader", True),
+        # A backward pass may take one lock after another.
+        ((GET, BACKWARD, USER), "lock", "backward pass", False),
+        ((BACKWARD, USER), "backward", "backward pass", False),
+        ((GET, USER), "lock", "queue.get", True),
+        # What the user's own code does is nearer than what has called it.
+        ((USER, NEXT, USER), "wait", "a lock", True),
+        # Where all code is installed, a package may have wrapped the call from inside.
+        ((FIT, REDUCE, FIT), "collective", "torch.distributed.all_reduce", True),
+        ((FIT, BACKWARD, FIT), "wait", "a lock", True),
+    ],
+)
+def test_which_rule_decides(
+    places: tuple[tuple[str, str], ...], kind: str, call: str, polls: bool
+) -> None:
+    found = blocked(*places)
+    assert (found.kind, found.call, found.polls) == (kind, call, polls)
+    assert found.on_ranks == (kind == "collective")
+    assert found.on_no_rank == (kind in ("dataloader", "lock"))
+
+
+def test_no_rule_hides_another_one() -> None:
+    calls = [(rule.path, rule.function) for group in TABLE for rule in group]
+    assert len({*calls}) == len(calls)
 
 
 def test_dotted() -> None:
@@ -147,9 +209,9 @@ def test_dotted() -> None:
 def test_roles_by_name(name: str | None, role: str) -> None:
     """C++ threads, where the kernel lists them: none has Python frames."""
     thread = Thread((), name=name, state="S")
-    assert stacks.role(thread) == role
-    assert stacks.is_idle(thread)
-    assert stacks.is_idle(replace(thread, holds_gil=True)) == (role == "workerserver")
+    assert roles.role(thread) == role
+    assert roles.is_idle(thread)
+    assert roles.is_idle(replace(thread, holds_gil=True)) == (role == "workerserver")
 
 
 def thread_of(*places: tuple[str, str], **more: Any) -> Thread:
@@ -161,7 +223,6 @@ def thread_of(*places: tuple[str, str], **more: Any) -> Thread:
 
 
 WAIT = ("/usr/lib/python3.11/threading.py", "wait")
-SITE = "/v/lib/python3.11/site-packages/"
 
 
 @pytest.mark.parametrize(
@@ -210,8 +271,8 @@ SITE = "/v/lib/python3.11/site-packages/"
     ],
 )
 def test_roles_by_frames(thread: Thread, role: str, idle: bool) -> None:
-    assert stacks.role(thread) == role
-    assert stacks.is_idle(thread) == idle
+    assert roles.role(thread) == role
+    assert roles.is_idle(thread) == idle
 
 
 def test_hooks_of_a_backward_pass() -> None:
@@ -220,10 +281,10 @@ def test_hooks_of_a_backward_pass() -> None:
     engine = Frame(f"{SITE}torch/autograd/graph.py", 1, "_engine_run_backward")
     main = Thread((engine, Frame("/home/me/train.py", 9, "<module>")), main=True)
     idle = Thread(main.frames[1:], main=True)
-    assert stacks.roles([hook, main]) == ["autograd", "main"]
-    assert stacks.roles([hook, idle]) == ["other", "main"]
-    assert stacks.roles([thread_of(("/home/me/train.py", "hook")), main]) == ["other", "main"]
-    assert stacks.roles([replace(hook, name="mine"), main]) == ["other", "main"]
+    assert roles.roles([hook, main]) == ["autograd", "main"]
+    assert roles.roles([hook, idle]) == ["other", "main"]
+    assert roles.roles([thread_of(("/home/me/train.py", "hook")), main]) == ["other", "main"]
+    assert roles.roles([replace(hook, name="mine"), main]) == ["other", "main"]
 
 
 # ---- real processes
@@ -267,10 +328,10 @@ def scenes() -> Scenes:
 )
 def test_calls_of_real_processes(scenes: Scenes, scene: str, call: str) -> None:
     for threads in scenes[scene]:
-        here = stacks.location(threads)
+        here = blocked_on(threads).location
         assert here is not None
         assert here.file.endswith("cluster/cluster_scenes.py")
-        assert stacks.call(threads) == call
+        assert blocked_on(threads).call == call
 
 
 @pytest.mark.torch
@@ -280,14 +341,14 @@ def test_calls_of_real_processes(scenes: Scenes, scene: str, call: str) -> None:
 )
 def test_calls_without_a_frame(scenes: Scenes, scene: str, call: str) -> None:
     by_json, by_text = scenes[scene]
-    if stacks.main_thread(by_json).wchan is None:  # type: ignore[union-attr]
+    if roles.main_thread(by_json).wchan is None:  # type: ignore[union-attr]
         call = "waiting"  # this kernel doesn't tell
-    assert (stacks.call(by_json), stacks.call(by_text)) == (call, "")
+    assert (blocked_on(by_json).call, blocked_on(by_text).call) == (call, "")
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    ("scene", "roles"),
+    ("scene", "expected"),
     [
         ("loader", [("queue feeder", True), ("queue feeder", True)]),
         ("pinning", [("dataloader", True)]),
@@ -297,14 +358,16 @@ def test_calls_without_a_frame(scenes: Scenes, scene: str, call: str) -> None:
         ("backward", []),
     ],
 )
-def test_roles_of_real_processes(scenes: Scenes, scene: str, roles: list[tuple[str, bool]]) -> None:
+def test_roles_of_real_processes(
+    scenes: Scenes, scene: str, expected: list[tuple[str, bool]]
+) -> None:
     for threads in scenes[scene]:
         found = [
-            (role, stacks.is_idle(thread, role))
-            for role, thread in zip(stacks.roles(threads), threads, strict=True)
+            (role, roles.is_idle(thread, role))
+            for role, thread in zip(roles.roles(threads), threads, strict=True)
             if role != "main" and not any(frame.function == "watch" for frame in thread.frames)
         ]
-        assert found == roles
+        assert found == expected
         assert sum(thread.main for thread in threads) == 1
 
 
@@ -312,7 +375,7 @@ def test_roles_of_real_processes(scenes: Scenes, scene: str, roles: list[tuple[s
 def test_torch_s_own_server(scenes: Scenes) -> None:
     _, threads = scenes["torch's server"]
     asked = [
-        (each, thread.frames) for each, thread in zip(stacks.roles(threads), threads, strict=True)
+        (each, thread.frames) for each, thread in zip(roles.roles(threads), threads, strict=True)
     ]
     assert ("workerserver", ()) in asked
-    assert [role for role, _ in stacks.busy(threads)] == ["other", "main"]
+    assert [role for role, _ in roles.busy(threads)] == ["other", "main"]

@@ -20,6 +20,8 @@ from support.wire import post
 
 from workerserver.cluster.model import Frame, Thread
 from workerserver.cluster.read import stacks
+from workerserver.cluster.read.blocked_on import blocked_on
+from workerserver.cluster.read.roles import busy, roles
 from workerserver.cluster.read.stacks import parse_json, parse_text, read_json, read_text
 from workerserver.stacks._stacks import Snapshot, prepare, snapshot
 
@@ -169,11 +171,11 @@ def test_over_the_wire(ours_unix: Served, connect: Connect, query: str) -> None:
     )
     assert ["plain" in [frame.function for frame in each.frames] for each in threads].count(True)
     assert sum(thread.main for thread in threads) == 1
-    names = stacks.roles(threads)
+    names = roles(threads)
     assert names.count("main") == 1
     # The loop; where it can be told from its name alone, the I/O thread too.
     assert names.count("workerserver") >= 1
-    assert not [thread for name, thread in stacks.busy(threads) if name == "workerserver"]
+    assert not [thread for name, thread in busy(threads) if name == "workerserver"]
 
 
 # ---- texts of other versions, as they were seen
@@ -321,9 +323,8 @@ def test_any_text(text: str) -> None:
     assert len(digest) == 16
     assert main is None or len(main) == 16
     threads = list(read.threads)
-    assert len(stacks.roles(threads)) == len(threads)
-    stacks.location(threads)
-    stacks.call(threads)
+    assert len(roles(threads)) == len(threads)
+    blocked_on(threads)
 
 
 @given(st.text(st.characters(exclude_characters="\\", exclude_categories=["Cs"]), min_size=1))
@@ -344,11 +345,11 @@ def test_what_faulthandler_would_not_have_escaped_stays(name: str) -> None:
 def test_texts_are_bounded() -> None:
     header, line = "Thread 0x1 (most recent call first):\n", '  File "a", line 1 in b\n'
     read = read_text((header + "\n") * 5000)
-    assert (len(read.threads), read.truncated) == (stacks.MOST_THREADS, True)
+    assert (len(read.threads), read.truncated) == (stacks.MAX_THREADS, True)
     (thread,) = parse_text(header + line * 2000)
-    assert (len(thread.frames), thread.truncated) == (stacks.MOST_DEPTH, True)
+    assert (len(thread.frames), thread.truncated) == (stacks.MAX_DEPTH, True)
     threads = parse_text((header + line * 1000) * 80)
-    assert sum(len(each.frames) for each in threads) == stacks.MOST_FRAMES
+    assert sum(len(each.frames) for each in threads) == stacks.MAX_FRAMES
     assert threads[-1].truncated
     (thread,) = parse_text(header + f'  File "{"a" * 20000}", line 1 in b\n')
     assert (thread.frames, thread.truncated) == ((), True)

@@ -14,8 +14,10 @@ from support.jobs.flight_entries import entry, json_values, peer, pending, trace
 from support.jobs.recordings import Round, rounds
 
 from workerserver.cluster.judge.diagnose import diagnose
-from workerserver.cluster.judge.verdict import REASONS, Verdict
+from workerserver.cluster.judge.reasons import STRENGTH
+from workerserver.cluster.judge.verdict import Verdict
 from workerserver.cluster.model import Failure, Frame, Health, RankState, Thread, Worker
+from workerserver.cluster.show.report import verdict_dict
 
 NOW = 2_000_000_000.0
 
@@ -338,7 +340,7 @@ def test_dead_rank_for_which_others_wait() -> None:
     verdict = diagnose(twice(rank(0, ahead, WAITING), rank(1, ahead, WAITING), gone(2)), 3)
     assert reasons(verdict) == [(2, "unreachable")]
     assert verdict.suspects[0].host == "node1"
-    assert verdict.as_dict()["unreachable"] == [
+    assert verdict_dict(verdict)["unreachable"] == [
         {
             "rank": 2,
             "host": "node1",
@@ -459,9 +461,9 @@ def test_nothing_makes_it_raise(given: list[Round], world_size: int | None) -> N
         for number, state in enumerate(each.states):
             state.worker = replace(state.worker, address=f"/run/{number}.sock")
     verdict = diagnose(given, world_size)
-    text = json.dumps(verdict.as_dict())
+    text = json.dumps(verdict_dict(verdict))
     for each in given:
         each.states.reverse()
-    assert json.dumps(diagnose(given, world_size).as_dict()) == text
+    assert json.dumps(verdict_dict(diagnose(given, world_size))) == text
     assert (verdict.status == 1) == bool(verdict.suspects)
-    assert all(each.reason in REASONS for each in verdict.suspects)
+    assert all(each.reason in STRENGTH for each in verdict.suspects)

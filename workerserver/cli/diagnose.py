@@ -21,16 +21,17 @@ from workerserver.cli.stacks import show_groups
 from workerserver.cli.text import seconds
 from workerserver.cluster.ask.rounds import EVERYTHING, Round
 from workerserver.cluster.judge.diagnose import diagnose
-from workerserver.cluster.judge.verdict import REASONS, Verdict
-from workerserver.cluster.read.groups import groups
+from workerserver.cluster.judge.sentences import SENTENCES
+from workerserver.cluster.judge.verdict import Verdict
+from workerserver.cluster.show.report import verdict_dict
 
 __all__ = ["STYLES", "main", "render", "report"]
 
 #: By exit status.
 STYLES = ("bold green", "bold red", "bold yellow")
 #: What people are shown without --all.
-MOST_SUSPECTS = 8
-MOST_LINES = 20
+MAX_SUSPECTS = 8
+MAX_LINES = 20
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,14 +57,14 @@ def main(argv: Sequence[str]) -> int:
 
 def report(verdict: Verdict, rounds: Sequence[Round]) -> dict[str, Any]:
     """The verdict, and what it cost, for JSON."""
-    return {**verdict.as_dict(), "time": rounds[-1].started, "cost": cost(rounds)}
+    return {**verdict_dict(verdict), "time": rounds[-1].started, "cost": cost(rounds)}
 
 
 def render(
     verdict: Verdict, rounds: Sequence[Round], out: Output, *, everything: bool = False
 ) -> None:
     """The sentence, then the suspects with their evidence, then what all ranks do."""
-    fields = verdict.as_dict()
+    fields = verdict_dict(verdict)
     out.line(verdict.sentence, STYLES[verdict.status])
     spent = cost(rounds)
     out.line(
@@ -72,7 +73,7 @@ def render(
         "dim",
     )
     suspects = fields["suspects"]
-    shown = suspects if everything else suspects[:MOST_SUSPECTS]
+    shown = suspects if everything else suspects[:MAX_SUSPECTS]
     for suspect in shown:
         _show_suspect(suspect, out)
     if len(shown) < len(suspects):
@@ -85,13 +86,12 @@ def render(
         out.line()
         out.line("slow, but not stuck", "bold")
         for each in verdict.stragglers:
-            out.line(str(each["text"]))
+            out.line(each.text)
     _show_lines("problems", verdict.problems, out, everything=everything)
-    together = groups(rounds[-1].states)
-    if together:
+    if verdict.groups:
         out.line()
         out.line("what the ranks do", "bold")
-        show_groups(together, out, everything=everything)
+        show_groups(verdict.groups, out, everything=everything)
 
 
 def _show_suspect(suspect: Mapping[str, Any], out: Output) -> None:
@@ -100,7 +100,7 @@ def _show_suspect(suspect: Mapping[str, Any], out: Output) -> None:
     at = ", ".join(filter(None, (host, suspect["address"])))
     out.line()
     out.line(f"{who} ({at}): {suspect['reason']}", "bold red")
-    out.line(f"  {REASONS[suspect['reason']]}", "dim")
+    out.line(f"  {SENTENCES[suspect['reason']].rests_on}", "dim")
     operation = suspect["collective"]
     if operation is not None and suspect["seq"] is not None:
         operation = f"{operation} #{suspect['seq']}"
@@ -126,7 +126,7 @@ def _show_lines(title: str, lines: Sequence[str], out: Output, *, everything: bo
         return
     out.line()
     out.line(title, "bold")
-    shown = lines if everything else lines[:MOST_LINES]
+    shown = lines if everything else lines[:MAX_LINES]
     for line in shown:
         out.line(line)
     if len(shown) < len(lines):

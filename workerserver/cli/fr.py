@@ -20,12 +20,13 @@ from workerserver.cli.job_command import (
 from workerserver.cluster.ask.rounds import Round
 from workerserver.cluster.find.host_lists import unfold
 from workerserver.cluster.judge.diagnose import diagnose
+from workerserver.cluster.show.report import verdict_dict
 from workerserver.cluster.show.tree import short_fold
 
 __all__ = ["main", "render", "report"]
 
 #: Rows and lines that people are shown without --all.
-MOST = 20
+MAX_ROWS = 20
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
 def report(rounds: Sequence[Round], size: int | None = None) -> dict[str, Any]:
     """The part of a verdict that needs no stacks, as JSON has it."""
-    fields = diagnose(rounds, size).as_dict()
+    fields = verdict_dict(diagnose(rounds, size))
     parts = ("ranks", "responded", "unreachable", "process_groups", "problems")
     failures = [
         f"{'worker ' + state.worker.address if state.rank is None else f'rank {state.rank}'}: "
@@ -78,7 +79,7 @@ def _status(process_groups: Sequence[Mapping[str, Any]]) -> int:
 
 def render(fields: Mapping[str, Any], out: Output, *, everything: bool = False) -> None:
     """A table for each process group, those in trouble first."""
-    most = None if everything else MOST
+    most = None if everything else MAX_ROWS
     process_groups = fields["process_groups"]
     out.line(
         f"{fields['responded']} of {fields['ranks']} ranks answered, process groups: "

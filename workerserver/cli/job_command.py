@@ -16,7 +16,7 @@ from workerserver.cli.places import TOKEN_HELP, add_places, client_options, find
 from workerserver.cli.text import count, positive_seconds
 from workerserver.cluster.ask.client import Client, run
 from workerserver.cluster.ask.rounds import Part, Round, collect
-from workerserver.cluster.failures import fatal
+from workerserver.cluster.failures import unusable
 from workerserver.cluster.model import RankState, Worker
 from workerserver.cluster.show.tree import short_fold
 
@@ -126,7 +126,7 @@ def look(
 
 def unreachable(states: Iterable[RankState]) -> list[dict[str, Any]]:
     """The workers without a usable answer, by rank."""
-    gone = [(state, fatal(state)) for state in states]
+    gone = [(state, unusable(state)) for state in states]
     return [
         {
             "rank": state.rank,
@@ -145,7 +145,7 @@ def problems(states: Iterable[RankState]) -> list[str]:
     return [
         f"{name(state)}: {question}: {failure.reason}: {failure.text}"
         for state in sorted(states, key=_order)
-        if fatal(state) is None
+        if unusable(state) is None
         for question, failure in sorted(state.failures.items())
     ]
 

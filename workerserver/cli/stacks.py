@@ -20,25 +20,19 @@ from workerserver.cli.job_command import (
 )
 from workerserver.cli.text import seconds
 from workerserver.cluster.ask.rounds import Round
-from workerserver.cluster.judge.verdict import where
-from workerserver.cluster.read.groups import (
-    Group,
-    Node,
-    groups,
-    observe,
-    render_group,
-    render_tree,
-    tree,
-)
-from workerserver.cluster.show.tree import short_fold
+from workerserver.cluster.read.groups import Group, groups
+from workerserver.cluster.read.progress import observe
+from workerserver.cluster.read.tree import Node, tree
+from workerserver.cluster.show.groups import render_group, stack_lines
+from workerserver.cluster.show.tree import render_tree, short_fold, where
 from workerserver.ranks import fold
 
 __all__ = ["group_dict", "main", "report", "show_groups", "tree_dicts"]
 
-#: Groups that people are shown without --all: the odd ones, and the largest.
-MOST_GROUPS = 12
+#: Groups that people are shown without --all: the smallest ones, and the largest.
+MAX_GROUPS = 12
 #: Lines of a tree.
-MOST_BRANCHES = 200
+MAX_BRANCHES = 200
 
 
 def main(argv: Sequence[str]) -> int:
@@ -86,17 +80,11 @@ def report(
 
 
 def group_dict(group: Group) -> dict[str, Any]:
-    """*stack*: the main thread, newest frame first, then the other threads that do something, each
-    after a line with its role."""
-    stack: list[str] = []
-    for thread, role in zip(group.threads, group.roles, strict=True):
-        if role != "main":
-            stack.append(f"[{role}]")
-        stack += [where(frame) for frame in thread.frames]
+    """A group, as JSON has it."""
     return {
         "ranks": group.folded,
         "count": group.count,
-        "stack": stack,
+        "stack": stack_lines(group),
         "unranked": group.unranked,
         "idle": {role: {"least": low, "most": high} for role, (low, high) in group.idle.items()},
     }
@@ -136,7 +124,7 @@ def _render(
         "bold",
     )
     show_gone(out, gone)
-    for line in problems(states)[: None if everything else MOST_GROUPS]:
+    for line in problems(states)[: None if everything else MAX_GROUPS]:
         out.line(line, "yellow")
     if len(rounds) > 1:
         for motion, ranks in _motions(rounds).items():
@@ -145,7 +133,7 @@ def _render(
     out.line()
     if as_tree:
         lines = render_tree(tree(states))
-        shown = lines if everything else lines[:MOST_BRANCHES]
+        shown = lines if everything else lines[:MAX_BRANCHES]
         for line in shown:
             out.line(line)
         if len(shown) < len(lines):
@@ -155,11 +143,12 @@ def _render(
 
 
 def show_groups(found: Sequence[Group], out: Output, *, everything: bool = False) -> None:
-    """The groups, the odd ones first; of many, the largest last one stays in sight."""
+    """The groups, the smallest first. If there are many, only the first ones and the largest, which
+    is the last one, are shown."""
     shown = list(found)
-    left = 0 if everything else max(len(shown) - MOST_GROUPS, 0)
+    left = 0 if everything else max(len(shown) - MAX_GROUPS, 0)
     if left:
-        del shown[MOST_GROUPS - 1 : -1]
+        del shown[MAX_GROUPS - 1 : -1]
     for index, group in enumerate(shown):
         if left and index == len(shown) - 1:
             out.line(f"... {left} more groups (--all)")

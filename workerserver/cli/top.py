@@ -25,7 +25,7 @@ HEADER = (
 #: The style of a row, by its state.
 STYLES = {"ok": "", "torch": "dim", "stalled": "yellow", "no GIL": "red"}
 #: A GIL that is away for so long is being held.
-GIL_AWAY_S = 1.0
+GIL_AWAY_SECONDS = 1.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -96,7 +96,7 @@ def _row(
     elif health is None:
         word = "torch"
     else:
-        word = "no GIL" if (away or 0.0) >= GIL_AWAY_S else health.status
+        word = "no GIL" if (away or 0.0) >= GIL_AWAY_SECONDS else health.status
     return {
         "rank": state.rank,
         "host": state.worker.host,

@@ -24,7 +24,7 @@ from workerserver.cluster.judge.diagnose import diagnose
 __all__ = ["Folder", "main"]
 
 #: Looks that a verdict rests on: without recorders, only time tells stuck from slow.
-HISTORY = 4
+MAX_HISTORY = 4
 WORDS = ("healthy", "SUSPECT", "unclear")
 _NAME = re.compile(r"round-[0-9]{8}T[0-9]{6}\.[0-9]{3}Z\.json\Z")
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     folder = Folder(options.folder, options.keep)
 
     async def watch(client: Client) -> int:
-        history: deque[Round] = deque(maxlen=HISTORY)
+        history: deque[Round] = deque(maxlen=MAX_HISTORY)
         status = 2
         async for look in looks(
             client, workers, EVERYTHING, every=options.every, most=options.count

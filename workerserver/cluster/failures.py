@@ -10,15 +10,17 @@ from collections.abc import Mapping
 from workerserver.cluster.model import Failure, RankState, Reason, Worker
 
 __all__ = [
+    "SILENT",
+    "UNKNOWN_WORKER",
     "Failed",
     "closed",
     "describe",
-    "fatal",
     "no_connection",
     "not_http",
     "not_permitted",
     "short",
     "unauthorized",
+    "unusable",
     "web_server",
 ]
 
@@ -28,6 +30,9 @@ _NOT_TLS = frozenset(
 )
 #: How a TLS server's alert begins (RFC 8446, section 5.1).
 _TLS_ALERT = b"\x15\x03"
+SILENT = Failure("unreachable", "it did not answer")
+#: Of a rank that has to exist.
+UNKNOWN_WORKER = Failure("missing", "no worker is known for it")
 
 
 class Failed(Exception):
@@ -36,18 +41,6 @@ class Failed(Exception):
     def __init__(self, reason: Reason, text: str) -> None:
         self.failure = Failure(reason, text)
         super().__init__(text)
-
-
-def fatal(state: RankState) -> Failure | None:
-    """Why nothing that the worker says can be used; None if something can."""
-    failures = [state.failures[question] for question in sorted(state.failures)]
-    for failure in failures:
-        if failure.reason == "lied":
-            return failure
-    answers = (state.health, state.digest, state.flight_summary, state.flight)
-    if state.responded and (state.threads or any(each is not None for each in answers)):
-        return None
-    return failures[0] if failures else Failure("unreachable", "it did not answer")
 
 
 # ---- connections
@@ -164,3 +157,15 @@ def short(value: object) -> str:
     text = str(value) if isinstance(value, Exception) else repr(value)
     text = " ".join(text.split())
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def unusable(state: RankState) -> Failure | None:
+    """Why nothing that the worker says can be used; None if something can."""
+    failures = [state.failures[question] for question in sorted(state.failures)]
+    lies = [failure for failure in failures if failure.reason == "lied"]
+    if lies:
+        return lies[0]
+    answers = (state.health, state.digest, state.flight_summary, state.flight)
+    if state.responded and (state.threads or any(each is not None for each in answers)):
+        return None
+    return failures[0] if failures else SILENT

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 __all__ = [
     "MAX_HOST_WORKERS",
@@ -16,6 +16,7 @@ __all__ = [
     "Frame",
     "Health",
     "RankState",
+    "RoundLike",
     "Thread",
     "Worker",
     "cores_used",
@@ -162,3 +163,13 @@ class RankState:
     failures: dict[str, Failure] = field(default_factory=dict)
     responded: bool = False
     bytes_received: int = 0
+
+
+class RoundLike(Protocol):
+    """What readers and judges need of one look at all ranks; ``ask.rounds.Round`` is one."""
+
+    @property
+    def states(self) -> Sequence[RankState]: ...
+    @property
+    def started(self) -> float:
+        """Seconds since the epoch."""

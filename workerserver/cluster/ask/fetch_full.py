@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from workerserver.cluster.ask.client import Client, Visit
-from workerserver.cluster.ask.questions import DIGEST, STACKS, TRACES, Memory, process_groups
+from workerserver.cluster.ask.questions import DIGEST, STACKS, TRACES, Memory
 from workerserver.cluster.failures import Failed
 from workerserver.cluster.model import Failure, RankState, Thread, Worker
+from workerserver.cluster.read.summary import positions, recorders
 
 #: A digest, and how the stacks were taken.
 Key = tuple[str, str | None]
 
-__all__ = ["full_stacks", "full_traces", "suspects"]
+__all__ = ["full_stacks", "full_traces", "worth_tracing"]
 
 #: Different stacks that are fetched in full. If there are more, the most and the least common ones.
 MAX_STACKS = 1024
@@ -100,15 +100,15 @@ def _ends(ordered: Sequence[Any], most: int) -> list[Any]:
 
 async def full_traces(client: Client, states: Sequence[RankState]) -> int:
     """Fill in ``flight`` where the summaries differ; return how many were fetched."""
-    by_worker = {state.worker: state for state in suspects(states)[:MAX_TRACES]}
+    by_worker = {state.worker: state for state in worth_tracing(states)[:MAX_TRACES]}
     if client.stopped:
         return 0
 
     async def talk(visit: Visit) -> None:
         state = by_worker[visit.worker]
-        recorders = {group.get("recorder") for group in process_groups(state.flight_summary)}
+        recorder = "nccl" if "nccl" in recorders(state.flight_summary) else "fr"
         try:
-            state.flight = await visit.ask(TRACES["nccl" if "nccl" in recorders else "fr"])
+            state.flight = await visit.ask(TRACES[recorder])
         finally:
             state.bytes_received += visit.received
 
@@ -118,7 +118,7 @@ async def full_traces(client: Client, states: Sequence[RankState]) -> int:
     return sum(state.flight is not None for state in by_worker.values())
 
 
-def suspects(states: Sequence[RankState]) -> list[RankState]:
+def worth_tracing(states: Sequence[RankState]) -> list[RankState]:
     """The ranks whose full traces are worth fetching, the rarest states first.
 
     For each process group whose members' summaries differ, one member of each state. If all
@@ -127,14 +127,14 @@ def suspects(states: Sequence[RankState]) -> list[RankState]:
     groups: dict[str, dict[str, list[RankState]]] = {}
     pending: list[RankState] = []
     for state in states:
-        for name, position, waits in _positions(state.flight_summary):
+        for name, position, waits in positions(state.flight_summary):
             groups.setdefault(name, {}).setdefault(position, []).append(state)
             if waits:
                 pending.append(state)
     found: list[tuple[int, int, RankState]] = []
-    for positions in groups.values():
-        if len(positions) > 1:
-            found += ((len(m), _order(m[0]), m[0]) for m in positions.values())
+    for places in groups.values():
+        if len(places) > 1:
+            found += ((len(m), _order(m[0]), m[0]) for m in places.values())
     if not found and pending:
         found = [(0, _order(state), state) for state in pending[:1]]
     found.sort(key=lambda entry: entry[:2])
@@ -143,21 +143,3 @@ def suspects(states: Sequence[RankState]) -> list[RankState]:
 
 def _order(state: RankState) -> int:
     return -1 if state.rank is None else state.rank
-
-
-def _positions(summary: Mapping[str, Any] | None) -> Iterable[tuple[str, str, bool]]:
-    """(group, how far this rank is in it, whether something is pending), where that can be read."""
-    for group in process_groups(summary):
-        stand = []
-        for name in ("last_issued", "last_retired", "first_pending"):
-            operation = group.get(name)
-            if isinstance(operation, dict):
-                stand.append([operation.get(key) for key in _SIGNATURE])
-            else:
-                stand.append([])
-        identity = [group.get(key) for key in ("recorder", "name", "desc", "ranks")]
-        yield json.dumps(identity), json.dumps(stand), bool(stand[2])
-
-
-#: The fields that say how far a rank is. Times differ on every rank.
-_SIGNATURE = ("seq", "p2p_seq", "p2p", "op", "input_sizes", "input_dtypes", "output_sizes")

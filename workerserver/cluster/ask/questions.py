@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,18 +10,9 @@ from workerserver.cluster.ask import bodies
 from workerserver.cluster.ask.exchange import Answer, Question
 from workerserver.cluster.model import Thread, Worker
 from workerserver.cluster.read import stacks
+from workerserver.cluster.read.summary import share
 
-__all__ = [
-    "DIGEST",
-    "HANDLERS",
-    "HEALTH",
-    "STACKS",
-    "SUMMARY",
-    "TEXT",
-    "TRACES",
-    "Memory",
-    "process_groups",
-]
+__all__ = ["DIGEST", "HANDLERS", "HEALTH", "STACKS", "SUMMARY", "TEXT", "TRACES", "Memory"]
 
 #: The stacks of a thousand threads, and a trace of a recorder with 20,000 entries.
 MAX_STACKS_BYTES = 8 << 20
@@ -59,10 +49,7 @@ class Memory:
         known = self.summaries.get(worker)
         if known is not None and known == summary:
             return known
-        for group in process_groups(summary):
-            last = group.get("last_issued")
-            if last is not None and group.get("first_pending") == last:
-                group["first_pending"] = last
+        share(summary)
         self.summaries[worker] = summary
         return summary
 
@@ -94,9 +81,3 @@ TRACES = {
         parse=lambda a: bodies.json_object(a.body),
     ),
 }
-
-
-def process_groups(summary: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    groups = (summary or {}).get("groups")
-    some = itertools.islice(groups, 4096) if isinstance(groups, list) else ()
-    return [group for group in some if isinstance(group, dict)]

@@ -1,7 +1,7 @@
 """What the flight recorders of all ranks say together, for each process group.
 
-Works on the traces and summaries alone, without stacks; :mod:`diagnose` joins both. What is
-compared are sequence numbers: torch counts the collectives of a group alike on each of its ranks.
+Only traces and summaries count here; :mod:`diagnose` adds the stacks. Sequence numbers can be
+compared between ranks, because torch counts a group's collectives in the same way on each of them.
 """
 
 from __future__ import annotations
@@ -11,25 +11,19 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from workerserver.cluster.judge import sentences
 from workerserver.cluster.judge.waits import Need, resolve
-from workerserver.cluster.read.flight_records import (
-    GroupRecord,
-    Key,
-    Operation,
-    RankRecord,
-    Shared,
-    read,
-)
-from workerserver.ranks import fold
+from workerserver.cluster.read.flight_records import read
+from workerserver.cluster.read.recorder import GroupRecord, Key, Operation, RankRecord, Shared
 
 __all__ = ["Analysis", "Group", "Mismatch", "Wait", "analyse", "combine"]
 
-#: In a job gone wrong each rank may wait in another operation; the oldest ones tell.
+#: Of one group. Each rank may wait in another operation; the oldest operations tell the most.
 MAX_WAITS = 64
-#: How far an operation may have been moved for "in another order".
+#: By how many numbers an operation may be off to count as issued in another order.
 MAX_SHIFT = 64
 
-#: Operations of which ranks rightly bring or take different sizes.
+#: Operations in which the ranks may have inputs, or outputs, of different sizes.
 UNEVEN_INPUTS = ("all_to_all", "alltoall", "scatter", "all_gather_v", "reduce_scatter_v")
 UNEVEN_OUTPUTS = ("all_to_all", "alltoall", "gather", "all_gather_v", "reduce_scatter_v")
 
@@ -72,8 +66,9 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mismatch:
-    """Ranks issued different things as one operation. *parties*: who issued what, the largest
-    first. *suspects*: all but the largest; all of them if no party is."""
+    """Ranks issued different operations with the same number. *parties*: which ranks issued what,
+    the largest party first. *suspects*: all ranks outside of the largest party. If two parties are
+    the largest, the ranks of all parties."""
 
     group: Group
     seq: int
@@ -87,7 +82,7 @@ class Analysis:
     groups: tuple[Group, ...]
     waits: tuple[Wait, ...]
     mismatches: tuple[Mismatch, ...]
-    """The first of each group: what follows is shifted."""
+    """The first one of each group: later numbers are shifted."""
     cycles: tuple[tuple[int, ...], ...]
     """Ranks that wait for each other: point-to-point, or in groups taken in different orders."""
     recorded: frozenset[int]
@@ -112,7 +107,8 @@ def analyse(
     world_size: int | None = None,
     summaries: Mapping[int, Any] | None = None,
 ) -> Analysis:
-    """Parsed ``fr_trace_json`` and ``fr_summary`` by rank; a rank may have either, or both."""
+    """*flights* has parsed ``fr_trace_json`` by rank, *summaries* ``fr_summary``. A rank may have
+    either, or both."""
     summaries = summaries or {}
     ranks = sorted({*flights, *summaries})
     shared = Shared()
@@ -121,7 +117,7 @@ def analyse(
 
 
 def combine(records: Mapping[int, RankRecord], world_size: int | None = None) -> Analysis:
-    """The same of records that were read before."""
+    """As :func:`analyse`, from records that have been read."""
     problems = {rank: list(record.problems) for rank, record in sorted(records.items())}
     groups = _groups(records, world_size, problems)
     waits = [wait for group in groups for wait in _waits(group, records)]
@@ -160,9 +156,9 @@ def _split(
     world_size: int | None,
     problems: dict[int, list[str]],
 ) -> list[Group]:
-    """Groups made by splitting may share a name, but no rank. Where claims contradict each other,
-    the one that more ranks make counts."""
-    # Equal ones are one object: comparing them for each rank would be quadratic in a large job.
+    """The groups that share the name *key*. Groups made by splitting may share a name, but no rank.
+    If two claims contradict each other, the claim of more ranks counts."""
+    # Equal lists are one object: to compare them for each rank would be quadratic in a large job.
     claimed = {id(record.ranks): record.ranks for record in members.values() if record.ranks}
     sets = {source: frozenset(ranks) for source, ranks in claimed.items()}
     claims: Counter[tuple[int, ...]] = Counter()
@@ -192,13 +188,9 @@ def _split(
         groups.append(Group(key, ranks, True, own))
     for rank, record in sorted(members.items()):
         if rank not in taken:
-            problems.setdefault(rank, []).append(
-                f"it has operations of {key.label}, to which it does not belong by the other ranks"
-            )
+            problems.setdefault(rank, []).append(sentences.not_a_member(key.label))
         elif record.ranks is not None and id(record.ranks) not in believed:
-            problems.setdefault(rank, []).append(
-                f"it says that {key.label} has ranks {fold(record.ranks)}; others say otherwise"
-            )
+            problems.setdefault(rank, []).append(sentences.other_members(key.label, record.ranks))
     return groups
 
 
@@ -213,7 +205,7 @@ def _waits(group: Group, records: Mapping[int, RankRecord]) -> list[Wait]:
         if first is not None:
             pending.setdefault(first.seq, []).append(rank)
         last[rank] = max(record.collectives, default=-1)
-    # Something has ended with them, so they have issued something: an empty record is none.
+    # If an operation has ended, all ranks have issued it: an empty record then tells nothing.
     begun = any(record.last_retired is not None for record in group.records.values())
     silent = []
     for rank in group.ranks:
@@ -250,8 +242,8 @@ def _middle(values: Iterable[int]) -> int | None:
 
 
 def _peer_waits(group: Group, problems: dict[int, list[str]]) -> list[Wait]:
-    """Sends and receives that have no counterpart yet. Only backends with NCCL's recorder record
-    them: "nccl:send 0->1", with ranks within the group."""
+    """Sends and receives whose peer has not posted its part. Only backends with NCCL's recorder
+    record them: "nccl:send 0->1", with ranks within the group."""
     posted: set[tuple[str, int, int]] = set()
     first: list[tuple[int, Operation, int, int]] = []
     for rank, record in sorted(group.records.items()):
@@ -260,10 +252,11 @@ def _peer_waits(group: Group, problems: dict[int, list[str]]) -> list[Wait]:
             if op.source is None or op.target is None:
                 continue  # "coalesced" closes a batch
             if not group.complete or max(op.source, op.target) >= len(group.ranks):
-                problems.setdefault(rank, []).append(f"{op.op}: no such ranks in {group.label}")
+                problem = sentences.no_such_ranks(op.op, group.label)
+                problems.setdefault(rank, []).append(problem)
                 continue
             source, target = group.ranks[op.source], group.ranks[op.target]
-            word = op.op.partition(" ")[0]
+            word = "recv" if op.op.startswith("recv") else "send"
             posted.add((word, source, target))
             if op.p2p_seq == pending[0].p2p_seq:  # what comes later waits behind it
                 first.append((rank, op, source, target))
@@ -273,7 +266,7 @@ def _peer_waits(group: Group, problems: dict[int, list[str]]) -> list[Wait]:
         peer, other = (source, "send") if receives else (target, "recv")
         if peer == rank or (other, source, target) in posted:
             continue
-        name = f"recv from rank {source}" if receives else f"send to rank {target}"
+        name = sentences.send_or_receive(receives, peer)
         waits.append(Wait(group, None, name, (rank,), (peer,), (), op.created_ns))
     return waits
 
@@ -283,8 +276,7 @@ def _peer_waits(group: Group, problems: dict[int, list[str]]) -> list[Wait]:
 
 def _mismatch(group: Group) -> Mismatch | None:
     """The first operation that the ranks don't agree about."""
-    # A full trace has thousands of operations that no other rank tells of: not each of them is
-    # looked for on each rank.
+    # A full trace has thousands of operations that no other rank has: these are skipped at once.
     known: dict[int, dict[int, tuple[Operation, ...]]] = {}
     for rank, record in sorted(group.records.items()):
         for seq, each in record.collectives.items():
@@ -305,7 +297,7 @@ def _mismatch(group: Group) -> Mismatch | None:
 def _comparable(
     group: Group, seq: int, found: dict[int, tuple[Operation, ...]]
 ) -> dict[int, tuple[Operation, ...]]:
-    """By rank. Where operations were coalesced, ranks that may not know all of them stay out."""
+    """By rank. If operations were coalesced, a rank that may not know all of them is left out."""
     if any(len(ops) > 1 or "coalesced" in ops[0].op for ops in found.values()):
         return {rank: ops for rank, ops in found.items() if seq not in group.records[rank].partial}
     return found
@@ -331,7 +323,7 @@ def _sizes(operation: Operation) -> Hashable:
 def _dtypes(operation: Operation) -> Hashable:
     if operation.inputs.dtypes is None:
         return None
-    # Who only takes part, as in scatter, brings no tensor and so no type.
+    # A rank that only receives, as in scatter, has no input and so no type.
     return tuple(sorted(set(operation.inputs.dtypes))) or None
 
 
@@ -369,13 +361,12 @@ def _describe(operations: Sequence[Operation], kind: Kind) -> str:
     first = operations[0]
     tensors = first.inputs if first.inputs.shapes else first.outputs
     if kind == "dtype":
-        return f"{text} of {', '.join(tensors.dtypes or ())}"
-    shapes = [f"[{', '.join(map(str, shape))}]" for shape in (tensors.shapes or ())[:4]]
-    return f"{text} of {', '.join(shapes) or 'nothing'}"
+        return sentences.with_types(text, tensors.dtypes or ())
+    return sentences.with_shapes(text, (tensors.shapes or ())[:4])
 
 
 def _reordered(group: Group, seq: int, one: int, other: int) -> bool:
-    """Each of them issued later what the other issued as number *seq*."""
+    """Whether each of the two ranks issued later what the other one issued as number *seq*."""
 
     def later(rank: int, operations: tuple[Operation, ...]) -> bool:
         mine = group.records[rank].collectives

@@ -2,62 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol
 
-from workerserver.cluster.failures import fatal
+from workerserver.cluster.failures import SILENT, UNKNOWN_WORKER, unusable
+from workerserver.cluster.judge.facts import NAMELESS, Entered, Gone
 from workerserver.cluster.judge.flight import Analysis, Group, Wait, combine
-from workerserver.cluster.model import Failure, RankState, Thread, cores_used
-from workerserver.cluster.read.flight_records import GroupRecord, RankRecord, Shared, read
-from workerserver.cluster.read.standing import UNKNOWN, Standing, stand
-from workerserver.ranks import fold
+from workerserver.cluster.model import RankState, RoundLike, Thread, cores_used
+from workerserver.cluster.read import progress
+from workerserver.cluster.read.blocked_on import UNKNOWN, Blocked, blocked_on
+from workerserver.cluster.read.flight_records import read
+from workerserver.cluster.read.recorder import GroupRecord, RankRecord, Shared
 
-__all__ = ["NAMELESS", "Gone", "Job", "RoundLike", "Snapshot"]
+__all__ = ["Job", "RoundByRank"]
 
-#: Workers whose rank nobody knows are numbered from here on.
-NAMELESS = 1 << 20
 MAX_WORLD = 1 << 20
-#: Of a list of ranks in a sentence, characters.
-MAX_NAMES = 60
 
 #: A wait shorter than this is no hang.
-STUCK_AFTER_S = 3.0
-#: Nor is one that isn't this many times as long as pauses between operations have been.
-PACES = 3.0
-#: Of so many ranks the pace is taken.
-PACE_RANKS = 32
-#: A process that uses as much of a core computes.
-BUSY_CORES = 0.5
+STUCK_AFTER_SECONDS = 3.0
+#: Nor is a wait that isn't this many times as long as the pauses between operations have been.
+MIN_PAUSES = 3.0
+#: Of so many ranks the pauses are measured.
+MAX_PAUSE_RANKS = 32
+#: A process that uses so much of a core computes.
+MIN_BUSY_CORES = 0.5
 #: A GIL that could not be had for so long is held.
-GIL_HELD_S = 1.0
-
-
-class RoundLike(Protocol):
-    """What is needed of a round of answers."""
-
-    @property
-    def states(self) -> Sequence[RankState]: ...
-    @property
-    def started(self) -> float:
-        """Seconds since the epoch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """A rank without a usable answer."""
-
-    rank: int
-    reason: str
-    text: str
-    address: str | None = None
-    host: str | None = None
+GIL_HELD_SECONDS = 1.0
 
 
 @dataclass
-class Snapshot:
+class RoundByRank:
     """One round, by rank."""
 
     time: float
@@ -67,24 +43,24 @@ class Snapshot:
     read: dict[int, RankRecord] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, round_: RoundLike) -> Snapshot:
-        snapshot = cls(round_.started)
+    def of(cls, round_: RoundLike) -> RoundByRank:
+        result = cls(round_.started)
         nameless = NAMELESS
         for state in sorted(round_.states, key=_order):
             rank = state.rank if state.rank is not None else state.worker.rank
             if rank is None or not 0 <= rank < MAX_WORLD:
                 rank = nameless
                 nameless += 1
-            failure = fatal(state)
-            if failure is None and rank not in snapshot.states:
-                snapshot.states[rank] = state
-                snapshot.gone.pop(rank, None)
-            elif rank not in snapshot.states and rank not in snapshot.gone:
-                failure = failure or Failure("unreachable", "it did not answer")
-                snapshot.gone[rank] = Gone(
+            failure = unusable(state)
+            if failure is None and rank not in result.states:
+                result.states[rank] = state
+                result.gone.pop(rank, None)
+            elif rank not in result.states and rank not in result.gone:
+                failure = failure or SILENT
+                result.gone[rank] = Gone(
                     rank, failure.reason, failure.text, state.worker.address, state.worker.host
                 )
-        return snapshot
+        return result
 
     @cached_property
     def records(self) -> dict[int, RankRecord]:
@@ -92,7 +68,7 @@ class Snapshot:
         return {rank: record for rank in ranks if (record := self.of_rank(rank)) is not None}
 
     def of_rank(self, rank: int) -> RankRecord | None:
-        """What its recorder says, read once and only if asked for."""
+        """What the rank's recorder says. It is read only once, and only if somebody asks."""
         if rank not in self.read:
             state = self.states.get(rank)
             if state is None or (state.flight is None and state.flight_summary is None):
@@ -106,7 +82,7 @@ class Snapshot:
 
 
 def _order(state: RankState) -> tuple[bool, int, bool, str]:
-    """Deterministic; of two that claim a rank, the one where discovery expected it comes first."""
+    """A fixed order. Of two workers that claim a rank, the one that was found as it comes first."""
     rank = state.rank if state.rank is not None else state.worker.rank
     surprising = state.worker.rank is not None and state.worker.rank != state.rank
     return (rank is None, rank or 0, surprising, state.worker.address)
@@ -116,10 +92,9 @@ class Job:
     """The last round, and what changed since the one before it."""
 
     def __init__(self, rounds: Sequence[RoundLike], world_size: int | None) -> None:
-        snapshots = [Snapshot.of(each) for each in rounds]
-        self.now = snapshots[-1] if snapshots else Snapshot(0.0)
-        self.before = snapshots[-2] if len(snapshots) > 1 else None
-        self.snapshots = snapshots
+        self.rounds = [RoundByRank.of(each) for each in rounds]
+        self.now = self.rounds[-1] if self.rounds else RoundByRank(0.0)
+        self.before = self.rounds[-2] if len(self.rounds) > 1 else None
         known = {rank for rank in (*self.now.states, *self.now.gone) if rank < NAMELESS}
         members = {
             id(group.ranks): group.ranks  # equal ones are one object
@@ -137,12 +112,17 @@ class Job:
         )
         for rank in sorted(known):
             if rank not in self.now.states and rank not in self.now.gone:
-                self.now.gone[rank] = Gone(rank, "missing", "no worker is known for it")
+                self.now.gone[rank] = Gone(rank, UNKNOWN_WORKER.reason, UNKNOWN_WORKER.text)
         self.ranks = sorted(self.now.states)
-        self.standing: dict[int, Standing] = {
-            rank: stand(state.threads) if state.threads else UNKNOWN
-            for rank, state in sorted(self.now.states.items())
-        }
+        told: dict[int, Blocked] = {}  # by the identity of the threads, which ranks may share
+        self.blocked: dict[int, Blocked] = {}
+        for rank, state in sorted(self.now.states.items()):
+            if state.threads and id(state.threads) not in told:
+                told[id(state.threads)] = blocked_on(state.threads)
+            self.blocked[rank] = told.get(id(state.threads), UNKNOWN)
+        self._progress: dict[int, progress.Progress] = {}
+        self._still: dict[int, bool | None] = {}
+        self._entered: dict[int, Entered] = {}
 
     @cached_property
     def analysis(self) -> Analysis:
@@ -151,23 +131,7 @@ class Job:
             size = self.expected[-1] + 1
         return combine(self.now.records, size)
 
-    # --- names
-
-    def names(self, ranks: Iterable[int]) -> str:
-        """ "rank 2", "ranks 0-1,3"; workers without a rank by their address."""
-        each = sorted(set(ranks))
-        numbered = [rank for rank in each if rank < NAMELESS]
-        parts = []
-        if numbered:
-            text = fold(numbered)
-            if len(text) > MAX_NAMES:
-                parts.append(f"{len(numbered)} ranks ({text[:MAX_NAMES].rpartition(',')[0]},...)")
-            else:
-                parts.append(f"rank{'s' if len(numbered) > 1 else ''} {text}")
-        parts += [f"worker {self.address(rank)}" for rank in each[len(numbered) :][:4]]
-        if len(each) - len(numbered) > 4:
-            parts.append(f"{len(each) - len(numbered) - 4} more")
-        return ", ".join(parts)
+    # --- where a rank is asked
 
     def address(self, rank: int) -> str:
         state = self.now.states.get(rank)
@@ -203,36 +167,55 @@ class Job:
         steps = [step for rank in self.ranks if (step := self.steps(rank)[1]) is not None]
         return (min(steps), max(steps)) if steps else None
 
-    def same_stack(self, rank: int) -> bool | None:
-        """Its main thread stood at the same line in the round before; None if that isn't known."""
-        return None if self.before is None else self._as_now(self.before, rank)
+    def progressed(self, rank: int) -> progress.Progress:
+        """Whether the rank has made progress since the round before."""
+        if rank not in self._progress:
+            then = self.before.states.get(rank) if self.before is not None else None
+            now = self.now.states.get(rank)
+            self._progress[rank] = progress.Progress(None)
+            if then is not None and now is not None:
+                self._progress[rank] = progress.progress(
+                    then, now, lambda: (self._recorded_before(rank), self.now.of_rank(rank))
+                )
+        return self._progress[rank]
 
-    def _as_now(self, snapshot: Snapshot, rank: int) -> bool | None:
-        old, new = snapshot.states.get(rank), self.now.states.get(rank)
-        if old is None or new is None:
+    def same_stack(self, rank: int) -> bool | None:
+        """Its main thread is in the same place as in the round before. None if that isn't known."""
+        if rank not in self._still:
+            self._still[rank] = self._as_now(self.before, rank) if self.before is not None else None
+        return self._still[rank]
+
+    def _as_now(self, look: RoundByRank, rank: int) -> bool | None:
+        then, now = look.states.get(rank), self.now.states.get(rank)
+        if then is None or now is None:
             return None
-        if old.main_digest is not None and old.main_digest == new.main_digest:
-            return True
-        then, now = stand(old.threads), self.standing[rank]
-        if then.thread is None or now.thread is None:
-            return None
-        return then.thread.frames == now.thread.frames or (now.polls and then.alike == now.alike)
+        return progress.still(then, now, self.blocked[rank])
+
+    def motion(self, rank: int) -> progress.Motion:
+        """How the rank has moved since the round before, as ``stacks`` has it."""
+        states = [look.states.get(rank) for look in self.rounds[-2:]]
+        return progress.observe_rank(states).motion
+
+    def too_early(self, rank: int) -> bool:
+        """Its last step is younger than two of its steps usually take."""
+        state = self.now.states.get(rank)
+        return state is not None and progress.too_early(state) is not None
 
     def computes(self, rank: int) -> bool:
-        """Its process kept a core busy, at least half of the time since the round before."""
+        """The rank's process kept a core busy for half of the time since the round before."""
         if self.before is None:
             return False
         then, now = self.before.states.get(rank), self.now.states.get(rank)
         used = cores_used(now.health, then.health) if now is not None and then is not None else None
-        return used is not None and used >= BUSY_CORES
+        return used is not None and used >= MIN_BUSY_CORES
 
     def still_for(self, rank: int) -> float:
         """For how long, in seconds, each round has seen it at the same line."""
         since = self.now.time
-        for snapshot in reversed(self.snapshots[:-1]):
-            if not self._as_now(snapshot, rank):
+        for look in reversed(self.rounds[:-1]):
+            if not self._as_now(look, rank):
                 break
-            since = snapshot.time
+            since = look.time
         return self.now.time - since
 
     def issued_more(self, rank: int, group: Group) -> bool | None:
@@ -242,47 +225,41 @@ class Job:
             return None
         if then is now:
             return False
-        return _last(then, group) != _last(now, group)
+        return _issued(then, group) != _issued(now, group)
 
     def _recorded_before(self, rank: int) -> RankRecord | None:
-        """What its recorder said in the round before: what it says now, if that is the same."""
+        """What the rank's recorder said in the round before. If it says the same now, that is the
+        record of now: it need not be read twice."""
         if self.before is None:
             return None
         old, new = self.before.states.get(rank), self.now.states.get(rank)
         if old is None or new is None or old.flight_summary is None:
             return self.before.of_rank(rank)
-        same = old.flight_summary == new.flight_summary
+        same = old.flight_summary == new.flight_summary and old.flight == new.flight
         return self.now.of_rank(rank) if same else self.before.of_rank(rank)
 
     @cached_property
     def moves(self) -> bool | None:
-        """Anything of the job goes on: a step, a collective. None if there is no way to know."""
+        """Something of the job goes on: a step, an operation. None if there is no way to know."""
         known = False
         for rank in self.ranks:
-            then, now = self.steps(rank)
-            if then is not None and now is not None:
-                if then != now:
-                    return True
-                known = True
-        for group in self.analysis.groups:
-            for rank in group.records:
-                more = self.issued_more(rank, group)
-                if more:
-                    return True
-                known = known or more is False
+            went_on = self.progressed(rank).went_on
+            if went_on:
+                return True
+            known = known or went_on is False
         return False if known else None
 
     # --- ages
 
     def age(self, wait: Wait) -> float | None:
-        """For how long the ranks have waited; clocks that can't be right count as unknown."""
+        """For how many seconds the ranks have waited. None if no clock tells that sensibly."""
         age = None
         if wait.since_ns is not None and self.now.time > 0:
             age = self.now.time - wait.since_ns / 1e9
             if not -1.0 <= age < 3.2e7:
                 age = None
         if self.before is None:
-            # Without a second look the collector's clock alone decides: ask the workers' own too.
+            # With one look only this machine's clock would decide, so ask the workers' clocks too.
             ages = sorted(
                 age
                 for rank in wait.waiting
@@ -295,12 +272,23 @@ class Job:
                 return own if age is None else min(age, own)
         return age
 
-    def pace(self, wait: Wait) -> float:
-        """The longest usual pause between two operations of the group, in seconds; 0 if unknown.
+    def entered(self, wait: Wait) -> Entered:
+        """*wait* as a fact: the same object each time."""
+        known = self._entered.get(id(wait))
+        if known is None:
+            known = self._entered[id(wait)] = Entered(
+                wait.name, wait.group.label, wait.waiting, self.age(wait), wait.seq is not None
+            )
+        return known
 
-        By each rank's own clock, the longest but one: the very longest may be the job's start."""
+    def pace(self, wait: Wait) -> float:
+        """The longest usual pause between two operations of the group, in seconds. 0 if unknown.
+
+        It is the second-longest pause by each rank's own clock: the longest may be the job's start.
+        Of the ranks' pauses, the middle one counts.
+        """
         pauses = []
-        for rank in wait.waiting[:PACE_RANKS]:
+        for rank in wait.waiting[:MAX_PAUSE_RANKS]:
             record = wait.group.records.get(rank)
             if record is None:
                 continue
@@ -326,10 +314,11 @@ class Job:
             if old and not any(_first(each, wait.group) == wait.seq for each in old):
                 return False
         age = self.age(wait)
-        return age is None or age >= max(STUCK_AFTER_S, PACES * self.pace(wait))
+        return age is None or age >= max(STUCK_AFTER_SECONDS, MIN_PAUSES * self.pace(wait))
 
     def gil(self, rank: int) -> tuple[Thread | None, float | None] | None:
-        """Who holds the GIL of *rank* and for how long, if it is held against everybody else."""
+        """If a thread of *rank* keeps the GIL: which thread, and for how many seconds, as far as
+        that is known. Else None."""
         state = self.now.states.get(rank)
         if state is None:
             return None
@@ -337,17 +326,17 @@ class Job:
         holder = None
         if state.mode != "gil":  # else it is the thread that took the snapshot
             holder = next((thread for thread in state.threads if thread.holds_gil), None)
-        if owed is not None and owed >= GIL_HELD_S:
+        if owed is not None and owed >= GIL_HELD_SECONDS:
             return holder, owed
         if owed is None and holder is not None and state.mode == "nogil":
             return holder, None
         return None
 
 
-def _last(record: RankRecord, group: Group) -> int | None:
+def _issued(record: RankRecord, group: Group) -> int:
+    """How far the group's counter of collectives had come."""
     own = record.groups.get(group.key)
-    last = own.last_issued if own is not None else None
-    return last.seq if last is not None else None
+    return own.issued[0] if own is not None else -1
 
 
 def _first(record: RankRecord, group: Group) -> int | None:

@@ -1,7 +1,7 @@
-"""Who waits for whom: from what each rank waits in and who has not come, to whom it all leads.
+"""Which rank waits for which, and where these chains end.
 
-A rank that others wait for and that itself waits for nobody is where a hang begins; whoever waits
-is a victim. Ranks that wait for each other in a ring are one.
+A hang begins at a rank that others wait for and that itself waits for nobody. A rank that waits is
+a victim. It also begins where ranks wait for each other in a ring.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Blame", "Need", "resolve", "terminals"]
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """*waiting* can't go on before each of *absent* has come."""
+    """*waiting* can't go on before each rank of *absent* has entered the operation, too."""
 
     waiting: tuple[int, ...]
     absent: tuple[int, ...]
@@ -22,9 +22,9 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """*ends*: ranks that others wait for and that wait for nobody, each with the needs (their
-    numbers) that it doesn't meet. *rings*: ranks that wait for each other, with the numbers of the
-    needs that close the ring. *inside*: needs in which nobody is absent."""
+    """*ends*: the ranks that others wait for and that wait for nobody, each with the numbers of the
+    needs in which it is absent. *rings*: ranks that wait for each other, with the numbers of the
+    needs that close the ring. *inside*: the numbers of the needs in which nobody is absent."""
 
     ends: Mapping[int, tuple[int, ...]]
     rings: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
@@ -34,8 +34,8 @@ class Blame:
 def resolve(
     needs: Sequence[Need], free: Collection[int] = (), unsure: Collection[int] = ()
 ) -> Blame:
-    """Follow *needs*. Ranks in *free* wait for nobody, whatever they have issued; of *unsure* ones
-    it can't be seen, so they count as waiting unless that closes a ring."""
+    """Follow *needs*. Ranks in *free* wait for nobody, whatever they have issued. Whether ranks in
+    *unsure* wait can't be seen: they count as waiting, unless that closes a ring."""
     still = set(free)
     while True:
         edges = _edges(needs, still)
@@ -72,7 +72,8 @@ def resolve(
 
 
 def _edges(needs: Sequence[Need], free: Collection[int]) -> dict[int, list[int]]:
-    """Ranks are nodes from 0 up, needs from -1 down: so their number grows with the ranks only."""
+    """Ranks are the nodes from 0 up, needs those from -1 down. So the number of edges grows with
+    the number of ranks, not with its square."""
     edges: dict[int, list[int]] = {}
     for number, need in enumerate(needs):
         waiting = [rank for rank in need.waiting if rank not in free]

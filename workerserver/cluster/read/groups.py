@@ -1,8 +1,8 @@
-"""Many ranks' stacks made few: ranks that do the same become one group, the odd ones first.
+"""Many ranks' stacks made few: ranks that do the same become one group, the smallest groups first.
 
-What a rank does is what its main thread does, and what other threads do that don't merely wait in
-their usual place (:mod:`roles`). Files of libraries count by their path inside the library, so
-that hosts with other folders fall into the same group.
+What a rank does is what its main thread does, and what its other threads do. A thread that waits in
+its usual place does not count (:mod:`roles`). A library's file counts by its path inside the
+library, so that two hosts with different folders fall into the same group.
 """
 
 from __future__ import annotations
@@ -11,26 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from workerserver.cluster.model import Frame, RankState, Thread
-from workerserver.cluster.read.calls import main_thread
-from workerserver.cluster.read.progress import Motion, Observation, compare, observe
-from workerserver.cluster.read.roles import Role, is_idle, place, roles
-from workerserver.cluster.show.tree import Node, render_tree, short_fold, short_frames
-from workerserver.cluster.show.tree import tree as tree_of
+from workerserver.cluster.read.owners import code_file
+from workerserver.cluster.read.roles import Role, is_idle, main_thread, roles
 from workerserver.ranks import fold
 
-__all__ = [
-    "Group",
-    "Motion",
-    "Node",
-    "Observation",
-    "compare",
-    "groups",
-    "observe",
-    "render_group",
-    "render_tree",
-    "stacks_of",
-    "tree",
-]
+__all__ = ["Group", "groups", "normal", "stacks_of"]
 
 Stack = tuple[Frame, ...]
 Key = tuple[object, ...]
@@ -38,12 +23,12 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Ranks that do the same. *count* is the number of workers; those whose rank isn't known are in
-    *unranked*, by their addresses.
+    """Ranks that do the same. *count* is the number of workers. *unranked* has the addresses of
+    workers whose rank isn't known.
 
-    *threads* are one member's (that of the lowest rank): first the main thread, then those that do
-    something, with their *roles*. *idle*: the others' roles, and the least and the most of each
-    that a member has.
+    *threads* are those of the member with the lowest rank: first the main thread, then the threads
+    that do something. *roles* has the role of each. *idle* has the roles of all other threads, and
+    how many of each a member has: the least and the most.
     """
 
     ranks: list[int]
@@ -60,8 +45,8 @@ class Group:
 
 @dataclass(slots=True)
 class _Doing:
-    """What is told from a worker's threads, without what differs between workers that do the same.
-    *shown*: the numbers of the threads to show."""
+    """What a worker's threads tell. Workers that do the same have equal keys. *shown*: the numbers
+    of the threads to show."""
 
     key: Key
     shown: tuple[int, ...]
@@ -80,8 +65,8 @@ class _Members:
 
 
 def stacks_of(states: Iterable[RankState]) -> list[tuple[RankState, Sequence[Thread]]]:
-    """The states that have stacks, with them. A worker without its own that gave the same digest
-    as another one has that one's; threads never read (a worker that didn't answer) leave it out."""
+    """The states that have stacks, each with its stacks. A worker that gave only a digest has the
+    stacks of a worker with the same digest. A worker without either is left out."""
     states = list(states)
     known = {
         (state.digest, state.mode, state.kind): state.threads
@@ -99,8 +84,8 @@ def stacks_of(states: Iterable[RankState]) -> list[tuple[RankState, Sequence[Thr
 
 
 def groups(states: Iterable[RankState]) -> list[Group]:
-    """Each worker that has stacks is in exactly one group. The smallest groups come first, of equal
-    ones that with the lowest rank."""
+    """Each worker that has stacks is in exactly one group. The smallest groups come first. Of two
+    equal groups, the one with the lower rank comes first."""
     shared: dict[int, _Doing] = {}
     alike: dict[Key, _Doing] = {}
     frames: dict[Frame, Frame] = {}
@@ -173,7 +158,7 @@ def _doing(threads: Sequence[Thread], frames: dict[Frame, Frame]) -> _Doing:
         elif is_idle(thread, its_role):
             idle[its_role] = idle.get(its_role, 0) + 1
         else:
-            # A stack that never held still is another one each time: it must not part the ranks.
+            # This stack changed each time it was read, so it tells nothing about the ranks.
             stack = () if thread.unstable else normal(thread.frames, frames)
             active.setdefault((its_role, stack), index)
     for each in sorted(active, key=lambda each: (each[0], _sortable(each[1]))):
@@ -189,63 +174,10 @@ def normal(frames: Stack, known: dict[Frame, Frame]) -> Stack:
         found = known.get(frame)
         if found is None:
             file, line, function = frame
-            found = known[frame] = Frame(place(file).file, line, function)
+            found = known[frame] = Frame(code_file(file).file, line, function)
         result.append(found)
     return tuple(result)
 
 
 def _sortable(stack: Stack) -> list[tuple[str, int, str]]:
     return [(file, -1 if line is None else line, function) for file, line, function in stack]
-
-
-def tree(states: Iterable[RankState]) -> Node:
-    """The main threads of all workers that have stacks as a prefix tree."""
-    memo: dict[int, Stack] = {}
-    frames: dict[Frame, Frame] = {}
-    items: list[tuple[Stack, int | None]] = []
-    for state, threads in stacks_of(states):
-        stack = memo.get(id(threads))
-        if stack is None:
-            main = main_thread(threads)
-            stack = normal(main.frames, frames)[::-1] if main is not None else ()
-            memo[id(threads)] = stack
-        items.append((stack, state.rank))
-    return tree_of(items)
-
-
-# ---- as text
-
-
-def render_group(group: Group) -> list[str]:
-    """The group's line, then its threads, newest frame first, runs of library frames as one line.
-    As the workers sent it: whoever prints it escapes it."""
-    names = short_fold(group.ranks)
-    if group.unranked:
-        names = ", ".join(filter(None, (names, f"{len(group.unranked)} of unknown rank")))
-    lines = [f"{group.count} x {names}"]
-    for its_role, thread in zip(group.roles, group.threads, strict=True):
-        lines.append(f"  {_title(its_role, thread)}")
-        lines += [f"    {line}" for line in short_frames(thread.frames)]
-        if not thread.frames:
-            kernel = [f"state {thread.state}" if thread.state else "", thread.wchan or ""]
-            lines.append("    " + (" ".join(filter(None, kernel)) or "no Python frame"))
-    if group.idle:
-        idle = [
-            f"{name} {low}" if low == high else f"{name} {low}-{high}"
-            for name, (low, high) in group.idle.items()
-        ]
-        lines.append(f"  idle: {', '.join(idle)}")
-    return lines
-
-
-def _title(its_role: Role, thread: Thread) -> str:
-    words: list[str] = [its_role]
-    if thread.name and its_role not in ("main", "workerserver"):
-        words.append(f"({thread.name})")
-    if thread.holds_gil:
-        words.append("current")
-    if thread.unstable:
-        words.append("unstable")
-    if thread.truncated:
-        words.append("cut off")
-    return " ".join(words)

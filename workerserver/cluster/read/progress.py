@@ -1,13 +1,18 @@
-"""Several looks at a rank: does it stand still, or is it only slow?
+"""Does a rank go on between two looks, or not? The one definition that all commands share.
 
-Two kinds of evidence. Progress: the step of its heartbeat, and the operations that its flight
-recorder has issued and retired. Activity: what its main thread's stack does between the looks.
+Two kinds of evidence, each compared between two looks at one process:
 
-stuck    no progress, and the main thread in the same place in every look: the same lines, or the
-         same line of the user's with a library call below it that waits (a wait with a timeout,
-         looked at from Python, goes through a few lines of ``threading.py`` over and over)
+progress   the step of its heartbeat, and what its flight recorder has issued and finished
+           (:func:`progress`)
+stillness  its main thread is in the same place: at the same lines, or at the same line of the
+           user's in the same call that waits there. A wait with a timeout, looked at from Python,
+           goes through a few lines of ``threading.py`` over and over (:func:`still`)
+
+From these, how a rank moves:
+
+stuck    no progress, and still in every look
 busy     no progress, but the stack changes: it runs, and has not finished a step or an operation
-         while it was looked at. A long step looks so, and a loop that never ends does too
+         while it was looked at. A long step looks so. So does a loop that never ends
 moving   progress; without any counter to go by, a stack in which the user's functions change
 unknown  one look only, no readable stacks, another process than before, or too early to tell: the
          last step is younger than two of its steps usually take
@@ -15,30 +20,48 @@ unknown  one look only, no readable stacks, another process than before, or too 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
-from workerserver.cluster.model import Frame, Health, RankState
-from workerserver.cluster.read.calls import Kind, location, main_thread, stand
+from workerserver.cluster.model import Frame, Health, RankState, RoundLike
+from workerserver.cluster.read.blocked_on import Blocked, blocked_on
+from workerserver.cluster.read.flight_records import read
+from workerserver.cluster.read.recorder import GroupRecord, Key, RankRecord
+from workerserver.cluster.read.roles import main_thread
 
-__all__ = ["Look", "Motion", "Observation", "compare", "observe"]
+__all__ = [
+    "Motion",
+    "Observation",
+    "Progress",
+    "compare",
+    "observe",
+    "observe_rank",
+    "progress",
+    "still",
+    "too_early",
+]
 
 Motion = Literal["stuck", "busy", "moving", "unknown"]
 
-#: Calls that wait, whatever lines of the library they go through meanwhile.
-_WAITING: frozenset[Kind] = frozenset({"collective", "data", "io", "sleep", "wait"})
 #: Steps after which the duration of a step can be told from the uptime: the first ones compile.
-_STEPS = 3
+MIN_STEPS = 3
 #: Usual durations that a step may take before it counts as late.
-_PATIENCE = 2.0
+PATIENCE = 2.0
+
+#: What the record of a group that is not there counts as.
+NOTHING = GroupRecord(Key("", ""))
+
+Records = Callable[[], tuple[RankRecord | None, RankRecord | None]]
+"""Reads what the flight recorders of two looks say; called only if it is needed."""
 
 
-class Look(Protocol):
-    """A round; ``collect.Round`` is one."""
+class Progress(NamedTuple):
+    """*went_on*: None if nothing is counted in both looks, or they can't be compared. *text*: what
+    went on, or why they can't be compared."""
 
-    @property
-    def states(self) -> Sequence[RankState]: ...
+    went_on: bool | None
+    text: str = ""
 
 
 class Observation(NamedTuple):
@@ -48,12 +71,12 @@ class Observation(NamedTuple):
     reason: str
 
 
-def compare(rounds: Sequence[Look]) -> dict[int, Motion]:
+def compare(rounds: Sequence[RoundLike]) -> dict[int, Motion]:
     """How each rank of any round has moved, from the first round to the last."""
     return {rank: observation.motion for rank, observation in observe(rounds).items()}
 
 
-def observe(rounds: Sequence[Look]) -> dict[int, Observation]:
+def observe(rounds: Sequence[RoundLike]) -> dict[int, Observation]:
     """As :func:`compare`, with reasons."""
     seen: dict[int, list[RankState | None]] = {}
     twice: set[int] = set()
@@ -70,11 +93,12 @@ def observe(rounds: Sequence[Look]) -> dict[int, Observation]:
         if rank in twice:
             result[rank] = Observation("unknown", "more than one worker says that it is this rank")
         else:
-            result[rank] = _observe(seen[rank])
+            result[rank] = observe_rank(seen[rank])
     return result
 
 
-def _observe(states: Sequence[RankState | None]) -> Observation:
+def observe_rank(states: Sequence[RankState | None]) -> Observation:
+    """How one rank has moved: *states* are what it answered in each look."""
     if len(states) < 2:
         return Observation("unknown", "looked at only once")
     present = [state for state in states if state is not None and state.responded]
@@ -83,149 +107,167 @@ def _observe(states: Sequence[RankState | None]) -> Observation:
             number for number, state in enumerate(states, 1) if state is None or not state.responded
         )
         return Observation("unknown", f"no answer in look {missing} of {len(states)}")
-    if len({state.worker for state in present}) > 1:
-        return Observation("unknown", "the rank moved to another worker")
-    pids = {state.health.pid for state in present if state.health and state.health.pid is not None}
-    if len(pids) > 1:
-        return Observation("unknown", "the process was restarted")
-    progress = _progress(present)
-    if progress is not None:
-        return Observation("moving", progress)
-    return _without_progress(present)
+    for before, after in pairwise(present):
+        changed = _other_process(before, after)
+        if changed is not None:
+            return Observation("unknown", changed)
+    pairs = [*pairwise(present)]
+    if len(present) > 2:  # a counter may be missing in a look between
+        pairs.append((present[0], present[-1]))
+    found = [progress(before, after) for before, after in pairs]
+    for each in found:
+        if each.went_on:
+            return Observation("moving", each.text)
+    return _without_progress(present, any(each.went_on is False for each in found))
+
+
+def _other_process(before: RankState, after: RankState) -> str | None:
+    """Why two looks at a rank can't be compared; None if they can."""
+    if before.worker != after.worker:
+        return "the rank moved to another worker"
+    then = before.health.pid if before.health is not None else None
+    now = after.health.pid if after.health is not None else None
+    if then is not None and now is not None and then != now:
+        return "the process was restarted"
+    return None
 
 
 # ---- progress
 
 
-def _progress(states: Sequence[RankState]) -> str | None:
-    """What has moved on, in words; None if nothing did, or nothing is counted."""
-    health = [state.health for state in states if state.health is not None]
-    steps = [each.step for each in health if each.step is not None]
-    if len(set(steps)) > 1:
-        return f"step {steps[0]} -> {steps[-1]}"
-    ages = [each.step_age_s for each in health if each.step_age_s is not None]
-    if any(later < earlier for earlier, later in pairwise(ages)):
-        return f"a heartbeat came, step {steps[-1]}" if steps else "a heartbeat came"
-    for counters in (_summary, _trace):
-        counted = [each for each in map(counters, states) if each is not None]
-        for before, after in pairwise(counted):
-            for name in sorted(before.keys() | after.keys()):
-                if before.get(name) != after.get(name):
-                    return f"process group {name}: operations went on"
+def progress(before: RankState, after: RankState, records: Records | None = None) -> Progress:
+    """Whether the rank has made progress from one look to a later one."""
+    changed = _other_process(before, after)
+    if changed is not None:
+        return Progress(None, changed)
+    counted = False
+    then, now = before.health, after.health
+    if then is not None and now is not None:
+        if then.step is not None and now.step is not None:
+            counted = True
+            if then.step != now.step:
+                return Progress(True, f"step {then.step} -> {now.step}")
+        if then.step_age_s is not None and now.step_age_s is not None:
+            counted = True
+            if now.step_age_s < then.step_age_s:
+                at = f", step {now.step}" if now.step is not None else ""
+                return Progress(True, f"a heartbeat came{at}")
+    earlier, later = records() if records is not None else _read(before, after)
+    if earlier is not None and later is not None:
+        went_on = _operations(earlier, later)
+        if went_on is not None:
+            return Progress(True, went_on)
+        counted = counted or not earlier.empty or bool(earlier.counters)
+    return Progress(False if counted else None)
+
+
+def _read(before: RankState, after: RankState) -> tuple[RankRecord | None, RankRecord | None]:
+    def record(state: RankState) -> RankRecord | None:
+        if state.flight is None and state.flight_summary is None:
+            return None
+        return read(state.flight, state.flight_summary)
+
+    return record(before), record(after)
+
+
+def _operations(before: RankRecord, after: RankRecord) -> str | None:
+    """What went on between two records, in words.
+
+    An operation counts as finished only if it is done: a watchdog also retires what has timed out.
+    """
+    if before is after:
+        return None
+    for key in sorted(before.groups.keys() | after.groups.keys()):
+        then, now = before.groups.get(key, NOTHING), after.groups.get(key, NOTHING)
+        finished = zip(then.finished, now.finished, strict=True)
+        if then.issued != now.issued or any(late > early for early, late in finished):
+            return f"process group {key.label}: operations went on"
+    for number in sorted(before.counters.keys() & after.counters.keys()):
+        counted = zip(before.counters[number], after.counters[number], strict=True)
+        if any(late > early for early, late in counted):
+            return f"process group number {number}: operations went on"
     return None
 
 
-def _has_counters(states: Sequence[RankState]) -> bool:
-    steps = [state for state in states if state.health and state.health.step is not None]
-    if len(steps) > 1:
+# ---- stillness
+
+
+def still(before: RankState, after: RankState, blocked: Blocked | None = None) -> bool | None:
+    """Whether the main thread is in the same place as in the look before. None if that can't be
+    told. *blocked*: what it is blocked on in the later look, where that is known already."""
+    if _other_process(before, after) is not None:
+        return None
+    then, now = main_thread(before.threads), main_thread(after.threads)
+    if then is not None and now is not None and (then.unstable or now.unstable):
+        return None
+    if then is None or now is None or not then.frames or not now.frames:
+        if before.main_digest is None or after.main_digest is None:
+            return None
+        return before.main_digest == after.main_digest
+    if then.frames == now.frames:
         return True
-    for counters in (_summary, _trace):
-        counted = [each for each in map(counters, states) if each is not None]
-        if len(counted) > 1 and any(counted):
-            return True
-    return False
+    blocked = blocked or blocked_on(after.threads)
+    return blocked.polls and _same_wait(blocked_on(before.threads), blocked)
 
 
-Counters = dict[str, tuple[Any, ...]]
+def _same_wait(before: Blocked, after: Blocked) -> bool:
+    """The same line of the user's, reached in the same way, waits in the same call."""
+    same = before.kind == after.kind and before.call == after.call
+    return same and _own_part(before) == _own_part(after)
 
 
-def _summary(state: RankState) -> Counters | None:
-    """What ``fr_summary`` counts, per process group; None if it wasn't asked for."""
-    summary = state.flight_summary
-    if summary is None:
-        return None
-    counters: Counters = {}
-    for group in _list(summary.get("groups")):
-        if not isinstance(group, Mapping):
-            continue
-        issued, retired = _mapping(group.get("last_issued")), _mapping(group.get("last_retired"))
-        status = _mapping(group.get("status"))
-        numbers = (
-            *(_number(each.get(name)) for each in (issued, retired) for name in ("seq", "p2p_seq")),
-            *(_number(status.get(word)) for word in ("enqueued", "started", "completed")),
-            _number(group.get("pending")),
-        )
-        if issued or status:
-            counters[f"{group.get('name')} ({group.get('recorder')})"] = numbers
-    return counters
-
-
-def _trace(state: RankState) -> Counters | None:
-    """The same from a full trace; it may hold only what is active."""
-    trace = state.flight
-    if trace is None:
-        return None
-    counters: Counters = {}
-    for entry in _list(trace.get("entries")):
-        if isinstance(entry, Mapping):
-            name = _list(entry.get("process_group"))
-            key = str(name[0]) if name else "?"
-            before = counters.get(key, (-1, -1, -1))
-            counters[key] = (
-                max(before[0], _number(entry.get("collective_seq_id"))),
-                max(before[1], _number(entry.get("p2p_seq_id"))),
-                before[2] + (entry.get("retired") is True),
-            )
-    for key, status in _mapping(trace.get("pg_status")).items():
-        counters[f"status {key}"] = tuple(
-            str(_mapping(status).get(f"last_{word}_collective"))
-            for word in ("enqueued", "started", "completed")
-        )
-    return counters
-
-
-def _list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (list, tuple)) else ()
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _number(value: Any) -> int:
-    return value if type(value) is int else -1
+def _own_part(blocked: Blocked) -> tuple[Frame, ...]:
+    """The main thread's frames from the oldest one to the newest of the user's own."""
+    if blocked.thread is None or blocked.location is None:
+        return ()
+    frames = blocked.thread.frames
+    return frames[frames.index(blocked.location) :]
 
 
 # ---- without progress
 
 
-def _without_progress(states: Sequence[RankState]) -> Observation:
+def _without_progress(states: Sequence[RankState], counted: bool) -> Observation:
     count = len(states)
-    counted = _has_counters(states)
     nothing = (
         "no step and no operation finished"
         if counted
         else "and it counts neither steps nor operations"
     )
     mains = [main_thread(state.threads) for state in states]
-    stacks = [main.frames for main in mains if main and main.frames and not main.unstable]
-    if len(stacks) == count:
-        if len(set(stacks)) == 1:
-            return _still(states, f"the same line in {count} looks, {nothing}")
-        if _waits(states):
-            text = stand(states[-1].threads).text
-            return _still(states, f"waits in {text} in {count} looks, {nothing}")
-        if not counted and len({_functions(_own_part(state)) for state in states}) > 1:
-            return Observation("moving", f"its functions change, {nothing}")
-        return Observation("busy", f"its stack changes, {nothing}")
-    digests = [state.main_digest for state in states if state.main_digest is not None]
-    if len(digests) == count and not any(main and main.unstable for main in mains):
-        if len(set(digests)) == 1:
-            return _still(states, f"the same stack in {count} looks, {nothing}")
-        return Observation("busy", f"its stack changes, {nothing}")
-    if any(main and main.unstable for main in mains):
+    if any(main is not None and main.unstable for main in mains):
         return Observation("unknown", "its stack changed while it was read")
-    return Observation("unknown", "its stacks could not be read in every look")
+    same = [still(states[0], later) for later in states[1:]]
+    if None in same:
+        return Observation("unknown", "its stacks could not be read in every look")
+    if all(same):
+        early = too_early(states[-1])
+        if early is not None:
+            return Observation("unknown", early)
+        frames = {main.frames for main in mains if main is not None}
+        if len(frames) > 1:
+            where = f"waits in {blocked_on(states[-1].threads).call}"
+        else:
+            where = "the same line" if all(frames) and None not in mains else "the same stack"
+        return Observation("stuck", f"{where} in {count} looks, {nothing}")
+    parts = [_own_part(blocked_on(state.threads)) for state in states]
+    if not counted and all(parts) and len(set(map(_functions, parts))) > 1:
+        return Observation("moving", f"its functions change, {nothing}")
+    return Observation("busy", f"its stack changes, {nothing}")
 
 
-def _still(states: Sequence[RankState], reason: str) -> Observation:
-    health = states[-1].health
-    usual = _usual(health)
-    if health is not None and usual is not None and (health.step_age_s or 0.0) < _PATIENCE * usual:
-        age = health.step_age_s or 0.0
-        early = f"the last step was {age:.1f} s ago, and one takes about {usual:.1f} s"
-        return Observation("unknown", early)
-    return Observation("stuck", reason)
+def _functions(stack: Sequence[Frame]) -> tuple[tuple[str, str], ...]:
+    return tuple((frame.file, frame.function) for frame in stack)
+
+
+def too_early(state: RankState) -> str | None:
+    """Why it is too early to call the rank stuck, in words: its last step is younger than two of
+    its steps usually take. None if it isn't, or if that can't be told."""
+    usual = _usual(state.health)
+    age = state.health.step_age_s if state.health is not None else None
+    if usual is None or age is None or age >= PATIENCE * usual:
+        return None
+    return f"the last step was {age:.1f} s ago, and one takes about {usual:.1f} s"
 
 
 def _usual(health: Health | None) -> float | None:
@@ -233,26 +275,6 @@ def _usual(health: Health | None) -> float | None:
     one; None where that can't be told."""
     if health is None or health.uptime_s is None or health.step_age_s is None:
         return None
-    if health.step is None or health.step < _STEPS:
+    if health.step is None or health.step < MIN_STEPS:
         return None
     return max(health.uptime_s - health.step_age_s, 0.0) / health.step
-
-
-def _waits(states: Sequence[RankState]) -> bool:
-    """Whether the same line of the user's waits in the same call each time."""
-    calls = {stand(state.threads) for state in states}
-    if len(calls) > 1 or calls.pop().kind not in _WAITING:
-        return False
-    return len({_own_part(state) for state in states}) == 1
-
-
-def _own_part(state: RankState) -> tuple[Frame, ...]:
-    """The main thread's frames from the oldest one to the newest of the user's own."""
-    main, here = main_thread(state.threads), location(state.threads)
-    if main is None or here is None:
-        return ()
-    return main.frames[main.frames.index(here) :]
-
-
-def _functions(stack: Sequence[Frame]) -> tuple[tuple[str, str], ...]:
-    return tuple((frame.file, frame.function) for frame in stack)

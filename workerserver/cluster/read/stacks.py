@@ -17,52 +17,32 @@ from hashlib import blake2b
 from typing import Any, Literal, NoReturn
 
 from workerserver.cluster.model import Frame, Thread
-from workerserver.cluster.read.calls import Call, call, location, main_thread, stand
-from workerserver.cluster.read.roles import Role, busy, is_idle, is_library, role, roles
 
-__all__ = [
-    "Call",
-    "Role",
-    "Snapshot",
-    "busy",
-    "call",
-    "digest_text",
-    "is_idle",
-    "is_library",
-    "location",
-    "main_thread",
-    "parse_json",
-    "parse_text",
-    "read_json",
-    "read_text",
-    "role",
-    "roles",
-    "stand",
-]
+__all__ = ["Stacks", "digest_text", "parse_json", "parse_text", "read_json", "read_text"]
 
 Mode = Literal["gil", "nogil", "kernel"]
 _MODES: tuple[Mode, ...] = ("gil", "nogil", "kernel")
 
 #: What workerserver sends at most (``snapshot.h``).
-MOST_THREADS = 4096
-MOST_FRAMES = 65536
-MOST_DEPTH = 1000
+MAX_THREADS = 4096
+MAX_FRAMES = 65536
+MAX_DEPTH = 1000
 #: 1024 characters, of which each may be a lone surrogate, spelled out in six; and "...".
-MOST_NAME = 6 * 1024 + 3
+MAX_NAME = 6 * 1024 + 3
 #: A line's number.
-MOST_LINES = 1 << 31
+MAX_LINE_NUMBER = 1 << 31
 #: Of a text; as many characters as the largest one of workerserver has.
-MOST_TEXT = 1 << 25
+MAX_TEXT = 1 << 25
 #: Of a line of it: two names of 500 characters, each spelled out in ten.
-MOST_LINE = 10240
+MAX_LINE = 10240
 #: CPython's own dump ends here; before 3.14 it says so only in 3.10.
 CPYTHON_DEPTH = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """All of an answer. *pid*, *mode* and *time* are None in a text that doesn't tell. *truncated*:
-    threads were left out."""
+class Stacks:
+    """All that one answer holds. *pid*, *mode* and *time* are None in a text, which does not tell
+    them. *truncated*: threads were left out."""
 
     threads: tuple[Thread, ...]
     pid: int | None = None
@@ -85,7 +65,7 @@ def parse_json(body: bytes | str) -> list[Thread]:
     return list(read_json(body).threads)
 
 
-def read_json(body: bytes | str) -> Snapshot:
+def read_json(body: bytes | str) -> Stacks:
     """As :func:`parse_json`, with what else the answer says."""
     try:
         value = json.loads(body, parse_constant=_no_number)
@@ -102,21 +82,21 @@ def read_json(body: bytes | str) -> Snapshot:
     if mode not in _MODES:
         raise ValueError(f"mode: {_cut(mode)}, not one of {', '.join(_MODES)}")
     given = top.get("threads", list)
-    if len(given) > MOST_THREADS:
-        raise ValueError(f"threads: {len(given)}, more than {MOST_THREADS}")
-    left = MOST_FRAMES
+    if len(given) > MAX_THREADS:
+        raise ValueError(f"threads: {len(given)}, more than {MAX_THREADS}")
+    left = MAX_FRAMES
     threads: list[Thread] = []
     for index, entry in enumerate(given):
         thread = _thread(_Object(entry, f"threads[{index}]"))
         left -= len(thread.frames)
         if left < 0:
-            raise ValueError(f"threads: more than {MOST_FRAMES} frames in all")
+            raise ValueError(f"threads: more than {MAX_FRAMES} frames in all")
         threads.append(thread)
     main = _main_by_id(threads, pid)
     if main is not None:
         threads[main] = replace(threads[main], main=True)
     time = float(top.get("time", int, float))
-    return Snapshot(tuple(threads), pid, mode, time, top.get("truncated", bool))
+    return Stacks(tuple(threads), pid, mode, time, top.get("truncated", bool))
 
 
 class _Object:
@@ -183,15 +163,15 @@ def _no_number(name: str) -> NoReturn:
 
 def _thread(entry: _Object) -> Thread:
     given = entry.get("frames", list)
-    if len(given) > MOST_DEPTH:
-        entry.wrong("frames", f"{len(given)}, more than {MOST_DEPTH}")
+    if len(given) > MAX_DEPTH:
+        entry.wrong("frames", f"{len(given)}, more than {MAX_DEPTH}")
     frames = [
         _frame_of(each) or _odd_frame(_Object(each, f"{entry.where}.frames[{index}]"))
         for index, each in enumerate(given)
     ]
     return Thread(
         tuple(frames),
-        name=entry.text("name", MOST_NAME, _NONE),
+        name=entry.text("name", MAX_NAME, _NONE),
         ident=entry.number("ident", 1 << 64, _NONE),
         native_id=entry.number("native_id", 1 << 31, _NONE),
         state=entry.text("state", 1, _NONE),
@@ -210,15 +190,15 @@ def _frame_of(value: Any) -> Frame | None:
         return None
     if not (type(file) is str and type(line) is int and type(function) is str):
         return None
-    if len(file) > MOST_NAME or len(function) > MOST_NAME or not 0 <= line <= MOST_LINES:
+    if len(file) > MAX_NAME or len(function) > MAX_NAME or not 0 <= line <= MAX_LINE_NUMBER:
         return None
     return _frame(file, line, function)
 
 
 def _odd_frame(entry: _Object) -> Frame:
-    file = entry.text("file", MOST_NAME, _NONE)
-    function = entry.text("function", MOST_NAME, _NONE)
-    line = entry.number("line", MOST_LINES, _NONE)
+    file = entry.text("file", MAX_NAME, _NONE)
+    function = entry.text("function", MAX_NAME, _NONE)
+    line = entry.number("line", MAX_LINE_NUMBER, _NONE)
     return _frame(
         _UNKNOWN if file is None else file, line, _UNKNOWN if function is None else function
     )
@@ -279,17 +259,17 @@ def parse_text(text: str) -> list[Thread]:
     return list(read_text(text).threads)
 
 
-def read_text(text: str) -> Snapshot:
+def read_text(text: str) -> Stacks:
     """As :func:`parse_text`, with what else the text says."""
     kernel = text.startswith(_KERNEL_START)
     threads: list[Thread] = []
-    truncated = len(text) > MOST_TEXT
-    left = MOST_FRAMES
-    for header, lines in _blocks(text[:MOST_TEXT]):
+    truncated = len(text) > MAX_TEXT
+    left = MAX_FRAMES
+    for header, lines in _blocks(text[:MAX_TEXT]):
         if header is None:
             truncated = truncated or "..." in lines
             continue
-        if len(threads) == MOST_THREADS:
+        if len(threads) == MAX_THREADS:
             truncated = True
             break
         thread = _kernel_thread(header) if kernel else _text_thread(header, lines, left)
@@ -300,7 +280,7 @@ def read_text(text: str) -> Snapshot:
     main = (0 if threads else None) if kernel else _main_by_frames(threads)
     if main is not None:
         threads[main] = replace(threads[main], main=True)
-    return Snapshot(tuple(threads), mode="kernel" if kernel else None, truncated=truncated)
+    return Stacks(tuple(threads), mode="kernel" if kernel else None, truncated=truncated)
 
 
 def _blocks(text: str) -> Iterator[tuple[str | None, list[str]]]:
@@ -322,17 +302,17 @@ def _blocks(text: str) -> Iterator[tuple[str | None, list[str]]]:
 
 
 def _text_thread(header: str, lines: Sequence[str], most: int) -> Thread | None:
-    match = _HEADER.match(header) if len(header) <= MOST_LINE else None
+    match = _HEADER.match(header) if len(header) <= MAX_LINE else None
     if match is None and header != _ALONE:
         return None
     frames: list[Frame] = []
     truncated = unstable = False
-    most = min(most, MOST_DEPTH)
+    most = min(most, MAX_DEPTH)
     for line in lines:
-        found = _FRAME.match(line) if len(line) <= MOST_LINE else None
+        found = _FRAME.match(line) if len(line) <= MAX_LINE else None
         if found is not None and len(frames) < most:
             frames.append(_text_frame(*found.groups()))
-        elif found is not None or line in _CUT or len(line) > MOST_LINE:
+        elif found is not None or line in _CUT or len(line) > MAX_LINE:
             truncated = True
         elif line in _BROKEN or line == _UNSTABLE:
             unstable = True
@@ -356,13 +336,13 @@ def _text_thread(header: str, lines: Sequence[str], most: int) -> Thread | None:
 
 def _text_frame(file: str | None, line: str, function: str) -> Frame:
     number = None if line == _UNKNOWN else int(line)
-    if number is not None and number > MOST_LINES:
+    if number is not None and number > MAX_LINE_NUMBER:
         number = None
     return _frame(_UNKNOWN if file is None else _plain(file), number, _plain(function))
 
 
 def _kernel_thread(header: str) -> Thread | None:
-    match = _KERNEL.match(header) if len(header) <= MOST_LINE else None
+    match = _KERNEL.match(header) if len(header) <= MAX_LINE else None
     if match is None:
         return None
     name = None if match[2] == _UNKNOWN else _plain(match[2])
@@ -397,7 +377,7 @@ def digest_text(text: str) -> tuple[str, str | None]:
     main: str | None = None
     others: set[str] = set()
     stacks: list[tuple[bool, list[str]]] = []
-    for header, lines in _blocks(text[:MOST_TEXT]):
+    for header, lines in _blocks(text[:MAX_TEXT]):
         if header is None:
             continue
         lines = [line for line in lines if line.startswith("  ") and line != "  Garbage-collecting"]
@@ -418,7 +398,7 @@ def _outline(lines: Sequence[str]) -> Thread:
     cut = len(lines) >= CPYTHON_DEPTH
     while lines and lines[-1] in _CUT:
         lines, cut = lines[:-1], True
-    found = _FRAME.match(lines[-1]) if lines and len(lines[-1]) <= MOST_LINE else None
+    found = _FRAME.match(lines[-1]) if lines and len(lines[-1]) <= MAX_LINE else None
     return Thread((_text_frame(*found.groups()),) if found else (), truncated=cut)
 
 

@@ -1,115 +1,41 @@
-"""A prefix tree of stacks: from the oldest frame down, split where ranks differ."""
+"""Stacks as text: the prefix tree, and one stack with the libraries' frames folded."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from workerserver.cluster.model import Frame
-from workerserver.cluster.read.calls import dotted
-from workerserver.cluster.read.roles import place
+from workerserver.cluster.read.owners import code_file, dotted
+from workerserver.cluster.read.tree import Node
 from workerserver.ranks import fold
 
-__all__ = ["Node", "render_tree", "short_fold", "short_frames", "tree"]
+__all__ = ["render_tree", "short_fold", "short_frames", "where"]
 
 Stack = tuple[Frame, ...]
 
 #: Of one line of text.
-MOST_PARTS = 12
-MOST_PART = 120
-MOST_RANGES = 60
-MOST_INDENT = 30
+MAX_PARTS = 12
+MAX_PART = 120
+MAX_RANGES = 60
+MAX_INDENT = 30
 
 
-@dataclass(slots=True)
-class Node:
-    """*frames*, oldest first, that all of *count* workers have below the parent's. *ranks*: of
-    those whose rank is known, ascending. A worker whose stack ends here is in none of *children*,
-    which are in the order of their counts, the smallest first, then of the lowest rank."""
-
-    frames: Stack
-    ranks: list[int]
-    count: int
-    children: list[Node] = field(default_factory=list)
-
-    @property
-    def ended(self) -> int:
-        """The number of workers whose stack ends here."""
-        return self.count - sum(child.count for child in self.children)
-
-
-def tree(items: Iterable[tuple[Stack, int | None]]) -> Node:
-    """The tree of *items*: stacks, oldest frame first, and the ranks they are of.
-
-    The root has no frames and everybody. Time and memory grow with the frames of distinct stacks,
-    and with the ranks times the number of branchings above them.
-    """
-    numbers: dict[Frame, int] = {}
-    by_stack: dict[Stack, list[int | None]] = {}
-    for stack, rank in items:
-        by_stack.setdefault(stack, []).append(rank)
-    # Frames as numbers, in order of appearance: they sort fast, and lines may be None.
-    keyed = sorted(
-        (tuple([numbers.setdefault(frame, len(numbers)) for frame in stack]), stack)
-        for stack in by_stack
-    )
-    keys = [key for key, _ in keyed]
-    stacks = [stack for _, stack in keyed]
-    members = [by_stack[stack] for stack in stacks]
-    root = Node((), *_everybody(members))
-    waiting = [(root, 0, len(keys), 0)]
-    while waiting:
-        node, low, high, depth = waiting.pop()
-        if low < high and len(keys[low]) == depth:
-            low += 1  # the one whose stack ends at this node
-        while low < high:
-            first = keys[low][depth]
-            end = low + 1
-            while end < high and keys[end][depth] == first:
-                end += 1
-            # Keys are sorted: what the first and the last one share, all of them share.
-            shared = _shared(keys[low], keys[end - 1], depth)
-            child = Node(stacks[low][depth:shared], *_everybody(members[low:end]))
-            node.children.append(child)
-            waiting.append((child, low, end, shared))
-            low = end
-        node.children.sort(key=_order)
-    return root
-
-
-def _everybody(members: Sequence[Sequence[int | None]]) -> tuple[list[int], int]:
-    ranks = {rank for some in members for rank in some if rank is not None}
-    return sorted(ranks), sum(map(len, members))
-
-
-def _shared(one: Sequence[int], other: Sequence[int], start: int) -> int:
-    most = min(len(one), len(other))
-    while start < most and one[start] == other[start]:
-        start += 1
-    return start
-
-
-def _order(node: Node) -> tuple[int, int, list[tuple[str, int, str]]]:
-    frames = [
-        (file, -1 if line is None else line, function) for file, line, function in node.frames
-    ]
-    return node.count, node.ranks[0] if node.ranks else 1 << 62, frames
-
-
-# ---- as text
+def where(frame: Frame) -> str:
+    """``/home/user/hang.py:12 compute``, as JSON has it."""
+    return f"{frame.file}:{'?' if frame.line is None else frame.line} {frame.function}"
 
 
 def render_tree(node: Node) -> list[str]:
-    """One line for each chain of frames without a branch: how many, who, and the frames, oldest
-    first. As the workers sent it: whoever prints it escapes it. A line is a few thousand
-    characters at most, whatever came."""
+    """One line for each chain of frames without a branch: how many workers, their ranks, and the
+    frames, oldest first. The text is as the workers sent it: escape it before you print it. A line
+    has a few thousand characters at most."""
     lines: list[str] = []
     waiting = [(node, 0)]
     while waiting:
         here, depth = waiting.pop()
         who = short_fold(here.ranks) or "unknown rank"
-        text = f"{'  ' * min(depth, MOST_INDENT)}{here.count} x {who}"
+        text = f"{'  ' * min(depth, MAX_INDENT)}{here.count} x {who}"
         if here.frames:
             text += f": {' > '.join(_parts(here.frames))}"
         if here.children and here.ended and here.frames:
@@ -122,16 +48,16 @@ def render_tree(node: Node) -> list[str]:
 
 
 def short_fold(ranks: Sequence[int]) -> str:
-    """As ``ranges.fold``, ended with "..." where it gets too long for a line."""
-    # What is cut off anyway needn't be folded: each number takes two characters at least.
-    text = fold(ranks[: MOST_RANGES * MOST_RANGES])
-    if len(text) <= MOST_RANGES and len(ranks) <= MOST_RANGES * MOST_RANGES:
+    """As :func:`fold`, cut with "..." if it gets too long for a line."""
+    # Each number takes two characters at least: numbers that are cut off need not be folded.
+    text = fold(ranks[: MAX_RANGES * MAX_RANGES])
+    if len(text) <= MAX_RANGES and len(ranks) <= MAX_RANGES * MAX_RANGES:
         return text
-    if len(text) <= MOST_RANGES:  # few long runs
+    if len(text) <= MAX_RANGES:  # few long runs
         text = fold(ranks)
-        if len(text) <= MOST_RANGES:
+        if len(text) <= MAX_RANGES:
             return text
-    return text[:MOST_RANGES].rpartition(",")[0] + ",..."
+    return text[:MAX_RANGES].rpartition(",")[0] + ",..."
 
 
 def _parts(frames: Stack) -> list[str]:
@@ -139,7 +65,7 @@ def _parts(frames: Stack) -> list[str]:
     parts: list[str] = []
     run: list[Frame] = []
     for frame in (*frames, None):
-        if frame is not None and place(frame.file).owner != "user":
+        if frame is not None and code_file(frame.file).owner != "user":
             run.append(frame)
             continue
         if run:
@@ -147,13 +73,13 @@ def _parts(frames: Stack) -> list[str]:
             run = []
         if frame is not None:
             parts.append(_short(frame))
-    if len(parts) > MOST_PARTS:
-        left = len(parts) - MOST_PARTS
-        parts[MOST_PARTS // 3 : MOST_PARTS // 3 + left] = [f"... {left} more ..."]
+    if len(parts) > MAX_PARTS:
+        left = len(parts) - MAX_PARTS
+        parts[MAX_PARTS // 3 : MAX_PARTS // 3 + left] = [f"... {left} more ..."]
     return parts
 
 
-#: Functions of libraries that only pass a call on; private ones say little, too.
+#: Functions of libraries that only pass a call on. Private functions say little, too.
 _PASSING = frozenset({"wrapper", "inner", "decorate_context", "run", "__call__"})
 
 
@@ -161,7 +87,7 @@ def _entry(run: Sequence[Frame]) -> str:
     """A run of library frames, oldest first, named after the first one that says something."""
     names = (frame for frame in run if not re.match("_(?!_)", frame.function))
     frame = next((frame for frame in names if frame.function not in _PASSING), run[0])
-    return _cut(dotted(place(frame.file).path, frame.function))
+    return _cut(dotted(code_file(frame.file).path, frame.function))
 
 
 def _short(frame: Frame) -> str:
@@ -170,17 +96,17 @@ def _short(frame: Frame) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= MOST_PART else text[: MOST_PART - 3] + "..."
+    return text if len(text) <= MAX_PART else text[: MAX_PART - 3] + "..."
 
 
 def short_frames(frames: Stack, most: int = 40) -> list[str]:
-    """Newest first, one line for each frame of the user's; runs of library frames are one line, but
-    for the newest frame of all, which says where the thread is. Of more than *most* lines the
-    middle is left out."""
+    """Newest first, one line for each frame of the user's. A run of library frames is one line. The
+    newest frame of all has a line in any case, because it says where the thread is. If there are
+    more than *most* lines, the middle is left out."""
     lines: list[str] = []
     run: list[Frame] = []
     for index, frame in enumerate((*frames, None)):
-        if frame is not None and index and place(frame.file).owner != "user":
+        if frame is not None and index and code_file(frame.file).owner != "user":
             run.append(frame)
             continue
         if run:
@@ -188,7 +114,7 @@ def short_frames(frames: Stack, most: int = 40) -> list[str]:
             lines.append(f"({count}: {_entry(run[::-1])})")
             run = []
         if frame is not None:
-            file = place(frame.file).path
+            file = code_file(frame.file).path
             line = "?" if frame.line is None else frame.line
             lines.append(f"{_cut(file)}:{line} {_cut(frame.function)}")
     if len(lines) > most:

@@ -1,0 +1,436 @@
+"""What judges have found, as plain data. :mod:`sentences` says it in words.
+
+Ranks are numbers of :class:`~workerserver.cluster.judge.job.Job`: workers whose rank nobody knows
+have numbers from :data:`NAMELESS` on. Lists of ranks are the same objects wherever they are the
+same lists, because each of them is put into words only once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from workerserver.cluster.judge.reasons import Reason
+from workerserver.cluster.model import Frame
+
+__all__ = [
+    "NAMELESS",
+    "Absent",
+    "Accusation",
+    "Apart",
+    "AtSteps",
+    "Awaited",
+    "Claim",
+    "Crossed",
+    "Crowd",
+    "Doubt",
+    "Endless",
+    "Entered",
+    "Everywhere",
+    "Evidence",
+    "FailedQuestion",
+    "GilHeld",
+    "Gone",
+    "InCall",
+    "InKernel",
+    "Issued",
+    "KeepsGil",
+    "LastHeartbeat",
+    "LastOperation",
+    "MainThread",
+    "Meeting",
+    "Moved",
+    "NoEvidence",
+    "NoMajority",
+    "NoStep",
+    "NobodyAnswered",
+    "NothingIssued",
+    "Outside",
+    "Parties",
+    "Remark",
+    "Ring",
+    "Silent",
+    "SilentButMoving",
+    "Slow",
+    "StacksAlone",
+    "Unrecorded",
+    "UsualWait",
+    "WaitsIn",
+    "known_rank",
+]
+
+#: Workers whose rank nobody knows are numbered from here on.
+NAMELESS = 1 << 20
+
+Ranks = Sequence[int]
+
+
+def known_rank(number: int) -> int | None:
+    return number if number < NAMELESS else None
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A rank without a usable answer."""
+
+    rank: int
+    reason: str
+    text: str
+    address: str | None = None
+    host: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entered:
+    """*ranks* have entered *operation* of *group* and wait there, for *age* seconds if that is
+    known."""
+
+    operation: str
+    """With its number: ``all_reduce #6``."""
+    group: str
+    ranks: Ranks
+    age: float | None = None
+    numbered: bool = True
+    """It is a collective; else a send or a receive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """*ranks*, most of the job, that are in the same place: in *call*, or in different collectives
+    if that is None. *together*: they share a stack, which is at *location*."""
+
+    ranks: Ranks
+    call: str | None = None
+    together: bool = False
+    location: Frame | None = None
+
+
+# --- claims: what a rank is accused of ----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """It issued *own* as number *seq* of *group*, and *others* issued *theirs*. *steps*: its own
+    step and the others', if its own is ahead."""
+
+    group: str
+    seq: int
+    own: str
+    others: Ranks
+    theirs: str
+    steps: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """It is one of the ranks that wait for each other, point-to-point, in *waits*."""
+
+    waits: Sequence[Entered]
+
+
+@dataclass(frozen=True, slots=True)
+class Crossed:
+    """It waits in *own*, and the ranks of *other* wait for it there: two groups were taken in
+    different orders."""
+
+    own: Entered
+    other: Entered
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """*inside* wait for all ranks in *call*, and *outside* wait in *operation*. *is_inside*: the
+    accused rank is one of *inside*."""
+
+    call: str | None
+    inside: Ranks
+    outside: Ranks
+    operation: Entered
+    is_inside: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """It has not entered what others wait in. *silent*: its recorder gave no answer. *steps*: its
+    own step and the others', if its own is ahead."""
+
+    wait: Entered
+    silent: bool = False
+    steps: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """It does not answer, for the reason of a failure. *wait*: where others wait for it."""
+
+    failure: str
+    wait: Entered | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeepsGil:
+    """One of its threads keeps the GIL."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """It is in another place than the crowd."""
+
+    crowd: Crowd
+
+
+@dataclass(frozen=True, slots=True)
+class Unrecorded:
+    """It waits in a point-to-point operation that no recorder holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoStep:
+    """It has made no step for *age* seconds."""
+
+    age: float
+    step: int | None
+
+
+Claim = (
+    Issued
+    | Ring
+    | Crossed
+    | Meeting
+    | Absent
+    | Silent
+    | KeepsGil
+    | Apart
+    | Unrecorded
+    | NoStep
+)  # fmt: skip
+
+
+# --- evidence: what a claim rests on ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Parties:
+    """Who issued what as number *seq* of *group*."""
+
+    group: str
+    seq: int
+    parties: Sequence[tuple[Ranks, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class NoMajority:
+    """Of two sides neither is the larger one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """Ranks that wait for the accused one."""
+
+    wait: Entered
+
+
+@dataclass(frozen=True, slots=True)
+class WaitsIn:
+    """*absent*: the ranks that its ranks wait for, if that matters."""
+
+    wait: Entered
+    absent: Ranks = ()
+
+
+@dataclass(frozen=True, slots=True)
+class InCall:
+    """*ranks* are in *call*, which takes all ranks."""
+
+    ranks: Ranks
+    call: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LastOperation:
+    """The last operation of *group* that it has issued."""
+
+    group: str
+    operation: str
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NothingIssued:
+    """It has issued no operation of *group*."""
+
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailedQuestion:
+    """*question* None: no question has an answer."""
+
+    question: str | None
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StacksAlone:
+    """No recorder tells who waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class MainThread:
+    """*own*: the newest frames in the user's code, newest first; *more* were left out. *newest*: of
+    all frames, None without any."""
+
+    own: Sequence[Frame]
+    more: int
+    newest: Frame | None
+
+
+@dataclass(frozen=True, slots=True)
+class InKernel:
+    """Where in the kernel its main thread is."""
+
+    wchan: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """*still*: at the same line in two rounds that are *seconds* apart."""
+
+    still: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class GilHeld:
+    """*thread*: its name; *holds*: whether it is known which thread holds the GIL."""
+
+    seconds: float | None
+    holds: bool
+    thread: str | None
+    location: Frame | None
+
+
+@dataclass(frozen=True, slots=True)
+class LastHeartbeat:
+    """*job*: the lowest and the highest step of the job, if they differ."""
+
+    step: int
+    age: float | None
+    job: tuple[int, int] | None
+
+
+Evidence = (
+    Parties
+    | NoMajority
+    | Awaited
+    | WaitsIn
+    | InCall
+    | LastOperation
+    | NothingIssued
+    | FailedQuestion
+    | StacksAlone
+    | MainThread
+    | InKernel
+    | Moved
+    | GilHeld
+    | LastHeartbeat
+)
+
+
+@dataclass(slots=True)
+class Accusation:
+    """*rank* is accused for *reason*; *claim* has the facts of it, *evidence* what they rest on."""
+
+    rank: int
+    reason: Reason
+    claim: Claim
+    process_group: str | None = None
+    collective: str | None = None
+    seq: int | None = None
+    evidence: list[Evidence] = field(default_factory=list)
+
+
+# --- doubts: why there may be more than the accusations, or nothing at all ----------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NobodyAnswered:
+    """No rank gave a usable answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endless:
+    """All ranks have entered *operation*, which does not end. *whole*: they are all its ranks, not
+    only all that are known."""
+
+    operation: Entered
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SilentButMoving:
+    """*rank* does not answer, but the job goes on."""
+
+    rank: int
+    failure: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """*ranks* may keep *crowd* waiting, or only be slow."""
+
+    ranks: Ranks
+    crowd: Crowd
+
+
+@dataclass(frozen=True, slots=True)
+class Everywhere:
+    """Every rank is in the crowd."""
+
+    crowd: Crowd
+
+
+@dataclass(frozen=True, slots=True)
+class NoEvidence:
+    """Nothing tells whether the job goes on. *rounds*: how many looks there were."""
+
+    rounds: int
+
+
+Doubt = NobodyAnswered | Endless | SilentButMoving | Outside | Everywhere | NoEvidence
+
+
+# --- remarks: what is said of a healthy job -----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """*rank* enters the operations of *group* *late* seconds after the others; *operations* were
+    looked at."""
+
+    rank: int
+    group: str
+    late: float
+    operations: int
+
+
+@dataclass(frozen=True, slots=True)
+class AtSteps:
+    """The lowest and the highest step of the job."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsualWait:
+    """A wait that lasts no longer than usual."""
+
+    wait: Entered
+    age: float
+
+
+Remark = Slow | AtSteps | UsualWait

@@ -1,0 +1,453 @@
+"""What the judges have found, in English: the only module of this folder that has any.
+
+Each reason has one entry in :data:`SENTENCES`. Everything else is said by one function for each
+class of :mod:`facts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from workerserver.cluster.judge import facts
+from workerserver.cluster.judge.facts import NAMELESS, Accusation, Claim, Crowd, Entered
+from workerserver.cluster.judge.reasons import Reason
+from workerserver.cluster.model import Frame
+from workerserver.cluster.read.blocked_on import Blocked
+from workerserver.ranks import fold
+
+__all__ = ["SENTENCES", "Narrator", "Sentence", "at"]
+
+#: Of a list of ranks, characters; of workers without a rank, addresses.
+MAX_NAMES = 60
+MAX_ADDRESSES = 4
+#: Of a ring, waits. Of a verdict, clauses.
+MAX_STEPS = 4
+MAX_CLAUSES = 5
+
+Names = Callable[[Sequence[int]], str]
+"""Ranks in words: "rank 2", "ranks 0-1,3"."""
+
+
+def at(frame: Frame) -> str:
+    """``compute(), hang.py:12``"""
+    name = frame.file.replace("\\", "/").rpartition("/")[2] or frame.file
+    function = frame.function if frame.function.startswith("<") else f"{frame.function}()"
+    return f"{function}, {name}:{'?' if frame.line is None else frame.line}"
+
+
+def _in(wait: Entered) -> str:
+    return f"{wait.operation} of {wait.group}"
+
+
+def _wait(ranks: Sequence[int]) -> str:
+    return "waits" if len(ranks) == 1 else "wait"
+
+
+# --- one sentence a reason ----------------------------------------------------------------------
+
+
+class Sentence(NamedTuple):
+    """*rests_on*: the reason in general, as the documentation has it. *claim*: what is said of one
+    rank or of several ("has not entered ..."). *place*: what comes before the place where one
+    suspect is, or several are; None if they just stand there."""
+
+    rests_on: str
+    claim: Callable[[Any, bool, Names], str]
+    place: tuple[str, str] | None = None
+
+
+def _mismatch(claim: facts.Issued, many: bool, names: Names) -> str:
+    others = names(claim.others)
+    return (
+        f"issued {claim.own} as #{claim.seq} of {claim.group} where {others} issued {claim.theirs}"
+    )
+
+
+def _order(claim: facts.Issued | facts.Crossed | facts.Meeting, many: bool, names: Names) -> str:
+    if isinstance(claim, facts.Issued):
+        return f"{_mismatch(claim, many, names)}, in another order"
+    verb = "wait" if many else "waits"
+    if isinstance(claim, facts.Crossed):
+        return (
+            f"{verb} in {_in(claim.own)} while {names(claim.other.ranks)} wait in"
+            f" {_in(claim.other)}: the groups were taken in different orders"
+        )
+    call = _meeting(claim.call)
+    if claim.is_inside:
+        others = f"{names(claim.outside)} {_wait(claim.outside)}"
+        return f"{verb} for all ranks in {call} while {others} in {_in(claim.operation)}"
+    others = f"{names(claim.inside)} {_wait(claim.inside)}"
+    return f"{verb} in {_in(claim.operation)} while {others} for all ranks in {call}"
+
+
+def _meeting(call: str | None) -> str:
+    return call or "a call that takes all ranks"
+
+
+def _p2p_cycle(claim: facts.Ring, many: bool, names: Names) -> str:
+    steps = [f"{names(wait.ranks)} in {wait.operation}" for wait in claim.waits[:MAX_STEPS]]
+    left = len(claim.waits) - MAX_STEPS
+    more = f", and {left} more" if left > 0 else ""
+    start = "wait for each other:" if many else "is part of a ring:"
+    return f"{start} {', '.join(steps)}{more}"
+
+
+def _swallowed(claim: facts.Issued | facts.Absent, many: bool, names: Names) -> str:
+    mine, theirs = claim.steps or (0, 0)
+    if isinstance(claim, facts.Issued):
+        ahead = f"a step ahead ({mine}, not {theirs})"
+        return f"{_mismatch(claim, many, names)}, {ahead}: it has left out a collective"
+    verb = "are" if many else "is"
+    return f"{_behind(claim, many, names)}, and {verb} at step {mine}, not {theirs}"
+
+
+def _behind(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> str:
+    if isinstance(claim, facts.Apart):
+        crowd = f"{names(claim.crowd.ranks)} stand {_whereabouts(claim.crowd)}"
+        return f"{'seem' if many else 'seems'} to keep the others waiting: {crowd}"
+    wait = claim.wait
+    if not wait.numbered:
+        what = f"posted what {names(wait.ranks)} waits for: {wait.operation}"
+    elif claim.silent:
+        what = f"come to {_in(wait)}, it seems (its recorder gave no answer)"
+    else:
+        what = f"entered {_in(wait)}"
+    return f"{'have' if many else 'has'} not {what}"
+
+
+def _whereabouts(crowd: Crowd) -> str:
+    if crowd.together:
+        return "together" if crowd.location is None else f"together in {at(crowd.location)}"
+    return "in collectives" if crowd.call is None else f"in {crowd.call}"
+
+
+def _gil_held(claim: facts.Absent | facts.Apart | facts.KeepsGil, many: bool, names: Names) -> str:
+    if not isinstance(claim, facts.KeepsGil):
+        return _behind(claim, many, names)
+    return f"{'keep their' if many else 'keeps its'} GIL for {claim.seconds:.1f} s"
+
+
+def _dataloader(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> str:
+    return _behind(claim, many, names)
+
+
+def _lock(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> str:
+    return _behind(claim, many, names)
+
+
+def _shutdown(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> str:
+    return _behind(claim, many, names)
+
+
+def _unreachable(claim: facts.Silent, many: bool, names: Names) -> str:
+    text = f"{'do' if many else 'does'} not answer ({claim.failure})"
+    if claim.wait is None:
+        return text
+    others = f"{names(claim.wait.ranks)} {_wait(claim.wait.ranks)}"
+    return f"{text}; {others} for {'them' if many else 'it'} in {_in(claim.wait)}"
+
+
+def _p2p(claim: facts.Absent | facts.Apart | facts.Unrecorded, many: bool, names: Names) -> str:
+    if not isinstance(claim, facts.Unrecorded):
+        return _behind(claim, many, names)
+    if many:
+        return "wait in point-to-point operations that no recorder holds"
+    return "waits in a point-to-point operation that no recorder holds"
+
+
+def _stalled(claim: facts.NoStep, many: bool, names: Names) -> str:
+    verb = "have" if many else "has"
+    return f"{verb} made no step for {claim.age:.0f} s, since step {claim.step}"
+
+
+SENTENCES: Mapping[Reason, Sentence] = {
+    "mismatch": Sentence(
+        "it issued another operation, size or dtype than the other ranks, as one number", _mismatch
+    ),
+    "order": Sentence(
+        "it issued what the others issued in another order, or left something out", _order
+    ),
+    "p2p cycle": Sentence("it waits for a rank that waits for it, point-to-point", _p2p_cycle),
+    "swallowed": Sentence(
+        "it has left out a collective and gone on: its step is ahead of the others'", _swallowed
+    ),
+    "gil held": Sentence(
+        "others wait for it, and one of its threads keeps the GIL",
+        _gil_held,
+        ("it holds the GIL in", "they hold the GIL in"),
+    ),
+    "dataloader": Sentence(
+        "others wait for it, and it waits for its DataLoader",
+        _dataloader,
+        ("it waits for its DataLoader in", "they wait for their DataLoaders in"),
+    ),
+    "lock": Sentence(
+        "others wait for it, and it waits for a lock or a condition",
+        _lock,
+        ("it waits for a lock or a condition in", "they wait for locks or conditions in"),
+    ),
+    "shutdown": Sentence(
+        "others wait for it, and it is on its way out",
+        _shutdown,
+        ("it is on its way out in", "they are on their way out in"),
+    ),
+    "behind": Sentence("others wait for it in a collective that it has not entered", _behind),
+    "unreachable": Sentence("it gives no usable answer, and the job does not go on", _unreachable),
+    "p2p": Sentence(
+        "it waits in a send or recv that its recorder doesn't hold, and the job does not go on",
+        _p2p,
+    ),
+    "stalled": Sentence("its step is too old, though no rank waits for it", _stalled),
+}
+STANDS = ("it stands in", "they stand in")
+
+
+# --- what the flight recorders say --------------------------------------------------------------
+
+
+def send_or_receive(receives: bool, peer: int) -> str:
+    """What a point-to-point operation is called: ``recv from rank 1``."""
+    return f"recv from rank {peer}" if receives else f"send to rank {peer}"
+
+
+def with_types(operations: str, dtypes: Sequence[str]) -> str:
+    return f"{operations} of {', '.join(dtypes)}"
+
+
+def with_shapes(operations: str, shapes: Iterable[Sequence[int]]) -> str:
+    texts = [f"[{', '.join(map(str, shape))}]" for shape in shapes]
+    return f"{operations} of {', '.join(texts) or 'nothing'}"
+
+
+def not_a_member(group: str) -> str:
+    return f"it has operations of {group}, to which it does not belong by the other ranks"
+
+
+def other_members(group: str, ranks: Iterable[int]) -> str:
+    return f"it says that {group} has ranks {fold(ranks)}; others say otherwise"
+
+
+def no_such_ranks(operation: str, group: str) -> str:
+    return f"{operation}: no such ranks in {group}"
+
+
+# --- one line a fact ----------------------------------------------------------------------------
+
+
+def _parties(fact: facts.Parties, names: Names) -> str:
+    parties = [f"{names(ranks)} {text}" for ranks, text in fact.parties]
+    return f"#{fact.seq} of {fact.group}: {'; '.join(parties)}"
+
+
+def _awaited(fact: facts.Awaited, names: Names) -> str:
+    wait = fact.wait
+    since = f", for {wait.age:.1f} s" if wait.age is not None else ""
+    return f"{names(wait.ranks)} {_wait(wait.ranks)} for it in {_in(wait)}{since}"
+
+
+def _waits_in(fact: facts.WaitsIn, names: Names) -> str:
+    text = f"{names(fact.wait.ranks)} in {_in(fact.wait)}"
+    return f"{text}, for {names(fact.absent)}" if fact.absent else text
+
+
+def _main_thread(fact: facts.MainThread, names: Names) -> str:
+    if fact.own:
+        text = " < ".join(map(at, fact.own)) + (f" < {fact.more} more" if fact.more else "")
+    else:
+        text = f"{at(fact.newest)}, in library code" if fact.newest is not None else "no frames"
+    return f"main thread: {text}"
+
+
+def _moved(fact: facts.Moved, names: Names) -> str:
+    words = "at the same line" if fact.still else "moving: at another line"
+    return f"{words} in two rounds, {fact.seconds:.1f} s apart"
+
+
+def _gil(fact: facts.GilHeld, names: Names) -> str:
+    text = "the GIL is held"
+    if fact.seconds is not None:
+        text += f", for {fact.seconds:.1f} s"
+    if fact.holds:
+        text += f", by {fact.thread or 'a thread'}"
+        if fact.location is not None:
+            text += f" in {at(fact.location)}"
+    return text
+
+
+def _heartbeat(fact: facts.LastHeartbeat, names: Names) -> str:
+    age = f", {fact.age:.1f} s ago" if fact.age is not None else ""
+    job = f"; the job is at steps {fact.job[0]} to {fact.job[1]}" if fact.job is not None else ""
+    return f"last heartbeat: step {fact.step}{age}{job}"
+
+
+def _failed(fact: facts.FailedQuestion, names: Names) -> str:
+    question = f"{fact.question}: " if fact.question is not None else ""
+    return f"{question}{fact.reason}: {fact.text}"
+
+
+def _endless(fact: facts.Endless, names: Names) -> str:
+    known = "all its ranks" if fact.whole else "its known ranks"
+    inside = names(fact.operation.ranks)
+    return f"{known} have entered {_in(fact.operation)}, which does not end ({inside} in it)"
+
+
+def _outside(fact: facts.Outside, names: Names) -> str:
+    keep = "keeps" if len(fact.ranks) == 1 else "keep"
+    return (
+        f"if the job is stuck, {names(fact.ranks)} {keep} the others waiting, which stand"
+        f" {_whereabouts(fact.crowd)}; but stacks alone were not seen for long enough to tell that"
+        " from slow"
+    )
+
+
+def _no_evidence(fact: facts.NoEvidence, names: Names) -> str:
+    if fact.rounds > 1:
+        return "no flight recorder, no heartbeat and no stack tells whether the job goes on"
+    return "one round of stacks alone does not tell whether the job goes on"
+
+
+def _slow(fact: facts.Slow, names: Names) -> str:
+    return (
+        f"{names([fact.rank])} is slow: it comes to the operations of {fact.group}"
+        f" {fact.late:.2f} s after the others"
+    )
+
+
+def _at_steps(fact: facts.AtSteps, names: Names) -> str:
+    if fact.low == fact.high:
+        return f"at step {fact.low}"
+    return f"at steps {fact.low} to {fact.high}"
+
+
+def _usual_wait(fact: facts.UsualWait, names: Names) -> str:
+    wait = fact.wait
+    who = f"{names(wait.ranks)} {_wait(wait.ranks)}"
+    return f"{who} in {_in(wait)} for {fact.age:.1f} s, no longer than usual"
+
+
+LINES: Mapping[type, Callable[[Any, Names], str]] = {
+    facts.Parties: _parties,
+    facts.NoMajority: lambda fact, names: "no side has the majority",
+    facts.Awaited: _awaited,
+    facts.WaitsIn: _waits_in,
+    facts.InCall: lambda fact, names: f"{names(fact.ranks)} in {_meeting(fact.call)}",
+    facts.LastOperation: lambda fact, names: (
+        f"its last operation of {fact.group}: {fact.operation},"
+        f" {'ended' if fact.ended else 'not ended'}"
+    ),
+    facts.NothingIssued: lambda fact, names: f"it has issued no operation of {fact.group}",
+    facts.FailedQuestion: _failed,
+    facts.StacksAlone: lambda fact, names: "from stacks alone: no flight recorder tells who waits",
+    facts.MainThread: _main_thread,
+    facts.InKernel: lambda fact, names: f"in the kernel: {fact.wchan}",
+    facts.Moved: _moved,
+    facts.GilHeld: _gil,
+    facts.LastHeartbeat: _heartbeat,
+    facts.NobodyAnswered: lambda fact, names: "no rank gave a usable answer",
+    facts.Endless: _endless,
+    facts.SilentButMoving: lambda fact, names: (
+        f"{names([fact.rank])} does not answer ({fact.failure}), but the job goes on"
+    ),
+    facts.Outside: _outside,
+    facts.Everywhere: lambda fact, names: (
+        f"every rank stands {_whereabouts(fact.crowd)}, none moves, and no recorder tells more"
+    ),
+    facts.NoEvidence: _no_evidence,
+    facts.Slow: _slow,
+    facts.AtSteps: _at_steps,
+    facts.UsualWait: _usual_wait,
+}
+
+
+# --- a job's sentences --------------------------------------------------------------------------
+
+
+class Narrator:
+    """Says what was found of one job. *address*: that of a worker whose rank nobody knows.
+
+    What is said of many ranks is said of each suspect. Each list of ranks and each fact is put into
+    words once, or the time would be quadratic in the number of ranks.
+    """
+
+    def __init__(self, address: Callable[[int], str]) -> None:
+        self._address = address
+        # By identity, each with the object, which has to live as long as its entry.
+        self._named: dict[int, tuple[object, str]] = {}
+        self._told: dict[int, tuple[object, str]] = {}
+
+    def names(self, ranks: Sequence[int]) -> str:
+        """ "rank 2", "ranks 0-1,3"; workers without a rank by their address."""
+        known = self._named.get(id(ranks))
+        if known is None:
+            known = self._named[id(ranks)] = (ranks, self._names(ranks))
+        return known[1]
+
+    def _names(self, ranks: Sequence[int]) -> str:
+        each = sorted(set(ranks))
+        numbered = [rank for rank in each if rank < NAMELESS]
+        parts = []
+        if numbered:
+            text = fold(numbered)
+            if len(text) > MAX_NAMES:
+                parts.append(f"{len(numbered)} ranks ({text[:MAX_NAMES].rpartition(',')[0]},...)")
+            else:
+                parts.append(f"rank{'s' if len(numbered) > 1 else ''} {text}")
+        nameless = each[len(numbered) :]
+        parts += [f"worker {self._address(number)}" for number in nameless[:MAX_ADDRESSES]]
+        if len(nameless) > MAX_ADDRESSES:
+            parts.append(f"{len(nameless) - MAX_ADDRESSES} more")
+        return ", ".join(parts)
+
+    def line(self, fact: facts.Evidence | facts.Doubt | facts.Remark) -> str:
+        return LINES[type(fact)](fact, self.names)
+
+    def shared_line(self, fact: facts.Evidence) -> str:
+        """As :meth:`line`, of a fact that counts for many suspects."""
+        known = self._told.get(id(fact))
+        if known is None:
+            known = self._told[id(fact)] = (fact, self.line(fact))
+        return known[1]
+
+    def claim(self, reason: Reason, claim: Claim, many: bool) -> str:
+        """What is said of a rank, or of several ranks."""
+        return SENTENCES[reason].claim(claim, many, self.names)
+
+    def accused(self, accusations: Sequence[Accusation], places: Mapping[int, Blocked]) -> str:
+        """The sentences on all suspects. Those of which the same is to be said are named together.
+        *places*: by rank, where each of them is."""
+        alike: dict[tuple[str, str, str], list[Accusation]] = {}
+        for each in accusations:
+            place = places.get(each.rank)
+            where = at(place.location) if place is not None and place.location else ""
+            plural = self.claim(each.reason, each.claim, True)
+            alike.setdefault((each.reason, plural, where), []).append(each)
+        clauses = [
+            self._clause(group, where, places.get(group[0].rank))
+            for (_, _, where), group in alike.items()
+        ]
+        shown = clauses[:MAX_CLAUSES]
+        if len(clauses) > MAX_CLAUSES:
+            shown.append(f"{len(clauses) - MAX_CLAUSES} more of the kind")
+        return ". ".join([shown[0], *(each[:1].upper() + each[1:] for each in shown[1:])])
+
+    def _clause(self, group: Sequence[Accusation], where: str, place: Blocked | None) -> str:
+        many, reason = len(group) > 1, group[0].reason
+        who = self._names([each.rank for each in group])
+        text = f"{who} {self.claim(reason, group[0].claim, many)}"
+        if not where or place is None:
+            return text
+        words = SENTENCES[reason].place
+        if words is None and place.call and place.inside:
+            where = f"{place.call}, from {where}"
+        return f"{text}; {(words or STANDS)[many]} {where}"
+
+    def unsure(self, doubts: Iterable[facts.Doubt]) -> str:
+        return "could not tell: " + "; ".join(map(self.line, doubts))
+
+    def healthy(self, remarks: Iterable[facts.Remark]) -> str:
+        return "; ".join(["no rank is stuck", *map(self.line, remarks)])
+
+    def problem(self, rank: int, text: str) -> str:
+        """What was wrong with a rank's answers."""
+        return f"{self._names([rank])}: {text}"
