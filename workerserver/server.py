@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from workerserver.handlers import default_registry
 from workerserver.handlers.metrics import metrics_response
 from workerserver.http._protocol import ServerState, WorkerProtocol
-from workerserver.http.access import AccessPolicy, token_from_environment
+from workerserver.http.access import AccessPolicy, standard_rules
 from workerserver.http.limits import Limits
 from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
 from workerserver.process._pulse import immortalise
+from workerserver.process.credentials import token_from_environment
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
 from workerserver.process.sockets import (
@@ -40,7 +41,7 @@ from workerserver.types import Response
 
 if sys.platform == "linux" or TYPE_CHECKING:
     # Here and not at the first start, which is to be quick.
-    from workerserver.native.publication import Publication, hub_of
+    from workerserver.native.publication import Publication, hub_of, standby_threads
 
 __all__ = ["Limits", "Transport", "WorkerServer"]
 
@@ -134,9 +135,11 @@ class WorkerServer:
 
     def _start(self, limits: Limits) -> None:
         policy = AccessPolicy(
-            token=self._token,
-            check_host=not self._unix,
-            hosts=() if self._unix or not self._host_or_file else (self._host_or_file,),
+            standard_rules(
+                unix=self._unix,
+                token=self._token,
+                hosts=(self._host_or_file,) if self._host_or_file else (),
+            )
         )
         self._router = Router(self.registry, self._metrics)
         self._pool = DaemonPool()
@@ -162,7 +165,7 @@ class WorkerServer:
             return
         factory: Any = partial(WorkerProtocol, self.state)  # asyncio's methods, not its base class
         if self._tls is not None:
-            timeout = self.state.head_timeout
+            timeout = self.state.limits.head_timeout
             self._asyncio_server = Acceptor(self._socket, self._tls, factory, timeout)
             return
         create = loop.create_unix_server if self._unix else loop.create_server
@@ -204,6 +207,11 @@ class WorkerServer:
         if self._native is not None:
             replies.update(self._native.listener.requests)
         return dict(replies)
+
+    @property
+    def standby_threads(self) -> int | None:
+        """Threads of torch's own server, which stands by; None where there can be none."""
+        return standby_threads() if sys.platform == "linux" else None
 
     def _metrics(self, **ignored: str) -> Response:
         return metrics_response(self)

@@ -242,7 +242,7 @@ def test_handler_that_raises(target: Target, name: str, text: str) -> None:
     assert reply.text.startswith(f"Handler {name} failed: {text}")
     origin = re.search(r"\n  (\S+)\((\d+)\): (\w+)\n", reply.text)
     assert origin is not None
-    assert (Path(origin[1]).name, origin[3]) == ("server/serve.py", name)
+    assert (Path(origin[1]).name, origin[3]) == ("serve.py", name)
     assert "raise" in SCRIPT.read_text().splitlines()[int(origin[2]) - 1]
     assert run(target, "ping").body == b"pong"
 

@@ -158,6 +158,7 @@ class Rig:
             listening.fileno(),
             self.make,
             lambda: None,
+            Table([]),
             local=not self.tcp,
             limits=self.limits,
             started=0.0,
@@ -171,8 +172,6 @@ class Rig:
                 ("POST", "/handler/dump_traceback", "dump", DUMP | 1 << 8),
                 ("POST", "/handler/fr_trace_json", "opaque", RELAY | 2 << 8),
             ],
-            check_host=False,
-            max_head=8192,
         )
         listener.publish(table, ("ping", "dump_traceback", "fr_trace_json"), ((PONG, PONG),) * 3)
         return listener

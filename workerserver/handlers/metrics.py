@@ -36,6 +36,10 @@ class MetricsState(Protocol):
     def registry(self) -> Registry:
         """The handlers that it serves."""
 
+    @property
+    def standby_threads(self) -> int | None:
+        """Threads of torch's own server, which stands by; None where there can be none."""
+
 
 def metrics_response(state: MetricsState) -> Response:
     """The metrics of *state*; NotImplementedHere without ``prometheus_client``."""
@@ -98,12 +102,11 @@ class _Collector:
             if value is not None:
                 yield GaugeMetricFamily(f"workerserver_gil_{name}_seconds", text, value=value)
 
-        module = imported("workerserver.native.torch_standby")  # Linux only
-        if module is not None:
+        if state.standby_threads is not None:
             yield GaugeMetricFamily(
                 "workerserver_torch_fallback_threads",
                 "Threads of torch's own server, kept for when the GIL can't be had.",
-                value=module.fallback.threads,
+                value=state.standby_threads,
             )
 
         running = GaugeMetricFamily(

@@ -12,14 +12,10 @@ from workerserver.process.clock cimport monotonic
 from workerserver._parser cimport ParsedRequest, QueryValidator, RequestParser
 
 import logging
-import os
 import select
-import socket
 from asyncio import CancelledError
 from functools import partial
 
-from workerserver.http.access import PEER_REFUSED as _PEER_REFUSED
-from workerserver.http.access import peer_allowed
 from workerserver.http.responses import error_response, failure, to_response
 from workerserver.types import (
     Forbidden,
@@ -29,6 +25,9 @@ from workerserver.types import (
     ServerBusy,
     WorkerServerError,
 )
+
+# For responses.failure(): a frame of this module is no news to whoever wrote the handler.
+_passes_calls_on = True
 
 cdef object _logger = logging.getLogger("workerserver")
 
@@ -79,9 +78,10 @@ cdef class WorkerProtocol:
     cdef object __weakref__
 
     def __init__(self, ServerState state):
+        limits = state.limits
         self._state = state
         self._parser = RequestParser(
-            max_head=state.max_head, max_headers=state.max_headers, max_body=state.max_body
+            max_head=limits.max_head, max_headers=limits.max_headers, max_body=limits.max_body
         )
         self.fileno = -1
         self._stage = STAGE_IDLE
@@ -94,23 +94,38 @@ cdef class WorkerProtocol:
         state.connections.add(self)
         self._want_bytes = getattr(transport, "want_bytes", None)
         if self._want_bytes is not None:
-            # The native I/O thread: it keeps the door, and the time between messages.
+            # The native I/O thread counts connections and keeps the time between messages. It has
+            # admitted this one if it knows every rule; to ask again would cost a descriptor.
             if state.closing:
                 transport.close()
+            elif state.policy.native is None:
+                self._admit(transport.get_extra_info("socket"))
             return
         sock = transport.get_extra_info("socket")
         if sock is not None:
             self.fileno = sock.fileno()
+        most = state.limits.max_connections
         if state.closing:
             transport.close()
-        elif len(state.connections) > state.max_connections + REFUSED_LIMIT:
+        elif len(state.connections) > most + REFUSED_LIMIT:
             transport.abort()
-        elif len(state.connections) > state.max_connections:
-            self._fail(ServerBusy(f"{state.max_connections} connections"))
-        elif state.is_unix and sock is not None and not _peer_allowed(sock):
-            self._fail(Forbidden(_PEER_REFUSED))
-        else:
-            self._set_deadline(state.head_timeout)
+        elif len(state.connections) > most:
+            self._fail(ServerBusy(f"{most} connections"))
+        elif self._admit(sock):
+            self._set_deadline(state.limits.head_timeout)
+
+    cdef bint _admit(self, sock) except -1:
+        """Whether the policy takes the connection; if not, it is told so and ended."""
+        try:
+            self._state.policy.admit(sock)
+        except WorkerServerError as error:
+            self._fail(error)
+            return False
+        except Exception as error:  # a rule's own mistake: a connection that it can't judge
+            _logger.warning("a rule failed, so a connection was refused", exc_info=True)
+            self._fail(Forbidden("this connection can't be judged"))
+            return False
+        return True
 
     cdef object _peer(self):
         """``host:port`` of the client; None on a Unix socket."""
@@ -204,7 +219,7 @@ cdef class WorkerProtocol:
         if self._parser.reading_body():
             if self._stage != STAGE_BODY:
                 self._stage = STAGE_BODY
-                self._set_deadline(state.body_timeout)
+                self._set_deadline(state.limits.body_timeout)
                 if self._parser.take_continue():
                     self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if not self._hold(self._parser.held):
@@ -212,12 +227,12 @@ cdef class WorkerProtocol:
         elif self._parser.between_messages():
             self._stage = STAGE_IDLE
             if self._want_bytes is None:
-                self._set_deadline(state.idle_timeout)
+                self._set_deadline(state.limits.idle_timeout)
             else:
                 self._deadline = 0.0
         elif self._stage != STAGE_HEAD:
             self._stage = STAGE_HEAD
-            self._set_deadline(state.head_timeout)
+            self._set_deadline(state.limits.head_timeout)
         if self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()
@@ -237,7 +252,7 @@ cdef class WorkerProtocol:
         written; False, and the connection fails, if all together hold too many."""
         self._state.body_bytes += size - self._body_bytes
         self._body_bytes = size
-        if size == 0 or self._state.body_bytes <= self._state.max_bodies:
+        if size == 0 or self._state.body_bytes <= self._state.limits.max_bodies:
             return True
         self._fail(ServerBusy("request bodies fill the memory set aside for them"))
         return False
@@ -253,7 +268,8 @@ cdef class WorkerProtocol:
         self._stage = STAGE_IDLE
         handler = None
         try:
-            if request.cross_site or state._strict:
+            # Short, as each rule has said that it may be.
+            if request.cross_site or not state._only_cross_site:
                 state.policy.check(request)
             handler, path = state.router.resolve(request.method, request.path)
             validator = handler.validator
@@ -426,9 +442,9 @@ cdef class WorkerProtocol:
         elif self._stage == STAGE_DRAIN:
             self._transport.close()
         elif self._stage == STAGE_BODY:
-            self._fail(RequestTimeout("body", self._state.body_timeout))
+            self._fail(RequestTimeout("body", self._state.limits.body_timeout))
         elif self._stage == STAGE_HEAD:
-            self._fail(RequestTimeout("head", self._state.head_timeout))
+            self._fail(RequestTimeout("head", self._state.limits.head_timeout))
         elif self._stage == STAGE_IDLE:
             self._finish()
 
@@ -448,15 +464,6 @@ cdef class WorkerProtocol:
     def abort(self):
         if self._transport is not None:
             self._transport.abort()
-
-
-cdef bint _peer_allowed(sock) except -1:
-    # uvloop gives a stand-in that has no getsockopt(): a socket object on a copy of the
-    # descriptor asks the same question.
-    if hasattr(sock, "getsockopt"):
-        return peer_allowed(sock)
-    with socket.socket(fileno=os.dup(sock.fileno())) as copy:
-        return peer_allowed(copy)
 
 
 cdef bint _hung_up(int fd) except -1:

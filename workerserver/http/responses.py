@@ -64,21 +64,18 @@ def error_response(error: WorkerServerError) -> Response:
 
 
 def _places(trace: TracebackType | None) -> list[tuple[str, int, str]]:
-    """(file, line, function) of each level, outermost first; the calls into the handler left out.
+    """(file, line, function) of each level, outermost first; without the frames that only pass a
+    call on to the handler. Their modules say so by a global ``_passes_calls_on``.
 
     Bounded: a handler may fail by running out of stack.
     """
     summary = traceback.StackSummary.extract(
-        ((frame, line) for frame, line in traceback.walk_tb(trace)),
+        (
+            (frame, line)
+            for frame, line in traceback.walk_tb(trace)
+            if "_passes_calls_on" not in frame.f_globals
+        ),
         limit=-50,
         lookup_lines=False,
     )
-    return [
-        (entry.filename, entry.lineno or 0, entry.name)
-        for entry in summary
-        if not entry.filename.endswith(_DISPATCH_FILES)
-    ]
-
-
-#: Where a call into a handler passes through: no news to whoever wrote the handler.
-_DISPATCH_FILES = ("workerserver/http/connection.pyx", "workerserver/handlers/torch_bridge.py")
+    return [(entry.filename, entry.lineno or 0, entry.name) for entry in summary]

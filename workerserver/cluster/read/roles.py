@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from workerserver.cluster.model import Frame, Thread
+from workerserver.process.own import PACKAGE, own_path
 
 __all__ = [
     "WAITS",
@@ -47,18 +48,13 @@ _PACKAGES = re.compile(r"(?:.*/)?(?:site|dist)-packages/(.+)\Z", re.DOTALL)
 _STANDARD = re.compile(
     r"(?:.*/)?(?:lib|lib64)/(?:python3|python3\.\d{1,2}t?|python3\d{1,2}\.zip)/(.+)\Z", re.DOTALL
 )
-#: torch and workerserver where they are worked on: not below site-packages.
+#: torch where it is worked on: not below site-packages.
 _TORCH = re.compile(
     r".*/(torch/(?:_dynamo|_inductor|_functorch|_prims|_decomp|_higher_order_ops|autograd|cuda|"
     r"distributed|fx|jit|nn/modules|nn/parallel|nn/functional\.py|nn/utils|optim|profiler|sparse|"
     r"multiprocessing|utils/_\w+\.py|utils/data|utils/checkpoint\.py|utils/hooks\.py|"
     r"utils/tensorboard|serialization\.py|functional\.py|overrides\.py|_ops\.py|_tensor\.py|"
     r"_compile\.py|accelerator|amp|library\.py)(?:/.*)?)\Z",
-    re.DOTALL,
-)
-_OURS = re.compile(
-    r".*/(workerserver/(?:__main__|control_plane|registration|server|types|"
-    r"(?:process|http|native|stacks|handlers|collector|cluster|cli|loadgen)(?:/\w+)+)\.pyx?)\Z",
     re.DOTALL,
 )
 #: Written by torch.compile: ``/tmp/torchinductor_root/ab/cab….py``.
@@ -79,15 +75,17 @@ def place(file: str) -> Place:
         return _installed(match[1])
     if match := _STANDARD.match(file):
         return Place("library", match[1], f"lib/python3/{match[1]}")
-    if match := _TORCH.match(file) or _OURS.match(file):
+    if match := _TORCH.match(file):
         return _installed(match[1])
+    if (path := own_path(file)) is not None:
+        return _installed(f"{PACKAGE}/{path}")
     if match := _COMPILED.match(file):
         return _installed("torchinductor/" + match[1].rpartition("/")[2])
     return Place("user", file, file)
 
 
 def _installed(path: str) -> Place:
-    ours = path.startswith(("torch/", "torchinductor/", "workerserver/"))
+    ours = path.startswith(("torch/", "torchinductor/", f"{PACKAGE}/"))
     return Place("library" if ours else "package", path, f"site-packages/{path}")
 
 
@@ -167,7 +165,7 @@ _POOLS: dict[tuple[str, str], Role] = {
 
 #: By whose code the thread was given to run: its oldest frame beyond Python's own library.
 _OWNERS: tuple[tuple[str, Role], ...] = (
-    ("workerserver/", "workerserver"),
+    (f"{PACKAGE}/", "workerserver"),
     ("torch/_inductor/", "compile"),
     ("torch/autograd/", "autograd"),
     ("torch/distributed/checkpoint/", "checkpoint"),
