@@ -44,6 +44,9 @@ FLAGS = {
 }  # fmt: skip
 #: The linker's part of them.
 LINK = {"asan": ["-fsanitize=address,undefined"], "tsan": ["-fsanitize=thread"]}
+#: On Linux the linker's tables are filled when a module is loaded, and read-only from then on. That
+#: is safer, and each worker has a dirty page less.
+FULL_RELRO = ["-Wl,-z,now"] if sys.platform == "linux" else []
 #: Only a module's init function is anybody else's: C functions of ours take nobody's names.
 VISIBILITY = ["-fvisibility=hidden"]
 
@@ -80,7 +83,7 @@ def main() -> None:
             include_dirs=[str(PACKAGE / folder) for folder in HEADERS],
             depends=[str(path) for path in PACKAGE.rglob("*.h")],
             extra_compile_args=[] if sys.platform == "win32" else FLAGS[kind] + VISIBILITY,
-            extra_link_args=LINK.get(kind, []),
+            extra_link_args=FULL_RELRO + LINK.get(kind, []),
             define_macros=macros,
         )
         for module, patterns in MODULES.items()

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.hosts import HOSTS
+from support.requests.hosts import HOSTS
 from support.served import Connect, Kind, Serve, Served
 from support.wire import ask, message, post
 

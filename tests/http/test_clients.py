@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import requests
 import urllib3
+from support.requests.urllib3_unix import UnixPool
 from support.served import Served
-from support.urllib3_unix import UnixPool
 from support.wire import Address
 
 from workerserver import Request

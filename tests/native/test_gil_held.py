@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from support.lifecycle import PROGRAMS, Talker, talking
 from support.pings import descriptors, pings
-from support.race import Race
+from support.requests.race import Race
 from support.wire import Address, Client, Reply, ask, message, post
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the native I/O thread is Linux's")

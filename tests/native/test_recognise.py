@@ -7,10 +7,10 @@ import random
 import socket
 
 import pytest
-from support.hosts import HOSTS
-from support.judged import asked, guarded, judge_age, judge_query, let_in, seen
-from support.messages import CASES, HOST, Case, get, head, post
-from support.recognised import TABLE, check, parse, same_request
+from support.requests.hosts import HOSTS
+from support.requests.judged import asked, guarded, judge_age, judge_query, let_in, seen
+from support.requests.messages import CASES, HOST, Case, get, head, post
+from support.requests.recognised import TABLE, check, parse, same_request
 
 from workerserver._parser import MAX_PARAMETERS, RequestParser, parse_query
 from workerserver.http.access import NativeForm

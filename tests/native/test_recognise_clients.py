@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import requests
 import urllib3
-from support.judged import ROUTES, guarded, seen
-from support.recognised import TABLE, check
-from support.urllib3_unix import UnixPool
+from support.requests.judged import ROUTES, guarded, seen
+from support.requests.recognised import TABLE, check
+from support.requests.urllib3_unix import UnixPool
 
 from workerserver import cli
 from workerserver.native._bridge import Look

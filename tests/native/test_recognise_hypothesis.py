@@ -7,9 +7,18 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.generated import LONG, MUTATED, MUTATION, PIPELINE, RAW, event, mutate, profile
-from support.judged import guarded, judge_age, judge_query, let_in
-from support.recognised import check
+from support.requests.generated import (
+    LONG,
+    MUTATED,
+    MUTATION,
+    PIPELINE,
+    RAW,
+    event,
+    mutate,
+    profile,
+)
+from support.requests.judged import guarded, judge_age, judge_query, let_in
+from support.requests.recognised import check
 
 from workerserver.handlers import register_builtins
 from workerserver.http.registry import Registry

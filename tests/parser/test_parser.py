@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.messages import (
+from support.requests.messages import (
     CASES,
     FIRST,
     NEXT,

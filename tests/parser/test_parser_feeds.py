@@ -6,7 +6,7 @@ import json
 
 import pytest
 from support.lifecycle import run_isolated
-from support.messages import CHUNKED, NEXT, chunk, drive, post
+from support.requests.messages import CHUNKED, NEXT, chunk, drive, post
 
 from workerserver._parser import MAX_BODY, MAX_CHUNKS, MAX_HEAD, RequestParser
 from workerserver.types import BodyTooLarge

@@ -14,7 +14,7 @@ from itertools import pairwise
 import h11
 import pytest
 from hypothesis import given
-from support.generated import (
+from support.requests.generated import (
     MUTATED,
     PIECES,
     PIPELINE,
@@ -24,7 +24,7 @@ from support.generated import (
     event,
     profile,
 )
-from support.messages import CASES, Case
+from support.requests.messages import CASES, Case
 
 from workerserver._parser import RequestParser
 from workerserver.types import ProtocolError

@@ -6,7 +6,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from support.messages import CHUNKED, FIRST, HOST, NEXT, drive, get, head, post
+from support.requests.messages import CHUNKED, FIRST, HOST, NEXT, drive, get, head, post
 
 from workerserver._parser import (
     MAX_BODY,

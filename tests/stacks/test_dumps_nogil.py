@@ -9,11 +9,10 @@ import re
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
-from support.lifecycle import PROGRAMS
+from support.lifecycle import PROGRAMS, TESTS
 from support.parking import block, parked, plain, recursive, untraced, where_it_works
 
 from workerserver.handlers.stacks import dump_traceback
@@ -201,7 +200,7 @@ print(json.dumps(statuses))
 def test_before_it_is_prepared_a_dump_is_the_kernels() -> None:
     program = f"""
 import sys, json
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(TESTS)!r}, {str(TESTS / "stacks")!r}]
 from test_dumps_nogil import TEXT, dumped, prepare
 found = []
 for _ in range(2):

@@ -14,8 +14,8 @@ import sys
 import tempfile
 import time
 
-from pool_limit import no_threads
 from support.lifecycle import ask
+from support.limits import no_threads
 
 from workerserver import WorkerServer
 from workerserver.handlers import default_registry

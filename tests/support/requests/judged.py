@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from support.messages import head
-from support.recognised import TABLE, same_request
+from support.requests.messages import head
+from support.requests.recognised import TABLE, same_request
 from workerserver._parser import parse_query
 from workerserver.http.access import AccessPolicy, standard_rules
 from workerserver.http.registry import Registry
