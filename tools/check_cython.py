@@ -108,8 +108,9 @@ def proves_itself(folder: Path) -> bool:
     """Whether the check objects to WRONG."""
     source = folder / "_probe.pyx"
     source.write_text(WRONG)
+    name = f"{PACKAGE.name}._probe"
     subprocess.run(
-        [sys.executable, "-m", "cython", "-3", "--module-name", f"{PACKAGE.name}._probe", str(source)],
+        [sys.executable, "-m", "cython", "-3", "--module-name", name, str(source)],
         check=True,
         capture_output=True,
     )

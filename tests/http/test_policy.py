@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from support import served as subjects
@@ -78,7 +78,7 @@ Add = Callable[[Rule], None]
 
 
 @pytest.fixture
-def add(monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
+def add(monkeypatch: pytest.MonkeyPatch) -> Add:
     """``add(rule)``: servers that start from now on have it, behind their own rules."""
 
     def add(rule: Rule) -> None:
@@ -88,7 +88,7 @@ def add(monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
         for module in (server, subjects):
             monkeypatch.setattr(module, "standard_rules", rules)
 
-    yield add
+    return add
 
 
 def refused(reply: Reply, text: str) -> None:

@@ -54,9 +54,7 @@ class Scene:
         return self.hear()
 
     @contextlib.contextmanager
-    def held(
-        self, seconds: float = 0.0, fields: Iterable[tuple[str, str]] = ()
-    ) -> Iterator[None]:
+    def held(self, seconds: float = 0.0, fields: Iterable[tuple[str, str]] = ()) -> Iterator[None]:
         """The GIL is held, from before until after, for *seconds* at least. *fields* of a request
         that may be answered."""
         until = time.monotonic() + seconds

@@ -96,9 +96,9 @@ def test_no_source_spells_the_layout_out() -> None:
     for path in FOLDER.rglob("*.py"):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                if ast.get_docstring(node) is not None:
-                    node.body = node.body[1:]
+            documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+            if isinstance(node, documented) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
         spelled += [
             (path.relative_to(FOLDER).as_posix(), node.value)
             for node in ast.walk(tree)

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from workerserver.http.registry import Registry
 from workerserver.process._pulse import gil_watch, last_heartbeat
-from workerserver.process.loaded import imported
 from workerserver.types import HandlerNotFound, NotImplementedHere, Response
 
 __all__ = ["MetricsState", "metrics_response"]

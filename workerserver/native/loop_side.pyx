@@ -198,8 +198,8 @@ cdef class NativeListener:
     cdef dict _counted  # under the tables before
 
     def __init__(
-        self, NativeHub hub, int fd, factory, refresh, Table table not None, *, bint local, limits, double started,
-        bytes too_many, bytes forbidden, bytes head_late,
+        self, NativeHub hub, int fd, factory, refresh, Table table not None, *, bint local, limits,
+        double started, bytes too_many, bytes forbidden, bytes head_late,
     ):
         cdef Listener model
         if hub._hub == NULL:

@@ -1,13 +1,14 @@
 """A server in a process whose main thread holds the GIL when it is told to.
 
 ``python gil_scene.py FOLDER [torch] [closed]`` serves on ``FOLDER/s`` and on a TCP port, and prints
-that port; with ``closed`` it serves in the same way on ``FOLDER/closed`` and another port, printed
-next, where a rule that has no native form refuses everything. Then it does what the lines of stdin say, and answers each with one line of JSON:
+that port. With ``closed`` it also serves on ``FOLDER/closed`` and on another port, which it prints
+next: there, a rule that has no native form refuses everything. Then it does what the lines of stdin
+say, and answers each with one line of JSON:
 
 ``hold``: hold the GIL until a byte comes through the pipe ``FOLDER/release`` (``"holding"`` is
-printed first). ``bursts S SEED``: for S
-seconds hold it for 50 to 400 ms at a time. ``ran``: the ids that the handlers have seen, which are
-then forgotten. ``size``: resident bytes, and the open descriptors.
+printed first). ``bursts S SEED``: for S seconds hold it for 50 to 400 ms at a time. ``ran``: the
+ids that the handlers have seen, which are then forgotten. ``size``: resident bytes, and the open
+descriptors.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 from workerserver import WorkerServer, server
 from workerserver._parser import ParsedRequest
@@ -67,12 +69,9 @@ def closed_servers(folder: str) -> Iterator[int]:
     def rules(**options: Any) -> tuple[Rule, ...]:
         return (*standard_rules(**options), Closed())
 
-    server.standard_rules = rules
-    with (
-        WorkerServer(os.path.join(folder, "closed")),
-        WorkerServer("127.0.0.1", 0) as tcp,
-    ):
-        server.standard_rules = standard_rules
+    with mock.patch.object(server, "standard_rules", rules), contextlib.ExitStack() as stack:
+        stack.enter_context(WorkerServer(os.path.join(folder, "closed")))
+        tcp = stack.enter_context(WorkerServer("127.0.0.1", 0))
         yield tcp.port
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from support.requests.messages import head
 from support.requests.recognised import TABLE, same_request
 from workerserver._parser import parse_query
