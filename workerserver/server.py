@@ -59,12 +59,13 @@ class WorkerServer:
     interface, IPv6 and IPv4); port 0 takes a free one. A context manager; ``shutdown()`` ends it.
 
     *transport* is ``native`` (the default on Linux: an I/O thread that never needs the GIL) or
-    ``uvloop``; WORKERSERVER_TRANSPORT chooses where the caller doesn't. *tls* (or the files that
-    WORKERSERVER_TLS_CERT and WORKERSERVER_TLS_KEY name) serves TCP over TLS, which is uvloop's.
+    ``uvloop``; WORKERSERVER_TRANSPORT is the default. With *tls* (or the files that
+    WORKERSERVER_TLS_CERT and WORKERSERVER_TLS_KEY name) a TCP server speaks TLS; the transport is
+    then ``uvloop``.
 
     Raises RuntimeError ``{} already exists``, ``Error binding to {}`` or ``Error binding to
-    {}:{}`` (its ``__cause__`` says why), ValueError for a token that was asked for and can't be
-    had, an unknown transport, or a WORKERSERVER_GIL_* that is no number of seconds.
+    {}:{}`` (its ``__cause__`` says why), ValueError for a token or a certificate that can't be
+    read, for an unknown transport, and for a WORKERSERVER_GIL_* that is no number of seconds.
     """
 
     def __init__(
@@ -235,9 +236,9 @@ class WorkerServer:
     def shutdown(self, timeout: float = 5.0) -> None:
         """Stop serving; returns within *timeout* seconds, whatever the handlers do.
 
-        Async handlers are cancelled. A handler that sleeps in a thread is left to itself: it can
-        do no harm, its thread is a daemon. Calling it again, in a forked child or from a handler
-        is fine.
+        Async handlers are cancelled. A handler that sleeps in a thread is left behind: its thread
+        is a daemon and keeps nothing alive. shutdown() may be called twice, in a forked child, and
+        from a handler.
         """
         with self._lock:
             if self._closed:
@@ -251,15 +252,15 @@ class WorkerServer:
         self._pool.close()
         closing = self._thread.submit(self._close(min(GRACE_SECONDS, timeout / 4)))
         if threading.current_thread() is self._thread.thread or self._pool.inside():
-            # From a handler of ours, whose own reply is among those that are waited for.
+            # Called by a handler, and _close() waits for that handler's own reply.
             closing.add_done_callback(lambda closed: self._thread.release(0.0))
             return
         ended = bool(concurrent.futures.wait((closing,), timeout).done)
         if ended:
             ended = self._thread.release(max(0.0, give_up - time.monotonic()))
         else:
-            # The loop will close everything when it comes back. Until then nobody else may be
-            # given its thread, the port has to be free, and clients have to be refused.
+            # The loop closes everything when it comes back. Until then no new server may get this
+            # thread, the port has to be free, and clients have to be refused.
             self._thread.abandon()
             closing.add_done_callback(lambda closed: self._thread.release(0.0))
             if self._native is not None:
@@ -270,7 +271,7 @@ class WorkerServer:
             logger.warning("a handler keeps the server's loop busy: leaving its thread behind")
 
     async def _close(self, grace: float) -> None:
-        """On the loop: no new connections, the replies under way if they come within *grace*."""
+        """On the loop: accept no more, and wait up to *grace* seconds for replies under way."""
         self.state.closing = True
         if self._asyncio_server is not None:
             self._asyncio_server.close()

@@ -7,7 +7,7 @@ doesn't define, so it runs on any loop and on any transport.
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
 
-from workerserver.http.bounds cimport DRAIN_LIMIT, REFUSED_LIMIT
+from workerserver.http.bounds cimport MAX_DRAINED_BYTES, MAX_REFUSED
 from workerserver.process.clock cimport monotonic
 from workerserver._parser cimport ParsedRequest, QueryValidator, RequestParser
 
@@ -31,8 +31,8 @@ _passes_calls_on = True
 
 cdef object _logger = logging.getLogger("workerserver")
 
-cdef Py_ssize_t READ_AHEAD = 64 * 1024  # bytes kept for requests whose turn has not come
-cdef Py_ssize_t JOIN_LIMIT = 16 * 1024  # bodies up to this are copied behind their head
+cdef Py_ssize_t MAX_READ_AHEAD_BYTES = 64 * 1024  # bytes kept for requests whose turn has not come
+cdef Py_ssize_t MAX_JOINED_BYTES = 16 * 1024  # bodies up to this are copied behind their head
 
 
 cdef enum Stage:
@@ -107,7 +107,7 @@ cdef class WorkerProtocol:
         most = state.limits.max_connections
         if state.closing:
             transport.close()
-        elif len(state.connections) > most + REFUSED_LIMIT:
+        elif len(state.connections) > most + MAX_REFUSED:
             transport.abort()
         elif len(state.connections) > most:
             self._fail(ServerBusy(f"{most} connections"))
@@ -146,7 +146,7 @@ cdef class WorkerProtocol:
     def data_received(self, bytes data):
         if self._stage == STAGE_DRAIN:
             self._drained += len(data)
-            if self._drained > DRAIN_LIMIT:
+            if self._drained > MAX_DRAINED_BYTES:
                 self._transport.abort()
             return
         if self._stage == STAGE_LOST:
@@ -242,7 +242,7 @@ cdef class WorkerProtocol:
 
     cdef int _limit_reading(self) except -1:
         if not self._reading_paused and self._stage == STAGE_BUSY:
-            if self._parser.buffered > READ_AHEAD:
+            if self._parser.buffered > MAX_READ_AHEAD_BYTES:
                 self._reading_paused = True
                 self._transport.pause_reading()
         return 0
@@ -268,7 +268,7 @@ cdef class WorkerProtocol:
         self._stage = STAGE_IDLE
         handler = None
         try:
-            # Short, as each rule has said that it may be.
+            # Skipped only if every rule says that it can't refuse such a request.
             if request.cross_site or not state._only_cross_site:
                 state.policy.check(request)
             handler, path = state.router.resolve(request.method, request.path)
@@ -340,7 +340,7 @@ cdef class WorkerProtocol:
     # --- replies out
 
     cdef int _respond(self, str name, response) except -1:
-        """Write the reply to ``_request``; closes where that was the connection's last one."""
+        """Write the reply to ``_request``, and close behind the connection's last one."""
         cdef ParsedRequest request = self._request
         cdef bint close = not request.keep_alive or self._state.closing
         self._request = None
@@ -349,7 +349,7 @@ cdef class WorkerProtocol:
             self._write_response(
                 name, response, close, request.method == b"HEAD", request.http_version == "1.0"
             )
-        except BaseException:  # out of memory, say: what was written of it can't be taken back
+        except BaseException:  # out of memory, say; a part of it may be written already
             _logger.debug("reply of %s not written", name, exc_info=True)
             self._transport.abort()
             return 0
@@ -358,7 +358,7 @@ cdef class WorkerProtocol:
         return 0
 
     cdef int _fail(self, error) except -1:
-        """Answer what can't be answered otherwise, once, and close."""
+        """Answer with *error*, whatever was asked, and close."""
         self._hold(0)
         self._write_response("", error_response(error), True, False, False)
         self._finish()
@@ -378,7 +378,7 @@ cdef class WorkerProtocol:
         head = reply_head(response, len(body), close, http_1_0)
         if head_only or not body:
             self._transport.write(head)
-        elif len(body) <= JOIN_LIMIT:
+        elif len(body) <= MAX_JOINED_BYTES:
             self._transport.write(head + body)
         else:
             self._transport.write(head)

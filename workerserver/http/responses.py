@@ -34,7 +34,7 @@ def failure(name: str, error: BaseException) -> Response:
     """An error of ours as the status it carries; anything else as 500, in the words of torch's
     server: ``Handler NAME failed: Type: text``, then where it was raised, innermost first.
 
-    Never raises: whoever asked has to get an answer, whatever the exception's own methods do.
+    Never raises: the client gets an answer even if the exception's own methods fail.
     """
     try:
         return _failure(name, error)
@@ -44,7 +44,7 @@ def failure(name: str, error: BaseException) -> Response:
 
 def _failure(name: str, error: BaseException) -> Response:
     if isinstance(error, WorkerServerError):
-        with contextlib.suppress(Exception):  # somebody's own class, which can't be sent
+        with contextlib.suppress(Exception):  # somebody's subclass may hold what can't be sent
             return error_response(error)
     try:
         text = str(error)

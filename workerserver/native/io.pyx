@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 from posix.time cimport itimerspec
 from posix.unistd cimport close, read
 
-from workerserver.http.bounds cimport DRAIN_LIMIT, REFUSED_LIMIT
+from workerserver.http.bounds cimport MAX_DRAINED_BYTES, MAX_REFUSED
 from workerserver.native.system cimport (
     IPPROTO_TCP, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_NONBLOCK, TCP_NODELAY, TFD_TIMER_ABSTIME,
     accept4, recv, setsockopt,
@@ -56,7 +56,7 @@ cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
                 arm(hub, listener.resume_at)
             return
         connection = <Connection *>calloc(1, sizeof(Connection))
-        if connection == NULL or listener.connections >= listener.max_connections + REFUSED_LIMIT:
+        if connection == NULL or listener.connections >= listener.max_connections + MAX_REFUSED:
             free(connection)
             close(fd)
             continue
@@ -104,7 +104,7 @@ cdef void _readable(Connection *connection) noexcept nogil:
         return
     if connection.stage == STAGE_DRAIN:
         connection.drained += <size_t>n
-        if connection.drained > DRAIN_LIMIT:
+        if connection.drained > MAX_DRAINED_BYTES:
             die(connection)
         return
     if connection.stage == STAGE_IO and connection.start == connection.size:

@@ -38,8 +38,8 @@ RELAY = ACTION_RELAY
 NAME = "workerserver-io"
 
 cdef enum:
-    ANSWERS = 64  # of one listener
-    TURN = 256  # connections that one turn of the loop serves; then others have theirs
+    MAX_ANSWERS = 64  # of one listener
+    MAX_TURN_CONNECTIONS = 256  # served in one turn of the loop; then others have theirs
 
 
 @cython.final
@@ -100,7 +100,7 @@ cdef class NativeHub:
         self._release(turn_begin(self._hub, &number))
         loop_turn.begin()
         try:
-            for _i in range(TURN):
+            for _i in range(MAX_TURN_CONNECTIONS):
                 before = number
                 connection = NULL if self._hub == NULL else turn_next(self._hub, &number)
                 if connection == NULL:
@@ -193,7 +193,7 @@ cdef class NativeListener:
     cdef object _refresh_callback
     cdef tuple _keep  # what the C side borrows: the table and the answers ...
     cdef tuple _finals  # ... and the last words
-    cdef Answer _answers[ANSWERS]
+    cdef Answer _answers[MAX_ANSWERS]
     cdef tuple _names  # of the routes' counts
     cdef dict _counted  # under the tables before
 
@@ -243,8 +243,8 @@ cdef class NativeListener:
         """
         cdef int i
         cdef bytes whole, closing
-        cdef Answer[ANSWERS] fresh
-        if len(answers) > ANSWERS or len(names) != len(answers):
+        cdef Answer[MAX_ANSWERS] fresh
+        if len(answers) > MAX_ANSWERS or len(names) != len(answers):
             raise ValueError(f"{len(answers)} answers, {len(names)} names")
         if self._listener == NULL:
             return

@@ -1,4 +1,4 @@
-"""What a server has the native I/O thread answer by itself, and keeping that up to date."""
+"""Which answers a server gives to the native I/O thread, and how they are kept up to date."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Publication", "hub_of", "standby_threads"]
 
-GIL_WATCH = 5.0  # seconds between two turns that the I/O thread asks for
-RELAY_AFTER = 0.02  # seconds from the start until torch's own server is started too
+GIL_WATCH_SECONDS = 5.0  # seconds between two turns that the I/O thread asks for
+RELAY_AFTER_SECONDS = 0.02  # seconds from the start until torch's own server is started too
 
 Method = Literal["GET", "POST"]
 QueryRule = Literal["any", "none", "healthz", "dump", "opaque"]
@@ -68,12 +68,12 @@ def hub_of(thread: LoopThread) -> NativeHub:
     """The I/O thread that works for *thread*'s loop, started if need be; on the loop's thread.
 
     Raises ValueError for a WORKERSERVER_GIL_WATCH that is no number of seconds, RuntimeError or
-    OSError if the I/O thread can't be had.
+    OSError if the I/O thread can't be started.
     """
     for attached in thread.attached:
         if isinstance(attached, NativeHub):
             return attached
-    watch = seconds("WORKERSERVER_GIL_WATCH", GIL_WATCH)
+    watch = seconds("WORKERSERVER_GIL_WATCH", GIL_WATCH_SECONDS)
     hub = NativeHub(thread.loop, watch)
 
     def close() -> None:
@@ -113,7 +113,7 @@ class Publication:
             fd,
             partial(WorkerProtocol, state),
             self._turn,
-            # Its peers' users are looked at before anything else is known.
+            # Rules about connections hold before the first request can be answered.
             Table([], rules=[(form, None) for form in self._policy.native or ()]),
             local=state.is_unix,
             limits=limits,
@@ -125,9 +125,9 @@ class Publication:
         prepare()  # with the GIL, what reading stacks without it needs to know
         self._router.registry.on_change(self.refresh)
         self.refresh()
-        # torch's own server takes milliseconds to start, some of them with the GIL, which whoever
-        # starts ours needn't wait for.
-        hub.loop.call_later(RELAY_AFTER, self._turn)
+        # torch's own server takes milliseconds to start, some of them with the GIL. The start of
+        # ours doesn't wait for that.
+        hub.loop.call_later(RELAY_AFTER_SECONDS, self._turn)
 
     def _turn(self) -> None:
         if self._closed:
@@ -138,7 +138,8 @@ class Publication:
         self.refresh()
 
     def refresh(self) -> None:
-        """Publish what has changed: the handlers, and torch's, which change without notice."""
+        """Publish again if anything has changed: our handlers, or torch's, which change without
+        notice."""
         with self._lock:
             plan = self._plan()
             if plan == self._published:

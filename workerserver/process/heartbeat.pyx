@@ -61,7 +61,7 @@ cdef extern from *:
     /* On a cache line of its own: the training loop doesn't pay for the watch. */
     static struct ws_watch_fields {
         int64_t on;
-        int64_t asked; /* ns; 0: no turn is owed */
+        int64_t asked; /* ns; 0: nobody waits for a turn */
         int64_t last;  /* ns; -1: never measured */
         int64_t longest;
         int64_t rank; /* -1: unknown */
@@ -142,18 +142,19 @@ def last_heartbeat():
 
 
 cpdef void watch_switch(bint on) noexcept nogil:
-    """The watch begins or ends. What was measured stays."""
+    """Begin or end the watch. What was measured stays."""
     ws_store(&ws_watch.on, on)
     ws_store(&ws_watch.asked, 0)
 
 
 cpdef void watch_asked(int64_t now_ns) noexcept nogil:
-    """A turn is asked for. Nothing if one is owed already: the wait began with that one."""
+    """Note that a turn was asked for, unless an earlier one has not come: the wait began with
+    that one."""
     ws_turn(&ws_watch.asked, 0, now_ns if now_ns > 0 else 1)
 
 
 cpdef void watch_answered(int64_t now_ns) noexcept nogil:
-    """The turn has come. Nothing if none was owed."""
+    """Note that the turn has come, if one was asked for."""
     cdef int64_t asked = ws_load(&ws_watch.asked)
     cdef int64_t waited = _since(asked, now_ns)
     if asked == 0 or not ws_turn(&ws_watch.asked, asked, 0):
@@ -351,7 +352,7 @@ cdef Py_ssize_t health_body(
     return -1 if text.at is NULL else text.at - out
 
 
-# 512 is HEALTH_CAPACITY: whoever reads the signature can't know a name of C's.
+# 512 is HEALTH_CAPACITY: a signature that Python shows can't name a constant of C.
 def health(double started, max_step_age=None, *, now_ns=None, size_t capacity=512):
     """``(body, status)`` of GET /healthz, as health_body gives them to the native I/O thread.
 
