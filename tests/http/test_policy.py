@@ -158,13 +158,12 @@ def test_what_a_rule_says_counts_for_its_own_methods_only() -> None:
     class Slower(NoWebPages):
         """Nothing of the rule is replaced, so all holds that is said of it."""
 
-    assert AccessPolicy([NoWebPages(), OwnUser()]).only_cross_site
-    assert AccessPolicy([Slower()]).only_cross_site
+    assert not AccessPolicy([NoWebPages(), OwnUser(), Slower()]).plain_checks
     assert AccessPolicy([Slower()]).native == (NativeForm("web_page"),)
     for rule in (Closed(), ClosedPages(), ClosedMixin(), NobodyComes()):
         policy = AccessPolicy([NoWebPages(), rule])
         assert policy.native is None
-        assert not policy.only_cross_site
+        assert policy.plain_checks == (rule.check,)
 
 
 def test_the_first_rule_that_refuses_gives_the_reason() -> None:

@@ -192,24 +192,23 @@ class AccessPolicy:
     """The rules of one listener; immutable. The first rule that refuses gives the reason.
 
     ``native`` has the form of every rule, or is None if a rule has no such form: then the I/O
-    thread may answer nothing. ``only_cross_site``: no rule refuses a request that isn't
-    cross-site, so ``check()`` needn't be called for others.
+    thread may answer nothing. ``checks`` are the rules' check() methods, all of them;
+    ``plain_checks`` are enough for a request that isn't cross-site.
     """
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(rules)
         self.native = _native_forms(self.rules)
-        self._checks = tuple(rule.check for rule in self.rules)
-        self._plain_checks = tuple(
+        self.checks = tuple(rule.check for rule in self.rules)
+        self.plain_checks = tuple(
             rule.check
             for rule in self.rules
             if not (_describes(rule, "only_cross_site") and rule.only_cross_site)
         )
-        self.only_cross_site = not self._plain_checks
 
     def check(self, request: ParsedRequest) -> None:
         """Raises Forbidden or Unauthorized for a request that a rule refuses."""
-        for check in self._checks if request.cross_site else self._plain_checks:
+        for check in self.checks if request.cross_site else self.plain_checks:
             check(request)
 
     def admit(self, sock: socket.socket | None) -> None:

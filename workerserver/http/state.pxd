@@ -14,4 +14,5 @@ cdef class ServerState:
     cdef public double drain_seconds  # the client's time to end its side after the last reply
     cdef public bint closing
     cdef Py_ssize_t body_bytes
-    cdef bint _only_cross_site  # policy.only_cross_site
+    cdef tuple _checks  # the policy's own
+    cdef tuple _plain_checks

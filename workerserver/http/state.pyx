@@ -17,7 +17,8 @@ cdef class ServerState:
         self.loop = loop
         self.router = router
         self.policy = policy
-        self._only_cross_site = policy.only_cross_site
+        self._checks = policy.checks
+        self._plain_checks = policy.plain_checks
         self.pool = pool
         self.is_unix = is_unix
         self.connections = set()
