@@ -17,7 +17,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.pyport cimport PY_SSIZE_T_MAX
 
 cdef extern from "<string.h>" nogil:
-    # Declared here for its const: glibc's own memchr keeps that of its argument since C23.
+    # Declared here because of the const: since C23 glibc's memchr returns what it was given.
     const void* memchr(const void* data, int byte, size_t size)
 
 import functools
@@ -57,7 +57,7 @@ MAX_PARAMETERS = 100
 # allowance for trailers. (Extensions and trailers carry nothing that this server reads.)
 cdef Py_ssize_t CHUNK_OVERHEAD = 16
 
-# Longer requests are not remembered: an idle connection keeps no more than this for the memo.
+# A longer request is not remembered, so an idle connection keeps at most this many bytes for it.
 cdef Py_ssize_t MEMO_LIMIT = 4096
 
 cdef object _HttpParserUpgrade = httptools.HttpParserUpgrade
@@ -201,7 +201,7 @@ cdef class _Param:
                 annotation, *extras = typing.get_args(annotation)
                 bounds = next((e for e in extras if isinstance(e, Range)), bounds)
             elif typing.get_origin(annotation) in _UNIONS:
-                # Only "T | None = None": absent means None, present means T.
+                # Only "T | None = None": a missing parameter is None, a given one is a T.
                 inner = [arg for arg in typing.get_args(annotation) if arg is not type(None)]
                 if len(inner) != 1 or default is not None:
                     raise TypeError(f"parameter {name}: {annotation} can't be read from a query")
@@ -307,7 +307,7 @@ cdef class QueryValidator:
             raise TypeError(f"no signature to read parameters from: {error}") from None
         hints = _hints(function)
         try:
-            # "self", say: it can't be given again by a query, not even through **name.
+            # "self", for example: no query may give it again, not even through **name.
             bound = inspect.signature(_underlying(function)).parameters.keys()
             bound -= signature.parameters.keys()
         except ValueError:
@@ -447,7 +447,7 @@ cdef class RequestParser:
         self._max_head = max_head
         self._max_headers = max_headers
         self._max_body = max_body
-        # No chunk is empty but the last: a body that fits has no more of them than bytes.
+        # Only the last chunk is empty, so a body that fits has at most as many chunks as bytes.
         self._max_chunks = min(max_chunks, max_body)
         self._http = _HttpRequestParser(self)
         self._buffer = b""
@@ -536,8 +536,8 @@ cdef class RequestParser:
         if self._error is not None:
             raise self._error.with_traceback(None)
         if self._phase == PHASE_LINE and self._memo is not None and self._buffer == self._memo:
-            # The very bytes of the last request, complete and alone: the same request. A client
-            # that polls sends nothing else.
+            # Exactly the bytes of the last request, and nothing behind them: the same request.
+            # A client that polls sends the same bytes each time.
             self._buffer = b""
             self._skipped = 0
             return self._memo_request
@@ -566,8 +566,8 @@ cdef class RequestParser:
         self._request = None
         self._phase = PHASE_LINE if done.keep_alive else PHASE_CLOSED
         if self._upgrade or self._chunked:
-            # After an Upgrade llhttp has left HTTP behind; we answer in HTTP and go on. And it
-            # takes trailers for header fields: a Connection: close among them counts.
+            # After an Upgrade llhttp stops parsing HTTP. We answer in HTTP and go on. llhttp also
+            # takes trailers for header fields, so a Connection: close among them counts.
             self._http = _HttpRequestParser(self)
         self._memo = self._memo_request = None
         if (
@@ -611,7 +611,7 @@ cdef class RequestParser:
         if self._start >= size:
             return False
         if self._scan == self._start and not _TCHAR[data[self._start]]:
-            # Not HTTP at all (a TLS hello, say): no need to wait for the end of a line.
+            # No HTTP at all (a TLS hello, for example): don't wait for the end of a line.
             raise MalformedRequest("the request line doesn't begin with a method")
         found = memchr(&data[self._scan], c"\n", size - self._scan)
         end = size if found == NULL else <const unsigned char*>found - data
@@ -715,8 +715,8 @@ cdef class RequestParser:
                 i = size
                 break
             i = <const unsigned char*>found - data
-            # A lone LF never ends a line for httptools; it is looked for so that it is refused
-            # now and not when the time for the head is over.
+            # For httptools a lone LF never ends a line. We look for one, so that the request is
+            # refused now and not when the time for the head is over.
             if i + 1 < size and data[i + 1] == c"\n":
                 end = i + 2
                 break
@@ -763,8 +763,8 @@ cdef class RequestParser:
         if self._phase != PHASE_HEAD:
             self._body = b""
             if self._upgrade:
-                # llhttp takes what follows an Upgrade for another protocol, body included. The
-                # framing stays its affair: a fresh parser gets a head with the same framing.
+                # llhttp takes the bytes behind an Upgrade, body included, for another protocol.
+                # So a fresh parser gets a head with the same framing and reads the body.
                 self._complete = False
                 self._http = _HttpRequestParser(self)
                 synthetic = (
@@ -796,8 +796,8 @@ cdef class RequestParser:
         self._bytes(&size)
         while self._start < size:
             end = self._chunked_end()
-            # What is within the limits is judged first, so that the verdict doesn't depend on how
-            # much came at once.
+            # Bytes within the limits are judged first, so the verdict doesn't depend on how many
+            # bytes came at once.
             left = (
                 self._max_body + self._max_chunks * CHUNK_OVERHEAD + self._max_head - self._framing
             )
@@ -836,7 +836,7 @@ cdef class RequestParser:
             elif self._chunk_part == CHUNK_SIZE:
                 digit = _HEX[data[i]]
                 if digit >= 0:
-                    # Beyond this all sizes are alike: nobody can send so much.
+                    # Any larger size means the same: nobody can send so much.
                     if self._chunk_left <= PY_SSIZE_T_MAX // 32:
                         self._chunk_left = self._chunk_left * 16 + digit
                     i += 1
@@ -859,7 +859,7 @@ cdef class RequestParser:
         return i
 
     cdef int _feed(self, data) except -1:
-        """Let httptools judge *data*; its complaint becomes a ProtocolError."""
+        """Have httptools judge *data*; an error of httptools becomes a ProtocolError."""
         try:
             self._http.feed_data(data)
         except _HttpParserUpgrade:
@@ -902,7 +902,7 @@ cdef class RequestParser:
                 self._request.cross_site = True
         elif n == 10:
             if name == b"connection" and self._request.http_version == "1.0":
-                # There "keep-alive, close" means close too (RFC 9112, 9.3); not so for llhttp.
+                # "keep-alive, close" means close too (RFC 9112, 9.3). llhttp thinks otherwise.
                 if b"close" in [option.strip(b" \t") for option in value.lower().split(b",")]:
                     self._closes = True
         elif n == 12:
@@ -913,14 +913,14 @@ cdef class RequestParser:
                 self._request.authorization = value
         elif n == 14:
             if name == b"content-length":
-                # Beyond the limit all lengths are alike, also those beyond Py_ssize_t.
+                # Any length beyond the limit means the same, even one beyond Py_ssize_t.
                 self._body_left = min(int(value), self._max_body + 1)
             elif name == b"sec-fetch-site":
                 if value.lower() == b"cross-site":
                     self._request.cross_site = True
         elif n == 17:
             if name == b"transfer-encoding":
-                # llhttp sees to it that the last coding of the last field is chunked.
+                # llhttp makes sure that the last coding of the last field is chunked.
                 if value.lower() != b"chunked":
                     self._coding = value
                 self._chunked = True

@@ -20,8 +20,8 @@ from benchmarks.simulated.workers import (
     Table,
     body,
 )
-from workerserver.cluster.ask import wire
-from workerserver.cluster.ask.collector_format import MOST_BYTES, encode
+from workerserver.cluster.ask import bodies
+from workerserver.cluster.ask.collector_format import MAX_WORKER_BYTES, encode
 from workerserver.cluster.ask.survey import Part
 from workerserver.cluster.model import RankState, Worker
 
@@ -56,7 +56,7 @@ def collectors(job: Job, recording: Recording) -> Table:
                 state(rank - RANKS + 1 + place, place, each, want)
                 for place, each in enumerate(host)
             ]
-            answers[question] = json_response(encode(states, MOST_BYTES * RANKS))
+            answers[question] = json_response(encode(states, MAX_WORKER_BYTES * RANKS))
         table.add(answers)
         host = []
     if host:
@@ -84,12 +84,12 @@ def state(rank: int, place: int, own: Mapping[str, bytes], want: Collection[Part
     """As a collector knows the rank once it has answered the small questions."""
     found = RankState(Worker(path(place), unix=True), rank, "workerserver", responded=True)
     # That a socket's name doesn't tell the rank is what the collector asks for its health for.
-    found.health = wire.health(body(own[HEALTH]))
+    found.health = bodies.health(body(own[HEALTH]))
     if "stacks" in want:
-        found.digest, found.main_digest = wire.digest(body(own[DIGEST]))
+        found.digest, found.main_digest = bodies.digest(body(own[DIGEST]))
         found.mode = "gil"
     if "flight" in want:
-        found.flight_summary = wire.json_object(body(own[SUMMARY]))
+        found.flight_summary = bodies.json_object(body(own[SUMMARY]))
     return found
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import xml.etree.ElementTree
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -129,15 +131,35 @@ def test_bars_are_logarithmic_if_they_should_be() -> None:
     assert [figure.axes[0].get_yscale() for figure in figures] == ["log", "linear"]
 
 
-def test_there_may_be_nothing_to_draw() -> None:
-    for log in (True, False):
-        for plot in (
-            Bars("bars", "", "", ["a"], {"s": [None]}, log=log),
-            Bars("none", "", "", [], {}, log=log),
-            Lines("lines", "", "", "", {"s": []}, log_x=log, log_y=log),
-            Lines("tail", "", "", "", {"s": []}, x_axis="percentile", log_y=log),
-        ):
-            plots.draw(plot).draw_without_rendering()
+@pytest.mark.parametrize("log", [True, False])
+@pytest.mark.parametrize(
+    ("plot", "words", "series", "groups"),
+    [
+        (Bars("bars", "", "s", ["a"], {"s": [None]}), ["n/a"], 0, ["a"]),
+        (Bars("none", "", "s", [], {}), [], 0, []),
+        (Lines("lines", "", "s", "s", {"s": []}), [], 1, None),
+        (Lines("tail", "", "", "s", {"s": []}, x_axis="percentile"), [], 1, ["0 %", "90 %"]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_there_may_be_nothing_to_draw(
+    plot: Plot, words: list[str], series: int, groups: list[str] | None, log: bool
+) -> None:
+    """Axes are there all the same, with numbers, and what is missing is no zero."""
+    scales: dict[str, Any] = (
+        {"log": log} if isinstance(plot, Bars) else {"log_x": log, "log_y": log}
+    )
+    figure = plots.draw(replace(plot, **scales))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == words
+    assert list(axes.patches) == []
+    drawn: list[Any] = [line for line in axes.lines if line.get_label() == "s"]
+    assert [len(line.get_xdata()) for line in drawn] == [0] * series
+    assert (axes.get_yscale(), axes.get_ylabel()) == ("log" if log else "linear", "s")
+    assert len([tick for tick in axes.get_yticklabels() if tick.get_text()]) > 1
+    if groups is not None:
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == groups
 
 
 def test_within_two_decades_there_are_ticks_between_the_powers_of_ten() -> None:

@@ -1,4 +1,4 @@
-"""The command line's targets and its client, against peers good and hostile."""
+"""The commands' targets, their text, and the client against peers good and hostile."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ import os
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.jobs.peers import answering, http, make_socket, peer
 
-from workerserver.cli.client import Answer, read_token, request
-from workerserver.cli.errors import TargetError, UsageError
-from workerserver.cli.targets import Target, parse_target, parse_targets
+from workerserver.cli.errors import UsageError
 from workerserver.cli.text import escape, escape_line, seconds
+from workerserver.cli.token import read_token, token_name
+from workerserver.cluster.addresses import host_port, is_address, parse_address
+from workerserver.cluster.ask.client import Visit
+from workerserver.cluster.ask.exchange import Answer, Question
+from workerserver.cluster.ask.in_order import in_order
+from workerserver.cluster.errors import ClusterError, NotATarget
+from workerserver.cluster.find.discovery import Options, discover
+from workerserver.cluster.model import Failure, Worker
 
 # --- targets ----------------------------------------------------------------------------------
 
@@ -26,11 +33,14 @@ from workerserver.cli.text import escape, escape_line, seconds
         ("127.0.0.1:1", "127.0.0.1", 1, "127.0.0.1:1"),
         ("[::1]:65535", "::1", 65535, "[::1]:65535"),
         ("http://node7:8000", "node7", 8000, "node7:8000"),
+        ("https://node7:8000", "node7", 8000, "node7:8000"),
         ("http://[fe80::1%eth0]:80/", "fe80::1%eth0", 80, "[fe80::1%eth0]:80"),
     ],
 )
 def test_tcp_targets(text: str, host: str, port: int, name: str) -> None:
-    assert parse_target(text) == [Target(name, host=host, port=port)]
+    (worker,) = parse_address(text)
+    assert worker == Worker(name, False, host=host, tls=text.startswith("https"))
+    assert host_port(worker.address) == (host, port)
 
 
 @pytest.mark.parametrize(
@@ -47,37 +57,43 @@ def test_tcp_targets(text: str, host: str, port: int, name: str) -> None:
         "[::1]",
         "http://host",
         "http://host:80/handler/",
-        "https://host:80",
+        "https://host",
         "unix:",
-        "*.sock",
+        "*.sck",
         "no/such/*.sock",
         ".",
     ],
 )
 def test_what_is_no_target(text: str, folder: Path) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_target(text)
+    with pytest.raises(ClusterError) as caught:
+        parse_address(text)
     assert text in str(caught.value)
+    assert is_address(text) is not isinstance(caught.value, NotATarget)
+
+
+def find(*texts: str) -> list[Worker]:
+    return discover(Options(texts, environment={}))
 
 
 def test_socket_targets(folder: Path) -> None:
     for name in ("rank10.sock", "rank9.sock", "a[0].sock", "key=value"):
         make_socket(folder / name)
     (folder / "notes.txt").touch()
-    assert parse_target("rank9.sock") == [Target("rank9.sock", "rank9.sock")]
-    assert parse_target("unix:rank9.sock") == [Target("rank9.sock", "rank9.sock")]
-    assert parse_target("./gone.sock") == [Target("./gone.sock", "./gone.sock")]
-    assert [target.name for target in parse_target("rank*")] == ["rank9.sock", "rank10.sock"]
-    assert [target.name for target in parse_target("a[0].sock")] == ["a[0].sock"]
-    everything = parse_target(str(folder))
-    assert [Path(target.name).name for target in everything] == [
+    assert find("rank9.sock") == [Worker("rank9.sock", unix=True)]
+    assert find("unix:rank9.sock") == [Worker("rank9.sock", unix=True)]
+    assert find("./gone.sock") == [Worker("./gone.sock", unix=True)]
+    assert find("gone.sock") == [Worker("gone.sock", unix=True)]
+    assert [worker.address for worker in find("rank*")] == ["rank9.sock", "rank10.sock"]
+    assert [worker.address for worker in find("a[0].sock")] == ["a[0].sock"]
+    everything = find(str(folder))
+    assert [Path(worker.address).name for worker in everything] == [
         "a[0].sock",
         "key=value",
         "rank9.sock",
         "rank10.sock",
     ]
-    twice = parse_targets(["rank9.sock", "rank*", "h:1", "http://h:1"])
-    assert [target.name for target in twice] == ["rank9.sock", "rank10.sock", "h:1"]
+    twice = find("rank9.sock", "rank*", "h:1", "http://h:1")
+    assert [worker.address for worker in twice] == ["rank9.sock", "rank10.sock", "h:1"]
 
 
 # --- text -------------------------------------------------------------------------------------
@@ -109,8 +125,28 @@ def test_seconds(value: float | None, shown: str) -> None:
 # --- the client against peers that misbehave --------------------------------------------------
 
 
+def ask_worker(worker: Worker, question: Question, **options: Any) -> Any:
+    async def talk(visit: Visit) -> tuple[Answer, int | None]:
+        return await visit.ask(question), visit.peer_pid
+
+    ((asked, outcome),) = in_order([worker], talk, **options)
+    assert asked == worker
+    return outcome
+
+
 def ask(path: Path, timeout: float = 30.0, limit: int = 1000) -> Answer:
-    return request(Target("t", str(path)), "GET", "/", timeout=timeout, limit=limit)
+    """The answer; an AssertionError with the reason if there is none."""
+    question = Question("x", "/", "GET", limit=limit, any_status=True)
+    outcome = ask_worker(Worker(str(path), unix=True), question, deadline=timeout)
+    assert not isinstance(outcome, Failure), outcome.text
+    answer: Answer = outcome[0]
+    return answer
+
+
+def reason(path: Path, timeout: float = 30.0, limit: int = 1000) -> str:
+    with pytest.raises(AssertionError) as caught:
+        ask(path, timeout, limit)
+    return str(caught.value).partition("\n")[0]
 
 
 def test_a_request_as_it_is_on_the_wire(folder: Path) -> None:
@@ -120,25 +156,30 @@ def test_a_request_as_it_is_on_the_wire(folder: Path) -> None:
         seen.append(connection.recv(65536))
         connection.sendall(http(b"yes", kind="text/html"))
 
+    question = Question("x", "/x?y=z", limit=3)
     with peer(folder / "p", serve):
-        answer = request(Target("t", "p"), "POST", "/x?y=z", timeout=30, limit=3, token="s3cret")
-    assert answer == Answer(200, "OK", "text/html", b"yes", os.getpid())
+        answer, pid = ask_worker(Worker("p", unix=True), question, deadline=30, token="s3cret")
+    assert (answer.status, answer.reason, answer.content_type) == (200, "OK", "text/html")
+    assert (answer.body, pid) == (b"yes", os.getpid())
     head = seen[0].decode().lower().split("\r\n")
     assert head[0] == "post /x?y=z http/1.1"
     assert "host: localhost" in head
     assert "authorization: bearer s3cret" in head
     assert "content-length: 0" in head
-    assert "connection: close" in head
+    assert "accept-encoding: identity" in head
 
 
 MISBEHAVIOUR = {
     "closes": (b"", "connection closed without an answer"),
     "no HTTP": (b"hello\r\n\r\n", "not an HTTP answer"),
     "garbage": (bytes(range(256)) * 10, "not an HTTP answer"),
-    "long line": (b"HTTP/1.1 200 " + b"x" * 70000 + b"\r\n\r\n", "not an HTTP answer"),
-    "many headers": (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n", "not an HTTP answer"),
+    "long line": (b"HTTP/1.1 200 " + b"x" * 70000 + b"\r\n\r\n", "more than 1000 bytes"),
+    "many headers": (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n", "more than 128 fields"),
     "cut short": (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc", "7 bytes"),
-    "cut chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc", "Incomplete"),
+    "cut chunk": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc",
+        "the answer incomplete",
+    ),
     "announced too large": (b"HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n", "1000 bytes"),
     "too large": (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 5000, "1000 bytes"),
     "too large in chunks": (
@@ -151,10 +192,8 @@ MISBEHAVIOUR = {
 @pytest.mark.parametrize("name", MISBEHAVIOUR)
 def test_a_bad_answer_is_an_error_that_says_so(folder: Path, name: str) -> None:
     sent, said = MISBEHAVIOUR[name]
-    with peer(folder / "p", answering(sent)), pytest.raises(TargetError) as caught:
-        ask(folder / "p")
-    assert said in caught.value.reason
-    assert str(caught.value).startswith("t: ")
+    with peer(folder / "p", answering(sent)):
+        assert said in reason(folder / "p")
 
 
 def test_an_answer_of_just_the_limit(folder: Path) -> None:
@@ -165,19 +204,28 @@ def test_an_answer_of_just_the_limit(folder: Path) -> None:
         assert len(ask(folder / "q").body) == 1000
 
 
-@pytest.mark.parametrize("drip", [b"", b"HTTP/1.1 200 OK\r\n", http(b"x" * 900)[:-800]])
-def test_the_deadline_holds_against_a_peer_that_drips(folder: Path, drip: bytes) -> None:
+@pytest.mark.parametrize(
+    ("start", "drop", "text"),
+    [
+        (b"", b"\n", "the head of the answer incomplete in 0.3 s"),
+        (b"HTTP/1.1 200 OK\r\n", b"x", "the head of the answer incomplete in 0.3 s"),
+        (http(b"x" * 900)[:-800], b"x", "bytes in 0.3 s"),
+    ],
+)
+def test_the_deadline_holds_against_a_peer_that_drips(
+    folder: Path, start: bytes, drop: bytes, text: str
+) -> None:
     released = threading.Event()
 
     def serve(connection: socket.socket) -> None:
-        connection.sendall(drip)
+        connection.recv(65536)
+        connection.sendall(start)
         while not released.wait(0.02):
-            connection.sendall(b"x")
+            connection.sendall(drop)
 
     with peer(folder / "p", serve):
         try:
-            with pytest.raises(TargetError, match=r"no answer within 0\.3 s"):
-                ask(folder / "p", timeout=0.3)
+            assert reason(folder / "p", timeout=0.3).endswith(text)
         finally:
             released.set()
 
@@ -191,37 +239,37 @@ def test_the_deadline_holds_when_nobody_accepts(folder: Path) -> None:
             waiting.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 waiting.connect("full")
-        with pytest.raises(TargetError, match=r"no answer within 0\.3 s"):
-            ask(folder / "full", timeout=0.3)
+        assert reason(folder / "full", timeout=0.3) == "no connection in 0.3 s"
 
 
 def test_targets_that_cannot_be_reached(folder: Path) -> None:
     make_socket(folder / "stale")
     (folder / "file").touch()
-    for name, reason in {
+    for name, why in {
         "gone": "no such socket",
         "stale": "nobody listens there",
-        "file": "refused",
+        "file": "connection refused: not a socket",
         "x" * 200: "too long",
     }.items():
-        with pytest.raises(TargetError, match=reason):
-            ask(folder / name)
+        assert why in reason(folder / name)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    with pytest.raises(TargetError, match="nobody listens there"):
-        request(Target("t", host="127.0.0.1", port=port), "GET", "/", timeout=30, limit=10)
+    question = Question("x", "/", "GET", limit=10)
+    outcome = ask_worker(Worker(f"127.0.0.1:{port}", unix=False), question, deadline=30)
+    assert outcome.text == "connection refused: nobody listens there"
     for host in ("a..b", "x" * 300):
-        with pytest.raises(TargetError):
-            request(Target("t", host=host, port=1), "GET", "/", timeout=30, limit=10)
+        outcome = ask_worker(Worker(f"{host}:1", unix=False), question, deadline=30)
+        assert isinstance(outcome, Failure)
 
 
 def test_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_token() is None
     (folder / "token").write_text("  from-file\n")
     monkeypatch.setenv("WORKERSERVER_TOKEN_FILE", "token")
-    assert read_token() == "from-file"
+    assert (read_token(), token_name()) == ("from-file", "the token in token")
     monkeypatch.setenv("WORKERSERVER_TOKEN", "from-variable")
     assert read_token() == "from-variable"
+    assert token_name() == "the token in WORKERSERVER_TOKEN"
     monkeypatch.setenv("WORKERSERVER_TOKEN", "two\nlines")
     with pytest.raises(UsageError, match="token"):
         read_token()

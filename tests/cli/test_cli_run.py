@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.waiting import wait_until
 
 RUN = [sys.executable, "-m", "workerserver", "run"]
 OURS = ("TORCH_WORKER_SERVER_SOCKET", "WORKERSERVER_", "RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -289,11 +290,16 @@ LINGERING = {
 }
 
 
+def has_passed_the_script(folder: Path) -> bool:
+    stacks = call(folder, "dump_traceback", "s.sock").stdout
+    return "most recent call first" in stacks and "script.py" not in stacks
+
+
 @pytest.mark.parametrize("name", LINGERING)
 def test_it_serves_what_outlives_the_last_line(folder: Path, name: str) -> None:
     script = write(folder / "script.py", f"{LINGERING[name]}\nprint('on', flush=True)")
     with started(folder, str(script)) as process:
-        time.sleep(0.2)  # the main thread has to have passed its last line, or this shows nothing
+        wait_until(lambda: has_passed_the_script(folder), 60)
         assert call(folder, "ping", "s.sock").stdout == "pong"
         process.communicate("\n", timeout=30)
         assert process.returncode == 0

@@ -459,23 +459,25 @@ def test_odd_flight_recorders(odd: dict[str, Any]) -> None:
 
 
 LOOKED_AT = """
-import sys, threading, time
+import sys, threading
 from workerserver.stacks._stacks import snapshot
 
 go = threading.Event()
+here, on = threading.Lock(), threading.Lock()
+here.acquire()
+on.acquire()
 
 def stuck():
     go.wait()
 
+# Both calls are in one line: wherever a look meets the thread from the first one on, it is there.
 def spin():
     while not go.is_set():
-        time.sleep(0.02)
-        time.sleep(0.03)
+        here.release(); on.acquire()
+        here.release(); on.acquire()
 
 def slow():
-    for step in range(1000):
-        if go.is_set():
-            return
+    while not go.is_set():
         middle()
 
 def middle():
@@ -483,17 +485,25 @@ def middle():
     second()
 
 def first():
-    time.sleep(0.11)
+    here.release(); on.acquire()
 
 def second():
-    time.sleep(0.12)
+    here.release(); on.acquire()
+
+def waits(stacks):
+    return b'"stuck"' in stacks and b'"wait"' in stacks
 
 def look():
-    time.sleep(0.3)
-    for _ in range(20):
+    while sys.argv[1] == "stuck" and not waits(snapshot().render("json")):
+        pass
+    for number in range(20):
+        if sys.argv[1] != "stuck":
+            here.acquire()
         print(snapshot().render("json").decode(), flush=True)
-        time.sleep(0.037)
-    go.set()
+        if number == 19:
+            go.set()
+        if sys.argv[1] != "stuck":
+            on.release()
 
 threading.Thread(target=look).start()
 globals()[sys.argv[1]]()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workerserver.cluster.errors import ClusterError
-from workerserver.cluster.find.host_lists import MOST, expand_hosts, unfold
+from workerserver.cluster.find.host_lists import MAX_HOSTS, expand_hosts, unfold
 from workerserver.ranks import fold
 
 
@@ -89,8 +89,8 @@ def test_a_typing_error_does_not_eat_the_memory(text: str) -> None:
 
 
 def test_too_many_ranks() -> None:
-    assert len(unfold(f"0-{MOST - 1}")) == MOST
-    for text in (f"0-{MOST}", "0-999999999999", f"0-{MOST - 1},{MOST + 5}"):
+    assert len(unfold(f"0-{MAX_HOSTS - 1}")) == MAX_HOSTS
+    for text in (f"0-{MAX_HOSTS}", "0-999999999999", f"0-{MAX_HOSTS - 1},{MAX_HOSTS + 5}"):
         with pytest.raises(ClusterError, match="more than"):
             unfold(text)
 

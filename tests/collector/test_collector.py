@@ -28,12 +28,13 @@ from support.jobs.workers import (
 )
 from support.wire import Client as Raw
 
+from workerserver.cli import main
 from workerserver.cluster.ask.client import Client, run
 from workerserver.cluster.ask.collector_format import decode
 from workerserver.cluster.ask.collectors import behind_collectors
+from workerserver.cluster.ask.exchange import Answer as Read
+from workerserver.cluster.ask.exchange import Question
 from workerserver.cluster.ask.rounds import Round, collect
-from workerserver.cluster.ask.wire import Answer as Read
-from workerserver.cluster.ask.wire import Question
 from workerserver.cluster.model import RankState, Worker
 from workerserver.collector.process import ranks_of_host
 from workerserver.collector.service import Collector
@@ -176,6 +177,30 @@ def test_the_commands_that_ask_each_rank(start: Start, serve: Serve) -> None:
 
 
 # --- beside workers that are known themselves ---------------------------------------------------
+
+
+def test_call_and_ls_through_a_collector(
+    start: Start, serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A socket's name is shown with its host, because other hosts can have the same name."""
+    more = {"/handler/": http(["ping"]), "/handler/ping": http(b"pong")}
+    servers = [start({**good(rank), **more}, "unix") for rank in range(2)]
+    door = serve(addresses(servers), (0, 1, 2))
+    names = [f"127.0.0.1:{server.address}" for server in servers]
+    place = ("--collectors", door.address)
+    assert main(["call", "ping", *place]) == 1
+    out, err = capsys.readouterr()
+    assert out == "".join(f"== {name}\npong\n" for name in names) + "== rank 2\n"
+    assert err == "workerserver: rank 2: the collector knows no such worker on its host\n"
+    assert main(["call", "ping", *place, "-o", "x"]) == 2
+    assert "-o holds one answer" in capsys.readouterr().err
+    assert main(["ls", *place, "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["target"], row["status"], row["rank"]) for row in rows] == [
+        (names[0], "ok", 0),
+        (names[1], "ok", 1),
+        ("rank 2", "unreachable", None),
+    ]
 
 
 def test_who_is_known_twice_is_asked_once(start: Start, serve: Serve) -> None:

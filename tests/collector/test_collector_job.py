@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +126,9 @@ def test_a_whole_job(job: Job) -> None:
     # The rank that started it dies: it goes on, and tells.
     first = job.pid(0)
     job.kill(first)
-    time.sleep(2.0)
+    before = wakings(collector)
+    wait_until(lambda: any(job.folder.glob("stands*")))  # the others have noticed
+    wait_until(lambda: wakings(collector) > before)  # to look who is still there
     status, said = job.asked("diagnose", "--world-size", str(RANKS))
     assert status == 1, said
     assert [each["rank"] for each in said["unreachable"]] == [0]
@@ -138,6 +139,12 @@ def test_a_whole_job(job: Job) -> None:
     # The job ends, and with it what it was for.
     job.kill(*map(job.pid, range(1, RANKS)))
     wait_until(lambda: job.collectors == [], 30)
+
+
+def wakings(pid: int) -> int:
+    """How often the main thread of process *pid* has gone to sleep again."""
+    status = Path(f"/proc/{pid}/task/{pid}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
 
 def test_it_can_be_had_by_itself(folder: Path) -> None:

@@ -69,8 +69,14 @@ def test_stack_traces_are_only_in_the_pickle(registry: Registry) -> None:
 
 
 def test_fr_trace_json_ignores_parameters(registry: Registry) -> None:
-    parameters = registry.find("fr_trace_json").validator.validate([("onlyactive", "perhaps")])
-    json.loads(flight_recorder.fr_trace_json(**parameters).body)
+    handler = registry.find("fr_trace_json")
+    odd = handler.validator.validate([("onlyactive", "perhaps"), ("onlyactive", "true"), ("x", "")])
+    response = handler.function(**odd)
+    assert (response.status, response.content_type) == (200, "application/json")
+    assert response.body == handler.function(**handler.validator.validate(())).body
+    trace = json.loads(response.body)
+    assert isinstance(trace["version"], str)
+    assert {"pg_config", "pg_status"} <= trace.keys()
 
 
 @pytest.mark.skipif(HAS_NCCL, reason="this torch has NCCL")

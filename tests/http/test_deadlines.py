@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
+import os
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from support.served import Serve, Served
+from support.wire import ask, post
 
 from workerserver.server import Limits
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the native I/O thread is Linux's")
 
 CLIENT = """
-import socket, sys, time
+import socket, sys
 path, *targets = sys.argv[1:]
-print("ready", flush=True)
-time.sleep(0.3)  # the GIL is held by now
 for target in targets:
     request = f"POST /handler/{target} HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n"
     with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(30)
         sock.connect(path)
         sock.sendall(request.encode())
         reply = b""
@@ -30,28 +32,28 @@ for target in targets:
 """
 
 
-def statuses(served: Served, *targets: str) -> list[str]:
-    """What another process is answered while this one holds its GIL for two seconds."""
+def statuses(served: Served, folder: Path, *targets: str) -> list[str]:
+    """What another process is answered while this one holds its GIL: system() is called with it,
+    and returns when that process has ended."""
     assert isinstance(served.address, str)
-    with subprocess.Popen(
-        [sys.executable, "-c", CLIENT, served.address, *targets], stdout=subprocess.PIPE, text=True
-    ) as client:
-        assert client.stdout is not None
-        assert client.stdout.readline() == "ready\n"
-        ctypes.PyDLL(None).usleep(2_000_000)
-        said, _ = client.communicate(timeout=30)
-    return said.split()
+    # The I/O thread runs: it needs the GIL once, to begin.
+    assert ask(served.address, post("ping")).body == b"pong"
+    words = ["timeout", "100", sys.executable, "-c", CLIENT, served.address, *targets]
+    said = folder / "said"
+    command = f"{shlex.join(words)} > {shlex.quote(str(said))}"
+    assert ctypes.PyDLL(None).system(os.fsencode(command)) == 0
+    return said.read_text().split()
 
 
-def test_what_can_be_answered_is_not_refused(serve: Serve) -> None:
+def test_what_can_be_answered_is_not_refused(serve: Serve, tmp_path: Path) -> None:
     """Also where the time to be refused is the shorter one."""
-    served = serve("unix", limits=Limits(gil_deadline=3.0, gil_timeout=0.2))
-    assert statuses(served, "dump_traceback", "nope") == ["200", "503"]
+    served = serve("unix", limits=Limits(gil_deadline=1000.0, gil_timeout=0.2))
+    assert statuses(served, tmp_path, "dump_traceback", "nope") == ["200", "503"]
 
 
-def test_no_time_at_all(serve: Serve) -> None:
+def test_no_time_at_all(serve: Serve, tmp_path: Path) -> None:
     served = serve("unix", limits=Limits(gil_deadline=0.0, gil_timeout=0.0))
-    assert statuses(served, "dump_traceback", "ping", "nope") == ["200", "200", "503"]
+    assert statuses(served, tmp_path, "dump_traceback", "ping", "nope") == ["200", "200", "503"]
 
 
 @pytest.mark.parametrize("name", ["max_head", "max_headers", "max_bodies", "max_connections"])

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from support.served import Connect, Kind, Serve, Served
-from support.wire import Reply, message, post
+from support.waiting import wait_until
+from support.wire import Reply, ask, message, post
 
 from workerserver import Limits, Request, Response
 from workerserver.types import WorkerServerError
@@ -103,7 +104,9 @@ def test_half_close_while_the_reply_waits(served: Served, connect: Connect) -> N
     client = connect(served.address)
     client.send(post("large"))
     client.half_close()
-    time.sleep(0.1)
+    wait_until(lambda: ("large", 200) in served.state.requests)
+    # What comes in behind the end is answered, so the end has been noticed.
+    assert ask(served.address, post("ping")).body == b"pong"
     assert client.reply().body == body
     assert client.rest() == b""
 

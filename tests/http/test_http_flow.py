@@ -17,6 +17,7 @@ from support.waiting import wait_until
 from support.wire import Client, ask, message, post
 
 from workerserver import Request
+from workerserver.server import Limits
 
 MIB = 1024 * 1024
 
@@ -43,7 +44,7 @@ def test_reply_to_a_client_that_reads_late(served: Served, connect: Connect) -> 
     served.registry.register("large", lambda: body)
     client = connect(served.address)
     client.send(post("large") + post("ping"))
-    time.sleep(0.2)
+    wait_until(lambda: ("large", 200) in served.state.requests)
     assert ask(served.address, post("ping")).body == b"pong"
     assert client.reply().body == body
     assert client.reply().body == b"pong"
@@ -83,18 +84,21 @@ def test_stalled_client_is_dropped(served: Served, connect: Connect) -> None:
     """A client that takes no byte of its reply for so long is gone; one that takes some is not."""
     if served.kind == "tls":
         pytest.skip("TLS doesn't tell what waits below it; test_tls.py has what ends such a client")
-    served.state.stall_seconds = 0.3
-    body = os.urandom(MIB) * 16
+    # Many times the pause between two reads, or a busy machine makes the slow one a stalled one.
+    served.state.stall_seconds = 2.0
+    body = os.urandom(MIB) * 64
     served.registry.register("large", lambda: body)
     stalled, slow = connect(served.address), connect(served.address)
     stalled.send(post("large"))
     slow.send(post("large"))
-    wait_until(lambda: served.connections == 2)
-    taken = b""
+    wait_until(lambda: served.state.requests.get(("large", 200)) == 2)
+    taken = bytearray()
     while served.connections == 2:
-        taken += slow.socket.recv(65536)
-        time.sleep(0.005)
-    while b"\r\n\r\n" not in taken or len(taken.partition(b"\r\n\r\n")[2]) < len(body):
+        taken += slow.socket.recv(MIB)
+        time.sleep(0.1)
+    assert len(taken) < len(body), "the slow client has to be one all the time"
+    size = taken.index(b"\r\n\r\n") + 4 + len(body)
+    while len(taken) < size:
         piece = slow.socket.recv(MIB)
         assert piece, "the slow client was dropped too"
         taken += piece
@@ -217,18 +221,21 @@ def test_busy_handler(served: Served, connect: Connect, gate: threading.Event) -
     assert second.ask(post("one")).text == "True"
 
 
-def test_no_thread_left(served: Served, connect: Connect, gate: threading.Event) -> None:
+def test_no_thread_left(serve: Serve, kind: Kind, connect: Connect, gate: threading.Event) -> None:
     """More blocking requests than the pool takes: 503, and the server goes on."""
-    served.registry.register("wait", lambda: str(gate.wait(20)), limit=1000)
-    clients = [connect(served.address) for _ in range(120)]
-    for client in clients:
-        client.send(post("wait"))
+    # However long 120 TLS handshakes take, and the loop to come to all of them.
+    served = serve(kind, limits=Limits(head_timeout=100.0, idle_timeout=100.0, gil_timeout=100.0))
+    served.registry.register("wait", lambda: str(gate.wait()), limit=1000)
+    clients = []
+    for _ in range(120):
+        clients.append(connect(served.address))
+        clients[-1].send(post("wait"))
     handler = served.registry.find("wait")
 
     def refused() -> int:
         return served.state.requests.get(("wait", 503), 0) + served.state.requests.get(("", 503), 0)
 
-    wait_until(lambda: refused() + handler.running == 120)
+    wait_until(lambda: refused() + handler.running == 120, 90)
     assert refused() >= 120 - 96, "32 threads and a backlog of 64"
     assert ask(served.address, post("ping")).body == b"pong"
     gate.set()

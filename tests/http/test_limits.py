@@ -95,13 +95,13 @@ def test_silent_client(kind: Kind, serve: Serve, connect: Connect) -> None:
 
 
 def test_handler_has_all_the_time_it_wants(kind: Kind, serve: Serve, connect: Connect) -> None:
-    limits = Limits(head_timeout=0.1, body_timeout=0.1, idle_timeout=0.1)
+    limits = Limits(head_timeout=0.3, body_timeout=0.3, idle_timeout=0.3)
     served = serve(kind, limits=limits)
     gate = threading.Event()
     served.registry.register("wait", lambda: str(gate.wait(20)))
     client = connect(served.address)
     client.send(post("wait"))
-    assert client.silent(0.5)
+    assert client.silent(1.0)
     gate.set()
     assert client.reply().text == "True"
 

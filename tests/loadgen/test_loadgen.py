@@ -495,6 +495,11 @@ def stalling(at: int) -> Answer:
     return answer
 
 
+def one_at_a_time(result: Result) -> None:
+    """A run's only connection was never slow for two requests at the same time."""
+    assert result.service.above(90 * MS) * 90 * MS <= result.seconds * 1e9
+
+
 def test_a_stall_counts_for_every_request_that_was_due(folder: Path | None) -> None:
     rate = 200.0
     with peer(stalling(20), folder) as served:
@@ -504,8 +509,9 @@ def test_a_stall_counts_for_every_request_that_was_due(folder: Path | None) -> N
     held = int(rate * 0.3) - 1
     assert result.response.above(90 * MS) >= held
     assert result.response.percentile(100) >= STALL * 1e9
-    # The server itself was slow once; a busy machine may add one or the other.
-    assert 1 <= result.service.above(90 * MS) < held / 2
+    # The server itself was slow once, and on a busy machine some more times, one after the other.
+    assert result.service.above(90 * MS) >= 1
+    one_at_a_time(result)
     # The client had no connection free for those: it was not late itself.
     assert result.late.count <= 120 - held
 
@@ -513,28 +519,39 @@ def test_a_stall_counts_for_every_request_that_was_due(folder: Path | None) -> N
 def test_with_more_connections_they_are_sent_in_time(folder: Path | None) -> None:
     """Then the server has them, and it is its own time that grows."""
     lock = threading.Lock()
+    answered = 0
 
     def answer(connection: socket.socket, number: int) -> None:
+        nonlocal answered
         with lock:
-            if number == 20:
+            answered += 1
+            if answered == 21:
+                # None is answered before all have come, so none of them waits for an answer.
+                wait_until(lambda: served.requests == 120, PATIENCE / 2)
                 time.sleep(STALL)
             connection.sendall(reply())
 
     with peer(answer, folder) as served:
         result = load(served.address, seconds=0.6, rate=200.0, connections=256)
     assert (result.sent, result.answered, result.failed) == (120, 120, {})
-    assert result.response.above(90 * MS) >= int(200 * 0.3) - 1
-    # That many are due in the stall; even a client on a busy machine sends some of them in it.
-    assert result.service.above(90 * MS) >= 10
+    for times in (result.response, result.service):
+        assert times.above(90 * MS) >= 100
+        assert times.percentile(100) >= STALL * 1e9
     # No more than were needed.
-    assert 10 <= served.accepted <= 120
+    assert 100 <= served.accepted <= 120
 
 
 def test_a_closed_loop_hides_it_until_corrected(short_path: Path) -> None:
     with peer(stalling(20), short_path) as served:
         result = load(served.address, requests=100)
-    assert result.service.above(90 * MS) < 30
-    assert result.response.corrected(5 * MS).above(90 * MS) >= (STALL - 0.1) * 200
+    assert (result.answered, result.failed) == (100, {})
+    assert same(result.service, result.response)
+    one_at_a_time(result)
+    # Those that a schedule would have had beside the one that was slow.
+    hidden = int((STALL - 0.1) * 200)
+    seen = result.response.above(90 * MS)
+    assert seen >= 1
+    assert result.response.corrected(5 * MS).above(90 * MS) >= seen + hidden
 
 
 # --- being a guest ----------------------------------------------------------------------------
@@ -574,7 +591,8 @@ def test_a_signal_ends_it(short_path: Path, options: dict[str, Any]) -> None:
 
     def answer(connection: socket.socket, number: int) -> None:
         if number == 3:
-            time.sleep(0.2)
+            # Every connection has sent its next request, so it has had the reply before.
+            wait_until(lambda: served.requests == 3 + options.get("connections", 1))
             os.kill(os.getpid(), signal.SIGALRM)
         if number >= 3:
             gate.wait(PATIENCE)

@@ -28,6 +28,7 @@ from support.native import (
     Recorder,
     Rig,
     RigKind,
+    has_unread,
     receive,
     rest,
 )
@@ -60,6 +61,21 @@ class Echo(Recorder):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self.transport.write(data)
+
+
+def end_is_noticed(rig: Rig, sock: socket.socket) -> None:
+    """The I/O thread has seen that *sock* sends no more: it came in before what is answered."""
+    wait_until(lambda: not has_unread(sock))  # TCP counts the end until it is acknowledged
+    with rig.client() as other:
+        other.sendall(PING)
+        assert receive(other, len(PONG)) == PONG
+
+
+def others_are_refused(rig: Rig) -> None:
+    """What the stuck loop has been asked before has had all of its time too."""
+    with rig.client() as other:
+        other.sendall(b"for the loop")
+        assert rest(other).startswith(b"HTTP/1.1 503 ")
 
 
 # --- many at once
@@ -140,10 +156,10 @@ def test_what_is_sent_behind_the_last_reply_is_no_reset(rigs: Any) -> None:
 
 
 def test_deadlines_need_no_loop(rigs: Any) -> None:
-    rig = rigs(head_timeout=0.2, idle_timeout=0.3)
+    rig = rigs(head_timeout=1.0, idle_timeout=1.0)
     free = rig.hold()
     try:
-        with rig.client() as silent, rig.client() as half, rig.client() as idle:
+        with rig.client() as idle, rig.client() as half, rig.client() as silent:
             half.sendall(PING[:25])
             idle.sendall(PING)
             assert receive(idle, len(PONG)) == PONG
@@ -156,7 +172,7 @@ def test_deadlines_need_no_loop(rigs: Any) -> None:
 
 
 def test_a_trickled_head_has_one_deadline(rigs: Any) -> None:
-    rig = rigs(head_timeout=0.3)
+    rig = rigs(head_timeout=0.5)  # a head takes 0.86 s at least
     with rig.client() as sock:
         sock.settimeout(0.02)
         began = time.monotonic()
@@ -237,47 +253,51 @@ def test_a_client_that_asks_and_does_not_read(rigs: Any) -> None:
 
 def test_a_client_that_is_owed_nothing_gets_nothing(rigs: Any) -> None:
     """Half-closed, answered, and then the loop is stuck: no 503 behind the reply."""
-    rig = rigs(gil_deadline=0.05, gil_timeout=0.2)
+    rig = rigs(gil_deadline=0.05, gil_timeout=1.0)
     sock, protocol = rig.open()
-    free, ended, busy = threading.Event(), threading.Event(), threading.Event()
+    free, ended, busy, replied = (threading.Event() for _ in range(4))
 
     def answer() -> None:
         busy.set()
         assert ended.wait(20)  # the client's end has come
         protocol.transport.write(b"reply")
         protocol.transport.want_bytes(True)
+        replied.set()
         assert free.wait(20)
 
     with sock:
         rig.loop.call_soon_threadsafe(answer)
         assert busy.wait(20)
         sock.shutdown(socket.SHUT_WR)
-        time.sleep(0.05)
+        end_is_noticed(rig, sock)
         ended.set()
-        time.sleep(0.5)  # past gil_timeout
+        assert replied.wait(20)
+        others_are_refused(rig)
         free.set()
         assert rest(sock) == b"reply"
 
 
 def test_a_half_closed_client_gets_all_of_its_reply_from_a_stuck_loop(rigs: Any) -> None:
-    rig = rigs(gil_deadline=0.05, gil_timeout=0.2)
+    rig = rigs(gil_deadline=0.05, gil_timeout=1.0)
     sock, protocol = rig.open(receive=65536)
-    free, ended, busy = threading.Event(), threading.Event(), threading.Event()
+    free, ended, busy, replied = (threading.Event() for _ in range(4))
 
     def answer() -> None:
         busy.set()
         assert ended.wait(20)
         protocol.transport.write(bytes(8 << 20))
         protocol.transport.want_bytes(True)
+        replied.set()
         assert free.wait(20)
 
     with sock:
         rig.loop.call_soon_threadsafe(answer)
         assert busy.wait(20)
         sock.shutdown(socket.SHUT_WR)
-        time.sleep(0.05)
+        end_is_noticed(rig, sock)
         ended.set()
-        time.sleep(0.5)
+        assert replied.wait(20)
+        others_are_refused(rig)  # most of the reply is not sent yet
         assert rest(sock) == bytes(8 << 20)
         free.set()
     wait_until(lambda: protocol.told[-1] == "lost")

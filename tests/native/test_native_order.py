@@ -16,6 +16,7 @@ if sys.platform != "linux":
     pytest.skip("the native I/O thread is for Linux", allow_module_level=True)
 
 from support.served import OURS, Connect, Kind, Serve, Served
+from support.wire import ask
 
 from workerserver.http.registry import Registry
 from workerserver.types import Request, Response
@@ -116,7 +117,7 @@ def test_a_ping_does_not_overtake_what_came_before_a_resume(
     served: Served, registry: Registry, connect: Connect
 ) -> None:
     """A reply is being drained, the next request has come, and the loop is told both at once."""
-    free, busy = threading.Event(), threading.Event()
+    free, busy, end = threading.Event(), threading.Event(), threading.Event()
 
     async def hog() -> str:
         busy.set()
@@ -127,8 +128,13 @@ def test_a_ping_does_not_overtake_what_came_before_a_resume(
         return Response(bytes(16 << 20))
 
     async def slow() -> str:
-        await asyncio.sleep(0.1)
+        while not end.is_set():
+            await asyncio.sleep(0.001)
         return "slow"
+
+    def has_come() -> None:
+        """The I/O thread answers this itself, behind all that it has been sent before."""
+        assert ask(served.address, line % b"ping" + b"\r\n").body == b"pong"
 
     for function in (hog, huge, slow):
         registry.register(function.__name__, function)
@@ -137,8 +143,8 @@ def test_a_ping_does_not_overtake_what_came_before_a_resume(
         (b"slow", b"", line % b"ping" + b"\r\n", [b"slow", b"pong"]),
         (b"echo", b"Content-Length: 41\r\n", line % b"ping" + b"\r\n\r\n", None),
     ):
-        free.clear()
-        busy.clear()
+        for event in (free, busy, end):
+            event.clear()
         client, other = connect(served.address), connect(served.address)
         client.send(line % b"huge" + b"\r\n")
         got = len(client.socket.recv(1 << 20))
@@ -148,10 +154,12 @@ def test_a_ping_does_not_overtake_what_came_before_a_resume(
         client.send(line % request + extra + b"\r\n")
         while got < 16 << 20:  # all but the head's length; the rest is in the buffers
             got += len(client.socket.recv(min(1 << 20, (16 << 20) - got)))
-        time.sleep(0.05)
+        has_come()
         free.set()
         assert other.reply().body == b"hog"
         client.send(body)
+        has_come()
+        end.set()
         tail = b""
         while not tail.endswith(expected[-1] if expected else body):
             piece = client.socket.recv(1 << 16)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,14 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("the native I/O thread is for Linux", allow_module_level=True)
 
+from support.native import has_unread
+from support.waiting import wait_until
 from support.wire import Client, post
 
 from workerserver import WorkerServer
 from workerserver.handlers import stacks
 from workerserver.http.registry import Registry
+from workerserver.server import Limits
 
 
 def appears_later(done: threading.Event) -> None:
@@ -41,8 +43,14 @@ def test_a_later_dump_is_a_later_snapshot(short_path: Path) -> None:
     def between() -> str:
         thread.start()
         late.sendall(post("dump_traceback?mode=gil"))
-        time.sleep(0.1)  # the I/O thread puts it into the queue meanwhile
+        queued(late)
         return "done"
+
+    def queued(sock: socket.socket) -> None:
+        """The I/O thread has put what *sock* sent into the loop's queue: it has read it, and it
+        lets go of the lock, which the number of connections takes, only behind that."""
+        wait_until(lambda: not has_unread(sock))
+        assert server.connections == 4
 
     registry = Registry()
     stacks.register(registry)
@@ -50,7 +58,13 @@ def test_a_later_dump_is_a_later_snapshot(short_path: Path) -> None:
         registry.register(function.__name__, function, inline=True)
     try:
         with (
-            WorkerServer(path, registry=registry, transport="native"),
+            # However long the loop is held up, the requests in its queue are its own.
+            WorkerServer(
+                path,
+                registry=registry,
+                transport="native",
+                limits=Limits(gil_deadline=100.0, gil_timeout=100.0),
+            ) as server,
             Client(path) as holder,
             Client(path) as first,
             Client(path) as middle,
@@ -62,9 +76,9 @@ def test_a_later_dump_is_a_later_snapshot(short_path: Path) -> None:
             holder.send(post("hold"))
             assert holding.wait(30)
             first.send(post("dump_traceback?mode=gil"))
-            time.sleep(0.05)
+            queued(first.socket)
             middle.send(post("between"))
-            time.sleep(0.05)
+            queued(middle.socket)
             release.set()
             shown = [client.reply()[3] for client in (first, last)]
             taken = stacks.snapshots_taken() - before

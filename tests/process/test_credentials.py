@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from workerserver import WorkerServer
-from workerserver.cli.client import read_token
 from workerserver.cli.errors import UsageError
+from workerserver.cli.token import read_token
 from workerserver.process.credentials import token_from_environment
 
 FILE = "WORKERSERVER_TOKEN_FILE"

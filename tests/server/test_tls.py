@@ -189,8 +189,9 @@ def test_client_that_takes_nothing(serve: Serve) -> None:
 def test_shutdown_amid_handshakes(serve: Serve) -> None:
     served = serve("tls")
     with contextlib.ExitStack() as stack:
+        before = len(os.listdir("/proc/self/fd"))
         silent = [stack.enter_context(plain(served)) for _ in range(5)]
-        time.sleep(0.2)
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) >= before + 2 * len(silent))
         served.close()
         wait_until(lambda: all(ended(sock) for sock in silent))
     with pytest.raises(ConnectionRefusedError):

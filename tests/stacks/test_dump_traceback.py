@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.parking import Stay, of, parked, plain, renamed, untraced, without_lines
+from support.parking import BLOCKING, Stay, of, parked, plain, renamed, untraced, without_lines
 
 from workerserver.handlers import stacks
 from workerserver.handlers.stacks import dump_traceback
@@ -97,20 +97,20 @@ def test_kernel_state_of_no_thread() -> None:
 
 
 PROGRAM = """
-import json, sys, threading
+import json, sys, threading, time
 from workerserver.stacks._stacks import snapshot
 stop = threading.Event()
 def left(): stop.wait()
 def right(): stop.wait()
-for n, name in enumerate(sys.argv[1:]):
+for n, name in enumerate(sys.argv[2:]):
     function, _, label = name.partition(":")
     there = threading.Thread(target=globals()[function], name=label or f"t{n}")
     there.start()
-    while sys._current_frames()[there.ident].f_code is not threading.Condition.wait.__code__:
-        pass
-    before = None
-    while before != (before := sys._current_frames()[there.ident].f_lineno):
-        threading.Event().wait(0.05)
+    while True:
+        frame = sys._current_frames()[there.ident]
+        if frame.f_code is threading.Condition.wait.__code__ and frame.f_lineno == int(sys.argv[1]):
+            break
+        time.sleep(0.005)
 print(snapshot().render("digest").decode())
 stop.set()
 """
@@ -119,7 +119,10 @@ stop.set()
 def digest_of(path: Path, *threads: str) -> dict[str, Any]:
     path.write_text(PROGRAM)
     done = subprocess.run(
-        [sys.executable, str(path), *threads], capture_output=True, text=True, timeout=60
+        [sys.executable, str(path), str(BLOCKING), *threads],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     value: dict[str, Any] = json.loads(done.stdout)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import threading
-import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from workerserver.stacks._stacks import Snapshot, ThreadStack, snapshot
+from support.waiting import wait_until
+from workerserver.stacks._stacks import Snapshot, ThreadStack, kernel_state
 
 #: For what line tracing itself changes: coverage can't take every name, and traces compiled calls.
 untraced = pytest.mark.skipif(
@@ -29,6 +30,15 @@ where_it_works = pytest.mark.skipif(
     ),
     reason="stacks are read without the GIL only on Linux, by CPython 3.10-3.14 with a GIL",
 )
+
+
+def _blocking_line() -> int:
+    lines, first = inspect.getsourcelines(threading.Condition.wait)
+    return first + max(n for n, line in enumerate(lines) if line.strip() == "waiter.acquire()")
+
+
+#: Of threading.py: where a Condition.wait() without a timeout waits.
+BLOCKING = _blocking_line()
 
 
 class Stay:
@@ -60,12 +70,20 @@ def parked(function: Callable[[Stay], Any], **options: Any) -> Iterator[threadin
 
 
 def settle(thread: threading.Thread) -> None:
-    assert thread.ident is not None
-    while sys._current_frames()[thread.ident].f_code is not threading.Condition.wait.__code__:
-        time.sleep(0.02)
-    before = None
-    while before != (before := of(snapshot(), thread)):
-        time.sleep(0.02)
+    """Until *thread* sleeps in the last line of Condition.wait() that it comes to. To see it twice
+    in some line is not enough: a busy machine may have given it no time."""
+
+    def blocks() -> bool:
+        assert thread.ident is not None
+        assert thread.native_id is not None
+        frame = sys._current_frames()[thread.ident]
+        return (
+            frame.f_code is threading.Condition.wait.__code__
+            and frame.f_lineno == BLOCKING
+            and kernel_state(thread.native_id)[0] in ("S", None)
+        )
+
+    wait_until(blocks)
 
 
 def steady(take: Callable[[], Snapshot]) -> Snapshot:

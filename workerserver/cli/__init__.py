@@ -24,20 +24,21 @@ usage: workerserver COMMAND ...
   run [--socket TEMPLATE] [--tcp HOST:PORT] (script.py | -m module) [ARGS...]
                                    run an unchanged program with a server inside it
   call NAME [key=value...] TARGET  call a handler and print what it answers
-  ls TARGET...                     say who listens, and how it is doing
-  diagnose [TARGET...]             say which rank of a job is to blame, if it hangs, and why
-  stacks [TARGET...]               show what all ranks do, equal stacks once
-  fr [TARGET...]                   show what the flight recorders say, per process group
-  ping [TARGET...]                 say which workers of a job answer, and how fast
+  ls TARGET...                     list workers, and how each is doing
+  diagnose [TARGET...]             if a job hangs, say which rank is to blame, and why
+  stacks [TARGET...]               show what all ranks do; equal stacks are shown once
+  fr [TARGET...]                   show the flight recorders, by process group
+  ping [TARGET...]                 show which workers of a job answer, and how fast
   profile -o FILE [TARGET...]      profile all ranks into one Chrome trace
-  watch --folder DIR [TARGET...]   diagnose over and over, and keep the verdicts
+  watch --folder DIR [TARGET...]   diagnose again and again, and keep the verdicts
   top [TARGET...]                  show all ranks as a live table
   collector --listen HOST:PORT TARGET...
                                    answer for all workers of this host
   bench TARGET [NAME[?key=value]]  measure how fast a handler answers
 
-TARGET is a Unix socket, a folder or pattern of them, or host:port. The commands on whole jobs
-also find workers through --store, --hosts, --dns, --collectors, --slurm or torchrun's environment.
+TARGET is a Unix socket, a folder or pattern of them, host:port, or https://host:port. Workers are
+also found through --store, --hosts, --dns, --collectors and --slurm. The commands whose TARGET is
+optional look into torchrun's environment if nothing is named.
 "workerserver COMMAND --help" says more.
 """
 COMMANDS = (
@@ -57,7 +58,7 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status, as a rule 0, 1 (it failed) or 2 (wrong use)."""
+    """Run one command and return its exit status: as a rule 0, 1 (it failed) or 2 (wrong use)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in (["-h"], ["--help"]):
         sys.stdout.write(USAGE)
@@ -68,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(USAGE)
         return UsageError.exit_status
     if arguments[0] != "run":
-        # Answers of thousands of ranks are no garbage, and to look for it among them was half of
-        # the time of a diagnosis.
+        # Thousands of answers hold no garbage, and to look for some among them took half of the
+        # time of a diagnosis.
         gc.set_threshold(100_000)
     command = importlib.import_module(f"{__name__}.{arguments[0]}")
     try:
@@ -81,16 +82,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(str(error))
         return error.exit_status
     except (BrokenPipeError, KeyboardInterrupt) as error:
-        if arguments[0] == "run":  # the program's own: it ends as under plain Python
+        if arguments[0] == "run":  # the program's own error: it ends as under plain Python
             raise
         if isinstance(error, KeyboardInterrupt):
             return 130
-        # Whoever read our output has gone; the flush at exit must not fail on it again.
+        # The reader of our output has gone. The flush at exit must not fail on it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def complain(text: str) -> None:
-    """One line to stderr, if there is one."""
+    """Write one line to stderr, if there is a stderr."""
     if sys.stderr is not None:
         print(f"workerserver: {escape_line(text)}", file=sys.stderr, flush=True)

@@ -13,49 +13,56 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 from urllib.parse import quote
 
-from workerserver.cli.client import read_token, request
 from workerserver.cli.errors import TargetError, UsageError
-from workerserver.cli.targets import Target, parse_targets
-from workerserver.cli.text import escape_line, positive_seconds, write_table, write_text
+from workerserver.cli.text import count, escape_line, positive_seconds, write_table, write_text
+from workerserver.cli.token import read_token, token_name
+from workerserver.cluster.addresses import host_port
+from workerserver.cluster.ask.client import Visit
+from workerserver.cluster.ask.exchange import Question, request_parts
+from workerserver.cluster.ask.in_order import in_order
+from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.find.discovery import Options, discover
+from workerserver.cluster.model import Failure, Worker
 from workerserver.loadgen._loadgen import Histogram, Load, Result
 
 __all__ = ["main"]
 
-#: What ends a run that nothing else was asked of: there is a training job behind the target.
+#: What ends a run by default: there is a training job behind the target.
 REQUESTS = 10_000
 SECONDS = 5.0
-#: Bytes of the answer to the first, unmeasured request.
-LIMIT = 256 << 20
+#: The answer to the first, unmeasured request.
+MAX_ANSWER_BYTES = 256 << 20
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 INTERRUPTED = 130
 
 DESCRIPTION = """\
 Measure how fast one worker answers handler NAME (default ping).
 
-Without --rate, each connection sends its next request once the last was answered: as fast as the
-worker can. With it, requests are due on a fixed schedule, and a request's time counts from the
-moment at which it was due; so a worker that stands still is charged for all that it held up.
-The run ends after 5 seconds or 10,000 requests, unless --requests or --duration say otherwise; one
-request goes before it, which is not measured.
+Without --rate, each connection sends its next request as soon as the last one is answered: this
+measures how fast the worker can be. With --rate, requests are due on a fixed schedule, and the time
+of a request counts from the moment at which it was due. So if the worker stands still, all requests
+that were due meanwhile take longer. The run ends after 5 seconds or 10,000 requests, unless
+--requests or --duration say otherwise. One more request is sent before; it is not measured.
 
-The worker is alive, and so is its training. A ping costs it next to nothing; but each
-dump_traceback (unless ?mode=nogil), like every handler in Python, takes the GIL from the training
-loop for a while, and a bench does that as often as it can, or R times per second.
+The worker goes on training. A ping costs it next to nothing. But each dump_traceback (unless
+?mode=nogil), and each handler in Python, takes the GIL from the training loop for a while. A bench
+does that as often as it can, or R times a second.
 """
 EPILOG = """\
-latency or response: until the last byte of the answer, from the sending of the request, with --rate
-from when it was due. service: from the sending. client late: from when it was due to the sending,
-though a connection was free; that much of the response is the client's own. Only answers with a
-status of 2xx have times. --json: the same as one object; keys ending in _ns are nanoseconds.
+latency: from the sending of the request to the last byte of the answer. With --rate there are three
+times instead. response: from when the request was due to the last byte of the answer. service: from
+the sending. client late: from when the request was due to its sending, although a connection was
+free; the client itself caused this part of the response. Only answers with status 2xx have times.
+--json prints one object; keys that end in _ns are in nanoseconds.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What was asked for."""
+    """What is measured."""
 
-    target: Target
-    path: str
+    worker: Worker
+    question: Question
     connections: int
     rate: float
     fresh: bool
@@ -64,11 +71,13 @@ class Plan:
 def main(argv: Sequence[str]) -> int:
     """Exit status 0 if every request was answered with 2xx, else 1, and 130 if interrupted."""
     options = _parser().parse_intermixed_args(list(argv))
-    targets = parse_targets([options.target])
-    if len(targets) > 1:
-        raise UsageError(f"bench asks one worker, and {options.target} stands for {len(targets)}")
-    path = _path(options.name)
-    plan = Plan(targets[0], path, options.connections, options.rate, options.fresh)
+    plan = Plan(
+        _worker(options.target),
+        Question("bench", _path(options.name), limit=MAX_ANSWER_BYTES),
+        options.connections,
+        options.rate,
+        options.fresh,
+    )
     bounded = options.requests or options.duration
     token = read_token()
     load = _load(
@@ -103,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("target", metavar="TARGET")
+    parser.add_argument("target", metavar="TARGET", help="a Unix socket, host:port, or a URL")
     parser.add_argument(
         "name",
         nargs="?",
@@ -112,11 +121,13 @@ def _parser() -> argparse.ArgumentParser:
         help="a handler with its parameters, e.g. 'dump_traceback?mode=nogil'",
     )
     parser.add_argument(
-        "--connections", type=_positive, default=1, metavar="N", help="at most (default 1)"
+        "--connections", type=count, default=1, metavar="N", help="open at most N (default 1)"
     )
     end = parser.add_mutually_exclusive_group()
-    end.add_argument("--requests", type=_positive, default=0, metavar="N")
-    end.add_argument("--duration", type=_duration, default=0.0, metavar="S", help="e.g. 5s")
+    end.add_argument("--requests", type=count, default=0, metavar="N", help="end after N requests")
+    end.add_argument(
+        "--duration", type=_duration, default=0.0, metavar="S", help="end after S seconds"
+    )
     parser.add_argument(
         "--rate", type=_rate, default=0.0, metavar="R", help="requests per second, on a schedule"
     )
@@ -132,15 +143,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="for each request (default 10)",
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one object")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isascii() and text.isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
 
 
 def _duration(text: str) -> float:
@@ -166,22 +170,32 @@ def _path(name: str) -> str:
     return f"/handler/{quote(handler, safe='')}{mark}{query}"
 
 
+def _worker(target: str) -> Worker:
+    """The one worker that *target* stands for."""
+    try:
+        found = discover(Options([target], environment={}))
+    except ClusterError as error:
+        raise UsageError(str(error)) from None
+    if len(found) > 1:
+        raise UsageError(f"bench asks one worker, and {target} stands for {len(found)}")
+    (worker,) = found
+    if worker.tls:
+        raise UsageError(f"{target}: bench can't measure https, because its native loop has no TLS")
+    return worker
+
+
 def _load(plan: Plan, token: str | None, *, requests: int, seconds: float, timeout: float) -> Load:
-    target = plan.target
-    host = f"[{target.host}]" if ":" in target.host else target.host
-    head = [
-        f"POST {plan.path} HTTP/1.1",
-        "Host: localhost" if target.path is not None else f"Host: {host}:{target.port}",
-        "Content-Length: 0",
-    ]
+    worker = plan.worker
+    fields = {}
     if token is not None:
-        head.append(f"Authorization: Bearer {token}")
+        fields["Authorization"] = f"Bearer {token}"
     if plan.fresh:
-        head.append("Connection: close")
+        fields["Connection"] = "close"
+    host = b"localhost" if worker.unix else worker.address.encode("ascii", "replace")
     try:
         return Load(
-            (target.host, target.port) if target.path is None else target.path,
-            "\r\n".join([*head, "", ""]).encode("latin-1"),
+            worker.address if worker.unix else host_port(worker.address),
+            host.join(request_parts(plan.question, fields)),
             connections=plan.connections,
             requests=requests,
             seconds=seconds,
@@ -192,29 +206,33 @@ def _load(plan: Plan, token: str | None, *, requests: int, seconds: float, timeo
     except ValueError as error:
         raise UsageError(str(error)) from None
     except OSError as error:  # the look-up of the name
-        raise TargetError(target.name, error.strerror or str(error)) from None
+        raise TargetError(worker.address, error.strerror or str(error)) from None
 
 
 def _ask_once(plan: Plan, timeout: float, token: str | None) -> None:
-    """One request that is not measured. TargetError if it isn't answered as it should: to measure
-    that would only be a lot of failures."""
-    answer = request(plan.target, "POST", plan.path, timeout=timeout, limit=LIMIT, token=token)
-    if not answer.ok:
-        text = answer.body[:200].decode("utf-8", "backslashreplace").strip()
-        raise TargetError(plan.target.name, f"{answer.status_line}: {text}".rstrip(": "))
+    """One request that is not measured. TargetError if its answer is no success: there would be
+    nothing to measure but failures."""
+
+    async def talk(visit: Visit) -> None:
+        await visit.ask(plan.question)
+
+    options = {"deadline": timeout, "token": token, "token_name": token_name()}
+    for worker, outcome in in_order([plan.worker], talk, **options):
+        if isinstance(outcome, Failure):
+            raise TargetError(worker.address, outcome.text)
 
 
 # --- output -----------------------------------------------------------------------------------
 
 
 def render(plan: Plan, result: Result, out: TextIO, *, interrupted: bool = False) -> None:
-    """What was asked, what came of it, and the table of times."""
+    """What was sent, what was answered, and the table of times."""
     ways = "a new connection each" if plan.fresh else _number(plan.connections, "connection")
     if plan.fresh and plan.connections > 1:
         ways += f", {plan.connections} at a time"
     pace = f", {plan.rate:g} per second" if plan.rate else ""
     lines = [
-        f"{'POST ' + plan.path} at {plan.target.name}{pace}, {ways}",
+        f"POST {plan.question.path} at {plan.worker.address}{pace}, {ways}",
         f"{_number(result.sent, 'request')} in {result.seconds:.2f} s"
         + (", interrupted" if interrupted else ""),
         f"answered: {result.answered}, {_per_second(result):.0f} per second, "
@@ -278,8 +296,8 @@ def _per_second(result: Result) -> float:
 def render_json(plan: Plan, result: Result, out: TextIO, *, interrupted: bool = False) -> None:
     """One object. A histogram without values is null, ``late_ns`` in a closed loop, too."""
     report = {
-        "target": plan.target.name,
-        "path": plan.path,
+        "target": plan.worker.address,
+        "path": plan.question.path,
         "connections": plan.connections,
         "rate": plan.rate or None,
         "fresh": plan.fresh,

@@ -5,31 +5,61 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TextIO
 from urllib.parse import quote, urlencode
 
-from workerserver.cli.client import Answer, ask_all, read_token, request
-from workerserver.cli.errors import CommandError, TargetError, UsageError
-from workerserver.cli.targets import Target, parse_targets
+from workerserver.cli.errors import CommandError, UsageError
+from workerserver.cli.places import (
+    TARGET_HELP,
+    TOKEN_HELP,
+    add_places,
+    client_options,
+    find,
+    is_place_named,
+    target_name,
+)
 from workerserver.cli.text import escape, escape_line, positive_seconds, write_text
+from workerserver.cluster.addresses import is_address
+from workerserver.cluster.ask.client import Visit
+from workerserver.cluster.ask.exchange import Answer, Question
+from workerserver.cluster.ask.in_order import in_order
+from workerserver.cluster.ask.questions import HANDLERS
+from workerserver.cluster.failures import Failed, web_server
+from workerserver.cluster.model import Failure, Worker
 
 __all__ = ["main"]
 
-#: Bytes of one answer: flight-recorder pickles and Chrome traces are large.
-LIMIT = 256 << 20
+#: Flight-recorder pickles and Chrome traces are large.
+MAX_ANSWER_BYTES = 256 << 20
+#: Answers are in memory whole, so few workers are asked at one time.
+CONCURRENCY = 8
+#: Statuses that a server may give because it has no such handler.
+NO_HANDLER = (404, 405, 501)
+#: Handlers that our servers have once torch is loaded.
+OF_TORCH = frozenset(
+    {
+        "dump_nccl_trace_json",
+        "dump_nccl_trace_pickle",
+        "fr_trace_json",
+        "torch_profile",
+        "wait_counter_values",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one target: an answer, or the reason why there is none."""
+    """What became of one target: an answer, or the *error* why there is none. *hint* explains an
+    answer that is an HTTP error better than the answer itself does."""
 
     target: str
     answer: Answer | None = None
     error: str | None = None
+    hint: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -39,48 +69,83 @@ class Result:
 def main(argv: Sequence[str]) -> int:
     """Exit status 0 if every target answered 2xx, else 1; UsageError for wrong use."""
     options = _parser().parse_intermixed_args(list(argv))
-    *parameters, last = options.rest
-    path = f"/handler/{quote(options.name, safe='')}{_query(parameters)}"
-    targets = parse_targets([last])
-    if options.output is not None and not options.json and len(targets) > 1:
-        raise UsageError(f"-o holds one answer, and {last} stands for {len(targets)} targets")
-    ask = partial(_ask, path=path, timeout=options.timeout, token=read_token())
-    results = ask_all(targets, ask, parallel=8)
+    if not options.name:
+        raise UsageError("NAME is empty: which handler?")
+    parameters, options.targets = _sorted(options)
+    question = Question(
+        options.name,
+        f"/handler/{quote(options.name, safe='')}{_query(parameters)}",
+        limit=MAX_ANSWER_BYTES,
+        any_status=True,
+    )
+    workers = find(options)
+    several = len(workers) > 1 or workers[0].collector
+    if options.output is not None and not options.json and several:
+        raise UsageError("-o holds one answer: name one worker, or add --json")
+    results = ask_all(workers, question, **client_options(options))
     raw = options.raw or not sys.stdout.isatty()
     if options.output is None:
         if options.json:
             return render_json(results, sys.stdout)
-        return render(results, sys.stdout, sys.stderr, raw=raw, headers=len(targets) > 1)
+        return render(results, sys.stdout, sys.stderr, raw=raw, headers=several)
     return _save(results, options.output, as_json=options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "workerserver call",
-        usage="%(prog)s NAME [key=value...] TARGET [--timeout S] [--json] [--raw] [-o FILE]",
-        description="Call handler NAME in one worker, or in all that a folder or pattern names.",
+        usage="%(prog)s NAME [key=value...] TARGET [--timeout S] [--json] [--raw] [-o FILE]\n"
+        "       [--store HOST:PORT] [--hosts FILE] [--dns NAME:PORT] [--collectors HOST:PORT]\n"
+        "       [--slurm] [--port PORT] [--world-size N] [--cacert FILE]",
+        description="Call handler NAME in one worker, or in every worker that TARGET stands for. "
+        "TARGET can be left out if an option says where the workers are.",
+        epilog=TOKEN_HELP,
         allow_abbrev=False,
     )
     parser.add_argument("name", metavar="NAME", help="e.g. ping, dump_traceback, fr_trace_json")
-    parser.add_argument("rest", nargs="+", metavar="key=value... TARGET", help="TARGET comes last")
+    parser.add_argument(
+        "rest", nargs="*", metavar="key=value... TARGET", help=f"TARGET comes last: {TARGET_HELP}"
+    )
     parser.add_argument(
         "--timeout",
+        dest="deadline",
         type=positive_seconds,
         default=30.0,
         metavar="S",
-        help="per target (default 30)",
+        help="for each worker (default 30)",
     )
     parser.add_argument(
         "--json",
         action="store_true",
         help="print an array of {target, status, content_type, body, error}; "
-        "body_base64 stands in for a body that is not UTF-8",
+        "a body that is not UTF-8 is in body_base64 instead",
     )
     parser.add_argument(
-        "--raw", action="store_true", help="write the bytes as they are, to a terminal too"
+        "--raw", action="store_true", help="write the bytes unchanged, even to a terminal"
     )
     parser.add_argument("-o", dest="output", metavar="FILE", help="write the answer to FILE")
+    add_places(parser, targets=False)
     return parser
+
+
+def _sorted(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The parameters and the targets. Without a place among the options, the last is the target,
+    even if it looks like key=value."""
+    words: list[str] = options.rest
+    if is_place_named(options) and not (words and not _is_parameter(words[-1])):
+        return words, []
+    if not words:
+        raise UsageError(f"TARGET is missing: workerserver call {shlex.quote(options.name)} TARGET")
+    if not is_address(words[-1]) and is_address(options.name):
+        line = shlex.join([*words, options.name])
+        raise UsageError(f"the target comes last: workerserver call {line}")
+    return words[:-1], words[-1:]
+
+
+def _is_parameter(word: str) -> bool:
+    """Whether *word* is key=value, and not the path of a socket with "=" in it."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and "/" not in key
 
 
 def _query(parameters: Sequence[str]) -> str:
@@ -93,18 +158,44 @@ def _query(parameters: Sequence[str]) -> str:
     return f"?{urlencode(pairs, quote_via=quote, safe='')}" if pairs else ""
 
 
-def _ask(target: Target, *, path: str, timeout: float, token: str | None) -> Result:
+def ask_all(workers: Sequence[Worker], question: Question, **options: Any) -> Iterator[Result]:
+    """What becomes of each worker, in the order of *workers*; *options* are the Client's."""
+
+    async def talk(visit: Visit) -> Result:
+        answer: Answer = await visit.ask(question)
+        hint = None if answer.ok else await _hint(visit, question.name, answer)
+        return Result(target_name(visit.worker), answer, hint=hint)
+
+    asking = in_order(workers, talk, concurrency=CONCURRENCY, strict=True, **options)
+    for worker, outcome in asking:
+        if isinstance(outcome, Failure):
+            yield Result(target_name(worker), error=outcome.text)
+        else:
+            yield outcome
+
+
+async def _hint(visit: Visit, name: str, answer: Answer) -> str | None:
+    """What *answer*, an HTTP error, means; None if it says so itself."""
+    known = visit.client.explain(answer)
+    if known is not None or answer.status not in NO_HANDLER:
+        return known
     try:
-        answer = request(target, "POST", path, timeout=timeout, limit=LIMIT, token=token)
-    except TargetError as error:
-        return Result(target.name, error=error.reason)
-    return Result(target.name, answer)
+        names = await visit.ask(HANDLERS)
+    except Failed as failed:
+        if failed.failure.reason in ("unreachable", "timeout"):
+            return None
+        return web_server(answer.status_line, answer.fields)
+    if name in names:
+        return None
+    if name in OF_TORCH and OF_TORCH.isdisjoint(names):
+        return f"no handler {name}: torch is not loaded in this process"
+    return f"no handler {name}; there are: {', '.join(sorted(names)) or 'none'}"
 
 
 def render(results: Iterable[Result], out: TextIO, err: TextIO, *, raw: bool, headers: bool) -> int:
-    """Each good answer to *out* as it comes, each bad one to *err*; returns the exit status.
+    """Write each good answer to *out* as it comes, each bad one to *err*; return the exit status.
 
-    *raw* writes bodies as they are; else they are made safe for a terminal, and a binary one is
+    *raw* writes bodies unchanged. Else they are made safe for a terminal, and binary ones are
     refused. *headers* puts ``== TARGET`` above each answer.
     """
     status = 0
@@ -127,6 +218,8 @@ def _complaint(result: Result, *, terminal: bool) -> str | None:
     answer = result.answer
     if answer is None:
         return escape_line(result.error or "")
+    if result.hint is not None:
+        return escape_line(result.hint)
     if not answer.ok:
         body = escape(_text(answer.body)).rstrip("\n")
         return escape_line(answer.status_line) + (f"\n{body}" if body else "")
@@ -153,7 +246,7 @@ def _write_body(body: bytes, out: TextIO, *, raw: bool, line_end: bool) -> None:
 
 
 def render_json(results: Iterable[Result], out: TextIO) -> int:
-    """One array, an object per target; returns the exit status."""
+    """Write one array with an object per target; return the exit status."""
     status = 0
     out.write("[")
     for index, result in enumerate(results):
@@ -183,7 +276,7 @@ def _as_json(result: Result) -> dict[str, Any]:
 
 
 def _save(results: Iterable[Result], path: str, *, as_json: bool) -> int:
-    """The answer into *path*; the file is not touched if there is none."""
+    """Write the answer to *path*. Without an answer the file is not touched."""
     answers = list(results)
     try:
         if as_json:

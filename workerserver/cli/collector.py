@@ -1,4 +1,4 @@
-"""``workerserver collector``: answer for all workers of this host, in one answer."""
+"""``workerserver collector``: answer for all workers of this host at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from workerserver.cli.errors import CommandError, UsageError
-from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.errors import ClusterError, NotATarget
 from workerserver.cluster.find.discovery import Options, discover
 from workerserver.cluster.find.host_lists import unfold
 from workerserver.cluster.model import Worker
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
-#: Seconds between two looks at whether anybody needs it any more, and of one knock at a socket.
-LOOK_EVERY = 5.0
-KNOCK = 1.0
-#: How far a collector stands back behind training.
+#: Time between two checks whether the collector is still needed, and for one try of a socket.
+CHECK_EVERY_SECONDS = 5.0
+KNOCK_SECONDS = 1.0
+#: A collector must not take the processor from training.
 NICE = 10
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serves until it is told to end; exit status 0."""
+    """Serve until a signal ends it; exit status 0."""
     options = _parser().parse_intermixed_args(list(argv))
     for target in options.targets:
         _check(target)
     starter = _Starter(options.starter, options.starter_socket) if options.starter else None
     if starter is not None:
         _leave()
-    # Before there are threads: none of them is to get one.
+    # Before there are threads, so that none of them gets these signals.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     from workerserver.collector.service import Collector
     from workerserver.process.credentials import token_from_environment
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
             signal.sigwait(ENDING)
             return 0
         _be_silent()
-        while signal.sigtimedwait(ENDING, LOOK_EVERY) is None:
+        while signal.sigtimedwait(ENDING, CHECK_EVERY_SECONDS) is None:
             if starter.has_ended() and (
                 starter.came_again() or not any(map(_listens, collector.workers()))
             ):
@@ -67,11 +67,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _serve(address: tuple[str, int], registry: Registry, patient: bool) -> WorkerServer:
-    """*patient*: the collector of a worker that this job has restarted since may still be there,
-    and is about to end."""
+    """*patient*: wait for the port. After a restart of the job, the collector of the former workers
+    may not have ended yet."""
     from workerserver.server import WorkerServer
 
-    give_up = time.monotonic() + (3 * LOOK_EVERY if patient else 0.0)
+    give_up = time.monotonic() + (3 * CHECK_EVERY_SECONDS if patient else 0.0)
     while True:
         try:
             return WorkerServer(*address, registry=registry)
@@ -85,11 +85,11 @@ def _serve(address: tuple[str, int], registry: Registry, patient: bool) -> Worke
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "workerserver collector",
-        description="Answer for all workers of this host: diagnose, stacks and the like then ask "
-        "one collector for each host (--collectors, or the job's TCPStore) instead of each worker. "
-        "Ends with SIGTERM or Ctrl-C.",
-        epilog="WORKERSERVER_COLLECTOR=HOST:PORT in a job's environment has the worker of "
-        "LOCAL_RANK 0 start one. A token is taken from WORKERSERVER_TOKEN or "
+        description="Answer for all workers of this host. The commands on whole jobs then ask one "
+        "collector for each host (--collectors, or the job's TCPStore) instead of each worker. "
+        "SIGTERM or Ctrl-C ends the collector.",
+        epilog="With WORKERSERVER_COLLECTOR=HOST:PORT in a job's environment, the worker of "
+        "LOCAL_RANK 0 starts a collector. A token is taken from WORKERSERVER_TOKEN or "
         "WORKERSERVER_TOKEN_FILE.",
         allow_abbrev=False,
     )
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ranks", type=_ranks, default=(), metavar="LIST", help="ranks of this host, as 8-15"
     )
-    # How a worker starts one, see workerserver.collector.process: its pid and its socket.
+    # For workerserver.collector.process: the pid and the socket of the worker that starts us.
     parser.add_argument("--starter", type=int, metavar="PID", help=argparse.SUPPRESS)
     parser.add_argument("--starter-socket", metavar="PATH", default="", help=argparse.SUPPRESS)
     return parser
@@ -128,12 +128,13 @@ def _ranks(text: str) -> tuple[int, ...]:
 
 
 def _check(target: str) -> None:
-    """UsageError for what is no target; one that stands for nobody yet is one."""
+    """UsageError if *target* can't be one. It may stand for no socket yet."""
     try:
         discover(Options([target], environment={}))
-    except ClusterError as error:
-        if target in str(error) and "not a target" in str(error):
-            raise UsageError(str(error)) from None
+    except NotATarget as error:
+        raise UsageError(str(error)) from None
+    except ClusterError:
+        pass
 
 
 class _Starter:
@@ -150,12 +151,12 @@ class _Starter:
         return _birth(self._pid) != self._born
 
     def came_again(self) -> bool:
-        """Whether another one has its place: that has a collector of its own."""
+        """Whether another worker serves on its socket, which then has a collector of its own."""
         return bool(self._path) and _listens(Worker(self._path, unix=True))
 
 
 def _birth(pid: int) -> str | None:
-    """When process *pid* began, in the kernel's words (proc(5)): pids are used again."""
+    """When process *pid* began, as the kernel tells it (proc(5)), because pids are used again."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -165,9 +166,8 @@ def _birth(pid: int) -> str | None:
 
 
 def _leave() -> None:
-    """Go on as nobody's child and in nobody's group: from now on the starter can't meet us in a
-    wait() of its own, and what ends its group doesn't end us: a rank that died is when we are
-    needed."""
+    """Detach from the worker that started us. Its wait() must not find us, and a signal that ends
+    its process group must not end us: a collector is needed most when a rank has died."""
     if os.fork():
         os._exit(0)
     os.setsid()
@@ -176,7 +176,7 @@ def _leave() -> None:
 
 
 def _be_silent() -> None:
-    """Nobody reads what it would say from now on."""
+    """Close the standard streams, which nobody reads any more."""
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
@@ -184,11 +184,11 @@ def _be_silent() -> None:
 
 
 def _listens(worker: Worker) -> bool:
-    """Whether somebody listens on its socket."""
+    """Whether a process listens on the worker's socket."""
     if not worker.unix:
         return False
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(KNOCK)
+        sock.settimeout(KNOCK_SECONDS)
         try:
             sock.connect(worker.address)
         except (TimeoutError, BlockingIOError):

@@ -1,6 +1,6 @@
 """Where commands write to: rich on a terminal, plain text everywhere else.
 
-All text goes through ``text.escape_line`` here, so none that a worker sent drives the terminal.
+All text goes through ``text.escape_line`` here, so no text from a worker can drive the terminal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INSTALL = "pip install 'workerserver[cluster]'"
 
 
 class Output:
-    """Lines and tables to *out*. In colour only if *out* is a terminal, and rich is installed."""
+    """Lines and tables to *out*. In colour if *out* is a terminal and rich is installed."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -53,7 +53,7 @@ class Output:
             self.console.print(rich_table(header, fitting, styles))
 
     def _fitting(self, text: str) -> str:
-        """What the stream's encoding can't hold is spelled out."""
+        """*text* with what the stream's encoding can't hold spelled out."""
         encoding = self._out.encoding or "utf-8"
         return escape_line(text).encode(encoding, "backslashreplace").decode(encoding)
 
@@ -84,8 +84,8 @@ def rich_table(
 
 @contextlib.contextmanager
 def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr while the block runs, if that is a terminal; gives what to call for
-    each that is done."""
+    """A progress bar on stderr while the block runs, if stderr is a terminal. Gives the function to
+    call for each item that is done."""
     err = sys.stderr
     console = rich_console(err) if err is not None and err.isatty() else None
     if console is None:
@@ -100,7 +100,7 @@ def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def _nothing() -> None:
-    """Nobody watches."""
+    """There is no progress bar."""
 
 
 def _tell_what_is_missing() -> None:

@@ -12,13 +12,13 @@ class CommandError(Exception):
 
 
 class UsageError(CommandError):
-    """The command was asked in a way that can't be right."""
+    """The command was used wrongly."""
 
     exit_status = 2
 
 
 class TargetError(CommandError):
-    """*target* (as the user wrote it) could not be asked; *reason* says why."""
+    """*target* could not be asked; *reason* says why."""
 
     def __init__(self, target: str, reason: str) -> None:
         self.target = target

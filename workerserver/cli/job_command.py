@@ -1,6 +1,6 @@
-"""What the commands on whole jobs share: how they find the workers, ask them, and say who is gone.
+"""What the commands on whole jobs share: how they find and ask workers, and report failures.
 
-They end with status 2 where they could not begin: 1 is for what they found.
+Such a command ends with status 2 if it could not begin: status 1 is for what it found.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, TextIO, TypeVar
 
-from workerserver.cli.client import read_token
 from workerserver.cli.console import Output, counting
-from workerserver.cli.errors import UsageError
-from workerserver.cli.text import positive_seconds
-from workerserver.cluster.ask.client import Client, run, tls_context
+from workerserver.cli.places import TOKEN_HELP, add_places, client_options, find
+from workerserver.cli.text import count, positive_seconds
+from workerserver.cluster.ask.client import Client, run
 from workerserver.cluster.ask.rounds import Part, Round, collect
-from workerserver.cluster.errors import ClusterError
-from workerserver.cluster.find.discovery import Options, discover
-from workerserver.cluster.model import Failure, RankState, Worker
+from workerserver.cluster.failures import fatal
+from workerserver.cluster.model import RankState, Worker
 from workerserver.cluster.show.tree import short_fold
 
 __all__ = [
@@ -39,54 +37,21 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: Lines of workers without an answer that people are shown.
-MOST_GONE = 20
+#: Lines about workers without an answer.
+MAX_GONE_LINES = 20
 
 
 def job_parser(name: str, description: str, *, deadline: float = 10.0) -> argparse.ArgumentParser:
-    """A parser that knows how workers are found and asked."""
+    """A parser with the options for finding and asking workers."""
     parser = argparse.ArgumentParser(
         f"workerserver {name}",
         description=description,
         allow_abbrev=False,
-        epilog="Without any place named: the job of torchrun's environment (MASTER_ADDR, "
-        "MASTER_PORT), of Slurm's, TORCH_WORKER_SERVER_SOCKET, or what `workerserver run` started "
-        "here. A token is taken from WORKERSERVER_TOKEN or WORKERSERVER_TOKEN_FILE.",
+        epilog="If no place is named, the workers are found through torchrun's environment "
+        "(MASTER_ADDR, MASTER_PORT), Slurm's, TORCH_WORKER_SERVER_SOCKET, or the folder in which "
+        f"`workerserver run` puts its sockets. {TOKEN_HELP}",
     )
-    where = parser.add_argument_group("where the workers are (all that is given counts)")
-    where.add_argument(
-        "targets",
-        nargs="*",
-        metavar="TARGET",
-        help="a Unix socket, a folder, pattern or template ({rank}) of them, host:port, a URL",
-    )
-    where.add_argument("--store", metavar="HOST:PORT", help="the job's TCPStore (rendezvous)")
-    where.add_argument(
-        "--hosts", metavar="FILE", help="lines such as node[001-128]:25[000-007]; # is a comment"
-    )
-    where.add_argument(
-        "--dns",
-        action="append",
-        default=[],
-        metavar="NAME:PORT[-PORT]",
-        help="every address of NAME: a headless Kubernetes service",
-    )
-    where.add_argument(
-        "--collectors",
-        action="append",
-        default=[],
-        metavar="HOST:PORT,...",
-        help="collectors, one for each host: node[001-128]:25998",
-    )
-    where.add_argument("--slurm", action="store_true", help="the nodes of this Slurm job")
-    where.add_argument(
-        "--port",
-        metavar="PORT",
-        help="for hosts of --hosts and --collectors without one, and for --slurm",
-    )
-    where.add_argument(
-        "--world-size", type=count, metavar="N", help="ranks that the job has to have"
-    )
+    add_places(parser, targets=True)
     how = parser.add_argument_group("how they are asked")
     how.add_argument(
         "--deadline",
@@ -96,9 +61,12 @@ def job_parser(name: str, description: str, *, deadline: float = 10.0) -> argpar
         help=f"for each worker (default {deadline:g})",
     )
     how.add_argument(
-        "--concurrency", type=count, default=128, metavar="N", help="at one time (default 128)"
+        "--concurrency",
+        type=count,
+        default=128,
+        metavar="N",
+        help="workers asked at one time (default 128)",
     )
-    how.add_argument("--cacert", metavar="FILE", help="authorities for https addresses")
     return parser
 
 
@@ -108,47 +76,19 @@ def add_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:
         type=count,
         default=rounds,
         metavar="N",
-        help=f"looks at the job, to tell stuck from slow (default {rounds})",
+        help=f"how often the job is looked at, to tell stuck from slow (default {rounds})",
     )
     parser.add_argument(
         "--interval",
         type=positive_seconds,
         default=2.0,
         metavar="S",
-        help="between two looks (default 2)",
+        help="time between two rounds (default 2)",
     )
 
 
-def count(text: str) -> int:
-    """A positive number, for argparse."""
-    value = int(text) if text.isascii() and text.isdecimal() and len(text) < 9 else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
-
-
-def find(options: argparse.Namespace) -> list[Worker]:
-    """The workers that the options name; UsageError if there are none."""
-    try:
-        return discover(
-            Options(
-                targets=options.targets,
-                hosts_file=options.hosts,
-                store=options.store,
-                dns=options.dns,
-                collectors=options.collectors,
-                slurm=options.slurm,
-                port=options.port,
-                world_size=options.world_size,
-                deadline=options.deadline,
-            )
-        )
-    except ClusterError as error:
-        raise UsageError(str(error)) from None
-
-
 def world_size(options: argparse.Namespace, workers: Iterable[Worker]) -> int | None:
-    """How many ranks the job has, as far as that is known without asking them."""
+    """How many ranks the job has, if that is known without asking them."""
     if options.world_size is not None:
         return int(options.world_size)
     said = os.environ.get("WORLD_SIZE", "")
@@ -160,22 +100,13 @@ def world_size(options: argparse.Namespace, workers: Iterable[Worker]) -> int | 
 def ask(options: argparse.Namespace, main: Callable[[Client], Awaitable[T]]) -> T:
     """``main(client)`` with a client as the options want it. The first Ctrl-C ends the questions,
     and *main* goes on with the answers that came."""
-    try:
-        return run(
-            main,
-            deadline=options.deadline,
-            concurrency=options.concurrency,
-            token=read_token(),
-            tls=tls_context(options.cacert) if options.cacert is not None else None,
-        )
-    except ClusterError as error:
-        raise UsageError(str(error)) from None
+    return run(main, concurrency=options.concurrency, **client_options(options))
 
 
 def look(
     options: argparse.Namespace, workers: Sequence[Worker], want: Collection[Part]
 ) -> list[Round]:
-    """As many looks at *workers* as add_rounds()'s options say, with a progress bar."""
+    """As many rounds of *workers* as add_rounds()'s options say, with a progress bar."""
     with counting("asking", options.rounds * len(workers)) as done:
         return ask(
             options,
@@ -190,12 +121,12 @@ def look(
         )
 
 
-# ---- what is told of the answers
+# ---- what is said about the answers
 
 
 def unreachable(states: Iterable[RankState]) -> list[dict[str, Any]]:
-    """Those that answered nothing that can be used, by rank."""
-    gone = [(state, _fatal(state)) for state in states]
+    """The workers without a usable answer, by rank."""
+    gone = [(state, fatal(state)) for state in states]
     return [
         {
             "rank": state.rank,
@@ -209,23 +140,12 @@ def unreachable(states: Iterable[RankState]) -> list[dict[str, Any]]:
     ]
 
 
-def _fatal(state: RankState) -> Failure | None:
-    """Why nothing that the worker says can be used."""
-    failures = [state.failures[question] for question in sorted(state.failures)]
-    lies = [failure for failure in failures if failure.reason == "lied"]
-    answers = (state.health, state.digest, state.flight_summary, state.flight)
-    useful = state.threads or any(each is not None for each in answers)
-    if lies or (state.responded and useful):
-        return lies[0] if lies else None
-    return failures[0] if failures else Failure("unreachable", "it did not answer")
-
-
 def problems(states: Iterable[RankState]) -> list[str]:
-    """What single answers lacked, one line each; not of those who answered nothing."""
+    """What single answers lacked, one line each. Not of workers without any usable answer."""
     return [
         f"{name(state)}: {question}: {failure.reason}: {failure.text}"
         for state in sorted(states, key=_order)
-        if _fatal(state) is None
+        if fatal(state) is None
         for question, failure in sorted(state.failures.items())
     ]
 
@@ -249,11 +169,11 @@ def cost(rounds: Sequence[Round]) -> dict[str, Any]:
 
 
 def show_gone(out: Output, gone: Sequence[dict[str, Any]]) -> None:
-    """Who did not answer, and why: those with the same reason on one line."""
+    """Which workers did not answer, and why. Those with the same reason share a line."""
     alike: dict[str, list[dict[str, Any]]] = {}
     for each in gone:
         alike.setdefault(f"{each['reason']}: {each['text']}", []).append(each)
-    for text, some in list(alike.items())[:MOST_GONE]:
+    for text, some in list(alike.items())[:MAX_GONE_LINES]:
         ranks = [each["rank"] for each in some if each["rank"] is not None]
         names = [f"rank{'s' * (len(ranks) > 1)} {short_fold(ranks)}"] if ranks else []
         if len(some) == 1 and some[0]["address"]:
@@ -261,11 +181,11 @@ def show_gone(out: Output, gone: Sequence[dict[str, Any]]) -> None:
         elif len(ranks) < len(some):
             names.append(f"{'and ' * bool(ranks)}{len(some) - len(ranks)} of unknown rank")
         out.line(f"{' '.join(names)}: {text}", "yellow")
-    if len(alike) > MOST_GONE:
-        out.line(f"... and {len(alike) - MOST_GONE} more reasons", "yellow")
+    if len(alike) > MAX_GONE_LINES:
+        out.line(f"... and {len(alike) - MAX_GONE_LINES} more reasons", "yellow")
 
 
 def write_json(out: TextIO, value: object) -> None:
-    """ASCII only, so it is safe to look at."""
+    """Only ASCII is written, so a terminal can show it."""
     json.dump(value, out, indent=1)
     out.write("\n")

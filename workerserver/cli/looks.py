@@ -1,4 +1,4 @@
-"""Looks at a job, one after another, for the commands that go on until they are ended."""
+"""Rounds of questions one after another, for the commands that run until they are ended."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 
-from workerserver.cli.job_command import count
-from workerserver.cli.text import positive_seconds
+from workerserver.cli.text import count, positive_seconds
 from workerserver.cluster.ask.client import Client
 from workerserver.cluster.ask.rounds import Part, Round, collect
 from workerserver.cluster.model import Worker
@@ -21,9 +20,9 @@ def add_every(parser: argparse.ArgumentParser, every: float) -> None:
         type=positive_seconds,
         default=every,
         metavar="S",
-        help=f"between the starts of two looks (default {every:g})",
+        help=f"time between the starts of two rounds (default {every:g})",
     )
-    parser.add_argument("--count", type=count, metavar="N", help="end after N looks")
+    parser.add_argument("--count", type=count, metavar="N", help="end after N rounds")
 
 
 async def looks(
@@ -34,7 +33,8 @@ async def looks(
     every: float,
     most: int | None = None,
 ) -> AsyncIterator[Round]:
-    """Until there were *most*, or the client is stopped; one that this cuts short is left out."""
+    """Rounds until there were *most*, or until the client is stopped. A round that the stop cuts
+    short is left out."""
     loop = asyncio.get_running_loop()
     number = 0
     while True:

@@ -1,6 +1,6 @@
-"""``workerserver ls TARGET…``: who listens, and how it is doing.
+"""``workerserver ls TARGET…``: which workers there are, and how they are doing.
 
-Works on stock torch workers too: they know no ``/healthz``, which is how they are told apart.
+Stock torch workers are listed too. They are told apart by not knowing ``/healthz``.
 """
 
 from __future__ import annotations
@@ -11,25 +11,34 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, TextIO
 
-from workerserver.cli.client import ask_all, read_token, request
-from workerserver.cli.errors import TargetError
-from workerserver.cli.targets import Target, parse_targets
+from workerserver.cli.errors import UsageError
+from workerserver.cli.places import (
+    TOKEN_HELP,
+    add_places,
+    client_options,
+    find,
+    is_place_named,
+    target_name,
+)
 from workerserver.cli.text import positive_seconds, seconds, write_table
+from workerserver.cluster.ask.bodies import handler_names
+from workerserver.cluster.ask.client import Visit
+from workerserver.cluster.ask.exchange import Answer, Question
+from workerserver.cluster.ask.in_order import in_order
+from workerserver.cluster.model import Failure, Worker
 
 __all__ = ["main"]
 
-#: Bytes of one answer; the list of names is the larger of the two asked for.
-LIMIT = 1 << 20
+MAX_ANSWER_BYTES = 1 << 20
 HEADER = ("TARGET", "STATUS", "RANK", "PID", "UPTIME", "STEP", "STEP AGE", "HANDLERS")
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
-    """One row. *status* is ok, stalled, torch (a stock server), or error or unreachable, both of
-    which *error* explains: the first answers what it should not, the second not at all."""
+class Row:
+    """One worker. *status* is ok, stalled, torch (a stock server), error (it gives answers that no
+    worker gives) or unreachable (it gives none); *error* explains the last two."""
 
     target: str
     status: str
@@ -46,64 +55,80 @@ def main(argv: Sequence[str]) -> int:
     """Exit status 0 if every target could be asked, else 1; UsageError for wrong use."""
     parser = argparse.ArgumentParser(
         "workerserver ls",
-        description="Show every worker that TARGET names: rank, pid, uptime, training step.",
+        description="Show every worker that TARGET stands for: rank, pid, uptime, training step.",
+        epilog=TOKEN_HELP,
         allow_abbrev=False,
     )
-    parser.add_argument("targets", nargs="+", metavar="TARGET")
+    add_places(parser, targets=True)
     parser.add_argument(
-        "--timeout", type=positive_seconds, default=3.0, metavar="S", help="per target (default 3)"
+        "--timeout",
+        dest="deadline",
+        type=positive_seconds,
+        default=3.0,
+        metavar="S",
+        help="for each worker (default 3)",
     )
     parser.add_argument(
         "--max-step-age",
         type=positive_seconds,
         metavar="S",
-        help="show a worker as stalled whose last heartbeat is older",
+        help="show a worker as stalled if its last heartbeat is older",
     )
     parser.add_argument("--json", action="store_true", help="an array of objects, with the names")
     options = parser.parse_intermixed_args(list(argv))
-    ask = partial(
-        ask_worker,
-        timeout=options.timeout,
-        max_step_age=options.max_step_age,
-        token=read_token(),
-    )
-    workers = list(ask_all(parse_targets(options.targets), ask))
-    (render_json if options.json else render)(workers, sys.stdout)
-    return 1 if any(worker.error is not None for worker in workers) else 0
+    if not options.targets and not is_place_named(options):
+        raise UsageError("TARGET is missing: workerserver ls TARGET...")
+    found = rows(find(options), max_step_age=options.max_step_age, **client_options(options))
+    (render_json if options.json else render)(found, sys.stdout)
+    return 1 if any(row.error is not None for row in found) else 0
 
 
-def ask_worker(
-    target: Target, *, timeout: float, max_step_age: float | None = None, token: str | None = None
-) -> Worker:
-    """One worker's row; *timeout* (seconds) holds for each of the two questions."""
-    ask = partial(request, target, "GET", timeout=timeout, limit=LIMIT, token=token)
+def rows(
+    workers: Sequence[Worker], *, max_step_age: float | None = None, **options: Any
+) -> list[Row]:
+    """A row for each worker; *options* are the Client's."""
     query = "" if max_step_age is None else f"?max_step_age={max_step_age:g}"
-    try:
-        health = ask(f"/healthz{query}")
-        listing = ask("/handler/")
-    except TargetError as error:
-        return Worker(target.name, "unreachable", error.reason)
+    health = _question(f"/healthz{query}")
+    listing = _question("/handler/")
+
+    async def talk(visit: Visit) -> Row:
+        answer = await visit.ask(health)
+        return _row_of(visit, answer, await visit.ask(listing))
+
+    return [
+        Row(target_name(worker), "unreachable", outcome.text)
+        if isinstance(outcome, Failure)
+        else outcome
+        for worker, outcome in in_order(workers, talk, **options)
+    ]
+
+
+def _question(path: str) -> Question:
+    return Question("ls", path, "GET", limit=MAX_ANSWER_BYTES, any_status=True)
+
+
+def _row_of(visit: Visit, health: Answer, listing: Answer) -> Row:
+    target, pid = target_name(visit.worker), visit.peer_pid
     if not listing.ok:
-        return Worker(target.name, "error", listing.status_line, pid=listing.peer_pid)
-    names = _load(listing.body)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        reason = "GET /handler/ gives no list of names"
-        return Worker(target.name, "error", reason, pid=listing.peer_pid)
-    handlers = tuple(names)
+        return Row(target, "error", visit.client.explain(listing) or listing.status_line, pid=pid)
+    try:
+        handlers = tuple(handler_names(listing.body))
+    except ValueError:
+        return Row(target, "error", "GET /handler/ gives no list of names", pid=pid)
     if health.status == 404:
-        return Worker(target.name, "torch", pid=health.peer_pid, handlers=handlers)
+        return Row(target, "torch", rank=visit.worker.rank, pid=pid, handlers=handlers)
     fields = _load(health.body)
     status = fields.get("status") if isinstance(fields, dict) else None
     if not isinstance(fields, dict) or status not in ("ok", "stalled"):
         reason = f"GET /healthz gives {health.status_line}"
-        return Worker(target.name, "error", reason, pid=health.peer_pid, handlers=handlers)
+        return Row(target, "error", reason, pid=pid, handlers=handlers)
     rank = fields.get("rank")
-    return Worker(
-        target.name,
+    return Row(
+        target,
         str(status),
         rank=rank if isinstance(rank, str) else _integer(rank),
         # In another pid namespace the worker's own word differs from what the kernel tells us.
-        pid=_integer(fields.get("pid")) or health.peer_pid,
+        pid=_integer(fields.get("pid")) or pid,
         uptime_s=_number(fields.get("uptime_s")),
         step=_integer(fields.get("step")),
         step_age_s=_number(fields.get("step_age_s")),
@@ -111,28 +136,28 @@ def ask_worker(
     )
 
 
-def render(workers: Sequence[Worker], out: TextIO) -> None:
+def render(found: Sequence[Row], out: TextIO) -> None:
     """The table, a line per worker."""
-    write_table(out, HEADER, [_row(worker) for worker in workers])
+    write_table(out, HEADER, [_cells(row) for row in found])
 
 
-def _row(worker: Worker) -> tuple[str, ...]:
-    known = worker.error is None
+def _cells(row: Row) -> tuple[str, ...]:
+    known = row.error is None
     return (
-        worker.target,
-        worker.status if known else f"{worker.status}: {worker.error}",
-        _cell(worker.rank),
-        _cell(worker.pid),
-        seconds(worker.uptime_s),
-        _cell(worker.step),
-        seconds(worker.step_age_s),
-        str(len(worker.handlers)) if known else "-",
+        row.target,
+        row.status if known else f"{row.status}: {row.error}",
+        _cell(row.rank),
+        _cell(row.pid),
+        seconds(row.uptime_s),
+        _cell(row.step),
+        seconds(row.step_age_s),
+        str(len(row.handlers)) if known else "-",
     )
 
 
-def render_json(workers: Sequence[Worker], out: TextIO) -> None:
+def render_json(found: Sequence[Row], out: TextIO) -> None:
     """An array with one object per worker."""
-    json.dump([asdict(worker) for worker in workers], out, indent=1)
+    json.dump([asdict(row) for row in found], out, indent=1)
     out.write("\n")
 
 
@@ -141,7 +166,7 @@ def _cell(value: object) -> str:
 
 
 def _load(body: bytes) -> Any:
-    """What a JSON body holds, None if it is no JSON: a worker's word is not to be relied on."""
+    """What a JSON body holds; None if it is no JSON."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):

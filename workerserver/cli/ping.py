@@ -1,7 +1,7 @@
 """``workerserver ping``: which workers of a job answer, how fast, and whether their GIL is free.
 
-On one connection each: ``/healthz`` once, which tells the rank and the GIL, then the handler
-``ping``. Both are answered without the GIL by our servers; stock torch workers know only ``ping``.
+Each worker is asked on one connection: once for ``/healthz``, which tells its rank and its GIL, and
+then for ``ping``. Our servers answer both without the GIL. Stock torch workers know only ``ping``.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ HEADER = ("RANK", "TARGET", "STATUS", "FASTEST", "SLOWEST", "STEP", "STEP AGE", 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """One worker's row. *status*: ok, torch (a stock server), or a Failure's reason, which *text*
-    explains. Times in seconds, of the answers to ``ping``."""
+    """One worker's row. *status* is ok, torch (a stock server), or the reason of a Failure, which
+    *text* explains. *fastest_s* and *slowest_s* are times of answers to ``ping``."""
 
     address: str
     status: str
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     """Exit status 0: all workers answer, 1: some do, 2: none does."""
     parser = job_parser(
         "ping",
-        "Ask every worker of a job for a sign of life, and say how long it took. "
+        "Ask every worker of a job for a ping, and show how long its answer took. "
         "Exit status: 0 all answer, 1 some do, 2 none does.",
         deadline=3.0,
     )

@@ -1,7 +1,7 @@
 """``workerserver profile``: many ranks under torch's profiler at one time, as one Chrome trace.
 
-Each rank becomes a process of the trace. Times are of each rank's own clock: they are as far apart
-as those are.
+Each rank becomes a process of the trace. Times are by each rank's own clock. So where clocks differ
+between hosts, the times in the trace differ too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from workerserver.cli.console import Output, counting
 from workerserver.cli.errors import UsageError
 from workerserver.cli.job_command import ask, find, job_parser, write_json
 from workerserver.cli.text import positive_seconds
-from workerserver.cluster.ask import wire
+from workerserver.cluster.ask import bodies
 from workerserver.cluster.ask.client import Client, Question, Visit
 from workerserver.cluster.ask.collectors import behind_collectors
 from workerserver.cluster.ask.questions import HEALTH
@@ -31,10 +31,10 @@ from workerserver.cluster.model import Failure, Worker
 
 __all__ = ["main", "processes"]
 
-#: Bytes of one trace, and how many of a job are put together: a viewer can't take more either.
-TRACE_LIMIT = 64 << 20
-MOST_RANKS = 256
-#: Times count from so long before the command began, so that none is negative, whatever the clocks.
+#: One trace, and the traces that are merged. A viewer could not open more.
+MAX_TRACE_BYTES = 64 << 20
+MAX_RANKS = 256
+#: The zero of all times lies so long before the command began that no clock gives a negative one.
 MARGIN_NS = 3600 * 10**9
 #: Each process of a rank gets a number of its own.
 PROCESSES = 100
@@ -42,7 +42,7 @@ PROCESSES = 100
 
 @dataclass(slots=True)
 class Profiled:
-    """One worker: *body* has its trace, until it is written; *events* of it have been."""
+    """One worker. *body* has its trace until that is written; *events* counts what was written."""
 
     worker: Worker
     rank: int | None
@@ -60,9 +60,10 @@ def main(argv: Sequence[str]) -> int:
     """Exit status 0: the traces of all workers, 1: of some, 2: of none."""
     parser = job_parser(
         "profile",
-        "Run torch's profiler on all ranks of a job at one time, and put what they give into one "
-        "Chrome trace (for ui.perfetto.dev), each rank a process. A profile slows its rank down. "
-        "Exit status: 0 with the traces of all workers, 1 of some, 2 of none.",
+        "Run torch's profiler on all ranks of a job at one time, and merge the traces into one "
+        "Chrome trace (for ui.perfetto.dev) in which each rank is a process. A rank is slower "
+        "while its profile runs. Exit status: 0 with the traces of all workers, 1 of some, 2 of "
+        "none.",
         deadline=60.0,
     )
     parser.add_argument("-o", dest="output", required=True, metavar="FILE", help="may end in .gz")
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         type=positive_seconds,
         default=1.0,
         metavar="S",
-        help="of the profiles (default 1); comes on top of the deadline",
+        help="length of the profiles (default 1); is added to the deadline",
     )
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
@@ -99,9 +100,9 @@ def main(argv: Sequence[str]) -> int:
 def _ask_all(
     options: argparse.Namespace, workers: Sequence[Worker], stack: contextlib.ExitStack
 ) -> list[Profiled]:
-    """The traces lie in files without a name, which *stack* closes."""
+    """The traces are in files without a name, which *stack* closes."""
     question = Question.handler(
-        "torch_profile", f"duration={options.duration:g}", limit=TRACE_LIMIT
+        "torch_profile", f"duration={options.duration:g}", limit=MAX_TRACE_BYTES
     )
 
     async def talk(visit: Visit) -> Profiled:
@@ -121,9 +122,9 @@ def _ask_all(
 
     async def everybody(client: Client) -> list[Profiled]:
         everyone = await behind_collectors(workers, client)
-        if len(everyone) > MOST_RANKS:
-            raise UsageError(f"{len(everyone)} workers, of at most {MOST_RANKS}: name fewer")
-        client.concurrency = max(client.concurrency, len(everyone))  # together, or it says little
+        if len(everyone) > MAX_RANKS:
+            raise UsageError(f"{len(everyone)} workers, but {MAX_RANKS} at most: name fewer")
+        client.concurrency = max(client.concurrency, len(everyone))  # all at the same time
         results = await client.visit(everyone, talk, lambda worker, result: done())
         return [
             Profiled(worker, worker.rank, result) if isinstance(result, Failure) else result
@@ -136,7 +137,8 @@ def _ask_all(
 
 
 def _write(path: str, found: Sequence[Profiled], base_ns: int) -> None:
-    """One trace after the other, so that only one is in memory. *path* is whole or untouched."""
+    """Write one trace after the other, so that only one is in memory. *path* is written whole, or
+    not at all."""
     part = f"{path}.part"
     try:
         with contextlib.ExitStack() as stack:
@@ -167,7 +169,7 @@ def _events(profiled: Profiled, number: int, base_ns: int) -> Iterator[dict[str,
         return
     profiled.body.seek(0)
     try:
-        trace = wire.json_object(profiled.body.read(TRACE_LIMIT))
+        trace = bodies.json_object(profiled.body.read(MAX_TRACE_BYTES))
         events, base = trace.get("traceEvents"), trace.get("baseTimeNanoseconds", 0)
         if not isinstance(events, list) or type(base) is not int or not 0 <= base < 1 << 63:
             raise ValueError("no Chrome trace")
@@ -183,8 +185,11 @@ def _events(profiled: Profiled, number: int, base_ns: int) -> Iterator[dict[str,
 def processes(
     events: Sequence[Any], key: int, name: str, shift_us: float
 ) -> Iterator[dict[str, Any]]:
-    """*events* of one rank with its processes (itself, its GPUs, the profiler's own) numbered from
-    *key* and named after it, its times shifted, and its flows apart from other ranks'."""
+    """The *events* of one rank, changed so that they don't clash with other ranks' events.
+
+    Its processes (the rank itself, its GPUs, the profiler's own) are numbered from *key* and named
+    after *name*, its times are shifted, and its flows get numbers of their own.
+    """
     numbers: dict[str, int] = {}
     for event in events:
         if not isinstance(event, dict) or not _is_plain(event):
@@ -210,7 +215,7 @@ def processes(
 
 
 def _is_plain(event: dict[str, Any]) -> bool:
-    """Its times are times, and it can be written as JSON: 1e999 was read as an infinity."""
+    """Whether its times are numbers, and it can be written as JSON: 1e999 is read as infinity."""
     if not all(type(event.get(field, 0)) in (int, float) for field in ("ts", "dur")):
         return False
     if not all(abs(event.get(field, 0)) < 1e15 for field in ("ts", "dur")):

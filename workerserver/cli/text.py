@@ -1,4 +1,4 @@
-"""Text from workers, made safe to show: a worker's answer must not drive the terminal."""
+"""Text for people, and the values of options. What a worker sent must not drive the terminal."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ import argparse
 from collections.abc import Sequence
 from typing import TextIO
 
-__all__ = ["escape", "escape_line", "positive_seconds", "seconds", "write_table", "write_text"]
+__all__ = [
+    "count",
+    "escape",
+    "escape_line",
+    "positive_seconds",
+    "seconds",
+    "write_table",
+    "write_text",
+]
 
 
 def escape(text: str) -> str:
-    """*text* with all that can't be seen spelled out (``\\x1b``), but for newlines and tabs."""
+    """*text* with unprintable characters spelled out (``\\x1b``). Newlines and tabs stay."""
     if text.isprintable():
         return text
     return "".join(c if c in "\n\t" or c.isprintable() else _spell(c) for c in text)
 
 
 def escape_line(text: str) -> str:
-    """As :func:`escape`, newlines and tabs spelled out too: the result is one line."""
+    """As :func:`escape`, with newlines and tabs spelled out too. The result is one line."""
     return "".join(c if c.isprintable() else _spell(c) for c in text)
 
 
@@ -26,9 +34,17 @@ def _spell(character: str) -> str:
 
 
 def write_text(out: TextIO, text: str) -> None:
-    """Write *text*; what the stream's encoding can't hold is spelled out, never an error."""
+    """Write *text*. What the stream's encoding can't hold is spelled out and never an error."""
     encoding = out.encoding or "utf-8"
     out.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def count(text: str) -> int:
+    """A positive number, for argparse."""
+    value = int(text) if text.isascii() and text.isdecimal() and len(text) < 9 else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
 
 
 def positive_seconds(text: str) -> float:
@@ -59,7 +75,7 @@ def seconds(value: float | None) -> str:
 
 
 def write_table(out: TextIO, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns padded to their widest cell, two spaces apart; every cell becomes one line."""
+    """Columns as wide as their widest cell, two spaces apart. Every cell becomes one line."""
     lines = [header, *([escape_line(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for line in lines:

@@ -8,36 +8,52 @@ import re
 import stat
 from functools import lru_cache
 
-from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.errors import ClusterError, NotATarget
+from workerserver.cluster.failures import not_permitted
 from workerserver.cluster.model import Source, Worker
 
-__all__ = ["host_port", "parse_address", "sockets", "tcp_worker"]
+__all__ = ["host_port", "is_address", "parse_address", "sockets", "tcp_worker"]
 
-FORMS = "a socket's path, a folder or pattern of sockets, host:port, [::1]:port or http://host:port"
+FORMS = (
+    "a socket's path, a folder or pattern of sockets, host:port, [::1]:port, http://host:port or "
+    "https://host:port"
+)
 _HOST_PORT = re.compile(r"(?:\[(?P<six>[^][/\s]+)\]|(?P<host>[^][:/\s]+)):(?P<port>[0-9]{1,5})\Z")
 
 
 def parse_address(text: str) -> list[Worker]:
-    """The workers that *text* stands for, at least one; ClusterError if it is no address.
+    """The workers that *text* stands for, at least one.
 
-    A path that exists is taken literally, so a socket whose name looks like a pattern can be
-    reached.
+    NotATarget if *text* can't be an address; ClusterError for a folder or pattern without sockets.
+    A path that exists is taken literally: so a socket can be reached whose name looks like a
+    pattern.
     """
     if text.startswith("unix:") and text != "unix:":
         return sockets(text[len("unix:") :])
     if text.startswith(("http://", "https://")):
         return [tcp_worker(text)]
-    if "/" in text or os.path.lexists(text):
+    if "/" in text or text.endswith(".sock") or os.path.lexists(text):
         return sockets(text)
     if _HOST_PORT.match(text):
         return [tcp_worker(text)]
     if glob.has_magic(text):
         return sockets(text)
-    raise ClusterError(f"{text!r} is not a target: give {FORMS}")
+    raise NotATarget(f"{text!r} is not a target: give {FORMS}")
+
+
+def is_address(text: str) -> bool:
+    """Whether *text* can be an address, even one of nobody."""
+    try:
+        parse_address(text)
+    except NotATarget:
+        return False
+    except ClusterError:
+        return True
+    return True
 
 
 def tcp_worker(text: str, *, rank: int | None = None, source: Source = "argument") -> Worker:
-    """The worker at ``host:port`` or ``http[s]://host:port``; ClusterError for anything else."""
+    """The worker at ``host:port`` or ``http[s]://host:port``; NotATarget for anything else."""
     rest, tls = text, False
     for scheme in ("http://", "https://"):
         if text.startswith(scheme):
@@ -47,19 +63,20 @@ def tcp_worker(text: str, *, rank: int | None = None, source: Source = "argument
 
 
 def host_port(address: str, shown: str | None = None) -> tuple[str, int]:
-    """Host (IPv6 without its brackets) and port; ClusterError, which shows *shown*."""
+    """Host (IPv6 without its brackets) and port; NotATarget, which shows *shown*, if *address* is
+    something else."""
     found = _host_port(address)
     if found is None:
-        raise ClusterError(
+        raise NotATarget(
             f"{address if shown is None else shown!r} is not a target: "
-            "a port from 1 to 65535 has to follow the host"
+            "after the host give a colon and a port from 1 to 65535"
         )
     return found
 
 
 @lru_cache(maxsize=1 << 15)
 def _host_port(address: str) -> tuple[str, int] | None:
-    """Once for each worker, not for each look at it."""
+    """Kept, because the address of a worker is parsed in every round."""
     match = _HOST_PORT.match(address)
     if match is None or not 1 <= int(match["port"]) <= 65535:
         return None
@@ -67,12 +84,18 @@ def _host_port(address: str) -> tuple[str, int] | None:
 
 
 def sockets(path: str) -> list[Worker]:
-    """The Unix sockets at *path*, in a folder of that name, or that it matches as a pattern.
+    """The Unix sockets in folder *path*, or that match pattern *path*; else *path* itself.
 
-    Sorted as people count (rank2 before rank10). ClusterError if a folder or pattern has none.
+    Sorted as people count (rank2 before rank10). ClusterError for a folder or pattern without
+    sockets.
     """
     if os.path.isdir(path):
-        names = [os.path.join(path, name) for name in os.listdir(path)]
+        try:
+            names = [os.path.join(path, name) for name in os.listdir(path)]
+        except PermissionError:
+            raise ClusterError(f"{path}: {not_permitted(path)}") from None
+        except OSError as error:
+            raise ClusterError(f"{path}: {error.strerror}") from None
     elif glob.has_magic(path) and not os.path.lexists(path):
         names = glob.glob(path)
     else:

@@ -1,9 +1,13 @@
-"""What the cluster side raises when it can't begin; what goes wrong at one rank is a Failure."""
+"""What the cluster side raises when it can't begin. What goes wrong at one rank is a Failure."""
 
 from __future__ import annotations
 
-__all__ = ["ClusterError"]
+__all__ = ["ClusterError", "NotATarget"]
 
 
 class ClusterError(Exception):
-    """The question can't be put to anybody; the text is one line that names what is wrong."""
+    """Nobody can be asked. The text is one line that names what is wrong."""
+
+
+class NotATarget(ClusterError):
+    """A text that can't be the address of a worker."""

@@ -1,10 +1,33 @@
-"""What went wrong at one worker, in words: no usable answer, and why."""
+"""Why there is no usable answer, in words: for connections, protocols and whole workers."""
 
 from __future__ import annotations
 
-from workerserver.cluster.model import Failure, Reason
+import os
+import ssl
+import stat
+from collections.abc import Mapping
 
-__all__ = ["Failed", "describe", "short"]
+from workerserver.cluster.model import Failure, RankState, Reason, Worker
+
+__all__ = [
+    "Failed",
+    "closed",
+    "describe",
+    "fatal",
+    "no_connection",
+    "not_http",
+    "not_permitted",
+    "short",
+    "unauthorized",
+    "web_server",
+]
+
+#: OpenSSL's reasons for bytes that are no TLS.
+_NOT_TLS = frozenset(
+    {"HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE", "WRONG_VERSION_NUMBER"}
+)
+#: How a TLS server's alert begins (RFC 8446, section 5.1).
+_TLS_ALERT = b"\x15\x03"
 
 
 class Failed(Exception):
@@ -15,8 +38,45 @@ class Failed(Exception):
         super().__init__(text)
 
 
+def fatal(state: RankState) -> Failure | None:
+    """Why nothing that the worker says can be used; None if something can."""
+    failures = [state.failures[question] for question in sorted(state.failures)]
+    for failure in failures:
+        if failure.reason == "lied":
+            return failure
+    answers = (state.health, state.digest, state.flight_summary, state.flight)
+    if state.responded and (state.threads or any(each is not None for each in answers)):
+        return None
+    return failures[0] if failures else Failure("unreachable", "it did not answer")
+
+
+# ---- connections
+
+
+def no_connection(error: OSError, worker: Worker) -> Failed:
+    """Why *worker* could not be connected to."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Failed("unreachable", f"certificate not accepted: {error.verify_message}")
+    if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
+        return Failed("unreachable", f"speaks no TLS: try http://{worker.address}")
+    text = describe(error)
+    if worker.unix and isinstance(error, ConnectionRefusedError) and not _is_socket(worker.address):
+        text = "connection refused: not a socket"
+    elif worker.unix and isinstance(error, PermissionError):
+        text = not_permitted(worker.address)
+    return Failed("unreachable", text)
+
+
+def closed(worker: Worker) -> Failed:
+    """*worker* took the connection and closed it before the first byte of an answer."""
+    text = "connection closed without an answer"
+    if not worker.unix and not worker.tls:
+        text += f"; if the port speaks TLS, try https://{worker.address}"
+    return Failed("unreachable", text)
+
+
 def describe(error: OSError) -> str:
-    """Why a connection failed, for people."""
+    """*error*, for people."""
     if isinstance(error, FileNotFoundError):
         return "no such socket"
     if isinstance(error, ConnectionRefusedError):
@@ -24,6 +84,73 @@ def describe(error: OSError) -> str:
     if isinstance(error, ConnectionResetError):
         return "connection reset"
     return " ".join((error.strerror or str(error) or type(error).__name__)[:200].split())
+
+
+def not_permitted(path: str) -> str:
+    """Why this user may not use *path*, or a folder above it."""
+    owner = _owner(path)
+    return "permission denied" if owner is None else f"permission denied; it belongs to {owner}"
+
+
+def _owner(path: str) -> str | None:
+    """Who owns *path*, or, where *path* itself is hidden, the folder that hides it."""
+    import pwd
+
+    path = os.path.abspath(path)
+    while True:
+        try:
+            number = os.stat(path).st_uid
+        except PermissionError:
+            path = os.path.dirname(path)
+            continue
+        except OSError:
+            return None
+        try:
+            return pwd.getpwuid(number).pw_name
+        except KeyError:
+            return f"user {number}"
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return True  # gone since
+
+
+# ---- protocols
+
+
+def not_http(start: bytes, error: Exception | None, worker: Worker) -> Failed:
+    """An answer that begins with *start*. The HTTP parser refuses it with *error*; without one, it
+    came before the question."""
+    if start.startswith(_TLS_ALERT) and not worker.tls:
+        text = f"not an HTTP answer: the port speaks TLS; try https://{worker.address}"
+    elif start.startswith(b"HTTP/") and error is None:
+        text = "it answered before it was asked"
+    elif start.startswith(b"HTTP/"):
+        what = type(error).__name__.removeprefix("HttpParser")
+        text = f"not an HTTP answer: {what} {short(error)}"
+    else:
+        line = start.splitlines()[0].decode("latin-1") if start.strip() else ""
+        text = f"not an HTTP answer: it begins with {short(line)}, so this is no worker server"
+    return Failed("malformed", text)
+
+
+def unauthorized(token: str | None) -> str:
+    """A worker answered 401; *token* names the token that was sent, None if none was."""
+    if token is None:
+        return "HTTP 401: it needs a token: set WORKERSERVER_TOKEN or WORKERSERVER_TOKEN_FILE"
+    return f"HTTP 401: {token} was not accepted"
+
+
+def web_server(status_line: str, fields: Mapping[str, str]) -> str:
+    """What answers is some other HTTP server."""
+    name = fields.get("server", "")
+    return f"no worker server{f' ({short(name)[1:-1]})' if name else ''}: {status_line}"
+
+
+# ---- words
 
 
 def short(value: object) -> str:

@@ -1,7 +1,7 @@
 """What is known of a job's ranks: plain data that every part of the cluster side shares.
 
-Nothing here does I/O. All text came over the wire and is as the worker sent it; whoever prints it
-escapes it (``cli.text``).
+Nothing here does I/O. A text is as the worker sent it. Code that prints a text has to escape it
+(``cli.text``).
 """
 
 from __future__ import annotations
@@ -10,10 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
-__all__ = ["Failure", "Frame", "Health", "RankState", "Thread", "Worker", "cores_used"]
+__all__ = [
+    "MAX_HOST_WORKERS",
+    "Failure",
+    "Frame",
+    "Health",
+    "RankState",
+    "Thread",
+    "Worker",
+    "cores_used",
+]
+
+#: Workers of one host. What claims to be more is a mistake or a lie.
+MAX_HOST_WORKERS = 4096
 
 Reason = Literal["unreachable", "timeout", "too large", "malformed", "refused", "missing", "lied"]
-"""refused: an HTTP status that is no success. missing: the worker has no such handler. lied: it
+"""refused: the HTTP status is an error. missing: the worker has no such handler. lied: the worker
 answered as another rank."""
 
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -24,14 +36,16 @@ Source = Literal["argument", "glob", "hosts file", "store", "torchrun", "slurm",
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """Where one rank is asked. *address* is a Unix socket's path or ``host:port``, empty for a rank
-    that has to exist but is registered nowhere.
+    """Where one rank is asked. *address* is a Unix socket's path or ``host:port``. It is empty for
+    a rank that has to exist but is registered nowhere.
 
-    *rank* is what discovery knows before anybody is asked, else None. *assumed*: it was only
-    counted (the lines of a hosts file), so what the worker says of itself wins. *tls*: over TLS.
+    *rank* is the rank that discovery found, None if it found none. *assumed*: the rank was only
+    counted (the lines of a hosts file), so the rank that the worker itself tells wins. *tls*: the
+    worker is asked over TLS.
 
-    *collector*: it is no rank, but answers for those of its host: for *ranks*, where that is known.
-    *via*: the collector through which this worker is asked; its address is one on that host.
+    *collector*: this is no rank but a collector, which answers for the ranks of its host: for
+    *ranks*, where they are known. *via*: the collector through which this worker is asked; the
+    *address* is then one on the collector's host.
     """
 
     address: str
@@ -46,7 +60,8 @@ class Worker:
     via: Worker | None = None
 
     def __hash__(self) -> int:
-        # Tables of answers are by worker: all fields would be a twentieth of what an answer costs.
+        # Workers are keys of the tables of answers. To hash all fields would add a twentieth to the
+        # cost of an answer.
         return hash((self.address, self.rank))
 
     @property
@@ -58,7 +73,7 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a question to a worker has no answer; *text* is for people, one line, unescaped."""
+    """Why a question to a worker has no answer. *text* is one line for people, not escaped."""
 
     reason: Reason
     text: str
@@ -74,10 +89,11 @@ class Frame(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """One Python thread. *frames* are newest first. *holds_gil*: it held the GIL when it was read.
+    """One Python thread. *frames* are newest first. *holds_gil*: the thread held the GIL when its
+    stack was read.
 
-    From a worker that only gives text, *name*, *state* and *wchan* are None; *main* is then a guess
-    (its oldest frame is a module's).
+    From a worker that only gives text, *name*, *state* and *wchan* are None, and *main* is a guess:
+    the oldest frame is a module's.
     """
 
     frames: tuple[Frame, ...]
@@ -94,8 +110,8 @@ class Thread:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """``GET /healthz``; None where the worker didn't say. Ages and waits in seconds;
-    *cpu_s* is the process's processor time."""
+    """``GET /healthz``; a field is None if the worker didn't tell it. Ages and waits are in
+    seconds, and so is *cpu_s*, the processor time of the process."""
 
     status: str
     pid: int | None = None
@@ -111,8 +127,8 @@ class Health:
 
 
 def cores_used(now: Health | None, before: Health | None) -> float | None:
-    """How many cores a process kept busy between two looks, by its own clocks; None if they don't
-    tell, or it isn't the same process."""
+    """How many cores a process kept busy between two rounds, by its own clocks. None if its clocks
+    don't tell, or if it isn't the same process."""
     if now is None or before is None or now.pid != before.pid:
         return None
     if now.cpu_s is None or before.cpu_s is None or now.uptime_s is None or before.uptime_s is None:
@@ -125,10 +141,10 @@ def cores_used(now: Health | None, before: Health | None) -> float | None:
 class RankState:
     """All that was learned of one rank in one round.
 
-    *rank* is the worker's, else the rank that it says it is; None if neither is known. *failures*
-    has the reason for each question without an answer, by the question's name (``healthz``,
-    ``digest``, ``stacks``, ``fr_summary``, ``flight``). A rank that answered nothing at all has
-    failures only, and *responded* is False.
+    *rank* is the rank that discovery found, else the rank that the worker tells; None if neither is
+    known. *failures* has the reason for each question without an answer, by the question's name
+    (``healthz``, ``digest``, ``stacks``, ``fr_summary``, ``flight``). A rank that answered nothing
+    at all has failures only, and *responded* is False.
     """
 
     worker: Worker

@@ -1,4 +1,4 @@
-"""Look up host names without letting a slow name server hold anybody up for good."""
+"""Look up host names, with a bound on the time that a slow name server can take."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from workerserver.cluster.failures import Failed, describe
 __all__ = ["Resolver", "look_up"]
 
 #: Look-ups at one time.
-THREADS = 16
+MAX_THREADS = 16
 
 
 class Resolver:
-    """Looks each name up once. getaddrinfo can't be stopped, so it runs in daemon threads.
+    """Looks each name up once. Belongs to one event loop.
 
-    Belongs to one event loop.
+    getaddrinfo() can't be stopped, so it runs in daemon threads.
     """
 
     def __init__(self) -> None:
@@ -37,10 +37,10 @@ class Resolver:
             self._loop = asyncio.get_running_loop()
             future = self._found[host] = self._loop.create_future()
             self._queue.put(host)
-            if self._threads < THREADS:
+            if self._threads < MAX_THREADS:
                 self._threads += 1
                 threading.Thread(target=self._work, name="resolver", daemon=True).start()
-        # Shielded: whoever gives up must not cancel what others wait for.
+        # Shielded: a caller that gives up must not cancel what others wait for.
         result = await asyncio.shield(future)
         if isinstance(result, Failed):
             raise Failed(result.failure.reason, result.failure.text)
@@ -60,8 +60,8 @@ class Resolver:
 
 
 def look_up(host: str, seconds: float) -> list[str]:
-    """The IP addresses of *host*, for callers without an event loop; Failed if there are none, or
-    none in time."""
+    """The IP addresses of *host*, for callers without an event loop. Failed if there are none, or
+    if the look-up takes longer than *seconds*."""
     if _is_literal(host):
         return [host]
     found: list[list[str] | Failed] = []
@@ -69,7 +69,7 @@ def look_up(host: str, seconds: float) -> list[str]:
     thread.start()
     thread.join(seconds)
     if not found:
-        raise Failed("timeout", f"{host}: the name was not looked up in {seconds:g} s")
+        raise Failed("timeout", f"{host}: the name was not found in {seconds:g} s")
     if isinstance(found[0], Failed):
         raise found[0]
     return found[0]

@@ -1,4 +1,4 @@
-"""The collector of this host, started by one of its workers: a process that is nobody's child."""
+"""Starts the collector of this host from one of its workers, as a detached process."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["ranks_of_host", "started"]
 
 logger = logging.getLogger("workerserver")
 
-#: What would make it serve as a worker, start another, or say that it is a rank.
+#: Variables that would make the collector serve as a worker, start another one, or claim a rank.
 NOT_ITS = ("TORCH_WORKER_SERVER_SOCKET", "WORKERSERVER_TCP", "WORKERSERVER_COLLECTOR", "RANK")
-#: Files and folders, which may be named as seen from this folder.
+#: Files and folders, which may be relative to the current folder.
 PATHS = ("WORKERSERVER_TOKEN_FILE", "WORKERSERVER_TLS_CERT", "WORKERSERVER_TLS_KEY", "PYTHONPATH")
-#: Bytes of the line that says where it serves.
-LINE = 4096
+#: The line that says where the collector serves.
+MAX_LINE_BYTES = 4096
 
 
 def ranks_of_host(environment: Mapping[str, str]) -> str:
-    """The ranks of this host as torchrun numbers them, ``8-15``; "" if that isn't known."""
+    """The ranks of this host as torchrun numbers them (``8-15``); "" if they aren't known."""
     names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     values = [environment.get(name, "") for name in names]
     if not all(value.isascii() and value.isdecimal() and len(value) < 8 for value in values):
@@ -38,17 +38,18 @@ def ranks_of_host(environment: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def started(host: str, port: int, template: str, path: str) -> Iterator[None]:
-    """Have a collector on *host* and *port* answer for the sockets that *template* stands for, of
-    which *path* is our own, and register it in the job's TCPStore, all in the background.
+    """Start a collector on *host* and *port* in the background, and register it in the job's
+    TCPStore. It answers for the sockets that *template* stands for; *path* is our own socket.
 
-    It ends by itself once this process and the workers have; the block's end only gives up what
-    has not been registered yet. Training never waits for it and never sees an error of it.
+    The collector ends by itself after this process and the workers have ended. The end of the block
+    only gives up a registration that is still under way. Training never waits for the collector and
+    never sees its errors.
     """
     follower = None
     try:
         follower = _Follower(host, port, template, path)
         follower.start()
-    except Exception as error:  # no processes or threads to be had, or no Python to be started
+    except Exception as error:  # no process or thread can be had, or Python can't be started
         logger.warning("no collector was started: %s", error)
     try:
         yield
@@ -58,7 +59,8 @@ def started(host: str, port: int, template: str, path: str) -> Iterator[None]:
 
 
 class _Follower:
-    """Starts the process, reads where it serves, registers that. Its thread ends with that."""
+    """Starts the process, reads where the collector serves, and registers that. Then its thread
+    ends."""
 
     def __init__(self, host: str, port: int, template: str, path: str) -> None:
         self._host = host
@@ -75,7 +77,7 @@ class _Follower:
         self._registration: StoreRegistration | None = None
 
     def start(self) -> None:
-        # Not in this folder: -m would look there for modules before anywhere else.
+        # In the root folder: -m looks for modules in the current folder first.
         process = subprocess.Popen(
             self._command,
             cwd="/",
@@ -102,9 +104,9 @@ class _Follower:
     def _follow(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
         with process.stdout:
-            # Our child itself forks as soon as Python runs in it, and has ended then.
+            # Our child forks as soon as Python runs in it, and then ends.
             process.wait()
-            line = process.stdout.readline(LINE).decode("utf-8", "replace")
+            line = process.stdout.readline(MAX_LINE_BYTES).decode("utf-8", "replace")
         # "workerserver: collector on [https://]host:port"
         port = line.strip().rpartition(":")[2]
         if not port.isdecimal():
@@ -121,7 +123,7 @@ class _Follower:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what isn't its, and with paths that don't depend on the folder."""
+    """Our environment, without NOT_ITS, and with absolute paths."""
     environment = {name: text for name, text in os.environ.items() if name not in NOT_ITS}
     for name in PATHS:
         parts = environment.get(name, "").split(os.pathsep)

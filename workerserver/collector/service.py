@@ -1,9 +1,9 @@
 """A collector: one process for each host that answers for all workers of that host.
 
-Whoever diagnoses a large job then has one connection and one answer for each host, and workers
-need no port of their own: the collector reaches them through their Unix sockets. It is a
-:class:`WorkerServer` with two handlers of its own, and has nothing of torch in it. docs/diagnose.md
-says how one is started; :mod:`workerserver.cluster.ask.collector_format` what they answer.
+The commands on a large job then have one connection and one answer for each host. Workers need no
+port of their own: the collector reaches them through their Unix sockets. A collector is a
+:class:`WorkerServer` with two handlers of its own. It never imports torch. docs/diagnose.md says
+how a collector is started. :mod:`workerserver.cluster.ask.collector_format` describes its answers.
 """
 
 from __future__ import annotations
@@ -14,37 +14,39 @@ import os
 from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
 
+from workerserver.cluster.ask.bodies import MAX_RANKS
 from workerserver.cluster.ask.client import Client
 from workerserver.cluster.ask.collector_format import (
     FAILURE_FIELD,
-    LONGEST,
-    MOST_BYTES,
-    MOST_WORKERS,
-    SHORTEST,
+    MAX_RELAYED_BYTES,
+    MAX_SECONDS,
+    MAX_WORKER_BYTES,
+    MIN_SECONDS,
     encode,
 )
 from workerserver.cluster.ask.collectors import first_answers
+from workerserver.cluster.ask.exchange import Answer, Question
 from workerserver.cluster.ask.questions import Memory
 from workerserver.cluster.ask.survey import EVERYTHING, Part
-from workerserver.cluster.ask.wire import MOST_RANKS, Answer, Question
 from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.find.discovery import Options, discover
-from workerserver.cluster.model import Failure, Worker
+from workerserver.cluster.model import MAX_HOST_WORKERS, Failure, Worker
 from workerserver.handlers import ping, stacks
 from workerserver.http.registry import Registry
 from workerserver.types import InvalidParameter, Range, Response
 
 __all__ = ["Collector"]
 
-#: Bytes of one worker's answer that is passed on. Of those above LARGE so many are under way at one
-#: time (profiles of a host's ranks are), the others wait for their turn: each is in memory whole.
-LIMIT = 64 << 20
-LARGE = 1 << 20
-LARGE_AT_ONCE = 8
-#: Requests in each handler.
-AT_ONCE = 256
-#: Seconds that a caller may ask for.
-Seconds = Annotated[float, Range(SHORTEST, LONGEST)]
+#: An answer is in memory whole. So of the requests that allow more than LARGE_BYTES, as profiles
+#: do, MAX_LARGE_REQUESTS run at one time; the others wait for their turn.
+LARGE_BYTES = 1 << 20
+MAX_LARGE_REQUESTS = 8
+#: All workers' parts of one answer.
+MAX_ANSWER_BYTES = MAX_WORKER_BYTES * MAX_HOST_WORKERS
+#: In each handler.
+MAX_REQUESTS = 256
+#: The time that a caller may ask for.
+Seconds = Annotated[float, Range(MIN_SECONDS, MAX_SECONDS)]
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -52,10 +54,10 @@ PARTS: tuple[Part, ...] = get_args(Part)
 class Collector:
     """The handlers ``collect`` and ``ask``, in a registry of their own.
 
-    *targets* are looked at anew for each question: workers come and go. *ranks*: those that the
-    host has, where that is known; other ranks' sockets are left alone, and a rank without one is
-    told of. *token* goes to the workers. A Unix socket of another user than ours or root is none
-    of theirs.
+    *targets* are read again for each question, because workers come and go. *ranks* are the host's
+    ranks, where they are known: sockets of other ranks are left alone, and a rank without a socket
+    is reported. *token* goes to the workers. A Unix socket that belongs to neither this user nor
+    root is no worker's.
     """
 
     def __init__(
@@ -65,43 +67,43 @@ class Collector:
         self.ranks = ranks
         self.registry = Registry()
         self._token = token
-        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._large = asyncio.Semaphore(MAX_LARGE_REQUESTS)
         ping.register(self.registry)
         stacks.register(self.registry)
-        self.registry.register("collect", self.collect, limit=AT_ONCE)
-        self.registry.register("ask", self.ask, limit=AT_ONCE)
+        self.registry.register("collect", self.collect, limit=MAX_REQUESTS)
+        self.registry.register("ask", self.ask, limit=MAX_REQUESTS)
 
     def workers(self) -> list[Worker]:
         """This host's workers now."""
         found: dict[str, Worker] = {}
         for target in self.targets:
-            # Where there are none, none has begun yet, or all have ended.
+            # No socket: no worker has begun yet, or all have ended.
             with contextlib.suppress(ClusterError):
                 for worker in discover(Options([target], environment={})):
                     found.setdefault(worker.address, worker)
         there = [worker for worker in found.values() if self._is_ours(worker)]
         known = {worker.rank for worker in there}
         there += (Worker("", False, rank) for rank in self.ranks if rank not in known)
-        return there[:MOST_WORKERS]
+        return there[:MAX_HOST_WORKERS]
 
     def _is_ours(self, worker: Worker) -> bool:
         if worker.rank is not None and (
-            worker.rank >= MOST_RANKS or (self.ranks and worker.rank not in self.ranks)
+            worker.rank >= MAX_RANKS or (self.ranks and worker.rank not in self.ranks)
         ):
             return False
         try:
             return not worker.unix or os.stat(worker.address).st_uid in (0, os.geteuid())
         except OSError:
-            return True  # gone since: whoever asks it says so
+            return True  # gone since: the question to it will fail, and say so
 
     async def collect(
         self,
         want: str = ",".join(EVERYTHING),
         deadline: Seconds = 8.0,
-        limit: Annotated[int, Range(0, MOST_BYTES * MOST_WORKERS)] = MOST_BYTES * MOST_WORKERS,
+        limit: Annotated[int, Range(0, MAX_ANSWER_BYTES)] = MAX_ANSWER_BYTES,
     ) -> Response:
-        """What all workers say to the small questions, each within *deadline* seconds; *limit*:
-        bytes that the caller takes."""
+        """What all workers answer to the small questions, each within *deadline* seconds. *limit*:
+        bytes that the caller accepts."""
         asked = [part for part in PARTS if part in want.split(",")]
         if sorted(asked) != sorted(want.split(",")):
             raise InvalidParameter("want", f"some of {', '.join(PARTS)}, with commas between")
@@ -118,11 +120,11 @@ class Collector:
         worker: str,
         target: str,
         method: Literal["GET", "POST"] = "POST",
-        limit: Annotated[int, Range(0, LIMIT)] = LIMIT,
+        limit: Annotated[int, Range(0, MAX_RELAYED_BYTES)] = MAX_RELAYED_BYTES,
         deadline: Seconds = 8.0,
     ) -> Response:
-        """One worker's answer to *target* as it is, or with the header X-Collector-Failure why
-        there is none. Only a worker of this host is asked."""
+        """One worker's answer to *target*, unchanged. If there is none, the header
+        X-Collector-Failure says why. Only workers of this host are asked."""
         if not target.startswith(("/handler/", "/healthz")) or not _plain(target):
             raise InvalidParameter("target", "the path of a handler, or /healthz")
         known = {each.address: each for each in self.workers()}
@@ -132,13 +134,13 @@ class Collector:
         question = Question("ask", target, method, limit, any_status=True)
         until = asyncio.get_running_loop().time() + deadline
         async with contextlib.AsyncExitStack() as stack:
-            if limit > LARGE:
+            if limit > LARGE_BYTES:
                 try:
                     await asyncio.wait_for(self._large.acquire(), deadline)
                 except asyncio.TimeoutError:
-                    return _failure(Failure("timeout", "its host's collector had no time for it"))
+                    return _failure(Failure("timeout", "the collector of its host was busy"))
                 stack.callback(self._large.release)
-            left = max(until - asyncio.get_running_loop().time(), SHORTEST)
+            left = max(until - asyncio.get_running_loop().time(), MIN_SECONDS)
             client = await stack.enter_async_context(self._client(left))
             (answer,) = (await client.ask([known[worker]], question)).values()
         return _failure(answer) if isinstance(answer, Failure) else _passed_on(answer)
@@ -148,7 +150,7 @@ class Collector:
 
 
 def _plain(target: str) -> bool:
-    """It can stand in a request's first line as it is."""
+    """Whether *target* can stand in a request's first line as it is."""
     return target.isascii() and target.isprintable() and " " not in target
 
 

@@ -1,7 +1,7 @@
 """``GET /metrics``: what the server counts, as Prometheus text. Needs ``prometheus_client``.
 
-Everything is read when it is asked for, so that being measured costs a request nothing. The
-registry is our own, made per scrape: the process's global one belongs to the training script.
+Every value is read at the scrape, so a request pays nothing for being counted. Each scrape makes a
+registry of its own, because the process's global registry belongs to the training script.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["MetricsState", "metrics_response"]
 
 
 class MetricsState(Protocol):
-    """What a server lets us read, from any thread."""
+    """What the metrics read of a server, from any thread."""
 
     @property
     def requests(self) -> Mapping[tuple[str, int], int]:
@@ -71,7 +71,7 @@ class _Collector:
         requests = CounterMetricFamily(
             "workerserver_requests", "Requests answered.", labels=("handler", "status")
         )
-        # dict() of a dict is one step under the GIL: the loop counts on meanwhile.
+        # dict() of a dict is one step under the GIL, so the loop may go on counting.
         for (handler, status), count in sorted(dict(state.requests).items()):
             requests.add_metric((handler, str(status)), count)
         yield requests
@@ -94,9 +94,13 @@ class _Collector:
 
         last, longest, unavailable = gil_watch()
         for name, text, value in (
-            ("wait", "Last wait of the server's loop for its turn.", last),
-            ("wait_max", "Longest such wait.", longest),
-            ("unavailable", "Seconds since the turn that the loop is owed.", unavailable),
+            ("wait", "How long the server last waited for the GIL.", last),
+            ("wait_max", "The server's longest wait for the GIL.", longest),
+            (
+                "unavailable",
+                "How long the server has been waiting for the GIL; 0 when it isn't.",
+                unavailable,
+            ),
         ):
             if value is not None:
                 yield GaugeMetricFamily(f"workerserver_gil_{name}_seconds", text, value=value)
@@ -104,7 +108,7 @@ class _Collector:
         if state.standby_threads is not None:
             yield GaugeMetricFamily(
                 "workerserver_torch_fallback_threads",
-                "Threads of torch's own server, kept for when the GIL can't be had.",
+                "Threads of torch's own server, which answers while the GIL is held.",
                 value=state.standby_threads,
             )
 

@@ -21,9 +21,9 @@ cdef int64_t highest_in(int bucket) noexcept nogil:
 
 
 cdef int64_t value_at(const Buckets *buckets, double percentile) noexcept nogil:
-    """The value at or below which *percentile* percent of the values lie; there is a value."""
-    # A hair less, as HdrHistogram has it: 99.9 % of 1,000 values are 999 of them, whatever the
-    # rounding of the product says.
+    """The value at or below which *percentile* percent of the values lie. There is a value."""
+    # The next smaller percentile, as in HdrHistogram: 99.9 % of 1,000 values are 999 values, even
+    # if the product is rounded up.
     cdef double wanted = ceil(nextafter(percentile, -1.0) / 100.0 * <double>buckets.count)
     cdef uint64_t rank = <uint64_t>wanted if wanted > 1.0 else 1
     cdef uint64_t seen = 0
@@ -41,9 +41,11 @@ cdef int64_t value_at(const Buckets *buckets, double percentile) noexcept nogil:
 cdef void add_missing(
     Buckets *into, int64_t longest, uint64_t times, int64_t interval
 ) noexcept nogil:
-    """Count what was not measured during *longest* nanoseconds: values that shrink by *interval*.
+    """Count the values that were not measured during *longest* nanoseconds. Each is smaller than
+    the one before by *interval*.
 
-    A bucket's share is counted at once, so a short interval costs no more than there are buckets.
+    The values of one bucket are counted at once, so a short interval takes no more steps than there
+    are buckets.
     """
     cdef int64_t value = longest - interval, floor, last
     cdef uint64_t steps

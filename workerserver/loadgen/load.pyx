@@ -1,9 +1,9 @@
 """An HTTP load generator: one thread, one native loop, no GIL while it runs.
 
 Closed loop: each connection has one request in flight. Open loop: request *i* is due *i* / rate
-after the start, whatever became of those before it, and its latency counts from that moment; so a
-server that stalls is charged for every request that it kept from being sent (Gil Tene's
-"coordinated omission"). A server's reply is read whole and thrown away.
+after the start, whatever happened to the requests before it, and its latency counts from that
+moment. So if the server stalls, every request that could not be sent meanwhile has a long latency
+(Gil Tene's "coordinated omission"). Replies are read whole and thrown away.
 """
 
 cimport cython
@@ -26,17 +26,17 @@ cdef extern from "loadgen.h" nogil:
         wl_address *to, int family, const char *host, int port, unsigned scope
     ) noexcept
 
-#: In the order of _loadrun.Reason.
+#: In the order of Reason (run.pxd).
 NAMES = (
     "refused", "reset", "closed early", "timeout", "malformed", "not sent", "no such socket"
 )
 
 
 class Result(NamedTuple):
-    """What a run found. ``sent`` is ``answered`` plus all that ``failed``.
+    """The result of a run. ``sent`` is ``answered`` plus all that ``failed``.
 
-    ``answered`` are the whole replies with a status of 2xx, and the histograms hold only those.
-    ``failed`` has the reasons, ``status 503`` and the like among them. See :class:`Load`.
+    ``answered`` counts the whole replies with a status of 2xx; the histograms hold only those.
+    ``failed`` counts by reason; other statuses are among them (``status 503``). See :class:`Load`.
     """
 
     sent: int
@@ -52,30 +52,31 @@ class Result(NamedTuple):
 
 @cython.final
 cdef class Load:
-    """Requests to one server, over *connections* at most, until *requests* or *seconds* are over.
+    """Requests to one server over at most *connections*, until *requests* or *seconds* are over.
 
-    Without a *rate* each connection sends its next request when the last was answered. With one,
-    requests per second, they are sent on a fixed schedule, and connections are added as they are
-    needed. *fresh* makes a connection for every request; otherwise a connection is made anew after
-    *per_connection* requests (0: as the server likes), which is not timed. *timeout* in seconds
-    holds for each request, from its being sent; an open loop is over that long after its last
-    request was due, whatever is still to send.
+    Without a *rate*, each connection sends its next request when the last one is answered. With a
+    *rate* (requests per second), requests are sent on a fixed schedule, and connections are added
+    when they are needed. *fresh* makes a new connection for every request. Otherwise a connection
+    is replaced after *per_connection* requests (0: only if the server closes it), and connecting
+    isn't timed. *timeout* (seconds) is for each request, from its sending. An open loop ends that
+    long after its last request was due, even if there is more to send.
 
-    In the result's histograms, in nanoseconds: ``service`` is from sending a request (*fresh*: from
-    connecting) to the last byte of its reply; ``response`` from the moment at which it was due,
-    which in a closed loop is the same; ``late`` from that moment to the sending, where a connection
-    was free: the client's own share, which is zero in a good measurement. Bytes ``received`` count
-    heads, too.
+    The result's histograms are in nanoseconds. ``service`` is the time from the sending of a
+    request (*fresh*: from connecting) to the last byte of its reply. ``response`` counts from the
+    moment at which the request was due; in a closed loop the two are equal. ``late`` is the time
+    from that moment to the sending, if a connection was free. This is the client's own delay, and
+    zero in a good measurement. ``received`` counts bytes, heads included.
 
-    Any number of runs, one at a time. An address is a socket's path or ``(host, port)``; names are
-    looked up here. ValueError says which argument can't be; OSError if a name can't be looked up.
+    A Load can run any number of times, one run at a time. *address* is a socket's path or
+    ``(host, port)``; names are looked up here. ValueError says which argument is wrong; OSError
+    says that a name can't be looked up.
     """
 
     cdef Run plan
     cdef bytes _request
     cdef bint _running
     cdef bint _stopping
-    cdef readonly object result  # the last run's Result, of an interrupted one too; None before
+    cdef readonly object result  # the last run's Result, also if it was interrupted; None before
 
     def __init__(
         self,
@@ -92,8 +93,8 @@ cdef class Load:
     ):
         if b"\r\n\r\n" not in request:
             raise ValueError("request: no empty line ends its head")
-        if not 1 <= connections <= MOST_CONNECTIONS:
-            raise ValueError(f"connections: {connections} is not one of 1 to {MOST_CONNECTIONS}")
+        if not 1 <= connections <= MAX_CONNECTIONS:
+            raise ValueError(f"connections: {connections} is not one of 1 to {MAX_CONNECTIONS}")
         if not 0 <= requests <= 10**12:
             raise ValueError(f"requests: {requests} is not one of 0 to 10**12")
         if not 0 <= seconds <= 1e6:
@@ -132,7 +133,7 @@ cdef class Load:
                 raise ValueError(f"requests: {requests} take more than 1e6 seconds at this rate")
 
     cdef _resolve(self, address):
-        """Fills in the addresses to try, in the resolver's order."""
+        """Fill in the addresses to try, in the resolver's order."""
         cdef wl_address *to
         if isinstance(address, str):
             path = os.fsencode(address)
@@ -148,7 +149,7 @@ cdef class Load:
         if not 1 <= port <= 65535:
             raise ValueError(f"address: {port} is no port")
         for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            if self.plan.address_count < MOST_ADDRESSES:
+            if self.plan.address_count < MAX_ADDRESSES:
                 to = &self.plan.addresses[self.plan.address_count]
                 where = found[4]
                 name = where[0].partition("%")[0].encode()
@@ -158,10 +159,11 @@ cdef class Load:
             raise ValueError(f"address: {host!r} has no address that can be used")
 
     def run(self):
-        """Do it all and return the :class:`Result`. The GIL is free meanwhile.
+        """Run, without the GIL, and return the :class:`Result`.
 
-        KeyboardInterrupt, or whatever a signal handler raises, ends it; ``result`` has what was
-        found until then, without the requests that were in flight. RuntimeError if it runs already.
+        KeyboardInterrupt, or any exception of a signal handler, ends the run. ``result`` then has
+        what was measured until there, without the requests in flight. RuntimeError if this Load is
+        already running.
         """
         if self._running:
             raise RuntimeError("this Load is running")
@@ -192,7 +194,7 @@ cdef class Load:
         return self.result
 
     def stop(self):
-        """End the run that is under way, from another thread: within 0.3 s, as by a signal."""
+        """End the current run, from another thread, within 0.3 s. It ends as if by a signal."""
         self._stopping = True
 
 
@@ -204,7 +206,7 @@ cdef found_in(const Run *run, Histogram service, Histogram response, Histogram l
     for i in range(<int>REASONS):
         if run.reasons[i]:
             failures[NAMES[i]] = run.reasons[i]
-    for i in range(MOST_ERRORS):
+    for i in range(MAX_ERRORS):
         if run.errors[i]:
             failures[os.strerror(i) if i else "unknown error"] = run.errors[i]
     for status, times in statuses.items():

@@ -1,10 +1,10 @@
-"""One HTTP/1 reply as a client reads it: bytes in, its end out. No Python, no allocation."""
+"""One HTTP/1 reply as a client reads it, to find its end. No Python, no allocation."""
 
 from libc.stdint cimport int64_t, uint64_t
 
 cdef enum:
-    LINE_KEPT = 256        # of a line that comes in pieces; what is wanted of it comes first
-    MAX_HEAD = 256 << 10   # bytes of all lines of a head
+    KEPT_LINE_BYTES = 256        # of a line that comes in pieces; only its beginning is needed
+    MAX_HEAD_BYTES = 256 << 10   # all lines of a head
 
 
 cdef enum ReplyState:
@@ -28,15 +28,15 @@ cdef struct Reply:
     bint coded         # a Transfer-Encoding came
     bint chunked       # and its last coding is chunked
     int64_t length     # the Content-Length; -1: none came
-    uint64_t left      # of the body, or of its chunk
-    uint64_t body      # bytes of it that came
+    uint64_t left      # bytes that are missing in the body, or in its chunk
+    uint64_t body      # bytes of the body that came
     size_t head
     size_t kept
-    char line[LINE_KEPT]
+    char line[KEPT_LINE_BYTES]
 
 
 cdef void reply_begin(Reply *reply, bint head_only) noexcept nogil
-# How many bytes belong to this reply: all of them, unless it is done or malformed now.
+# The number of bytes that belong to this reply: all, unless it is now done or malformed.
 cdef size_t reply_feed(Reply *reply, const char *data, size_t size) noexcept nogil
-# The peer has closed. True if that ends the reply as it should.
+# The peer has closed the connection. True if that is a proper end of the reply.
 cdef bint reply_closed(Reply *reply) noexcept nogil

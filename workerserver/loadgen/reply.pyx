@@ -1,7 +1,8 @@
-"""Reads HTTP/1.x replies (RFC 9112) without keeping them: where they end, and with what status.
+"""Reads HTTP/1.x replies (RFC 9112) without keeping them, for their end and their status.
 
-Bodies by Content-Length, chunked and ended by close; 1xx before the reply; none for HEAD, 204 and
-304. Whatever can't be understood is malformed, so that a measurement never counts it as answered.
+A body has a Content-Length, or is chunked, or ends when the connection closes. Replies to HEAD, and
+with 204 and 304, have none. 1xx replies may come before. Everything else is malformed, so that a
+measurement never counts it as answered.
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -49,7 +50,7 @@ cdef size_t reply_feed(Reply *reply, const char *data, size_t size) noexcept nog
         end = <const char *>memchr(data + used, c"\n", size - used)
         part = size - used if end is NULL else <size_t>(end - data) - used
         reply.head += part + 1
-        if reply.head > MAX_HEAD:
+        if reply.head > MAX_HEAD_BYTES:
             reply.state = REPLY_MALFORMED
             return used
         if end is NULL:
@@ -66,7 +67,7 @@ cdef size_t reply_feed(Reply *reply, const char *data, size_t size) noexcept nog
 
 
 cdef void _keep(Reply *reply, const char *data, size_t size) noexcept nogil:
-    size = min(size, <size_t>LINE_KEPT - reply.kept)
+    size = min(size, <size_t>KEPT_LINE_BYTES - reply.kept)
     memcpy(reply.line + reply.kept, data, size)
     reply.kept += size
 

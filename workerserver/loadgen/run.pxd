@@ -1,7 +1,7 @@
-"""The load generator's run: what is asked for, where it stands, what it found.
+"""The load generator's run: its parameters, its state, and its results.
 
-Plain C data of the one thread that runs it; a run has no lock and no Python object. Who makes it
-keeps its histograms and its request alive.
+Plain C data of the one thread that runs it. A run has no lock and no Python object. The code that
+makes a run keeps its histograms and its request alive.
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -23,14 +23,14 @@ cdef extern from "loadgen.h" nogil:
         sockaddr_storage storage
 
 cdef enum:
-    MOST_CONNECTIONS = 4096
-    MOST_ADDRESSES = 8
-    MOST_ERRORS = 256           # errno values told apart
+    MAX_CONNECTIONS = 4096
+    MAX_ADDRESSES = 8
+    MAX_ERRORS = 256           # errno values that are counted separately
 
 
 cdef enum SlotState:
     CLOSED
-    PAUSED      # until wake: then it connects again (it has a descriptor) or is closed
+    PAUSED      # until wake; then it connects again if it has a descriptor, else it is closed
     CONNECTING
     IDLE
     SENDING
@@ -51,11 +51,11 @@ cdef enum Reason:
 cdef struct Slot:
     int fd
     SlotState state
-    int address        # the one that it connects to
+    int address        # the index of the address that it connects to
     bint claimed       # it carries a request, or connects for one
     bint was_free      # there was a free connection when its request was due
     int64_t due
-    int64_t late       # how long after that, if it could have been sent at once; else -1
+    int64_t late       # how long after due it was sent, if a connection was free; else -1
     int64_t began      # when its request was sent; fresh: when it began to connect
     int64_t deadline
     int64_t wake
@@ -71,8 +71,8 @@ cdef struct Stack:
 
 
 cdef struct Run:
-    # What is asked for.
-    wl_address addresses[MOST_ADDRESSES]
+    # Parameters.
+    wl_address addresses[MAX_ADDRESSES]
     int address_count
     const char *request
     size_t request_size
@@ -84,16 +84,16 @@ cdef struct Run:
     int64_t timeout
     uint64_t per_connection
     bint fresh
-    # Where it stands.
+    # State.
     Slot *slots
     pollfd *polls
-    Stack idle              # connected, the one that is free for longest at the bottom
+    Stack idle              # connected; at the bottom the one that is free for longest
     Stack closed
     int high                # slots ever used
     int address
     bint reached            # a connection was made, so the address is right
     bint interrupted
-    int unclaimed           # connections being made for no request in particular
+    int unclaimed           # connections being made, not for a certain request
     uint64_t begun
     uint64_t in_flight
     int64_t now
@@ -101,21 +101,21 @@ cdef struct Run:
     int64_t last            # when the last request was done
     int64_t next_scan
     char *buffer
-    # What was found.
+    # Results.
     uint64_t sent
     uint64_t answered
     uint64_t received
     uint64_t reasons[REASONS]
-    uint64_t errors[MOST_ERRORS]
+    uint64_t errors[MAX_ERRORS]
     uint64_t statuses[1000]
     Buckets *service
     Buckets *response
     Buckets *late
 
 
-# False: no memory. Either way run_close() has to follow.
+# False: no memory. run_close() has to follow in both cases.
 cdef bint run_open(Run *run) noexcept nogil
-# Run for a fifth of a second or so, or until a signal comes. True: the run has ended.
+# Run for about a fifth of a second, or until a signal comes. True: the run has ended.
 cdef bint run_on(Run *run) noexcept nogil
 cdef void run_close(Run *run) noexcept nogil
 

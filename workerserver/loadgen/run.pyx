@@ -1,300 +1,15 @@
-"""The load generator's native loop: every connection's way from connecting to the end of a reply.
-
-One connection that waits for its reply blocks in recv(): to poll() first would be part of what is
-measured. Several, or a schedule to keep, take poll() and reads that don't block.
-"""
+"""The load generator's loop over all connections: what is due begins, and what is over ends."""
 
 cimport cython
-from libc.errno cimport (
-    EAGAIN, ECONNREFUSED, ECONNRESET, EINPROGRESS, EINTR, ENOENT, EPIPE, errno
-)
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from posix.unistd cimport close
 
 
 cdef extern from "loadgen.h" nogil:
-    struct sockaddr:
-        pass
-    int AF_UNIX, MSG_NOSIGNAL, MSG_DONTWAIT
-    short POLLIN, POLLOUT
-    int connect(int fd, const sockaddr *address, socklen_t size) noexcept
-    Py_ssize_t send(int fd, const void *data, size_t size, int flags) noexcept
-    Py_ssize_t recv(int fd, void *data, size_t size, int flags) noexcept
-    int64_t wl_clock() noexcept
     int wl_poll(pollfd *polled, int count, int64_t ns) noexcept
-    int wl_socket(int family, int64_t patience_ns) noexcept
-    void wl_block(int fd) noexcept
-    int wl_socket_error(int fd) noexcept
 
-cdef enum:
-    READ_SIZE = 256 << 10  # stays in the second-level cache
-
-# Nanoseconds: longs, for an int holds two seconds.
-cdef int64_t SECOND = 1_000_000_000
-cdef int64_t SLICE = 200_000_000     # between two looks for signals
-cdef int64_t GRACE = 100_000_000     # that a slice may last longer, to end between two requests
-cdef int64_t PATIENCE = 50_000_000   # a blocking read comes back to look at the clock
-cdef int64_t BACKLOG_PAUSE = 200_000  # until a full backlog is tried again
-cdef int64_t FAILED_PAUSE = 1_000_000  # before a connection that failed is tried again
-
-
-# --- one connection ---------------------------------------------------------------------------
-
-
-cdef inline void push(Stack *stack, int item) noexcept nogil:
-    stack.items[stack.size] = item
-    stack.size += 1
-
-
-cdef inline int pop(Stack *stack) noexcept nogil:
-    stack.size -= 1
-    return stack.items[stack.size]
-
-
-cdef void drop(Stack *stack, int item) noexcept nogil:
-    cdef int at, kept = 0
-    for at in range(stack.size):
-        if stack.items[at] != item:
-            stack.items[kept] = stack.items[at]
-            kept += 1
-    stack.size = kept
-
-
-cdef inline void watch(Run *run, int i, short events) noexcept nogil:
-    """What to wait for on slot *i*; what poll() found on it before holds no longer."""
-    run.polls[i].fd = run.slots[i].fd if events else -1
-    run.polls[i].events = events
-    run.polls[i].revents = 0
-
-
-cdef inline void arm(Run *run, Slot *slot, int64_t deadline) noexcept nogil:
-    slot.deadline = deadline
-    run.next_scan = min(run.next_scan, deadline)
-
-
-cdef void hang_up(Run *run, int i) noexcept nogil:
-    cdef Slot *slot = &run.slots[i]
-    if slot.fd >= 0:
-        close(slot.fd)
-    slot.fd = -1
-    slot.state = CLOSED
-    watch(run, i, 0)
-
-
-cdef void pause(Run *run, int i, int64_t ns) noexcept nogil:
-    cdef Slot *slot = &run.slots[i]
-    slot.state = PAUSED
-    slot.wake = wl_clock() + ns
-    run.next_scan = min(run.next_scan, slot.wake)
-    watch(run, i, 0)
-
-
-cdef void done(Run *run, int i) noexcept nogil:
-    """The request of slot *i* has come to its end, good or bad."""
-    cdef Slot *slot = &run.slots[i]
-    slot.claimed = False
-    slot.free_at = run.now
-    if slot.late >= 0:
-        buckets_add(run.late, slot.late, 1)
-    run.in_flight -= 1
-    run.sent += 1
-    run.last = run.now
-
-
-cdef void count_error(Run *run, int error) noexcept nogil:
-    if error == ECONNREFUSED:
-        run.reasons[<int>REFUSED] += 1
-    elif error == ECONNRESET or error == EPIPE:
-        run.reasons[<int>RESET] += 1
-    elif error == ENOENT:
-        run.reasons[<int>NO_SOCKET] += 1
-    else:
-        run.errors[error if 0 < error < MOST_ERRORS else 0] += 1
-
-
-cdef void failed(Run *run, int i, Reason reason) noexcept nogil:
-    """The request of slot *i* failed; its connection is of no more use."""
-    hang_up(run, i)
-    run.reasons[<int>reason] += 1
-    done(run, i)
-    push(&run.closed, i)
-
-
-cdef void failed_by(Run *run, int i, int error) noexcept nogil:
-    hang_up(run, i)
-    count_error(run, error)
-    done(run, i)
-    push(&run.closed, i)
-
-
-cdef void no_connection(Run *run, int i, int error) noexcept nogil:
-    """Slot *i* could not connect (*error* 0: in time). A request fails with it, if one waits."""
-    cdef Slot *slot = &run.slots[i]
-    hang_up(run, i)
-    if error:
-        if slot.address == run.address and not run.reached and slot.address + 1 < run.address_count:
-            run.address += 1
-        if slot.address != run.address:  # or another connection's failure has moved it on
-            open_connection(run, i)
-            return
-    run.now = wl_clock()
-    if run.start == 0:
-        run.start = run.now
-    if not slot.claimed:
-        run.unclaimed -= 1
-        if run.begun < run.total and due_at(run, run.begun) <= run.now:
-            claim(run, i)
-    if slot.claimed:
-        if error:
-            count_error(run, error)
-        else:
-            run.reasons[<int>TIMED_OUT] += 1
-        done(run, i)
-    pause(run, i, FAILED_PAUSE)
-
-
-cdef void open_connection(Run *run, int i) noexcept nogil:
-    cdef Slot *slot = &run.slots[i]
-    cdef int64_t patience = min(PATIENCE, run.timeout) if run.connections == 1 else 0
-    run.high = max(run.high, i + 1)
-    slot.served = 0
-    slot.address = run.address
-    slot.fd = wl_socket(run.addresses[slot.address].family, patience)
-    if slot.fd < 0:
-        no_connection(run, i, errno)
-        return
-    stamp(run, slot)
-    try_connect(run, i)
-
-
-cdef void try_connect(Run *run, int i) noexcept nogil:
-    cdef Slot *slot = &run.slots[i]
-    cdef wl_address *address = &run.addresses[slot.address]
-    if connect(slot.fd, <sockaddr *>&address.storage, address.size) == 0:
-        connected(run, i)
-    elif errno == EINPROGRESS:
-        slot.state = CONNECTING
-        watch(run, i, POLLOUT)
-    elif errno == EAGAIN and address.family == AF_UNIX:
-        pause(run, i, BACKLOG_PAUSE)
-    else:
-        no_connection(run, i, errno)
-
-
-cdef void connected(Run *run, int i) noexcept nogil:
-    cdef Slot *slot = &run.slots[i]
-    run.reached = True
-    if run.connections == 1:
-        wl_block(slot.fd)
-    if slot.claimed:
-        send_request(run, i)
-        return
-    run.unclaimed -= 1
-    run.now = wl_clock()
-    if run.start == 0:
-        run.start = run.now
-    rest(run, i)
-
-
-cdef void rest(Run *run, int i) noexcept nogil:
-    run.slots[i].state = IDLE
-    run.slots[i].free_at = run.now
-    watch(run, i, POLLIN)  # the server may close it
-    push(&run.idle, i)
-
-
-cdef inline void stamp(Run *run, Slot *slot) noexcept nogil:
-    """What is timed begins, and so does the time that it may take."""
-    slot.began = wl_clock()
-    arm(run, slot, slot.began + run.timeout)
-    if slot.claimed and slot.late < 0 and slot.was_free:
-        slot.late = slot.began - slot.due
-
-
-cdef void send_request(Run *run, int i) noexcept nogil:
-    cdef Slot *slot = &run.slots[i]
-    slot.sent = 0
-    reply_begin(&slot.reply, run.head_only)
-    if not run.fresh:
-        stamp(run, slot)
-    send_more(run, i)
-
-
-cdef void send_more(Run *run, int i) noexcept nogil:
-    cdef Slot *slot = &run.slots[i]
-    cdef Py_ssize_t size
-    while True:
-        size = send(
-            slot.fd, run.request + slot.sent, run.request_size - slot.sent,
-            MSG_NOSIGNAL | MSG_DONTWAIT,
-        )
-        if size >= 0 or errno != EINTR:
-            break
-    if size > 0:
-        slot.sent += <size_t>size
-    if size >= 0 or errno == EAGAIN:
-        if slot.sent == run.request_size:
-            slot.state = READING
-            watch(run, i, POLLIN)
-        else:
-            slot.state = SENDING
-            watch(run, i, POLLIN | POLLOUT)
-    elif errno == EPIPE or errno == ECONNRESET:
-        slot.state = READING  # the server may have said why before it closed
-        watch(run, i, POLLIN)
-    else:
-        failed_by(run, i, errno)
-
-
-cdef void receive(Run *run, int i, int flags) noexcept nogil:
-    """Read once and take what came."""
-    cdef Slot *slot = &run.slots[i]
-    cdef Py_ssize_t size = recv(slot.fd, run.buffer, READ_SIZE, flags)
-    cdef size_t used
-    cdef int error = errno
-    run.now = wl_clock()
-    if size > 0:
-        run.received += <uint64_t>size
-        used = reply_feed(&slot.reply, run.buffer, <size_t>size)
-        if slot.reply.state == REPLY_MALFORMED or used < <size_t>size:
-            failed(run, i, MALFORMED)  # more than was asked for is no reply to this request
-        elif slot.reply.state == REPLY_DONE:
-            answered(run, i)
-    elif size == 0:
-        if reply_closed(&slot.reply):
-            answered(run, i)
-        else:
-            failed(run, i, ENDED)
-    elif error == EINTR:
-        run.interrupted = True
-    elif error != EAGAIN:
-        failed_by(run, i, error)
-
-
-cdef void answered(Run *run, int i) noexcept nogil:
-    cdef Slot *slot = &run.slots[i]
-    run.statuses[slot.reply.status] += 1
-    if 200 <= slot.reply.status < 300:
-        run.answered += 1
-        buckets_add(run.service, run.now - slot.began, 1)
-        if run.interval > 0:
-            buckets_add(run.response, run.now - slot.due, 1)
-    slot.served += 1
-    done(run, i)
-    if (
-        slot.reply.keep_alive
-        and not run.fresh
-        and slot.sent == run.request_size
-        and (run.per_connection == 0 or slot.served < run.per_connection)
-    ):
-        rest(run, i)
-    else:
-        hang_up(run, i)
-        push(&run.closed, i)
-
-
-# --- all of them ------------------------------------------------------------------------------
+cdef int64_t SLICE_NS = 200_000_000     # between two checks for signals
+cdef int64_t GRACE_NS = 100_000_000     # a slice may last longer, to end between two requests
 
 
 cdef inline int64_t due_at(const Run *run, uint64_t number) noexcept nogil:
@@ -332,7 +47,7 @@ cdef void claim(Run *run, int i) noexcept nogil:
 
 
 cdef void dispatch(Run *run) noexcept nogil:
-    """Begin what is to begin, as far as there are connections."""
+    """Begin the requests that may begin, as long as there are connections for them."""
     cdef int i
     cdef int64_t free_since
     while may_begin(run):
@@ -357,13 +72,13 @@ cdef void dispatch(Run *run) noexcept nogil:
 
 
 cdef void open_unclaimed(Run *run) noexcept nogil:
-    """A connection more, for whichever request comes first."""
+    """Open one more connection, for the first request that needs it."""
     run.unclaimed += 1
     open_connection(run, pop(&run.closed))
 
 
 cdef void scan(Run *run) noexcept nogil:
-    """Deadlines, and pauses that are over."""
+    """End what is past its deadline, and the pauses that are over."""
     cdef int i
     cdef Slot *slot
     cdef int64_t now = run.now
@@ -403,7 +118,7 @@ cdef void event(Run *run, int i) noexcept nogil:
         else:
             connected(run, i)
     elif slot.state == IDLE:
-        hang_up(run, i)  # the server closed it, or speaks without being asked
+        hang_up(run, i)  # the server closed it, or sent something without a request
         drop(&run.idle, i)
         push(&run.closed, i)
     elif slot.state == SENDING and not found & ~POLLOUT:
@@ -413,7 +128,7 @@ cdef void event(Run *run, int i) noexcept nogil:
 
 
 cdef void wait(Run *run, int64_t until) noexcept nogil:
-    """Sleep until something happens, and do what is to be done about it."""
+    """Sleep until something happens, and handle it."""
     cdef int i, ready
     until = min(until, run.next_scan)
     if open_loop(run):
@@ -433,14 +148,14 @@ cdef void wait(Run *run, int64_t until) noexcept nogil:
 
 
 cdef inline int64_t hard_end(const Run *run) noexcept nogil:
-    """When an open loop gives up on what it has not sent yet."""
+    """When an open loop gives up the requests that it has not sent yet."""
     if run.start == 0:
         return INT64_MAX
     return due_at(run, run.total) + run.timeout
 
 
 cdef bint over(Run *run) noexcept nogil:
-    """Whether the run has ended. An open loop that is out of time fails what is left."""
+    """Whether the run has ended. If the time of an open loop is over, the rest has failed."""
     cdef int i
     if run.start == 0:
         return False
@@ -463,7 +178,7 @@ cdef bint run_on(Run *run) noexcept nogil:
     cdef int64_t until
     cdef bint single = run.connections == 1
     run.now = wl_clock()
-    until = run.now + SLICE
+    until = run.now + SLICE_NS
     run.interrupted = False
     if run.start == 0 and run.high == 0:
         if open_loop(run) and not run.fresh:
@@ -474,15 +189,15 @@ cdef bint run_on(Run *run) noexcept nogil:
         dispatch(run)
         if over(run):
             return True
-        if run.interrupted or run.now >= until + GRACE:
+        if run.interrupted or run.now >= until + GRACE_NS:
             return False
         if single and run.slots[0].state == READING:
             receive(run, 0, 0)
         else:
-            wait(run, until + GRACE)
+            wait(run, until + GRACE_NS)
         if run.now >= run.next_scan:
             scan(run)
-        # Best between two requests: to look for signals takes the GIL, which may take its time.
+        # Best between two requests: a check for signals needs the GIL, which may take long to get.
         if run.now >= until and run.in_flight == 0:
             return over(run)
 
@@ -493,7 +208,7 @@ cdef bint run_open(Run *run) noexcept nogil:
     run.polls = <pollfd *>calloc(<size_t>count, sizeof(pollfd))
     run.idle.items = <int *>calloc(<size_t>count, sizeof(int))
     run.closed.items = <int *>calloc(<size_t>count, sizeof(int))
-    run.buffer = <char *>malloc(READ_SIZE)
+    run.buffer = <char *>malloc(READ_BYTES)
     if (
         run.slots is NULL or run.polls is NULL or run.buffer is NULL
         or run.idle.items is NULL or run.closed.items is NULL

@@ -1,4 +1,5 @@
-"""One rank of a job that makes steps without end; once it does, its pid is in a file in $FOLDER."""
+"""One rank of a job that makes steps without end; once it does, its pid is in a file in $FOLDER.
+Another file there says that it stands still, since another rank has died."""
 
 from __future__ import annotations
 
@@ -15,6 +16,11 @@ import torch.distributed as dist
 import workerserver
 
 
+def stand_still() -> None:
+    Path(os.environ["FOLDER"], f"stands{os.environ['RANK']}").touch()
+    signal.pause()
+
+
 @workerserver.worker_main()
 def main() -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=600))
@@ -24,7 +30,7 @@ def main() -> None:
         try:
             dist.all_reduce(torch.ones(4))
         except RuntimeError:  # another rank has died
-            signal.pause()
+            stand_still()
         if step == 5:
             Path(os.environ["FOLDER"], f"begun{os.environ['RANK']}").write_text(str(os.getpid()))
 

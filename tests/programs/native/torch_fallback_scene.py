@@ -352,7 +352,7 @@ def held() -> dict[str, Any]:
 
     def ask(name: str) -> None:
         ready.release()
-        replies[name] = fetch(name, delay=0.3)  # gives the GIL up, and doesn't need it again
+        replies[name] = fetch(name, delay=1.0)  # gives the GIL up, and doesn't need it again
 
     threads = [threading.Thread(target=ask, args=(name,)) for name in NAMES]
     for thread in threads:
@@ -361,7 +361,7 @@ def held() -> dict[str, Any]:
         ready.acquire()
     time.sleep(0.1)  # every thread is in its delay now
     begun = time.monotonic()
-    ctypes.PyDLL(None).usleep(900_000)
+    ctypes.PyDLL(None).usleep(3_000_000)
     ended = time.monotonic()
     for thread in threads:
         thread.join()

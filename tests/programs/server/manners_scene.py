@@ -168,7 +168,7 @@ def light() -> dict[str, object]:
     heavy = {"asyncio", "uvloop", "httptools", "logging", "socket", "ssl", "torch", "numpy"}
     imported = sorted(heavy & new)
     workerserver.WorkerServer(PATH).shutdown()
-    unneeded = ("cli", "cluster", "dashboard", "_loadgen", "_loadrun", "_loadreply", "_histogram")
+    unneeded = ("cli", "cluster", "collector", "dashboard", "loadgen")
     return {
         "imported": imported,
         "unneeded": [name for name in unneeded if f"workerserver.{name}" in sys.modules],

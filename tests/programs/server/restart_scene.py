@@ -59,10 +59,16 @@ def make_children() -> dict[str, int]:
     process.start()
     assert process.pid is not None
     made["multiprocessing"] = process.pid
-    pid = libc.fork()  # Python hears nothing of it
+    # Python hears nothing of this one. Had a thread asked for the GIL, the child would hand it
+    # over and wait for ever, without that thread; so none is to ask. Who waits has it in the sleep.
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    time.sleep(0.05)
+    pid = libc.fork()
     if pid == 0:
         libc.write(out, b"+", 1)
         libc.pause()
+    sys.setswitchinterval(interval)
     made["fork(2)"] = pid
     made["subprocess"] = subprocess.Popen(["sleep", "600"], close_fds=False).pid
     missing = 3

@@ -62,11 +62,11 @@ BOUNDED = {"too large", "timeout"}
 
 #: name -> (what is sent, the reasons that fit, a word of the text)
 BEHAVIOURS: dict[str, tuple[Answer, set[str], str]] = {
-    "hangs in the head": (send(b""), {"timeout"}, "no answer in 1 s"),
-    "half a head, then hangs": (send(OK + b"Content-Le"), {"timeout"}, "in 1 s"),
+    "hangs in the head": (send(b""), {"timeout"}, "no answer in 3 s"),
+    "half a head, then hangs": (send(OK + b"Content-Le"), {"timeout"}, "in 3 s"),
     "drips the head": (endless(b"", b"H", 0.05), {"timeout", "malformed"}, ""),
-    "drips fields": (endless(OK, b"a: b\r\n", 0.05), {"timeout"}, "in 1 s"),
-    "hangs in the body": (send(OK + b"Content-Length: 9\r\n\r\n{"), {"timeout"}, "in 1 s"),
+    "drips fields": (endless(OK, b"a: b\r\n", 0.05), {"timeout"}, "in 3 s"),
+    "hangs in the body": (send(OK + b"Content-Length: 9\r\n\r\n{"), {"timeout"}, "in 3 s"),
     "half a body, then closes": (
         send(OK + b"Content-Length: 9\r\n\r\n{", "close"),
         {"malformed"},

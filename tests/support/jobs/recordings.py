@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workerserver.cluster.ask import wire
+from workerserver.cluster.ask import bodies
 from workerserver.cluster.model import Failure, RankState, Worker
 from workerserver.cluster.read import stacks
 
@@ -71,9 +71,9 @@ def state(rank: int, answers: dict[str, Any], ours: bool) -> RankState:
         made.responded = True
         body = json.dumps(answer).encode()
         if question == "healthz":
-            made.health = wire.health(body)
+            made.health = bodies.health(body)
         elif question == "digest":
-            made.digest, made.main_digest = wire.digest(body)
+            made.digest, made.main_digest = bodies.digest(body)
         elif question == "stacks":
             made.threads, made.mode = tuple(stacks.parse_json(body)), answer["mode"]
         elif question == "text":

@@ -1,4 +1,4 @@
-"""Ask many workers, each within its deadline; every one ends in an answer or a Failure."""
+"""Ask many workers, each within a deadline. The result for each is an answer or a Failure."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from workerserver.cluster.ask.collector_format import relay_failure, relayed
+from workerserver.cluster.ask.connection import Connection, connect
+from workerserver.cluster.ask.exchange import Answer, Progress, Question, request_parts
 from workerserver.cluster.ask.fanout import descriptors_left, fan_out
-from workerserver.cluster.ask.link import Link, connect
-from workerserver.cluster.ask.wire import Answer, Progress, Question
 from workerserver.cluster.errors import ClusterError
-from workerserver.cluster.failures import Failed, short
+from workerserver.cluster.failures import Failed, short, unauthorized, web_server
 from workerserver.cluster.model import Failure, Worker
 from workerserver.cluster.resolve import Resolver
 
@@ -26,39 +26,45 @@ __all__ = ["Answer", "Client", "Failed", "Question", "Visit", "ask", "run", "tls
 
 T = TypeVar("T")
 
-#: Seconds for one worker, everything included.
-DEADLINE = 10.0
-#: Workers that are being asked at one time; those that let us wait don't count.
+#: For one worker, everything included.
+DEADLINE_SECONDS = 10.0
+#: Workers that are asked at one time. A worker that is slow to answer doesn't count.
 CONCURRENCY = 128
-#: Requests of which the bytes are kept: through a collector each worker has its own.
-MOST_REQUESTS = 64
-#: New objects until the collector looks for garbage in cycles, of which we make little.
-GARBAGE = 100_000
-#: Seconds by which a visit may end late.
-LATE = 0.01
+#: Requests whose bytes are kept. Through a collector, each worker has a request of its own.
+MAX_KEPT_REQUESTS = 64
+#: New objects until Python looks for garbage in cycles, of which we make little.
+GARBAGE_OBJECTS = 100_000
+#: Why a visit is over, if its time isn't.
+INTERRUPTED = "interrupted"
+#: So late a visit may end.
+LATE_SECONDS = 0.01
 
 
 class Client:
-    """Asks workers; for one event loop, an async context manager.
+    """Asks workers. An async context manager, for one event loop.
 
     *deadline* (seconds) is for one worker, from the look-up of its name to the last byte of the
-    last answer; *concurrency*: so many are asked at one time. *token* goes to every worker.
-    *tls* is what https addresses are verified with, by default the system's authorities.
-    *patience* has shorter deadlines, of workers that were silent before. ``stop()`` ends what is
-    under way: what came until then is returned.
-    ``questions`` and ``bytes_received`` count on.
+    last answer. *concurrency* is how many workers are asked at one time; with *strict*, slow ones
+    count too. *token* goes to every worker, and *token_name* says in messages where it came from.
+    *tls* has the authorities for https addresses, by default the system's.
+
+    ``patience`` has shorter deadlines for workers that were silent before. ``stop()`` ends what is
+    under way; what came until then is returned. ``questions`` and ``bytes_received`` count on.
     """
 
     def __init__(
         self,
         *,
-        deadline: float = DEADLINE,
+        deadline: float = DEADLINE_SECONDS,
         concurrency: int = CONCURRENCY,
+        strict: bool = False,
         token: str | None = None,
+        token_name: str = "the token",
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.deadline = deadline
         self.concurrency = concurrency
+        self._strict = strict
         self.patience: dict[Worker, float] = {}
         self.questions = 0
         self.bytes_received = 0
@@ -66,12 +72,13 @@ class Client:
         self.headers = {"User-Agent": "workerserver", "Accept-Encoding": "identity"}
         if token is not None:
             self.headers["Authorization"] = f"Bearer {token}"
+        self._token_name = None if token is None else token_name
         self.stopped = False
         self._tls = tls
         self._visits: set[Visit] = set()
-        # One timer for all visits: each one of its own would be a tenth of what a question costs.
+        # One timer for all visits. A timer for each would be a tenth of what a question costs.
         self._timer: asyncio.TimerHandle | None = None
-        self._looks_at = math.inf
+        self._timer_at = math.inf
         self._loop: asyncio.AbstractEventLoop
         self._requests: dict[tuple[str, str], tuple[bytes, bytes]] = {}
 
@@ -85,7 +92,7 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
-        self._look_at(math.inf)
+        self._end_overdue_at(math.inf)
 
     @property
     def tls(self) -> ssl.SSLContext:
@@ -95,10 +102,10 @@ class Client:
         return self._tls
 
     def stop(self) -> None:
-        """Every visit ends now, with what it has; nobody else is asked any more."""
+        """End every visit now, with what it has, and begin no others."""
         self.stopped = True
         for visit in list(self._visits):
-            visit.expire("interrupted")
+            visit.expire(INTERRUPTED)
 
     async def ask(
         self,
@@ -108,7 +115,7 @@ class Client:
     ) -> dict[Worker, Any]:
         """The result of *question*, or a Failure, for each worker, in the order of *workers*.
 
-        *on_answer* gets each as it comes.
+        *on_answer* gets each result as it comes.
         """
         return await self.visit(workers, lambda visit: visit.ask(question), on_answer)
 
@@ -118,11 +125,10 @@ class Client:
         talk: Callable[[Visit], Awaitable[T]],
         on_done: Callable[[Worker, T | Failure], None] | None = None,
     ) -> dict[Worker, T | Failure]:
-        """As :meth:`ask`, for several questions to each: *talk* asks them, and its result counts.
-
-        A Failed that *talk* lets through is the worker's result.
+        """As :meth:`ask`, for several questions to each worker. *talk* asks them and gives the
+        result; if it raises Failed, that failure is the result.
         """
-        # To ask for it is a system call, up to CPython 3.11.
+        # Kept: to ask for the running loop is a system call, up to CPython 3.11.
         self._loop = asyncio.get_running_loop()
         never = Failure("timeout", "interrupted before it was asked")
         results: dict[Worker, T | Failure] = dict.fromkeys(workers, never)
@@ -132,7 +138,8 @@ class Client:
             for worker in list(results):
                 yield partial(self._visit, worker, talk, results, on_done)
 
-        await fan_out(jobs(), working=min(self.concurrency, most), most=most)
+        working = min(self.concurrency, most)
+        await fan_out(jobs(), working=working, most=working if self._strict else most)
         return results
 
     async def _visit(
@@ -146,8 +153,8 @@ class Client:
             return
         visit = Visit(self, worker, self._loop)
         self._visits.add(visit)
-        if visit.until < self._looks_at:
-            self._look_at(visit.until)
+        if visit.until < self._timer_at:
+            self._end_overdue_at(visit.until)
         try:
             results[worker] = await talk(visit)
         except Failed as failed:
@@ -160,14 +167,14 @@ class Client:
         if on_done is not None:
             on_done(worker, results[worker])
 
-    def _look_at(self, moment: float) -> None:
-        """Look for visits that are over at the loop's time *moment*."""
+    def _end_overdue_at(self, moment: float) -> None:
+        """At the loop's time *moment*, end the visits whose time is over."""
         if self._timer is not None:
             self._timer.cancel()
-        self._looks_at = moment
-        self._timer = None if moment == math.inf else self._loop.call_at(moment, self._look)
+        self._timer_at = moment
+        self._timer = None if moment == math.inf else self._loop.call_at(moment, self._end_overdue)
 
-    def _look(self) -> None:
+    def _end_overdue(self) -> None:
         now = self._loop.time()
         first = math.inf
         for visit in list(self._visits):
@@ -175,22 +182,50 @@ class Client:
                 visit.overdue()
             else:
                 first = min(first, visit.until)
-        self._look_at(max(first, now + LATE))
+        self._end_overdue_at(max(first, now + LATE_SECONDS))
 
     def request(self, host: str, question: Question) -> bytes:
-        """The bytes of a request; all but the host is made once, of what is asked of many."""
+        """The bytes of a request. All but the host is made once for all workers."""
         parts = self._requests.get((question.method, question.path))
         if parts is None:
-            if len(self._requests) >= MOST_REQUESTS:
+            if len(self._requests) >= MAX_KEPT_REQUESTS:
                 self._requests.clear()
-            # A POST without a length makes torch's server wait for the connection's end.
-            length = "" if question.method == "GET" else "Content-Length: 0\r\n"
-            fields = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
-            before = f"{question.method} {question.path} HTTP/1.1\r\nHost: "
-            after = f"\r\n{fields}{length}\r\n"
-            parts = (before.encode("ascii"), after.encode("ascii"))
+            parts = request_parts(question, self.headers)
             self._requests[question.method, question.path] = parts
         return host.encode("ascii", "replace").join(parts)
+
+    def explain(self, answer: Answer) -> str | None:
+        """Why *answer*, an HTTP error, is none of the worker's own; None if it may well be.
+
+        Our workers, and torch's, never send an error as HTML; web servers do.
+        """
+        if not answer.ok and answer.is_html:
+            return web_server(answer.status_line, answer.fields)
+        return unauthorized(self._token_name) if answer.status == 401 else None
+
+    def result(self, question: Question, answer: Answer) -> Any:
+        """What *question* makes of *answer*; Failed says why nothing can be made of it."""
+        if not answer.ok and not question.any_status:
+            raise self._refusal(answer)
+        if question.parse is None:
+            return answer
+        try:
+            return question.parse(answer)
+        except ValueError as error:
+            text = short(error)
+            if answer.is_html:
+                text = web_server(answer.status_line, answer.fields)
+            raise Failed("malformed", text) from None
+        except Exception as error:
+            raise _mistake(error) from error
+
+    def _refusal(self, answer: Answer) -> Failed:
+        text = self.explain(answer)
+        if text is not None:
+            return Failed("refused", text)
+        line = answer.body[:200].decode("utf-8", "backslashreplace").strip().partition("\n")[0]
+        text = f"{short(answer.status_line)[1:-1]}{f': {line}' if line else ''}"
+        return Failed("missing" if answer.status == 404 else "refused", text)
 
 
 class Visit:
@@ -198,13 +233,13 @@ class Visit:
 
     __slots__ = (
         "_asking",
-        "_client",
         "_connecting",
+        "_connection",
         "_expired",
-        "_link",
         "_loop",
         "_progress",
         "_seconds",
+        "client",
         "received",
         "until",
         "worker",
@@ -213,8 +248,8 @@ class Visit:
     def __init__(self, client: Client, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
         self.worker = worker
         self.received = 0
-        self._client = client
-        self._link: Link | None = None
+        self.client = client
+        self._connection: Connection | None = None
         self._loop = loop
         self._seconds = client.deadline
         if client.patience:
@@ -231,9 +266,9 @@ class Visit:
         After the deadline every question fails at once.
         """
         if self._expired is not None:
-            raise Failed("timeout", f"not asked any more: no end {self._expired}")
+            raise Failed("timeout", self._no_time())
         self._asking = asyncio.current_task(self._loop)
-        self._client.questions += 1
+        self.client.questions += 1
         self._progress = Progress()
         try:
             answer = await self._ask(question)
@@ -246,17 +281,24 @@ class Visit:
         finally:
             self._asking = None
             self.received += self._progress.received
-            self._client.bytes_received += self._progress.received
-        return _result(question, answer)
+            self.client.bytes_received += self._progress.received
+        return self.client.result(question, answer)
 
     @property
     def left(self) -> float:
-        """Seconds until its deadline."""
+        """Seconds until the deadline."""
         return self.until - self._loop.time()
 
+    @property
+    def peer_pid(self) -> int | None:
+        """The process that listens on the worker's Unix socket, where that can be told."""
+        if self._connection is None or self.worker.via is not None:
+            return None
+        return self._connection.peer_pid
+
     def overdue(self) -> None:
-        """Its time is over."""
-        deadline = self._client.deadline
+        """The time is over."""
+        deadline = self.client.deadline
         again = f", nor in {self._seconds:g} s when asked again" if self._seconds < deadline else ""
         self.expire(f"in {deadline:g} s{again}")
 
@@ -268,8 +310,8 @@ class Visit:
                 self._asking.cancel()
 
     async def close(self) -> None:
-        if self._link is not None:
-            await self._link.close()
+        if self._connection is not None:
+            await self._connection.close()
 
     async def _ask(self, question: Question) -> Answer:
         door = self.worker.via
@@ -284,30 +326,36 @@ class Visit:
     async def _send(self, door: Worker, question: Question) -> Answer:
         """Put *question* to *door*: the worker itself, or the collector of its host."""
         host = "localhost" if door.unix else door.address
-        request = self._client.request(host, question)
-        link = self._link
-        if link is not None and link.usable:
+        request = self.client.request(host, question)
+        connection = self._connection
+        if connection is not None and connection.usable:
             try:
-                return await link.ask(request, question.limit, self._progress)
+                return await connection.ask(request, question.limit, self._progress)
             except Failed as failed:
                 # A server may close a connection that it has answered on at any time.
                 if failed.failure.reason != "unreachable":
                     raise
         return await (await self._connect()).ask(request, question.limit, self._progress)
 
-    async def _connect(self) -> Link:
-        if self._link is not None:
-            await self._link.close()
-            self._link = None
+    async def _connect(self) -> Connection:
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
         self._connecting = True
         door = self.worker.via or self.worker
-        self._link = await connect(door, self._client, self._loop, self.until)
+        self._connection = await connect(door, self.client, self._loop, self.until)
         self._connecting = False
-        return self._link
+        return self._connection
+
+    def _no_time(self) -> str:
+        """Why a question isn't asked any more."""
+        if self._expired == INTERRUPTED:
+            return "interrupted before it was asked"
+        return f"not asked: the questions before it took all of the {self._seconds:g} s"
 
     def _stage(self) -> str:
         """What was missing when the time was over."""
-        if self._expired == "interrupted":
+        if self._expired == INTERRUPTED:
             return "interrupted before it answered"
         if self._connecting:
             return f"no connection {self._expired}"
@@ -318,7 +366,7 @@ async def ask(
     workers: Iterable[Worker],
     question: Question,
     *,
-    deadline: float = DEADLINE,
+    deadline: float = DEADLINE_SECONDS,
     concurrency: int = CONCURRENCY,
     on_answer: Callable[[Worker, Any], None] | None = None,
     token: str | None = None,
@@ -330,7 +378,7 @@ async def ask(
 
 
 def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
-    """Certificates are verified, against the system's authorities or those in *ca_file*."""
+    """Certificates are verified against the authorities in *ca_file*, or else the system's."""
     try:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as error:  # ssl.SSLError is one
@@ -340,7 +388,7 @@ def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
 def run(main: Callable[[Client], Awaitable[T]], **options: Any) -> T:
     """``main(client)`` on a uvloop of its own; *options* are the Client's.
 
-    The first Ctrl-C stops the client, so *main* goes on with what there is; the second is a
+    The first Ctrl-C stops the client, and *main* goes on with what there is. The second one is a
     KeyboardInterrupt.
     """
     import uvloop
@@ -353,7 +401,7 @@ def run(main: Callable[[Client], Awaitable[T]], **options: Any) -> T:
                 loop.remove_signal_handler(signal.SIGINT)
                 client.stop()
 
-            # Outside of the main thread signals are somebody else's.
+            # Only the main thread can have handlers of signals.
             with contextlib.suppress(RuntimeError, ValueError):
                 loop.add_signal_handler(signal.SIGINT, interrupt)
             try:
@@ -362,12 +410,12 @@ def run(main: Callable[[Client], Awaitable[T]], **options: Any) -> T:
                 with contextlib.suppress(RuntimeError, ValueError):
                     loop.remove_signal_handler(signal.SIGINT)
 
-    # Thousands of answers, none of which is garbage, make the collector look through all that was
-    # imported, again and again: a fifth of the time. And through all answers: half of the time
-    # with 16,384 ranks.
+    # Thousands of answers, none of which is garbage, make Python look for garbage again and again.
+    # To look through all that was imported took a fifth of the time, and to look through all
+    # answers took half of it with 16,384 ranks.
     usual = gc.get_threshold()
     gc.freeze()
-    gc.set_threshold(GARBAGE, *usual[1:])
+    gc.set_threshold(GARBAGE_OBJECTS, *usual[1:])
     try:
         return uvloop.run(inner())
     finally:
@@ -375,21 +423,6 @@ def run(main: Callable[[Client], Awaitable[T]], **options: Any) -> T:
         gc.unfreeze()
 
 
-def _result(question: Question, answer: Answer) -> Any:
-    if not answer.ok and not question.any_status:
-        text = answer.body[:200].decode("utf-8", "backslashreplace").strip().partition("\n")[0]
-        what = f"{short(answer.status_line)[1:-1]}{f': {text}' if text else ''}"
-        raise Failed("missing" if answer.status == 404 else "refused", what)
-    if question.parse is None:
-        return answer
-    try:
-        return question.parse(answer)
-    except ValueError as error:
-        raise Failed("malformed", short(error)) from None
-    except Exception as error:
-        raise _mistake(error) from error
-
-
 def _mistake(error: Exception) -> Failed:
-    """Ours, but one worker's answer shows it: the rest goes on."""
+    """A mistake of ours that one worker's answer shows. The other workers are asked anyway."""
     return Failed("malformed", f"can't be understood: {type(error).__name__} {short(error)}")

@@ -1,10 +1,10 @@
-"""What a collector says for all ranks of its host in one answer, and how one of them is asked
-through it.
+"""What a collector answers for all ranks of its host, and how one of them is asked through it.
 
 The answer to ``collect`` is JSON: ``{"version": 1, "workers": [WORKER]}``, where WORKER has what a
 RankState has after the small questions: ``address``, ``unix``, ``tls``, ``rank``, ``kind``,
 ``responded``, ``health``, ``digest``, ``main``, ``mode``, ``summary`` (``fr_summary``) and
-``failures`` ({question: [reason, text]}). Of a stock torch worker it only says that it is one.
+``failures`` ({question: [reason, text]}). Of a stock torch worker it tells no more than that it is
+one.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from dataclasses import asdict, replace
 from typing import Any, get_args
 from urllib.parse import urlencode
 
-from workerserver.cluster.ask.wire import (
-    MOST_RANKS,
-    Answer,
-    Question,
-    digest_of,
-    health_of,
-    json_object,
-)
+from workerserver.cluster.ask.bodies import MAX_RANKS, digest_of, health_of, json_object
+from workerserver.cluster.ask.exchange import Answer, Question
 from workerserver.cluster.failures import Failed, short
-from workerserver.cluster.model import REASONS, Failure, Kind, RankState, Worker
+from workerserver.cluster.model import (
+    MAX_HOST_WORKERS,
+    REASONS,
+    Failure,
+    Kind,
+    RankState,
+    Worker,
+)
 
 __all__ = [
     "FAILURE_FIELD",
-    "LONGEST",
-    "MOST_WORKERS",
-    "SHORTEST",
+    "MAX_RELAYED_BYTES",
+    "MAX_SECONDS",
+    "MAX_WORKER_BYTES",
+    "MIN_SECONDS",
     "collect_question",
     "decode",
     "encode",
@@ -38,43 +40,45 @@ __all__ = [
     "relayed",
 ]
 
-#: Workers of one host; of a host whose ranks are known, so many more than those are believed.
-MOST_WORKERS = 4096
-MOST_MORE = 64
-#: Bytes of one worker's part of the answer (a job with 50 process groups has 35 KB of summary), and
-#: characters of a text.
-MOST_BYTES = 256 << 10
-MOST_TEXT = 4096
+#: Workers that are believed beyond a host's ranks, where those are known.
+MAX_MORE_WORKERS = 64
+#: One worker's part of the answer. A job with 50 process groups has 35 KB of summary.
+MAX_WORKER_BYTES = 256 << 10
+MAX_TEXT_CHARACTERS = 4096
+#: One worker's answer that is passed on.
+MAX_RELAYED_BYTES = 64 << 20
 QUESTIONS = frozenset({"healthz", "digest", "stacks", "fr_summary", "flight"})
 MODES = (None, "gil", "nogil", "kernel")
-#: A collector has this much of the time that its caller has, within these bounds (seconds).
+#: A collector gets this share of its caller's time, within these bounds.
 SHARE = 0.8
-SHORTEST, LONGEST = 0.05, 600.0
-#: A header field: why the collector itself has no answer of the worker.
+MIN_SECONDS, MAX_SECONDS = 0.05, 600.0
+#: The header field that says why the collector has no answer of the worker.
 FAILURE_FIELD = "X-Collector-Failure"
 
 
 def collect_question(want: Collection[str], seconds: float, collector: Worker) -> Question:
-    """Ask *collector* for all its workers; each of them has a share of *seconds*."""
-    limit = MOST_BYTES * (len(collector.ranks) or MOST_MORE)
+    """Asks *collector* for all its workers. Each of them gets a share of *seconds*."""
+    limit = MAX_WORKER_BYTES * (len(collector.ranks) or MAX_MORE_WORKERS)
     query = {
         "want": ",".join(sorted(want)),
-        "deadline": f"{min(max(seconds * SHARE, SHORTEST), LONGEST):.3f}",
+        "deadline": f"{min(max(seconds * SHARE, MIN_SECONDS), MAX_SECONDS):.3f}",
         "limit": limit,
     }
     return Question.handler("collect", urlencode(query), limit=limit)
 
 
 def relayed(question: Question, worker: Worker, seconds: float) -> Question:
-    """*question*, put to *worker* through its collector, which has a share of *seconds*."""
+    """*question*, put to *worker* through its collector, which gets a share of *seconds*."""
+    limit = min(question.limit, MAX_RELAYED_BYTES)
     query = {
         "worker": worker.address,
         "target": question.path,
         "method": question.method,
-        "limit": question.limit,
-        "deadline": f"{min(max(seconds * SHARE, SHORTEST), LONGEST):.3f}",
+        "limit": limit,
+        "deadline": f"{min(max(seconds * SHARE, MIN_SECONDS), MAX_SECONDS):.3f}",
     }
-    return replace(question, path=f"/handler/ask?{urlencode(query)}", method="POST")
+    path = f"/handler/ask?{urlencode(query)}"
+    return replace(question, path=path, method="POST", limit=limit)
 
 
 def relay_failure(answer: Answer) -> Failed | None:
@@ -90,9 +94,9 @@ def relay_failure(answer: Answer) -> Failed | None:
 
 
 def encode(states: Sequence[RankState], limit: int) -> bytes:
-    """The answer to ``collect``, of at most *limit* bytes, as far as nobody's summary makes it
-    longer: who sends too large a one, or one that JSON can't hold, is told of without it."""
-    most = min(limit // max(len(states), 1), MOST_BYTES) - 16
+    """The answer to ``collect``. A summary that is too large for *limit* bytes in all, or that JSON
+    can't hold, is left out and becomes that worker's failure."""
+    most = min(limit // max(len(states), 1), MAX_WORKER_BYTES) - 16
     parts = []
     for state in states:
         fields = _fields(state)
@@ -129,14 +133,17 @@ def _fields(state: RankState) -> dict[str, Any]:
 
 
 def decode(answer: Answer, collector: Worker) -> list[RankState]:
-    """The states of its workers, each to be asked via *collector*; ValueError names what can't be
-    right. What can't be right of one worker only is that one's failure, and so is to be none of
-    the collector's ranks, or not to be told of."""
+    """The states of the collector's workers, each to be asked via *collector*.
+
+    ValueError names what can't be right of the whole answer. What can't be right of one worker is
+    that worker's failure. A worker that is none of the collector's ranks has a failure too, and so
+    has a rank that the answer leaves out.
+    """
     fields = json_object(answer.body)
     version, workers = fields.get("version"), fields.get("workers")
     if version != 1:
         raise ValueError(f"version is {short(version)}, and this reads version 1")
-    most = len(collector.ranks) + MOST_MORE if collector.ranks else MOST_WORKERS
+    most = len(collector.ranks) + MAX_MORE_WORKERS if collector.ranks else MAX_HOST_WORKERS
     if not isinstance(workers, list) or len(workers) > most:
         raise ValueError(f"workers is no list, or of more than {most}")
     states = {}
@@ -149,7 +156,7 @@ def decode(answer: Answer, collector: Worker) -> list[RankState]:
     told = {state.rank for state in states.values()}
     for rank in collector.ranks:
         if rank not in told:
-            text = "the collector of its host doesn't tell of it"
+            text = "the collector of its host left it out"
             missing = RankState(_worker("", rank, collector), rank)
             missing.failures["healthz"] = Failure("missing", text)
             states[missing.worker] = missing
@@ -162,9 +169,9 @@ def _worker(address: str, rank: int | None, collector: Worker, **more: bool) -> 
 
 
 def _misread(fields: Any, collector: Worker, text: str) -> RankState:
-    """What is told of a worker of which only the rank can be read; ValueError if not even that."""
+    """The state of a worker of which only the rank can be read; ValueError if not even that can."""
     rank = fields.get("rank") if isinstance(fields, dict) else None
-    if type(rank) is not int or not 0 <= rank < MOST_RANKS:
+    if type(rank) is not int or not 0 <= rank < MAX_RANKS:
         raise ValueError(text)
     state = RankState(_worker("", rank, collector), rank)
     state.failures["healthz"] = Failure("malformed", text)
@@ -175,7 +182,7 @@ def _state(fields: Any, collector: Worker) -> RankState:
     if not isinstance(fields, dict):
         raise ValueError("not an object")
     rank: int | None = _of(fields, "rank", int, type(None))
-    if rank is not None and not 0 <= rank < MOST_RANKS:
+    if rank is not None and not 0 <= rank < MAX_RANKS:
         raise ValueError(f"rank is {short(rank)}")
     kind: Kind = fields.get("kind", "unknown")
     if kind not in get_args(Kind):
@@ -207,7 +214,7 @@ def _of(fields: dict[str, Any], name: str, *types: type) -> Any:
 
 
 def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or len(value) > MOST_TEXT:
+    if not isinstance(value, str) or len(value) > MAX_TEXT_CHARACTERS:
         raise ValueError(f"{name} is {short(value)}")
     return value
 

@@ -1,4 +1,4 @@
-"""The small questions to a job of which hosts have a collector: one answer for each such host."""
+"""The small questions to a job whose hosts have collectors: one answer for each such host."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from workerserver.cluster.model import Failure, RankState, Worker
 
 __all__ = ["behind_collectors", "first_answers"]
 
-#: Seconds in which a collector is to say who is there.
-WHO_IS_THERE = 2.0
+#: The time in which a collector has to say which workers it knows.
+WHO_IS_THERE_SECONDS = 2.0
 
 
 async def first_answers(
@@ -27,9 +27,9 @@ async def first_answers(
     *,
     stock: bool = True,
 ) -> list[RankState]:
-    """What all of *workers* say to the small questions; a collector speaks for those of its host.
+    """What all of *workers* answer to the small questions. A collector answers for its host.
 
-    *stock*: ask stock torch workers for what stands for such answers.
+    *stock*: also ask stock torch workers, for what they have instead of the small answers.
     """
     collectors = [worker for worker in workers if worker.collector]
     if not collectors:
@@ -40,11 +40,11 @@ async def first_answers(
 
 
 async def behind_collectors(workers: Sequence[Worker], client: Client) -> list[Worker]:
-    """*workers*, but for each collector those that it answers for."""
+    """*workers*, with each collector replaced by the workers that it answers for."""
     collectors = [worker for worker in workers if worker.collector]
     want: tuple[Part, ...] = ("health",)
     found = await _ask_collectors(
-        collectors, client, want, Memory(), None, stock=False, seconds=WHO_IS_THERE
+        collectors, client, want, Memory(), None, stock=False, seconds=WHO_IS_THERE_SECONDS
     )
     kept, direct = _without_doubles(workers, found)
     return [state.worker for state in kept] + direct
@@ -53,8 +53,10 @@ async def behind_collectors(workers: Sequence[Worker], client: Client) -> list[W
 def _without_doubles(
     workers: Iterable[Worker], found: Iterable[RankState]
 ) -> tuple[list[RankState], list[Worker]]:
-    """Of what collectors have told, what counts; and which of *workers* have to be asked too: who
-    is registered by itself is if its collector has no answer of it."""
+    """The states from collectors that count, and the *workers* that have to be asked directly.
+
+    A worker that is registered itself is asked directly if its collector has no answer of it.
+    """
     by_rank: dict[int | None, list[RankState]] = {}
     for state in found:
         by_rank.setdefault(state.rank, []).append(state)
@@ -74,8 +76,8 @@ def _without_doubles(
 
 
 def _believed(states: Sequence[RankState]) -> Sequence[RankState]:
-    """Of those told of one rank: who answered, each process once (several collectors may know it),
-    else the first."""
+    """Of several states of one rank, those that answered, each process once: several collectors may
+    know it. If none answered, the first."""
     answered = {
         (state.worker.address, state.health.pid if state.health is not None else None): state
         for state in states
@@ -93,8 +95,10 @@ async def _ask_collectors(
     stock: bool,
     seconds: float = math.inf,
 ) -> list[RankState]:
-    """The states of all their workers, which have *seconds* and no more than the client's deadline
-    allows. Where a collector doesn't answer, its ranks' say so, or if these aren't known, its own.
+    """The states of all workers of *collectors*, within *seconds* and the client's deadline.
+
+    If a collector doesn't answer, the states of its ranks say so, or, if its ranks aren't known, a
+    state of its own.
     """
 
     async def talk(visit: Visit) -> list[RankState]:
@@ -124,7 +128,7 @@ async def _ask_collectors(
 
 
 def _without(collector: Worker, failure: Failure) -> list[RankState]:
-    """What is told where *collector* gives no answer."""
+    """The states where *collector* gave no answer."""
     if not collector.ranks:
         return [RankState(collector, failures={"healthz": failure})]
     text = f"the collector of its host ({collector.address}): {failure.text}"

@@ -1,4 +1,4 @@
-"""Many visits at once, so many at a time: who hangs holds up nobody but himself."""
+"""Many visits, some at a time. A visit that hangs does not delay the others."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 __all__ = ["descriptors_left", "fan_out"]
 
-#: A visit that takes longer (seconds) waits rather than works: another one may begin beside it.
-PATIENCE = 0.5
-#: Descriptors left to everybody else, ours that are being closed among them.
-RESERVE = 64
+#: A visit that takes longer mostly waits, so another one may begin beside it.
+PATIENCE_SECONDS = 0.5
+#: Left for other uses, such as connections that are being closed.
+RESERVED_DESCRIPTORS = 64
 
 
 def descriptors_left() -> int:
@@ -27,25 +27,28 @@ def descriptors_left() -> int:
         with contextlib.suppress(OSError):
             used = len(os.listdir(folder))
             break
-    # A third of a small rest is kept, so that the last few are never taken either.
+    # If few are left, a third of them is kept, so that the last ones are never taken.
     left = soft - used
-    return max(left - min(RESERVE, left // 3 + 1), 1)
+    return max(left - min(RESERVED_DESCRIPTORS, left // 3 + 1), 1)
 
 
 async def fan_out(
     jobs: Iterable[Callable[[], Coroutine[Any, Any, None]]], *, working: int, most: int
 ) -> None:
-    """Run *jobs*: at most *working* that are younger than PATIENCE, at most *most* in all.
+    """Run *jobs*: at most *working* that are younger than PATIENCE_SECONDS, at most *most* in all.
 
-    The first exception of a job cancels the others and comes out; so does a cancel.
+    The first exception of a job cancels the other jobs and is raised. A cancel does the same.
     """
     await _FanOut(iter(jobs), working, most).run()
 
 
 class _FanOut:
-    """Lanes, each a task, do one job after the other; a task for each job would be a tenth of what
-    a job costs. A lane is in ``_young``, in the order in which their jobs began, or, if its job is
-    older than PATIENCE, in ``_old``. The timer runs as long as jobs may be left."""
+    """Lanes, each a task, do one job after the other. A task for each job would add a tenth to the
+    cost of a job.
+
+    Invariants: a lane is in ``_young``, in the order in which the jobs began, or in ``_old`` if its
+    job is older than PATIENCE_SECONDS. The timer runs while jobs may be left.
+    """
 
     def __init__(
         self, jobs: Iterator[Callable[[], Coroutine[Any, Any, None]]], working: int, most: int
@@ -74,7 +77,7 @@ class _FanOut:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _open(self) -> None:
-        """Open as many lanes as may be, and look again when one of them may wait."""
+        """Open as many lanes as allowed, and come back when one of them may have become old."""
         young, old = self._young, self._old
         while (
             not self._exhausted
@@ -90,7 +93,7 @@ class _FanOut:
             task.add_done_callback(self._ended)
         if not self._exhausted:
             if self._timer is None:
-                self._timer = self._loop.call_later(PATIENCE, self._age)
+                self._timer = self._loop.call_later(PATIENCE_SECONDS, self._age)
         elif not young and not old and not self._done.done():
             self._done.set_result(None)
 
@@ -101,7 +104,7 @@ class _FanOut:
         while job is not None:
             await job()
             if young.pop(task, None) is None:
-                # Others have been opened beside it.
+                # The lane became old, so others have been opened beside it.
                 self._old.discard(task)
                 if self._exhausted or len(young) >= self._working:
                     return
@@ -111,7 +114,7 @@ class _FanOut:
 
     def _age(self) -> None:
         self._timer = None
-        grown = self._loop.time() - PATIENCE
+        grown = self._loop.time() - PATIENCE_SECONDS
         for task, started in list(self._young.items()):
             if started > grown:
                 break

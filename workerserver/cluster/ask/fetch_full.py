@@ -1,4 +1,4 @@
-"""The second phase: full answers, one for each group of workers that do the same."""
+"""The second phase: full answers, one for each group of workers with the same small answer."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ Key = tuple[str, str | None]
 
 __all__ = ["full_stacks", "full_traces", "suspects"]
 
-#: Different stacks of which the full text is fetched; beyond, the most and the least common ones.
-MOST_STACKS = 1024
+#: Different stacks that are fetched in full. If there are more, the most and the least common ones.
+MAX_STACKS = 1024
 #: Full flight-recorder traces.
-MOST_TRACES = 256
-#: Members of a group that are asked for the group's stacks, one after the other.
-TRIES = 3
+MAX_TRACES = 256
+#: Members of a group that are asked for the group's stacks, one after another.
+MAX_TRIES = 3
 
 
 async def full_stacks(client: Client, states: Sequence[RankState], memory: Memory) -> int:
-    """Fill in ``threads`` by groups of equal digests; returns how many were fetched."""
+    """Fill in ``threads`` by groups of equal digests; return how many were fetched."""
     groups: dict[Key, list[RankState]] = {}
     for state in states:
         if state.digest is not None and state.kind == "workerserver":
-            # The mode says whether the GIL was held: what is shared has to be true of everybody.
+            # The mode says whether the GIL was held. What is shared has to hold for all members.
             groups.setdefault((state.digest, state.mode), []).append(state)
     wanted = [key for key in groups if key not in memory.threads]
-    chosen = _ends(sorted(wanted, key=lambda key: (-len(groups[key]), key[0])), MOST_STACKS)
-    waiting = {key: iter(groups[key][:TRIES]) for key in chosen}
+    chosen = _ends(sorted(wanted, key=lambda key: (-len(groups[key]), key[0])), MAX_STACKS)
+    waiting = {key: iter(groups[key][:MAX_TRIES]) for key in chosen}
     own: dict[Worker, tuple[Thread, ...]] = {}
     fetched = 0
     while waiting and not client.stopped:
@@ -71,7 +71,7 @@ async def _speak_for(
     own: dict[Worker, tuple[Thread, ...]],
     visit: Visit,
 ) -> tuple[Thread, ...]:
-    """One member's stacks, for its whole group; Failed if it has moved on in between."""
+    """One member's stacks, for its whole group. Failed if the member moved on in between."""
     key, state = asked[visit.worker]
     try:
         threads: tuple[Thread, ...] = await visit.ask(STACKS)
@@ -88,19 +88,19 @@ async def _speak_for(
 def _no_stacks(asked: bool) -> Failure:
     if asked:
         return Failure("timeout", "no rank with the same stacks gave them in full")
-    return Failure("too large", f"more than {MOST_STACKS} different stacks: not fetched in full")
+    return Failure("too large", f"more than {MAX_STACKS} different stacks: not fetched in full")
 
 
 def _ends(ordered: Sequence[Any], most: int) -> list[Any]:
-    """The first and the last of *ordered*, *most* in all: the crowd and the odd ones out."""
+    """The first and the last of *ordered*, *most* in all: the crowd and the exceptions."""
     if len(ordered) <= most:
         return list(ordered)
     return [*ordered[: most // 2], *ordered[len(ordered) - (most - most // 2) :]]
 
 
 async def full_traces(client: Client, states: Sequence[RankState]) -> int:
-    """Fill in ``flight`` where the summaries differ; returns how many were fetched."""
-    by_worker = {state.worker: state for state in suspects(states)[:MOST_TRACES]}
+    """Fill in ``flight`` where the summaries differ; return how many were fetched."""
+    by_worker = {state.worker: state for state in suspects(states)[:MAX_TRACES]}
     if client.stopped:
         return 0
 
@@ -119,10 +119,10 @@ async def full_traces(client: Client, states: Sequence[RankState]) -> int:
 
 
 def suspects(states: Sequence[RankState]) -> list[RankState]:
-    """Whose full traces are worth fetching, the rarest states first.
+    """The ranks whose full traces are worth fetching, the rarest states first.
 
-    For each process group whose members' summaries differ, one member of each state. If all agree
-    everywhere and something is pending, one member of all.
+    For each process group whose members' summaries differ, one member of each state. If all
+    summaries agree and something is pending, one member of all.
     """
     groups: dict[str, dict[str, list[RankState]]] = {}
     pending: list[RankState] = []
@@ -146,7 +146,7 @@ def _order(state: RankState) -> int:
 
 
 def _positions(summary: Mapping[str, Any] | None) -> Iterable[tuple[str, str, bool]]:
-    """(group, where this rank stands in it, whether something is pending), as far as it is sane."""
+    """(group, how far this rank is in it, whether something is pending), where that can be read."""
     for group in process_groups(summary):
         stand = []
         for name in ("last_issued", "last_retired", "first_pending"):
@@ -159,5 +159,5 @@ def _positions(summary: Mapping[str, Any] | None) -> Iterable[tuple[str, str, bo
         yield json.dumps(identity), json.dumps(stand), bool(stand[2])
 
 
-#: What says where a rank is; times differ on every rank.
+#: The fields that say how far a rank is. Times differ on every rank.
 _SIGNATURE = ("seq", "p2p_seq", "p2p", "op", "input_sizes", "input_dtypes", "output_sizes")

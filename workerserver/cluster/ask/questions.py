@@ -1,4 +1,4 @@
-"""What is asked of workers, and what of their answers is kept once for all of them."""
+"""The questions to workers, and the answers that are kept once for many of them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from workerserver.cluster.ask import wire
-from workerserver.cluster.ask.client import Answer, Question
+from workerserver.cluster.ask import bodies
+from workerserver.cluster.ask.exchange import Answer, Question
 from workerserver.cluster.model import Thread, Worker
 from workerserver.cluster.read import stacks
 
-__all__ = ["DIGEST", "HEALTH", "STACKS", "SUMMARY", "TEXT", "TRACES", "Memory", "process_groups"]
+__all__ = [
+    "DIGEST",
+    "HANDLERS",
+    "HEALTH",
+    "STACKS",
+    "SUMMARY",
+    "TEXT",
+    "TRACES",
+    "Memory",
+    "process_groups",
+]
 
-#: Bytes: stacks of a thousand threads; a trace of a recorder with 20,000 entries.
-STACK_LIMIT = 8 << 20
-TRACE_LIMIT = 32 << 20
+#: The stacks of a thousand threads, and a trace of a recorder with 20,000 entries.
+MAX_STACKS_BYTES = 8 << 20
+MAX_TRACE_BYTES = 32 << 20
 
 
-def _digest(answer: Answer) -> tuple[wire.Digest, str | None] | str:
-    """Stock torch ignores the format that was asked for: its text."""
+def _digest(answer: Answer) -> tuple[bodies.Digest, str | None] | str:
+    """Our digest. Stock torch ignores the format that was asked for, and gives its text."""
     if answer.content_type.startswith("text/plain") and answer.body[:1] != b"{":
         return _text(answer)
-    return wire.digest(answer.body), _mode(answer)
+    return bodies.digest(answer.body), _mode(answer)
 
 
 def _text(answer: Answer) -> str:
@@ -37,15 +47,15 @@ def _mode(answer: Answer) -> str | None:
 
 @dataclass(slots=True)
 class Memory:
-    """What is the same on many ranks or in many looks, kept once: stacks, by what identifies them,
+    """What is equal on many ranks or in many rounds, kept once: stacks, by their digest and mode,
     and each worker's last summary."""
 
     threads: dict[tuple[str, str | None], tuple[Thread, ...]] = field(default_factory=dict)
     summaries: dict[Worker, Mapping[str, Any]] = field(default_factory=dict)
 
     def kept(self, worker: Worker, summary: Mapping[str, Any]) -> Mapping[str, Any]:
-        """*summary*, or the one that is there already. Where a job hangs nothing changes, and
-        summaries are most of what a look at it takes in memory."""
+        """*summary*, or the equal one of an earlier round. In a job that hangs nothing changes, and
+        summaries are most of the memory that a round takes."""
         known = self.summaries.get(worker)
         if known is not None and known == summary:
             return known
@@ -58,27 +68,30 @@ class Memory:
 
 
 HEALTH = Question(
-    "healthz", "/healthz", "GET", limit=4096, parse=lambda answer: wire.health(answer.body)
+    "healthz", "/healthz", "GET", limit=4096, parse=lambda answer: bodies.health(answer.body)
 )
-DIGEST = Question.handler("dump_traceback", "format=digest", limit=STACK_LIMIT, parse=_digest)
+HANDLERS = Question(
+    "handlers", "/handler/", "GET", limit=1 << 20, parse=lambda a: bodies.handler_names(a.body)
+)
+DIGEST = Question.handler("dump_traceback", "format=digest", limit=MAX_STACKS_BYTES, parse=_digest)
 STACKS = Question.handler(
     "dump_traceback",
     "format=json",
-    limit=STACK_LIMIT,
+    limit=MAX_STACKS_BYTES,
     parse=lambda a: tuple(stacks.parse_json(a.body)),
 )
-TEXT = Question.handler("dump_traceback", limit=STACK_LIMIT, parse=_text)
-SUMMARY = Question.handler("fr_summary", limit=1 << 20, parse=lambda a: wire.json_object(a.body))
+TEXT = Question.handler("dump_traceback", limit=MAX_STACKS_BYTES, parse=_text)
+SUMMARY = Question.handler("fr_summary", limit=1 << 20, parse=lambda a: bodies.json_object(a.body))
 #: There are two recorders: NCCL's, and one for the other backends.
 TRACES = {
     "fr": Question.handler(
-        "fr_trace_json", limit=TRACE_LIMIT, parse=lambda a: wire.json_object(a.body)
+        "fr_trace_json", limit=MAX_TRACE_BYTES, parse=lambda a: bodies.json_object(a.body)
     ),
     "nccl": Question.handler(
         "dump_nccl_trace_json",
         "includecollectives=true&onlyactive=true",
-        limit=TRACE_LIMIT,
-        parse=lambda a: wire.json_object(a.body),
+        limit=MAX_TRACE_BYTES,
+        parse=lambda a: bodies.json_object(a.body),
     ),
 }
 

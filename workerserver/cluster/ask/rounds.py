@@ -1,10 +1,10 @@
 """Learn what every rank does, at a cost that grows with the number of different answers.
 
-First every rank is asked what is small: its health, the digest of its stacks, the summary of its
-flight recorder. Then one member of each group of equal digests gives its full stacks, and one
-member of each state that stands out in a process group its full trace. Stock torch workers have
-nothing small: their text stands for the digest, and their trace for the summary. Where a host has a
-collector, that asks the small questions, and all of its ranks are one answer.
+First every rank is asked the small questions: its health, the digest of its stacks, the summary of
+its flight recorder. Then one member of each group of equal digests gives its full stacks, and one
+member of each differing state in a process group gives its full trace. torch's own servers have no
+short form, so their text is used as the digest, and their trace as the summary. If a host has a
+collector, the collector asks the small questions and answers for all ranks of the host at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from workerserver.cluster.ask.client import DEADLINE, Client
+from workerserver.cluster.ask.client import DEADLINE_SECONDS, Client
 from workerserver.cluster.ask.collectors import first_answers
 from workerserver.cluster.ask.fetch_full import full_stacks, full_traces
 from workerserver.cluster.ask.questions import Memory
@@ -24,14 +24,15 @@ from workerserver.cluster.model import Failure, RankState, Worker
 
 __all__ = ["EVERYTHING", "Part", "Round", "collect", "collect_round"]
 
-#: Who was silent for a whole deadline gets this part of it in later rounds, or an interval.
+#: A worker that did not answer within its deadline gets this part of it in later rounds, but at
+#: least the time between two rounds.
 SILENT_SHARE = 4
 
 
 @dataclass(slots=True)
 class Round:
-    """One look at all ranks. *states* are in the order of the workers; *started* is seconds since
-    the epoch; *questions* and *bytes_received* are what it cost."""
+    """One look at all ranks. *states* are in the order of the workers. *started* is in seconds
+    since the epoch. *questions* and *bytes_received* are its cost."""
 
     states: list[RankState]
     started: float
@@ -45,20 +46,20 @@ class Round:
 async def collect(
     workers: Iterable[Worker],
     *,
-    deadline: float = DEADLINE,
+    deadline: float = DEADLINE_SECONDS,
     want: Collection[Part] = EVERYTHING,
     rounds: int = 1,
     interval: float = 2.0,
     on_done: Callable[[RankState], None] | None = None,
     client: Client | None = None,
 ) -> list[Round]:
-    """*rounds* looks at all of *workers*, their starts *interval* seconds apart or more.
+    """*rounds* rounds of all *workers*, whose starts are *interval* seconds apart or more.
 
-    Every worker has a RankState in each round, whatever became of it. *on_done* gets each once its
-    first, small answers are in. A stopped client ends it with the rounds that have begun. With a
-    *client* its deadline holds, else *deadline*; it is for each phase: for the small questions of
-    one worker, and again for its full answers. Who let all of it pass in silence gets less of it in
-    later rounds.
+    Every worker has a RankState in each round, whatever became of it. *on_done* gets each state
+    once its small answers are there. If the client is stopped, the result is the rounds that have
+    begun. The deadline is the *client*'s, or else *deadline*. It holds for the small questions of
+    one worker, and again for its full answers. A worker that did not answer within its deadline
+    gets less of it in later rounds.
     """
     if client is None:
         async with Client(deadline=deadline) as client:
@@ -85,7 +86,7 @@ def _note_the_silent(client: Client, states: Iterable[RankState], interval: floa
         reasons = {failure.reason for failure in state.failures.values()}
         if state.responded or "timeout" not in reasons or client.stopped:
             client.patience.pop(asked, None)
-        elif asked is state.worker or not state.worker.address:  # else its collector did answer
+        elif asked is state.worker or not state.worker.address:  # else the collector did answer
             least = max(interval, client.deadline / SILENT_SHARE)
             client.patience[asked] = min(least, client.deadline)
 
@@ -97,7 +98,7 @@ async def collect_round(
     memory: Memory,
     on_done: Callable[[RankState], None] | None = None,
 ) -> Round:
-    """One look; *memory* has the stacks that earlier ones fetched."""
+    """One round. *memory* has the stacks that earlier rounds fetched."""
     result = Round([], time.time())
     clock = asyncio.get_running_loop().time()
     questions, received = client.questions, client.bytes_received
@@ -117,7 +118,8 @@ async def collect_round(
 
 
 def settle_ranks(states: Sequence[RankState]) -> None:
-    """Workers that claim one rank are both told of; a counted rank gives way to a claimed one."""
+    """If several workers claim one rank, each of them has a failure that names another. A rank that
+    was only counted gives way to the rank that the worker tells."""
     claims: dict[int, list[RankState]] = {}
     for state in states:
         if state.health is not None and state.health.rank is not None:
@@ -130,7 +132,7 @@ def settle_ranks(states: Sequence[RankState]) -> None:
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
             text = f"says that it is rank {rank}, and so does {min(others)}{more}"
             state.failures.setdefault("healthz", Failure("lied", text))
-    # One worker that is not what it was counted as: the others' numbers are worth nothing either.
+    # If one worker isn't the rank that it was counted as, the count is wrong for the others too.
     counted = [state for state in states if state.worker.assumed]
     if any(state.rank != state.worker.rank for state in counted):
         for state in counted:
@@ -142,7 +144,7 @@ def settle_ranks(states: Sequence[RankState]) -> None:
 
 
 def _rank_in_name(worker: Worker) -> int | None:
-    """``…/rank3.sock``: all that tells of a stock worker's rank on a Unix socket."""
+    """``…/rank3.sock``: on a Unix socket, nothing else tells a stock worker's rank."""
     match = re.search(r"(?:\A|[^a-z])rank[_-]?([0-9]{1,7})[^/0-9]*\Z", worker.address)
     return int(match[1]) if match and worker.unix else None
 

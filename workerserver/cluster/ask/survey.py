@@ -1,6 +1,6 @@
 """The small questions to each rank: its health, the digest of its stacks, the summary of its
-flight recorder. Stock torch workers have nothing small: their text stands for the digest, and their
-trace for the summary.
+flight recorder. torch's own servers have no short form, so their text is used as the digest, and
+their trace as the summary.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ async def _first_questions(
 ) -> RankState:
     worker = state.worker
     try:
-        # Whose rank is known and who isn't asked for health needs one question less.
+        # If the rank is known, and health isn't wanted, one question can be saved.
         if "health" in want or "stacks" not in want or worker.rank is None or worker.assumed:
             await _ask_health(visit, state)
         else:
@@ -79,7 +79,7 @@ async def _ask_health(visit: Visit, state: RankState) -> None:
         state.health = await visit.ask(HEALTH)
     except Failed as failed:
         state.responded = failed.failure.reason not in ("unreachable", "timeout")
-        if failed.failure.reason == "missing":  # it speaks HTTP, and is not ours
+        if failed.failure.reason == "missing":  # it speaks HTTP, and isn't our server
             state.kind = "torch"
         else:
             state.failures["healthz"] = failed.failure
@@ -90,7 +90,7 @@ async def _ask_health(visit: Visit, state: RankState) -> None:
 
 
 def _check_rank(state: RankState) -> None:
-    """Whether the worker is the rank that it was found as; if not, it isn't asked any further."""
+    """Check that the worker is the rank that it was found as. If not, it isn't asked any more."""
     said, worker = state.health.rank if state.health else None, state.worker
     if said is None or worker.rank is None or worker.assumed or said == worker.rank:
         state.rank = worker.rank if said is None else said
@@ -100,7 +100,7 @@ def _check_rank(state: RankState) -> None:
 
 
 async def _ask_digest(visit: Visit, state: RankState, memory: Memory) -> None:
-    """A stock worker, which knows no digest, answers with its stacks."""
+    """A stock worker knows no digest, and answers with its stacks."""
     try:
         answer = await visit.ask(DIGEST)
         if not isinstance(answer, str):
@@ -124,7 +124,7 @@ async def _summary(visit: Visit, state: RankState, memory: Memory) -> None:
 
 
 async def _stock_trace(visit: Visit, state: RankState) -> None:
-    """What stock torch has to say of a recorder is only in full."""
+    """Stock torch tells of a recorder only in full."""
     try:
         trace = state.flight = await visit.ask(TRACES["fr"])
         if not trace.get("entries"):
@@ -146,7 +146,7 @@ async def _text(visit: Visit, state: RankState, memory: Memory) -> None:
 
 
 def _keep_text(state: RankState, memory: Memory, text: str) -> None:
-    """A stock worker's stacks: the text itself, of which equal ones are kept once."""
+    """Keep a stock worker's stacks. Equal texts are kept once."""
     digest = text_digest(text)
     key = (digest, "torch")
     try:
@@ -172,8 +172,8 @@ _THREAD = re.compile(r"^(?:Current thread|Thread) 0x[0-9a-f]+.*$", re.MULTILINE)
 
 
 def text_digest(text: str) -> str:
-    """As the workers' own digests: equal where the same stacks are, whatever their idents, order
-    and number. Not comparable with those, because a text has no thread names."""
+    """A digest as our workers have it: equal for the same stacks, whatever their idents, order and
+    number. It can't be compared with our workers' digests, because a text has no thread names."""
     return _hash("\0".join(sorted({stack.strip() for stack in _THREAD.split(text)})))
 
 

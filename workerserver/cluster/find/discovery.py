@@ -1,4 +1,4 @@
-"""Find a job's workers: what was named, or else what the environment tells."""
+"""Find a job's workers: where they are named, or else where the environment says."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from workerserver.cluster.model import Worker
 
 __all__ = ["Options", "discover", "from_template"]
 
-#: A store that is only named by the environment must not hold up the other places for long.
+#: A store that only the environment names must not delay the other places for long.
 STORE_SECONDS = 3.0
 _PLACEHOLDER = re.compile(r"\{(rank|local_rank|pid)\}")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where to look; every part that is given counts, and without any the environment decides.
+    """Where to look. Every part that is given counts; without any, the environment decides.
 
     *targets*: sockets, folders or patterns of them, templates with ``{rank}``, ``host:port``, URLs.
-    *hosts_file*: see :func:`hosts.from_hosts_file`; *port* is for its hosts without one, and for
-    *slurm*. *store*: ``host:port`` of a TCPStore; *world_size*: how many ranks have to be in it.
-    *dns*: ``NAME:PORT[-PORT]``. *collectors*: ``host:port``, lists and ranges of them, which answer
-    for the workers of their hosts. *deadline* (seconds) is for each store and each name.
+    *hosts_file*: see :func:`hosts.from_hosts_file`. *port* is for *slurm*, and for hosts of
+    *hosts_file* and *collectors* without a port. *store*: ``host:port`` of a TCPStore.
+    *world_size*: how many ranks must be in it. *dns*: ``NAME:PORT[-PORT]``. *collectors*:
+    ``host:port``, lists and ranges of them. *deadline* (seconds) is for each store and each name.
     """
 
     targets: Sequence[str] = ()
@@ -48,9 +48,10 @@ class Options:
 def discover(options: Options) -> list[Worker]:
     """All workers, each address once, in the order found. ClusterError if there are none.
 
-    Without anything named, the first of these that has workers: the store that torchrun's
-    MASTER_ADDR and MASTER_PORT name; the nodes of a Slurm job, if the port is known; the sockets
-    of TORCH_WORKER_SERVER_SOCKET; those of ``workerserver run`` in the folder for temporary files.
+    If nothing is named, the first of these places that has workers counts: the store that
+    torchrun's MASTER_ADDR and MASTER_PORT name; the nodes of a Slurm job, if the port is known; the
+    sockets of TORCH_WORKER_SERVER_SOCKET; the sockets of ``workerserver run`` in the folder for
+    temporary files.
     """
     environment = os.environ if options.environment is None else options.environment
     found: list[Worker] = []
@@ -100,7 +101,10 @@ def _from_environment(options: Options, environment: Mapping[str, str]) -> list[
             return look()
         except ClusterError as error:
             tried.append(str(error))
-    raise ClusterError(f"no worker found; name one. Tried: {'; '.join(tried)}")
+    raise ClusterError(
+        "no worker found. Name one: a socket, a folder of sockets or host:port. To start a program "
+        f"with a worker server: workerserver run SCRIPT. Looked at: {'; '.join(tried)}"
+    )
 
 
 def _places(
@@ -122,8 +126,8 @@ def _places(
 
 
 def _own_folder() -> list[Worker]:
-    """The sockets of ``workerserver run``. Anybody can make a folder of that name; a token must not
-    go to his sockets."""
+    """The sockets of ``workerserver run``. Any user can make a folder of that name, and a token
+    must not go to that user's sockets."""
     folder = os.path.join(tempfile.gettempdir(), f"workerserver-{os.geteuid()}")
     try:
         owner = os.lstat(folder).st_uid
@@ -144,8 +148,8 @@ def _torchrun(address: str, world_size: int | None, options: Options) -> list[Wo
 
 
 def _each_once(workers: Iterable[Worker]) -> list[Worker]:
-    """By address; ranks without one by their rank. The first finding stays, with a later one's
-    rank if it has none."""
+    """*workers*, each address once; of ranks without an address, each rank once. The first one
+    stays, but gets the rank of a later one if it has none."""
     found: dict[tuple[str, int | None], Worker] = {}
     for worker in workers:
         key = (worker.address, None if worker.address else worker.rank)

@@ -11,12 +11,12 @@ from workerserver import ranks
 from workerserver.cluster.errors import ClusterError
 from workerserver.ranks import bounds, cut
 
-__all__ = ["MOST", "expand", "expand_hosts", "split_hosts", "unfold"]
+__all__ = ["MAX_HOSTS", "expand", "expand_hosts", "split_hosts", "unfold"]
 
-#: One text stands for so many hosts at most, as for ranks.
-MOST = ranks.MAX_RANKS
+#: Hosts that one text may stand for.
+MAX_HOSTS = ranks.MAX_RANKS
 
-#: What is in brackets and looks otherwise (``[::1]``) is no range.
+#: Brackets with anything else inside (``[::1]``) are no range.
 _BRACKET = re.compile(r"\[([0-9][0-9,\- ]*)\]")
 
 
@@ -31,18 +31,18 @@ def unfold(text: str) -> list[int]:
 def expand_hosts(text: str) -> list[str]:
     """Every name that *text* stands for, in the order of appearance.
 
-    Names are separated by commas or blanks. A bracket holds numbers and ranges: ``n[1-3,7]``; the
-    last of several counts fastest. A range whose first number begins with 0 is padded to that
-    number's width, as Slurm does it. ClusterError for what can't be read.
+    Names are separated by commas or blanks. A bracket holds numbers and ranges: ``n[1-3,7]``. The
+    last of several brackets counts fastest. If the first number of a range begins with 0, all its
+    numbers are padded to that width, as Slurm does it. ClusterError for what can't be read.
     """
     names: list[str] = []
     for name in split_hosts(text):
-        names += expand(name, MOST - len(names))
+        names += expand(name, MAX_HOSTS - len(names))
     return names
 
 
-def expand(name: str, most: int = MOST) -> list[str]:
-    """As :func:`expand_hosts`, of one name."""
+def expand(name: str, most: int = MAX_HOSTS) -> list[str]:
+    """As :func:`expand_hosts`, for one name."""
     pieces = _BRACKET.split(name)
     fixed, inner = pieces[::2], pieces[1::2]
     choices = [_numbers(part, name, most) for part in inner]
@@ -55,7 +55,7 @@ def expand(name: str, most: int = MOST) -> list[str]:
 
 
 def split_hosts(text: str) -> Iterator[str]:
-    """The names in *text*, not expanded; commas and blanks in brackets don't part them."""
+    """The names in *text*, not expanded. Commas and blanks in brackets don't separate names."""
     depth = start = 0
     for index, character in enumerate(text):
         if character == "[":

@@ -10,40 +10,39 @@ from dataclasses import replace
 from workerserver.cluster.addresses import tcp_worker
 from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.failures import Failed
-from workerserver.cluster.find.host_lists import MOST, expand, expand_hosts, split_hosts
+from workerserver.cluster.find.host_lists import MAX_HOSTS, expand, expand_hosts, split_hosts
 from workerserver.cluster.model import Source, Worker
 from workerserver.cluster.resolve import look_up
 
 __all__ = ["from_collectors", "from_dns", "from_hosts_file", "from_slurm", "has_port"]
 
-#: Characters of a hosts file.
-FILE_LIMIT = 16 << 20
+MAX_FILE_CHARACTERS = 16 << 20
 _TASKS = re.compile(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?\Z")
 _PORTS = re.compile(r"(?P<host>.+):(?P<low>[0-9]{1,5})(?:-(?P<high>[0-9]{1,5}))?\Z")
 _PLACEHOLDER = re.compile(r"\{(rank|local_rank)\}")
 
 
 def from_hosts_file(path: str, port: str | None = None) -> list[Worker]:
-    """One or more hosts per line, ``#`` begins a comment: ``node[001-128]:25[000-007]``.
+    """One or more hosts on each line (``node[001-128]:25[000-007]``); ``#`` begins a comment.
 
-    A host is ``host:port``, a URL, a socket's path, or just a name if *port* says which (it may
-    hold a range too). Ranks are counted in the order of appearance: what a worker says of itself
-    wins.
+    A host is ``host:port``, a URL, a socket's path, or a name without a port if *port* is given
+    (which may hold a range too). Ranks are counted in the order of the file. The rank that a worker
+    itself tells wins.
     """
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read(FILE_LIMIT + 1)
+            text = file.read(MAX_FILE_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ClusterError(f"{path}: {reason}") from None
-    if len(text) > FILE_LIMIT:
-        raise ClusterError(f"{path}: longer than {FILE_LIMIT} characters")
+    if len(text) > MAX_FILE_CHARACTERS:
+        raise ClusterError(f"{path}: longer than {MAX_FILE_CHARACTERS} characters")
     workers: list[Worker] = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
             for name in split_hosts(line.partition("#")[0]):
                 whole = name if port is None or "/" in name or has_port(name) else f"{name}:{port}"
-                for address in expand(whole, MOST - len(workers)):
+                for address in expand(whole, MAX_HOSTS - len(workers)):
                     workers.append(_counted(address, len(workers), "hosts file"))
         except ClusterError as error:
             raise ClusterError(f"{path}, line {number}: {error}") from None
@@ -53,13 +52,15 @@ def from_hosts_file(path: str, port: str | None = None) -> list[Worker]:
 
 
 def from_collectors(text: str, port: str | None = None) -> list[Worker]:
-    """Collectors: ``node[001-128]:25998``, separated by commas; *port* is for those without one."""
+    """Collectors, separated by commas: ``node[001-128]:25998``. *port* is for names without one."""
     collectors: list[Worker] = []
     for name in split_hosts(text):
         if port is None and not has_port(name):
-            raise ClusterError(f"{name}: on which port is its collector?")
+            raise ClusterError(
+                f"{name}: on which port is the collector? Give {name}:PORT or --port"
+            )
         whole = name if has_port(name) else f"{name}:{port}"
-        for address in expand(whole, MOST - len(collectors)):
+        for address in expand(whole, MAX_HOSTS - len(collectors)):
             collectors.append(replace(tcp_worker(address), collector=True))
     if not collectors:
         raise ClusterError("no host of a collector was named")
@@ -80,11 +81,12 @@ def _counted(address: str, rank: int, source: Source) -> Worker:
 
 
 def from_slurm(environment: Mapping[str, str], port: str | None = None) -> list[Worker]:
-    """The tasks of a Slurm job, by the nodes of its environment.
+    """The tasks of a Slurm job, on the nodes that its environment names.
 
-    *port*, else the port in WORKERSERVER_TCP, is the same for all, or holds ``{local_rank}`` or
-    ``{rank}`` (one worker for each task of a node), or a range (one for each port on each node).
-    Ranks are counted node by node, as with Slurm's block distribution.
+    *port*, else the port in WORKERSERVER_TCP, is one port for all nodes; or it holds
+    ``{local_rank}`` or ``{rank}`` (one worker for each task of a node); or it is a range (one
+    worker for each port on each node). Ranks are counted node by node, as in Slurm's block
+    distribution.
     """
     nodes = environment.get("SLURM_JOB_NODELIST") or environment.get("SLURM_NODELIST") or ""
     names = expand_hosts(nodes)
@@ -93,7 +95,7 @@ def from_slurm(environment: Mapping[str, str], port: str | None = None) -> list[
     if port is None:
         port = environment.get("WORKERSERVER_TCP", "").rpartition(":")[2]
         if not port:
-            raise ClusterError("which port? give it, or set WORKERSERVER_TCP as the job has it")
+            raise ClusterError("which port? Give --port, or set WORKERSERVER_TCP as in the job")
     workers: list[Worker] = []
     for name, tasks in zip(names, _tasks(environment, len(names)), strict=True):
         if _PLACEHOLDER.search(port):
@@ -102,10 +104,10 @@ def from_slurm(environment: Mapping[str, str], port: str | None = None) -> list[
                 _fill(port, first + local_rank, local_rank) for local_rank in range(tasks)
             )
         else:
-            ports = expand(port, MOST - len(workers))
+            ports = expand(port, MAX_HOSTS - len(workers))
         for one in ports:
-            if len(workers) >= MOST:
-                raise ClusterError(f"{nodes}: more than {MOST} workers")
+            if len(workers) >= MAX_HOSTS:
+                raise ClusterError(f"{nodes}: more than {MAX_HOSTS} workers")
             workers.append(_counted(f"{name}:{one}", len(workers), "slurm"))
     return workers
 
@@ -116,7 +118,7 @@ def _fill(port: str, rank: int, local_rank: int) -> str:
 
 
 def _tasks(environment: Mapping[str, str], nodes: int) -> Iterator[int]:
-    """How many tasks each node has: ``2(x3),1``; 1 where Slurm doesn't say."""
+    """How many tasks each node has (``2(x3),1``); 1 if Slurm doesn't say."""
     name = "SLURM_TASKS_PER_NODE"
     text = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get(name) or f"1(x{nodes})"
     counts: list[int] = []
@@ -133,8 +135,8 @@ def _tasks(environment: Mapping[str, str], nodes: int) -> Iterator[int]:
 def from_dns(text: str, deadline: float) -> list[Worker]:
     """``NAME:PORT`` or ``NAME:PORT-PORT``: every address of NAME, each with every port.
 
-    A headless Kubernetes service has the address of each of its pods. Which rank is where, the
-    workers say.
+    The name of a headless Kubernetes service has the address of each pod. The workers themselves
+    tell their ranks.
     """
     match = _PORTS.match(text)
     if match is None:
@@ -146,8 +148,8 @@ def from_dns(text: str, deadline: float) -> list[Worker]:
         found = look_up(match["host"].strip("[]"), deadline)
     except Failed as failed:
         raise ClusterError(failed.failure.text) from None
-    if len(found) * (high - low + 1) > MOST:
-        raise ClusterError(f"{text!r}: more than {MOST} workers")
+    if len(found) * (high - low + 1) > MAX_HOSTS:
+        raise ClusterError(f"{text!r}: more than {MAX_HOSTS} workers")
     return [
         Worker(
             f"[{address}]:{port}" if ":" in address else f"{address}:{port}", False, source="dns"

@@ -1,15 +1,15 @@
 """Read from torch's TCPStore where the workers are, without torch.
 
-Both of torch's servers (libuv, the default, and the older one) speak this since torch 2.1: a
-connection begins with VALIDATE and a magic number; then requests, each a byte that says which, and
-arguments. Integers are little-endian, a string is its length (8 bytes) and its bytes. Requests may
-be sent ahead; answers come in order. Only two are used, neither of which changes anything:
+Both of torch's servers (libuv, the default, and the older one) speak this protocol since torch 2.1.
+A connection begins with VALIDATE and a magic number. Requests follow, each a byte for its kind and
+then its arguments. Integers are little-endian; a string is its length (8 bytes) and its bytes.
+Requests may be sent ahead; answers come in order. Two kinds are used, which only read:
 
     CHECK  number of keys (8 bytes), keys   -> one byte: 0 if all are there
     GET    key                              -> length (8 bytes), value
 
-GET is only sent for a key that is there: the server ends the connection otherwise, and says so in
-the log of the job.
+GET is only sent for a key that is there. For any other key the server ends the connection and
+writes a line into the job's log.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from workerserver.cluster.addresses import host_port, tcp_worker
-from workerserver.cluster.ask.collector_format import MOST_WORKERS
 from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.failures import Failed, describe
-from workerserver.cluster.find.host_lists import MOST, unfold
-from workerserver.cluster.model import Worker
+from workerserver.cluster.find.host_lists import MAX_HOSTS, unfold
+from workerserver.cluster.model import MAX_HOST_WORKERS, Worker
 from workerserver.cluster.resolve import look_up
 
 __all__ = ["workers_in_store"]
@@ -34,27 +33,29 @@ VALIDATE, GET, CHECK = 0, 3, 5
 MAGIC = 0x3C85F7CE
 READY = 0
 
-#: TCPStore puts "/" before every key; the rest is torch.distributed.debug's. A host's collector is
-#: registered beside the ranks, with those that it answers for: ``http://node7:25998#56-63``.
+#: TCPStore puts "/" before every key. The rest is the name that torch.distributed.debug gives it.
 RANK = "/debug_server/rank{}"
+#: A host's collector is registered beside the ranks. The ranks that it answers for follow its
+#: address: ``http://node7:25998#56-63``.
 COLLECTOR = "/debug_server/collector{}"
-#: Keys asked for at one time: some 25 kB of requests.
-BATCH = 512
-#: With an unknown number of ranks: so many without an entry in a row are the end.
-GAP = 4096
-#: Bytes of one URL.
-VALUE_LIMIT = 4096
+#: Keys asked for at one time. Their requests have some 25 kB.
+BATCH_KEYS = 512
+#: If the number of ranks is unknown, the search ends after so many ranks without an entry.
+MAX_GAP_RANKS = 4096
+#: The value of a key: one URL.
+MAX_VALUE_BYTES = 4096
 
 
 def workers_in_store(
     address: str, *, world_size: int | None = None, deadline: float = 10.0
 ) -> list[Worker]:
-    """The workers that have registered in the TCPStore at *address* (``host:port``), by rank, and
-    before them the collectors.
+    """What is registered in the TCPStore at *address* (``host:port``): first the collectors, then
+    the workers by rank.
 
-    Ranks without an entry are there with an empty address: all below *world_size*, else below the
-    highest rank that is known; but not those of a collector. *deadline* (seconds) is for
-    everything. ClusterError if the store can't be read or knows no worker at all.
+    A rank without an entry has a worker with an empty address, unless a collector answers for it.
+    This holds for all ranks below *world_size*, or else below the highest rank that is known.
+    *deadline* (seconds) is for everything. ClusterError if the store can't be read or has no worker
+    at all.
     """
     host, port = host_port(address)
     until = time.monotonic() + deadline
@@ -64,7 +65,7 @@ def workers_in_store(
             found = store.values(RANK, store.registered(RANK, world_size))
             hosts = store.values(COLLECTOR, store.registered(COLLECTOR, world_size))
     except TimeoutError:
-        raise ClusterError(f"store {address}: no answer within {deadline:g} s") from None
+        raise ClusterError(f"store {address}: no answer in {deadline:g} s") from None
     except Failed as failed:
         raise ClusterError(f"store {address}: {failed.failure.text}") from None
     except (ConnectionResetError, BrokenPipeError):
@@ -87,9 +88,9 @@ def _collector(value: bytes) -> Worker:
     try:
         worker = replace(tcp_worker(text, source="store"), collector=True)
         answers_for = tuple(unfold(ranks))
-    except ClusterError:  # whoever asks it says so
+    except ClusterError:  # the question to it will fail, and say so
         return Worker(text, unix=False, source="store", collector=True)
-    return replace(worker, ranks=answers_for) if len(answers_for) <= MOST_WORKERS else worker
+    return replace(worker, ranks=answers_for) if len(answers_for) <= MAX_HOST_WORKERS else worker
 
 
 def _worker(rank: int, value: bytes | None) -> Worker:
@@ -98,12 +99,12 @@ def _worker(rank: int, value: bytes | None) -> Worker:
     text = value.decode("utf-8", "backslashreplace")
     try:
         return tcp_worker(text, rank=rank, source="store")
-    except ClusterError:  # that rank's problem: whoever asks it says so
+    except ClusterError:  # the question to this rank will fail, and say so
         return Worker(text, unix=False, rank=rank, source="store")
 
 
 class _Store:
-    """One connection; every wait ends at the deadline."""
+    """One connection. Every wait ends at the deadline."""
 
     def __init__(self, sock: socket.socket, until: float) -> None:
         self._sock = sock
@@ -112,27 +113,27 @@ class _Store:
         self._send(struct.pack("<BI", VALIDATE, MAGIC))
 
     def registered(self, key: str, world_size: int | None) -> list[int]:
-        """The numbers with which *key* has an entry."""
+        """The numbers for which *key* has an entry."""
         ranks: list[int] = []
-        end = MOST if world_size is None else min(world_size, MOST)
-        for first in range(0, end, BATCH):
-            batch = range(first, min(first + BATCH, end))
+        end = MAX_HOSTS if world_size is None else min(world_size, MAX_HOSTS)
+        for first in range(0, end, BATCH_KEYS):
+            batch = range(first, min(first + BATCH_KEYS, end))
             self._send(b"".join(struct.pack("<BQ", CHECK, 1) + _key(key, rank) for rank in batch))
             answers = self._read(len(batch))
             ranks += (rank for rank, answer in zip(batch, answers, strict=True) if answer == READY)
             last = ranks[-1] if ranks else -1
-            if world_size is None and batch[-1] - last >= GAP:
+            if world_size is None and batch[-1] - last >= MAX_GAP_RANKS:
                 break
         return ranks
 
     def values(self, key: str, ranks: Sequence[int]) -> dict[int, bytes]:
         values: dict[int, bytes] = {}
-        for first in range(0, len(ranks), BATCH):
-            batch = ranks[first : first + BATCH]
+        for first in range(0, len(ranks), BATCH_KEYS):
+            batch = ranks[first : first + BATCH_KEYS]
             self._send(b"".join(bytes([GET]) + _key(key, rank) for rank in batch))
             for rank in batch:
                 (size,) = struct.unpack("<Q", self._read(8))
-                if size > VALUE_LIMIT:
+                if size > MAX_VALUE_BYTES:
                     name = key.rpartition("/")[2].format(rank)
                     raise Failed("malformed", f"the entry of {name} has {size} bytes")
                 values[rank] = self._read(size)

@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Protocol
 
+from workerserver.cluster.failures import fatal
 from workerserver.cluster.judge.flight import Analysis, Group, Wait, combine
 from workerserver.cluster.model import Failure, RankState, Thread, cores_used
 from workerserver.cluster.read.flight_records import GroupRecord, RankRecord, Shared, read
@@ -74,7 +75,7 @@ class Snapshot:
             if rank is None or not 0 <= rank < MAX_WORLD:
                 rank = nameless
                 nameless += 1
-            failure = _fatal(state)
+            failure = fatal(state)
             if failure is None and rank not in snapshot.states:
                 snapshot.states[rank] = state
                 snapshot.gone.pop(rank, None)
@@ -109,18 +110,6 @@ def _order(state: RankState) -> tuple[bool, int, bool, str]:
     rank = state.rank if state.rank is not None else state.worker.rank
     surprising = state.worker.rank is not None and state.worker.rank != state.rank
     return (rank is None, rank or 0, surprising, state.worker.address)
-
-
-def _fatal(state: RankState) -> Failure | None:
-    """Why nothing that this worker says can be used."""
-    failures = [state.failures[question] for question in sorted(state.failures)]
-    lies = [failure for failure in failures if failure.reason == "lied"]
-    if lies:
-        return lies[0]
-    answers = (state.health, state.digest, state.flight_summary, state.flight)
-    if state.responded and (state.threads or any(each is not None for each in answers)):
-        return None
-    return failures[0] if failures else Failure("unreachable", "it did not answer")
 
 
 class Job:

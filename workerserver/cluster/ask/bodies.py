@@ -1,24 +1,21 @@
-"""What a worker's answers are made of; nothing in them is believed before it was looked at."""
+"""What the bodies of answers hold. Nothing in them is believed before it was checked."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from workerserver.cluster.failures import short
 from workerserver.cluster.model import Health
 
 __all__ = [
-    "MOST_RANKS",
-    "Answer",
+    "MAX_RANKS",
     "Digest",
-    "Progress",
-    "Question",
     "digest",
     "digest_of",
+    "handler_names",
     "health",
     "health_of",
     "json_object",
@@ -26,7 +23,7 @@ __all__ = [
 ]
 
 #: Ranks beyond this are a mistake or a lie.
-MOST_RANKS = 1 << 24
+MAX_RANKS = 1 << 24
 _HASH = re.compile(r"[0-9a-f]{1,64}\Z")
 
 
@@ -42,63 +39,6 @@ def _finite(text: str) -> float:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
-
-
-@dataclass(slots=True)
-class Answer:
-    """A complete answer. *fields* by lower-case name; *received* counts its head too."""
-
-    status: int
-    reason: str
-    fields: Mapping[str, str]
-    body: bytes
-    received: int
-
-    @property
-    def ok(self) -> bool:
-        return 200 <= self.status < 300
-
-    @property
-    def content_type(self) -> str:
-        return self.fields.get("content-type", "")
-
-    @property
-    def status_line(self) -> str:
-        return f"HTTP {self.status} {self.reason}".rstrip()
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked. *limit*: bytes of body. *parse* makes the result of the answer, and raises
-    ValueError if it can't; without it the result is the Answer. *any_status*: an HTTP error is an
-    answer too, else a Failure."""
-
-    name: str
-    path: str
-    method: str = "POST"
-    limit: int = 8 << 20
-    parse: Callable[[Answer], Any] | None = None
-    any_status: bool = False
-
-    @classmethod
-    def handler(cls, name: str, query: str = "", **options: Any) -> Question:
-        """The handler *name*, which no escaping is done for."""
-        return cls(name, f"/handler/{name}{f'?{query}' if query else ''}", **options)
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far an answer has come: bytes, those of its head included, and whether that is whole."""
-
-    received: int = 0
-    head: bool = False
-
-    def __str__(self) -> str:
-        if not self.received:
-            return "no answer"
-        if not self.head:
-            return "the head of the answer incomplete"
-        return f"the answer incomplete after {self.received} bytes"
 
 
 class Digest(NamedTuple):
@@ -129,6 +69,14 @@ def json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
+def handler_names(body: bytes) -> list[str]:
+    """The body of ``GET /handler/``; ValueError if it is no list of names."""
+    value = load_json(body)
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError("not a list of names")
+    return value
+
+
 def health(body: bytes) -> Health:
     """``/healthz``; ValueError names the field that can't be right."""
     return health_of(json_object(body))
@@ -140,7 +88,7 @@ def health_of(fields: Mapping[str, Any]) -> Health:
     if status not in ("ok", "stalled"):
         raise ValueError(f"status is {short(status)}")
     rank = _integer(fields, "rank")
-    if rank is not None and not 0 <= rank < MOST_RANKS:
+    if rank is not None and not 0 <= rank < MAX_RANKS:
         raise ValueError(f"rank is {short(rank)}")
     return Health(
         status,

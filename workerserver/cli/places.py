@@ -1,0 +1,105 @@
+"""Where the workers are: the options of all commands that ask workers."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from workerserver.cli.errors import UsageError
+from workerserver.cli.text import count
+from workerserver.cli.token import read_token, token_name
+from workerserver.cluster.ask.client import tls_context
+from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.find.discovery import Options, discover
+from workerserver.cluster.model import Worker
+
+__all__ = ["TARGET_HELP", "add_places", "client_options", "find", "is_place_named", "target_name"]
+
+TARGET_HELP = "a Unix socket, a folder, pattern or template ({rank}) of them, host:port, a URL"
+TOKEN_HELP = "A token is taken from WORKERSERVER_TOKEN or WORKERSERVER_TOKEN_FILE."
+
+
+def add_places(parser: argparse.ArgumentParser, *, targets: bool) -> None:
+    """The options that find() reads. *targets*: with the argument TARGET, any number of times."""
+    where = parser.add_argument_group("where the workers are (all that is given counts)")
+    if targets:
+        where.add_argument("targets", nargs="*", metavar="TARGET", help=TARGET_HELP)
+    where.add_argument("--store", metavar="HOST:PORT", help="the job's TCPStore (rendezvous)")
+    where.add_argument(
+        "--hosts", metavar="FILE", help="lines such as node[001-128]:25[000-007]; # is a comment"
+    )
+    where.add_argument(
+        "--dns",
+        action="append",
+        default=[],
+        metavar="NAME:PORT[-PORT]",
+        help="every address of NAME: a headless Kubernetes service",
+    )
+    where.add_argument(
+        "--collectors",
+        action="append",
+        default=[],
+        metavar="HOST:PORT,...",
+        help="collectors, one for each host: node[001-128]:25998",
+    )
+    where.add_argument("--slurm", action="store_true", help="the nodes of this Slurm job")
+    where.add_argument(
+        "--port",
+        metavar="PORT",
+        help="for --slurm, and for hosts of --hosts and --collectors without a port",
+    )
+    where.add_argument(
+        "--world-size", type=count, metavar="N", help="how many ranks the job must have"
+    )
+    where.add_argument(
+        "--cacert", metavar="FILE", help="the certificate authorities for https addresses"
+    )
+
+
+def is_place_named(options: argparse.Namespace) -> bool:
+    """Whether an option other than TARGET says where workers are."""
+    places = (options.store, options.hosts, options.dns, options.collectors, options.slurm)
+    return any(places)
+
+
+def find(options: argparse.Namespace) -> list[Worker]:
+    """The workers that the options name; UsageError if there are none."""
+    try:
+        return discover(
+            Options(
+                targets=options.targets,
+                hosts_file=options.hosts,
+                store=options.store,
+                dns=options.dns,
+                collectors=options.collectors,
+                slurm=options.slurm,
+                port=options.port,
+                world_size=options.world_size,
+                deadline=options.deadline,
+            )
+        )
+    except ClusterError as error:
+        raise UsageError(str(error)) from None
+
+
+def client_options(options: argparse.Namespace) -> dict[str, Any]:
+    """How the cluster's Client is to ask: deadline, token and certificates. UsageError."""
+    try:
+        tls = tls_context(options.cacert) if options.cacert is not None else None
+    except ClusterError as error:
+        raise UsageError(str(error)) from None
+    return {
+        "deadline": options.deadline,
+        "token": read_token(),
+        "token_name": token_name(),
+        "tls": tls,
+    }
+
+
+def target_name(worker: Worker) -> str:
+    """How a worker is shown. Behind collectors, hosts can have sockets of the same name."""
+    if not worker.address:
+        return worker.name
+    if worker.via is not None:
+        return f"{worker.via.host}:{worker.address}"
+    return f"https://{worker.address}" if worker.tls else worker.address

@@ -1,0 +1,33 @@
+"""The bearer token that the commands send."""
+
+from __future__ import annotations
+
+import os
+
+from workerserver.cli.errors import UsageError
+from workerserver.process.credentials import token_from_environment
+
+__all__ = ["read_token", "token_name"]
+
+
+def read_token() -> str | None:
+    """The bearer token from WORKERSERVER_TOKEN or WORKERSERVER_TOKEN_FILE, or None.
+
+    UsageError if the token can't be had or can't be part of a header field.
+    """
+    try:
+        token = token_from_environment()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if token is None:
+        return None
+    if not all("!" <= c <= "~" for c in token):
+        raise UsageError("the token holds characters that can't be sent")
+    return token
+
+
+def token_name() -> str:
+    """What messages call the token: the variable, or the file, that it came from."""
+    if os.environ.get("WORKERSERVER_TOKEN", "").strip():
+        return "the token in WORKERSERVER_TOKEN"
+    return f"the token in {os.environ.get('WORKERSERVER_TOKEN_FILE', '')}"

@@ -1,0 +1,83 @@
+"""One question to a worker, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Answer", "Progress", "Question", "request_parts"]
+
+
+@dataclass(slots=True)
+class Answer:
+    """A complete answer. *fields* are by lower-case name. *received* counts the bytes of the whole
+    answer, its head included."""
+
+    status: int
+    reason: str
+    fields: Mapping[str, str]
+    body: bytes
+    received: int
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def content_type(self) -> str:
+        return self.fields.get("content-type", "")
+
+    @property
+    def is_html(self) -> bool:
+        return self.content_type.lower().startswith("text/html")
+
+    @property
+    def status_line(self) -> str:
+        return f"HTTP {self.status} {self.reason}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a worker is asked.
+
+    *limit* is the largest body that is read, in bytes. *parse* makes the result from the Answer; it
+    raises ValueError if it can't. Without *parse* the result is the Answer itself. An HTTP error
+    status is a Failure, unless *any_status* is set: then it is an Answer like any other.
+    """
+
+    name: str
+    path: str
+    method: str = "POST"
+    limit: int = 8 << 20
+    parse: Callable[[Answer], Any] | None = None
+    any_status: bool = False
+
+    @classmethod
+    def handler(cls, name: str, query: str = "", **options: Any) -> Question:
+        """A question to handler *name*. Name and query are sent as they are, without escaping."""
+        return cls(name, f"/handler/{name}{f'?{query}' if query else ''}", **options)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How much of an answer has arrived: *received* bytes; *head*: its whole head is among them."""
+
+    received: int = 0
+    head: bool = False
+
+    def __str__(self) -> str:
+        if not self.received:
+            return "no answer"
+        if not self.head:
+            return "the head of the answer incomplete"
+        return f"the answer incomplete after {self.received} bytes"
+
+
+def request_parts(question: Question, fields: Mapping[str, str]) -> tuple[bytes, bytes]:
+    """The bytes of a request before and after the name of the host, with *fields* in its head."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    # A POST without a length makes torch's server wait for the connection's end.
+    length = "" if question.method == "GET" else "Content-Length: 0\r\n"
+    before = f"{question.method} {question.path} HTTP/1.1\r\nHost: "
+    return before.encode("ascii"), f"\r\n{lines}{length}\r\n".encode("ascii")
