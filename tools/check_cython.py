@@ -15,10 +15,10 @@ from pathlib import Path
 
 from source_tree import ROOT, copy_sources, parts, units
 
-#: The module that is native throughout: every function of it is looked at.
+PACKAGE = ROOT / "workerserver"
+#: The module that is native throughout: every function of it is looked at. Of the others, those
+#: that are declared nogil.
 ENGINE = "native._engine"
-#: Others that it calls, and the load generator: what is declared nogil is looked at.
-CALLED = {"loadgen._loadgen", "process._pulse", "stacks._stacks"}
 
 DECLARED = re.compile(r"^c(?:p?)def\b([^#:=]*?)\b(\w+)\s*\(([^#]*?)\)([^()#\n]*)$", re.M | re.S)
 BEGIN = re.compile(
@@ -73,13 +73,13 @@ def nogil(source: str) -> set[str]:
 
 def wants_python(module: str, translation: str, declared: set[str]) -> list[str]:
     """What is wrong with a native module's C: functions that use CPython, or that are missing."""
-    package = "__pyx_f_12workerserver_"
+    package = f"__pyx_f_{len(PACKAGE.name)}{PACKAGE.name}_"
     prefix = package + "".join(f"{len(part)}{part}_" for part in module.split("."))
     # Others than its own are inline functions of a .pxd.
     bodies = {
         name.removeprefix(prefix): body
         for name, body in functions(translation).items()
-        if name.startswith(prefix if module in CALLED else package)
+        if name.startswith(package if module == ENGINE else prefix)
     }
     wanted = declared | (bodies.keys() if module == ENGINE else set())
     if not wanted:
@@ -99,8 +99,9 @@ def proves_itself(folder: Path) -> bool:
     """Whether the check objects to WRONG."""
     source = folder / "_probe.pyx"
     source.write_text(WRONG)
+    name = f"{PACKAGE.name}._probe"
     subprocess.run(
-        [sys.executable, "-m", "cython", "-3", "--module-name", "workerserver._probe", str(source)],
+        [sys.executable, "-m", "cython", "-3", "--module-name", name, str(source)],
         check=True,
         capture_output=True,
     )
@@ -109,7 +110,6 @@ def proves_itself(folder: Path) -> bool:
 
 
 def main() -> int:
-    package = ROOT / "workerserver"
     faults = []
     with tempfile.TemporaryDirectory(prefix="workerserver-cython-") as folder:
         tree = Path(folder)
@@ -123,18 +123,18 @@ def main() -> int:
             text=True,
             check=False,
         )
-        names = units(package)
-        output = tree / "build" / "cython" / "release" / "workerserver"
+        names = units(PACKAGE)
+        output = tree / "build" / "cython" / "release" / PACKAGE.name
         found = {name: output / f"{name.replace('.', '/')}.c" for name in names}
         translated = {name: path for name, path in found.items() if path.exists()}
         checked = 0
-        for module in sorted({ENGINE, *CALLED}):
-            declared = set()
+        for module in names:
+            declared: set[str] = set()
             for suffix in (".pyx", ".pxd"):
-                for part in parts(package / (module.replace(".", "/") + suffix)):
+                for part in parts(PACKAGE / (module.replace(".", "/") + suffix)):
                     declared |= nogil(part.read_text())
             checked += len(declared)
-            if module in translated:
+            if module in translated and (declared or module == ENGINE):
                 faults += wants_python(module, translated[module].read_text(), declared)
         if not proves_itself(tree):
             faults.append("the check doesn't notice a function that needs the GIL")

@@ -91,7 +91,8 @@ def serve_from_environment(
     servers: list[WorkerServer] = []
     with contextlib.ExitStack() as stack:
         path = None if socket is None else expand_placeholders(socket)
-        # "workerserver run" may serve a script whose own main function says worker_main().
+        # Under "workerserver run" the address is served already when the script's own
+        # worker_main() comes here.
         if path is not None and not serving(path):
             servers.append(stack.enter_context(WorkerServer(path)))
         host, port = (None, 0) if tcp is None else parse_host_port(expand_placeholders(tcp))
@@ -179,7 +180,7 @@ def _recorded() -> Iterator[None]:
 
 
 def _record_error(error: BaseException) -> None:
-    """Have torch's ``record`` write *error* down, by raising it inside a recorded function."""
+    """Raise *error* inside a recorded function, so that torch's ``record`` writes its file."""
     record = _torch_record(importing=True)
     if record is None:
         return
@@ -196,15 +197,15 @@ def _torch_record(
 ) -> Callable[[Callable[P, R]], Callable[P, R | None]] | None:
     """torch's ``record``, or None.
 
-    Only of a torch that the process has imported; or with *importing*, when the main function has
-    failed already, also of one that it hasn't, if torchrun waits for what ``record`` writes.
+    torch has to be imported already. With *importing* (the main function has failed) it is
+    imported now, if torchrun waits for the file that ``record`` writes.
     """
     wanted = importing and "TORCHELASTIC_ERROR_FILE" in os.environ
     if imported("torch") is None and not wanted:
         return None
     try:
         from torch.distributed.elastic.multiprocessing.errors import record
-    except Exception as error:  # not only ImportError: a library of CUDA's that is missing, say
+    except Exception as error:  # not only ImportError: a CUDA library may be missing
         logger.debug("torch's record isn't there: %s", error)
         return None
     return record  # type: ignore[no-any-return, unused-ignore]
@@ -214,9 +215,9 @@ def install() -> Callable[[], None]:
     """Put ours in place of torch's, and give back a function that undoes it.
 
     Replaces ``worker_main`` in ``torch.distributed.elastic.control_plane`` and ``_WorkerServer``
-    in ``torch._C._distributed_c10d``, from where ``torch.distributed.debug`` takes it, now or when
-    it is imported. Installed several times, it stays until each was undone. Raises RuntimeError
-    where torch is missing or was built without distributed.
+    in ``torch._C._distributed_c10d``. ``torch.distributed.debug`` uses the latter, whether it is
+    imported already or later. After several calls, ours stays until all of them are undone. Raises
+    RuntimeError if torch is missing or was built without distributed.
     """
     try:
         import torch

@@ -22,16 +22,16 @@ logger = logging.getLogger("workerserver")
 
 PREFIX = "debug_server"  # torch.distributed.debug._store.tcpstore_client's default
 CONNECT_SECONDS = 5.0
-FIRST_WAIT = 0.5
-LONGEST_WAIT = 30.0
+FIRST_WAIT_SECONDS = 0.5
+MAX_WAIT_SECONDS = 30.0
 EXIT_SECONDS = 5.0
 
 
 class StoreRegistration:
     """Sets ``debug_server/KEY`` to a server's URL, once, from a thread of its own.
 
-    It tries until it succeeds or ``stop()`` is called: torch may be imported late and the store
-    may come up after us. Training never waits for it and never sees an error of it.
+    The thread tries until it succeeds or ``stop()`` is called: torch may be imported late, and the
+    store may start after us. Training never waits for the thread and never sees its errors.
     """
 
     def __init__(self, store_host: str, store_port: int, key: str, url: str) -> None:
@@ -47,16 +47,16 @@ class StoreRegistration:
 
     @classmethod
     def from_environment(cls, host: str, port: int, tls: bool = False) -> StoreRegistration | None:
-        """Of a worker's server, bound to *host* and *port*, as ``rank{R}``, where torch's frontend
-        looks for it; None if no launcher has named a store."""
+        """For a worker's server, bound to *host* and *port*. Its key is ``rank{R}``, where torch's
+        frontend looks. None if no launcher has named a store."""
         return cls._as("rank", os.environ.get("RANK", ""), _url(host, port, tls))
 
     @classmethod
     def of_collector(
         cls, host: str, port: int, ranks: str, tls: bool = False
     ) -> StoreRegistration | None:
-        """Of this host's collector, as ``collector{N}``, N being the number that torchrun gives
-        hosts; behind the URL are the *ranks* that it answers for."""
+        """For this host's collector. Its key is ``collector{N}``, where N is the number that
+        torchrun gives the host; the *ranks* that it answers for follow its URL."""
         number = os.environ.get("GROUP_RANK", "")
         return cls._as("collector", number, f"{_url(host, port, tls)}#{ranks}")
 
@@ -87,7 +87,7 @@ class StoreRegistration:
             _live.discard(self)
 
     def _try(self) -> None:
-        wait = FIRST_WAIT
+        wait = FIRST_WAIT_SECONDS
         while not self._stop.is_set():
             try:
                 if self._attempt():
@@ -98,14 +98,14 @@ class StoreRegistration:
                 logger.debug("not yet registered with the store: %s", error)
             # A thousand ranks that start together must not all come back together.
             self._stop.wait(wait * random.uniform(0.5, 1.0))
-            wait = min(wait * 2, LONGEST_WAIT)
+            wait = min(wait * 2, MAX_WAIT_SECONDS)
 
     def _attempt(self) -> bool:
         distributed = _torch_distributed()
         if distributed is None:
             return False
         self.attempts += 1
-        # A store that isn't up yet would make torch print warnings for each try: look first.
+        # torch prints warnings for each try while the store isn't up: look first.
         with contextlib.closing(
             socket.create_connection((self.store_host, self.store_port), CONNECT_SECONDS)
         ):
@@ -128,7 +128,7 @@ class StoreRegistration:
 
 
 def _url(host: str, port: int, tls: bool) -> str:
-    """How others reach what is bound to *host*."""
+    """The URL at which other machines reach a server that is bound to *host*."""
     name = socket.gethostname() if host in ("", "::", "0.0.0.0") else host
     scheme = "https" if tls else "http"
     return f"{scheme}://[{name}]:{port}" if ":" in name else f"{scheme}://{name}:{port}"

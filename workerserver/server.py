@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from workerserver.handlers import default_registry
 from workerserver.handlers.metrics import metrics_response
 from workerserver.http._protocol import ServerState, WorkerProtocol
-from workerserver.http.access import AccessPolicy, token_from_environment
+from workerserver.http.access import AccessPolicy, standard_rules
 from workerserver.http.limits import Limits
 from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
 from workerserver.process._pulse import immortalise
+from workerserver.process.credentials import token_from_environment
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
 from workerserver.process.sockets import (
@@ -40,7 +41,7 @@ from workerserver.types import Response
 
 if sys.platform == "linux" or TYPE_CHECKING:
     # Here and not at the first start, which is to be quick.
-    from workerserver.native.publication import Publication, hub_of
+    from workerserver.native.publication import Publication, hub_of, standby_threads
 
 __all__ = ["Limits", "Transport", "WorkerServer"]
 
@@ -58,12 +59,13 @@ class WorkerServer:
     interface, IPv6 and IPv4); port 0 takes a free one. A context manager; ``shutdown()`` ends it.
 
     *transport* is ``native`` (the default on Linux: an I/O thread that never needs the GIL) or
-    ``uvloop``; WORKERSERVER_TRANSPORT chooses where the caller doesn't. *tls* (or the files that
-    WORKERSERVER_TLS_CERT and WORKERSERVER_TLS_KEY name) serves TCP over TLS, which is uvloop's.
+    ``uvloop``; WORKERSERVER_TRANSPORT is the default. With *tls* (or the files that
+    WORKERSERVER_TLS_CERT and WORKERSERVER_TLS_KEY name) a TCP server speaks TLS; the transport is
+    then ``uvloop``.
 
     Raises RuntimeError ``{} already exists``, ``Error binding to {}`` or ``Error binding to
-    {}:{}`` (its ``__cause__`` says why), ValueError for a token that was asked for and can't be
-    had, an unknown transport, or a WORKERSERVER_GIL_* that is no number of seconds.
+    {}:{}`` (its ``__cause__`` says why), ValueError for a token or a certificate that can't be
+    read, for an unknown transport, and for a WORKERSERVER_GIL_* that is no number of seconds.
     """
 
     def __init__(
@@ -134,9 +136,11 @@ class WorkerServer:
 
     def _start(self, limits: Limits) -> None:
         policy = AccessPolicy(
-            token=self._token,
-            check_host=not self._unix,
-            hosts=() if self._unix or not self._host_or_file else (self._host_or_file,),
+            standard_rules(
+                unix=self._unix,
+                token=self._token,
+                hosts=(self._host_or_file,) if self._host_or_file else (),
+            )
         )
         self._router = Router(self.registry, self._metrics)
         self._pool = DaemonPool()
@@ -162,7 +166,7 @@ class WorkerServer:
             return
         factory: Any = partial(WorkerProtocol, self.state)  # asyncio's methods, not its base class
         if self._tls is not None:
-            timeout = self.state.head_timeout
+            timeout = self.state.limits.head_timeout
             self._asyncio_server = Acceptor(self._socket, self._tls, factory, timeout)
             return
         create = loop.create_unix_server if self._unix else loop.create_server
@@ -205,6 +209,11 @@ class WorkerServer:
             replies.update(self._native.listener.requests)
         return dict(replies)
 
+    @property
+    def standby_threads(self) -> int | None:
+        """Threads of torch's own server, which stands by; None where there can be none."""
+        return standby_threads() if sys.platform == "linux" else None
+
     def _metrics(self, **ignored: str) -> Response:
         return metrics_response(self)
 
@@ -227,9 +236,9 @@ class WorkerServer:
     def shutdown(self, timeout: float = 5.0) -> None:
         """Stop serving; returns within *timeout* seconds, whatever the handlers do.
 
-        Async handlers are cancelled. A handler that sleeps in a thread is left to itself: it can
-        do no harm, its thread is a daemon. Calling it again, in a forked child or from a handler
-        is fine.
+        Async handlers are cancelled. A handler that sleeps in a thread is left behind: its thread
+        is a daemon and keeps nothing alive. shutdown() may be called twice, in a forked child, and
+        from a handler.
         """
         with self._lock:
             if self._closed:
@@ -243,15 +252,15 @@ class WorkerServer:
         self._pool.close()
         closing = self._thread.submit(self._close(min(GRACE_SECONDS, timeout / 4)))
         if threading.current_thread() is self._thread.thread or self._pool.inside():
-            # From a handler of ours, whose own reply is among those that are waited for.
+            # Called by a handler, and _close() waits for that handler's own reply.
             closing.add_done_callback(lambda closed: self._thread.release(0.0))
             return
         ended = bool(concurrent.futures.wait((closing,), timeout).done)
         if ended:
             ended = self._thread.release(max(0.0, give_up - time.monotonic()))
         else:
-            # The loop will close everything when it comes back. Until then nobody else may be
-            # given its thread, the port has to be free, and clients have to be refused.
+            # The loop closes everything when it comes back. Until then no new server may get this
+            # thread, the port has to be free, and clients have to be refused.
             self._thread.abandon()
             closing.add_done_callback(lambda closed: self._thread.release(0.0))
             if self._native is not None:
@@ -262,7 +271,7 @@ class WorkerServer:
             logger.warning("a handler keeps the server's loop busy: leaving its thread behind")
 
     async def _close(self, grace: float) -> None:
-        """On the loop: no new connections, the replies under way if they come within *grace*."""
+        """On the loop: accept no more, and wait up to *grace* seconds for replies under way."""
         self.state.closing = True
         if self._asyncio_server is not None:
             self._asyncio_server.close()

@@ -23,6 +23,7 @@ class State:
     connections: int = 0
     uptime_s: float = 0.0
     registry: Registry = field(default_factory=Registry)
+    standby_threads: int | None = None
 
 
 @pytest.fixture
@@ -125,7 +126,9 @@ def test_without_prometheus_client_501_names_the_extra() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch's server is kept on Linux only")
 def test_threads_of_torchs_server_are_counted_apart(state: State) -> None:
-    import workerserver.native.torch_standby  # what a native server imports
+    from workerserver.native import publication, torch_standby
 
-    assert not workerserver.native.torch_standby.fallback.running
+    assert key("workerserver_torch_fallback_threads") not in scrape(state)
+    assert not torch_standby.fallback.running
+    state.standby_threads = publication.standby_threads()
     assert scrape(state)[key("workerserver_torch_fallback_threads")] == 0

@@ -17,7 +17,8 @@ from support.wire import ask, message, post
 
 from workerserver import WorkerServer
 from workerserver._parser import RequestParser
-from workerserver.http.access import AccessPolicy, token_from_environment
+from workerserver.http.access import AccessPolicy, standard_rules
+from workerserver.process.credentials import token_from_environment
 from workerserver.types import Forbidden
 
 TOKEN = "s3cret-t\u00f6ken"
@@ -172,7 +173,7 @@ def _request(host: str) -> object:
 
 def test_names_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "Node7.cluster")
-    policy = AccessPolicy(check_host=True, hosts=("Service.local",))
+    policy = AccessPolicy(standard_rules(unix=False, hosts=("Service.local",)))
     for host in ("node7.cluster", "NODE7", "node7.cluster.internal:80", "service.LOCAL:1"):
         policy.check(_request(host))  # type: ignore[arg-type]
     for host in ("node70", "node7x.cluster", "cluster", "x.node7.cluster", "service"):
@@ -180,7 +181,7 @@ def test_names_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
             policy.check(_request(host))  # type: ignore[arg-type]
     monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
     with pytest.raises(Forbidden):
-        AccessPolicy(check_host=True).check(_request("localhost.evil.example"))  # type: ignore[arg-type]
+        AccessPolicy(standard_rules(unix=False)).check(_request("localhost.evil.example"))  # type: ignore[arg-type]
 
 
 # --- exposure -------------------------------------------------------------------------------------

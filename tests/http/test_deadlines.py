@@ -56,6 +56,14 @@ def test_no_time_at_all(serve: Serve, tmp_path: Path) -> None:
     assert statuses(served, tmp_path, "dump_traceback", "ping", "nope") == ["200", "200", "503"]
 
 
+@pytest.mark.parametrize("name", ["max_head", "max_headers", "max_bodies", "max_connections"])
+@pytest.mark.parametrize("value", [1.5, float("inf"), 1 << 64])
+def test_what_is_counted_is_a_whole_number(name: str, value: object) -> None:
+    """At the start, and not for each connection."""
+    with pytest.raises(ValueError, match=f"Limits: {name} must be a whole number"):
+        Limits(**{name: value})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["gil_timeout", "max_connections", "head_timeout"])
 @pytest.mark.parametrize("value", [-1, float("nan"), "x"])
 def test_limits_are_numbers(name: str, value: object) -> None:

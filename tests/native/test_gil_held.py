@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,13 @@ class Scene:
         return self.hear()
 
     @contextlib.contextmanager
-    def held(self, seconds: float = 0.0) -> Iterator[None]:
-        """The GIL is held, from before until after, for *seconds* at least."""
+    def held(self, seconds: float = 0.0, fields: Iterable[tuple[str, str]] = ()) -> Iterator[None]:
+        """The GIL is held, from before until after, for *seconds* at least. *fields* of a request
+        that may be answered."""
         until = time.monotonic() + seconds
         assert self.say("hold") == "holding"
-        while ask(self.path, post("dump_traceback")).header("x-traceback-mode") != "nogil":
+        probe = post("dump_traceback", b"", fields)
+        while ask(self.path, probe).header("x-traceback-mode") != "nogil":
             assert time.monotonic() < until + 20, "the GIL is not held"
         try:
             yield
@@ -106,6 +108,50 @@ def check_dump(reply: Reply) -> None:
     assert holder.partition(" ")[::2] == (current[0], "(MainThread)")
     assert re.fullmatch(rf'".*/gil_scene\.py", line {HELD_LINE} in load_checkpoint', current[1])
     assert re.search(r'gil_scene\.py", line \d+ in wait_for_batch$', reply.text, re.M)
+
+
+def test_no_rule_is_forgotten(short_path: Path) -> None:
+    """Nothing is answered where a rule can't be asked without the GIL: neither at once nor late."""
+    with scene(short_path, "closed", WORKERSERVER_GIL_TIMEOUT="60") as held:
+        closed = str(short_path / "closed"), ("127.0.0.1", int(held.hear()))
+        modes = ("", "?mode=auto", "?mode=gil", "?mode=nogil")
+        requests = [post(name) for name in ("ping", "inline?id=1", "nope")]
+        requests += [post(f"dump_traceback{mode}") for mode in modes]
+        requests += [message("GET", path) for path in ("/", "/healthz", "/handler/", "/nope")]
+        with held.held():
+            waiting = [client for place in closed for client in asked_at_once(place, requests * 2)]
+            for place in closed:
+                waiting.append(Client(place))
+                waiting[-1].send(post("ping") * 3)
+            # Answered late, and it was asked last: the others have had their deadline, too.
+            assert ask(held.path, message("GET", "/handler/")).status == 200
+            assert ask(held.path, message("GET", "/")).status == 200
+        for client in waiting[-2:]:
+            assert [client.reply().status for _ in range(2)] == [403, 403]
+        for reply in only_replies(waiting):
+            assert (reply.status, reply.text) == (403, "Forbidden: closed today")
+        assert held.say("ran") == []
+
+
+def test_a_missing_token_is_refused(short_path: Path) -> None:
+    """401 at once, and not 503 after a while: what a rule is sure of needs no GIL."""
+    environment = {"WORKERSERVER_TOKEN": "s3cret", "WORKERSERVER_GIL_TIMEOUT": "60"}
+    token = [("Authorization", "Bearer s3cret")]
+    with scene(short_path, **environment) as held:
+        unsure = [("Authorization", "Bearer  wrong")]  # for the policy itself to judge
+        with held.held(fields=token):
+            waiting = asked_at_once(held.path, [post("dump_traceback", b"", unsure)] * 2)
+            waiting += asked_at_once(held.tcp, [message("GET", "/handler/", None, unsure)] * 2)
+            for address in (held.path, held.tcp):
+                for request in (post("ping"), post("inline?id=1"), message("GET", "/nope")):
+                    assert ask(address, request).status == 401
+                wrong = post("inline?id=1", b"", [("Authorization", "Basic s3cret")])
+                assert ask(address, wrong).status == 401
+                assert ask(address, post("ping", b"", token)).status == 200
+                late = ask(address, post("dump_traceback", b"", token))
+                assert (late.status, late.header("x-traceback-mode")) == (200, "nogil")
+        assert [reply.status for reply in only_replies(waiting)] == [401] * 4
+        assert held.say("ran") == []
 
 
 def test_what_is_answered(short_path: Path) -> None:

@@ -13,6 +13,8 @@ from support.requests.messages import CASES, HOST, Case, get, head, post
 from support.requests.recognised import TABLE, check, parse, same_request
 
 from workerserver._parser import MAX_PARAMETERS, RequestParser, parse_query
+from workerserver.http.access import NativeForm
+from workerserver.http.limits import Limits
 from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
 from workerserver.native._bridge import Look, Table, verdicts
@@ -73,6 +75,7 @@ def test_what_is_seen() -> None:
         fields=4,
         keep_alive=False,
         allowed=True,
+        refused=False,
         action=None,
         max_step_age=None,
         format="text",
@@ -297,7 +300,7 @@ def test_limits_of_the_server() -> None:
         (len(data) - 1, 2, False),
         (len(data), 1, False),
     ):
-        table = Table([], max_head=max_head, max_headers=max_headers)
+        table = Table([], limits=Limits(max_head=max_head, max_headers=max_headers))
         assert seen(data, table).allowed == fits
         parser = RequestParser(max_head=max_head, max_headers=max_headers)
         parser.receive_data(data)
@@ -358,7 +361,7 @@ def test_names_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("prefix", ["", ".", "x", "a b.", "\xe4."])
 def test_prefix_that_is_none(prefix: str) -> None:
-    table = Table([], check_host=True, prefix=prefix)
+    table = Table([], rules=[(NativeForm("host", prefix=prefix), None)])
     for host in (b"xy", b"x.y", b".y", b"a.y", b"y"):
         assert not seen(head(b"GET / HTTP/1.1", b"Host: " + host + b"\r\n"), table).allowed
 
@@ -388,6 +391,8 @@ def test_token(value: str | None, good: bool) -> None:
     field = b"" if value is None else f"Authorization: {value}\r\n".encode()
     data = head(b"GET / HTTP/1.1", b"Host: localhost\r\n" + field)
     assert let_in(*guarded("s3cret"), data) == good
+    # Whatever is not plain is for the policy to judge.
+    assert seen(data, guarded("s3cret")[0]).refused == (not good and value != "Bearer  s3cret")
     assert let_in(*guarded(), data)
     wrong_host = head(b"GET / HTTP/1.1", b"Host: evil\r\n" + field)
     assert not let_in(*guarded("s3cret"), wrong_host)

@@ -16,7 +16,7 @@ import pytest
 from support.lifecycle import alive, ask, free_port, run_isolated, talking
 from support.waiting import wait_until
 
-from workerserver.process.sockets import PATH_LIMIT, UnixListener
+from workerserver.process.sockets import MAX_PATH_BYTES, UnixListener
 from workerserver.server import Limits, WorkerServer
 
 PONG = (200, "pong")
@@ -155,7 +155,7 @@ def test_stale_socket_of_another_user_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "cause", "number"),
     [
-        ("x" * (PATH_LIMIT + 1), "at most", errno.ENAMETOOLONG),
+        ("x" * (MAX_PATH_BYTES + 1), "at most", errno.ENAMETOOLONG),
         ("\N{SNOWMAN}" * 36, "at most", errno.ENAMETOOLONG),  # 108 bytes, 36 characters
         ("{folder}/missing/s.sock", "missing", errno.ENOENT),
         ("{folder}/file/s.sock", "file", errno.ENOTDIR),
@@ -184,7 +184,7 @@ def test_path_that_no_file_can_have(tmp_path: Path) -> None:
 
 
 def test_path_of_the_greatest_length(tmp_path: Path) -> None:
-    path = f"{tmp_path}/".ljust(PATH_LIMIT, "x")
+    path = f"{tmp_path}/".ljust(MAX_PATH_BYTES, "x")
     with WorkerServer(path):
         assert ask(path) == PONG
 

@@ -147,7 +147,7 @@ def test_who_speaks_no_tls(serve: Serve) -> None:
 
 def test_handshakes_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """In number and in time: each is a descriptor that training may need."""
-    monkeypatch.setattr(tls, "HANDSHAKES", 8)
+    monkeypatch.setattr(tls, "MAX_HANDSHAKES", 8)
     before = len(os.listdir("/proc/self/fd"))
     served = serve("tls", limits=Limits(head_timeout=1.0))
     here = len(os.listdir("/proc/self/fd")) - before

@@ -13,13 +13,14 @@ import tempfile
 import termios
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import uvloop
 
 from support.waiting import wait_until
+from workerserver.http.limits import Limits
 from workerserver.native._bridge import (
     DUMP,
     RELAY,
@@ -47,15 +48,8 @@ def final(status: bytes) -> bytes:
 TOO_MANY, FORBIDDEN, LATE_HEAD = final(b"503 Busy"), final(b"403 No"), final(b"408 Late")
 
 
-@dataclass
-class RigLimits:
-    """What a listener takes. The loop is never given up here unless a test says so."""
-
-    max_connections: int = 4096
-    head_timeout: float = 10.0
-    idle_timeout: float = 75.0
-    gil_deadline: float = 60.0
-    gil_timeout: float = 60.0
+#: The loop is never given up here unless a test says so.
+PATIENT = Limits(gil_deadline=60.0, gil_timeout=60.0)
 
 
 class Recorder(asyncio.Protocol):
@@ -114,7 +108,7 @@ class Rig:
         self.protocols: list[Any] = []
         self.reports: list[dict[str, Any]] = []  # what the loop's exception handler was told
         self.factory: Callable[[], Any] = factory
-        self.limits = RigLimits(**limits)  # type: ignore[arg-type]
+        self.limits = replace(PATIENT, **limits)  # type: ignore[arg-type]
         self.loop: asyncio.AbstractEventLoop = (
             uvloop.new_event_loop() if kind.startswith("uvloop") else asyncio.new_event_loop()
         )
@@ -158,6 +152,7 @@ class Rig:
             listening.fileno(),
             self.make,
             lambda: None,
+            Table([]),
             local=not self.tcp,
             limits=self.limits,
             started=0.0,
@@ -171,8 +166,6 @@ class Rig:
                 ("POST", "/handler/dump_traceback", "dump", DUMP | 1 << 8),
                 ("POST", "/handler/fr_trace_json", "opaque", RELAY | 2 << 8),
             ],
-            check_host=False,
-            max_head=8192,
         )
         listener.publish(table, ("ping", "dump_traceback", "fr_trace_json"), ((PONG, PONG),) * 3)
         return listener

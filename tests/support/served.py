@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 from support.certificates import make_certificate
 from support.wire import Address, Client, TlsAddress
 from workerserver.http._protocol import ServerState, WorkerProtocol
-from workerserver.http.access import AccessPolicy
+from workerserver.http.access import AccessPolicy, standard_rules
 from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
 from workerserver.process.pool import DaemonPool
@@ -128,7 +128,7 @@ class Plain(_Server):
         self.state = ServerState(
             self._loop,
             Router(registry),
-            AccessPolicy(token=token, check_host=not self.unix),
+            AccessPolicy(standard_rules(unix=self.unix, token=token)),
             self._pool,
             is_unix=self.unix,
             limits=limits or Limits(),

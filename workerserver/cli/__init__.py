@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Thousands of answers hold no garbage, and to look for some among them took half of the
         # time of a diagnosis.
         gc.set_threshold(100_000)
-    command = importlib.import_module(f"workerserver.cli.{arguments[0]}")
+    command = importlib.import_module(f"{__name__}.{arguments[0]}")
     try:
         status: int = command.main(arguments[1:])
         if arguments[0] != "run":

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     # Before there are threads, so that none of them gets these signals.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     from workerserver.collector.service import Collector
-    from workerserver.http.access import token_from_environment
+    from workerserver.process.credentials import token_from_environment
 
     try:
         collector = Collector(options.targets, options.ranks, token_from_environment())

@@ -21,6 +21,8 @@ __all__ = ["LoadError", "Module", "Program", "Script", "execute", "hide_our_fram
 
 #: CPython 3.15 gives modules no ``__cached__`` any more.
 CACHED = sys.version_info < (3, 15)
+#: How the names of the command line's modules begin.
+_OURS = f"{__package__}."
 
 
 class LoadError(Exception):
@@ -166,8 +168,7 @@ def hide_our_frames(error: BaseException) -> None:
 
 def _is_ours(traceback: TracebackType) -> bool:
     name = str(traceback.tb_frame.f_globals.get("__name__"))
-    parts = name.split(".")
-    return parts[:2] == ["workerserver", "cli"] or parts[0] in ("importlib", "_frozen_importlib")
+    return name.startswith(_OURS) or name.partition(".")[0] in ("importlib", "_frozen_importlib")
 
 
 def _safe_path() -> bool:

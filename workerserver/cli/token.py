@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from workerserver.cli.errors import UsageError
+from workerserver.process.credentials import token_from_environment
 
 __all__ = ["read_token", "token_name"]
 
@@ -12,20 +13,17 @@ __all__ = ["read_token", "token_name"]
 def read_token() -> str | None:
     """The bearer token from WORKERSERVER_TOKEN or WORKERSERVER_TOKEN_FILE, or None.
 
-    UsageError if the file can't be read or if the token can't be part of a header field.
+    UsageError if the token can't be had or can't be part of a header field.
     """
-    token = os.environ.get("WORKERSERVER_TOKEN", "")
-    path = os.environ.get("WORKERSERVER_TOKEN_FILE", "")
-    if not token and path:
-        try:
-            with open(path, encoding="utf-8") as file:
-                token = file.read(65536)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"WORKERSERVER_TOKEN_FILE {path}: {error}") from None
-    token = token.strip()
+    try:
+        token = token_from_environment()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if token is None:
+        return None
     if not all("!" <= c <= "~" for c in token):
         raise UsageError("the token holds characters that can't be sent")
-    return token or None
+    return token
 
 
 def token_name() -> str:

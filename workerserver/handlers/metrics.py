@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from workerserver.http.registry import Registry
 from workerserver.process._pulse import gil_watch, last_heartbeat
-from workerserver.process.loaded import imported
 from workerserver.types import HandlerNotFound, NotImplementedHere, Response
 
 __all__ = ["MetricsState", "metrics_response"]
@@ -35,6 +34,10 @@ class MetricsState(Protocol):
     @property
     def registry(self) -> Registry:
         """The handlers that it serves."""
+
+    @property
+    def standby_threads(self) -> int | None:
+        """Threads of torch's own server, which stands by; None where there can be none."""
 
 
 def metrics_response(state: MetricsState) -> Response:
@@ -102,12 +105,11 @@ class _Collector:
             if value is not None:
                 yield GaugeMetricFamily(f"workerserver_gil_{name}_seconds", text, value=value)
 
-        module = imported("workerserver.native.torch_standby")  # Linux only
-        if module is not None:
+        if state.standby_threads is not None:
             yield GaugeMetricFamily(
                 "workerserver_torch_fallback_threads",
                 "Threads of torch's own server, which answers while the GIL is held.",
-                value=module.fallback.threads,
+                value=state.standby_threads,
             )
 
         running = GaugeMetricFamily(

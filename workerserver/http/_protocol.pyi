@@ -1,32 +1,11 @@
 import asyncio
-from typing import Protocol, final
+from typing import final
 
 from workerserver.http.access import AccessPolicy
+from workerserver.http.limits import Limits
 from workerserver.http.routes import Router
 from workerserver.process.pool import DaemonPool
 from workerserver.types import Response
-
-class _Limits(Protocol):
-    @property
-    def max_head(self) -> int: ...
-    @property
-    def max_headers(self) -> int: ...
-    @property
-    def max_body(self) -> int: ...
-    @property
-    def max_bodies(self) -> int: ...
-    @property
-    def max_connections(self) -> int: ...
-    @property
-    def head_timeout(self) -> float: ...
-    @property
-    def body_timeout(self) -> float: ...
-    @property
-    def idle_timeout(self) -> float: ...
-    @property
-    def gil_deadline(self) -> float: ...
-    @property
-    def gil_timeout(self) -> float: ...
 
 @final
 class ServerState:
@@ -36,16 +15,8 @@ class ServerState:
     pool: DaemonPool
     connections: set[WorkerProtocol]
     requests: dict[tuple[str, int], int]
-    limits: _Limits
+    limits: Limits
     is_unix: bool
-    max_head: int
-    max_headers: int
-    max_body: int
-    max_bodies: int
-    max_connections: int
-    head_timeout: float
-    body_timeout: float
-    idle_timeout: float
     stall_seconds: float
     drain_seconds: float
     closing: bool
@@ -57,7 +28,7 @@ class ServerState:
         pool: DaemonPool,
         *,
         is_unix: bool,
-        limits: _Limits,
+        limits: Limits,
     ) -> None: ...
 
 def whole_reply(response: Response, close: bool) -> bytes: ...

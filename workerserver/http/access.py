@@ -1,80 +1,110 @@
-"""Who may ask: bearer token, browsers, Host on TCP, and the peer's user on a Unix socket."""
+"""Who may ask: the rules of a listener.
+
+Each rule is the one owner of what it demands. The policy asks all of them about every request, on
+every transport. What a rule says beside that only saves time: a rule that says nothing is asked
+each time, in Python, and then the I/O thread answers nothing by itself.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from workerserver.types import Forbidden, Unauthorized
 
 if TYPE_CHECKING:
     from workerserver._parser import ParsedRequest
 
-__all__ = ["PEER_REFUSED", "AccessPolicy", "peer_allowed", "token_from_environment"]
+__all__ = [
+    "PEER_REFUSED",
+    "AccessPolicy",
+    "BearerToken",
+    "HostNames",
+    "NativeForm",
+    "NoWebPages",
+    "OwnUser",
+    "Rule",
+    "standard_rules",
+]
 
 PEER_REFUSED = "this socket serves its own user only"
 
 
-def token_from_environment() -> str | None:
-    """``WORKERSERVER_TOKEN``, or the first line of the file ``WORKERSERVER_TOKEN_FILE`` names.
+class NativeForm(NamedTuple):
+    """A rule as the I/O thread can judge it, without the GIL (native/rules.pyx).
 
-    A variable that is empty counts as not set. Raises ValueError for a file that can't be read or
-    holds no token: serving without the protection that somebody asked for would be worse than not
-    serving.
-    """
-    token = os.environ.get("WORKERSERVER_TOKEN", "").strip()
-    path = os.environ.get("WORKERSERVER_TOKEN_FILE")
-    if not token and path:
-        try:
-            with open(path, encoding="utf-8") as file:
-                token = file.readline().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"WORKERSERVER_TOKEN_FILE {path} can't be read: {error}") from error
-        if not token:
-            raise ValueError(f"WORKERSERVER_TOKEN_FILE {path} holds no token")
-    return token or None
-
-
-class AccessPolicy:
-    """The rules of one listener. ``check()`` raises Forbidden or Unauthorized.
-
-    *hosts* are further names that this machine answers to (its hostname always is one).
+    Where the I/O thread is sure that the rule passes, it has to be right. *refusal* is what the
+    rule's ``check()`` raises where the I/O thread is sure that the rule refuses.
     """
 
-    def __init__(
-        self, *, token: str | None = None, check_host: bool = False, hosts: tuple[str, ...] = ()
-    ) -> None:
-        self.token = None if token is None else token.encode()
-        if token is not None:
-            from hmac import compare_digest  # with hashlib: milliseconds that not everybody pays
+    kind: Literal["web_page", "host", "token", "peer"]
+    names: tuple[str, ...] = ()
+    prefix: str | None = None
+    token: bytes = b""
+    uid: int = -1
+    refusal: type[Unauthorized] | None = None
 
-            self._same = compare_digest
-        self.check_host = check_host
-        own = socket.gethostname().lower()
-        short = own.partition(".")[0]
-        self.names = {"localhost", own, short, *(h.lower() for h in hosts)} - {""}
-        self.prefix = f"{short}." if short not in ("", "localhost") else None
-        self._good_host: bytes | None = None  # the last one that passed
-        #: False if check() can only ever object to a cross-site request.
-        self.strict = check_host or token is not None
+
+class Rule:
+    """One demand on the requests of a listener, or on its connections.
+
+    ``check()`` and ``admit()`` are the rule itself; a subclass has one of them, or both.
+    ``native()`` and ``only_cross_site`` save time. They count only if they were written for these
+    very methods: a subclass that replaces the rule itself does not inherit them.
+    """
+
+    #: Whether check() can only ever refuse a request whose ``cross_site`` is true.
+    only_cross_site: bool = False
+
+    def check(self, request: ParsedRequest) -> None:
+        """Raises Forbidden or Unauthorized for a request that is refused."""
+
+    def admit(self, sock: socket.socket | None) -> None:
+        """Raises Forbidden for a new connection that is refused. *sock* is its socket, or
+        uvloop's stand-in for it; None where the transport has none."""
+
+    def native(self) -> NativeForm | None:
+        """The whole rule as the I/O thread can judge it; None: it can't."""
+        return None
+
+
+class NoWebPages(Rule):
+    """No request that a browser sends on behalf of a web page."""
+
+    only_cross_site = True
 
     def check(self, request: ParsedRequest) -> None:
         if request.cross_site:
             raise Forbidden("requests made by a web page are not served")
-        if self.check_host and request.host != self._good_host:
-            self._check_host_name(request.host)
-            self._good_host = request.host
-        if self.token is not None:
-            scheme, _, given = (request.authorization or b"").partition(b" ")
-            matches = self._same(given.strip(), self.token)
-            if scheme.lower() != b"bearer" or not matches:
-                raise Unauthorized
 
-    def _check_host_name(self, raw: bytes) -> None:
-        """An IP literal, localhost, or a name of ours: else a DNS name under somebody else's
-        control could make a browser talk to us as if it were that name's own server."""
+    def native(self) -> NativeForm:
+        # A request with a field by which a page shows is never recognised: see recognise.pyx.
+        return NativeForm("web_page")
+
+
+class HostNames(Rule):
+    """The Host is an IP address, localhost, or a name of this machine.
+
+    A DNS name that somebody else controls could make a browser talk to this server as if it were
+    that name's own. *hosts* are further names of this machine; its hostname always is one.
+    """
+
+    def __init__(self, hosts: Iterable[str] = ()) -> None:
+        own = socket.gethostname().lower()
+        short = own.partition(".")[0]
+        self.names = {"localhost", own, short, *(host.lower() for host in hosts)} - {""}
+        self.prefix = f"{short}." if short not in ("", "localhost") else None
+        self._good: bytes | None = None  # the last Host that passed
+
+    def check(self, request: ParsedRequest) -> None:
+        if request.host != self._good:
+            self._check_name(request.host)
+            self._good = request.host
+
+    def _check_name(self, raw: bytes) -> None:
         if not raw:
             return  # HTTP/1.0 without Host: no browser
         text = raw.decode("latin-1").lower()
@@ -92,18 +122,116 @@ class AccessPolicy:
         except ValueError:
             raise Forbidden(f"Host {text[:200]} is not a name of this server") from None
 
+    def native(self) -> NativeForm:
+        return NativeForm("host", names=tuple(sorted(self.names)), prefix=self.prefix)
 
-def peer_allowed(sock: socket.socket) -> bool:
-    """Whether the process at the other end of a Unix socket is root's or of our own user.
 
-    Where the kernel can't tell, the socket file's mode (0600) has to be enough.
+class BearerToken(Rule):
+    """The request carries the token (RFC 6750, 2.1)."""
+
+    def __init__(self, token: str) -> None:
+        from hmac import compare_digest  # with hashlib: milliseconds that not everybody pays
+
+        self._token = token.encode()
+        self._same = compare_digest
+
+    def check(self, request: ParsedRequest) -> None:
+        scheme, _, given = (request.authorization or b"").partition(b" ")
+        matches = self._same(given.strip(), self._token)
+        if scheme.lower() != b"bearer" or not matches:
+            raise Unauthorized
+
+    def native(self) -> NativeForm:
+        return NativeForm("token", token=self._token, refusal=Unauthorized)
+
+
+class OwnUser(Rule):
+    """The process at the other end of a Unix socket is root's or of our own user.
+
+    Where the kernel can't tell, the mode of the socket file (0600) has to be enough.
     """
+
+    only_cross_site = True  # it refuses no request at all
+
+    def admit(self, sock: socket.socket | None) -> None:
+        if sock is not None and _peer_uid(sock) not in (None, 0, os.geteuid()):
+            raise Forbidden(PEER_REFUSED)
+
+    def native(self) -> NativeForm:
+        return NativeForm("peer", uid=os.geteuid())
+
+
+def _peer_uid(sock: socket.socket) -> int | None:
+    """The user of the process at the other end: -1 if the kernel should know but doesn't say,
+    None on a platform that never does."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
-        return True
+        return None
     try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i"))
+        if hasattr(sock, "getsockopt"):
+            raw = sock.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i"))
+        else:  # uvloop's stand-in: a socket object on a copy of the descriptor can ask
+            with socket.socket(fileno=os.dup(sock.fileno())) as copy:
+                raw = copy.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i"))
     except OSError:
-        return False
-    _, uid, _ = struct.unpack("3i", raw)
-    return uid in (0, os.geteuid())
+        return -1
+    return int(struct.unpack("3i", raw)[1])
+
+
+def standard_rules(
+    *, unix: bool, token: str | None = None, hosts: Iterable[str] = ()
+) -> tuple[Rule, ...]:
+    """The rules of a listener on a Unix socket, else of one on TCP."""
+    rules: list[Rule] = [NoWebPages(), OwnUser() if unix else HostNames(hosts)]
+    if token is not None:
+        rules.append(BearerToken(token))
+    return tuple(rules)
+
+
+class AccessPolicy:
+    """The rules of one listener; immutable. The first rule that refuses gives the reason.
+
+    ``native`` has the form of every rule, or is None if a rule has no such form: then the I/O
+    thread may answer nothing. ``checks`` are the rules' check() methods, all of them;
+    ``plain_checks`` are enough for a request that isn't cross-site.
+    """
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self.rules = tuple(rules)
+        self.native = _native_forms(self.rules)
+        self.checks = tuple(rule.check for rule in self.rules)
+        self.plain_checks = tuple(
+            rule.check
+            for rule in self.rules
+            if not (_describes(rule, "only_cross_site") and rule.only_cross_site)
+        )
+
+    def check(self, request: ParsedRequest) -> None:
+        """Raises Forbidden or Unauthorized for a request that a rule refuses."""
+        for check in self.checks if request.cross_site else self.plain_checks:
+            check(request)
+
+    def admit(self, sock: socket.socket | None) -> None:
+        """Raises Forbidden for a new connection that a rule refuses."""
+        for rule in self.rules:
+            rule.admit(sock)
+
+
+def _native_forms(rules: Iterable[Rule]) -> tuple[NativeForm, ...] | None:
+    """The form of every rule, in order; None if a rule has none."""
+    forms = []
+    for rule in rules:
+        form = rule.native() if _describes(rule, "native") else None
+        if form is None:
+            return None
+        forms.append(form)
+    return tuple(forms)
+
+
+def _describes(rule: Rule, name: str) -> bool:
+    """Whether the class that defines *name* also has the check() and admit() that *rule* runs."""
+    kind = type(rule)
+    owner: type = next(each for each in kind.__mro__ if name in vars(each))
+    return all(
+        getattr(owner, method, None) is getattr(kind, method) for method in ("check", "admit")
+    )

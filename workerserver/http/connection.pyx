@@ -7,19 +7,15 @@ doesn't define, so it runs on any loop and on any transport.
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
 
-from workerserver.http.bounds cimport DRAIN_LIMIT, REFUSED_LIMIT
+from workerserver.http.bounds cimport MAX_DRAINED_BYTES, MAX_REFUSED
 from workerserver.process.clock cimport monotonic
 from workerserver._parser cimport ParsedRequest, QueryValidator, RequestParser
 
 import logging
-import os
 import select
-import socket
 from asyncio import CancelledError
 from functools import partial
 
-from workerserver.http.access import PEER_REFUSED as _PEER_REFUSED
-from workerserver.http.access import peer_allowed
 from workerserver.http.responses import error_response, failure, to_response
 from workerserver.types import (
     Forbidden,
@@ -30,10 +26,13 @@ from workerserver.types import (
     WorkerServerError,
 )
 
+# For responses.failure(): a frame of this module is no news to whoever wrote the handler.
+_passes_calls_on = True
+
 cdef object _logger = logging.getLogger("workerserver")
 
-cdef Py_ssize_t READ_AHEAD = 64 * 1024  # bytes kept for requests whose turn has not come
-cdef Py_ssize_t JOIN_LIMIT = 16 * 1024  # bodies up to this are copied behind their head
+cdef Py_ssize_t MAX_READ_AHEAD_BYTES = 64 * 1024  # bytes kept for requests whose turn has not come
+cdef Py_ssize_t MAX_JOINED_BYTES = 16 * 1024  # bodies up to this are copied behind their head
 
 
 cdef enum Stage:
@@ -79,9 +78,10 @@ cdef class WorkerProtocol:
     cdef object __weakref__
 
     def __init__(self, ServerState state):
+        limits = state.limits
         self._state = state
         self._parser = RequestParser(
-            max_head=state.max_head, max_headers=state.max_headers, max_body=state.max_body
+            max_head=limits.max_head, max_headers=limits.max_headers, max_body=limits.max_body
         )
         self.fileno = -1
         self._stage = STAGE_IDLE
@@ -94,23 +94,38 @@ cdef class WorkerProtocol:
         state.connections.add(self)
         self._want_bytes = getattr(transport, "want_bytes", None)
         if self._want_bytes is not None:
-            # The native I/O thread: it keeps the door, and the time between messages.
+            # The native I/O thread counts connections and keeps the time between messages. It has
+            # admitted this one if it knows every rule; to ask again would cost a descriptor.
             if state.closing:
                 transport.close()
+            elif state.policy.native is None:
+                self._admit(transport.get_extra_info("socket"))
             return
         sock = transport.get_extra_info("socket")
         if sock is not None:
             self.fileno = sock.fileno()
+        most = state.limits.max_connections
         if state.closing:
             transport.close()
-        elif len(state.connections) > state.max_connections + REFUSED_LIMIT:
+        elif len(state.connections) > most + MAX_REFUSED:
             transport.abort()
-        elif len(state.connections) > state.max_connections:
-            self._fail(ServerBusy(f"{state.max_connections} connections"))
-        elif state.is_unix and sock is not None and not _peer_allowed(sock):
-            self._fail(Forbidden(_PEER_REFUSED))
-        else:
-            self._set_deadline(state.head_timeout)
+        elif len(state.connections) > most:
+            self._fail(ServerBusy(f"{most} connections"))
+        elif self._admit(sock):
+            self._set_deadline(state.limits.head_timeout)
+
+    cdef bint _admit(self, sock) except -1:
+        """Whether the policy takes the connection; if not, it is told so and ended."""
+        try:
+            self._state.policy.admit(sock)
+        except WorkerServerError as error:
+            self._fail(error)
+            return False
+        except Exception as error:  # a rule's own mistake: a connection that it can't judge
+            _logger.warning("a rule failed, so a connection was refused", exc_info=True)
+            self._fail(Forbidden("this connection can't be judged"))
+            return False
+        return True
 
     cdef object _peer(self):
         """``host:port`` of the client; None on a Unix socket."""
@@ -131,7 +146,7 @@ cdef class WorkerProtocol:
     def data_received(self, bytes data):
         if self._stage == STAGE_DRAIN:
             self._drained += len(data)
-            if self._drained > DRAIN_LIMIT:
+            if self._drained > MAX_DRAINED_BYTES:
                 self._transport.abort()
             return
         if self._stage == STAGE_LOST:
@@ -204,7 +219,7 @@ cdef class WorkerProtocol:
         if self._parser.reading_body():
             if self._stage != STAGE_BODY:
                 self._stage = STAGE_BODY
-                self._set_deadline(state.body_timeout)
+                self._set_deadline(state.limits.body_timeout)
                 if self._parser.take_continue():
                     self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if not self._hold(self._parser.held):
@@ -212,12 +227,12 @@ cdef class WorkerProtocol:
         elif self._parser.between_messages():
             self._stage = STAGE_IDLE
             if self._want_bytes is None:
-                self._set_deadline(state.idle_timeout)
+                self._set_deadline(state.limits.idle_timeout)
             else:
                 self._deadline = 0.0
         elif self._stage != STAGE_HEAD:
             self._stage = STAGE_HEAD
-            self._set_deadline(state.head_timeout)
+            self._set_deadline(state.limits.head_timeout)
         if self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()
@@ -227,7 +242,7 @@ cdef class WorkerProtocol:
 
     cdef int _limit_reading(self) except -1:
         if not self._reading_paused and self._stage == STAGE_BUSY:
-            if self._parser.buffered > READ_AHEAD:
+            if self._parser.buffered > MAX_READ_AHEAD_BYTES:
                 self._reading_paused = True
                 self._transport.pause_reading()
         return 0
@@ -237,7 +252,7 @@ cdef class WorkerProtocol:
         written; False, and the connection fails, if all together hold too many."""
         self._state.body_bytes += size - self._body_bytes
         self._body_bytes = size
-        if size == 0 or self._state.body_bytes <= self._state.max_bodies:
+        if size == 0 or self._state.body_bytes <= self._state.limits.max_bodies:
             return True
         self._fail(ServerBusy("request bodies fill the memory set aside for them"))
         return False
@@ -253,8 +268,9 @@ cdef class WorkerProtocol:
         self._stage = STAGE_IDLE
         handler = None
         try:
-            if request.cross_site or state._strict:
-                state.policy.check(request)
+            # As policy.check() does, without the time for another call.
+            for check in state._checks if request.cross_site else state._plain_checks:
+                check(request)
             handler, path = state.router.resolve(request.method, request.path)
             validator = handler.validator
             if request.query or request.body:
@@ -324,7 +340,7 @@ cdef class WorkerProtocol:
     # --- replies out
 
     cdef int _respond(self, str name, response) except -1:
-        """Write the reply to ``_request``; closes where that was the connection's last one."""
+        """Write the reply to ``_request``, and close behind the connection's last one."""
         cdef ParsedRequest request = self._request
         cdef bint close = not request.keep_alive or self._state.closing
         self._request = None
@@ -333,7 +349,7 @@ cdef class WorkerProtocol:
             self._write_response(
                 name, response, close, request.method == b"HEAD", request.http_version == "1.0"
             )
-        except BaseException:  # out of memory, say: what was written of it can't be taken back
+        except BaseException:  # out of memory, say; a part of it may be written already
             _logger.debug("reply of %s not written", name, exc_info=True)
             self._transport.abort()
             return 0
@@ -342,7 +358,7 @@ cdef class WorkerProtocol:
         return 0
 
     cdef int _fail(self, error) except -1:
-        """Answer what can't be answered otherwise, once, and close."""
+        """Answer with *error*, whatever was asked, and close."""
         self._hold(0)
         self._write_response("", error_response(error), True, False, False)
         self._finish()
@@ -362,7 +378,7 @@ cdef class WorkerProtocol:
         head = reply_head(response, len(body), close, http_1_0)
         if head_only or not body:
             self._transport.write(head)
-        elif len(body) <= JOIN_LIMIT:
+        elif len(body) <= MAX_JOINED_BYTES:
             self._transport.write(head + body)
         else:
             self._transport.write(head)
@@ -426,9 +442,9 @@ cdef class WorkerProtocol:
         elif self._stage == STAGE_DRAIN:
             self._transport.close()
         elif self._stage == STAGE_BODY:
-            self._fail(RequestTimeout("body", self._state.body_timeout))
+            self._fail(RequestTimeout("body", self._state.limits.body_timeout))
         elif self._stage == STAGE_HEAD:
-            self._fail(RequestTimeout("head", self._state.head_timeout))
+            self._fail(RequestTimeout("head", self._state.limits.head_timeout))
         elif self._stage == STAGE_IDLE:
             self._finish()
 
@@ -448,15 +464,6 @@ cdef class WorkerProtocol:
     def abort(self):
         if self._transport is not None:
             self._transport.abort()
-
-
-cdef bint _peer_allowed(sock) except -1:
-    # uvloop gives a stand-in that has no getsockopt(): a socket object on a copy of the
-    # descriptor asks the same question.
-    if hasattr(sock, "getsockopt"):
-        return peer_allowed(sock)
-    with socket.socket(fileno=os.dup(sock.fileno())) as copy:
-        return peer_allowed(copy)
 
 
 cdef bint _hung_up(int fd) except -1:

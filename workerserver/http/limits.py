@@ -1,8 +1,9 @@
-"""What one server takes of its clients: bytes, counts and seconds."""
+"""What one server takes from its clients: bytes, counts and seconds."""
 
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, replace
 
 from workerserver import _parser
@@ -10,10 +11,26 @@ from workerserver.process.environment import seconds
 
 __all__ = ["Limits"]
 
+#: The largest number of things, a C int, and of bytes, a Py_ssize_t.
+MAX_COUNT = 2**31 - 1
+MAX_BYTES = sys.maxsize
+_WHOLE = {
+    "max_head": MAX_BYTES,
+    "max_headers": MAX_COUNT,
+    "max_body": MAX_BYTES,
+    "max_bodies": MAX_BYTES,
+    "max_connections": MAX_COUNT,
+}
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes: bytes, counts and seconds. The defaults are the documented ones."""
+    """What one server takes from its clients; the defaults are the documented ones.
+
+    The one owner of these numbers: a server makes one, and everything else holds it. Only the I/O
+    thread has copies, because it can't read Python's objects (native/loop_side.pyx, and
+    native/table.pyx, where its own bounds come in).
+    """
 
     max_head: int = _parser.MAX_HEAD
     max_headers: int = _parser.MAX_HEADERS
@@ -23,16 +40,24 @@ class Limits:
     head_timeout: float = 10.0
     body_timeout: float = 30.0
     idle_timeout: float = 75.0
-    #: What the loop has not claimed by then is answered without it where that is possible ...
+    #: A request that the loop has not claimed by then is answered without the loop, where that is
+    #: possible ...
     gil_deadline: float = 0.25
-    #: ... and by then refused with 503, and never run.
+    #: ... and by then it is refused with 503, and never run.
     gil_timeout: float = 5.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError, which names the field, unless each is a number of at least 0."""
+        """Raises ValueError, which names the field, unless each is a number of at least 0, and a
+        whole one where bytes or things are counted."""
         for name, value in vars(self).items():
             if not isinstance(value, (int, float)) or not value >= 0:
                 raise ValueError(f"Limits: {name} must be a number of at least 0, not {value!r}")
+        for name, most in _WHOLE.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value > most:
+                raise ValueError(
+                    f"Limits: {name} must be a whole number of at most {most}, not {value!r}"
+                )
 
     @classmethod
     def from_environment(cls) -> Limits:

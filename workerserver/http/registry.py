@@ -24,7 +24,7 @@ __all__ = ["Handler", "Kind", "Registry", "Source"]
 Kind = Literal["inline", "async", "thread"]
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Requests that may be inside one handler at a time, unless it was registered with its own limit.
+#: Requests inside one handler at one time, unless it is registered with a limit of its own.
 DEFAULT_LIMIT = 8
 
 
@@ -88,7 +88,7 @@ class Handler:
 
 
 class Source(Protocol):
-    """Where a registry looks for what it doesn't hold itself; torch's own registry is one."""
+    """A second place where a registry looks for handlers; torch's own registry is one."""
 
     def names(self) -> list[str]: ...
 
@@ -123,8 +123,8 @@ class Registry:
 
         *inline* runs it on the server's loop: only for what is short and never blocks. *limit*
         bounds the requests inside it at one time; one more gets 503. *requires* names a module
-        without which the handler is neither listed nor served. *shadow* lets it stand before a
-        handler of the same name in the fallback.
+        without which the handler is neither listed nor served. *shadow* allows a name that the
+        fallback has too; the fallback's handler is then hidden.
 
         Raises ValueError for a name that is taken (``Handler X already registered``), TypeError
         for a non-callable or for a signature that can't be turned into parameters.

@@ -2,9 +2,9 @@
 
 from http import HTTPStatus
 
-cdef int HEADS_KEPT = 256
+cdef int MAX_HEADS = 256
 
-# (status, content type, length) -> head, for replies that have nothing special about them.
+# (status, content type, length) -> head, for replies without further header fields.
 cdef dict _heads = {}
 cdef dict _REASONS = {int(status): status.phrase.encode() for status in HTTPStatus}
 
@@ -26,7 +26,7 @@ cdef bytes reply_head(response, Py_ssize_t length, bint close, bint http_1_0):
     head = _heads.get(shape)
     if head is None:
         head = _head(status, shape[1], length, "")
-        if len(_heads) < HEADS_KEPT:
+        if len(_heads) < MAX_HEADS:
             _heads[shape] = head
     return head
 
@@ -47,5 +47,5 @@ cdef bytes _head(int status, str content_type, Py_ssize_t length, str extra):
 
 
 def whole_reply(response, bint close):
-    """*response* as it goes out, for replies that are made before anybody asks."""
+    """*response* as it is sent; for replies that are made before a request comes."""
     return reply_head(response, len(response.body), close, False) + response.body

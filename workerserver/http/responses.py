@@ -34,7 +34,7 @@ def failure(name: str, error: BaseException) -> Response:
     """An error of ours as the status it carries; anything else as 500, in the words of torch's
     server: ``Handler NAME failed: Type: text``, then where it was raised, innermost first.
 
-    Never raises: whoever asked has to get an answer, whatever the exception's own methods do.
+    Never raises: the client gets an answer even if the exception's own methods fail.
     """
     try:
         return _failure(name, error)
@@ -44,7 +44,7 @@ def failure(name: str, error: BaseException) -> Response:
 
 def _failure(name: str, error: BaseException) -> Response:
     if isinstance(error, WorkerServerError):
-        with contextlib.suppress(Exception):  # somebody's own class, which can't be sent
+        with contextlib.suppress(Exception):  # somebody's subclass may hold what can't be sent
             return error_response(error)
     try:
         text = str(error)
@@ -64,21 +64,18 @@ def error_response(error: WorkerServerError) -> Response:
 
 
 def _places(trace: TracebackType | None) -> list[tuple[str, int, str]]:
-    """(file, line, function) of each level, outermost first; the calls into the handler left out.
+    """(file, line, function) of each level, outermost first; without the frames that only pass a
+    call on to the handler. Their modules say so by a global ``_passes_calls_on``.
 
     Bounded: a handler may fail by running out of stack.
     """
     summary = traceback.StackSummary.extract(
-        ((frame, line) for frame, line in traceback.walk_tb(trace)),
+        (
+            (frame, line)
+            for frame, line in traceback.walk_tb(trace)
+            if "_passes_calls_on" not in frame.f_globals
+        ),
         limit=-50,
         lookup_lines=False,
     )
-    return [
-        (entry.filename, entry.lineno or 0, entry.name)
-        for entry in summary
-        if not entry.filename.endswith(_DISPATCH_FILES)
-    ]
-
-
-#: Where a call into a handler passes through: no news to whoever wrote the handler.
-_DISPATCH_FILES = ("workerserver/http/connection.pyx", "workerserver/handlers/torch_bridge.py")
+    return [(entry.filename, entry.lineno or 0, entry.name) for entry in summary]

@@ -25,11 +25,11 @@ __all__ = ["Router"]
 
 INDEX = b'<h1>torch.distributed.WorkerServer</h1>\n<a href="/handler/">Handler names</a>\n'
 PREFIX = "/handler/"
-CACHE_SIZE = 256
+MAX_CACHED = 256
 
 
 class Router:
-    """``resolve()`` belongs to the loop's thread; what else it has is only read, from any."""
+    """``resolve()`` is for the loop's thread. Everything else is read-only, for any thread."""
 
     def __init__(self, registry: Registry, metrics: Callable[[], Response] | None = None) -> None:
         self.registry = registry
@@ -64,7 +64,7 @@ class Router:
             return found
         path = unquote(raw_path)
         handler = self._find(method, path)
-        if len(self._cache) < CACHE_SIZE and self._lasting(handler):
+        if len(self._cache) < MAX_CACHED and self._lasting(handler):
             self._cache[(method, raw_path)] = (handler, path)
         return handler, path
 
@@ -95,12 +95,13 @@ class Router:
         return Response.json(self.registry.names())
 
     def _healthz(self, max_step_age: Annotated[float | None, Range(0.0, 1e9)] = None) -> Response:
-        """The process answers; with *max_step_age* seconds, also that its steps go on."""
+        """200: the process answers. With *max_step_age*, 503 if the last step is older than that
+        many seconds."""
         body, status = health(self.started, max_step_age)
         return Response(body, status, "application/json")
 
 
 def _rank() -> int | None:
-    """The launcher's RANK, None if it gave none that could be one."""
+    """The launcher's RANK; None if it isn't set or can't be a rank."""
     text = os.environ.get("RANK", "")
     return int(text) if text.isdecimal() and text.isascii() and len(text) < 19 else None

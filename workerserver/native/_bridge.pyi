@@ -1,7 +1,10 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple, Protocol, final
+from typing import Any, Literal, NamedTuple, final
+
+from workerserver.http.access import NativeForm
+from workerserver.http.limits import Limits
 
 class Look(NamedTuple):
     length: int
@@ -13,6 +16,7 @@ class Look(NamedTuple):
     fields: int
     keep_alive: bool
     allowed: bool
+    refused: bool
     action: int | None
     max_step_age: float | None
     format: str
@@ -31,12 +35,8 @@ class Table:
             ]
         ],
         *,
-        check_host: bool = ...,
-        names: Iterable[str] = ...,
-        prefix: str | None = ...,
-        token: bytes | None = ...,
-        max_head: int = ...,
-        max_headers: int = ...,
+        rules: Iterable[tuple[NativeForm, int | None]] = ...,
+        limits: Limits = ...,
     ) -> Table: ...
     def look(self, data: bytes) -> Look | Literal["incomplete", "forward"]: ...
 
@@ -86,18 +86,6 @@ DUMP: int
 RELAY: int
 NAME: str
 
-class _Limits(Protocol):
-    @property
-    def max_connections(self) -> int: ...
-    @property
-    def head_timeout(self) -> float: ...
-    @property
-    def idle_timeout(self) -> float: ...
-    @property
-    def gil_deadline(self) -> float: ...
-    @property
-    def gil_timeout(self) -> float: ...
-
 @final
 class NativeHub:
     loop: asyncio.AbstractEventLoop
@@ -115,9 +103,10 @@ class NativeListener:
         fd: int,
         factory: Callable[[], Any],
         refresh: Callable[[], object],
+        table: Table,
         *,
         local: bool,
-        limits: _Limits,
+        limits: Limits,
         started: float,
         too_many: bytes,
         forbidden: bytes,

@@ -108,12 +108,12 @@ cdef void emit(Connection *connection, const char *data, size_t size) noexcept n
 cdef void send_answer(
     Connection *connection, const Answer *answer, int route, bint keep_alive, size_t *joined
 ) noexcept nogil:
-    """A precomputed reply of status 200. With *joined*, behind as many bytes in hub.joined, which
+    """A precomputed reply. With *joined*, behind as many bytes in hub.joined, which
     are not sent yet: a crowd of pipelined requests costs one send()."""
     cdef char *buffer = connection.hub.joined
     cdef const char *data = answer.data if keep_alive else answer.closing
     cdef size_t size = answer.size if keep_alive else answer.closing_size
-    count(connection.listener, route, 200)
+    count(connection.listener, route, answer.status)
     if joined == NULL:
         emit(connection, data, size)
         return

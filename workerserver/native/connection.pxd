@@ -60,6 +60,7 @@ cdef struct Answer:  # a whole precomputed reply; borrowed from the Python side'
     size_t size
     const char *closing  # the same with Connection: close
     size_t closing_size
+    int status
 
 
 cdef struct Count:
@@ -86,7 +87,6 @@ cdef struct Listener:
     int references  # connections that are not freed yet
     void *owner  # the Python side, a reference; NULL once that has let go
     double resume_at  # 0, or when to accept again after running out of descriptors
-    uint32_t uid
     int connections
     int max_connections
     double head_timeout

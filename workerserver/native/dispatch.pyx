@@ -88,8 +88,8 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
             verdict = recognise(at, left, &connection.state, &request)
             if verdict == VERDICT_INCOMPLETE and left <= <size_t>listener.table.max_head:
                 break
-            if verdict == VERDICT_RECOGNISED and allowed(listener.table, at, &request):
-                route = find(listener.table, at, &request, &parameters)
+            if verdict == VERDICT_RECOGNISED:
+                route = judge(listener.table, at, &request, &parameters)
                 _remember(listener, at, route, &request)
         used = <size_t>request.length
         if route == NULL or route.action & 255 != ACTION_STATIC:
@@ -276,9 +276,7 @@ cdef const Route *_judge(
     if recognise(data, size, &state, request) != VERDICT_RECOGNISED:
         request.length = 0
         return NULL
-    if not allowed(connection.listener.table, data, request):
-        return NULL
-    return find(connection.listener.table, data, request, parameters)
+    return judge(connection.listener.table, data, request, parameters)
 
 
 cdef void _answered(Connection *connection) noexcept nogil:

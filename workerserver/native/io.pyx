@@ -12,10 +12,10 @@ from libc.string cimport memcpy, memset
 from posix.time cimport itimerspec
 from posix.unistd cimport close, read
 
-from workerserver.http.bounds cimport DRAIN_LIMIT, REFUSED_LIMIT
+from workerserver.http.bounds cimport MAX_DRAINED_BYTES, MAX_REFUSED
 from workerserver.native.system cimport (
-    IPPROTO_TCP, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET, SO_PEERCRED, TCP_NODELAY,
-    TFD_TIMER_ABSTIME, accept4, getsockopt, recv, setsockopt, socklen_t, ucred,
+    IPPROTO_TCP, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_NONBLOCK, TCP_NODELAY, TFD_TIMER_ABSTIME,
+    accept4, recv, setsockopt,
 )
 from workerserver.process.clock cimport monotonic
 from workerserver.process.epoll cimport (
@@ -43,10 +43,7 @@ cdef double ACCEPT_PAUSE = 0.1
 cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
     """Accept what waits, under the lock: a fork in between would inherit what no table holds."""
     cdef Connection *connection
-    cdef ucred peer
-    cdef socklen_t size
     cdef int _i, fd, one = 1
-    cdef bint foreign
     for _i in range(ACCEPTS):
         if not listener.accepting:
             return
@@ -59,19 +56,11 @@ cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
                 arm(hub, listener.resume_at)
             return
         connection = <Connection *>calloc(1, sizeof(Connection))
-        if connection == NULL or listener.connections >= listener.max_connections + REFUSED_LIMIT:
+        if connection == NULL or listener.connections >= listener.max_connections + MAX_REFUSED:
             free(connection)
             close(fd)
             continue
-        foreign = False
-        if listener.local:
-            size = sizeof(peer)
-            peer.uid = 0xffffffff
-            if getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0:
-                foreign = True
-            elif peer.uid != 0 and peer.uid != listener.uid:
-                foreign = True
-        else:
+        if not listener.local:
             setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
         connection.kind = KIND_CONNECTION
         connection.fd = fd
@@ -95,7 +84,7 @@ cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
             die(connection)
         elif listener.connections > listener.max_connections:
             send_final(connection, &listener.too_many, 503)
-        elif foreign:
+        elif not admitted(listener.table, fd):
             send_final(connection, &listener.forbidden, 403)
 
 
@@ -115,7 +104,7 @@ cdef void _readable(Connection *connection) noexcept nogil:
         return
     if connection.stage == STAGE_DRAIN:
         connection.drained += <size_t>n
-        if connection.drained > DRAIN_LIMIT:
+        if connection.drained > MAX_DRAINED_BYTES:
             die(connection)
         return
     if connection.stage == STAGE_IO and connection.start == connection.size:

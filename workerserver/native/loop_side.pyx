@@ -10,7 +10,7 @@ from libc.errno cimport errno
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
-from posix.unistd cimport geteuid, read
+from posix.unistd cimport read
 
 from workerserver.process.clock cimport monotonic
 from workerserver.native._engine cimport (
@@ -38,8 +38,8 @@ RELAY = ACTION_RELAY
 NAME = "workerserver-io"
 
 cdef enum:
-    ANSWERS = 64  # of one listener
-    TURN = 256  # connections that one turn of the loop serves; then others have theirs
+    MAX_ANSWERS = 64  # of one listener
+    MAX_TURN_CONNECTIONS = 256  # served in one turn of the loop; then others have theirs
 
 
 @cython.final
@@ -100,7 +100,7 @@ cdef class NativeHub:
         self._release(turn_begin(self._hub, &number))
         loop_turn.begin()
         try:
-            for _i in range(TURN):
+            for _i in range(MAX_TURN_CONNECTIONS):
                 before = number
                 connection = NULL if self._hub == NULL else turn_next(self._hub, &number)
                 if connection == NULL:
@@ -183,7 +183,8 @@ cdef class NativeListener:
     """One listening socket of a hub, and what the I/O thread may answer on it.
 
     *factory* makes the protocol of a connection; *refresh* is called on the loop's thread now and
-    then, when the hub has a turn anyway.
+    then, when the hub has a turn anyway. *table* is in force from the first connection on; it
+    names no answers, which only publish() brings.
     """
 
     cdef NativeHub _hub
@@ -192,13 +193,13 @@ cdef class NativeListener:
     cdef object _refresh_callback
     cdef tuple _keep  # what the C side borrows: the table and the answers ...
     cdef tuple _finals  # ... and the last words
-    cdef Answer _answers[ANSWERS]
+    cdef Answer _answers[MAX_ANSWERS]
     cdef tuple _names  # of the routes' counts
     cdef dict _counted  # under the tables before
 
     def __init__(
-        self, NativeHub hub, int fd, factory, refresh, *, bint local, limits, double started,
-        bytes too_many, bytes forbidden, bytes head_late,
+        self, NativeHub hub, int fd, factory, refresh, Table table not None, *, bint local, limits,
+        double started, bytes too_many, bytes forbidden, bytes head_late,
     ):
         cdef Listener model
         if hub._hub == NULL:
@@ -208,12 +209,11 @@ cdef class NativeListener:
         self._refresh_callback = refresh
         self._counted = {}
         self._names = ()
-        self._keep = (Table([], check_host=False), ())
+        self._keep = (table, ())
         self._finals = (too_many, forbidden, head_late)
         memset(&model, 0, sizeof(model))
         model.fd = fd
         model.local = local
-        model.uid = geteuid()  # as access.peer_allowed()
         model.max_connections = limits.max_connections
         model.head_timeout = limits.head_timeout
         model.idle_timeout = limits.idle_timeout
@@ -243,8 +243,8 @@ cdef class NativeListener:
         """
         cdef int i
         cdef bytes whole, closing
-        cdef Answer[ANSWERS] fresh
-        if len(answers) > ANSWERS or len(names) != len(answers):
+        cdef Answer[MAX_ANSWERS] fresh
+        if len(answers) > MAX_ANSWERS or len(names) != len(answers):
             raise ValueError(f"{len(answers)} answers, {len(names)} names")
         if self._listener == NULL:
             return
@@ -256,6 +256,7 @@ cdef class NativeListener:
             fresh[i].size = PyBytes_GET_SIZE(whole)
             fresh[i].closing = PyBytes_AS_STRING(closing)
             fresh[i].closing_size = PyBytes_GET_SIZE(closing)
+            fresh[i].status = int(whole[9:12] or 0)  # of "HTTP/1.1 200 OK"
         hub_lock(self._hub._hub)
         memcpy(self._answers, fresh, len(answers) * sizeof(Answer))
         self._listener.table = &table.data

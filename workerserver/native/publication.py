@@ -1,14 +1,15 @@
-"""What a server has the native I/O thread answer by itself, and keeping that up to date."""
+"""Which answers a server gives to the native I/O thread, and how they are kept up to date."""
 
 from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from workerserver import handlers
 from workerserver.handlers import ping, stacks
 from workerserver.http._protocol import WorkerProtocol, whole_reply
-from workerserver.http.access import PEER_REFUSED, AccessPolicy
+from workerserver.http.access import PEER_REFUSED, AccessPolicy, NativeForm
 from workerserver.http.responses import error_response
 from workerserver.http.routes import INDEX, PREFIX, Router
 from workerserver.native._bridge import (
@@ -26,30 +27,53 @@ from workerserver.process import threads
 from workerserver.process._pulse import watch_switch
 from workerserver.process.environment import seconds
 from workerserver.process.loop_thread import LoopThread
+from workerserver.process.own import is_part_of
 from workerserver.stacks._stacks import prepare
 from workerserver.types import Forbidden, RequestTimeout, Response, ServerBusy, WorkerServerError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from workerserver.http._protocol import ServerState
 
-__all__ = ["Publication", "hub_of"]
+__all__ = ["Publication", "hub_of", "standby_threads"]
 
-GIL_WATCH = 5.0  # seconds between two turns that the I/O thread asks for
-RELAY_AFTER = 0.02  # seconds from the start until torch's own server is started too
+GIL_WATCH_SECONDS = 5.0  # seconds between two turns that the I/O thread asks for
+RELAY_AFTER_SECONDS = 0.02  # seconds from the start until torch's own server is started too
 
-Route = tuple[Literal["GET", "POST"], str, Literal["any", "none", "healthz", "dump", "opaque"], int]
+Method = Literal["GET", "POST"]
+QueryRule = Literal["any", "none", "healthz", "dump", "opaque"]
+
+
+def standby_threads() -> int:
+    """How many threads torch's own server, which stands by, has in this process."""
+    return fallback.threads
+
+
+class Plan(NamedTuple):
+    """What is published: nothing but values, so that two plans can be compared.
+
+    *routes* are ``(method, path, query rule, action)``, *rules* each rule's native form and the
+    action for what it refuses. The number in an action says which of *names* a reply counts for
+    and which of *answers* it is.
+    """
+
+    routes: tuple[tuple[Method, str, QueryRule, int], ...]
+    rules: tuple[tuple[NativeForm, int | None], ...]
+    names: tuple[str, ...]
+    answers: tuple[tuple[bytes, bytes], ...]
 
 
 def hub_of(thread: LoopThread) -> NativeHub:
     """The I/O thread that works for *thread*'s loop, started if need be; on the loop's thread.
 
     Raises ValueError for a WORKERSERVER_GIL_WATCH that is no number of seconds, RuntimeError or
-    OSError if the I/O thread can't be had.
+    OSError if the I/O thread can't be started.
     """
     for attached in thread.attached:
         if isinstance(attached, NativeHub):
             return attached
-    watch = seconds("WORKERSERVER_GIL_WATCH", GIL_WATCH)
+    watch = seconds("WORKERSERVER_GIL_WATCH", GIL_WATCH_SECONDS)
     hub = NativeHub(thread.loop, watch)
 
     def close() -> None:
@@ -89,6 +113,8 @@ class Publication:
             fd,
             partial(WorkerProtocol, state),
             self._turn,
+            # Rules about connections hold before the first request can be answered.
+            Table([], rules=[(form, None) for form in self._policy.native or ()]),
             local=state.is_unix,
             limits=limits,
             started=self._router.started,
@@ -99,9 +125,9 @@ class Publication:
         prepare()  # with the GIL, what reading stacks without it needs to know
         self._router.registry.on_change(self.refresh)
         self.refresh()
-        # torch's own server takes milliseconds to start, some of them with the GIL, which whoever
-        # starts ours needn't wait for.
-        hub.loop.call_later(RELAY_AFTER, self._turn)
+        # torch's own server takes milliseconds to start, some of them with the GIL. The start of
+        # ours doesn't wait for that.
+        hub.loop.call_later(RELAY_AFTER_SECONDS, self._turn)
 
     def _turn(self) -> None:
         if self._closed:
@@ -112,44 +138,61 @@ class Publication:
         self.refresh()
 
     def refresh(self) -> None:
-        """Publish what has changed: the handlers, and torch's, which change without notice."""
+        """Publish again if anything has changed: our handlers, or torch's, which change without
+        notice."""
         with self._lock:
             plan = self._plan()
             if plan == self._published:
                 return
-            routes, names, answers = plan
-            table = Table(
-                routes,
-                check_host=self._policy.check_host,
-                names=sorted(self._policy.names),
-                prefix=self._policy.prefix,
-                token=self._policy.token,
-                max_head=min(self._limits.max_head, 8192),
-                max_headers=min(self._limits.max_headers, 100),
-            )
-            self.listener.publish(table, names, answers)
+            table = Table(plan.routes, rules=plan.rules, limits=self._limits)
+            self.listener.publish(table, plan.names, plan.answers)
             self._published = plan
 
-    def _plan(
-        self,
-    ) -> tuple[tuple[Route, ...], tuple[str, ...], tuple[tuple[bytes, bytes], ...]]:
-        """The routes; by the number in a route's action, the name it counts for and its answers."""
-        routes: list[Route] = []
+    def _number(self, name: str) -> int:
+        """A name keeps its number for good: replies are counted by it, under later tables too."""
+        return self._numbers.setdefault(name, len(self._numbers))
+
+    def _plan(self) -> Plan:
+        """What to publish now.
+
+        Nothing, if a rule has no native form: the I/O thread then forwards every request to the
+        loop, where the policy is asked.
+        """
+        routes: list[tuple[Method, str, QueryRule, int]] = []
+        rules: list[tuple[NativeForm, int | None]] = []
         answers: dict[int, tuple[bytes, bytes]] = {}
 
+        def answer(name: str, kind: int, response: Response | None = None) -> int:
+            """The action by which requests for *name* are answered."""
+            number = self._number(name)
+            if response is not None:
+                answers[number] = whole_reply(response, False), whole_reply(response, True)
+            return kind | number << 8
+
+        if self._policy.native is not None:
+            for form in self._policy.native:
+                refused = None
+                if form.refusal is not None:
+                    refused = answer("", STATIC, error_response(form.refusal()))
+                rules.append((form, refused))
+            self._add_routes(routes, answer)
+        every = tuple(answers.get(number, (b"", b"")) for number in range(len(self._numbers)))
+        return Plan(tuple(routes), tuple(rules), tuple(self._numbers), every)
+
+    def _add_routes(
+        self,
+        routes: list[tuple[Method, str, QueryRule, int]],
+        answer: Callable[[str, int, Response | None], int],
+    ) -> None:
         def add(
-            method: Literal["GET", "POST"],
+            method: Method,
             name: str,
             path: str,
-            rule: Literal["any", "none", "healthz", "dump", "opaque"],
+            rule: QueryRule,
             kind: int,
             response: Response | None = None,
         ) -> None:
-            # A name keeps its number for good: replies are counted by it, under later tables too.
-            number = self._numbers.setdefault(name, len(self._numbers))
-            routes.append((method, path, rule, kind | number << 8))
-            if response is not None:
-                answers[number] = whole_reply(response, False), whole_reply(response, True)
+            routes.append((method, path, rule, answer(name, kind, response)))
 
         registry = self._router.registry
         listed = registry.names()
@@ -165,13 +208,9 @@ class Publication:
             add("POST", "dump_traceback", f"{PREFIX}dump_traceback", "dump", DUMP)
         for name in fallback.names():
             handler = registry.own(name)
-            ours = handler is None or handler.function.__module__.startswith(
-                "workerserver.handlers."
-            )
+            ours = handler is None or is_part_of(handlers, handler.function.__module__)
             if ours and name in listed:
                 add("POST", name, PREFIX + name, "opaque", RELAY)
-        every = tuple(answers.get(number, (b"", b"")) for number in range(len(self._numbers)))
-        return tuple(routes), tuple(self._numbers), every
 
     def close(self) -> None:
         """On the loop's thread: close the listener and every connection."""

@@ -1,5 +1,7 @@
 """What the I/O thread uses of the rules: plain C data and functions that need no GIL."""
 
+from libc.stdint cimport uint32_t
+
 
 cdef enum QueryRule:
     QUERY_ANY  # parameters are ignored
@@ -39,27 +41,58 @@ cdef struct Route:
     int action  # the owner's own number
 
 
+cdef enum RuleKind:
+    RULE_WEB_PAGE  # kept by recognise() itself
+    RULE_HOST
+    RULE_TOKEN
+    RULE_PEER  # of connections; passes every request
+
+
+cdef enum Judgement:
+    JUDGED_PASSED  # the rule's check() is sure to pass
+    JUDGED_REFUSED  # ... is sure to refuse
+    JUDGED_OPEN  # nobody knows without asking check()
+
+
+cdef struct Rule:  # an access.NativeForm
+    RuleKind kind
+    const Text* names  # RULE_HOST: lower case
+    int name_count
+    Text prefix  # RULE_HOST: of further names, lower case, ends in "."; length 0: none
+    Text token  # RULE_TOKEN
+    uint32_t uid  # RULE_PEER
+    bint refuses  # there is an answer for a request that the rule refuses: ...
+    Route refusal  # ... this route; only its action counts
+
+
 cdef struct TableData:
     # Who may ask, and for what. Never changes; lives as long as its Table.
     const Route* routes
     int route_count
-    const Text* names  # lower case
-    int name_count
-    Text prefix  # of further names, lower case, ends in "."; length 0: none
-    Text token  # data NULL: none is asked for
-    bint check_host
+    const Rule* rules
+    int rule_count
     int max_head
     int max_fields
     int max_parameters
 
 
-# Whether AccessPolicy.check() is sure to pass, and the server's limits hold. False: forward.
-cdef bint allowed(
-    const TableData* table, const char* data, const Recognised* request
+# Whether each rule about connections admits the process at the other end of *fd*.
+cdef bint admitted(const TableData* table, int fd) noexcept nogil
+
+# What the rules say, all of them in order; *refusing* is then the rule that refuses, else NULL.
+# JUDGED_OPEN also where the server's limits don't hold: the parser says so.
+cdef Judgement permitted(
+    const TableData* table, const char* data, const Recognised* request, const Rule** refusing
 ) noexcept nogil
 
-# The route, with *parameters* filled, or NULL: forward.
+# What is asked for, whoever asks: the route, with *parameters* filled, or NULL.
 cdef const Route* find(
+    const TableData* table, const char* data, const Recognised* request, Parameters* parameters
+) noexcept nogil
+
+# The route by which a request is answered: that of a rule's refusal, or what is asked for if every
+# rule passes. NULL: forward. Requests are answered by nothing but this.
+cdef const Route* judge(
     const TableData* table, const char* data, const Recognised* request, Parameters* parameters
 ) noexcept nogil
 

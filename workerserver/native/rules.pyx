@@ -1,13 +1,15 @@
 """Which recognised requests the I/O thread answers: who may ask, and for what.
 
-What ``allowed()`` lets in, ``AccessPolicy.check()`` does, and what ``find()`` finds, the handler
-takes. The reverse need not hold.
+A rule that passes here passes in ``AccessPolicy.check()`` too, a rule that refuses here refuses
+there too, and what ``find()`` finds, the handler takes. Everything else is left open: the loop
+judges it.
 """
 
 from libc.string cimport memcmp, memcpy, memset
 
-
-from workerserver.native.system cimport AF_INET, AF_INET6, inet_pton
+from workerserver.native.system cimport (
+    AF_INET, AF_INET6, SOL_SOCKET, SO_PEERCRED, getsockopt, inet_pton, socklen_t, ucred,
+)
 
 
 # --- who may ask ------------------------------------------------------------------------------
@@ -58,10 +60,8 @@ cdef bint _is_address(int family, const unsigned char* text, int length) noexcep
     return inet_pton(family, copy, address) == 1
 
 
-cdef bint _host_allowed(
-    const TableData* table, const unsigned char* host, int length
-) noexcept nogil:
-    """AccessPolicy._check_host_name(), without its leniences."""
+cdef bint _host_allowed(const Rule* rule, const unsigned char* host, int length) noexcept nogil:
+    """access.HostNames, without its leniences."""
     cdef int i, end = 0
     cdef const Text* name
     if host[0] == c"[":
@@ -76,13 +76,13 @@ cdef bint _host_allowed(
         end += 1
     if end == 0 or not _is_port(&host[end], length - end):
         return False
-    for i in range(table.name_count):
-        name = &table.names[i]
+    for i in range(rule.name_count):
+        name = &rule.names[i]
         if name.length == end and _is_host(host, name.data, end):
             return True
     if c"0" <= host[0] <= c"9" and _is_address(AF_INET, host, end):
         return True
-    name = &table.prefix
+    name = &rule.prefix
     return (
         name.length > 0
         and end > name.length
@@ -91,31 +91,71 @@ cdef bint _host_allowed(
     )
 
 
-cdef bint _bearer(const Text* token, const unsigned char* value, int length) noexcept nogil:
-    """Whether *value* is ``Bearer`` and *token*; all wrong ones of a length take the same time."""
+cdef Judgement _judge_token(
+    const Text* token, const unsigned char* value, int length
+) noexcept nogil:
+    """access.BearerToken; all wrong tokens of a length take the same time."""
     cdef volatile unsigned char different = 0
     cdef int i
-    if length != token.length + 7 or not _is_host(value, "bearer", 6) or value[6] != c" ":
-        return False
-    if token.length == 0 or value[7] == c" " or value[7] == c"\t":
-        return False  # the policy strips what it compares
+    if token.length == 0:
+        return JUDGED_OPEN
+    if length < 8 or not _is_host(value, "bearer", 6) or value[6] != c" ":
+        return JUDGED_REFUSED
+    if value[7] == c" " or value[7] == c"\t":
+        return JUDGED_OPEN  # check() strips what it compares
+    if length != token.length + 7:
+        return JUDGED_REFUSED
     for i in range(token.length):
         different |= value[7 + i] ^ <unsigned char>token.data[i]
-    return different == 0
+    return JUDGED_PASSED if different == 0 else JUDGED_REFUSED
 
 
-cdef bint allowed(
-    const TableData* table, const char* data, const Recognised* request
+cdef Judgement _ask(
+    const Rule* rule, const unsigned char* raw, const Recognised* request
+) noexcept nogil:
+    if rule.kind == RULE_WEB_PAGE or rule.kind == RULE_PEER:
+        return JUDGED_PASSED
+    if rule.kind == RULE_HOST and _host_allowed(rule, &raw[request.host], request.host_length):
+        return JUDGED_PASSED
+    if rule.kind == RULE_TOKEN:
+        return _judge_token(
+            &rule.token, &raw[request.authorization], request.authorization_length
+        )
+    return JUDGED_OPEN
+
+
+cdef Judgement permitted(
+    const TableData* table, const char* data, const Recognised* request, const Rule** refusing
 ) noexcept nogil:
     """See the .pxd."""
-    cdef const unsigned char* raw = <const unsigned char*>data
+    cdef Judgement judgement
+    cdef int i
+    refusing[0] = NULL
     if request.length > table.max_head or request.fields > table.max_fields:
-        return False
-    if table.check_host and not _host_allowed(table, &raw[request.host], request.host_length):
-        return False
-    return table.token.data == NULL or _bearer(
-        &table.token, &raw[request.authorization], request.authorization_length
-    )
+        return JUDGED_OPEN
+    for i in range(table.rule_count):
+        judgement = _ask(&table.rules[i], <const unsigned char*>data, request)
+        if judgement == JUDGED_REFUSED:
+            refusing[0] = &table.rules[i]
+        if judgement != JUDGED_PASSED:
+            return judgement
+    return JUDGED_PASSED
+
+
+cdef bint admitted(const TableData* table, int fd) noexcept nogil:
+    """See the .pxd; access.OwnUser."""
+    cdef ucred peer
+    cdef socklen_t size
+    cdef int i
+    for i in range(table.rule_count):
+        if table.rules[i].kind != RULE_PEER:
+            continue
+        size = sizeof(peer)
+        if getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0:
+            return False
+        if peer.uid != 0 and peer.uid != table.rules[i].uid:
+            return False
+    return True
 
 
 # --- what is asked for ------------------------------------------------------------------------
@@ -229,4 +269,17 @@ cdef const Route* find(
             ):
                 return route
             return NULL
+    return NULL
+
+
+cdef const Route* judge(
+    const TableData* table, const char* data, const Recognised* request, Parameters* parameters
+) noexcept nogil:
+    """See the .pxd."""
+    cdef const Rule* refusing
+    cdef Judgement judgement = permitted(table, data, request, &refusing)
+    if judgement == JUDGED_PASSED:
+        return find(table, data, request, parameters)
+    if judgement == JUDGED_REFUSED and refusing.refuses:
+        return &refusing.refusal
     return NULL

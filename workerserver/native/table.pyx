@@ -5,14 +5,16 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from workerserver.native._engine cimport (
-    METHOD_GET, METHOD_POST, NATIVE_FIELDS, NATIVE_HEAD, QUERY_ANY, QUERY_DUMP, QUERY_HEALTHZ,
-    QUERY_NONE, QUERY_OPAQUE, VERDICT_INCOMPLETE, VERDICT_RECOGNISED, Parameters, Recognised,
-    Recognition, Route, Text, Verdict, allowed, find, name_byte, recognise,
+    JUDGED_PASSED, JUDGED_REFUSED, METHOD_GET, METHOD_POST, NATIVE_FIELDS, NATIVE_HEAD, QUERY_ANY,
+    QUERY_DUMP, QUERY_HEALTHZ, QUERY_NONE, QUERY_OPAQUE, RULE_HOST, RULE_PEER, RULE_TOKEN,
+    RULE_WEB_PAGE, VERDICT_INCOMPLETE, VERDICT_RECOGNISED, Judgement, Parameters, Recognised,
+    Recognition, Route, Rule, Text, Verdict, find, name_byte, permitted, recognise,
 )
 
 from typing import NamedTuple
 
 from workerserver._parser import MAX_PARAMETERS as _MAX_PARAMETERS
+from workerserver.http.limits import Limits as _Limits
 
 cdef dict _METHODS = {"GET": METHOD_GET, "POST": METHOD_POST}
 cdef dict _RULES = {
@@ -22,14 +24,24 @@ cdef dict _RULES = {
     "dump": QUERY_DUMP,
     "opaque": QUERY_OPAQUE,
 }
+cdef dict _RULE_KINDS = {
+    "web_page": RULE_WEB_PAGE,
+    "host": RULE_HOST,
+    "token": RULE_TOKEN,
+    "peer": RULE_PEER,
+}
 cdef tuple _FORMATS = ("text", "json", "digest")
 cdef tuple _MODES = ("auto", "gil", "nogil")
 cdef str _PREFIX = "/handler/"
+cdef object _DEFAULTS = _Limits()
 
 
 class Look(NamedTuple):
-    """What the I/O thread makes of a request; *action* is None for one that no route takes, and
-    then *max_step_age*, *format* and *mode* say nothing."""
+    """What the I/O thread makes of a request: who may ask, and what is asked for.
+
+    *allowed*: every rule is sure to pass; *refused*: one is sure to refuse. *action* is None for
+    a request that no route takes, and then *max_step_age*, *format* and *mode* say nothing.
+    """
 
     length: int
     method: str
@@ -40,6 +52,7 @@ class Look(NamedTuple):
     fields: int
     keep_alive: bool
     allowed: bool
+    refused: bool
     action: object  # int | None
     max_step_age: object  # float | None
     format: str
@@ -51,66 +64,72 @@ cdef class Table:
     """The routes that the I/O thread answers, and who may ask: one listener's, immutable.
 
     *routes* are ``(method, path, query rule, action)``; ``/handler/NAME`` stands for
-    ``/handler/NAME/`` too. *names* and *prefix* are what AccessPolicy takes for names of this
-    machine. A path or a name that no plain request can hold is left out: its requests are
-    forwarded.
+    ``/handler/NAME/`` too. *rules* are pairs: an access.NativeForm, and the action for a request
+    that the rule refuses, or None to leave such requests to the loop. A path or a name that no
+    plain request can hold is left out: requests for it are forwarded. *limits* are the server's,
+    a Limits; what is recognised has bounds of its own.
 
     ``data`` is what other threads read, without the GIL, while this object lives.
     """
 
-    def __cinit__(
-        self,
-        routes,
-        *,
-        bint check_host=False,
-        names=(),
-        str prefix=None,
-        bytes token=None,
-        int max_head=NATIVE_HEAD,
-        int max_headers=NATIVE_FIELDS,
-    ):
-        cdef int i
-        cdef Py_ssize_t size
-        entries = []
-        for method, path, rule, action in routes:
-            name = path.removeprefix(_PREFIX)
-            if not path.isascii() or (name != path and "/" in name):
-                continue  # no plain request is for it
-            entry = (_METHODS[method], path.encode("ascii"), _RULES[rule], action)
-            entries.append(entry)
-            if name and name != path:
-                entries.append((entry[0], entry[1] + b"/", entry[2], action))
-        hosts = [host for host in map(_plain, names) if host]
-        start = b""
-        if prefix is not None and prefix.endswith("."):
-            start = _plain(prefix[:-1])
-            start = start + b"." if start else b""
-        size = len(start) + (0 if token is None else len(token))
-        size += sum(len(entry[1]) for entry in entries) + sum(len(host) for host in hosts)
+    def __cinit__(self, routes, *, rules=(), limits=_DEFAULTS):
+        entries = _entries(routes)
+        forms = [(form, [host for host in map(_plain, form.names) if host], _prefix(form.prefix),
+                  action) for form, action in rules]
+        texts = [entry[1] for entry in entries]
+        for form, hosts, prefix, _ in forms:
+            texts += [*hosts, prefix, form.token]
         self._routes = <Route*>calloc(len(entries) + 1, sizeof(Route))
-        self._names = <Text*>calloc(len(hosts) + 1, sizeof(Text))
-        self._text = <char*>calloc(size + 1, 1)
-        if self._routes == NULL or self._names == NULL or self._text == NULL:
+        self._rules = <Rule*>calloc(len(forms) + 1, sizeof(Rule))
+        self._names = <Text*>calloc(sum(len(hosts) for _, hosts, _, _ in forms) + 1, sizeof(Text))
+        self._text = <char*>calloc(sum(map(len, texts)) + 1, 1)
+        if (
+            self._routes == NULL or self._rules == NULL or self._names == NULL
+            or self._text == NULL
+        ):
             raise MemoryError
+        self._set_routes(entries)
+        self._set_rules(forms)
+        # The engine's own bounds meet the server's here, and nowhere else.
+        self.data.max_head = min(limits.max_head, NATIVE_HEAD)
+        self.data.max_fields = min(limits.max_headers, NATIVE_FIELDS)
+        self.data.max_parameters = _MAX_PARAMETERS
+
+    cdef int _set_routes(self, list entries) except -1:
+        cdef int i
         for i, entry in enumerate(entries):
             self._routes[i].method, path, self._routes[i].rule, self._routes[i].action = entry
             self._routes[i].path = self._keep(path)
-        for i, host in enumerate(hosts):
-            self._names[i] = self._keep(host)
         self.data.routes = self._routes
         self.data.route_count = <int>len(entries)
-        self.data.names = self._names
-        self.data.name_count = <int>len(hosts)
-        self.data.prefix = self._keep(start)
-        if token is not None:
-            self.data.token = self._keep(token)
-        self.data.check_host = check_host
-        self.data.max_head = max_head
-        self.data.max_fields = max_headers
-        self.data.max_parameters = _MAX_PARAMETERS
+        return 0
+
+    cdef int _set_rules(self, list forms) except -1:
+        cdef Text* names = self._names
+        cdef Rule* rule
+        cdef int i
+        for i, (form, hosts, prefix, action) in enumerate(forms):
+            rule = &self._rules[i]
+            rule.kind = _RULE_KINDS[form.kind]
+            rule.names = names
+            rule.name_count = <int>len(hosts)
+            for host in hosts:
+                names[0] = self._keep(host)
+                names += 1
+            rule.prefix = self._keep(prefix)
+            rule.token = self._keep(form.token)
+            if form.kind == "peer":
+                rule.uid = form.uid
+            rule.refuses = action is not None
+            if rule.refuses:
+                rule.refusal.action = action
+        self.data.rules = self._rules
+        self.data.rule_count = <int>len(forms)
+        return 0
 
     def __dealloc__(self):
         free(self._routes)
+        free(self._rules)
         free(self._names)
         free(self._text)
 
@@ -129,12 +148,15 @@ cdef class Table:
         cdef Recognised request
         cdef Parameters parameters
         cdef const Route* route
+        cdef const Rule* refusing
+        cdef Judgement judgement
         cdef Verdict verdict
         cdef const char* raw = data
         memset(&state, 0, sizeof(state))
         verdict = recognise(raw, len(data), &state, &request)
         if verdict != VERDICT_RECOGNISED:
             return "incomplete" if verdict == VERDICT_INCOMPLETE else "forward"
+        judgement = permitted(&self.data, raw, &request, &refusing)
         route = find(&self.data, raw, &request, &parameters)
         return Look(
             request.length,
@@ -147,12 +169,35 @@ cdef class Table:
             ],
             request.fields,
             bool(request.keep_alive),
-            bool(allowed(&self.data, raw, &request)),
+            judgement == JUDGED_PASSED,
+            judgement == JUDGED_REFUSED,
             None if route == NULL else route.action,
             None if parameters.max_step_age < 0 else parameters.max_step_age,
             _FORMATS[<int>parameters.format],
             _MODES[<int>parameters.mode],
         )
+
+
+cdef list _entries(routes):
+    """*routes* as they are compared, without those that no plain request is for."""
+    cdef list entries = []
+    for method, path, rule, action in routes:
+        name = path.removeprefix(_PREFIX)
+        if not path.isascii() or (name != path and "/" in name):
+            continue
+        entry = (_METHODS[method], path.encode("ascii"), _RULES[rule], action)
+        entries.append(entry)
+        if name and name != path:
+            entries.append((entry[0], entry[1] + b"/", entry[2], action))
+    return entries
+
+
+cdef bytes _prefix(str prefix):
+    """*prefix*, the beginning of host names, in lower case; b"" if it can't be compared."""
+    if prefix is None or not prefix.endswith("."):
+        return b""
+    start = _plain(prefix[:-1])
+    return start + b"." if start else b""
 
 
 cdef bytes _plain(str name):

@@ -1,7 +1,7 @@
 """torch's own server on a private socket, for its C++ handlers while the GIL can't be had.
 
-Our I/O thread relays to it (``relay.pyx``) what torch answers without Python. What was seen of
-that server (torch 2.13), and why this module is as it is, stands in docs/torch.md.
+Our I/O thread relays requests to this server (``relay.pyx``) that torch answers without Python.
+docs/torch.md says how the server of torch 2.13 behaves, and why this module is as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from workerserver.handlers.torch_bridge import control_plane
 from workerserver.process._pulse import immortalise, threads_can_start
 from workerserver.process.loaded import imported
-from workerserver.process.sockets import PATH_LIMIT, close_accepted
+from workerserver.process.sockets import MAX_PATH_BYTES, close_accepted
 from workerserver.process.threads import blocked_signals, named
 
 __all__ = ["SWITCH", "TorchFallback", "fallback"]
@@ -29,8 +29,9 @@ SWITCH = "WORKERSERVER_TORCH_FALLBACK"
 THREAD_NAME = "pt_workerserver"  # the kernel's name of every thread of torch's server
 SPARE_THREADS = 16
 
-# Names whose handler must be the C++ one: a name can't be registered twice, and these were taken
-# when the library that brings the attribute was loaded. From a handler itself it can't be told.
+# torch does not say whether a handler is C++. We assume that it is if the C++ library that defines
+# the name is loaded: that library took the name, and no name can be registered twice. Each entry is
+# an attribute by which the library shows, and the names that it defines.
 CORE = ("_dump_fr_trace_json", ("fr_trace_json", "wait_counter_values", "pyspy_dump"))
 NCCL_PICKLE = ("_dump_nccl_trace", ("dump_nccl_trace_pickle",))
 NCCL_JSON = ("_dump_nccl_trace_json", ("dump_nccl_trace_json",))
@@ -38,14 +39,14 @@ TORCHCOMMS = ("torchcomms_fr_trace_json", "torchcomms_fr_dump_file", "torchcomms
 
 
 class TorchFallback:
-    """torch's ``_WorkerServer`` of this process, once it was started; a process has one, for life.
+    """torch's ``_WorkerServer`` in this process: started at most once, and never stopped.
 
-    Nothing is left on disk: the socket's file is unlinked as soon as it is bound, and reached
-    through a descriptor of it. The server is never stopped: stopping can deadlock, and what ends
-    the process ends it. In a forked child it doesn't exist, and its descriptors are closed.
+    Nothing is left on disk: the socket's file is unlinked as soon as it is bound, and connections
+    are made through a descriptor of the file. To stop the server can deadlock, so it ends with the
+    process. A forked child has no such server, and closes the descriptors that it inherits.
 
-    ``start_if_possible`` belongs to one thread at a time (the loop's); the rest is for any. All of
-    it needs the GIL. ``reason`` says why there is no server, or is None.
+    ``start_if_possible`` is for one thread (the loop's), the rest for any thread. All of it needs
+    the GIL. ``reason`` says why there is no server, or is None.
     """
 
     def __init__(self) -> None:
@@ -70,11 +71,11 @@ class TorchFallback:
         return len(named(THREAD_NAME) - self._others) if self.running else 0
 
     def descriptors(self) -> tuple[int, ...]:
-        """What a child that is forked behind Python's back has to close: listener and file."""
+        """The listener and the file: a child that is forked behind Python's back closes them."""
         return tuple(fd for fd in (self._listener, self._file) if fd >= 0)
 
     def listener(self) -> tuple[int, int]:
-        """Descriptor and inode of the listening socket, for ``_relay.relay_listens``; (-1, 0)."""
+        """Descriptor and inode of the listening socket, for ``relay_listens``; (-1, 0)."""
         return (self._listener, self._inode) if self.running else (-1, 0)
 
     def path_bytes(self) -> bytes | None:
@@ -82,9 +83,9 @@ class TorchFallback:
         return b"/proc/self/fd/%d" % self._file if self.running else None
 
     def names(self) -> tuple[str, ...]:
-        """The handlers in torch's registry now that are C++ and can be relayed, if any.
+        """The C++ handlers that torch's registry has now, to which requests can be relayed.
 
-        ``_relay.relay_needs_gil`` says which requests for them wait for the GIL all the same.
+        ``relay_needs_gil`` says which requests for them wait for the GIL all the same.
         """
         module = control_plane() if self.running else None
         if module is None:
@@ -100,11 +101,11 @@ class TorchFallback:
         return tuple(name for name in names if _is_registered(module, name))
 
     def start_if_possible(self) -> bool:
-        """Start it if torch.distributed is loaded; whether it runs. Cheap to repeat; never raises.
+        """Start the server if torch.distributed is loaded, and say whether it runs.
 
-        The first call that finds torch takes some milliseconds; torch holds the GIL for a part of
-        them. A failure is final: its ``reason`` stays, and is
-        logged once, at level INFO.
+        Never raises, and is cheap to repeat. The first call that finds torch takes some
+        milliseconds; torch holds the GIL for a part of them. A failure is final: its ``reason``
+        stays, and is logged once, at level INFO.
         """
         if self._final:
             return self.running
@@ -120,11 +121,11 @@ class TorchFallback:
         if os.environ.get(SWITCH, "1") == "0":
             raise RuntimeError(f"switched off by {SWITCH}=0")
         if imported("torch.distributed") is None:
-            return  # it may be one day
+            return  # it may be loaded later
         module = control_plane()
         if module is None:
             raise RuntimeError("this torch has no control plane")
-        # A thread that torch can't start ends the process (std::terminate), so try before.
+        # If torch can't start a thread, the process ends (std::terminate): so try it before.
         wanted = max(8, os.sysconf("SC_NPROCESSORS_ONLN") - 1) + 1
         with blocked_signals():
             if not threads_can_start(wanted + SPARE_THREADS):
@@ -134,7 +135,7 @@ class TorchFallback:
         self.reason = None
 
     def _listen(self, server_class: Any, path: str) -> None:
-        # Where /proc is missing, or this process may not look into it, nothing could connect.
+        # Without /proc, or without permission to look into it, nothing could connect.
         spare = os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC)
         try:
             if not stat.S_ISDIR(os.stat(f"/proc/self/fd/{spare}").st_mode):
@@ -145,7 +146,7 @@ class TorchFallback:
             with blocked_signals():
                 immortalise(server_class(path, -1))
         finally:
-            os.close(spare)  # so that there is a number free for the next line
+            os.close(spare)  # a descriptor is free for the next line then
         try:
             self._file = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
         finally:
@@ -196,8 +197,9 @@ def _private_folder() -> Iterator[str]:
     import tempfile
 
     error = OSError("no folder for temporary files has a path short enough for a socket")
+    most = MAX_PATH_BYTES - len("/ws-12345678/s")
     for place in (os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp", "/dev/shm"):
-        if not os.path.isabs(place) or len(os.fsencode(place)) > PATH_LIMIT - len("/ws-12345678/s"):
+        if not os.path.isabs(place) or len(os.fsencode(place)) > most:
             continue
         try:
             folder = tempfile.mkdtemp(prefix="ws-", dir=place)

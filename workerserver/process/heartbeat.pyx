@@ -61,7 +61,7 @@ cdef extern from *:
     /* On a cache line of its own: the training loop doesn't pay for the watch. */
     static struct ws_watch_fields {
         int64_t on;
-        int64_t asked; /* ns; 0: no turn is owed */
+        int64_t asked; /* ns; 0: nobody waits for a turn */
         int64_t last;  /* ns; -1: never measured */
         int64_t longest;
         int64_t rank; /* -1: unknown */
@@ -142,7 +142,7 @@ def last_heartbeat():
 
 
 cpdef void watch_switch(bint on) noexcept nogil:
-    """The watch begins or ends. What was measured stays."""
+    """Begin or end the watch. What was measured stays."""
     ws_store(&ws_watch.on, on)
     ws_store(&ws_watch.asked, 0)
 

@@ -37,7 +37,8 @@ class LoopThread:
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._users = 0
         self._ended = False
-        #: What works for this loop for as long as the loop runs. A forked child keeps it.
+        #: What serves this loop while it runs, and how that is closed. A forked child must
+        #: never free it.
         self.attached: dict[object, Callable[[], None]] = {}
         self._ready = threading.Event()
         self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
@@ -95,7 +96,7 @@ class LoopThread:
     @property
     def newest(self) -> bool:
         """Whether no other thread has taken this one's place."""
-        # Not under the lock: who waits for this thread to end may hold it.
+        # Without the lock: a thread that waits for this one to end may hold it.
         return LoopThread._current in (None, self)
 
     def _run(self) -> None:

@@ -91,7 +91,7 @@ class DaemonPool:
                     if self._handed.empty():
                         self._idle -= 1
                         break
-                    # Taken in the very moment in which it gave up.
+                    # A job was handed over in the moment in which the wait ended.
                     job = self._handed.get_nowait()
         with self._lock:
             self._threads -= 1

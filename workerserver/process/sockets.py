@@ -1,4 +1,4 @@
-"""Listening sockets: bound, owned and removed as a guest in somebody's process should."""
+"""Listening sockets: how a guest in somebody's process binds and removes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BACKLOG = 1024
 LOCK_SECONDS = 1.0
 FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
 # sockaddr_un.sun_path, without the final NUL: 108 bytes on Linux, 104 elsewhere.
-PATH_LIMIT = 107 if os.uname().sysname == "Linux" else 103
+MAX_PATH_BYTES = 107 if os.uname().sysname == "Linux" else 103
 
 
 def fill_standard_descriptors() -> None:
@@ -35,9 +35,9 @@ def fill_standard_descriptors() -> None:
 class UnixListener:
     """A listening Unix socket and the file that names it.
 
-    Raises RuntimeError with torch's texts: ``{path} already exists`` if something other than a
-    stale socket of ours stands there, ``Error binding to {path}`` for any other reason, which is
-    the error's ``__cause__``.
+    Raises RuntimeError with torch's texts: ``{path} already exists`` if something is there that is
+    no stale socket of our own user, ``Error binding to {path}`` for any other reason, which is the
+    error's ``__cause__``.
     """
 
     def __init__(self, path: str) -> None:
@@ -46,10 +46,10 @@ class UnixListener:
             size = len(os.fsencode(path))
             if not path or "\0" in path:
                 raise OSError(errno.EINVAL, "a socket path can't be empty or hold a NUL byte")
-            if size > PATH_LIMIT:
+            if size > MAX_PATH_BYTES:
                 raise OSError(
                     errno.ENAMETOOLONG,
-                    f"a socket path holds at most {PATH_LIMIT} bytes; this one has {size}",
+                    f"a socket path holds at most {MAX_PATH_BYTES} bytes; this one has {size}",
                 )
             with _locked_folder(os.path.dirname(self.path)):
                 self.socket = self._bind(path)
@@ -106,7 +106,7 @@ def _locked_folder(folder: str) -> Iterator[None]:
     """
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError:  # one may be allowed to write into a folder and not to read it
+    except PermissionError:  # the folder may be writable and yet not readable
         yield
         return
     try:

@@ -1,8 +1,8 @@
-"""TLS: what a listener is given, and how it takes connections in.
+"""TLS: a listener's certificate, and how its connections are accepted.
 
-TLS runs on uvloop's transports, so nothing is answered without the GIL here. uvloop's own server
-would begin any number of handshakes at a time, each of them a descriptor that training may need:
-so connections are accepted here, a bounded number at a time.
+With TLS, a worker whose GIL is held does not answer: TLS runs on uvloop's transports. uvloop's own
+server would begin any number of handshakes at a time, and each holds a descriptor that training may
+need. So connections are accepted here, and the number of handshakes is bounded.
 """
 
 from __future__ import annotations
@@ -15,25 +15,27 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
+from workerserver.process.credentials import plain_reason
+
 __all__ = ["Acceptor", "tls_from_environment"]
 
 logger = logging.getLogger("workerserver")
 
 CERTIFICATE, KEY = "WORKERSERVER_TLS_CERT", "WORKERSERVER_TLS_KEY"
-#: Handshakes under way; what comes beyond is closed.
-HANDSHAKES = 64
-#: Seconds that the other side may take to end its part of a connection that is closed.
-FAREWELL = 5.0
-#: Seconds until the next attempt where no descriptor was to be had.
-PAUSE = 0.1
+#: Handshakes at one time; a connection beyond that is closed.
+MAX_HANDSHAKES = 64
+#: Time for the client to end its side of a connection that is closed.
+FAREWELL_SECONDS = 5.0
+#: Time until the next accept() after the process ran out of descriptors.
+PAUSE_SECONDS = 0.1
 
 
 def tls_from_environment() -> ssl.SSLContext | None:
     """A context with the certificate (and its chain) in the file WORKERSERVER_TLS_CERT and the key
     in WORKERSERVER_TLS_KEY, by default in the same file; None if neither is set.
 
-    Raises ValueError for files that hold none: serving in the clear where somebody asked for TLS
-    would be worse than not serving.
+    Raises ValueError if they can't be used: to serve in the clear where somebody asked for TLS
+    would be worse than not to serve.
     """
     certificate, key = os.environ.get(CERTIFICATE, ""), os.environ.get(KEY, "")
     if not certificate:
@@ -43,9 +45,13 @@ def tls_from_environment() -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(certificate, key or None, password=_no_password)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+    except (OSError, ValueError) as error:
         files = f"{CERTIFICATE} {certificate}" + (f", {KEY} {key}" if key else "")
-        raise ValueError(f"{files}: no certificate with its key: {error}") from error
+        if isinstance(error, (ssl.SSLError, ValueError)):
+            reason = str(error)
+        else:
+            reason = plain_reason(error)
+        raise ValueError(f"{files}: no certificate with its key: {reason}") from error
     return context
 
 
@@ -54,10 +60,10 @@ def _no_password() -> str:
 
 
 class Acceptor:
-    """Takes the connections of one *listener* in, until it is closed. Belongs to the loop.
+    """Accepts the connections of one *listener* until close(). Belongs to the loop.
 
-    *factory* makes a protocol for each, once the handshake is done, in as many seconds as a head
-    may take.
+    *factory* makes the protocol of a connection after the handshake, which may take *timeout*
+    seconds.
     """
 
     def __init__(
@@ -75,7 +81,8 @@ class Acceptor:
         self._task = self._loop.create_task(self._accept(listener))
 
     def close(self) -> None:
-        """No more connections; handshakes under way end. The listener is closed soon."""
+        """Accept no more connections, and end the handshakes under way. The listener is closed
+        soon after."""
         for task in (self._task, *self._handshakes):
             task.cancel()
 
@@ -87,9 +94,9 @@ class Acceptor:
                     sock, _ = await self._loop.sock_accept(listener)
                 except OSError as error:
                     logger.debug("no connection could be accepted: %s", error)
-                    await asyncio.sleep(PAUSE)
+                    await asyncio.sleep(PAUSE_SECONDS)
                     continue
-                if len(self._handshakes) >= HANDSHAKES:
+                if len(self._handshakes) >= MAX_HANDSHAKES:
                     sock.close()
                     continue
                 task = self._loop.create_task(self._take_in(sock))
@@ -103,8 +110,8 @@ class Acceptor:
                 sock,
                 ssl=self._context,
                 ssl_handshake_timeout=self._timeout,
-                ssl_shutdown_timeout=FAREWELL,
+                ssl_shutdown_timeout=FAREWELL_SECONDS,
             )
         except (OSError, asyncio.TimeoutError) as error:
-            # Whoever it was spoke no TLS, or doesn't trust us: that is theirs to tell.
-            logger.debug("a connection ended before it was one of TLS: %s", error)
+            # The client spoke no TLS, or doesn't trust our certificate. It knows that itself.
+            logger.debug("a TLS handshake failed: %s", error)

@@ -1,17 +1,20 @@
 """A server in a process whose main thread holds the GIL when it is told to.
 
-``python gil_scene.py FOLDER [torch]`` serves on ``FOLDER/s`` and on a TCP port, and prints that
-port. Then it does what the lines of stdin say, and answers each with one line of JSON:
+``python gil_scene.py FOLDER [torch] [closed]`` serves on ``FOLDER/s`` and on a TCP port, and prints
+that port. With ``closed`` it also serves on ``FOLDER/closed`` and on another port, which it prints
+next: there, a rule that has no native form refuses everything. Then it does what the lines of stdin
+say, and answers each with one line of JSON:
 
 ``hold``: hold the GIL until a byte comes through the pipe ``FOLDER/release`` (``"holding"`` is
-printed first). ``bursts S SEED``: for S
-seconds hold it for 50 to 400 ms at a time. ``ran``: the ids that the handlers have seen, which are
-then forgotten. ``size``: resident bytes, and the open descriptors.
+printed first). ``bursts S SEED``: for S seconds hold it for 50 to 400 ms at a time. ``ran``: the
+ids that the handlers have seen, which are then forgotten. ``size``: resident bytes, and the open
+descriptors.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -19,10 +22,15 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
-from workerserver import WorkerServer
+from workerserver import WorkerServer, server
+from workerserver._parser import ParsedRequest
 from workerserver.handlers import default_registry
+from workerserver.http.access import Rule, standard_rules
+from workerserver.types import Forbidden
 
 libc = ctypes.PyDLL(None)  # calls through it keep the GIL
 RELEASE = os.open(os.path.join(sys.argv[1], "release"), os.O_RDWR)  # both ends: nothing waits
@@ -47,6 +55,24 @@ async def coroutine(id: int) -> str:
 
 def large(size: int) -> bytes:
     return bytes(range(251)) * (size // 251)
+
+
+class Closed(Rule):
+    def check(self, request: ParsedRequest) -> None:
+        raise Forbidden("closed today")
+
+
+@contextlib.contextmanager
+def closed_servers(folder: str) -> Iterator[int]:
+    """Two servers that refuse everything; gives the port of the second."""
+
+    def rules(**options: Any) -> tuple[Rule, ...]:
+        return (*standard_rules(**options), Closed())
+
+    with mock.patch.object(server, "standard_rules", rules), contextlib.ExitStack() as stack:
+        stack.enter_context(WorkerServer(os.path.join(folder, "closed")))
+        tcp = stack.enter_context(WorkerServer("127.0.0.1", 0))
+        yield tcp.port
 
 
 def wait_for_batch() -> None:
@@ -100,8 +126,11 @@ def main(folder: str, *more: str) -> None:
         )
         dist.barrier()
     threading.Thread(target=wait_for_batch, name="loader", daemon=True).start()
-    with WorkerServer(os.path.join(folder, "s")), WorkerServer("127.0.0.1", 0) as tcp:
-        say(tcp.port)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(WorkerServer(os.path.join(folder, "s")))
+        say(stack.enter_context(WorkerServer("127.0.0.1", 0)).port)
+        if "closed" in more:
+            say(stack.enter_context(closed_servers(folder)))
         for line in sys.stdin:
             command, *arguments = line.split()
             if command == "hold":

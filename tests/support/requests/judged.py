@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
 from support.requests.messages import head
 from support.requests.recognised import TABLE, same_request
 from workerserver._parser import parse_query
-from workerserver.http.access import AccessPolicy
+from workerserver.http.access import AccessPolicy, standard_rules
 from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
 from workerserver.native._bridge import Look, Table
+from workerserver.types import Unauthorized
 
 
 def seen(data: bytes, table: Table = TABLE) -> Look:
@@ -19,21 +22,22 @@ def seen(data: bytes, table: Table = TABLE) -> Look:
 
 def guarded(token: str | None = None, hosts: tuple[str, ...] = ()) -> tuple[Table, AccessPolicy]:
     """A TCP listener's rules, in both forms."""
-    policy = AccessPolicy(token=token, check_host=True, hosts=hosts)
-    table = Table(
-        [],
-        check_host=True,
-        names=policy.names,
-        prefix=policy.prefix,
-        token=policy.token,
-    )
+    policy = AccessPolicy(standard_rules(unix=False, token=token, hosts=hosts))
+    assert policy.native is not None
+    table = Table([], rules=[(form, None) for form in policy.native])
     return table, policy
 
 
 def let_in(table: Table, policy: AccessPolicy, data: bytes) -> bool:
-    """Whether *table* does; if so, the policy has to."""
+    """Whether *table* does; if so, the policy has to. What *table* refuses, so does the policy."""
     look = table.look(data)
-    if isinstance(look, str) or not look.allowed:
+    if isinstance(look, str):
+        return False
+    if look.refused:
+        assert not look.allowed
+        with pytest.raises(Unauthorized):
+            policy.check(same_request(look, data))
+    if not look.allowed:
         return False
     policy.check(same_request(look, data))
     return True

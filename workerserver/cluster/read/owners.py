@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from workerserver.cluster.model import Frame
+from workerserver.process.own import PACKAGE, own_path
 
 __all__ = ["CodeFile", "Owner", "code_file", "dotted", "is_library", "is_standard"]
 
@@ -34,18 +35,13 @@ _PACKAGES = re.compile(r"(?:.*/)?(?:site|dist)-packages/(.+)\Z", re.DOTALL)
 _STANDARD = re.compile(
     r"(?:.*/)?(?:lib|lib64)/(?:python3|python3\.\d{1,2}t?|python3\d{1,2}\.zip)/(.+)\Z", re.DOTALL
 )
-#: torch and workerserver where they are worked on: not below site-packages.
+#: torch where it is worked on: not below site-packages.
 _TORCH = re.compile(
     r".*/(torch/(?:_dynamo|_inductor|_functorch|_prims|_decomp|_higher_order_ops|autograd|cuda|"
     r"distributed|fx|jit|nn/modules|nn/parallel|nn/functional\.py|nn/utils|optim|profiler|sparse|"
     r"multiprocessing|utils/_\w+\.py|utils/data|utils/checkpoint\.py|utils/hooks\.py|"
     r"utils/tensorboard|serialization\.py|functional\.py|overrides\.py|_ops\.py|_tensor\.py|"
     r"_compile\.py|accelerator|amp|library\.py)(?:/.*)?)\Z",
-    re.DOTALL,
-)
-_OURS = re.compile(
-    r".*/(workerserver/(?:__main__|control_plane|registration|server|types|"
-    r"(?:process|http|native|stacks|handlers|collector|cluster|cli|loadgen)(?:/\w+)+)\.pyx?)\Z",
     re.DOTALL,
 )
 #: Written by torch.compile: ``/tmp/torchinductor_root/ab/cab….py``.
@@ -67,15 +63,17 @@ def code_file(file: str) -> CodeFile:
         return _installed(match[1])
     if match := _STANDARD.match(file):
         return CodeFile("library", match[1], f"lib/python3/{match[1]}")
-    if match := _TORCH.match(file) or _OURS.match(file):
+    if match := _TORCH.match(file):
         return _installed(match[1])
+    if (own := own_path(file)) is not None:
+        return _installed(f"{PACKAGE}/{own}")
     if match := _COMPILED.match(file):
         return _installed("torchinductor/" + match[1].rpartition("/")[2])
     return CodeFile("user", file, file)
 
 
 def _installed(path: str) -> CodeFile:
-    ours = path.startswith(("torch/", "torchinductor/", "workerserver/"))
+    ours = path.startswith(("torch/", "torchinductor/", f"{PACKAGE}/"))
     return CodeFile("library" if ours else "package", path, f"site-packages/{path}")
 
 

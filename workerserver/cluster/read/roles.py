@@ -13,6 +13,7 @@ from typing import Literal
 
 from workerserver.cluster.model import Frame, Thread
 from workerserver.cluster.read.owners import code_file, is_standard
+from workerserver.process.own import PACKAGE
 
 __all__ = ["WAITS", "Role", "busy", "is_idle", "main_thread", "role", "roles"]
 
@@ -78,7 +79,7 @@ _POOLS: dict[tuple[str, str], Role] = {
 
 #: By the code that the thread was given to run: its oldest frame outside of Python's library.
 _OWNERS: tuple[tuple[str, Role], ...] = (
-    ("workerserver/", "workerserver"),
+    (f"{PACKAGE}/", "workerserver"),
     ("torch/_inductor/", "compile"),
     ("torch/autograd/", "autograd"),
     ("torch/distributed/checkpoint/", "checkpoint"),
