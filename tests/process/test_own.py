@@ -9,7 +9,7 @@ import pytest
 
 import workerserver
 from workerserver import handlers
-from workerserver.cluster.read.roles import place
+from workerserver.cluster.read.owners import code_file
 from workerserver.process.own import PACKAGE, is_part_of, own_path
 
 FOLDER = Path(workerserver.__file__).parent
@@ -36,7 +36,7 @@ def test_every_file_of_ours(folder: str) -> None:
     for file in FILES:
         assert own_path(folder + file) == file
         if not file.endswith("__init__.py"):
-            owner, path, same = place(folder + file)
+            owner, path, same = code_file(folder + file)
             assert (owner, path) == ("library", f"{PACKAGE}/{file}")
             assert same == f"site-packages/{PACKAGE}/{file}"
 
