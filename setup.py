@@ -42,6 +42,8 @@ FLAGS = {
     ],
     "tsan": ["-O1", "-g2", "-UNDEBUG", "-fno-omit-frame-pointer", "-fsanitize=thread"],
 }  # fmt: skip
+#: Builds that check the invariants of the native engine (native/invariants.pyx).
+ASSERTING = {"debug", "asan", "tsan"}
 #: The linker's part of them.
 LINK = {"asan": ["-fsanitize=address,undefined"], "tsan": ["-fsanitize=thread"]}
 #: Only a module's init function is anybody else's: C functions of ours take nobody's names.
@@ -71,6 +73,8 @@ def main() -> None:
     kind = chosen_kind()
     coverage = kind == "coverage"
     macros: list[tuple[str, str | None]] = []
+    if kind in ASSERTING:
+        macros += [("WS_DEBUG", "1")]
     if coverage:
         macros += [("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
     extensions = [

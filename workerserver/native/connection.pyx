@@ -1,288 +1,31 @@
-"""A connection of the native I/O thread, as both sides see it; plain C memory, no Python.
+"""The loop's calls on a connection of the native I/O thread. Each takes the hub's lock itself.
 
-Everything in a Hub is guarded by its one lock. Who may do what with a connection follows from its
-``stage`` (see the .pxd): only the owner writes to the socket, only the I/O thread closes it and
-frees the struct. The lock is held for a few microseconds at a time, never over a wait, a snapshot
-or a large copy, so that the loop's thread may take it while it holds the GIL.
+stage.pyx says who owns a connection when. The loop's thread holds the GIL here, and nothing of
+Python runs under the lock.
 """
 
-from libc.errno cimport EAGAIN, EINTR, EPIPE, errno
+from libc.errno cimport EPIPE
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memmove, memset
 from posix.fcntl cimport F_DUPFD_CLOEXEC, fcntl
-from posix.unistd cimport write
 
-from workerserver.native.system cimport (
-    MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, pthread_mutex_lock, pthread_mutex_trylock,
-    pthread_mutex_unlock, sched_yield, send, shutdown,
-)
+from workerserver.native.system cimport SHUT_WR, pthread_self, shutdown
 from workerserver.process.clock cimport monotonic, monotonic_ns
-from workerserver.process.epoll cimport (
-    EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, epoll_ctl, epoll_event,
-)
-from workerserver.process._pulse cimport watch_answered, watch_asked
-
-
-cdef extern from * nogil:
-    """
-    static inline int ws_count(int *counter, int change) {
-        return __atomic_add_fetch(counter, change, __ATOMIC_RELAXED);
-    }
-    """
-    int ws_count(int *counter, int change)
+from workerserver.process._pulse cimport watch_answered
 
 
 cdef enum:
-    UNCLAIMED = 64 * 1024  # bytes kept for a loop that doesn't come; then reading stops
-    ALL_UNCLAIMED = 64 * 1024 * 1024  # over all connections; then each keeps only ...
-    FEW = 4 * 1024
-    PATIENCE = 100  # times to yield to somebody who waits for the lock
     DIRECT = 128 * 1024  # bytes that the loop's thread sends by itself, with the GIL held
 
 
-cdef void hub_lock(Hub *hub) noexcept nogil:
-    if pthread_mutex_trylock(&hub.lock) != 0:
-        ws_count(&hub.waiters, 1)
-        pthread_mutex_lock(&hub.lock)
-        ws_count(&hub.waiters, -1)
-
-
-cdef void give_way(Hub *hub) noexcept nogil:
-    """On the I/O thread, between two pieces of work: let those have the lock who wait for it.
-
-    Whoever that is may hold the GIL, and with it training; and a mutex is not fair.
-    """
-    cdef int waiting = ws_count(&hub.waiters, 0)
-    cdef int _i
-    if waiting == 0:
-        return
-    hub_unlock(hub)
-    for _i in range(PATIENCE):
-        if ws_count(&hub.waiters, 0) < waiting:
-            break
-        sched_yield()
-    hub_lock(hub)
-
-
-cdef void hub_unlock(Hub *hub) noexcept nogil:
-    pthread_mutex_unlock(&hub.lock)
-
-
-cdef void _signal(int fd) noexcept nogil:
-    cdef uint64_t one = 1
-    if write(fd, &one, sizeof(one)) < 0:
-        pass  # the counter is full: it has been signalled
-
-
-cdef void wake_io(Hub *hub) noexcept nogil:
-    """Have the I/O thread look at what was left for it."""
-    if not hub.woken:
-        hub.woken = True
-        _signal(hub.wake.fd)
-
-
-cdef void ask_turn(Hub *hub) noexcept nogil:
-    """Ask the loop for a turn; from then on the GIL counts as waited for."""
-    if not hub.asked:
-        hub.asked = True
-        hub.asked_at = monotonic()
-        watch_asked(monotonic_ns())
-        _signal(hub.turn)
-
-
-cdef void arm(Hub *hub, double at) noexcept nogil:
-    """Have deadlines looked at by *at*; on the I/O thread, which sets its timer before it waits."""
-    if at < hub.scan_at:
-        hub.scan_at = at
-
-
-cdef void _arm_io(Hub *hub, double at) noexcept nogil:
-    """The same from the loop's thread. Nearly always there is an earlier deadline already, so a
-    request costs no wake-up."""
-    if at < hub.scan_at:
-        hub.scan_at = at
-        wake_io(hub)
-
-
-# --- lists
-
-
-cdef void stamp(Connection *connection) noexcept nogil:
-    """Something has come for *connection*, which is or will be in the queue."""
-    connection.hub.number += 1
-    connection.number = connection.hub.number
-
-
-cdef void enqueue(Connection *connection) noexcept nogil:
-    """Have the loop look at *connection*; in the order of arrival."""
-    cdef Hub *hub = connection.hub
-    stamp(connection)
-    if not connection.queued:
-        connection.queued = True
-        connection.queue_next = NULL
-        connection.queue_previous = hub.queue_last
-        if hub.queue_last != NULL:
-            hub.queue_last.queue_next = connection
-        else:
-            hub.queue = connection
-        hub.queue_last = connection
-    ask_turn(hub)
-
-
-cdef void dequeue(Connection *connection) noexcept nogil:
-    cdef Hub *hub = connection.hub
-    if not connection.queued:
-        return
-    connection.queued = False
-    if connection.queue_previous != NULL:
-        connection.queue_previous.queue_next = connection.queue_next
-    else:
-        hub.queue = connection.queue_next
-    if connection.queue_next != NULL:
-        connection.queue_next.queue_previous = connection.queue_previous
-    else:
-        hub.queue_last = connection.queue_previous
-
-
-cdef void reap(Connection *connection) noexcept nogil:
-    """Have the I/O thread close *connection*, or free it if it is closed already."""
-    if not connection.reaping:
-        connection.reaping = True
-        connection.reap_next = connection.hub.reap
-        connection.hub.reap = connection
-
-
-cdef bint _epoll_tell(
-    Hub *hub, int change, void *source, int fd, uint32_t events
-) noexcept nogil:
-    cdef epoll_event event
-    memset(&event, 0, sizeof(event))
-    event.events = events
-    event.data.ptr = source
-    return epoll_ctl(hub.epoll, change, fd, &event) == 0
-
-
-cdef bint epoll_add(Hub *hub, void *source, int fd, uint32_t events) noexcept nogil:
-    return _epoll_tell(hub, EPOLL_CTL_ADD, source, fd, events)
-
-
-cdef void epoll_change(Hub *hub, void *source, int fd, uint32_t events) noexcept nogil:
-    _epoll_tell(hub, EPOLL_CTL_MOD, source, fd, events)
-
-
-cdef void epoll_remove(Hub *hub, int fd) noexcept nogil:
-    epoll_ctl(hub.epoll, EPOLL_CTL_DEL, fd, NULL)
-
-
-cdef void unpoll(Connection *connection) noexcept nogil:
-    """Have epoll tell nothing more of the connection."""
-    if connection.polled:
-        connection.polled = False
-        epoll_remove(connection.hub, connection.fd)
-
-
-cdef void set_events(Connection *connection) noexcept nogil:
-    """Tell epoll what the connection waits for, if that has changed."""
-    cdef uint32_t wanted = 0
-    cdef Hub *hub = connection.hub
-    cdef size_t unclaimed = connection.size - connection.start
-    hub.unclaimed += unclaimed - connection.accounted
-    connection.accounted = unclaimed
-    if connection.stage == STAGE_DEAD:
-        return
-    if (
-        not connection.eof
-        and not connection.paused
-        and not connection.closing
-        and (
-            connection.out == NULL  # a half head, bounded by itself
-            if connection.stage == STAGE_IO
-            else unclaimed < <size_t>(UNCLAIMED if hub.unclaimed < ALL_UNCLAIMED else FEW)
-        )
-    ):
-        wanted |= EPOLLIN
-    if connection.out != NULL:
-        wanted |= EPOLLOUT
-    if not connection.polled:
-        # Taken out when it hung up while nobody wanted to read; what is unread is wanted now.
-        if connection.hung_up and wanted & EPOLLIN:
-            connection.events = wanted
-            connection.polled = epoll_add(hub, connection, connection.fd, wanted)
-    elif wanted != connection.events:
-        connection.events = wanted
-        epoll_change(hub, connection, connection.fd, wanted)
-
-
-# --- bytes on their way out
-
-
-cdef ssize_t send_some(int fd, const char *data, size_t size) noexcept nogil:
-    """What the socket takes of *data* now, in bytes; below 0 the negative errno that ends it."""
-    cdef ssize_t n
-    while True:
-        n = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
-        if n >= 0:
-            return n
-        if errno == EAGAIN:
-            return 0
-        if errno != EINTR:
-            return -errno
-
-
-cdef Chunk *chunk_new(const char *data, size_t size, void *owner) noexcept nogil:
-    """*data*, borrowed while *owner* lives, else copied; NULL without memory."""
-    cdef Chunk *chunk = <Chunk *>malloc(sizeof(Chunk) + (0 if owner != NULL else size))
-    if chunk == NULL:
-        return NULL
-    chunk.next = NULL
-    chunk.size = size
-    chunk.sent = 0
-    chunk.owner = owner
-    chunk.data = data
-    if owner == NULL:
-        memcpy(&chunk[1], data, size)
-        chunk.data = <const char *>&chunk[1]
-    return chunk
-
-
-cdef void chunk_append(Connection *connection, Chunk *chunk) noexcept nogil:
-    if connection.out_last != NULL:
-        connection.out_last.next = chunk
-    else:
-        connection.out = chunk
-    connection.out_last = chunk
-    connection.out_size += chunk.size
-    set_events(connection)
-
-
-cdef void discard_out(Connection *connection) noexcept nogil:
-    """Give up what was not sent. Python's references go to the loop, which may drop them."""
-    cdef Hub *hub = connection.hub
-    cdef Chunk *chunk = connection.out
-    cdef Chunk *following
-    connection.out = NULL
-    connection.out_last = NULL
-    connection.out_size = 0
-    while chunk != NULL:
-        following = chunk.next
-        if chunk.owner != NULL:
-            chunk.next = hub.done
-            hub.done = chunk
-            ask_turn(hub)
-        else:
-            free(chunk)
-        chunk = following
-
-
-# --- the loop's side
-
-
 cdef Chunk *turn_begin(Hub *hub, uint64_t *number) noexcept nogil:
-    """The loop has come. The chunks that were sent, for it to drop their owners and to free;
-    *number* becomes hub.number."""
+    """The loop begins a turn. The result: chunks that are sent; the loop drops the references to
+    their owners and frees them. *number* becomes hub.number."""
     cdef Chunk *done
     hub_lock(hub)
+    if WS_DEBUG:
+        hub.witness.loop = pthread_self()
+        hub.witness.turning = True
     if hub.asked:
         hub.asked = False
         watch_answered(monotonic_ns())
@@ -294,19 +37,22 @@ cdef Chunk *turn_begin(Hub *hub, uint64_t *number) noexcept nogil:
 
 
 cdef Connection *turn_next(Hub *hub, uint64_t *number) noexcept nogil:
-    """Claim the next connection in the queue; NULL if there is none. *number* becomes hub.number if
-    something has come for the connection since then.
+    """Claim the next connection in the queue; NULL if the queue is empty. *number* becomes
+    hub.number if something came for the connection after *number*.
 
-    Each is claimed only when its turn has come: while a handler holds the loop up, those behind it
-    can still be taken back.
+    The loop claims one connection at a time. While a handler keeps the loop busy, the I/O thread can
+    take the others back.
     """
     cdef Connection *connection
     hub_lock(hub)
     connection = hub.queue
+    if WS_DEBUG:
+        hub.witness.claimed = connection
+        hub.witness.turning = connection != NULL
     if connection != NULL:
         dequeue(connection)
         if connection.stage == STAGE_QUEUED:
-            connection.stage = STAGE_LOOP
+            move(connection, STAGE_QUEUED, STAGE_LOOP)
             connection.deadline = 0.0
         if connection.number > number[0]:
             number[0] = hub.number
@@ -315,8 +61,10 @@ cdef Connection *turn_next(Hub *hub, uint64_t *number) noexcept nogil:
 
 
 cdef void connection_take(Connection *connection, Event *event) noexcept nogil:
-    """What has happened to a claimed connection since it was last asked."""
+    """What has happened to a connection since the last call, for its protocol."""
     hub_lock(connection.hub)
+    if WS_DEBUG:
+        connection.hub.witness.claimed = NULL
     event.data = NULL
     event.size = 0
     event.eof = False
@@ -333,20 +81,20 @@ cdef void connection_take(Connection *connection, Event *event) noexcept nogil:
         if connection.size > connection.start:
             event.data = connection.data
             event.size = connection.size - connection.start
-            if connection.start:  # rare: behind a request that the I/O thread has answered
+            if connection.start:  # rare: the I/O thread has answered a request before these bytes
                 memmove(event.data, event.data + connection.start, event.size)
             connection.data = NULL
             connection.start = connection.size = connection.capacity = 0
         event.eof = connection.eof and not connection.eof_told
         connection.eof_told = connection.eof
-        # In order, but nobody is there any more: what runs for them may be cancelled.
+        # The client ended in order, but it reads no reply any more: handlers may be cancelled.
         event.lost = connection.eof and connection.hung_up
         set_events(connection)
     hub_unlock(connection.hub)
 
 
 cdef int connection_descriptor(Connection *connection) noexcept nogil:
-    """A duplicate of the descriptor, the caller's to close; -1 if there is none any more."""
+    """A duplicate of the descriptor, which the caller closes; -1 if the connection is closed."""
     cdef int fd = -1
     hub_lock(connection.hub)
     if connection.stage != STAGE_DEAD:
@@ -356,15 +104,21 @@ cdef int connection_descriptor(Connection *connection) noexcept nogil:
 
 
 cdef bint _claim(Connection *connection) noexcept nogil:
-    """Make the loop the owner; False if the connection can't be had any more."""
-    if (
-        connection.stage == STAGE_IO
-        or connection.stage == STAGE_WAIT
-        or connection.stage == STAGE_QUEUED
-    ):
-        connection.stage = STAGE_LOOP
+    """Make the loop the owner of a connection that it wants to write to; False if that is too
+    late."""
+    cdef Stage stage = connection.stage
+    if _claimable(stage) and stage != STAGE_LOOP:
+        move(connection, stage, STAGE_LOOP)
         connection.deadline = 0.0
+        if stage == STAGE_IO and connection.size > connection.start:
+            enqueue(connection)  # half a head, which belongs to the protocol from now on
     return connection.stage == STAGE_LOOP
+
+
+cdef bint _claimable(Stage stage) noexcept nogil:
+    return (
+        stage == STAGE_IO or stage == STAGE_WAIT or stage == STAGE_QUEUED or stage == STAGE_LOOP
+    )
 
 
 cdef int connection_write(
@@ -372,8 +126,8 @@ cdef int connection_write(
 ) noexcept nogil:
     """Send what the socket takes now; the I/O thread sends the rest, from *owner*'s memory.
 
-    1 if *owner* (a reference of its own) was kept for that, 0 if not, -1 if the connection takes
-    no more.
+    *owner* is a reference. 1: the reference is kept until the bytes are sent. 0: all is sent, and
+    the reference is the caller's again. -1: the same, and the connection takes no more.
     """
     cdef Hub *hub = connection.hub
     cdef Chunk *chunk
@@ -385,7 +139,7 @@ cdef int connection_write(
         return -1
     direct = connection.out == NULL
     if direct:
-        # Not under the lock: the descriptor stays, because only its owner lets it be closed.
+        # Not under the lock: while the loop owns the connection, nobody closes the descriptor.
         hub_unlock(hub)
         n = send_some(connection.fd, data, min(size, <size_t>DIRECT))
         if n == <ssize_t>size:
@@ -416,13 +170,13 @@ cdef size_t connection_unsent(Connection *connection) noexcept nogil:
 
 
 cdef bint connection_full(Connection *connection) noexcept nogil:
-    """True, once, if more waits to be sent than the high-water mark: pause_writing() is due."""
+    """True, once, if more bytes are unsent than the high-water mark: call pause_writing()."""
     cdef bint full
     hub_lock(connection.hub)
     full = not connection.full and connection.out_size > connection.high
     if full:
         connection.full = True
-        if connection.resume:  # not told yet that it may go on, the protocol still waits
+        if connection.resume:  # resume_writing() was not called yet, so the protocol still waits
             connection.resume = False
             full = False
     hub_unlock(connection.hub)
@@ -430,15 +184,15 @@ cdef bint connection_full(Connection *connection) noexcept nogil:
 
 
 cdef void connection_want(Connection *connection, bint boundary) noexcept nogil:
-    """The protocol owes nothing and wants bytes; at a message *boundary* the I/O thread may
-    answer what it recognises."""
+    """The protocol owes no reply and wants bytes. At a message *boundary* the I/O thread may answer
+    what it recognises."""
     cdef Hub *hub = connection.hub
     hub_lock(hub)
     if connection.stage == STAGE_LOOP and not connection.closing and not connection.error:
         connection.boundary = boundary
         if connection.size > connection.start or (connection.eof and not connection.eof_told):
-            # More has come meanwhile: it is in the queue, and may be taken back from now on.
-            connection.stage = STAGE_QUEUED
+            # More bytes have come meanwhile. From now on the I/O thread may take them back.
+            move(connection, STAGE_LOOP, STAGE_QUEUED)
             connection.judged = False
             connection.queued_at = monotonic()
             _arm_io(hub, connection.queued_at + min(
@@ -446,13 +200,13 @@ cdef void connection_want(Connection *connection, bint boundary) noexcept nogil:
             ))
             enqueue(connection)
         elif boundary:
-            connection.stage = STAGE_IO
+            move(connection, STAGE_LOOP, STAGE_IO)
             memset(&connection.state, 0, sizeof(connection.state))
             connection.heading = False
             connection.deadline = monotonic() + connection.listener.idle_timeout
             _arm_io(hub, connection.deadline)
         else:
-            connection.stage = STAGE_WAIT
+            move(connection, STAGE_LOOP, STAGE_WAIT)
     hub_unlock(hub)
 
 
@@ -482,35 +236,45 @@ cdef void connection_shut(Connection *connection) noexcept nogil:
 
 
 cdef bint connection_close(Connection *connection, bint discard) noexcept nogil:
-    """Have the I/O thread close the connection once everything is sent, or now if *discard*.
+    """Let the I/O thread close the connection: when everything is sent, or now if *discard*.
 
-    True if nothing more is to be waited for; else the loop is told when it is closed.
+    True: the loop has nothing to wait for. False: the connection comes into the queue when it is
+    closed.
     """
     cdef Hub *hub = connection.hub
     cdef bint now = True
     hub_lock(hub)
-    if _claim(connection):
-        connection.closing = True
-        if discard or connection.out == NULL or connection.error:
-            connection.stage = STAGE_CLOSING
-            reap(connection)
-            wake_io(hub)
+    if discard:
+        give_up(connection)
+    elif _claimable(connection.stage):
+        if connection.out == NULL or connection.error:
+            give_up(connection)
         else:
+            _claim(connection)
             now = False
     elif connection.stage == STAGE_ANSWERING or connection.stage == STAGE_DRAIN:
-        connection.closing = True  # with the answer that is under way
-        if discard:
-            connection.doomed = True
-            reap(connection)
-            wake_io(hub)
-        else:
-            now = False
+        now = False  # the answer that is under way is the last
+    if connection.stage != STAGE_DEAD:
+        connection.closing = True
     hub_unlock(hub)
     return now
 
 
+cdef void give_up(Connection *connection) noexcept nogil:
+    """From the loop's thread: the I/O thread is to close *connection* and to send nothing more."""
+    cdef Stage stage = connection.stage
+    if stage == STAGE_ANSWERING:
+        connection.doomed = True  # a snapshot or a relay refers to it: closed with the answer
+    elif _claimable(stage) or stage == STAGE_DRAIN:
+        move(connection, stage, STAGE_CLOSING)
+        if connection.transport == NULL:
+            dequeue(connection)  # no protocol will hear of it, and the struct may be freed
+        reap(connection)
+        wake_io(connection.hub)
+
+
 cdef void connection_detach(Connection *connection) noexcept nogil:
-    """The transport lets go: the struct belongs to the I/O thread alone, which frees it."""
+    """The transport lets go of the struct, which the I/O thread frees."""
     cdef Hub *hub = connection.hub
     hub_lock(hub)
     connection.transport = NULL
