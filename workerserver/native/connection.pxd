@@ -164,7 +164,7 @@ cdef struct RelaySlot:
 cdef struct Witness:  # what invariants.pyx remembers; written in debug builds only
     bint waiting  # the I/O thread waits in epoll, without a timeout
     bint turning  # a turn of the loop is under way, and will look at the queue again
-    const Connection *claimed  # the connection that turn_next() returned last; only compared
+    const Connection *claimed  # what turn_next() returned, until the protocol knows; only compared
     pthread_t loop  # the thread of the last turn; 0: none yet
     double scan_floor  # the last scan allowed no other one before
     int count  # of connections at the last check

@@ -63,8 +63,6 @@ cdef Connection *turn_next(Hub *hub, uint64_t *number) noexcept nogil:
 cdef void connection_take(Connection *connection, Event *event) noexcept nogil:
     """What has happened to a connection since the last call, for its protocol."""
     hub_lock(connection.hub)
-    if WS_DEBUG:
-        connection.hub.witness.claimed = NULL
     event.data = NULL
     event.size = 0
     event.eof = False
@@ -90,6 +88,8 @@ cdef void connection_take(Connection *connection, Event *event) noexcept nogil:
         # The client ended in order, but it reads no reply any more: handlers may be cancelled.
         event.lost = connection.eof and connection.hung_up
         set_events(connection)
+    if WS_DEBUG and not event.lost:
+        connection.hub.witness.claimed = NULL
     hub_unlock(connection.hub)
 
 
