@@ -2,7 +2,12 @@
 
 Switches (environment): ``WORKERSERVER_DEBUG=1`` builds with assertions and without optimisation,
 ``WORKERSERVER_COVERAGE=1`` with line tracing for coverage.py, ``WORKERSERVER_SANITIZE=address``
-with AddressSanitizer and UndefinedBehaviorSanitizer, ``=thread`` with ThreadSanitizer.
+with AddressSanitizer and UndefinedBehaviorSanitizer, ``=thread`` with ThreadSanitizer, both with
+the assertions too. ``WORKERSERVER_MODULES=native._engine,native._bridge`` builds only these.
+
+The assertions: C's assert(), and ``WS_DEBUG``, with which the native I/O thread checks each
+transition of a connection (native/stage.pyx), and the invariants of its memory whenever a thread
+gives the hub's lock back (native/invariants.pyx). A violation ends the process.
 """
 
 import os
@@ -54,6 +59,16 @@ def switch(name: str) -> bool:
     return os.environ.get(f"WORKERSERVER_{name}", "0") == "1"
 
 
+def chosen_modules() -> dict[str, tuple[str, ...]]:
+    names = os.environ.get("WORKERSERVER_MODULES")
+    available = {
+        name: patterns
+        for name, patterns in MODULES.items()
+        if sys.platform == "linux" or name not in LINUX_ONLY
+    }
+    return {name: available[name] for name in names.split(",")} if names else available
+
+
 def chosen_kind() -> str:
     sanitizer = os.environ.get("WORKERSERVER_SANITIZE", "")
     if sanitizer:
@@ -87,8 +102,7 @@ def main() -> None:
             extra_link_args=LINK.get(kind, []),
             define_macros=macros,
         )
-        for module, patterns in MODULES.items()
-        if sys.platform == "linux" or module not in LINUX_ONLY
+        for module, patterns in chosen_modules().items()
     ]
     setup(
         ext_modules=cythonize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
-__all__ = ["ROOT", "copy_sources", "units"]
+__all__ = ["ROOT", "build", "copy_sources", "units"]
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What a tree without git (an unpacked archive) leaves out; .gitignore says it elsewhere.
@@ -38,6 +40,24 @@ def copy_sources(target: Path) -> None:
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target / name)
+
+
+def build(tree: Path, **switches: str) -> bool:
+    """Compile the modules of *tree* in place, with setup.py's *switches*; what went wrong is
+    printed."""
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--parallel", "2"]
+    done = subprocess.run(
+        command,
+        cwd=tree,
+        env=os.environ | {f"WORKERSERVER_{name}": value for name, value in switches.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        print(done.stdout)
+    return done.returncode == 0
 
 
 def units(package: Path) -> list[str]:
