@@ -2,10 +2,10 @@
 
 Each has a build of its own in build/sanitize-KIND, so the release modules of the working tree stay
 as they are. These builds also check the invariants of the native engine, as debug builds do.
-CPython and everything else are not instrumented: the sanitizer's library is preloaded, and CPython's
-memory comes from malloc, which the library watches. First runs a stress of the native transport
-(tests/programs/native/sanitize_stress.py), then the tests of everything compiled. Fails if a
-sanitizer reports anything, in any process, or if a test fails.
+CPython and everything else are not instrumented: the sanitizer's library is preloaded, and the
+memory of CPython comes from malloc, which the library watches. First runs a stress of the native
+transport (tests/programs/native/sanitize_stress.py), then the tests of everything compiled. Fails
+if a sanitizer reports anything, in any process, or if a test fails.
 """
 
 from __future__ import annotations

@@ -154,7 +154,9 @@ def test_only_its_owner_moves_a_connection(planted: Any, old: str) -> None:
         assert (status == 0) == allowed, (new, by_io, said)
         if not allowed:
             assert said.startswith(f"workerserver: from {old} to {new}, on ")
-            assert ("is for the other" in said) == (new in (LOOP if by_io else IO_THREAD).get(old, ()))
+            assert ("is for the other" in said) == (
+                new in (LOOP if by_io else IO_THREAD).get(old, ())
+            )
 
 
 @pytest.mark.slow

@@ -37,8 +37,8 @@ def rigs(no_leaks: None) -> Iterator[Any]:
 
 
 def test_a_dropped_connection_gets_no_protocol(rigs: Any) -> None:
-    """The I/O thread frees a dropped connection that no protocol has seen. So the loop must not find
-    it in the queue, even if the loop looks before the I/O thread wakes up."""
+    """The I/O thread frees a dropped connection that no protocol has seen. So the loop must not
+    find it in the queue, even if the loop looks before the I/O thread wakes up."""
     rig = rigs()
     for _ in range(30):
         busy, free = threading.Event(), threading.Event()

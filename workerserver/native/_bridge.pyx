@@ -1,7 +1,7 @@
-"""The loop's side of the native I/O thread: what has to do with Python, in one extension module.
+"""The loop's side of the native I/O thread: all of it that uses Python, in one extension module.
 
-``table`` says what may be answered without the GIL, ``transport`` is asyncio's view of a
-connection, ``loop_side`` has the hub and its listeners, ``faces`` are for tests.
+``table`` says what may be answered without the GIL. ``transport`` is asyncio's view of a
+connection. ``loop_side`` has the hub and its listeners. ``faces`` are for tests.
 """
 
 include "table.pyx"

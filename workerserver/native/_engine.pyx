@@ -1,8 +1,8 @@
 # cython: cdivision=True
 """The native I/O thread: one extension module, and no line of it may use anything of CPython.
 
-tools/check_cython.py reads the generated C of every function. The parts, each with the one noun that
-its name says:
+tools/check_cython.py reads the generated C of every function. The parts, each with the one noun
+that its name says:
 
 * requests: ``recognise`` (the bytes), ``rules`` (who may ask for what), ``dispatch`` (answered at
   once, or handed to the loop), ``late`` (not claimed in time), ``dumps`` (snapshots);

@@ -225,6 +225,7 @@ cdef void ask_turn(Hub *hub) noexcept nogil  # under the lock
 # --- the loop's thread, which holds the GIL; these take the lock
 cdef Chunk *turn_begin(Hub *hub, uint64_t *number) noexcept nogil
 cdef Connection *turn_next(Hub *hub, uint64_t *number) noexcept nogil
+cdef void connection_attach(Connection *connection, void *transport) noexcept nogil
 cdef void connection_take(Connection *connection, Event *event) noexcept nogil
 cdef int connection_descriptor(Connection *connection) noexcept nogil
 cdef int connection_write(

@@ -40,8 +40,8 @@ cdef Connection *turn_next(Hub *hub, uint64_t *number) noexcept nogil:
     """Claim the next connection in the queue; NULL if the queue is empty. *number* becomes
     hub.number if something came for the connection after *number*.
 
-    The loop claims one connection at a time. While a handler keeps the loop busy, the I/O thread can
-    take the others back.
+    The loop claims one connection at a time. While a handler keeps the loop busy, the I/O thread
+    can take the others back.
     """
     cdef Connection *connection
     hub_lock(hub)
@@ -58,6 +58,13 @@ cdef Connection *turn_next(Hub *hub, uint64_t *number) noexcept nogil:
             number[0] = hub.number
     hub_unlock(hub)
     return connection
+
+
+cdef void connection_attach(Connection *connection, void *transport) noexcept nogil:
+    """Give the connection its *transport*, a reference; connection_detach() takes that away."""
+    hub_lock(connection.hub)
+    connection.transport = transport
+    hub_unlock(connection.hub)
 
 
 cdef void connection_take(Connection *connection, Event *event) noexcept nogil:

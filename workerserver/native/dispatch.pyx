@@ -36,8 +36,8 @@ cdef bint make_room(Connection *connection, size_t more) noexcept nogil:
 
 
 cdef void proceed(Connection *connection, const char *data, size_t size) noexcept nogil:
-    """STAGE_IO: answer what is recognised, hand over the rest. The bytes are the connection's own if
-    *data* is NULL; else they have just been read, and the connection has none."""
+    """STAGE_IO: answer what is recognised, hand over the rest. The bytes are the connection's own
+    if *data* is NULL; else they have just been read, and the connection has none."""
     cdef Hub *hub = connection.hub
     cdef const char *at
     cdef size_t used, left, joined = 0

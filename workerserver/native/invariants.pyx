@@ -134,7 +134,9 @@ cdef void _check_stage(const Hub *hub, const Connection *c) noexcept nogil:
     _must(stage != STAGE_NEW, b"NEW: in the hub's list", hub, c)
     if stage == STAGE_IO:
         _must(c.deadline > 0.0, b"IO: no deadline", hub, c)
-        _must(not c.closing or (c.eof and c.out != NULL), b"IO: closing, and nothing ends it", hub, c)
+        _must(
+            not c.closing or (c.eof and c.out != NULL), b"IO: closing, and nothing ends it", hub, c
+        )
     elif stage == STAGE_QUEUED:
         _must(c.queued, b"QUEUED: not in the queue", hub, c)
         _must(
@@ -163,8 +165,10 @@ cdef void _check_stage(const Hub *hub, const Connection *c) noexcept nogil:
         _must(c.transport != NULL or c.reaping, b"DEAD: nothing frees it", hub, c)
     if stage == STAGE_IO or stage == STAGE_WAIT or stage == STAGE_QUEUED:
         _must(not c.error, b"an error, and the I/O thread has not closed it", hub, c)
-    _must(not c.doomed or stage == STAGE_ANSWERING or stage == STAGE_DEAD,
-          b"doomed, and not ANSWERING", hub, c)
+    _must(
+        not c.doomed or stage == STAGE_ANSWERING or stage == STAGE_DEAD,
+        b"doomed, and not ANSWERING", hub, c,
+    )
     _must(not c.closing or stage != STAGE_WAIT, b"WAIT: closing", hub, c)
     _must(not c.closing or stage != STAGE_QUEUED, b"QUEUED: closing", hub, c)
     if c.queued and c.transport == NULL:

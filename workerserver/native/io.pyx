@@ -41,8 +41,8 @@ cdef double ACCEPT_PAUSE = 0.1
 
 
 cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
-    """Accept the connections that wait. Under the lock: a fork between accept() and the entry in the
-    hub's list would leave the child a descriptor that it does not know."""
+    """Accept the connections that wait. Under the lock: a fork between accept() and the entry in
+    the hub's list would leave the child a descriptor that it does not know."""
     cdef Connection *connection
     cdef ucred peer
     cdef socklen_t size

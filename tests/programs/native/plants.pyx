@@ -98,8 +98,6 @@ cdef bint _plant_move(Hub *hub, const char *fault) noexcept nogil:
     return True
 
 
-
-
 cdef bint _plant_connection(Hub *hub, const char *fault) noexcept nogil:
     cdef Connection *c
     cdef Listener *other
@@ -364,7 +362,7 @@ def corrupt():
 
 
 def stages():
-    """The stages of all connections, and where the hub's scene still changes, keep it."""
+    """The stages of all connections. Those in DRAIN stay there."""
     cdef Connection *connection
     cdef list found = []
     hub_lock(_hubs)
