@@ -1,12 +1,13 @@
 """Runs tests with a debug build: assertions in C, and the invariants of the native engine.
 
+``run_debug.py [PYTEST ARGUMENTS]``; without arguments, the tests of the folders below.
+
 The build lies in build/debug, so the release modules of the working tree stay as they are. A broken
-invariant ends the process that runs the tests, after a message on stderr.
+invariant ends the process in which it breaks. What the process said about it comes last.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -18,19 +19,26 @@ TESTS = ("http", "native", "server", "stacks")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, prog="run_debug.py")
-    parser.add_argument("pytest_args", nargs="*", help=f"instead of: tests/{{{','.join(TESTS)}}}")
-    options = parser.parse_args()
     tree = ROOT / "build" / "debug"
     tree.mkdir(parents=True, exist_ok=True)
     copy_sources(tree)
     if not build(tree, DEBUG="1"):
         return 1
-    chosen = options.pytest_args or [f"tests/{name}" for name in TESTS]
-    # Not pytest's capture of descriptors: a message that ends the process would go with it.
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys", *chosen]
-    environment = os.environ | {"PYTHONPATH": str(tree), "WORKERSERVER_DEBUG": "1"}
-    return subprocess.run(command, cwd=tree, env=environment, check=False).returncode
+    chosen = sys.argv[1:] or [f"tests/{name}" for name in TESTS]
+    # Not on stderr, which pytest captures: with the process, what it captured is gone.
+    log = tree / "violations.log"
+    log.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen]
+    environment = os.environ | {
+        "PYTHONPATH": str(tree),
+        "WORKERSERVER_DEBUG": "1",
+        "WS_DEBUG_LOG": str(log),
+    }
+    status = subprocess.run(command, cwd=tree, env=environment, check=False).returncode
+    if log.exists():
+        print(log.read_text(), end="")
+        return 1
+    return status
 
 
 if __name__ == "__main__":

@@ -111,7 +111,8 @@ def checked() -> dict[str, str]:
         if module.parent.name != "native":
             shutil.copy2(module, tree / "workerserver" / module.relative_to(package))
     assert build(tree, DEBUG="1", MODULES="native._engine,native._bridge")
-    return os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{tree / 'tests'}"}
+    here = {name: value for name, value in os.environ.items() if name != "WS_DEBUG_LOG"}
+    return here | {"PYTHONPATH": f"{tree}{os.pathsep}{tree / 'tests'}"}
 
 
 def run(checked: dict[str, str], name: str, *arguments: str, text: str = "") -> Any:

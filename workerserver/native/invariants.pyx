@@ -1,9 +1,9 @@
 """What is true of a hub and its connections whenever a thread gives the hub's lock back.
 
-Debug and sanitizer builds (``WS_DEBUG``) check all of it at each hub_unlock(). A violation is
-printed to stderr, with the connection, and ends the process. The compiler leaves the checks out of
-every other build. With many connections not every unlock is checked, so a check costs each unlock
-about the same.
+Debug and sanitizer builds (``WS_DEBUG``) check all of it at each hub_unlock(). A violation ends the
+process, after a message on stderr or in the file that ``WS_DEBUG_LOG`` names. The compiler leaves
+the checks out of every other build. With many connections not every unlock is checked, so a check
+costs each unlock about the same.
 
 Three things look like invariants, and are none:
 
@@ -17,8 +17,8 @@ Three things look like invariants, and are none:
   come at any time, so ``queued`` says more than the stage.
 """
 
-from libc.stdio cimport fprintf, stderr
-from libc.stdlib cimport abort
+from libc.stdio cimport FILE, fflush, fopen, fprintf, stderr
+from libc.stdlib cimport abort, getenv
 
 from workerserver.process.epoll cimport EPOLLIN, EPOLLOUT
 
@@ -49,9 +49,10 @@ cdef void lock_given(Hub *hub) noexcept nogil:
 
 cdef void violated(const char *what, const Hub *hub, const Connection *c) noexcept nogil:
     """Say what is wrong, and end the process."""
-    fprintf(stderr, b"workerserver: broken invariant: %s\n", what)
+    cdef FILE *out = debug_output()
+    fprintf(out, b"workerserver: broken invariant: %s\n", what)
     fprintf(
-        stderr,
+        out,
         b"  hub %p: now %.3f, scan_at %.3f, timer_at %.3f, unclaimed %zu, asked %d, woken %d, "
         b"turning %d, waiting %d, stopping %d\n",
         <const void *>hub, hub.now, hub.scan_at, hub.timer_at, hub.unclaimed, <int>hub.asked,
@@ -59,26 +60,35 @@ cdef void violated(const char *what, const Hub *hub, const Connection *c) noexce
     )
     if c != NULL:
         fprintf(
-            stderr, b"  connection %p: fd %d, stage %s, events %#x, transport %p, deadline %.3f, "
+            out, b"  connection %p: fd %d, stage %s, events %#x, transport %p, deadline %.3f, "
             b"error %d\n", <const void *>c, c.fd, stage_name(c.stage), <unsigned int>c.events,
             c.transport, c.deadline, c.error,
         )
         fprintf(
-            stderr, b"  bytes: start %zu, size %zu, capacity %zu, accounted %zu, out_size %zu, "
+            out, b"  bytes: start %zu, size %zu, capacity %zu, accounted %zu, out_size %zu, "
             b"low %zu, high %zu\n", c.start, c.size, c.capacity, c.accounted, c.out_size, c.low,
             c.high,
         )
         fprintf(
-            stderr, b"  flags: polled %d, queued %d, reaping %d, boundary %d, heading %d, "
+            out, b"  flags: polled %d, queued %d, reaping %d, boundary %d, heading %d, "
             b"judged %d, paused %d, eof %d, eof_told %d, hung_up %d, ", <int>c.polled,
             <int>c.queued, <int>c.reaping, <int>c.boundary, <int>c.heading, <int>c.judged,
             <int>c.paused, <int>c.eof, <int>c.eof_told, <int>c.hung_up,
         )
         fprintf(
-            stderr, b"full %d, resume %d, closing %d, shut %d, doomed %d\n", <int>c.full,
+            out, b"full %d, resume %d, closing %d, shut %d, doomed %d\n", <int>c.full,
             <int>c.resume, <int>c.closing, <int>c.shut, <int>c.doomed,
         )
+    fflush(out)  # abort() does not
     abort()
+
+
+cdef FILE *debug_output() noexcept nogil:
+    cdef const char *name = getenv(b"WS_DEBUG_LOG")
+    cdef FILE *out = NULL
+    if name != NULL:
+        out = fopen(name, b"a")
+    return stderr if out == NULL else out
 
 
 cdef inline void _must(

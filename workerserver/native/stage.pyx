@@ -51,7 +51,7 @@ I/O thread, ``l`` the loop's thread. When hub_run() is over, the loop's thread c
 free the rest, and plays the I/O thread meanwhile. In a forked child every connection becomes DEAD.
 """
 
-from libc.stdio cimport fprintf, stderr
+from libc.stdio cimport FILE, fflush, fprintf
 
 from workerserver.native.system cimport pthread_equal, pthread_self
 
@@ -120,6 +120,7 @@ cdef char _maker(Stage old, Stage new) noexcept nogil:
 cdef void _check_move(Connection *connection, Stage old, Stage new) noexcept nogil:
     cdef Hub *hub = connection.hub
     cdef const char *wrong = NULL
+    cdef FILE *out
     if connection.stage != old:
         wrong = b"the connection is in another stage than its mover thinks"
     elif ws_side == SIDE_CHILD:
@@ -137,10 +138,12 @@ cdef void _check_move(Connection *connection, Stage old, Stage new) noexcept nog
     ):
         wrong = b"a thread that is not the loop's moves a connection"
     if wrong != NULL:
+        out = debug_output()
         fprintf(
-            stderr, b"workerserver: from %s to %s, on %s:\n", stage_name(old), stage_name(new),
+            out, b"workerserver: from %s to %s, on %s:\n", stage_name(old), stage_name(new),
             b"the I/O thread" if ws_side == SIDE_IO else b"another thread",
         )
+        fflush(out)
         violated(wrong, hub, connection)
 
 
