@@ -8,11 +8,12 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo test faults test-cuda test-cpythons soak bench bench-check coverage sanitize lint format clean
+.PHONY: help build demo test test-debug faults test-cuda test-cpythons soak bench bench-check coverage sanitize lint format clean
 
 help:
 	@echo "make demo           a training job hangs; ask every rank what it is doing"
 	@echo "make test           the whole test suite (ARGS='-k name' for a part of it)"
+	@echo "make test-debug     tests of the native side with a debug build, which checks its invariants"
 	@echo "make faults         real jobs with planted faults, and the verdict on each"
 	@echo "make lint           ruff, cython-lint, mypy, stubtest, Cython's performance hints"
 	@echo "make coverage       line coverage of Python and Cython code together"
@@ -47,6 +48,9 @@ demo: build
 TESTERS ?= 2
 test: build
 	$(PY) -m pytest -n $(TESTERS) --dist loadfile $(ARGS)
+
+test-debug: build
+	$(PY) tools/run_debug.py $(ARGS)
 
 # In about fifteen minutes (ARGS="-k healthy"; -m 'faults and quick' for six of them in one).
 faults: build

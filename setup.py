@@ -2,7 +2,12 @@
 
 Switches (environment): ``WORKERSERVER_DEBUG=1`` builds with assertions and without optimisation,
 ``WORKERSERVER_COVERAGE=1`` with line tracing for coverage.py, ``WORKERSERVER_SANITIZE=address``
-with AddressSanitizer and UndefinedBehaviorSanitizer, ``=thread`` with ThreadSanitizer.
+with AddressSanitizer and UndefinedBehaviorSanitizer, ``=thread`` with ThreadSanitizer, both with
+the assertions too. ``WORKERSERVER_MODULES=native._engine,native._bridge`` builds only these.
+
+The assertions: C's assert(), and ``WS_DEBUG``. With ``WS_DEBUG`` the native I/O thread checks each
+transition of a connection (native/engine/stage.pyx), and the invariants of its memory whenever a
+thread gives the hub's lock back (native/engine/invariants.pyx). A violation ends the process.
 """
 
 import os
@@ -43,6 +48,8 @@ FLAGS = {
     ],
     "tsan": ["-O1", "-g2", "-UNDEBUG", "-fno-omit-frame-pointer", "-fsanitize=thread"],
 }  # fmt: skip
+#: Builds that check the invariants of the native engine (native/engine/invariants.pyx).
+ASSERTING = {"debug", "asan", "tsan"}
 #: The linker's part of them.
 LINK = {"asan": ["-fsanitize=address,undefined"], "tsan": ["-fsanitize=thread"]}
 #: On Linux the linker's tables are filled when a module is loaded, and read-only from then on. That
@@ -54,6 +61,16 @@ VISIBILITY = ["-fvisibility=hidden"]
 
 def switch(name: str) -> bool:
     return os.environ.get(f"WORKERSERVER_{name}", "0") == "1"
+
+
+def chosen_modules() -> dict[str, tuple[str, ...]]:
+    names = os.environ.get("WORKERSERVER_MODULES")
+    available = {
+        name: patterns
+        for name, patterns in MODULES.items()
+        if sys.platform == "linux" or name not in LINUX_ONLY
+    }
+    return {name: available[name] for name in names.split(",")} if names else available
 
 
 def chosen_kind() -> str:
@@ -94,6 +111,8 @@ def main() -> None:
     kind = chosen_kind()
     coverage = kind == "coverage"
     macros: list[tuple[str, str | None]] = []
+    if kind in ASSERTING:
+        macros += [("WS_DEBUG", "1")]
     if coverage:
         macros += [("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
     extensions = [
@@ -106,8 +125,7 @@ def main() -> None:
             extra_link_args=FULL_RELRO + LINK.get(kind, []),
             define_macros=macros,
         )
-        for module, patterns in MODULES.items()
-        if sys.platform == "linux" or module not in LINUX_ONLY
+        for module, patterns in chosen_modules().items()
     ]
     setup(
         ext_modules=translated(

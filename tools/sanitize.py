@@ -1,10 +1,11 @@
 """Runs the compiled code under sanitizers: ASan with UBSan, then TSan.
 
 Each has a build of its own in build/sanitize-KIND, so the release modules of the working tree stay
-what they are. CPython and everything else stay uninstrumented: the sanitizer's library is
-preloaded, and CPython's memory comes from malloc, which it watches. First a stress of the native
-transport (tests/programs/native/sanitize_stress.py), then tests of everything compiled. Fails if a
-sanitizer reported anything, in any process, or if a test did.
+as they are. These builds also check the invariants of the native engine, as debug builds do.
+CPython and everything else are not instrumented: the sanitizer's library is preloaded, and the
+memory of CPython comes from malloc, which the library watches. First runs a stress of the native
+transport (tests/programs/native/sanitize_stress.py), then the tests of everything compiled. Fails
+if a sanitizer reports anything, in any process, or if a test fails.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from source_tree import ROOT, copy_sources
+from source_tree import ROOT, build, copy_sources
 
 STRESS = "tests/programs/native/sanitize_stress.py"
 #: Reports that this many lines of each are shown of.
@@ -114,23 +115,6 @@ def library(name: str) -> str:
     return os.path.realpath(found)
 
 
-def build(kind: Kind, tree: Path) -> bool:
-    copy_sources(tree)
-    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--parallel", "2"]
-    done = subprocess.run(
-        command,
-        cwd=tree,
-        env=os.environ | {"WORKERSERVER_SANITIZE": kind.name},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        print(done.stdout)
-    return done.returncode == 0
-
-
 def reports(logs: Path) -> int:
     """Print what the sanitizers have written; how many files of it."""
     found = sorted(path for path in logs.iterdir() if path.stat().st_size)
@@ -178,6 +162,7 @@ def check(kind: Kind, tree: Path, logs: Path, options: argparse.Namespace) -> bo
         "LD_PRELOAD": library(kind.library),
         "PYTHONMALLOC": "malloc",
         "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'tests'}",
+        "WORKERSERVER_SANITIZE": kind.name,  # for the test of what such a build checks
     }
 
     def run(name: str, *command: str) -> bool:
@@ -223,7 +208,8 @@ def main() -> int:
             old.unlink()
         kind = next(kind for kind in kinds(logs) if kind.name == name)
         began = time.monotonic()
-        if not build(kind, tree):
+        copy_sources(tree)
+        if not build(tree, SANITIZE=name):
             failed.append(f"{name}: doesn't build")
             continue
         print(f"sanitize: {name}: built in {time.monotonic() - began:.0f} s", flush=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
-__all__ = ["ROOT", "copy_sources", "parts", "units"]
+__all__ = ["ROOT", "build", "copy_sources", "parts", "units"]
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What a tree without git (an unpacked archive) leaves out; .gitignore says it elsewhere.
@@ -41,6 +43,24 @@ def copy_sources(target: Path) -> None:
         shutil.copy2(ROOT / name, target / name)
 
 
+def build(tree: Path, **switches: str) -> bool:
+    """Compile the modules of *tree* in place, with setup.py's *switches*; what went wrong is
+    printed."""
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--parallel", "2"]
+    done = subprocess.run(
+        command,
+        cwd=tree,
+        env=os.environ | {f"WORKERSERVER_{name}": value for name, value in switches.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        print(done.stdout)
+    return done.returncode == 0
+
+
 def units(package: Path) -> list[str]:
     """The extension modules of *package*, dotted; the parts of one have no underscore."""
     found = (path.relative_to(package).with_suffix("") for path in package.rglob("_*.pyx"))
@@ -51,7 +71,7 @@ def parts(unit: Path) -> list[Path]:
     """The files of one extension module: its .pyx (or .pxd), and all that this one includes."""
     found = [unit]
     for name in re.findall(r'^include "(.+)"$', unit.read_text(), re.M):
-        found += parts(unit.with_name(name))
+        found += parts(unit.parent / name)
     return found
 
 

@@ -34,7 +34,7 @@ PEER_REFUSED = "this socket serves its own user only"
 
 
 class NativeForm(NamedTuple):
-    """A rule as the I/O thread can judge it, without the GIL (native/rules.pyx).
+    """A rule as the I/O thread can judge it, without the GIL (native/requests/rules.pyx).
 
     Where the I/O thread is sure that the rule passes, it has to be right. *refusal* is what the
     rule's ``check()`` raises where the I/O thread is sure that the rule refuses.

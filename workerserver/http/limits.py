@@ -28,8 +28,8 @@ class Limits:
     """What one server takes from its clients; the defaults are the documented ones.
 
     The one owner of these numbers: a server makes one, and everything else holds it. Only the I/O
-    thread has copies, because it can't read Python's objects (native/loop_side.pyx, and
-    native/table.pyx, where its own bounds come in).
+    thread has copies, because it can't read Python's objects (native/bridge/loop_side.pyx, and
+    native/bridge/table.pyx, where its own bounds come in).
     """
 
     max_head: int = _parser.MAX_HEAD

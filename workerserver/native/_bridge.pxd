@@ -1,4 +1,4 @@
 """The loop's side of the I/O thread."""
 
-include "table.pxd"
-include "transport.pxd"
+include "bridge/table.pxd"
+include "bridge/transport.pxd"

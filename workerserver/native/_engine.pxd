@@ -1,14 +1,13 @@
 """The native I/O thread: plain C data and functions, and nothing of CPython.
 
-One part a noun; each has the declarations of its .pyx of the same name.
+What other modules use, and the structs. What only the parts of the module use has no declaration.
 """
 
-include "recognise.pxd"
-include "rules.pxd"
-include "relay.pxd"
-include "torch_policy.pxd"
-include "connection.pxd"
-include "answer.pxd"
-include "dispatch.pxd"
-include "hub.pxd"
-include "io.pxd"
+include "requests/recognise.pxd"
+include "requests/rules.pxd"
+include "torch/relay.pxd"
+include "torch/policy.pxd"
+include "engine/stage.pxd"
+include "engine/connection.pxd"
+include "engine/hub.pxd"
+include "engine/io.pxd"

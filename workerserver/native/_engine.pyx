@@ -1,18 +1,35 @@
 # cython: cdivision=True
 """The native I/O thread: one extension module, and no line of it may use anything of CPython.
 
-``recognise`` knows the requests that may be answered here, ``rules`` who may ask and for what,
-``relay`` and ``torch_policy`` torch's own server. ``connection`` has the memory that both threads
-share, ``answer`` what is written, ``dispatch`` what becomes of requests, ``hub`` the life of it
-all, ``io`` the loop. tools/check_cython.py reads the generated C of every function.
+tools/check_cython.py reads the generated C of every function. The parts, each with the one noun
+that its name says:
+
+* requests: ``recognise`` (the bytes), ``rules`` (who may ask for what), ``dispatch`` (answered at
+  once, or handed to the loop), ``late`` (not claimed in time), ``dumps`` (snapshots);
+* torch's own server: ``policy`` (what it may be asked), ``relay`` (a client), ``slots``
+  (requests to it);
+* a connection: ``stage`` (who owns it), ``connection`` (the loop's calls), ``answer`` (replies),
+  ``outgoing`` (unsent bytes), ``polling`` (what epoll is asked for), ``ending``;
+* both threads: ``lock``, ``queue``, ``hub`` (their life), ``io`` (the loop of the I/O thread),
+  ``invariants`` (what debug builds check).
 """
 
-include "recognise.pyx"
-include "rules.pyx"
-include "relay.pyx"
-include "torch_policy.pyx"
-include "connection.pyx"
-include "answer.pyx"
-include "dispatch.pyx"
-include "hub.pyx"
-include "io.pyx"
+include "requests/recognise.pyx"
+include "requests/rules.pyx"
+include "torch/relay.pyx"
+include "torch/policy.pyx"
+include "engine/stage.pyx"
+include "engine/lock.pyx"
+include "engine/queue.pyx"
+include "engine/polling.pyx"
+include "engine/outgoing.pyx"
+include "engine/connection.pyx"
+include "engine/answer.pyx"
+include "engine/ending.pyx"
+include "requests/dispatch.pyx"
+include "requests/late.pyx"
+include "requests/dumps.pyx"
+include "torch/slots.pyx"
+include "engine/hub.pyx"
+include "engine/io.pyx"
+include "engine/invariants.pyx"

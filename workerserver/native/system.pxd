@@ -27,6 +27,7 @@ cdef extern from "<poll.h>" nogil:
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
         pass
+    ctypedef unsigned long pthread_t
     int pthread_atfork(
         void (*prepare)() noexcept nogil, void (*parent)() noexcept nogil,
         void (*child)() noexcept nogil,
@@ -36,6 +37,8 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_lock(pthread_mutex_t *mutex)
     int pthread_mutex_trylock(pthread_mutex_t *mutex)
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
+    int pthread_equal(pthread_t one, pthread_t other)
+    pthread_t pthread_self()
 
 
 cdef extern from "<sched.h>" nogil:

@@ -1,6 +1,6 @@
 """The loop's side of the native I/O thread: its hub and its listeners.
 
-All of it is for the loop's thread, but for what says otherwise.
+Everything here is for the loop's thread, unless it says otherwise.
 """
 
 cimport cython
@@ -39,15 +39,15 @@ NAME = "workerserver-io"
 
 cdef enum:
     MAX_ANSWERS = 64  # of one listener
-    MAX_TURN_CONNECTIONS = 256  # served in one turn of the loop; then others have theirs
+    MAX_TURN_CONNECTIONS = 256  # served in one turn of the loop; then other callbacks run
 
 
 @cython.final
 cdef class NativeHub:
     """One I/O thread and the loop that it works for.
 
-    Made, attached and closed on the loop's thread. *watch*: the loop is asked for a turn every so
-    many seconds, to see how long it takes to get the GIL; 0 is never.
+    Made, attached and closed on the loop's thread. *watch*: every so many seconds the I/O thread
+    asks the loop for a turn, to see how long the loop takes to get the GIL; 0 is never.
     """
 
     cdef Hub *_hub
@@ -87,7 +87,7 @@ cdef class NativeHub:
         hub_unlock(self._hub)
 
     def _turn(self):
-        """The I/O thread has asked for a turn: see to everything in its queue."""
+        """The I/O thread has asked for a turn: serve the connections in the queue."""
         cdef unsigned char counter[8]
         cdef Connection *connection = NULL
         cdef int _i
@@ -105,12 +105,12 @@ cdef class NativeHub:
                 connection = NULL if self._hub == NULL else turn_next(self._hub, &number)
                 if connection == NULL:
                     break
-                if number != before:  # it asks later than those before: nothing to share with them
+                if number != before:  # its bytes came later: it shares nothing with the others
                     loop_turn.end()
                     loop_turn.begin()
                 self._deliver(connection)
         finally:
-            if connection != NULL and self._hub != NULL:  # there may be more in the queue
+            if connection != NULL and self._hub != NULL:  # the queue may not be empty
                 hub_lock(self._hub)
                 ask_turn(self._hub)
                 hub_unlock(self._hub)
@@ -122,7 +122,7 @@ cdef class NativeHub:
                 (<NativeListener>listener)._refresh()
 
     cdef int _release(self, Chunk *chunk) except -1:
-        """Drop the references to bytes that are sent."""
+        """Drop the references to the bytes objects that are sent."""
         cdef Chunk *following
         while chunk != NULL:
             following = chunk.next
@@ -132,7 +132,7 @@ cdef class NativeHub:
         return 0
 
     cdef int _deliver(self, Connection *connection) except -1:
-        """Tell a claimed connection's protocol what has happened; make it first if need be."""
+        """Tell the protocol of a connection what has happened; make it the first time."""
         cdef Link link
         if connection.transport != NULL:
             link = <Link>connection.transport
@@ -157,7 +157,7 @@ cdef class NativeHub:
         if self.thread.ident is not None:
             self.thread.join(5.0)
             if self.thread.is_alive():
-                return  # it may still touch the hub's memory, so that stays
+                return  # the thread may still use the hub's memory, so that stays
         else:
             with nogil:
                 hub_run(self._hub)
@@ -172,7 +172,7 @@ cdef class NativeHub:
         for listener in tuple(self._listeners):
             (<NativeListener>listener).close()
         with nogil:
-            hub_run(self._hub)  # stopped already: frees what the transports have let go
+            hub_run(self._hub)  # stopped already: frees what the transports have let go of
         if self._hub.connections == NULL:
             hub_free(self._hub)
         self._hub = NULL
@@ -182,20 +182,20 @@ cdef class NativeHub:
 cdef class NativeListener:
     """One listening socket of a hub, and what the I/O thread may answer on it.
 
-    *factory* makes the protocol of a connection; *refresh* is called on the loop's thread now and
-    then, when the hub has a turn anyway. *table* is in force from the first connection on; it
-    names no answers, which only publish() brings.
+    *factory* makes the protocol of a connection. *refresh* is called on the loop's thread after a
+    turn, at most once in a second. *table* is in force from the first connection on; it names no
+    answers, which only publish() brings.
     """
 
     cdef NativeHub _hub
     cdef Listener *_listener
     cdef readonly object factory
     cdef object _refresh_callback
-    cdef tuple _keep  # what the C side borrows: the table and the answers ...
-    cdef tuple _finals  # ... and the last words
+    cdef tuple _keep  # the table and the answers, whose memory the C side uses
+    cdef tuple _finals  # the same for the replies that end a connection
     cdef Answer _answers[MAX_ANSWERS]
     cdef tuple _names  # of the routes' counts
-    cdef dict _counted  # under the tables before
+    cdef dict _counted  # replies by (handler name, status), as far as they are collected
 
     def __init__(
         self, NativeHub hub, int fd, factory, refresh, Table table not None, *, bint local, limits,
@@ -229,17 +229,17 @@ cdef class NativeListener:
         self._listener = hub_listen(hub._hub, &model)
         if self._listener == NULL:
             raise OSError(errno, os.strerror(errno))
-        # The C side's own reference: an interpreter that is taken apart under a running I/O thread
-        # must not free what it answers from.
+        # A reference for the C side. The interpreter may be taken apart while the I/O thread runs,
+        # and must not free the answers of that thread.
         Py_INCREF(self)
         hub._listeners.add(self)
 
     def publish(self, Table table, tuple names, tuple answers):
         """Answer by *table* from now on.
 
-        The number above an action's lowest 8 bits says which of *names* a reply counts for, the
-        same in every table, and which of *answers* it is: pairs of whole replies, keep-alive and
-        ``Connection: close``.
+        The bits above an action's lowest 8 are a number: the index in *names* of the handler that
+        a reply counts for, which is the same in every table, and the index of the reply in
+        *answers*. An answer is a pair of whole replies: keep-alive, and ``Connection: close``.
         """
         cdef int i
         cdef bytes whole, closing
@@ -249,7 +249,7 @@ cdef class NativeListener:
         if self._listener == NULL:
             return
         self._harvest()
-        self._names = names  # they only grow, so older counts keep their names
+        self._names = names  # names are only added, so older counts keep theirs
         for i in range(len(answers)):
             whole, closing = answers[i]
             fresh[i].data = PyBytes_AS_STRING(whole)
@@ -262,7 +262,7 @@ cdef class NativeListener:
         self._listener.table = &table.data
         self._listener.memo.size = 0
         hub_unlock(self._hub._hub)
-        self._keep = (table, answers)  # not before: until here the old ones were in use
+        self._keep = (table, answers)  # only now: until here the old ones were in use
 
     cdef int _refresh(self) except -1:
         try:
@@ -278,8 +278,8 @@ cdef class NativeListener:
         cdef int i, used
         if self._listener == NULL:
             return 0
-        # Nothing of Python under the lock: a finalizer might hand the GIL to a thread that waits
-        # for the lock with it.
+        # Nothing of Python under the lock: a finalizer might give the GIL to a thread, and that
+        # thread might then wait for the lock.
         hub_lock(self._hub._hub)
         used = self._listener.count_used
         memcpy(counts, self._listener.counts, used * sizeof(Count))
@@ -299,7 +299,7 @@ cdef class NativeListener:
 
     @property
     def connections(self):
-        """Connections open now, whoever owns them."""
+        """Connections that are open now."""
         cdef int number
         if self._listener == NULL:
             return 0
@@ -310,17 +310,17 @@ cdef class NativeListener:
 
     def ignore(self, bint closing=False):
         """Accept no more connections. With *closing*, the caller closes the socket, and a forked
-        child won't. From any thread."""
+        child does not. From any thread."""
         if self._listener != NULL:
             hub_ignore(self._hub._hub, self._listener, closing)
 
     def drop(self, bint everything):
-        """Close the connections that are idle, or every one; on the loop's thread."""
+        """Close the idle connections, or *everything*; on the loop's thread."""
         if self._listener != NULL:
             hub_drop(self._hub._hub, self._listener, everything)
 
     def close(self):
-        """Let go of it all, on the loop's thread."""
+        """Close the connections and give up the listener; on the loop's thread."""
         if self._listener == NULL:
             return
         self.ignore(True)

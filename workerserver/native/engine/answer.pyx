@@ -1,26 +1,22 @@
-"""Replies that the I/O thread writes by itself, and the ends of connections.
+"""Replies that the I/O thread writes by itself.
 
-Everything runs on the I/O thread, under the hub's lock, on connections that the loop doesn't own.
+On the I/O thread, under the hub's lock, on connections that the loop does not own.
 """
 
 from libc.errno cimport EPIPE
 from libc.stdint cimport int64_t
-from libc.stdlib cimport free
 from libc.string cimport memcpy, strlen
-from posix.unistd cimport close
 
-from workerserver.http.bounds cimport DRAIN_SECONDS, STALL_SECONDS
-from workerserver.native.system cimport SHUT_WR, shutdown
+from workerserver.http.bounds cimport STALL_SECONDS
 from workerserver.process.clock cimport monotonic_ns
 from workerserver.process._pulse cimport HEALTH_CAPACITY, health_body
 
 
 cdef enum:
     HEAD_ROOM = 1024  # bytes for a head
-    FLUSH = 256 * 1024  # bytes sent at a time, so that nobody waits long behind a large body
 
 
-cdef struct Line:  # a reply's head being written; bounded, so what would be too long is cut
+cdef struct Line:  # text being written; what does not fit is cut
     char text[HEAD_ROOM]
     size_t size
 
@@ -66,7 +62,7 @@ cdef const char *_reason(int status) noexcept nogil:
 
 
 cdef void count(Listener *listener, int route, int status) noexcept nogil:
-    """One more reply; *route* -1 where no handler was found."""
+    """Count a reply; *route* is -1 if no handler was found."""
     cdef int i
     for i in range(listener.count_used):
         if listener.counts[i].route == route and listener.counts[i].status == status:
@@ -80,11 +76,8 @@ cdef void count(Listener *listener, int route, int status) noexcept nogil:
         listener.count_used += 1
 
 
-# --- out
-
-
 cdef void emit(Connection *connection, const char *data, size_t size) noexcept nogil:
-    """Send; what the socket doesn't take now is kept and sent when it does."""
+    """Send what the socket takes now; keep a copy of the rest, which flush() sends."""
     cdef ssize_t n = 0
     cdef Chunk *chunk
     if connection.error:
@@ -108,8 +101,8 @@ cdef void emit(Connection *connection, const char *data, size_t size) noexcept n
 cdef void send_answer(
     Connection *connection, const Answer *answer, int route, bint keep_alive, size_t *joined
 ) noexcept nogil:
-    """A precomputed reply. With *joined*, behind as many bytes in hub.joined, which
-    are not sent yet: a crowd of pipelined requests costs one send()."""
+    """Send a precomputed reply. With *joined*, the reply is only appended to the *joined* bytes in
+    hub.joined: many pipelined requests then cost one send()."""
     cdef char *buffer = connection.hub.joined
     cdef const char *data = answer.data if keep_alive else answer.closing
     cdef size_t size = answer.size if keep_alive else answer.closing_size
@@ -135,7 +128,7 @@ cdef void send_joined(Connection *connection, size_t *joined) noexcept nogil:
 cdef void send_final(
     Connection *connection, const Answer *answer, int status
 ) noexcept nogil:
-    """A precomputed reply to no request in particular; the connection's last."""
+    """Send a precomputed reply that belongs to no request, the last of the connection."""
     count(connection.listener, -1, status)
     emit(connection, answer.closing, answer.closing_size)
     finish(connection)
@@ -159,7 +152,7 @@ cdef void send_reply(
     Connection *connection, int route, int status, const char *content_type, size_t type_size,
     const char *extra, size_t extra_size, const char *body, size_t size, bint keep_alive
 ) noexcept nogil:
-    """Head and body; *extra* is whole header lines."""
+    """Send head and body; *extra* is whole header lines."""
     cdef Line head
     cdef char joined[HEAD_ROOM + JOINED]
     count(connection.listener, route, status)
@@ -190,7 +183,7 @@ cdef void send_reply(
 cdef void send_unavailable(
     Connection *connection, int route, const char *about, double seconds, bint keep_alive
 ) noexcept nogil:
-    """503: *about* what could not be had, for *seconds*; the request is never run."""
+    """Send 503: *about* says what was not available, for *seconds*. The request never runs."""
     cdef Line body
     cdef Line retry
     cdef int64_t tenths = <int64_t>(seconds * 10.0)
@@ -209,117 +202,3 @@ cdef void send_unavailable(
         connection, route, 503, b"text/plain", 10, retry.text, retry.size, body.text, body.size,
         keep_alive,
     )
-
-
-cdef void flush(Connection *connection) noexcept nogil:
-    """The socket takes bytes again: send some more, without the lock while they are copied."""
-    cdef Hub *hub = connection.hub
-    cdef Chunk *chunk = connection.out
-    cdef size_t size
-    cdef ssize_t n
-    if chunk == NULL:
-        set_events(connection)
-        return
-    size = min(chunk.size - chunk.sent, <size_t>FLUSH)
-    hub_unlock(hub)
-    n = send_some(connection.fd, chunk.data + chunk.sent, size)
-    hub_lock(hub)
-    if n < 0:
-        connection.error = <int>-n
-        if connection.stage == STAGE_LOOP:
-            enqueue(connection)
-            discard_out(connection)
-            set_events(connection)
-        elif connection.stage != STAGE_ANSWERING:
-            die(connection)
-    if n <= 0:
-        return
-    chunk.sent += <size_t>n
-    connection.out_size -= <size_t>n
-    if connection.stage != STAGE_LOOP:
-        connection.deadline = hub.now + STALL_SECONDS
-        arm(hub, connection.deadline)
-    if chunk.sent == chunk.size:
-        connection.out = chunk.next
-        if connection.out == NULL:
-            connection.out_last = NULL
-        if chunk.owner != NULL:
-            chunk.next = hub.done
-            hub.done = chunk
-            ask_turn(hub)
-        else:
-            free(chunk)
-    if connection.full and connection.out_size <= connection.low:
-        connection.full = False
-        connection.resume = True
-        enqueue(connection)
-    if connection.out == NULL:
-        set_events(connection)
-        if connection.shut:
-            shutdown(connection.fd, SHUT_WR)
-        if connection.stage == STAGE_DRAIN:
-            if connection.eof:
-                die(connection)
-            else:
-                connection.deadline = hub.now + DRAIN_SECONDS
-                arm(hub, connection.deadline)
-        elif connection.closing:
-            die(connection)
-
-
-# --- the end
-
-
-cdef void finish(Connection *connection) noexcept nogil:
-    """No more replies: end our side, read on until the client has ended its own.
-
-    Closing at once with bytes unread would make the kernel send a reset, and a reset can destroy
-    the reply on its way to the client (RFC 9112, 9.6).
-    """
-    cdef Hub *hub = connection.hub
-    connection.stage = STAGE_DRAIN
-    connection.shut = True
-    dequeue(connection)
-    free(connection.data)
-    connection.data = NULL
-    connection.start = connection.size = connection.capacity = 0
-    if connection.error:
-        die(connection)
-        return
-    if connection.out == NULL:
-        shutdown(connection.fd, SHUT_WR)
-        if connection.eof:
-            die(connection)
-            return
-        connection.deadline = hub.now + DRAIN_SECONDS
-    else:
-        connection.deadline = hub.now + STALL_SECONDS
-    arm(hub, connection.deadline)
-    set_events(connection)
-
-
-cdef void die(Connection *connection) noexcept nogil:
-    """Close the descriptor, now. The struct lives on until its transport has let go of it."""
-    cdef Hub *hub = connection.hub
-    cdef int i
-    if connection.stage == STAGE_DEAD:
-        return
-    dequeue(connection)
-    connection.stage = STAGE_DEAD
-    connection.deadline = 0.0
-    # close() alone would leave epoll a descriptor that a forked child still has a copy of, and
-    # events with it that point to a connection which is long freed.
-    unpoll(connection)
-    connection.listener.connections -= 1
-    close(connection.fd)
-    discard_out(connection)
-    free(connection.data)
-    connection.data = NULL
-    connection.start = connection.size = connection.capacity = 0
-    set_events(connection)
-    for i in range(RELAYS):
-        if hub.relays[i].connection == connection:
-            hub.relays[i].connection = NULL
-    if connection.transport != NULL:
-        enqueue(connection)
-    reap(connection)

@@ -1,8 +1,12 @@
-"""The hub and its connections: what the native I/O thread and the loop's thread share."""
+"""The hub and its connections: what the native I/O thread and the loop's thread share.
+
+Everything in a Hub is guarded by its lock. What must be true whenever a thread gives the lock back
+is written down, and checked in debug builds, in invariants.pyx.
+"""
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from workerserver.native.system cimport pthread_mutex_t
+from workerserver.native.system cimport pthread_mutex_t, pthread_t
 
 
 cdef enum:
@@ -15,10 +19,10 @@ cdef enum:
 cdef enum:
     NEVER = 1000000000  # seconds of the monotonic clock: in 30 years
 
-# What a route of a listener's table does; its answer's number is in the bits above the lowest 8.
+# What a route of a listener's table does. The bits above the lowest 8 are the number of its answer.
 cdef enum Action:
     ACTION_STATIC  # a precomputed answer, at once
-    ACTION_LATE  # a precomputed answer that may be out of date: only if the loop takes too long
+    ACTION_LATE  # a precomputed answer that may be out of date: only after gil_deadline
     ACTION_HEALTH
     ACTION_DUMP
     ACTION_RELAY
@@ -30,19 +34,8 @@ cdef enum Kind:
     KIND_CONNECTION
     KIND_RELAY
 
-# Who owns a connection. Only the owner writes to it; only the I/O thread closes descriptors.
-cdef enum Stage:
-    STAGE_IO  # I/O thread; at a message boundary, what has come is not a whole request yet
-    STAGE_WAIT  # I/O thread; whatever comes is the protocol's, which waits inside a message
-    STAGE_QUEUED  # I/O thread; bytes wait for the loop, and may be taken back
-    STAGE_LOOP  # the loop: it has claimed the bytes and not asked for more
-    STAGE_ANSWERING  # I/O thread; a snapshot or a relay for it is under way
-    STAGE_DRAIN  # I/O thread; the last reply is on its way, what comes is thrown away
-    STAGE_CLOSING  # I/O thread, which is to close the descriptor
-    STAGE_DEAD  # closed; freed once the transport has let go
 
-
-cdef struct Source:  # how each thing that epoll knows begins
+cdef struct Source:  # everything that epoll knows begins with these two
     int kind
     int fd
 
@@ -52,7 +45,7 @@ cdef struct Chunk:  # bytes on their way out
     const char *data
     size_t size
     size_t sent
-    void *owner  # a reference to the bytes object that data belongs to; NULL: data is our own copy
+    void *owner  # a reference to the bytes object that has the data; NULL: a copy behind the chunk
 
 
 cdef struct Answer:  # a whole precomputed reply; borrowed from the Python side's bytes
@@ -69,7 +62,7 @@ cdef struct Count:
     uint64_t number
 
 
-cdef struct Memo:  # the last request that was answered at once: its very bytes mean the same again
+cdef struct Memo:  # the last request that was answered at once, to recognise the same bytes again
     size_t size  # 0: none
     char data[256]
     Recognised request
@@ -83,11 +76,11 @@ cdef struct Listener:
     Listener *next
     bint local  # a Unix socket
     bint accepting
-    bint dropped  # its server is gone: free it with its last connection
+    bint dropped  # its server is gone: freed with its last connection
     int references  # connections that are not freed yet
-    void *owner  # the Python side, a reference; NULL once that has let go
+    void *owner  # a reference to the NativeListener; NULL after hub_forget()
     double resume_at  # 0, or when to accept again after running out of descriptors
-    int connections
+    int connections  # those that are not closed yet
     int max_connections
     double head_timeout
     double idle_timeout
@@ -95,7 +88,7 @@ cdef struct Listener:
     double gil_timeout
     double started  # monotonic seconds
     Memo memo
-    const TableData *table  # this and the answers: borrowed from Python, replaced under the lock
+    const TableData *table  # table and answers are Python's memory, replaced under the lock
     const Answer *answers
     Answer too_many
     Answer forbidden
@@ -117,83 +110,94 @@ cdef struct Connection:
     Connection *dump_next
     Stage stage
     uint32_t events  # what epoll was asked for
-    bint polled  # known to epoll
-    bint queued
+    bint polled  # epoll knows the descriptor
+    bint queued  # in hub.queue
     uint64_t number  # hub.number when something last came for the loop
-    bint reaping
+    bint reaping  # in hub.reap
     # --- in
     char *data  # malloc'ed; [start, size) are the bytes nobody has claimed
     size_t start
     size_t size
     size_t capacity
     Recognition state
-    bint boundary  # those bytes begin a message
-    bint heading  # deadline is the head's, not the idle one
-    bint judged  # the deadline has passed, and there was no answer but to wait
-    bint paused
-    bint eof
-    bint eof_told
+    bint boundary  # STAGE_QUEUED: the bytes begin a message
+    bint heading  # STAGE_IO: the deadline is that of a head, not that of an idle connection
+    bint judged  # STAGE_QUEUED: gil_deadline is over, and only the loop or a 503 can answer
+    bint paused  # the protocol called pause_reading()
+    bint eof  # the client sends no more
+    bint eof_told  # the protocol knows
     bint hung_up  # both directions are closed
-    int error  # errno that ended it, for the loop
-    size_t accounted  # its share of hub.unclaimed
+    int error  # errno that ended the connection
+    size_t accounted  # bytes of this connection in hub.unclaimed
     double deadline  # 0: none
     double queued_at
-    size_t drained
+    size_t drained  # bytes thrown away in STAGE_DRAIN
     # --- out
     Chunk *out
     Chunk *out_last
     size_t out_size
     size_t high
     size_t low
-    bint full  # pause_writing() was said, resume_writing() not yet
-    bint resume  # ... and is to be said
-    bint closing  # close once out is empty
-    bint shut  # send FIN once out is empty
-    bint doomed  # to be closed whatever it does; its listener's answers may be gone already
+    bint full  # pause_writing() was called, and out_size is still above the low-water mark
+    bint resume  # pause_writing() was called, and the loop is to call resume_writing()
+    bint closing  # close when out is empty
+    bint shut  # send FIN when out is empty
+    bint doomed  # STAGE_ANSWERING: close instead of going on when the answer is ready
     # --- the request that is being answered
     int route
     int format
     bint keep_alive
     # --- the loop's
-    void *transport  # a reference; touched with the GIL only
+    void *transport  # a reference to the Link; set and dropped with the GIL held
 
 
 cdef struct RelaySlot:
     int kind
     int fd
     Relay relay
-    Connection *connection  # NULL: its client has gone
+    Connection *connection  # NULL: the client has its answer (504), or is gone
     bint busy
     bint slow  # py-spy's
     double deadline
 
 
+cdef struct Witness:  # what invariants.pyx remembers; written in debug builds only
+    bint waiting  # the I/O thread waits in epoll, without a timeout
+    bint turning  # a turn of the loop is under way, and will look at the queue again
+    const Connection *claimed  # what turn_next() returned, until the protocol knows; only compared
+    pthread_t loop  # the thread of the last turn; 0: none yet
+    double scan_floor  # the last scan allowed no other one before
+    int count  # of connections at the last check
+    int skipped  # checks since then
+
+
 cdef struct Hub:
     pthread_mutex_t lock
     int waiters  # threads that wait for the lock; atomic
-    size_t unclaimed  # bytes that all connections keep
+    size_t unclaimed  # bytes that all connections keep for the loop
     int epoll
     Source wake  # eventfd: the loop -> the I/O thread
     int turn  # eventfd: the I/O thread -> the loop
-    bint woken
+    bint woken  # wake is signalled
     bint asked  # a turn was asked for and has not come
     double asked_at
     bint stopping
-    double now
-    double scan_at
+    double now  # when the I/O thread last woke up
+    double scan_at  # when to scan the deadlines
     Source timer  # timerfd: a wait with a timeout would cost each request a kernel timer
-    double timer_at  # when it goes off
-    double watch  # seconds between two turns asked for to see how long they take; 0: never
+    double timer_at  # when the timer goes off
+    double watch  # the GIL watch: seconds between two turns that are only timed; 0: never
     double watch_at
     Listener *listeners
     Connection *connections
     Connection *queue
     Connection *queue_last
-    uint64_t number  # of what has come for the loop so far
-    Connection *reap
-    bint sweep  # a listener may be free to go
-    Connection *dumps
-    Chunk *done
+    uint64_t number  # how often something has come for the loop
+    Connection *reap  # to be closed or freed
+    bint sweep  # a listener may be ready to be freed
+    Connection *dumps  # those that want a snapshot
+    Connection *dumping  # those whose snapshot is taken now
+    Chunk *done  # sent; the loop drops the references
     RelaySlot relays[RELAYS]
     char relay_path[108]  # of torch's own server; empty: there is none
     int relay_listener  # its descriptor and inode
@@ -201,10 +205,11 @@ cdef struct Hub:
     char *page  # READ_SIZE bytes to read into
     char *joined  # JOINED bytes, for answers to pipelined requests
     Hub *next
+    Witness witness
 
 
-cdef struct Event:  # what the loop is to tell one protocol, in this order
-    char *data  # malloc'ed, the receiver's to free; NULL: none
+cdef struct Event:  # what the loop tells one protocol, in this order
+    char *data  # malloc'ed, freed by the receiver; NULL: none
     size_t size
     bint eof
     bint resume
@@ -212,30 +217,15 @@ cdef struct Event:  # what the loop is to tell one protocol, in this order
     int error  # of lost; 0: an orderly end
 
 
-# --- either side, under the hub's lock
+# --- either side
 cdef void hub_lock(Hub *hub) noexcept nogil
 cdef void hub_unlock(Hub *hub) noexcept nogil
-cdef void give_way(Hub *hub) noexcept nogil
-cdef void wake_io(Hub *hub) noexcept nogil
-cdef void ask_turn(Hub *hub) noexcept nogil
-cdef void arm(Hub *hub, double at) noexcept nogil
-cdef void stamp(Connection *connection) noexcept nogil
-cdef void enqueue(Connection *connection) noexcept nogil
-cdef void dequeue(Connection *connection) noexcept nogil
-cdef void reap(Connection *connection) noexcept nogil
-cdef bint epoll_add(Hub *hub, void *source, int fd, uint32_t events) noexcept nogil
-cdef void epoll_change(Hub *hub, void *source, int fd, uint32_t events) noexcept nogil
-cdef void epoll_remove(Hub *hub, int fd) noexcept nogil
-cdef void unpoll(Connection *connection) noexcept nogil
-cdef void set_events(Connection *connection) noexcept nogil
-cdef ssize_t send_some(int fd, const char *data, size_t size) noexcept nogil
-cdef void discard_out(Connection *connection) noexcept nogil
-cdef Chunk *chunk_new(const char *data, size_t size, void *owner) noexcept nogil
-cdef void chunk_append(Connection *connection, Chunk *chunk) noexcept nogil
+cdef void ask_turn(Hub *hub) noexcept nogil  # under the lock
 
-# --- the loop's thread, which holds the GIL; these take the lock themselves
+# --- the loop's thread, which holds the GIL; these take the lock
 cdef Chunk *turn_begin(Hub *hub, uint64_t *number) noexcept nogil
 cdef Connection *turn_next(Hub *hub, uint64_t *number) noexcept nogil
+cdef void connection_attach(Connection *connection, void *transport) noexcept nogil
 cdef void connection_take(Connection *connection, Event *event) noexcept nogil
 cdef int connection_descriptor(Connection *connection) noexcept nogil
 cdef int connection_write(

@@ -19,7 +19,7 @@ cdef pthread_mutex_t _hubs_lock
 
 
 cdef Hub *hub_new(double watch) noexcept nogil:
-    """A hub with its descriptors; NULL if there is none to be had (errno says why)."""
+    """A hub with its descriptors; NULL, with errno set, if the system refuses one."""
     global _hubs
     cdef Hub *hub = <Hub *>calloc(1, sizeof(Hub))
     cdef int i
@@ -94,7 +94,7 @@ cdef void hub_stop(Hub *hub) noexcept nogil:
 
 
 cdef Listener *hub_listen(Hub *hub, const Listener *model) noexcept nogil:
-    """Accept from ``model.fd`` with *model*'s settings; NULL without memory or epoll's consent."""
+    """Accept from ``model.fd`` with *model*'s settings; NULL, with errno set, if that fails."""
     cdef Listener *listener = <Listener *>malloc(sizeof(Listener))
     if listener == NULL:
         return NULL
@@ -109,9 +109,10 @@ cdef Listener *hub_listen(Hub *hub, const Listener *model) noexcept nogil:
         return NULL
     listener.next = hub.listeners
     hub.listeners = listener
-    if hub.watch > 0.0 and hub.watch_at == NEVER:
-        hub.watch_at = monotonic()
-        arm(hub, hub.watch_at)
+    if hub.watch > 0.0:
+        if hub.watch_at == NEVER:
+            hub.watch_at = monotonic()
+        arm(hub, hub.watch_at)  # no scan asks for turns while a hub has no listener
     wake_io(hub)
     hub_unlock(hub)
     return listener
@@ -129,7 +130,7 @@ cdef void hub_ignore(Hub *hub, Listener *listener, bint closing) noexcept nogil:
 
 
 cdef void hub_forget(Hub *hub, Listener *listener) noexcept nogil:
-    """The owner lets go of *listener*: it is freed with its last connection."""
+    """The owner lets go of *listener*, which is freed with its last connection."""
     hub_lock(hub)
     listener.dropped = True
     listener.owner = NULL
@@ -139,24 +140,20 @@ cdef void hub_forget(Hub *hub, Listener *listener) noexcept nogil:
 
 
 cdef void hub_drop(Hub *hub, Listener *listener, bint everything) noexcept nogil:
-    """Close the listener's connections that nothing is owed, or every one of them."""
+    """Close the listener's connections that wait for no reply, or all of them."""
     cdef Connection *connection
     hub_lock(hub)
     connection = hub.connections
     while connection != NULL:
-        if connection.listener == listener and connection.stage != STAGE_DEAD:
-            if everything:
-                connection.doomed = True
-                reap(connection)
-            elif connection.stage == STAGE_IO and connection.out == NULL:
-                connection.stage = STAGE_CLOSING
-                reap(connection)
+        if connection.listener == listener and (
+            everything or (connection.stage == STAGE_IO and connection.out == NULL)
+        ):
+            give_up(connection)
         connection = connection.next
-    wake_io(hub)
     hub_unlock(hub)
 
 
-# --- fork: the child closes what it inherited and does nothing else with it
+# --- fork: the child closes the descriptors that it inherited, and touches nothing else
 
 
 cdef void _before_fork() noexcept nogil:
@@ -177,22 +174,24 @@ cdef void _after_fork_in_parent() noexcept nogil:
 
 
 cdef void _after_fork_in_child() noexcept nogil:
-    """Every descriptor of ours is in a table that was locked during the fork, so none is missed.
+    """Close every descriptor. The hubs were locked during the fork, so their lists are complete.
 
-    The structs stay, unused: transports of the parent's connections point to them.
+    The structs stay, unused: the child has copies of the parent's transports, which point to them.
     """
     cdef Hub *hub = _hubs
     cdef Connection *connection
     cdef Listener *listener
     cdef int i
     _hubs_forget()
+    if WS_DEBUG:
+        enter_side(SIDE_CHILD)
     while hub != NULL:
         connection = hub.connections
         while connection != NULL:
             if connection.stage != STAGE_DEAD:
                 close(connection.fd)
                 connection.fd = -1
-                connection.stage = STAGE_DEAD
+                move(connection, connection.stage, STAGE_DEAD)
             connection = connection.next
         listener = hub.listeners
         while listener != NULL:
@@ -210,6 +209,8 @@ cdef void _after_fork_in_child() noexcept nogil:
         pthread_mutex_init(&hub.lock, NULL)
         hub = hub.next
     pthread_mutex_init(&_hubs_lock, NULL)
+    if WS_DEBUG:
+        enter_side(SIDE_LOOP)
 
 
 cdef void _hubs_forget() noexcept nogil:

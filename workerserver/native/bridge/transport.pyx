@@ -1,10 +1,10 @@
 """Asyncio transports whose sockets belong to the native I/O thread.
 
-A ``NativeTransport`` works for any protocol of which the client speaks first: transport and
-protocol are made when the first bytes come that the I/O thread doesn't answer. One extension lets
-it answer what it recognises later on, too: a protocol that calls ``want_bytes(boundary)`` whenever
-it owes nothing and waits for bytes gives the connection back until they have come. Without that
-call all bytes go to the protocol.
+A ``NativeTransport`` works for any protocol in which the client speaks first. Transport and
+protocol are made when the first bytes come that the I/O thread does not answer. One method is not
+asyncio's: with ``want_bytes(boundary)`` a protocol that owes no reply gives the connection back to
+the I/O thread, which may then answer the next requests. A protocol that never calls this method
+gets all bytes.
 """
 
 cimport cython
@@ -13,9 +13,9 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdlib cimport free
 
 from workerserver.native._engine cimport (
-    Connection, Event, connection_close, connection_descriptor, connection_detach, connection_full,
-    connection_pause, connection_shut, connection_take, connection_unsent, connection_want,
-    connection_write, hub_lock, hub_unlock,
+    Connection, Event, connection_attach, connection_close, connection_descriptor,
+    connection_detach, connection_full, connection_pause, connection_shut, connection_take,
+    connection_unsent, connection_want, connection_write, hub_lock, hub_unlock,
 )
 
 import asyncio
@@ -33,7 +33,8 @@ cdef class Link:
     """
 
     cdef bint open(self, loop, factory, Connection *connection) except -1:
-        """Make the transport and the protocol of *connection*; False if that didn't go well."""
+        """Make the transport and the protocol of *connection*; False if the protocol fails or
+        closes the transport."""
         try:
             self._loop = loop
             self._extra = {}
@@ -42,7 +43,7 @@ cdef class Link:
             connection_close(connection, True)
             raise
         self._connection = connection
-        connection.transport = <void *>self
+        connection_attach(connection, <void *>self)
         Py_INCREF(self)
         try:
             self._protocol = factory()
@@ -62,8 +63,8 @@ cdef class Link:
                     data = PyBytes_FromStringAndSize(event.data, event.size)
             finally:
                 free(event.data)
-            # Data first: a protocol that is told to go on may ask for bytes, and the connection is
-            # the I/O thread's from then on.
+            # Data first: in resume_writing() a protocol may ask for bytes, and then the connection
+            # belongs to the I/O thread.
             if data is not None:
                 self._protocol.data_received(data)
             if event.resume and not self._closing:
@@ -79,7 +80,7 @@ cdef class Link:
         return 0
 
     cdef int _lose(self, error) except -1:
-        """Say connection_lost(), once, and let go of the connection."""
+        """Call connection_lost(), once, and let go of the connection."""
         cdef Connection *connection = self._connection
         if connection == NULL:
             return 0
@@ -102,8 +103,8 @@ cdef class Link:
         self._lose(None)
 
     cdef int _fail(self, str message, error) except -1:
-        """The protocol has raised: as in asyncio, the loop's handler is told, and the connection
-        ends."""
+        """The protocol has raised: as in asyncio, call the loop's exception handler and end the
+        connection."""
         self._loop.call_exception_handler({
             "message": message,
             "exception": error,
@@ -124,7 +125,7 @@ cdef class Link:
         return default if found is None else found
 
     cdef object _ask(self, str name):
-        """From a duplicate of the descriptor: the I/O thread may close its own at any time."""
+        """Ask a duplicate of the descriptor: the I/O thread may close the other at any time."""
         cdef int fd = -1 if self._connection == NULL else connection_descriptor(self._connection)
         if fd < 0:
             return None
@@ -212,7 +213,7 @@ cdef class Link:
         if type(data) is bytes:
             piece = data
         elif isinstance(data, (bytes, bytearray, memoryview)):
-            piece = bytes(data)  # the caller may change its own before all of it is sent
+            piece = bytes(data)  # the caller may change *data* before all of it is sent
         else:
             raise TypeError(
                 f"data must be a bytes-like object, not {type(data).__name__}"
@@ -253,8 +254,8 @@ cdef class Link:
 class NativeTransport(asyncio.Transport):
     """An asyncio transport on a connection of the native I/O thread; made by its hub.
 
-    What write() can't send at once is sent by the I/O thread, from the very bytes object that was
-    given; other bytes-like objects are copied first. All methods are for the loop's thread.
+    What write() can't send at once, the I/O thread sends later. A bytes object is not copied; other
+    bytes-like objects are. All methods are for the loop's thread.
     """
 
     __slots__ = ("_link",)
@@ -291,8 +292,8 @@ class NativeTransport(asyncio.Transport):
         return self._link.is_reading()
 
     def want_bytes(self, boundary):
-        """The protocol owes nothing and wants bytes; with *boundary*, the first byte of a new
-        message, so that the I/O thread may answer what it recognises. Not asyncio's."""
+        """The protocol owes no reply and wants bytes. With *boundary*, the next byte begins a
+        message, so the I/O thread may answer what it recognises. Not a method of asyncio's."""
         self._link.want_bytes(boundary)
 
     def set_write_buffer_limits(self, high=None, low=None):

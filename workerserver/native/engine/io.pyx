@@ -1,8 +1,8 @@
 """The native I/O thread: one epoll loop that owns all plain sockets and never needs the GIL.
 
-It accepts, reads and watches deadlines; dispatch.pyx decides what becomes of requests. It holds
-the hub's lock except while it waits in epoll, takes a snapshot, or copies a large body into a
-socket. From ``hub_run``'s first line to its last no Python runs.
+The loop accepts, reads and watches deadlines; dispatch.pyx decides what to do with requests. The
+thread holds the hub's lock except while it waits in epoll, takes a snapshot, or copies a large body
+into a socket. No Python runs between the first line of ``hub_run`` and its last.
 """
 
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, ENOMEM, errno
@@ -28,12 +28,12 @@ cdef extern from "<sys/timerfd.h>" nogil:
 
 
 cdef enum:
-    EVENTS = 16  # a batch: as long as somebody who waits for the lock may have to wait
+    EVENTS = 16  # a batch
     ACCEPTS = 16
     REQUESTS = 16 * 1024  # bytes read at a time while requests are answered from them
     BUFFER = 65536  # high-water mark of what waits to be sent
 
-cdef double COARSE = 0.005  # deadlines are looked at no more often
+cdef double COARSE = 0.005  # seconds between two scans of the deadlines, at least
 cdef double ACCEPT_PAUSE = 0.1
 
 
@@ -41,7 +41,8 @@ cdef double ACCEPT_PAUSE = 0.1
 
 
 cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
-    """Accept what waits, under the lock: a fork in between would inherit what no table holds."""
+    """Accept the connections that wait. Under the lock: a fork between accept() and the entry in
+    the hub's list would leave the child a descriptor that it does not know."""
     cdef Connection *connection
     cdef int _i, fd, one = 1
     for _i in range(ACCEPTS):
@@ -50,7 +51,7 @@ cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
         fd = accept4(listener.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)
         if fd < 0:
             if errno != EAGAIN and errno != EINTR and errno != ECONNABORTED:
-                # Out of descriptors: what waits keeps epoll ready, so look away for a while.
+                # Out of descriptors. epoll would report the listener again at once, so pause.
                 epoll_change(hub, listener, listener.fd, 0)
                 listener.resume_at = hub.now + ACCEPT_PAUSE
                 arm(hub, listener.resume_at)
@@ -66,7 +67,7 @@ cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
         connection.fd = fd
         connection.hub = hub
         connection.listener = listener
-        connection.stage = STAGE_IO
+        move(connection, STAGE_NEW, STAGE_IO)
         connection.boundary = True
         connection.high = BUFFER
         connection.low = BUFFER // 4
@@ -89,7 +90,7 @@ cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
 
 
 cdef void _readable(Connection *connection) noexcept nogil:
-    """Take what has come, once: epoll tells if there is more."""
+    """Read once; epoll reports again if more bytes are there."""
     cdef Hub *hub = connection.hub
     cdef size_t size = REQUESTS if connection.stage == STAGE_IO else READ_SIZE
     cdef ssize_t n = recv(connection.fd, hub.page, size, MSG_DONTWAIT)
@@ -125,17 +126,17 @@ cdef void _readable(Connection *connection) noexcept nogil:
     elif connection.stage == STAGE_QUEUED:
         stamp(connection)
         if connection.judged:
-            connection.judged = False  # the request may be whole now
+            connection.judged = False  # the request may be complete now
             arm(hub, hub.now)
     set_events(connection)
 
 
 cdef void _ended(Connection *connection) noexcept nogil:
-    """The client sends no more; half-closed, it still gets what it asked for."""
+    """The client sends no more. It may have closed only its own side, and wait for replies."""
     connection.eof = True
     set_events(connection)
     if connection.stage == STAGE_IO:
-        # A client that is gone in the middle of a request wants no answer.
+        # A client that ends in the middle of a request wants no answer.
         if connection.out == NULL:
             die(connection)
         else:
@@ -150,7 +151,8 @@ cdef void _ended(Connection *connection) noexcept nogil:
 
 
 cdef void _hung_up(Connection *connection) noexcept nogil:
-    """Both directions are closed, and nobody wants to read. epoll would tell so for ever."""
+    """Both directions are closed, and nobody wants to read. epoll would report that again and
+    again, so take the connection out."""
     connection.hung_up = True
     unpoll(connection)
     if connection.stage == STAGE_LOOP:
@@ -163,32 +165,32 @@ cdef void _hung_up(Connection *connection) noexcept nogil:
 
 
 cdef void _scan(Hub *hub) noexcept nogil:
-    """See to every deadline that has passed, and find the next one."""
+    """Act on every deadline that has passed, and find the next one."""
     cdef Connection *connection
     cdef Connection *following
     cdef Listener *listener
-    cdef double owed_at
+    cdef double owed_at, pause
     cdef bint over
     cdef int i
     hub.scan_at = NEVER
     connection = hub.queue
     while connection != NULL:
         following = connection.queue_next
-        if connection.stage == STAGE_QUEUED and not connection.doomed:
+        if connection.stage == STAGE_QUEUED:
             listener = connection.listener
             owed_at = min(hub.asked_at, connection.queued_at)
             over = hub.now - connection.queued_at >= listener.gil_timeout
             if not connection.judged and (over or hub.now - owed_at >= listener.gil_deadline):
                 if connection.hung_up and connection.transport == NULL:
-                    die(connection)  # nobody is there to be answered
+                    die(connection)  # the client is gone, and no protocol has seen it
                 else:
                     take_back(connection)
             elif not connection.judged:
                 arm(hub, min(owed_at + listener.gil_deadline,
                              connection.queued_at + listener.gil_timeout))
-            # What could be answered without the loop is; and what take_back() has queued behind
-            # it has its own time.
-            if connection.stage == STAGE_QUEUED and not connection.doomed:
+            # Still in the queue: what take_back() could not answer, or the next request behind an
+            # answered one, with a queued_at of its own.
+            if connection.stage == STAGE_QUEUED:
                 if hub.now - connection.queued_at >= listener.gil_timeout:
                     refuse(connection)
                 elif connection.judged:
@@ -197,7 +199,7 @@ cdef void _scan(Hub *hub) noexcept nogil:
     connection = hub.connections
     while connection != NULL:
         following = connection.next
-        if connection.deadline > 0.0 and not connection.doomed:
+        if connection.deadline > 0.0:
             if connection.deadline > hub.now:
                 arm(hub, connection.deadline)
             else:
@@ -224,8 +226,12 @@ cdef void _scan(Hub *hub) noexcept nogil:
             hub.watch_at = hub.now + hub.watch
             ask_turn(hub)
         arm(hub, hub.watch_at)
-    # The lock is held here: with ten thousand connections, not more than a twentieth of the time.
-    hub.scan_at = max(hub.scan_at, hub.now + max(COARSE, 20.0 * (monotonic() - hub.now)))
+    # A scan holds the lock. With ten thousand connections it must not take more than a twentieth of
+    # the time.
+    pause = max(COARSE, 20.0 * (monotonic() - hub.now))
+    hub.scan_at = max(hub.scan_at, hub.now + pause)
+    if WS_DEBUG:
+        hub.witness.scan_floor = hub.now + pause
 
 
 cdef void _expire(Connection *connection) noexcept nogil:
@@ -243,8 +249,8 @@ cdef void _expire(Connection *connection) noexcept nogil:
 
 
 cdef void _sweep(Hub *hub) noexcept nogil:
-    """Close what is to be closed; free what nobody refers to. Only here is anything freed: no
-    event that epoll has reported is still to be looked at."""
+    """Close the connections that are to be closed; free those that nothing refers to. Nothing is
+    freed elsewhere: here no event is left of those that epoll has reported."""
     cdef Connection *connection
     cdef Listener *listener
     cdef Listener **place
@@ -254,9 +260,6 @@ cdef void _sweep(Hub *hub) noexcept nogil:
         connection.reaping = False
         if connection.stage == STAGE_CLOSING:
             die(connection)
-        elif connection.doomed and connection.stage != STAGE_DEAD:
-            if connection.stage != STAGE_ANSWERING:
-                die(connection)
         elif connection.stage == STAGE_DEAD and connection.transport == NULL:
             dequeue(connection)
             if connection.previous != NULL:
@@ -296,7 +299,7 @@ cdef void _handle(Hub *hub, Source *source, uint32_t events) noexcept nogil:
         if connection.stage == STAGE_DEAD:
             return  # closed earlier in this batch
         if connection.doomed:
-            unpoll(connection)  # while an answer for it is under way, epoll would go on and on
+            unpoll(connection)  # until its answer is ready, epoll would report it again and again
             return
         if events & EPOLLOUT:
             flush(connection)
@@ -329,6 +332,8 @@ cdef void hub_run(Hub *hub) noexcept nogil:
     cdef epoll_event events[EVENTS]
     cdef int i, n, timeout
     cdef Connection *connection
+    if WS_DEBUG:
+        enter_side(SIDE_IO)
     hub_lock(hub)
     hub.now = monotonic()
     while not hub.stopping:
@@ -343,11 +348,15 @@ cdef void hub_run(Hub *hub) noexcept nogil:
             continue
         if hub.scan_at < hub.timer_at:
             _set_timer(hub)
-        # Behind an answered dump another one may have been pipelined; the others get a turn first.
+        # A second snapshot may be wanted behind an answered one. Other connections come first.
         timeout = -1 if hub.dumps == NULL else 0
+        if WS_DEBUG:
+            hub.witness.waiting = timeout < 0
         hub_unlock(hub)
         n = epoll_wait(hub.epoll, events, EVENTS, timeout)
         hub_lock(hub)
+        if WS_DEBUG:
+            hub.witness.waiting = False
         hub.now = monotonic()
         for i in range(n):
             _handle(hub, <Source *>events[i].data.ptr, events[i].events)
@@ -360,5 +369,10 @@ cdef void hub_run(Hub *hub) noexcept nogil:
         if hub.relays[i].busy:
             relay_close(&hub.relays[i].relay)
             hub.relays[i].busy = False
+    hub.dumps = NULL
     _sweep(hub)
+    if WS_DEBUG:
+        check_end(hub)
     hub_unlock(hub)
+    if WS_DEBUG:
+        enter_side(SIDE_LOOP)

@@ -1,0 +1,96 @@
+"""The hub's lock, and how each of the two threads wakes the other.
+
+The lock guards everything in a Hub. A thread holds it for a few microseconds at a time, never
+during a wait, a snapshot or a large copy. So the loop's thread may take it while it holds the GIL.
+"""
+
+from libc.stdint cimport uint64_t
+from posix.unistd cimport write
+
+from workerserver.native.system cimport (
+    pthread_mutex_lock, pthread_mutex_trylock, pthread_mutex_unlock, sched_yield,
+)
+from workerserver.process.clock cimport monotonic, monotonic_ns
+from workerserver.process._pulse cimport watch_asked
+
+
+cdef extern from * nogil:
+    """
+    static inline int ws_count(int *counter, int change) {
+        return __atomic_add_fetch(counter, change, __ATOMIC_RELAXED);
+    }
+    """
+    int ws_count(int *counter, int change)
+
+
+cdef enum:
+    PATIENCE = 100  # times to yield to a thread that waits for the lock
+
+
+cdef void hub_lock(Hub *hub) noexcept nogil:
+    if pthread_mutex_trylock(&hub.lock) != 0:
+        ws_count(&hub.waiters, 1)
+        pthread_mutex_lock(&hub.lock)
+        ws_count(&hub.waiters, -1)
+    if WS_DEBUG:
+        lock_taken()
+
+
+cdef void hub_unlock(Hub *hub) noexcept nogil:
+    if WS_DEBUG:
+        lock_given(hub)
+    pthread_mutex_unlock(&hub.lock)
+
+
+cdef void give_way(Hub *hub) noexcept nogil:
+    """On the I/O thread, between two pieces of work: let a thread that waits have the lock.
+
+    That thread may hold the GIL, so training may wait with it. A mutex alone is not fair.
+    """
+    cdef int waiting = ws_count(&hub.waiters, 0)
+    cdef int _i
+    if waiting == 0:
+        return
+    hub_unlock(hub)
+    for _i in range(PATIENCE):
+        if ws_count(&hub.waiters, 0) < waiting:
+            break
+        sched_yield()
+    hub_lock(hub)
+
+
+cdef void _signal(int fd) noexcept nogil:
+    cdef uint64_t one = 1
+    if write(fd, &one, sizeof(one)) < 0:
+        pass  # the counter is full, so a signal is already there
+
+
+cdef void wake_io(Hub *hub) noexcept nogil:
+    """Wake the I/O thread: a list or a deadline of the hub has changed."""
+    if not hub.woken:
+        hub.woken = True
+        _signal(hub.wake.fd)
+
+
+cdef void ask_turn(Hub *hub) noexcept nogil:
+    """Ask the loop for a turn. The GIL watch counts the wait from here."""
+    if not hub.asked:
+        hub.asked = True
+        hub.asked_at = monotonic()
+        watch_asked(monotonic_ns())
+        _signal(hub.turn)
+
+
+cdef void arm(Hub *hub, double at) noexcept nogil:
+    """Scan the deadlines at *at* or earlier. For the I/O thread, which sets its timer before it
+    waits."""
+    if at < hub.scan_at:
+        hub.scan_at = at
+
+
+cdef void _arm_io(Hub *hub, double at) noexcept nogil:
+    """The same for the loop's thread. Nearly always an earlier scan is due already, so a request
+    costs no wake-up."""
+    if at < hub.scan_at:
+        hub.scan_at = at
+        wake_io(hub)

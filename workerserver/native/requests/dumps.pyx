@@ -1,0 +1,59 @@
+"""Snapshots without the GIL, one for all requests that came with one wake-up. On the I/O thread,
+under the hub's lock."""
+
+from libc.string cimport memset
+
+from workerserver.process.clock cimport monotonic
+from workerserver.stacks.snapshot cimport ws_buffer
+from workerserver.stacks._stacks cimport buffer_free, dump_reply
+
+
+cdef void _await_dump(Connection *connection, const Parameters *parameters) noexcept nogil:
+    move(connection, connection.stage, STAGE_ANSWERING)
+    connection.deadline = 0.0
+    connection.format = parameters.format
+    connection.dump_next = connection.hub.dumps
+    connection.hub.dumps = connection
+
+
+cdef void answer_dumps(Hub *hub) noexcept nogil:
+    """Take one snapshot, without the lock, and answer every connection in ``hub.dumps`` with it."""
+    cdef Connection *connection
+    cdef ws_buffer bodies[DUMP_FORMATS]
+    cdef ws_buffer headers
+    cdef ws_buffer *body
+    cdef int wanted = 0, failed
+    hub.dumping = hub.dumps
+    hub.dumps = NULL
+    memset(bodies, 0, sizeof(bodies))
+    memset(&headers, 0, sizeof(headers))
+    connection = hub.dumping
+    while connection != NULL:
+        wanted |= 1 << connection.format
+        connection = connection.dump_next
+    hub_unlock(hub)
+    failed = dump_reply(wanted, bodies, &headers)
+    hub_lock(hub)
+    hub.now = monotonic()
+    while hub.dumping != NULL:
+        connection = hub.dumping
+        hub.dumping = connection.dump_next
+        connection.dump_next = NULL
+        body = &bodies[connection.format]
+        if failed:
+            send_reply(
+                connection, connection.route, 503, b"text/plain", 10, NULL, 0,
+                b"no stacks could be read", 23, connection.keep_alive,
+            )
+        else:
+            send_reply(
+                connection, connection.route, 200,
+                b"text/plain" if connection.format == DUMP_TEXT else b"application/json",
+                10 if connection.format == DUMP_TEXT else 16,
+                headers.data, headers.size, body.data, body.size, connection.keep_alive,
+            )
+        _answered(connection)
+        give_way(hub)
+    for wanted in range(DUMP_FORMATS):
+        buffer_free(&bodies[wanted])
+    buffer_free(&headers)
