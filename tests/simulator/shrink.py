@@ -1,0 +1,121 @@
+"""A failing job made smaller, as long as it fails in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any
+
+from .job.program import Job
+from .job.truth import Played, play
+from .told.answers import tell
+
+__all__ = ["failing_kinds", "shrink"]
+
+Fails = Callable[[Played], set[str]]
+
+
+def failing_kinds(played: Played) -> set[str]:
+    """The properties that today's judge violates on it."""
+    from .adapter import judge
+    from .judged import violations
+
+    return {violation.kind for violation in violations(played, judge(played))}
+
+
+def shrink(job: Job, fails: Fails = failing_kinds, tries: int = 2000) -> Job:
+    """The smallest job found that still violates one of the properties that *job* violates."""
+    wanted = _kinds(job, fails)
+    if not wanted:
+        return job
+    progress = True
+    while progress and tries > 0:
+        progress = False
+        for smaller in _smaller(job):
+            tries -= 1
+            if _kinds(smaller, fails) & wanted:
+                job, progress = smaller, True
+                break
+            if tries <= 0:
+                break
+    return job
+
+
+def _kinds(job: Job, fails: Fails) -> set[str]:
+    try:
+        return fails(play(job, tell))
+    except (AssertionError, IndexError, KeyError, StopIteration, ValueError):
+        return set()  # it makes no sense any more
+
+
+def _smaller(job: Job) -> Iterator[Job]:
+    """One rank fewer; one thread fewer; one line of the program fewer, in all ranks."""
+    for rank in range(job.world - 1, -1, -1):
+        if job.world > 2 and all(plant.rank != rank for plant in job.plants):
+            yield _without_rank(job, rank)
+    for name in {strand.name for plan in job.ranks for strand in plan.strands}:
+        if name in ("main", "trainer"):
+            continue
+        smaller = deepcopy(job)
+        for plan in smaller.ranks:
+            plan.strands = [strand for strand in plan.strands if strand.name != name]
+        yield smaller
+    places = {
+        op.place for plan in job.ranks for strand in plan.strands for op in strand.ops
+    }
+    for place in sorted(places):
+        yield _changed(job, lambda ops, place=place: [op for op in ops if op.place != place])
+    yield _changed(job, _a_step_fewer)
+
+
+def _changed(job: Job, change: Callable[[list[Any]], list[Any]]) -> Job:
+    """The loop goes on with as many operations as before it ended, where there are as many."""
+    smaller = deepcopy(job)
+    for plan in smaller.ranks:
+        for strand in plan.strands:
+            loop = strand.loop
+            if loop is None:
+                strand.ops = change(strand.ops)
+            else:
+                head, tail = change(strand.ops[:loop]), change(strand.ops[loop:])
+                strand.ops, strand.loop = head + tail, len(head) if tail else None
+    return smaller
+
+
+def _a_step_fewer(ops: list[Any]) -> list[Any]:
+    beats = [index for index, op in enumerate(ops) if op.kind == "beat"]
+    if len(beats) < 2:
+        return ops
+    start, end = beats[:2]
+    if any(op.planted for op in ops[start:end]):
+        return ops
+    return ops[:start] + ops[end:]
+
+
+def _without_rank(job: Job, gone: int) -> Job:
+    def renamed(rank: int) -> int:
+        return rank - (rank > gone)
+
+    smaller = deepcopy(job)
+    smaller.world -= 1
+    del smaller.ranks[gone]
+    for group in smaller.groups:
+        group.ranks = tuple(renamed(rank) for rank in group.ranks if rank != gone)
+    for plan in smaller.ranks:
+        plan.rank = renamed(plan.rank)
+        for strand in plan.strands:
+            for op in strand.ops:
+                if op.peer == gone:
+                    raise_on = IndexError("its peer is gone")
+                    raise raise_on
+    seen: set[int] = set()
+    for plan in smaller.ranks:
+        for strand in plan.strands:
+            for op in strand.ops:
+                for each in (op, *op.parts):
+                    if id(each) not in seen and each.peer >= 0:
+                        seen.add(id(each))
+                        each.peer = renamed(each.peer)
+    for plant in smaller.plants:
+        plant.rank = renamed(plant.rank)
+    return smaller
