@@ -36,15 +36,17 @@ def judge(played: Played) -> Verdict:
 def rounds(played: Played) -> list[Round]:
     found = []
     for when, told in played.looks:
-        states = [_state(each) for each in told]
+        states = [_state(each, played.job.ranks[each.rank].named) for each in told]
         _fetch_traces(told, states)
         found.append(Round(states, EPOCH + when))
     return found
 
 
 @lru_cache(maxsize=1024)
-def _worker(rank: int) -> Worker:
-    return Worker(f"/run/rank{rank}.sock", True, rank)
+def _worker(number: int, named: bool) -> Worker:
+    if named:
+        return Worker(f"/run/rank{number}.sock", True, number)
+    return Worker(f"/run/worker{number}.sock", True)
 
 
 @lru_cache(maxsize=65536)
@@ -72,8 +74,8 @@ def _thread(told: Told, told_by: Answers) -> Thread:
     )
 
 
-def _state(told: Answers) -> RankState:
-    state = RankState(_worker(told.rank), told.rank)
+def _state(told: Answers, named: bool) -> RankState:
+    state = RankState(_worker(told.rank, named), told.rank if named else None)
     for question, reason in told.failures.items():
         state.failures[question] = Failure(reason, "simulated")  # type: ignore[arg-type]
     if told.silent:

@@ -17,6 +17,8 @@ class SuspectLike(Protocol):
     def rank(self) -> int | None: ...
     @property
     def reason(self) -> str: ...
+    @property
+    def address(self) -> str: ...
 
 
 class VerdictLike(Protocol):
@@ -36,6 +38,13 @@ class Violation:
     text: str = ""
 
 
+def rank_of(suspect: SuspectLike) -> int:
+    """A worker that doesn't know its rank is told by its address."""
+    if suspect.rank is not None:
+        return suspect.rank
+    return int(suspect.address.rpartition("/")[2].strip("abcdefghijklmnopqrstuvwxyz."))
+
+
 def case_of(played: Played) -> str:
     """The fault in words; of several the first one."""
     job, truth = played.job, played.truth
@@ -51,9 +60,7 @@ def violations(played: Played, verdict: VerdictLike) -> Iterator[Violation]:
     if truth.deadlocked and truth.settled and verdict.status == 0:
         yield Violation("hung, and called healthy", case, seed)
     for suspect in verdict.suspects:
-        rank = suspect.rank
-        if rank is None:
-            continue
+        rank = rank_of(suspect)
         said = f"rank {rank}: {suspect.reason}"
         if not truth.deadlocked:
             if rank in truth.still:
@@ -62,6 +69,8 @@ def violations(played: Played, verdict: VerdictLike) -> Iterator[Violation]:
                 yield Violation("healthy, and accused", case, seed, said)
         elif rank not in truth.allowed:
             kind = "a victim accused" if rank in truth.stuck else "one that goes on accused"
+            if not job.ranks[rank].served:
+                kind = "a victim without a server accused"
             yield Violation(kind, case, seed, said)
         elif rank in truth.guilty and suspect.reason not in REASONS[truth.reasons[rank]]:
             yield Violation("right rank, wrong reason", case, seed, said)
@@ -111,7 +120,7 @@ class Tally:
             return "wrong"
         if verdict.status != 1:
             return str(verdict.status)
-        named = {suspect.rank for suspect in verdict.suspects}
+        named = {rank_of(suspect) for suspect in verdict.suspects}
         return "right" if named & played.truth.guilty else "tied"
 
     def tables(self) -> Iterator[str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 from typing import TYPE_CHECKING
 
-from .program import FOREVER, Op, Plant, Strand
+from .program import FOREVER, Group, Op, Plant, Strand
 
 if TYPE_CHECKING:
     from .generate import Draft
@@ -42,7 +41,7 @@ DEVIATIONS = (
 )  # fmt: skip
 
 #: Pauses that end.
-PAUSES = ("sleep", "compute", "write", "data", "child", "evaluate")
+PAUSES = ("sleep", "compute", "write", "data", "child", "beats")
 
 _WORKS = ("call", "issue", "send", "recv", "isend", "irecv", "batch", "monitored")
 
@@ -55,7 +54,6 @@ def plant(draft: Draft) -> None:
     epochs = [list(epoch) for epoch in draft.epochs]
     kind = draw()
     job.gap = 2.0 if draw() < 0.7 else 0.5 + 4 * draw()
-    loops: list[list[Op]] | None = None
     if kind < 0.3:
         job.look, job.after = "running", job.usual * (0.2 + draw() * (draft.warm + 3))
     elif kind < 0.45:
@@ -73,20 +71,24 @@ def plant(draft: Draft) -> None:
             _deviate(draft, fault, epochs)
         if draw() < 0.08 and job.world > 2:
             _absent(draft, fault)
-    _assemble(draft, fault, epochs, loops)
+    _assemble(draft, fault, epochs)
 
 
-def _assemble(
-    draft: Draft, fault: list[list[Op]], epochs: list[list[Op]], loops: list[list[Op]] | None
-) -> None:
+def _assemble(draft: Draft, fault: list[list[Op]], epochs: list[list[Op]]) -> None:
+    """Warm steps, the one with the fault, an epoch's end, and so on for ever."""
     job = draft.job
     often = 1 + int(draft.random.random() * 3)
+    before = draft.steps
+    if draft.chance(0.05):
+        again = _made_again(draft)
+        fault, epochs = again(fault), again(epochs)
+        draft.steps, draft.epochs = again(draft.steps), again(draft.epochs)
     for plan in job.ranks:
         rank = plan.rank
         beat = [Op("beat").at("train", 12)] if job.beats else []
         usual = [*beat, *draft.steps[rank]]
         ops = [*draft.starts[rank]]
-        ops += usual * draft.warm
+        ops += [*beat, *before[rank]] * draft.warm
         ops += [*beat, *fault[rank]]
         ops += usual * (often - 1)
         ops += epochs[rank]
@@ -96,6 +98,27 @@ def _assemble(
         plan.strands.append(Strand(draft.trainer, ops, loop))
         plan.strands += draft.extras[rank]
         plan.strands.sort(key=lambda strand: strand.name != "main")
+
+
+def _made_again(draft: Draft) -> Callable[[list[list[Op]]], list[list[Op]]]:
+    """After the warm steps a group is destroyed and made again: as another one of the same name."""
+    groups = draft.job.groups
+    old = groups[int(draft.random.random() * len(groups))]
+    new = Group(len(groups), old.desc, old.ranks, old.backend, old.name)
+    groups.append(new)
+    known: dict[int, Op] = {}
+
+    def moved(op: Op) -> Op:
+        if op.group != old.number and not any(part.group == old.number for part in op.parts):
+            return op
+        found = known.get(id(op))
+        if found is None:
+            parts = tuple(part.changed(group=new.number) for part in op.parts)
+            number = new.number if op.group == old.number else op.group
+            found = known[id(op)] = op.changed(group=number, parts=parts)
+        return found
+
+    return lambda plans: [[moved(op) for op in ops] for ops in plans]
 
 
 def _spot(draft: Draft, ops: list[Op]) -> int:
@@ -123,11 +146,17 @@ def _pause(draft: Draft, fault: list[list[Op]]) -> None:
     kind = PAUSES[int(draw() * len(PAUSES))]
     seconds = max(job.usual * (2 + 28 * draw()), 1.0 + 20 * draw())
     rank = _victim(draft)
-    kind = "compute" if kind == "evaluate" else kind
     key = ("io", "cpu", "still")[int(draw() * 3)] if kind == "write" else ""
     line = draft.next_line()
-    op = Op(kind, seconds=seconds, key=key, planted=True).at("pause", line)
-    fault[rank].insert(_spot(draft, fault[rank]), op)
+    spot = _spot(draft, fault[rank])
+    if kind == "beats":
+        # Its validation has more batches than the others', and each of them is a heartbeat.
+        part = Op("compute", seconds=seconds / 10, planted=True).at("validate", line)
+        beats = [Op("beat").at("validate", line + 1)] if job.beats else []
+        fault[rank][spot:spot] = [part, *beats] * 10
+    else:
+        op = Op(kind, seconds=seconds, key=key, planted=True).at("pause", line)
+        fault[rank].insert(spot, op)
     _accuse(draft, f"late {kind} {key}".rstrip(), rank, "late", True)
     job.look = "fresh"
     job.after = seconds * draw() * 1.1
@@ -235,10 +264,11 @@ def _flock(draft: Draft, kind: str, rank: int, fault: list[list[Op]]) -> list[Op
         # Late enough for the other rank to have it first.
         fault[other][:0] = [Op("sleep", seconds=3 * job.usual).at("load_cache", line - 1)]
         fault[other][1:1] = [waits, free]
-        fault[rank][:0] = [Op("flock", key="cache.lock").at("load_cache", line)]
-    else:
-        fault[rank][:0] = [Op("flock", key="cache.lock").at("load_cache", line)]
-    return [Op("sleep", seconds=inf, planted=True).at("load_cache", line + 2)]
+    fault[rank][:0] = [
+        Op("flock", key="cache.lock").at("load_cache", line),
+        Op("sleep", seconds=FOREVER, planted=True).at("load_cache", line + 2),
+    ]
+    return []
 
 
 _Maker = Callable[["Draft", str, int, list[list[Op]]], list[Op]]

@@ -52,7 +52,7 @@ def generate(seed: int) -> Job:
     if layout == "grid":
         world = (4, 4, 6, 8, 8)[int(draw() * 5)]
     backend = "nccl" if draw() < 0.5 else "gloo"
-    usual = 0.01 * 300.0 ** draw()
+    usual = 0.01 * 1000.0 ** draw()
     job = Job(seed, world, backend, layout, [], [], usual=usual)
     job.groups.append(Group(0, "default_pg", tuple(range(world)), backend))
     draft = Draft(random, job)
@@ -91,8 +91,15 @@ def _see(draft: Draft) -> None:
         slow = 1.3 if draw() < 0.05 else 1.0
         plan.jitter = tuple(slow * (0.8 + 0.4 * draw()) for _ in range(5))
         job.ranks.append(plan)
-    if draw() < 0.02:
+    odd = draw()
+    if odd < 0.02:
         job.ranks[int(draw() * job.world)].served = False
+    elif odd < 0.04:
+        for plan in job.ranks:
+            plan.named = False
+    elif odd < 0.08:
+        for plan in job.ranks:
+            plan.stride = 1 + plan.rank % 3
     kinds = {plan.stock for plan in job.ranks}
     rings = {plan.ring for plan in job.ranks}
     told = "some recorders" if len(rings) > 1 else "short rings" if 0 < ring < 2000 else "recorders"

@@ -103,7 +103,7 @@ class Rank:
         "rings", "seqs", "step", "stopped", "stream", "threads", "totals", "trainer",
     )  # fmt: skip
 
-    def __init__(self, plan: RankPlan, first: int) -> None:
+    def __init__(self, plan: RankPlan) -> None:
         self.plan = plan
         self.number = plan.rank
         self.threads = [Thread(self, strand, n) for n, strand in enumerate(plan.strands)]
@@ -111,7 +111,7 @@ class Rank:
         self.stopped = False
         self.frozen = inf
         self.gil: Thread | None = None
-        self.step = first - 1
+        self.step = -plan.stride
         self.beat = -inf
         self.trainer: Thread | None = None
         self.cpu = 0.0
@@ -138,7 +138,7 @@ class Machine:
         self.counts: dict[tuple[Any, ...], int] = {}
         self.keys: dict[str, list[Thread]] = {}
         self.files: dict[tuple[int, str], tuple[Thread, list[Thread]]] = {}
-        self.ranks = [Rank(plan, job.first) for plan in job.ranks]
+        self.ranks = [Rank(plan) for plan in job.ranks]
         self.streams: deque[Rank] = deque()
         self.everybody = tuple(range(job.world))
         self.do: dict[str, Callable[[Thread, Op], float | None]] = {
@@ -228,7 +228,7 @@ class Machine:
 
     def _beat(self, thread: Thread, op: Op) -> float:
         rank = thread.rank
-        rank.step += 1
+        rank.step += rank.plan.stride
         rank.beat = self.now
         rank.trainer = thread
         return 0.0

@@ -78,16 +78,17 @@ class Op:
 
 @dataclass(slots=True)
 class Group:
-    """*made*: with new_group, after the default one. *recorded*: torch says which ranks it has."""
+    """*number*: torch's own of this group. *name*: what torch calls it; a group that was destroyed
+    and made again has the name and the description of the one before."""
 
     number: int
     desc: str
     ranks: tuple[int, ...]
     backend: str = "gloo"
+    name: str = ""
 
-    @property
-    def name(self) -> str:
-        return str(self.number)
+    def __post_init__(self) -> None:
+        self.name = self.name or str(self.number)
 
 
 @dataclass(slots=True)
@@ -108,8 +109,10 @@ class Strand:
 
 @dataclass(slots=True)
 class RankPlan:
-    """*stock*: torch's own server. *served*: it has a server at all. *ring*: entries of the flight
-    recorder, 0 for none. *clock*: by how much its wall clock is wrong. *jitter*: of its steps."""
+    """*stock*: torch's own server. *served*: it has a server at all. *named*: its environment has
+    its rank. *ring*: entries of the flight recorder, 0 for none. *clock*: by how much its wall
+    clock is wrong. *jitter*: of its steps. *stride*: what a step adds to the number that it tells
+    heartbeat(): ranks may count samples of their own."""
 
     rank: int
     strands: list[Strand] = field(default_factory=list)
@@ -118,6 +121,8 @@ class RankPlan:
     ring: int = 2000
     clock: float = 0.0
     host: int = 0
+    named: bool = True
+    stride: int = 1
     jitter: tuple[float, ...] = (1.0,)
 
 
@@ -134,8 +139,8 @@ class Plant:
 @dataclass(slots=True)
 class Job:
     """*usual*: how long a step takes. *look*: "settled" (long after the hang), "fresh" (just after
-    the fault), "running". *gap*: seconds between the two looks. *first*: the step that the program
-    begins with; the recorders have counted as many operations before as ``before`` says."""
+    the fault), "running". *gap*: seconds between the two looks. *beats*: whether
+    there are heartbeats. *evidence*: what can be seen of it, in words."""
 
     seed: int
     world: int
@@ -148,7 +153,6 @@ class Job:
     look: str = "running"
     after: float = 10.0
     gap: float = 2.0
-    first: int = 0
     beats: bool = True
     evidence: str = ""
 
@@ -167,6 +171,7 @@ def text(job: Job) -> str:
     alike: dict[tuple[str, ...], list[int]] = {}
     for plan in job.ranks:
         told = f"{'stock' if plan.stock else 'ours' if plan.served else 'no server'}"
+        told += "" if plan.named else " that doesn't know its rank"
         mine = [f"  {told}, recorder {plan.ring}, clock {plan.clock:+.3g}s, host {plan.host}"]
         for strand in plan.strands:
             mine.append(f"  {strand.name}{'' if strand.acting else ' (idle)'}:")

@@ -12,7 +12,7 @@ from math import inf
 from typing import Any
 
 from .machine import Machine, Meeting, Thread
-from .program import Job, Op
+from .program import Job, Op, RankPlan
 
 __all__ = ["REASONS", "Played", "Truth", "play"]
 
@@ -140,7 +140,7 @@ def _truth(job: Job, machine: Machine, first: float, second: float) -> Truth:
         else:
             stuck.setdefault(thread.rank.number, []).append(thread)
             last = max(last, thread.moved)
-    if not stuck or machine.planted_at == inf:
+    if not stuck:
         return Truth(False, moving=frozenset(moving))
     plants = [plant for plant in job.plants if not plant.late]
     guilty = frozenset(plant.rank for plant in plants)
@@ -149,7 +149,7 @@ def _truth(job: Job, machine: Machine, first: float, second: float) -> Truth:
     allowed = set(guilty)
     for rank in guilty:
         if rank in stuck:
-            allowed |= _tied(rank, edges, classes)
+            allowed |= _tied(rank, edges, classes, job.ranks)
         else:
             allowed |= _parties(machine, rank)
     return Truth(
@@ -222,17 +222,22 @@ def _reach(start: int, edges: dict[int, set[int]]) -> set[int]:
     return found
 
 
-def _tied(rank: int, edges: dict[int, set[int]], classes: dict[int, Any]) -> set[int]:
-    """All ranks that wait for each other with *rank*, if *rank* is in no minority there: then
-    nothing that can be seen tells who of them is wrong."""
+def _tied(
+    rank: int, edges: dict[int, set[int]], classes: dict[int, Any], plans: list[RankPlan]
+) -> set[int]:
+    """All ranks that wait for each other with *rank*, if *rank* is in no minority there, or in none
+    among those that have a recorder: then nothing that can be seen tells who of them is wrong."""
     ring = {other for other in _reach(rank, edges) if rank in _reach(other, edges)}
     if not ring:
         return {rank}
-    sizes: dict[Any, int] = {}
-    for other in ring:
-        sizes[classes[other]] = sizes.get(classes[other], 0) + 1
-    mine = sizes[classes[rank]]
-    return {rank} if mine < max(sizes.values()) else ring
+    recorded = {other for other in ring if plans[other].ring and plans[other].served}
+    for seen in (ring, recorded | {rank}):
+        sizes: dict[Any, int] = {}
+        for other in seen:
+            sizes[classes[other]] = sizes.get(classes[other], 0) + 1
+        if sizes[classes[rank]] == max(sizes.values()):
+            return ring
+    return {rank}
 
 
 def _parties(machine: Machine, rank: int) -> set[int]:

@@ -129,7 +129,7 @@ def _health(machine: Machine, rank: Rank, now: float) -> Json:
     return {
         "status": "ok",
         "pid": PID + rank.number,
-        "rank": rank.number,
+        "rank": rank.number if rank.plan.named else None,
         "uptime_s": round(now + 3.0, 3),
         "step": step,
         "step_age_s": age,

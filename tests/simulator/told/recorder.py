@@ -166,7 +166,7 @@ def trace(recorded: Recorded, backend: str) -> Json:
         "version": "2.10",
     }
     entries = [
-        _entry(entry, now) for entry in ring if not (nccl and entry.done + WATCHDOG_S <= now)
+        _entry(entry, now) for entry in ring if not (nccl and entry.done <= now)
     ]
     if entries:
         found["entries"] = entries
