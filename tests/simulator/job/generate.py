@@ -309,8 +309,7 @@ def _epoch(draft: Draft) -> None:
                 ops.append(write.at("save", line + 2))
             ops.append(Op("call", 0, "barrier", (), "").at("save", line + 4))
         elif what == 2 and job.backend == "gloo":
-            gather = Op("call", 0, "all_gather_object", (1,), "Long")
-            ops.append(gather.at("evaluate", line + 1))
+            ops += _objects(0, "evaluate", line + 1)
         else:
             shape = (3,) if what < 5 else (2, 2)
             ops.append(Op("call", 0, "broadcast", shape, "Long").at("evaluate", line + 1))
@@ -320,6 +319,14 @@ def _epoch(draft: Draft) -> None:
         for ops in draft.starts:
             ops.append(Op("new_group").at("setup", line + 8))
     assert group.ranks
+
+
+def _objects(group: int, function: str, line: int) -> list[Op]:
+    """all_gather_object: the sizes, then the pickles."""
+    return [
+        Op("call", group, "all_gather_object", (1,), "Long").at(function, line),
+        Op("call", group, "all_gather_object data", (16,), "Byte").at(function, line),
+    ]
 
 
 def _threads(draft: Draft) -> None:
@@ -363,13 +370,13 @@ def _saver(draft: Draft) -> None:
     job = draft.job
     group = _group(draft, "checkpoint", tuple(range(job.world)), "gloo")
     line = draft.next_line()
-    gather = Op("call", group.number, "all_gather_object", (1,), "Long").at("save", line + 1)
+    gather = _objects(group.number, "save", line + 1)
     write = Op("write", seconds=job.usual / 2, key="io").at("write", line + 2)
     barrier = Op("call", group.number, "barrier", (), "").at("save", line + 3)
     for rank in range(job.world):
         get = Op("get", key="saves").at("save_all", line)
         done = Op("put", key="saved").at("save_all", line + 4)
-        ops = [get, gather, write, barrier, done]
+        ops = [get, *gather, write, barrier, done]
         draft.extras[rank].append(Strand("saver", ops, 0, False, root="save_all"))
         epoch = draft.epochs[rank]
         epoch.insert(0, Op("get", key="saved").at("checkpoint", line + 8))

@@ -99,12 +99,18 @@ class Rank:
     """A process."""
 
     __slots__ = (
-        "alive", "beat", "cpu", "events", "frozen", "gil", "locks", "number", "plan", "queues",
-        "rings", "seqs", "step", "stopped", "stream", "threads", "totals", "trainer",
+        "alive", "beat", "cpu", "drained", "ended", "events", "frozen", "gil", "issued", "local",
+        "locks", "number", "plan", "queues", "rings", "seqs", "step", "stopped", "stream", "threads",
+        "totals", "trainer",
     )  # fmt: skip
 
-    def __init__(self, plan: RankPlan) -> None:
+    def __init__(self, plan: RankPlan, groups: list[Group]) -> None:
         self.plan = plan
+        #: torch numbers the groups of a process; so a group has another number on another rank.
+        self.local = {
+            group.number: index
+            for index, group in enumerate(each for each in groups if plan.rank in each.ranks)
+        }
         self.number = plan.rank
         self.threads = [Thread(self, strand, n) for n, strand in enumerate(plan.strands)]
         self.alive = True
@@ -115,9 +121,13 @@ class Rank:
         self.beat = -inf
         self.trainer: Thread | None = None
         self.cpu = 0.0
+        self.drained = 0.0
         #: torch has a recorder for NCCL, and one for the other backends.
         self.rings: dict[str, deque[Entry]] = {}
         self.totals: dict[str, int] = {}
+        #: Of each group: the last recorded operations that ended, and the last one.
+        self.ended: dict[int, deque[Entry]] = {}
+        self.issued: dict[int, Entry] = {}
         self.seqs: dict[int, list[int]] = {}  # collectives, point-to-point, all
         self.stream: deque[list[Entry]] = deque()
         self.locks: dict[str, tuple[Thread, list[Thread]]] = {}
@@ -138,7 +148,7 @@ class Machine:
         self.counts: dict[tuple[Any, ...], int] = {}
         self.keys: dict[str, list[Thread]] = {}
         self.files: dict[tuple[int, str], tuple[Thread, list[Thread]]] = {}
-        self.ranks = [Rank(plan) for plan in job.ranks]
+        self.ranks = [Rank(plan, job.groups) for plan in job.ranks]
         self.streams: deque[Rank] = deque()
         self.everybody = tuple(range(job.world))
         self.do: dict[str, Callable[[Thread, Op], float | None]] = {
@@ -241,16 +251,21 @@ class Machine:
             found = self.meetings[what] = Meeting(what, ranks, len(ranks))
         return found
 
-    def _come(self, meeting: Meeting, rank: int, sign: Any) -> None:
+    def _come(self, meeting: Meeting, rank: int, sign: Any, now: float) -> None:
         came = meeting.came
         came[rank] = sign
         if len(came) < meeting.need:
             return
         if meeting.need > 1 and len(set(came.values())) > 1:
             return  # for ever
-        done = meeting.done = self.now + LATENCY
+        for entry in meeting.entries:
+            if entry.started > now:
+                now = entry.started
+        done = meeting.done = now + LATENCY
         for entry in meeting.entries:
             entry.done = done
+            if entry.number >= 0:
+                entry.rank.ended.setdefault(entry.group.number, deque(maxlen=8)).append(entry)
             if entry.group.backend == "nccl":
                 self._advance(entry.rank, done)
         for thread in meeting.waiters:
@@ -283,6 +298,7 @@ class Machine:
             rank.totals[group.backend] = number + 1
             entry.number = number
             ring.append(entry)
+            rank.issued[group.number] = entry
         return entry
 
     def _enter(self, thread: Thread, op: Op) -> Meeting:
@@ -296,7 +312,7 @@ class Machine:
             self._enqueue(thread.rank, [entry])
         else:
             entry.started = self.now
-            self._come(meeting, thread.rank.number, (op.name, op.shape, op.dtype))
+            self._come(meeting, thread.rank.number, (op.name, op.shape, op.dtype), self.now)
         return meeting
 
     def _call(self, thread: Thread, op: Op) -> float | None:
@@ -333,7 +349,7 @@ class Machine:
     def _enqueue(self, rank: Rank, entries: list[Entry]) -> None:
         rank.stream.append(entries)
         if len(rank.stream) == 1:
-            self._start(rank, self.now)
+            self._start(rank, max(self.now, rank.drained))
 
     def _start(self, rank: Rank, now: float) -> None:
         for entry in rank.stream[0]:
@@ -342,7 +358,7 @@ class Machine:
             assert meeting is not None
             op = entry.op
             sign = None if op.peer >= 0 else (op.name, op.shape, op.dtype)
-            self._come(meeting, rank.number, sign)
+            self._come(meeting, rank.number, sign, now)
 
     def _advance(self, rank: Rank, now: float) -> None:
         """The head of the stream may have ended. In turn, or a chain of streams would recurse."""
@@ -357,15 +373,18 @@ class Machine:
                 if each.stream:
                     self._start(each, now)
             if not each.stream:
+                each.drained = now
                 for thread in each.events.pop("stream", ()):
                     if thread.state == "blocked":
                         self._at(now, thread)
+                        if thread.op is not None and thread.op.name != "event":
+                            each.cpu += now - thread.since  # CUDA waits by spinning
             self.streams.popleft()
 
     def _sync(self, thread: Thread, op: Op) -> float | None:
         rank = thread.rank
         if not rank.stream:
-            return 0.0
+            return max(rank.drained - self.now, 0.0)
         rank.events.setdefault("stream", []).append(thread)
         return None
 
@@ -391,7 +410,7 @@ class Machine:
             thread.works[op.key] = [meeting]
             return 0.0
         entry.started = self.now
-        self._come(meeting, thread.rank.number, None)
+        self._come(meeting, thread.rank.number, None, self.now)
         if op.kind in ("isend", "irecv"):
             thread.works[op.key] = [meeting]
             return 0.0
@@ -403,8 +422,10 @@ class Machine:
         if pairs[0][0].group.backend == "nccl":
             self._enqueue(thread.rank, [entry for entry, _ in pairs])
         else:
+            for entry, _ in pairs:
+                entry.started = self.now
             for _, meeting in pairs:
-                self._come(meeting, thread.rank.number, None)
+                self._come(meeting, thread.rank.number, None, self.now)
         return 0.0
 
     # --- what no recorder holds
@@ -417,14 +438,14 @@ class Machine:
         if rank.number == group.ranks[0]:
             rank.seqs[group.number][2] += 2 * (len(group.ranks) - 2)
         meeting = self._meeting(("m", op.group, number), group.ranks)
-        self._come(meeting, rank.number, None)
+        self._come(meeting, rank.number, None, self.now)
         return self._until(thread, [meeting])
 
     def _new_group(self, thread: Thread, op: Op) -> float | None:
         counted = ("new", thread.rank.number)
         number = self.counts[counted] = self.counts.get(counted, 0) + 1
         meeting = self._meeting(("n", number), self.everybody)
-        self._come(meeting, thread.rank.number, None)
+        self._come(meeting, thread.rank.number, None, self.now)
         return self._until(thread, [meeting])
 
     def _store_set(self, thread: Thread, op: Op) -> float:

@@ -24,10 +24,22 @@ flock unflock       between the ranks of a host
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
+from typing import Any
 
-__all__ = ["FOREVER", "Group", "Job", "Op", "Plant", "RankPlan", "Strand", "text"]
+__all__ = [
+    "FOREVER",
+    "Group",
+    "Job",
+    "Op",
+    "Plant",
+    "RankPlan",
+    "Strand",
+    "from_dict",
+    "text",
+    "to_dict",
+]
 
 FOREVER = inf
 
@@ -155,6 +167,35 @@ class Job:
     gap: float = 2.0
     beats: bool = True
     evidence: str = ""
+
+
+def to_dict(job: Job) -> dict[str, Any]:
+    """As JSON can hold it."""
+    return asdict(job)
+
+
+def from_dict(value: dict[str, Any]) -> Job:
+    """What :func:`to_dict` made, after a way through JSON."""
+
+    def op(fields: dict[str, Any]) -> Op:
+        fields = {**fields, "shape": tuple(fields["shape"]), "place": tuple(fields["place"])}
+        return Op(**{**fields, "parts": tuple(map(op, fields["parts"]))})
+
+    def strand(fields: dict[str, Any]) -> Strand:
+        return Strand(**{**fields, "ops": list(map(op, fields["ops"]))})
+
+    def plan(fields: dict[str, Any]) -> RankPlan:
+        strands = list(map(strand, fields["strands"]))
+        return RankPlan(**{**fields, "strands": strands, "jitter": tuple(fields["jitter"])})
+
+    return Job(
+        **{
+            **value,
+            "groups": [Group(**{**each, "ranks": tuple(each["ranks"])}) for each in value["groups"]],
+            "ranks": list(map(plan, value["ranks"])),
+            "plants": [Plant(**each) for each in value["plants"]],
+        }
+    )
 
 
 def text(job: Job) -> str:

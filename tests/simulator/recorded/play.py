@@ -1,14 +1,14 @@
-"""One rank of a real gloo job in which each thread stands in one kind of wait.
+"""One rank of a real gloo job that does what a simulated one does: ``play.py JOB ours|torch …``.
 
-``record.py`` starts three ranks, and keeps what they answer. Rank 1 never comes to an operation of
-the others, so that each thread of ranks 0 and 2 waits for good in the operation that it is named
-for. The operations of one thread have a group of their own.
+``record.py`` starts the ranks. Each operation of the program is carried out by torch, in the line
+of user code that stands for its kind.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import fcntl
+import json
 import os
 import queue
 import subprocess
@@ -26,264 +26,248 @@ from torch.utils.data import DataLoader
 
 import workerserver
 
-FOREVER = 600.0
-RANK = int(os.environ["RANK"])
-FOLDER = Path(sys.argv[3])
-Group = Any
-
-#: What ranks 0 and 2 do in a group of their own.
-TOGETHER: dict[str, Callable[[Group], None]] = {}
-#: What each rank does alone.
-ALONE: dict[str, Callable[[], None]] = {}
-
-
-def together(function: Callable[[Group], None]) -> Callable[[Group], None]:
-    TOGETHER[function.__name__] = function
-    return function
-
-
-def alone(function: Callable[[], None]) -> Callable[[], None]:
-    ALONE[function.__name__] = function
-    return function
-
-
-def ones() -> torch.Tensor:
-    return torch.ones(4)
-
-
-@together
-def all_reduce(group: Group) -> None:
-    dist.all_reduce(ones(), group=group)
-
-
-@together
-def broadcast(group: Group) -> None:
-    dist.broadcast(ones(), 1, group=group)
-
-
-@together
-def barrier(group: Group) -> None:
-    dist.barrier(group=group)
-
-
-@together
-def all_gather(group: Group) -> None:
-    dist.all_gather([torch.zeros(4) for _ in range(3)], ones(), group=group)
-
-
-@together
-def all_gather_into_tensor(group: Group) -> None:
-    dist.all_gather_into_tensor(torch.zeros(12), ones(), group=group)
-
-
-@together
-def reduce_scatter_tensor(group: Group) -> None:
-    dist.reduce_scatter_tensor(torch.zeros(4), torch.ones(12), group=group)
-
-
-@together
-def all_gather_object(group: Group) -> None:
-    dist.all_gather_object([None] * 3, "x", group=group)
-
-
-@together
-def broadcast_object_list(group: Group) -> None:
-    dist.broadcast_object_list(["x"], 1, group=group)
-
-
-@together
-def monitored_barrier(group: Group) -> None:
-    dist.monitored_barrier(group=group)
-
-
-@together
-def wait(group: Group) -> None:
-    work = dist.all_reduce(ones(), group=group, async_op=True)
-    work.wait()
-
-
-@together
-def poll(group: Group) -> None:
-    work = dist.all_reduce(ones(), group=group, async_op=True)
-    while not work.is_completed():
-        time.sleep(0.01)
-
-
-@together
-def send(group: Group) -> None:
-    dist.send(ones(), 1, group=group)
-
-
-@together
-def recv(group: Group) -> None:
-    dist.recv(ones(), 1, group=group)
-
-
-@together
-def irecv(group: Group) -> None:
-    work = dist.irecv(ones(), 1, group=group)
-    assert work is not None
-    work.wait()
-
-
-@together
-def isend(group: Group) -> None:
-    work = dist.isend(ones(), 1, group=group)
-    assert work is not None
-    work.wait()
-
-
-@together
-def batch(group: Group) -> None:
-    works = dist.batch_isend_irecv([dist.P2POp(dist.irecv, ones(), 1, group)])
-    for work in works:
-        work.wait()
-
-
-@together
-def new_group(group: Group) -> None:
-    dist.new_group([0, 1, 2], timeout=timedelta(seconds=FOREVER))
-
-
-@together
-def store_wait(group: Group) -> None:
-    dist.distributed_c10d._get_default_store().wait(["never"], timedelta(seconds=FOREVER))
-
-
-@alone
-def sleep() -> None:
-    time.sleep(FOREVER)
-
-
-@alone
-def compute() -> None:
-    while True:
-        sum(range(1000))
-
-
-@alone
-def lock() -> None:
-    mutex = threading.Lock()
-    with mutex, mutex:
-        pass
-
-
-@alone
-def acquire() -> None:
-    mutex = threading.Lock()
-    mutex.acquire()
-    mutex.acquire()
-
-
-@alone
-def condition() -> None:
-    changed = threading.Condition()
-    with changed:
-        changed.wait()
-
-
-@alone
-def event() -> None:
-    threading.Event().wait()
-
-
-@alone
-def get() -> None:
-    queue.Queue[int]().get()
-
-
-@alone
-def join() -> None:
-    thread = threading.Thread(target=time.sleep, args=(FOREVER,), daemon=True, name="joined")
-    thread.start()
-    thread.join()
-
-
-@alone
-def result() -> None:
-    pool = concurrent.futures.ThreadPoolExecutor(1)
-    pool.submit(time.sleep, FOREVER).result()
-
-
-@alone
-def child() -> None:
-    subprocess.run(["sleep", str(FOREVER)], check=False)
-
-
-@alone
-def fifo() -> None:
-    path = FOLDER / f"fifo{RANK}"
-    os.mkfifo(path)
-    with path.open("rb"):
-        pass
-
-
-@alone
-def flock() -> None:
-    path = FOLDER / f"lock{RANK}"
-    with path.open("w") as first, path.open("w") as second:
-        fcntl.flock(first, fcntl.LOCK_EX)
-        fcntl.flock(second, fcntl.LOCK_EX)
-
-
-@alone
-def save() -> None:
-    path = FOLDER / f"checkpoint{RANK}"
-    os.mkfifo(path)
-    keeps_it_open = os.open(path, os.O_RDWR)
-    with path.open("wb") as file:
-        torch.save({"weights": torch.zeros(1 << 20)}, file)
-    os.close(keeps_it_open)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from simulator.job.program import FOREVER, Job, Op, Strand, from_dict
+
+#: Seconds that stand for good.
+LONG = 600.0
+TIMEOUT = timedelta(seconds=LONG)
+DTYPES = {"Float": torch.float32, "BFloat16": torch.bfloat16, "Long": torch.int64}
+DTYPES["Byte"] = torch.uint8
 
 
 class Stuck:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
     def __len__(self) -> int:
-        return 100
+        return 2
 
     def __getitem__(self, index: int) -> int:
-        if index == 4:
-            time.sleep(FOREVER)
+        time.sleep(self.seconds)
         return index
 
 
-@alone
-def data() -> None:
-    for _ in DataLoader(Stuck(), batch_size=2, num_workers=1, multiprocessing_context="fork"):
-        pass
+class Process:
+    """What the threads of one rank share."""
 
+    def __init__(self, job: Job, rank: int, folder: Path) -> None:
+        self.job, self.rank, self.folder = job, rank, folder
+        self.groups: list[Any] = []
+        self.locks: dict[str, threading.Lock] = {}
+        self.events: dict[str, threading.Event] = {}
+        self.queues: dict[str, queue.Queue[int]] = {}
+        self.files: dict[str, Any] = {}
+        self.threads: dict[str, threading.Thread] = {}
+        self.futures: dict[str, concurrent.futures.Future[None]] = {}
+        self.guard = threading.Lock()
+        self.beat = -1
 
-def train() -> None:
-    for step in range(3):
-        workerserver.heartbeat(step)
-        dist.all_reduce(ones())
-    workerserver.heartbeat(3)
-    if RANK == 1:
-        sleep()
-    dist.all_reduce(ones())
+    def shared(self, table: dict[str, Any], key: str, make: Callable[[], Any]) -> Any:
+        with self.guard:
+            return table.setdefault(key, make())
 
+    def start(self, plan: list[Strand]) -> None:
+        main = None
+        for strand in plan:
+            if strand.name == "main":
+                main = strand
+                continue
+            future: concurrent.futures.Future[None] = concurrent.futures.Future()
+            self.futures[strand.name] = future
+            thread = threading.Thread(target=self.play, args=(strand,), daemon=True)
+            thread.name = strand.name
+            self.threads[strand.name] = thread
+        for thread in self.threads.values():
+            thread.start()
+        if main is not None:
+            self.play(main)
+        time.sleep(LONG)
 
-def start() -> None:
-    for function in ALONE.values():
-        threading.Thread(target=function, name=function.__name__, daemon=True).start()
-    groups = {name: dist.new_group([0, 1, 2], group_desc=name) for name in sorted(TOGETHER)}
-    time.sleep(1.0)
-    if RANK != 1:
-        for name, group in groups.items():
-            threading.Thread(target=TOGETHER[name], args=(group,), name=name, daemon=True).start()
-            if name == "new_group":
-                time.sleep(1.0)
+    def play(self, strand: Strand) -> None:
+        works: dict[str, list[Any]] = {}
+        for op in strand.ops:
+            self.do(op, works)
+        while strand.loop is not None:
+            for op in strand.ops[strand.loop :]:
+                self.do(op, works)
+
+    def do(self, op: Op, works: dict[str, list[Any]]) -> None:
+        getattr(self, "do_" + op.kind)(op, works)
+
+    # --- alone
+
+    def do_beat(self, op: Op, works: Any) -> None:
+        self.beat += 1
+        workerserver.heartbeat(self.beat)
+
+    def do_compute(self, op: Op, works: Any) -> None:
+        end = time.monotonic() + min(op.seconds, LONG)
+        while time.monotonic() < end:
+            sum(range(1000))
+
+    def do_sleep(self, op: Op, works: Any) -> None:
+        time.sleep(min(op.seconds, LONG))
+
+    def do_data(self, op: Op, works: Any) -> None:
+        if op.seconds != FOREVER:
+            time.sleep(op.seconds)
+            return
+        for _ in DataLoader(Stuck(LONG), num_workers=1, multiprocessing_context="fork"):
+            pass
+
+    def do_write(self, op: Op, works: Any) -> None:
+        if op.seconds != FOREVER:
+            time.sleep(op.seconds)
+            return
+        path = self.folder / f"checkpoint{self.rank}"
+        os.mkfifo(path)
+        keeps_it_open = os.open(path, os.O_RDWR)
+        with path.open("wb") as file:
+            torch.save({"weights": torch.zeros(1 << 20)}, file)
+        os.close(keeps_it_open)
+
+    def do_child(self, op: Op, works: Any) -> None:
+        subprocess.run(["sleep", str(min(op.seconds, LONG))], check=False)
+
+    def do_open(self, op: Op, works: Any) -> None:
+        path = self.folder / f"fifo{self.rank}"
+        os.mkfifo(path)
+        with path.open("rb"):
+            pass
+
+    # --- together
+
+    def tensor(self, op: Op) -> torch.Tensor:
+        return torch.ones(op.shape, dtype=DTYPES[op.dtype or "Float"])
+
+    def do_call(self, op: Op, works: Any) -> None:
+        group, tensor = self.groups[op.group], self.tensor(op)
+        size = dist.get_world_size(group)
+        first = self.job.groups[op.group].ranks[0]
+        if op.name == "all_reduce":
+            dist.all_reduce(tensor, group=group)
+        elif op.name == "broadcast":
+            dist.broadcast(tensor, first, group=group)
+        elif op.name == "barrier":
+            dist.barrier(group=group)
+        elif op.name == "all_gather":
+            dist.all_gather([torch.zeros_like(tensor) for _ in range(size)], tensor, group=group)
+        elif op.name == "all_gather_into_tensor":
+            whole = torch.zeros(size * op.shape[0], *op.shape[1:], dtype=tensor.dtype)
+            dist.all_gather_into_tensor(whole, tensor, group=group)
+        elif op.name == "reduce_scatter_tensor":
+            whole = torch.ones(size * op.shape[0], *op.shape[1:], dtype=tensor.dtype)
+            dist.reduce_scatter_tensor(tensor, whole, group=group)
+        elif op.name == "all_gather_object":
+            dist.all_gather_object([None] * size, "x", group=group)
+        elif op.name != "all_gather_object data":  # the second half of the one before
+            raise ValueError(op.name)
+
+    def do_issue(self, op: Op, works: dict[str, list[Any]]) -> None:
+        group, tensor = self.groups[op.group], self.tensor(op)
+        size = dist.get_world_size(group)
+        first = self.job.groups[op.group].ranks[0]
+        if op.name == "broadcast":
+            work = dist.broadcast(tensor, first, group=group, async_op=True)
+        elif op.name == "all_gather":
+            parts = [torch.zeros_like(tensor) for _ in range(size)]
+            work = dist.all_gather(parts, tensor, group=group, async_op=True)
+        elif op.name == "all_gather_into_tensor":
+            whole = torch.zeros(size * op.shape[0], *op.shape[1:], dtype=tensor.dtype)
+            work = dist.all_gather_into_tensor(whole, tensor, group=group, async_op=True)
+        elif op.name == "reduce_scatter_tensor":
+            whole = torch.ones(size * op.shape[0], *op.shape[1:], dtype=tensor.dtype)
+            work = dist.reduce_scatter_tensor(tensor, whole, group=group, async_op=True)
+        else:
+            work = dist.all_reduce(tensor, group=group, async_op=True)
+        works[op.key] = [work]
+
+    def do_wait(self, op: Op, works: dict[str, list[Any]]) -> None:
+        for work in works.pop(op.key):
+            work.wait()
+
+    def do_poll(self, op: Op, works: dict[str, list[Any]]) -> None:
+        for work in works.pop(op.key):
+            while not work.is_completed():
+                time.sleep(0.01)
+
+    def do_send(self, op: Op, works: Any) -> None:
+        dist.send(self.tensor(op), op.peer)
+
+    def do_recv(self, op: Op, works: Any) -> None:
+        dist.recv(self.tensor(op), op.peer)
+
+    def do_isend(self, op: Op, works: dict[str, list[Any]]) -> None:
+        works[op.key] = [dist.isend(self.tensor(op), op.peer)]
+
+    def do_irecv(self, op: Op, works: dict[str, list[Any]]) -> None:
+        works[op.key] = [dist.irecv(self.tensor(op), op.peer)]
+
+    def do_batch(self, op: Op, works: dict[str, list[Any]]) -> None:
+        parts = [
+            dist.P2POp(dist.isend if part.kind == "isend" else dist.irecv, self.tensor(part), part.peer)
+            for part in op.parts
+        ]
+        works[op.key] = dist.batch_isend_irecv(parts)
+
+    def do_monitored(self, op: Op, works: Any) -> None:
+        dist.monitored_barrier(group=self.groups[op.group])
+
+    def do_new_group(self, op: Op, works: Any) -> None:
+        dist.new_group(list(range(self.job.world)), timeout=TIMEOUT)
+
+    def do_store_wait(self, op: Op, works: Any) -> None:
+        dist.distributed_c10d._get_default_store().wait([op.key], TIMEOUT)
+
+    # --- between threads and processes
+
+    def do_lock(self, op: Op, works: Any) -> None:
+        self.shared(self.locks, op.key, threading.Lock).acquire()
+
+    def do_unlock(self, op: Op, works: Any) -> None:
+        self.locks[op.key].release()
+
+    def do_get(self, op: Op, works: Any) -> None:
+        self.shared(self.queues, op.key, queue.Queue).get()
+
+    def do_put(self, op: Op, works: Any) -> None:
+        self.shared(self.queues, op.key, queue.Queue).put(1)
+
+    def do_await(self, op: Op, works: Any) -> None:
+        self.shared(self.events, op.key, threading.Event).wait()
+
+    def do_notify(self, op: Op, works: Any) -> None:
+        self.shared(self.events, op.key, threading.Event).set()
+
+    def do_join(self, op: Op, works: Any) -> None:
+        self.threads[op.key].join()
+
+    def do_result(self, op: Op, works: Any) -> None:
+        self.futures[op.key].result()
+
+    def do_flock(self, op: Op, works: Any) -> None:
+        self.files[op.key] = (self.folder / op.key).open("w")
+        fcntl.flock(self.files[op.key], fcntl.LOCK_EX)
+
+    def do_unflock(self, op: Op, works: Any) -> None:
+        self.files.pop(op.key).close()
 
 
 def main() -> None:
-    kind, path = sys.argv[1:3]
-    dist.init_process_group("gloo", timeout=timedelta(seconds=FOREVER))
+    file, kind, path, folder = sys.argv[1:5]
+    job, rank = from_dict(json.loads(Path(file).read_text())), int(os.environ["RANK"])
+    process = Process(job, rank, Path(folder))
+    dist.init_process_group("gloo", timeout=TIMEOUT)
+    process.groups.append(dist.group.WORLD)
+    for group in job.groups[1:]:
+        process.groups.append(dist.new_group(list(group.ranks), group_desc=group.desc))
     if kind == "ours":
         server: Any = workerserver.WorkerServer(path)
     else:
         server = torch._C._distributed_c10d._WorkerServer(path)
-    if len(sys.argv) > 4:
-        start()
-    train()
+    process.start(job.ranks[rank].strands)
     del server
 
 

@@ -87,7 +87,7 @@ def answers(machine: Machine, rank: Rank, now: float) -> Answers:
         told.failures["healthz"] = "timeout"
         return told
     held = rank.gil is not None
-    told.recorded = Recorded.of(rank, machine.job.groups, now)
+    told.recorded = Recorded.of(machine, rank, now)
     if plan.stock:
         if held:
             told.failures["stacks"] = "timeout"

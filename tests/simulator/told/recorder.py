@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from ..job.machine import Entry, Rank
+from workerserver.ranks import pack
+
+from ..job.machine import Entry, Machine, Rank
 from ..job.program import Group
 
 __all__ = ["EPOCH", "Recorded", "summary", "trace"]
@@ -23,17 +26,21 @@ TIMEOUT_MS = 600000
 
 Json = dict[str, Any]
 
+_packed = lru_cache(maxsize=4096)(pack)
+
 #: What torch records under another name.
 _NAMES = {
     "gloo": {
         "all_gather_into_tensor": "all_gather",
         "all_gather_object": "all_gather",
+        "all_gather_object data": "all_gather",
         "reduce_scatter_tensor": "all_reduce",
     },
     "nccl": {
         "all_gather_into_tensor": "_all_gather_base",
         "reduce_scatter_tensor": "_reduce_scatter_base",
         "all_gather_object": "all_gather",
+        "all_gather_object data": "all_gather",
     },
 }
 
@@ -45,14 +52,29 @@ class Recorded:
     rank: Rank
     groups: Sequence[Group]
     rings: dict[str, tuple[Entry, ...]]
-    counts: dict[int, tuple[int, ...]]
+    ended: dict[int, tuple[Entry, ...]]
+    issued: dict[int, Entry]
+    many: bool
+    """It has made another group than the default one."""
     now: float
 
     @classmethod
-    def of(cls, rank: Rank, groups: Sequence[Group], now: float) -> Recorded:
-        rings = {backend: tuple(ring) for backend, ring in rank.rings.items()}
-        counts = {number: tuple(each) for number, each in rank.seqs.items()}
-        return cls(rank, groups, rings, counts, now)
+    def of(cls, machine: Machine, rank: Rank, now: float) -> Recorded:
+        begun = machine.counts.get(("new", rank.number), 0)
+        begun -= any(
+            thread.op is not None and thread.op.kind == "new_group" and thread.state != "on"
+            for thread in rank.threads
+        )
+        groups = machine.job.groups
+        return cls(
+            rank,
+            groups,
+            {backend: tuple(ring) for backend, ring in rank.rings.items()},
+            {number: tuple(each) for number, each in rank.ended.items()},
+            dict(rank.issued),
+            begun > 0 or len(groups) > 1,
+            now,
+        )
 
 
 def ns(now: float, clock: float) -> int:
@@ -101,7 +123,7 @@ def _entry(entry: Entry, now: float) -> Json:
         "output_dtypes": dtypes,
         "output_sizes": outputs,
         "p2p_seq_id": entry.p2p_seq,
-        "pg_id": entry.group.number,
+        "pg_id": entry.rank.local[entry.group.number],
         "process_group": [entry.group.name, entry.group.desc],
         "profiling_name": _name(entry),
         "record_id": entry.number,
@@ -118,44 +140,50 @@ def _entry(entry: Entry, now: float) -> Json:
     }
 
 
-def _status(recorded: Recorded, number: int, nccl: bool, ring: Sequence[Entry]) -> Json:
-    """torch's counters: on gloo of everything that was begun, on NCCL of collectives."""
-    counts, now = recorded.counts[number], recorded.now
-    done = started = -1
-    for entry in ring:
-        if entry.group.number == number:
-            if entry.done <= now:
-                done = max(done, entry.seq if nccl else entry.op_id)
-            if nccl and entry.started <= now:
-                started = max(started, entry.seq)
+def _status(recorded: Recorded, number: int, ring: Sequence[Entry]) -> Json:
+    """torch's counters, which outlive the ring: NCCL's count collectives, gloo's all operations."""
+    now, last = recorded.now, recorded.issued[number]
+    nccl = last.group.backend == "nccl"
+    done = [each for each in recorded.ended.get(number, ()) if each.done <= now]
+    started = -1
+    if nccl:
+        begun = [each.seq for each in (*done, *ring) if each.started <= now]
+        started = max(begun, default=-1)
     return {
-        "enqueued": counts[0] if nccl else counts[2],
+        "enqueued": last.seq if nccl else last.op_id,
         "started": started,
-        "completed": done,
+        "completed": max((each.seq if nccl else each.op_id for each in done), default=-1),
     }
 
 
-def trace(recorded: Recorded, backend: str) -> Json:
-    """``fr_trace_json``, or ``dump_nccl_trace_json``, of the recorder of *backend*."""
+def trace(recorded: Recorded, backend: str, active: bool = True) -> Json:
+    """``fr_trace_json``, or ``dump_nccl_trace_json``, of the recorder of *backend*. *active*: only
+    what NCCL has not completed; of gloo's operations torch can't tell."""
     ring = recorded.rings.get(backend, ())
     now = recorded.now
     nccl = backend == "nccl"
-    config: Json = {"": {"desc": "", "name": "", "ranks": "[]"}}
+    config: Json = {}
     if nccl:
         config = {
             group.name: {
                 "desc": group.desc,
                 "name": group.name,
-                "ranks": "[" + ", ".join(map(str, group.ranks)) + "]",
+                "ranks": str(list(group.ranks)),
             }
             for group in recorded.groups
             if group.backend == "nccl" and recorded.rank.number in group.ranks
         }
-    numbers = sorted({entry.group.number for entry in ring})
+    elif recorded.rank.plan.ring:
+        # Of all groups it keeps the last one made, without its name, and ranks of the default one.
+        ranks = [] if recorded.many else list(recorded.groups[0].ranks)
+        config = {"": {"desc": "", "name": "", "ranks": str(ranks)}}
     status = {}
-    for number in numbers:
-        counters = _status(recorded, number, nccl, ring)
-        status[str(number)] = {
+    for number, last in recorded.issued.items():
+        if last.group.backend != backend:
+            continue
+        own = [entry for entry in ring if entry.group.number == number]
+        counters = _status(recorded, number, own)
+        status[str(recorded.rank.local[number])] = {
             f"last_{word}_collective": str(value) for word, value in counters.items()
         }
     found: Json = {
@@ -166,7 +194,7 @@ def trace(recorded: Recorded, backend: str) -> Json:
         "version": "2.10",
     }
     entries = [
-        _entry(entry, now) for entry in ring if not (nccl and entry.done <= now)
+        _entry(entry, now) for entry in ring if not (active and nccl and entry.done <= now)
     ]
     if entries:
         found["entries"] = entries
@@ -195,11 +223,11 @@ def summary(recorded: Recorded) -> Json:
         groups.append(
             {
                 "recorder": "nccl" if nccl else "fr",
-                "id": number,
+                "id": rank.local[number],
                 "name": group.name,
                 "desc": group.desc,
-                "ranks": _packed(group),
-                "status": _status(recorded, number, nccl, entries),
+                "ranks": _packed(group.ranks),
+                "status": _status(recorded, number, entries),
                 "pending": len(pending),
                 "last_issued": _operation(entries[-1], now, made),
                 "last_retired": _operation(ended[-1], now, made) if ended else None,
@@ -214,7 +242,7 @@ def summary(recorded: Recorded) -> Json:
                     "id": None,
                     "name": group.name,
                     "desc": group.desc,
-                    "ranks": _packed(group),
+                    "ranks": _packed(group.ranks),
                     "status": None,
                     "pending": 0,
                     "last_issued": None,
@@ -224,19 +252,6 @@ def summary(recorded: Recorded) -> Json:
             )
     groups.sort(key=lambda group: (group["id"] is None, group["id"] or 0, group["name"]))
     return {"rank": rank.number, "version": "2.10", "groups": groups}
-
-
-def _packed(group: Group) -> str:
-    """ "0-3,6": the ranks as text."""
-    parts: list[str] = []
-    ranks = group.ranks
-    start = 0
-    for index in range(1, len(ranks) + 1):
-        if index == len(ranks) or ranks[index] != ranks[index - 1] + 1:
-            first, last = ranks[start], ranks[index - 1]
-            parts.append(f"{first}-{last}" if last > first else str(first))
-            start = index
-    return ",".join(parts)
 
 
 def _operation(entry: Entry, now: float, made: dict[int, Json]) -> Json:
