@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import Counter
 
@@ -71,4 +70,4 @@ def many(first: int, jobs: int, judged: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

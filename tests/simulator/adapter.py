@@ -107,9 +107,7 @@ def _state(told: Answers, named: bool) -> RankState:
 # --- full traces, for the ranks that stand out
 
 
-def _fetch_traces(
-    told: Sequence[Answers], states: Sequence[RankState]
-) -> None:
+def _fetch_traces(told: Sequence[Answers], states: Sequence[RankState]) -> None:
     """Of each group in whose state ranks differ, one rank of each state; else one that waits."""
     positions: dict[Any, dict[Any, int]] = {}
     pending: list[int] = []
@@ -150,9 +148,7 @@ def _signature(operation: dict[str, Any] | None) -> Any:
 # --- the slow way, through the real parsers
 
 
-def parsed(
-    health: str | None, stacks: str, text: bool
-) -> tuple[Health | None, tuple[Thread, ...]]:
+def parsed(health: str | None, stacks: str, text: bool) -> tuple[Health | None, tuple[Thread, ...]]:
     """The bodies as the operator's side reads them."""
     from workerserver.cluster.ask import wire
     from workerserver.cluster.read.stacks import parse_json, parse_text

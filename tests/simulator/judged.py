@@ -80,7 +80,6 @@ def violations(played: Played, verdict: VerdictLike) -> Iterator[Violation]:
         yield Violation("a suspect without status 1", case, seed)
 
 
-
 @dataclass(slots=True)
 class Tally:
     """Counts over many jobs: *shares* by (what is true, kind of evidence), *kinds* of violations

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 from collections.abc import Callable, Iterator
-from copy import deepcopy
-from typing import Any
+from functools import partial
 
-from .job.program import Job
+from .job.program import Job, Op
 from .job.truth import Played, play
 from .told.answers import tell
 
@@ -25,7 +26,8 @@ def failing_kinds(played: Played) -> set[str]:
 
 def shrink(job: Job, fails: Fails = failing_kinds, tries: int = 2000) -> Job:
     """The smallest job found that still violates one of the properties that *job* violates."""
-    wanted = _kinds(job, fails)
+    most = 2 * play(job).machine.count + 1000
+    wanted = _kinds(job, fails, most)
     if not wanted:
         return job
     progress = True
@@ -33,7 +35,7 @@ def shrink(job: Job, fails: Fails = failing_kinds, tries: int = 2000) -> Job:
         progress = False
         for smaller in _smaller(job):
             tries -= 1
-            if _kinds(smaller, fails) & wanted:
+            if _kinds(smaller, fails, most) & wanted:
                 job, progress = smaller, True
                 break
             if tries <= 0:
@@ -41,36 +43,44 @@ def shrink(job: Job, fails: Fails = failing_kinds, tries: int = 2000) -> Job:
     return job
 
 
-def _kinds(job: Job, fails: Fails) -> set[str]:
+def _copy(job: Job) -> Job:
+    copy: Job = pickle.loads(pickle.dumps(job))
+    return copy
+
+
+def _kinds(job: Job, fails: Fails, most: int) -> set[str]:
     try:
-        return fails(play(job, tell))
+        return fails(play(job, tell, most))
     except (AssertionError, IndexError, KeyError, StopIteration, ValueError):
         return set()  # it makes no sense any more
 
 
 def _smaller(job: Job) -> Iterator[Job]:
-    """One rank fewer; one thread fewer; one line of the program fewer, in all ranks."""
+    """One rank fewer; one step fewer; one thread fewer; one line of the program fewer in all ranks."""
     for rank in range(job.world - 1, -1, -1):
         if job.world > 2 and all(plant.rank != rank for plant in job.plants):
-            yield _without_rank(job, rank)
+            with contextlib.suppress(ValueError):
+                yield _without_rank(job, rank)
+    yield _changed(job, _a_step_fewer)
     for name in {strand.name for plan in job.ranks for strand in plan.strands}:
         if name in ("main", "trainer"):
             continue
-        smaller = deepcopy(job)
+        smaller = _copy(job)
         for plan in smaller.ranks:
             plan.strands = [strand for strand in plan.strands if strand.name != name]
         yield smaller
-    places = {
-        op.place for plan in job.ranks for strand in plan.strands for op in strand.ops
-    }
-    for place in sorted(places):
-        yield _changed(job, lambda ops, place=place: [op for op in ops if op.place != place])
-    yield _changed(job, _a_step_fewer)
+    strands = [strand for plan in job.ranks for strand in plan.strands]
+    for place in sorted({op.place for strand in strands for op in strand.ops}):
+        yield _changed(job, partial(_without_place, place))
 
 
-def _changed(job: Job, change: Callable[[list[Any]], list[Any]]) -> Job:
+def _without_place(place: tuple[str, int], ops: list[Op]) -> list[Op]:
+    return [op for op in ops if op.place != place]
+
+
+def _changed(job: Job, change: Callable[[list[Op]], list[Op]]) -> Job:
     """The loop goes on with as many operations as before it ended, where there are as many."""
-    smaller = deepcopy(job)
+    smaller = _copy(job)
     for plan in smaller.ranks:
         for strand in plan.strands:
             loop = strand.loop
@@ -82,7 +92,7 @@ def _changed(job: Job, change: Callable[[list[Any]], list[Any]]) -> Job:
     return smaller
 
 
-def _a_step_fewer(ops: list[Any]) -> list[Any]:
+def _a_step_fewer(ops: list[Op]) -> list[Op]:
     beats = [index for index, op in enumerate(ops) if op.kind == "beat"]
     if len(beats) < 2:
         return ops
@@ -93,29 +103,26 @@ def _a_step_fewer(ops: list[Any]) -> list[Any]:
 
 
 def _without_rank(job: Job, gone: int) -> Job:
+    """Nothing that others send to it or receive from it may be left: ValueError."""
+
     def renamed(rank: int) -> int:
         return rank - (rank > gone)
 
-    smaller = deepcopy(job)
+    smaller = _copy(job)
     smaller.world -= 1
     del smaller.ranks[gone]
     for group in smaller.groups:
         group.ranks = tuple(renamed(rank) for rank in group.ranks if rank != gone)
+    ops: dict[int, Op] = {}
     for plan in smaller.ranks:
         plan.rank = renamed(plan.rank)
         for strand in plan.strands:
-            for op in strand.ops:
-                if op.peer == gone:
-                    raise_on = IndexError("its peer is gone")
-                    raise raise_on
-    seen: set[int] = set()
-    for plan in smaller.ranks:
-        for strand in plan.strands:
-            for op in strand.ops:
-                for each in (op, *op.parts):
-                    if id(each) not in seen and each.peer >= 0:
-                        seen.add(id(each))
-                        each.peer = renamed(each.peer)
+            ops.update({id(each): each for op in strand.ops for each in (op, *op.parts)})
+    for op in ops.values():
+        if op.peer == gone:
+            raise ValueError("its peers are left")
+        if op.peer >= 0:
+            op.peer = renamed(op.peer)
     for plant in smaller.plants:
         plant.rank = renamed(plant.rank)
     return smaller

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from math import inf
 
 import pytest
@@ -11,21 +12,26 @@ from workerserver.handlers.flight_recorder import summarize
 
 from .adapter import parsed, rounds
 from .job.generate import generate
-from .job.truth import play
+from .job.truth import Played, play
 from .told.answers import Answers, stacks_json, tell, text_of
 from .told.recorder import trace
 
-SEEDS = range(0, 4000, 9)
+SEEDS = range(0, 4000, 17)
+
+
+@cache
+def played(seed: int) -> Played:
+    return play(generate(seed), tell)
 
 
 def looks(seed: int) -> list[Answers]:
-    return [each for _, look in play(generate(seed), tell).looks for each in look]
+    return [each for _, look in played(seed).looks for each in look]
 
 
 def test_the_real_parsers_make_the_same_of_the_bodies() -> None:
     for seed in SEEDS:
-        played = play(generate(seed), tell)
-        for (_, told), round_ in zip(played.looks, rounds(played), strict=True):
+        job = played(seed)
+        for (_, told), round_ in zip(job.looks, rounds(job), strict=True):
             for each, state in zip(told, round_.states, strict=True):
                 health, threads = parsed(
                     json.dumps(each.healthz) if each.healthz is not None else None,
@@ -90,14 +96,13 @@ def test_who_stands_in_a_collective_has_it_pending() -> None:
                 if ring and each.thread.entry is not None and each.thread.entry in ring:
                     seen += 1
                     assert each.thread.entry in pending, seed
-    assert seen > 100
+    assert seen > 50
 
 
 def test_steps_only_rise_and_hung_ranks_stand() -> None:
     for seed in SEEDS:
-        played = play(generate(seed), tell)
-        (_, first), (_, second) = played.looks
-        truth = played.truth
+        (_, first), (_, second) = played(seed).looks
+        truth = played(seed).truth
         for before, after in zip(first, second, strict=True):
             if before.healthz is None or after.healthz is None:
                 continue

@@ -90,7 +90,10 @@ def test_texts_of_stock_workers_have_the_form_of_real_ones() -> None:
 # --- whole programs
 
 #: "completed": gloo's threads end asynchronous operations in any order; the last one counts.
-TIMES = ("completed", "last_completed_collective", "created_ns", "started_ns", "completed_ns", "time_created_ns", "timeout_ms", "thread_id")
+TIMES = (
+    "completed", "last_completed_collective", "created_ns", "started_ns", "completed_ns",
+    "time_created_ns", "timeout_ms", "thread_id",
+)  # fmt: skip
 #: Groups that the program makes as an operation, and that the simulator does not follow up.
 UNNAMED = "undefined"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from .program import FOREVER, Group, Op, Plant, Strand
@@ -301,7 +302,7 @@ def _deviate(draft: Draft, fault: list[list[Op]], epochs: list[list[Op]]) -> Non
     if kind == "order":
         pairs = [
             (one, other)
-            for one, other in zip(spots, spots[1:], strict=False)
+            for one, other in pairwise(spots)
             if ops[one].group == ops[other].group and not _alike(ops[one], ops[other])
         ]
         if pairs:
@@ -312,7 +313,7 @@ def _deviate(draft: Draft, fault: list[list[Op]], epochs: list[list[Op]]) -> Non
     elif kind == "crossed groups":
         pairs = [
             (one, other)
-            for one, other in zip(spots, spots[1:], strict=False)
+            for one, other in pairwise(spots)
             if ops[one].group != ops[other].group and ops[one].kind == ops[other].kind == "call"
         ]
         if pairs:

@@ -14,10 +14,12 @@ from typing import Any
 
 from .program import Group, Job, Op, RankPlan, Strand
 
-__all__ = ["LATENCY", "Entry", "Machine", "Meeting", "Rank", "Thread"]
+__all__ = ["LATENCY", "MAX_EVENTS", "Entry", "Machine", "Meeting", "Rank", "Thread"]
 
 #: Seconds that an operation takes after the last rank has come.
 LATENCY = 0.002
+#: A job that goes on in so many events, or whose loop takes no time, is none that anybody made.
+MAX_EVENTS = 60_000
 #: Operations that take time, by a clock or for ever.
 _TIMED = ("compute", "sleep", "data", "write", "child", "open")
 
@@ -26,7 +28,7 @@ class Meeting:
     """Something for which several ranks have to come: a collective, a send with its recv, a
     new_group. It ends once *need* have come and all bring the same *sign*."""
 
-    __slots__ = ("came", "done", "entries", "need", "ranks", "sign", "signs", "what", "waiters")
+    __slots__ = ("came", "done", "entries", "need", "ranks", "waiters", "what")
 
     def __init__(self, what: tuple[Any, ...], ranks: tuple[int, ...], need: int) -> None:
         self.what = what
@@ -74,8 +76,8 @@ class Thread:
     stopped or is dead, or another thread has the GIL)."""
 
     __slots__ = (
-        "entry", "held", "moved", "number", "op", "pc", "rank", "since", "state", "strand", "turns",
-        "until", "wants", "works",
+        "entry", "moved", "number", "op", "pc", "rank", "since", "state", "strand", "turned",
+        "turns", "until", "wants", "works",
     )  # fmt: skip
 
     def __init__(self, rank: Rank, strand: Strand, number: int) -> None:
@@ -84,6 +86,7 @@ class Thread:
         self.number = number
         self.pc = 0
         self.turns = 0
+        self.turned = -1.0
         self.op: Op | None = None
         self.state = "on"
         self.since = 0.0
@@ -91,7 +94,6 @@ class Thread:
         self.moved = 0.0
         self.wants: list[Meeting] = []
         self.works: dict[str, list[Meeting]] = {}
-        self.held: list[str] = []
         self.entry: Entry | None = None
 
 
@@ -100,8 +102,8 @@ class Rank:
 
     __slots__ = (
         "alive", "beat", "cpu", "drained", "ended", "events", "frozen", "gil", "issued", "local",
-        "locks", "number", "plan", "queues", "rings", "seqs", "step", "stopped", "stream", "threads",
-        "totals", "trainer",
+        "locks", "number", "plan", "queues", "rings", "seqs", "step", "stopped", "stream",
+        "threads", "totals", "trainer",
     )  # fmt: skip
 
     def __init__(self, plan: RankPlan, groups: list[Group]) -> None:
@@ -138,8 +140,9 @@ class Rank:
 class Machine:
     """*planted_at*: when the (last) fault began."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, most: int = MAX_EVENTS) -> None:
         self.job = job
+        self.most = most
         self.now = 0.0
         self.events: list[tuple[float, int, Thread]] = []
         self.count = 0
@@ -209,6 +212,10 @@ class Machine:
                     return
                 thread.pc = strand.loop
                 thread.turns += 1
+                if thread.turns % 64 == 0:
+                    if self.count > self.most or thread.turned == self.now:
+                        raise ValueError("the job never ends and takes no time")
+                    thread.turned = self.now
             op = thread.op = ops[thread.pc]
             thread.pc += 1
             thread.since = thread.moved = self.now

@@ -191,7 +191,9 @@ def from_dict(value: dict[str, Any]) -> Job:
     return Job(
         **{
             **value,
-            "groups": [Group(**{**each, "ranks": tuple(each["ranks"])}) for each in value["groups"]],
+            "groups": [
+                Group(**{**each, "ranks": tuple(each["ranks"])}) for each in value["groups"]
+            ],
             "ranks": list(map(plan, value["ranks"])),
             "plants": [Plant(**each) for each in value["plants"]],
         }
@@ -229,7 +231,7 @@ def _folded(strand: Strand) -> Iterable[str]:
     for index, op in enumerate(strand.ops):
         if index == strand.loop:
             steps += [("(again from here, for ever)",), ()]
-        if op.kind == "beat":
+        if op.kind == "beat" or (strand.loop and op is strand.ops[strand.loop]):
             steps.append(())
         steps[-1] = (*steps[-1], op.text())
     before: tuple[str, ...] | None = None

@@ -93,10 +93,9 @@ class _Replay:
     def _begin(self, mover: _Mover, op: Op) -> Any:
         me, kind = mover.rank, op.kind
         if kind in ("call", "issue"):
-            key = ("collective", op.group)
-            mine = self.began[*key, me]
+            mine = self.began["collective", op.group, me]
             mine.append((op.name, op.shape, op.dtype))
-            found: Any = [(*key, len(mine) - 1)]
+            found: Any = [("collective", op.group, len(mine) - 1)]
             if self._backend(op) == "nccl":
                 self.streams[me].append(found)
             if kind == "issue":
@@ -156,7 +155,7 @@ class _Replay:
         if kind == "poll":
             return all(self._ended(each) for each in mover.waits)
         if kind == "sync":
-            return self.heads[me] >= mover.waits
+            return bool(self.heads[me] >= mover.waits)
         if kind in ("gil", "stop", "die"):
             return False
         if kind in ("lock", "acquire", "flock"):
@@ -191,16 +190,16 @@ class _Replay:
 
     def _met(self, thing: tuple[Any, ...]) -> bool:
         """All who have to come have come, with the same."""
-        kind, where, *rest = thing
+        kind, where = thing[:2]
+        number: int = thing[-1]
         if kind == "pair":
-            way, number = rest
-            return all(len(self.began[kind, where, way, sends]) > number for sends in (True, False))
+            halves = [self.began[kind, where, thing[2], sends] for sends in (True, False)]
+            return min(map(len, halves)) > number
         ranks = range(self.job.world) if kind == "new_group" else self.job.groups[where].ranks
         lists = [self.began[kind, where, rank] for rank in ranks]
-        number = rest[0]
-        return all(len(each) > number for each in lists) and (
-            len({each[number] for each in lists}) == 1
-        )
+        if any(len(each) <= number for each in lists):
+            return False
+        return len({each[number] for each in lists}) == 1
 
     def _ended(self, thing: tuple[Any, ...]) -> bool:
         """A work has ended: on NCCL when the streams have come to it."""
@@ -242,6 +241,4 @@ def stuck_ranks(job: Job) -> set[int]:
     """The ranks of which an acting thread never goes on."""
     replay = _Replay(job)
     replay.run()
-    return {
-        mover.rank for mover in replay.movers if mover.strand.acting and not mover.over
-    }
+    return {mover.rank for mover in replay.movers if mover.strand.acting and not mover.over}

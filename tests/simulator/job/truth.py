@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-from .machine import Machine, Meeting, Thread
+from .machine import MAX_EVENTS, Machine, Meeting, Thread
 from .program import Job, Op, RankPlan
 
 __all__ = ["REASONS", "Played", "Truth", "play"]
@@ -64,9 +64,10 @@ class Played:
 Tell = Callable[[Machine, float], Any]
 
 
-def play(job: Job, tell: Tell | None = None) -> Played:
-    """Run *job* to its looks, have *tell* give the answers at each, and see how it ends."""
-    machine = Machine(job)
+def play(job: Job, tell: Tell | None = None, most: int = MAX_EVENTS) -> Played:
+    """Run *job* to its looks, have *tell* give the answers at each, and see how it ends. *most*:
+    events after which the job makes no sense (ValueError)."""
+    machine = Machine(job, most)
     lasting = [plant for plant in job.plants if not plant.late]
     horizon = _horizon(job)
     if job.look == "running":

@@ -22,13 +22,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from simulator.job.program import FOREVER, Job, Op, Strand, from_dict
 from torch.utils.data import DataLoader
 
 import workerserver
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from simulator.job.program import FOREVER, Job, Op, Strand, from_dict
 
 #: Seconds that stand for good.
 LONG = 600.0
@@ -207,8 +204,7 @@ class Process:
 
     def do_batch(self, op: Op, works: dict[str, list[Any]]) -> None:
         parts = [
-            dist.P2POp(dist.isend if part.kind == "isend" else dist.irecv, self.tensor(part), part.peer)
-            for part in op.parts
+            dist.P2POp(getattr(dist, part.kind), self.tensor(part), part.peer) for part in op.parts
         ]
         works[op.key] = dist.batch_isend_irecv(parts)
 

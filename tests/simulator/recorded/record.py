@@ -1,4 +1,5 @@
-"""Record what the ranks of real gloo jobs answer: ``record.py waits|SEED… [--kind ours|torch]``.
+"""Record what the ranks of real gloo jobs answer: ``record.py waits|SEED… [--kind ours|torch]``,
+with tests/ in PYTHONPATH.
 
 Writes NAME-KIND.json.gz beside this file, without what only this machine has: paths, and whatever
 is workerserver's own. Needs torch 2.13 and CPython 3.11, whose lines the simulator has.
@@ -22,11 +23,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
-
 from simulator.job.generate import generate
 from simulator.job.program import to_dict
+
+HERE = Path(__file__).resolve().parent
 
 QUESTIONS = {
     "healthz": ("GET", "/healthz"),
@@ -89,7 +89,7 @@ def run(name: str, kind: str) -> dict[str, Any]:
             "WORLD_SIZE": str(world),
             "OMP_NUM_THREADS": "1",
             "GLOO_SOCKET_IFNAME": "lo",
-            "PYTHONPATH": str(HERE.parents[2]),
+            "PYTHONPATH": f"{HERE.parents[2]}:{HERE.parents[1]}",
             "PYTHONWARNINGS": "ignore",
         }
         program_file = Path(folder) / "job.json"
@@ -102,9 +102,7 @@ def run(name: str, kind: str) -> dict[str, Any]:
             ring = 2000 if job is None else job.ranks[rank].ring
             mine = {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCH_FR_BUFFER_SIZE": str(ring)}
             ranks.append(
-                subprocess.Popen(
-                    [sys.executable, str(program), *words], env=environment | mine
-                )
+                subprocess.Popen([sys.executable, str(program), *words], env=environment | mine)
             )
         try:
             give_up = time.monotonic() + 60

@@ -193,9 +193,7 @@ def trace(recorded: Recorded, backend: str, active: bool = True) -> Json:
         "pg_status": status,
         "version": "2.10",
     }
-    entries = [
-        _entry(entry, now) for entry in ring if not (active and nccl and entry.done <= now)
-    ]
+    entries = [_entry(entry, now) for entry in ring if not (active and nccl and entry.done <= now)]
     if entries:
         found["entries"] = entries
     return found
