@@ -13,10 +13,10 @@ from functools import lru_cache
 from typing import Any
 
 from workerserver.cluster.judge.diagnose import diagnose
-from workerserver.cluster.judge.verdict import Verdict
 from workerserver.cluster.model import Failure, Frame, Health, RankState, Thread, Worker
 
 from .job.truth import Played
+from .judged import VerdictLike
 from .told.answers import Answers, Told
 from .told.recorder import EPOCH
 
@@ -29,7 +29,7 @@ class Round:
     started: float
 
 
-def judge(played: Played) -> Verdict:
+def judge(played: Played) -> VerdictLike:
     return diagnose(rounds(played), played.job.world)
 
 

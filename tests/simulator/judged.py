@@ -19,11 +19,17 @@ class SuspectLike(Protocol):
     def reason(self) -> str: ...
     @property
     def address(self) -> str: ...
+    @property
+    def location(self) -> str | None: ...
+    @property
+    def evidence(self) -> Iterable[str]: ...
 
 
 class VerdictLike(Protocol):
     @property
     def status(self) -> int: ...
+    @property
+    def sentence(self) -> str: ...
     @property
     def suspects(self) -> Iterable[SuspectLike]: ...
 
@@ -48,9 +54,17 @@ def rank_of(suspect: SuspectLike) -> int:
 def case_of(played: Played) -> str:
     """The fault in words; of several the first one."""
     job, truth = played.job, played.truth
+    if not job.ranks[0].named:
+        return "workers that don't know their rank"
     if not truth.deadlocked:
         return job.plants[0].kind if job.plants else "healthy"
     return truth.kinds[0] if len(truth.kinds) == 1 else "several"
+
+
+def _reasons(played: Played, rank: int) -> frozenset[str]:
+    """What may be said of a guilty rank. A stock worker tells nothing of its kernel and its GIL."""
+    found = REASONS[played.truth.reasons[rank]]
+    return found | {"behind", "unreachable"} if played.job.ranks[rank].stock else found
 
 
 def violations(played: Played, verdict: VerdictLike) -> Iterator[Violation]:
@@ -72,7 +86,7 @@ def violations(played: Played, verdict: VerdictLike) -> Iterator[Violation]:
             if not job.ranks[rank].served:
                 kind = "a victim without a server accused"
             yield Violation(kind, case, seed, said)
-        elif rank in truth.guilty and suspect.reason not in REASONS[truth.reasons[rank]]:
+        elif rank in truth.guilty and suspect.reason not in _reasons(played, rank):
             yield Violation("right rank, wrong reason", case, seed, said)
     if verdict.status == 1 and not list(verdict.suspects):
         yield Violation("status 1 without a suspect", case, seed)

@@ -7,8 +7,10 @@ import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from .adapter import judge
 from .job.program import Job, Op
 from .job.truth import Played, play
+from .judged import violations
 from .told.answers import tell
 
 __all__ = ["failing_kinds", "shrink"]
@@ -18,9 +20,6 @@ Fails = Callable[[Played], set[str]]
 
 def failing_kinds(played: Played) -> set[str]:
     """The properties that today's judge violates on it."""
-    from .adapter import judge
-    from .judged import violations
-
     return {violation.kind for violation in violations(played, judge(played))}
 
 
@@ -56,7 +55,7 @@ def _kinds(job: Job, fails: Fails, most: int) -> set[str]:
 
 
 def _smaller(job: Job) -> Iterator[Job]:
-    """One rank fewer; one step fewer; one thread fewer; one line of the program fewer in all ranks."""
+    """One rank, one step or one thread fewer; one line of the program fewer in all ranks."""
     for rank in range(job.world - 1, -1, -1):
         if job.world > 2 and all(plant.rank != rank for plant in job.plants):
             with contextlib.suppress(ValueError):

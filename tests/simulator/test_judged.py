@@ -20,12 +20,15 @@ class Suspected:
     rank: int | None
     reason: str = "behind"
     address: str = "/run/worker0.sock"
+    location: str | None = None
+    evidence: tuple[str, ...] = ()
 
 
 @dataclass
 class Said:
     status: int
     suspects: list[Suspected] = field(default_factory=list)
+    sentence: str = ""
 
 
 def first(hung: bool) -> Played:

@@ -101,9 +101,9 @@ class Rank:
     """A process."""
 
     __slots__ = (
-        "alive", "beat", "cpu", "drained", "ended", "events", "frozen", "gil", "issued", "local",
-        "locks", "number", "plan", "queues", "rings", "seqs", "step", "stopped", "stream",
-        "threads", "totals", "trainer",
+        "alive", "beat", "cpu", "drained", "ended", "events", "frozen", "gil", "io_s", "issued",
+        "local", "locks", "number", "plan", "queues", "rings", "seqs", "step", "stopped",
+        "stream", "threads", "totals", "trainer",
     )  # fmt: skip
 
     def __init__(self, plan: RankPlan, groups: list[Group]) -> None:
@@ -123,6 +123,7 @@ class Rank:
         self.beat = -inf
         self.trainer: Thread | None = None
         self.cpu = 0.0
+        self.io_s = 0.0
         self.drained = 0.0
         #: torch has a recorder for NCCL, and one for the other backends.
         self.rings: dict[str, deque[Entry]] = {}
@@ -227,8 +228,12 @@ class Machine:
                 takes = op.seconds
                 if takes != inf and not op.planted:
                     takes *= jitter[(thread.pc * 7 + thread.turns) % len(jitter)]
-                if kind == "compute" or (kind == "write" and op.key == "cpu"):
-                    thread.rank.cpu += takes if takes != inf else 0.0
+                if takes != inf:
+                    # Counted whole at its start: who asks meanwhile takes off what is to come.
+                    if kind == "compute" or op.key == "cpu":
+                        thread.rank.cpu += takes
+                    elif op.key == "io":
+                        thread.rank.io_s += takes
             else:
                 takes = do[kind](thread, op)
             if takes is None:

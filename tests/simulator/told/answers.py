@@ -18,6 +18,8 @@ from .recorder import EPOCH, Recorded, summary, trace
 
 __all__ = ["Answers", "Told", "answers", "stacks_json", "tell", "text_of"]
 
+#: How fast a checkpoint is written.
+BYTES_PER_S = 1e8
 #: The kernel's number of the first process.
 PID = 4000
 
@@ -41,13 +43,14 @@ class Answers:
     """What one rank answers; None where it gives no answer, and *failures* says why.
 
     *healthz* and *summary*: as JSON. *recorded*: of trace(). *threads*: of stacks_json() and
-    text_of()."""
+    text_of(). *io_bytes*: what the process has written; ``/healthz`` does not tell it yet."""
 
     rank: int
     stock: bool
     time: float
     failures: dict[str, str] = field(default_factory=dict)
     healthz: Json | None = None
+    io_bytes: int | None = None
     digest: tuple[str, str | None] | None = None
     mode: str | None = None
     threads: list[Told] | None = None
@@ -95,6 +98,7 @@ def answers(machine: Machine, rank: Rank, now: float) -> Answers:
             told.threads = _threads(rank, now)
         return told
     told.healthz = _health(machine, rank, now)
+    told.io_bytes = int(_spent(rank, now)[1] * BYTES_PER_S)
     told.mode = "nogil" if held else "gil"
     told.threads = _threads(rank, now)
     told.digest = _digests(told.threads)
@@ -108,24 +112,29 @@ def answers(machine: Machine, rank: Rank, now: float) -> Answers:
 # --- /healthz
 
 
+def _spent(rank: Rank, now: float) -> tuple[float, float]:
+    """Seconds of processor time, and of writing, until *now*."""
+    cpu, writing = rank.cpu, rank.io_s
+    for thread in rank.threads:
+        op = thread.op
+        if op is None:
+            continue
+        if op.kind == "sync" and thread.state == "blocked" and op.name != "event":
+            cpu += now - thread.since  # CUDA waits by spinning
+        elif op.kind == "compute" and thread.state == "forever":
+            cpu += now - thread.since
+        elif thread.state == "on" and (op.kind == "compute" or op.key == "cpu"):
+            cpu -= max(thread.until - now, 0.0)
+        elif thread.state == "on" and op.key == "io":
+            writing -= max(thread.until - now, 0.0)
+    return max(cpu, 0.0), max(writing, 0.0)
+
+
 def _health(machine: Machine, rank: Rank, now: float) -> Json:
     step: int | None = rank.step
     age: float | None = round(now - rank.beat, 6)
     if rank.beat == -inf:
         step = age = None
-    cpu = rank.cpu
-    for thread in rank.threads:
-        op = thread.op
-        if op is None or thread.state not in ("on", "forever", "blocked"):
-            continue
-        spins = op.kind == "sync" and op.name != "event"  # CUDA synchronises by spinning
-        if spins and thread.state == "blocked":
-            cpu += now - thread.since
-        elif op.kind == "compute":
-            if thread.state == "forever":
-                cpu += now - thread.since
-            elif thread.state == "on":
-                cpu -= thread.until - now  # it was counted whole at its start
     return {
         "status": "ok",
         "pid": PID + rank.number,
@@ -136,7 +145,7 @@ def _health(machine: Machine, rank: Rank, now: float) -> Json:
         "gil_wait_s": 0.00006,
         "gil_wait_max_s": 0.0206,
         "gil_unavailable_s": round(now - rank.frozen, 6) if rank.gil is not None else 0.0,
-        "cpu_s": round(max(cpu, 0.0) + 5.0, 6),
+        "cpu_s": round(_spent(rank, now)[0] + 5.0, 6),
         "rss_bytes": 250_000_000,
     }
 
