@@ -42,7 +42,7 @@ KINDS = {
     "batch": "wait",
 }
 #: Not simulated, or told otherwise: what computes or polls is seen waiting for the GIL, too.
-OTHERS = {"broadcast_object_list", "condition", "compute", "MainThread"}
+OTHERS = {"broadcast_object_list", "compute", "MainThread"}
 
 
 def above(frames: list[Json]) -> list[tuple[str, int, str, str]]:

@@ -27,6 +27,8 @@ ABSENT: dict[str, str] = {
     "same lock": "lock",
     "get": "lock",
     "await": "lock",
+    "condition": "lock",
+    "acquire": "lock",
     "join": "lock",
     "result": "lock",
     "gil": "gil held",
@@ -86,7 +88,7 @@ def _assemble(draft: Draft, fault: list[list[Op]], epochs: list[list[Op]]) -> No
         draft.steps, draft.epochs = again(draft.steps), again(draft.epochs)
     for plan in job.ranks:
         rank = plan.rank
-        beat = [Op("beat").at("train", 12)] if job.beats else []
+        beat = [Op("beat").at("train", 12)] if plan.beats else []
         usual = [*beat, *draft.steps[rank]]
         ops = [*draft.starts[rank]]
         ops += [*beat, *before[rank]] * draft.warm
@@ -153,7 +155,7 @@ def _pause(draft: Draft, fault: list[list[Op]]) -> None:
     if kind == "beats":
         # Its validation has more batches than the others', and each of them is a heartbeat.
         part = Op("compute", seconds=seconds / 10, planted=True).at("validate", line)
-        beats = [Op("beat").at("validate", line + 1)] if job.beats else []
+        beats = [Op("beat").at("validate", line + 1)] if job.ranks[rank].beats else []
         fault[rank][spot:spot] = [part, *beats] * 10
     else:
         op = Op(kind, seconds=seconds, key=key, planted=True).at("pause", line)
@@ -236,6 +238,15 @@ def _same_lock(draft: Draft, kind: str, rank: int, fault: list[list[Op]]) -> lis
     ]
 
 
+def _acquire(draft: Draft, kind: str, rank: int, fault: list[list[Op]]) -> list[Op]:
+    """As the same lock, without with."""
+    line = draft.next_line()
+    return [
+        Op("acquire", key="pool").at("prepare", line),
+        Op("acquire", key="pool", planted=True).at("prepare", line + 1),
+    ]
+
+
 def _local(draft: Draft, kind: str, rank: int, fault: list[list[Op]]) -> list[Op]:
     line = draft.next_line()
     return [Op(kind, key="nobody", planted=True).at("prepare", line)]
@@ -282,6 +293,8 @@ _MAKERS: dict[str, _Maker] = {
     "same lock": _same_lock,
     "get": _local,
     "await": _local,
+    "condition": _local,
+    "acquire": _acquire,
     "join": _joins,
     "result": _joins,
     "store": _store,

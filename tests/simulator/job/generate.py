@@ -79,13 +79,14 @@ def _see(draft: Draft) -> None:
     ring = (2000, 2000, 2000, 16, 4, 2, 0)[int(draw() * 7)]
     some = ring and draw() < 0.15
     stock = draw()
-    job.beats = draw() < 0.7
+    beats = draw()
     drift = 3.0 if draw() < 0.15 else 0.0
     per_host = 8 if drift == 0.0 else 2
     clocks = [0.0, *(drift * (draw() * 2 - 1) for _ in range(job.world // per_host + 1))]
     for rank in range(job.world):
         host = rank // per_host
         plan = RankPlan(rank, host=host, clock=clocks[host])
+        plan.beats = beats < 0.65 or (beats < 0.7 and draw() < 0.5)
         plan.ring = 0 if some and draw() < 0.5 else ring
         plan.stock = stock < 0.15 or (stock < 0.2 and draw() < 0.5)
         slow = 1.3 if draw() < 0.05 else 1.0
@@ -104,9 +105,11 @@ def _see(draft: Draft) -> None:
     rings = {plan.ring for plan in job.ranks}
     told = "some recorders" if len(rings) > 1 else "short rings" if 0 < ring < 2000 else "recorders"
     told = told if ring else "no recorder"
-    beats = "heartbeats" if job.beats and kinds != {True} else "no heartbeat"
+    beating = {plan.beats and not plan.stock for plan in job.ranks}
+    pulse = "some heartbeats" if len(beating) > 1 else "heartbeats"
+    pulse = pulse if True in beating else "no heartbeat"
     served = "mixed" if len(kinds) > 1 else "stock" if True in kinds else "ours"
-    job.evidence = f"{served}, {told}, {beats}"
+    job.evidence = f"{served}, {told}, {pulse}"
 
 
 # --- what a step is
@@ -346,8 +349,9 @@ def _threads(draft: Draft) -> None:
             strands.append(main)
     if draw() < 0.15:
         line = draft.next_line()
+        waits = "get" if draw() < 0.5 else "condition"  # both stand within a lock that is free
         for strands in draft.extras:
-            get = Op("get", key="jobs").at("consume", line)
+            get = Op(waits, key="jobs").at("consume", line)
             strands.append(Strand("consumer", [get], 0, False, root="consume"))
     if draw() < 0.1:
         line = draft.next_line()

@@ -160,7 +160,7 @@ class Machine:
             "poll": self._wait, "sync": self._sync, "send": self._peer, "recv": self._peer,
             "isend": self._peer, "irecv": self._peer, "batch": self._batch,
             "monitored": self._monitored, "new_group": self._new_group,
-            "store_set": self._store_set, "store_wait": self._store_wait, "lock": self._lock,
+            "condition": self._await, "store_set": self._store_set, "store_wait": self._store_wait, "lock": self._lock,
             "acquire": self._lock, "unlock": self._unlock, "get": self._get, "put": self._put,
             "await": self._await, "notify": self._notify, "join": self._join,
             "result": self._join, "flock": self._flock, "unflock": self._unflock,

@@ -16,7 +16,7 @@ send recv isend irecv batch
                     with ``peer``, a global rank; ``batch`` has ``parts``
 monitored new_group store_set store_wait
                     ``monitored_barrier``; ``new_group`` (all ranks come, through the store)
-lock unlock acquire get put await notify join result
+lock unlock acquire get put await notify condition join result
                     between the threads of a rank; ``key`` names the lock, queue, event or thread
 flock unflock       between the ranks of a host
 """
@@ -122,9 +122,9 @@ class Strand:
 @dataclass(slots=True)
 class RankPlan:
     """*stock*: torch's own server. *served*: it has a server at all. *named*: its environment has
-    its rank. *ring*: entries of the flight recorder, 0 for none. *clock*: by how much its wall
-    clock is wrong. *jitter*: of its steps. *stride*: what a step adds to the number that it tells
-    heartbeat(): ranks may count samples of their own."""
+    its rank. *beats*: it calls heartbeat(). *ring*: entries of the flight recorder, 0 for
+    none. *clock*: by how much its wall clock is wrong. *jitter*: of its steps. *stride*: what a
+    step adds to the number that it tells heartbeat(): ranks may count samples of their own."""
 
     rank: int
     strands: list[Strand] = field(default_factory=list)
@@ -134,6 +134,7 @@ class RankPlan:
     clock: float = 0.0
     host: int = 0
     named: bool = True
+    beats: bool = True
     stride: int = 1
     jitter: tuple[float, ...] = (1.0,)
 
@@ -151,8 +152,8 @@ class Plant:
 @dataclass(slots=True)
 class Job:
     """*usual*: how long a step takes. *look*: "settled" (long after the hang), "fresh" (just after
-    the fault), "running". *gap*: seconds between the two looks. *beats*: whether
-    there are heartbeats. *evidence*: what can be seen of it, in words."""
+    the fault), "running". *gap*: seconds between the two looks. *evidence*: what can be seen
+    of it, in words."""
 
     seed: int
     world: int
@@ -165,7 +166,6 @@ class Job:
     look: str = "running"
     after: float = 10.0
     gap: float = 2.0
-    beats: bool = True
     evidence: str = ""
 
 

@@ -170,7 +170,7 @@ class _Replay:
                 return False
             self.stock[key] -= 1
             return True
-        if kind == "await":
+        if kind in ("await", "condition"):
             return self.stock["event", me, op.key] > 0
         if kind == "store_wait":
             return self.stock["store", op.key] > 0

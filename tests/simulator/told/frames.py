@@ -105,6 +105,7 @@ LIBRARY: dict[str, tuple[tuple[FrameLike, ...], Kernel]] = {
     "lock": ((), FUTEX),
     "acquire": ((), FUTEX),
     "await": ((_WAIT, _std("threading.py", 629, "Event.wait")), FUTEX),
+    "condition": ((_WAIT,), FUTEX),
     "get": ((_WAIT, _std("queue.py", 171, "Queue.get")), FUTEX),
     "join": (
         (
