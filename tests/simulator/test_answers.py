@@ -131,3 +131,18 @@ def test_bodies_are_json(seed: int) -> None:
         if told.recorded is not None:
             for backend in ("gloo", "nccl"):
                 json.dumps(told.trace(backend), allow_nan=False)
+
+
+def test_a_batch_of_nccl_ends_with_its_closing_entry() -> None:
+    """Its parts have its number, and stay scheduled whatever becomes of it."""
+    closed = 0
+    for seed in SEEDS:
+        for told in looks(seed):
+            if told.recorded is None:
+                continue
+            for entry in trace(told.recorded, "nccl", active=False).get("entries", ()):
+                if entry["profiling_name"] == "nccl:coalesced":
+                    closed += entry["state"] == "completed"
+                    assert entry["is_p2p"]
+                    assert entry["input_sizes"] == []
+    assert closed > 20

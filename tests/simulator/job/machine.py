@@ -20,6 +20,8 @@ __all__ = ["LATENCY", "MAX_EVENTS", "Entry", "Machine", "Meeting", "Rank", "Thre
 LATENCY = 0.002
 #: A job that goes on in so many events, or whose loop takes no time, is none that anybody made.
 MAX_EVENTS = 60_000
+#: What NCCL records at the end of a batch.
+COALESCED = Op("coalesced", name="coalesced")
 #: Operations that take time, by a clock or for ever.
 _TIMED = ("compute", "sleep", "data", "write", "child", "open")
 
@@ -49,11 +51,15 @@ class Meeting:
 
 
 class Entry:
-    """One operation in a rank's recorder, or on its stream."""
+    """One operation in a rank's recorder, or on its stream.
+
+    *parts*: of what closes a batch of NCCL's. *inner*: a part of one; NCCL's recorder never hears
+    that it has started or ended.
+    """
 
     __slots__ = (
-        "created", "done", "group", "meeting", "number", "op", "op_id", "p2p_seq", "rank", "seq",
-        "started", "thread",
+        "created", "done", "group", "inner", "meeting", "number", "op", "op_id", "p2p_seq",
+        "parts", "rank", "seq", "started", "thread",
     )  # fmt: skip
 
     def __init__(self, rank: Rank, group: Group, op: Op, seq: int, p2p_seq: int, now: float):
@@ -69,6 +75,8 @@ class Entry:
         self.op_id = 0
         self.thread: Thread | None = None
         self.meeting: Meeting | None = None
+        self.inner = False
+        self.parts: list[Entry] = []
 
 
 class Thread:
@@ -160,11 +168,11 @@ class Machine:
             "poll": self._wait, "sync": self._sync, "send": self._peer, "recv": self._peer,
             "isend": self._peer, "irecv": self._peer, "batch": self._batch,
             "monitored": self._monitored, "new_group": self._new_group,
-            "condition": self._await, "store_set": self._store_set, "store_wait": self._store_wait, "lock": self._lock,
+            "store_set": self._store_set, "store_wait": self._store_wait, "lock": self._lock,
             "acquire": self._lock, "unlock": self._unlock, "get": self._get, "put": self._put,
-            "await": self._await, "notify": self._notify, "join": self._join,
-            "result": self._join, "flock": self._flock, "unflock": self._unflock,
-            "gil": self._gil, "stop": self._stop, "die": self._die,
+            "condition": self._await, "await": self._await, "notify": self._notify,
+            "join": self._join, "result": self._join, "flock": self._flock,
+            "unflock": self._unflock, "gil": self._gil, "stop": self._stop, "die": self._die,
         }  # fmt: skip
         for rank in self.ranks:
             for thread in rank.threads:
@@ -432,7 +440,16 @@ class Machine:
         pairs = [self._pair(thread, part) for part in op.parts]
         thread.works[op.key] = [meeting for _, meeting in pairs]
         if pairs[0][0].group.backend == "nccl":
-            self._enqueue(thread.rank, [entry for entry, _ in pairs])
+            parts = [entry for entry, _ in pairs]
+            closing = self._record(thread, parts[0].group, COALESCED, True)
+            closing.parts = parts
+            for entry in parts:
+                entry.inner = True
+                entry.p2p_seq = parts[0].p2p_seq
+            closing.p2p_seq = parts[0].p2p_seq
+            # The whole batch counts once.
+            thread.rank.seqs[parts[0].group.number][1] = closing.p2p_seq
+            self._enqueue(thread.rank, parts)
         else:
             for entry, _ in pairs:
                 entry.started = self.now

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 from workerserver.ranks import pack
@@ -82,6 +83,20 @@ def ns(now: float, clock: float) -> int:
     return int((EPOCH + now + clock) * 1e9)
 
 
+def _times(entry: Entry) -> tuple[float, float]:
+    """When the recorder saw it start and end. Of a batch it sees only the closing entry do so; its
+    parts stay scheduled for ever."""
+    if entry.inner:
+        return inf, inf
+    if entry.parts:
+        return entry.parts[0].started, max(part.done for part in entry.parts)
+    return entry.started, entry.done
+
+
+def _p2p(entry: Entry) -> bool:
+    return entry.op.peer >= 0 or bool(entry.parts)
+
+
 def _name(entry: Entry) -> str:
     op, group = entry.op, entry.group
     if op.peer >= 0:
@@ -94,6 +109,8 @@ def _name(entry: Entry) -> str:
 def _tensors(entry: Entry) -> tuple[list[list[int]], list[list[int]], list[str]]:
     """Sizes of the input and of the output, and types."""
     op = entry.op
+    if entry.parts:
+        return [], [], []
     if op.name == "barrier":
         # NCCL's barrier is an all_reduce of one element.
         return ([[1]], [[1]], ["Float"]) if entry.group.backend == "nccl" else ([], [], [])
@@ -111,14 +128,15 @@ def _tensors(entry: Entry) -> tuple[list[list[int]], list[list[int]], list[str]]
 def _entry(entry: Entry, now: float) -> Json:
     nccl = entry.group.backend == "nccl"
     clock = entry.rank.plan.clock
-    done, started = entry.done <= now, entry.started <= now
+    start, end = _times(entry)
+    done, started = end <= now, start <= now
     inputs, outputs, dtypes = _tensors(entry)
     thread = entry.thread.number if entry.thread is not None else 0
     return {
         "collective_seq_id": entry.seq,
         "input_dtypes": dtypes,
         "input_sizes": inputs,
-        "is_p2p": entry.op.peer >= 0,
+        "is_p2p": _p2p(entry),
         "op_id": entry.op_id,
         "output_dtypes": dtypes,
         "output_sizes": outputs,
@@ -127,15 +145,15 @@ def _entry(entry: Entry, now: float) -> Json:
         "process_group": [entry.group.name, entry.group.desc],
         "profiling_name": _name(entry),
         "record_id": entry.number,
-        "retired": entry.done + (WATCHDOG_S if nccl else 0.0) <= now,
+        "retired": end + (WATCHDOG_S if nccl else 0.0) <= now,
         "state": ("completed" if done else "started" if started else "scheduled")
         if nccl
         else "scheduled",
         "thread_id": str(140_000_000_000_000 + thread * 8_392_704),
         "thread_name": "python",
         "time_created_ns": ns(entry.created, clock),
-        "time_discovered_completed_ns": ns(entry.done + 0.04, clock) if nccl and done else 0,
-        "time_discovered_started_ns": ns(entry.started + 0.04, clock) if nccl and started else 0,
+        "time_discovered_completed_ns": ns(end + 0.04, clock) if nccl and done else 0,
+        "time_discovered_started_ns": ns(start + 0.04, clock) if nccl and started else 0,
         "timeout_ms": TIMEOUT_MS,
     }
 
@@ -193,7 +211,8 @@ def trace(recorded: Recorded, backend: str, active: bool = True) -> Json:
         "pg_status": status,
         "version": "2.10",
     }
-    entries = [_entry(entry, now) for entry in ring if not (active and nccl and entry.done <= now)]
+    shown = [entry for entry in ring if not (active and nccl and _times(entry)[1] <= now)]
+    entries = [_entry(entry, now) for entry in shown]
     if entries:
         found["entries"] = entries
     return found
@@ -215,8 +234,8 @@ def summary(recorded: Recorded) -> Json:
         group = recorded.groups[number]
         seen.add(number)
         nccl = group.backend == "nccl"
-        pending = [entry for entry in entries if entry.done > now]
-        ended = [entry for entry in entries if entry.done <= now]
+        pending = [entry for entry in entries if _times(entry)[1] > now]
+        ended = [entry for entry in entries if _times(entry)[1] <= now]
         made: dict[int, Json] = {}
         groups.append(
             {
@@ -258,23 +277,24 @@ def _operation(entry: Entry, now: float, made: dict[int, Json]) -> Json:
     if found is None:
         nccl = entry.group.backend == "nccl"
         clock = entry.rank.plan.clock
-        done, started = entry.done <= now, entry.started <= now
+        start, end = _times(entry)
+        done, started = end <= now, start <= now
         inputs, outputs, dtypes = _tensors(entry)
         found = made[id(entry)] = {
             "seq": entry.seq,
             "p2p_seq": entry.p2p_seq,
-            "p2p": entry.op.peer >= 0,
+            "p2p": _p2p(entry),
             "op": _name(entry),
             "state": ("completed" if done else "started" if started else "scheduled")
             if nccl
             else "scheduled",
-            "retired": entry.done + (WATCHDOG_S if nccl else 0.0) <= now,
+            "retired": end + (WATCHDOG_S if nccl else 0.0) <= now,
             "input_sizes": inputs,
             "input_dtypes": dtypes,
             "output_sizes": outputs,
             "created_ns": ns(entry.created, clock),
-            "started_ns": ns(entry.started + 0.04, clock) if nccl and started else None,
-            "completed_ns": ns(entry.done + 0.04, clock) if nccl and done else None,
+            "started_ns": ns(start + 0.04, clock) if nccl and started else None,
+            "completed_ns": ns(end + 0.04, clock) if nccl and done else None,
             "duration_ms": None,
         }
     return found
