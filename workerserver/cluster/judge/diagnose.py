@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from workerserver.cluster.judge import invariants
 from workerserver.cluster.judge.evidence import evidence
 from workerserver.cluster.judge.facts import (
     Accusation,
     AtSteps,
-    NoEvidence,
     Remark,
     Slow,
     UsualWait,
@@ -24,6 +24,7 @@ from workerserver.cluster.judge.facts import (
 from workerserver.cluster.judge.job import STUCK_AFTER_SECONDS, Job
 from workerserver.cluster.judge.reasons import STRENGTH
 from workerserver.cluster.judge.sentences import Narrator
+from workerserver.cluster.judge.status import conclude
 from workerserver.cluster.judge.stragglers import stragglers
 from workerserver.cluster.judge.suspicions import Suspicions
 from workerserver.cluster.judge.verdict import GroupState, Straggler, Suspect, Verdict
@@ -50,28 +51,26 @@ class _Diagnosis:
         suspicions = Suspicions(job)
         suspicions.weigh()
         self.accused = suspicions.accused
-        self.doubts = suspicions.doubts
         self.hanging = suspicions.hanging
+        self.conclusion = conclude(job, suspicions)
+        if invariants.wanted():
+            invariants.check(job, suspicions, self.conclusion)
 
     def verdict(self) -> Verdict:
-        job, narrator = self.job, self.narrator
+        job, narrator, conclusion = self.job, self.narrator, self.conclusion
         slow: list[Slow] = []
-        remarks: list[Remark] = []
         if job.ranks and not self.accused:
             slow = list(stragglers(job))
-            remarks = [*slow, *self._remarks()]
-            if not self.doubts and not self._goes_on():
-                self.doubts.append(NoEvidence(len(job.rounds)))
         found = sorted(self.accused.values(), key=lambda each: (STRENGTH[each.reason], each.rank))
-        if found:
+        if conclusion.status == 1:
             sentence = narrator.accused(found, job.blocked)
-        elif self.doubts:
-            sentence = narrator.unsure(self.doubts)
+        elif conclusion.status == 2:
+            sentence = narrator.unsure(conclusion.doubts)
         else:
-            sentence = narrator.healthy(remarks)
+            sentence = narrator.healthy([*slow, *self._remarks()])
         return Verdict(
             sentence=sentence,
-            status=1 if found else 2 if self.doubts else 0,
+            status=conclusion.status,
             ranks=len(job.expected),
             responded=len(job.ranks),
             unreachable=tuple(job.now.gone[rank] for rank in sorted(job.now.gone)),
@@ -84,6 +83,8 @@ class _Diagnosis:
                 for rank, problems in job.analysis.problems.items()
                 for problem in problems
             ),
+            progress=conclusion.progress,
+            again_s=conclusion.again_s,
         )
 
     def _suspect(self, accusation: Accusation) -> Suspect:
@@ -137,11 +138,3 @@ class _Diagnosis:
             if wait in self.hanging or age is None or age < STUCK_AFTER_SECONDS or not wait.absent:
                 continue
             yield UsualWait(job.entered(wait), age)
-
-    def _goes_on(self) -> bool:
-        """Nobody is accused: is that because the job is known to go on?"""
-        job = self.job
-        if job.moves or job.analysis.recorded:
-            return True
-        # Without a heartbeat and a recorder, stacks in which the functions change have to do.
-        return job.moves is None and any(job.motion(rank) == "moving" for rank in job.ranks)

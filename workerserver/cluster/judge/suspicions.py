@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from workerserver.cluster.judge.admission import hindrance
 from workerserver.cluster.judge.facts import (
     Absent,
     Accusation,
@@ -18,6 +19,7 @@ from workerserver.cluster.judge.facts import (
     Everywhere,
     Evidence,
     FailedQuestion,
+    Hindrance,
     InCall,
     Issued,
     KeepsGil,
@@ -33,14 +35,14 @@ from workerserver.cluster.judge.facts import (
     Silent,
     SilentButMoving,
     StacksAlone,
-    Unrecorded,
+    Unproven,
     WaitsIn,
 )
 from workerserver.cluster.judge.flight import Mismatch, Wait
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import STRENGTH, Reason
 from workerserver.cluster.judge.waits import Need, resolve
-from workerserver.cluster.read.blocked_on import Kind
+from workerserver.cluster.read.blocked_on import UNKNOWN, Kind
 
 __all__ = ["RULES", "Rule", "Suspicions"]
 
@@ -51,6 +53,12 @@ STALLED_SECONDS = 300.0
 STALLED_STILL_SECONDS = 30.0
 #: Stacks alone tell slow from stuck only if nothing has changed for so long.
 STACKS_ALONE_SECONDS = 5.0
+#: How many times as often as another rank one may count steps, if both count alike.
+MAX_RATES = 1.5
+#: So few steps ahead says nothing of that.
+MAX_AHEAD = 2
+#: Calls that take all ranks, and that no recorder holds.
+MEETINGS = frozenset({"rendezvous", "meeting"})
 #: Of the waits that a rank keeps others in, as evidence.
 MAX_AWAITED = 8
 
@@ -71,8 +79,9 @@ class Suspicions:
         self.job = job
         self.accused: dict[int, Accusation] = {}
         self.doubts: list[Doubt] = []
+        self.refused: dict[int, tuple[Hindrance, Wait | None]] = {}
         self.hanging = [wait for wait in job.analysis.waits if job.hangs(wait)]
-        self._stepped: dict[int, tuple[Sequence[int], int | None]] = {}
+        self._stepped: dict[int, tuple[Sequence[int], int | None, float | None]] = {}
         self._awaited: dict[int, Awaited] = {}
 
     def weigh(self) -> None:
@@ -82,6 +91,30 @@ class Suspicions:
             return
         for rule in RULES:
             rule.weigh(self)
+        self.doubts += self._unproven()
+
+    def _unproven(self) -> Iterable[Unproven]:
+        """Who has not come where others wait, and isn't accused of it."""
+        job = self.job
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for rank, (why, wait) in sorted(self.refused.items()):
+            if rank not in self.accused:
+                blocked = job.blocked.get(rank, UNKNOWN)
+                alike.setdefault((why, id(wait), blocked.location, blocked.call), []).append(rank)
+        for ranks in alike.values():
+            why, wait = self.refused[ranks[0]]
+            blocked = job.blocked.get(ranks[0], UNKNOWN)
+            entered = job.entered(wait) if wait is not None else None
+            yield Unproven(ranks, why, entered, blocked.location, blocked.call)
+
+    def _admit(
+        self, rank: int, reason: Reason, absent: Collection[int], wait: Wait | None = None
+    ) -> bool:
+        """Whether *rank* may be accused; if not, why not is kept."""
+        why = hindrance(self.job, rank, reason, absent, wait)
+        if why is not None:
+            self.refused.setdefault(rank, (why, wait))
+        return why is None
 
     def _accuse(self, accusation: Accusation) -> None:
         """The strongest reason stays; the evidence of all of them is kept."""
@@ -102,12 +135,22 @@ class Suspicions:
         self._accuse(Accusation(rank, reason, claim, label, wait.op, wait.seq, [*evidence]))
 
     def _steps_if_ahead(self, rank: int, others: Sequence[int]) -> tuple[int, int] | None:
-        """The rank's step and the others', if its own is the higher one."""
+        """The rank's step and the others', if its own is the higher one. Ranks may count steps of
+        their own: they are comparable only if the others are at one step, at the same rate."""
         if id(others) not in self._stepped:
-            steps = [step for each in others if (step := self.job.steps(each)[1]) is not None]
-            self._stepped[id(others)] = (others, max(steps, default=None))
-        mine, theirs = self.job.steps(rank)[1], self._stepped[id(others)][1]
-        return (mine, theirs) if mine is not None and theirs is not None and mine > theirs else None
+            steps = {self.job.steps(each)[1] for each in others}
+            one = steps.pop() if len(steps) == 1 else None
+            rates = [rate for each in others if (rate := self.job.usual_step(each)) is not None]
+            self._stepped[id(others)] = (others, one, max(rates, default=None))
+        mine = self.job.steps(rank)[1]
+        _, theirs, rate = self._stepped[id(others)]
+        if mine is None or theirs is None or mine <= theirs:
+            return None
+        own = self.job.usual_step(rank)
+        far = mine - theirs > MAX_AHEAD
+        if far and own is not None and rate is not None and rate > MAX_RATES * own:
+            return None
+        return mine, theirs
 
     def _await(self, wait: Wait) -> Awaited:
         if id(wait) not in self._awaited:
@@ -155,7 +198,7 @@ class Suspicions:
         needs = [Need(wait.waiting, tuple(self._missing(wait))) for wait in self.hanging]
         held = {rank for rank in job.ranks if job.gil(rank) is not None}
         free = held | {rank for rank, blocked in job.blocked.items() if blocked.on_no_rank}
-        unsure = {rank for rank in job.ranks if not job.blocked[rank].on_ranks}
+        unsure = {rank for rank in job.ranks if not self._surely_waits(rank)}
         blame = resolve(needs, free, unsure)
         for ranks, numbers in blame.rings:
             self._ring(ranks, [self.hanging[number] for number in numbers])
@@ -163,20 +206,31 @@ class Suspicions:
         ends = {rank: numbers for rank, numbers in blame.ends.items() if not self._on_ranks(rank)}
         if not ends and self._from_meetings(blame.ends):
             return
-        for rank, numbers in (ends or blame.ends).items():
-            self._behind(rank, [self.hanging[number] for number in numbers])
+        ends = ends or dict(blame.ends)
+        for rank, numbers in ends.items():
+            self._behind(rank, [self.hanging[number] for number in numbers], ends)
         for number in blame.inside:
             wait = self.hanging[number]
             if needs[number].absent or wait.absent:
                 continue
             self.doubts.append(Endless(job.entered(wait), wait.group.complete and not wait.silent))
 
+    def _surely_waits(self, rank: int) -> bool:
+        """It stands still with an operation under way, and nothing says that it does something
+        else: work.wait() and item() leave no frame."""
+        job, blocked = self.job, self.job.blocked[rank]
+        if blocked.on_ranks:
+            return True
+        if blocked.on_no_rank or not job.pending(rank):
+            return False
+        return blocked.guessed or blocked.kind == "device" or blocked.helped
+
     def _from_meetings(self, ends: Mapping[int, Sequence[int]]) -> bool:
         """Handles the case where every awaited rank is itself inside new_group or the like, which
         needs all ranks and is not recorded. Suspects the smaller side, or both if they are equal.
         False if it is something else."""
         job = self.job
-        among = {rank for rank, blocked in job.blocked.items() if blocked.kind == "rendezvous"}
+        among = {rank for rank, blocked in job.blocked.items() if blocked.kind in MEETINGS}
         if not ends or not among.issuperset(ends):
             return False
         numbers = {number for each in ends.values() for number in each}
@@ -211,6 +265,8 @@ class Suspicions:
         yield from gone
         for rank in wait.silent:
             blocked = job.blocked.get(rank)
+            if blocked is not None and blocked.kind in MEETINGS:
+                yield rank
             if blocked is None or blocked.on_ranks:
                 continue
             if blocked.on_no_rank or job.gil(rank) is not None or not (absent or gone):
@@ -238,7 +294,7 @@ class Suspicions:
                 crossed = Crossed(entered(mine), entered(other))
                 self._accuse_in(mine, rank, "order", crossed, evidence)
 
-    def _behind(self, rank: int, waits: Sequence[Wait]) -> None:
+    def _behind(self, rank: int, waits: Sequence[Wait], absent: Collection[int]) -> None:
         job = self.job
         evidence: list[Evidence] = [self._await(wait) for wait in waits[:MAX_AWAITED]]
         # A small group is the more specific: a rank that misses its collective misses the world's.
@@ -255,6 +311,8 @@ class Suspicions:
             evidence.append(LastOperation(label, last.name, last.done))
         elif rank not in main.silent:
             evidence.append(NothingIssued(label))
+        if not self._admit(rank, "behind", absent, main):
+            return
         why = self._why(rank, main)
         ahead = self._steps_if_ahead(rank, main.waiting)
         claim = Absent(entered, rank in main.silent, ahead)
@@ -295,9 +353,15 @@ class Suspicions:
             if job.moves:
                 self.doubts.append(SilentButMoving(rank, gone.reason))
                 continue
+            if gone.reason == "missing" and not self._rest_waits():
+                continue
             failed = FailedQuestion(None, gone.reason, gone.text)
             claim = Silent(gone.reason)
             self._accuse(Accusation(rank, "unreachable", claim, evidence=[failed]))
+
+    def _rest_waits(self) -> bool:
+        """Every rank that answered waits for others, and nobody is accused yet."""
+        return not self.accused and all(map(self._on_ranks, self.job.ranks))
 
     def from_gil(self) -> None:
         for rank in self.job.ranks:
@@ -330,14 +394,12 @@ class Suspicions:
         apart = Apart(crowd)
         for rank in outside:
             reason = self._why(rank, None)
+            if not self._admit(rank, reason, outside):
+                continue
             self._accuse(Accusation(rank, reason, apart, evidence=[StacksAlone()]))
         if others or job.now.gone:
             return
-        if all(job.blocked[rank].kind == "p2p" for rank in inside):
-            for rank in crowd.ranks:
-                self._accuse(Accusation(rank, "p2p", Unrecorded()))
-        else:
-            self.doubts.append(Everywhere(crowd))
+        self.doubts.append(Everywhere(crowd))
 
     def _crowd(self) -> Crowd:
         """The ranks that wait for other ranks. If there are none: those that share the commonest
@@ -373,13 +435,17 @@ class Suspicions:
         job = self.job
         if self.accused or job.moves or self.hanging:
             return
-        for rank in job.ranks:
+        late = [rank for rank in job.ranks if not job.blocked[rank].on_ranks]
+        if len(late) > 1:
+            return  # some of them may only wait for another
+        for rank in late:
             health = job.now.states[rank].health
             age = health.step_age_s if health is not None else None
             if health is None or age is None or job.blocked[rank].on_ranks:
                 continue
             still = job.same_stack(rank) and not job.too_early(rank)
-            if age >= (STALLED_STILL_SECONDS if still else STALLED_SECONDS):
+            least = STALLED_STILL_SECONDS if still else STALLED_SECONDS
+            if age >= least and (not still or self._admit(rank, "stalled", [])):
                 self._accuse(Accusation(rank, "stalled", NoStep(age, health.step)))
 
 
@@ -407,6 +473,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(Suspicions.from_silence, ("unreachable",)),
     Rule(Suspicions.from_gil, ("gil held",)),
-    Rule(Suspicions.from_stacks, ("gil held", *BLOCKED.values(), "behind", "p2p")),
+    Rule(Suspicions.from_stacks, ("gil held", *BLOCKED.values(), "behind")),
     Rule(Suspicions.from_steps, ("stalled",)),
 )

@@ -36,11 +36,17 @@ def _root(frames: tuple[Frame, ...]) -> Root | None:
 
 def roots_of_waits(many: Iterable[Sequence[Thread]]) -> tuple[Root, ...]:
     """Where the threads began that wait for other ranks, the commonest root first; of as common
-    ones, a module. *many*: the threads of each rank."""
+    ones, a module. If nobody is seen to wait: where the threads began that act for most ranks.
+    *many*: the threads of each rank."""
+    many = list(many)
     found: Counter[Root] = Counter()
     for threads in many:
         own = {root(each) for each in threads if by_frames(each.frames).kind in ON_RANKS}
         found.update(each for each in own if each is not None)
+    if not found and len(many) > 1:
+        acts = [root(thread) for each in many if (thread := acting(each)) is not None]
+        most = Counter(each for each in acts if each is not None).most_common(1)
+        return (most[0][0],) if most and 2 * most[0][1] > len(many) else ()
     return tuple(sorted(found, key=lambda each: (-found[each], each[1] != "<module>", each)))
 
 

@@ -23,7 +23,10 @@ from workerserver.cluster.read.library_calls import (
     by_frames,
 )
 
-__all__ = ["TABLE", "UNKNOWN", "Blocked", "Kind", "Rule", "blocked_on"]
+__all__ = ["FILE_LOCK", "POLL", "TABLE", "UNKNOWN", "Blocked", "Kind", "Rule", "blocked_on"]
+
+FILE_LOCK = "a file lock"
+POLL = "poll"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ _SLEEPS = ("hrtimer_nanosleep", "do_nanosleep", "common_nsleep")
 _POLLS = ("poll_schedule", "do_poll", "do_sys_poll", "do_select", "ep_poll", "do_epoll_wait")
 _FILE_LOCKS = ("locks_lock", "flock_lock", "posix_lock", "fcntl_setlk")
 #: Of these it isn't known who ends them: perhaps another rank.
-_GUESSES = frozenset({"a lock", "a lock, or the GIL", "a file lock", "poll", "waiting"})
+_GUESSES = frozenset({"a lock", "a lock, or the GIL", FILE_LOCK, POLL, "waiting"})
 _CHILDREN = ("do_wait", "kernel_wait", "kernel_clone")
 _SOCKETS = (
     "unix_stream",
@@ -155,13 +158,13 @@ def _by_kernel(state: str | None, wchan: str | None, gil_is_held: bool) -> tuple
         # A thread that wants to run Python waits for the GIL in the same way.
         return ("wait", "a lock, or the GIL" if gil_is_held else "a lock")
     if where.startswith(_POLLS):
-        return ("wait", "poll")
+        return ("wait", POLL)
     if where.startswith(("pipe_", "anon_pipe")):
         return ("io", "a pipe")
     if where.startswith(_SOCKETS):
         return ("io", "a socket")
     if where.startswith(_FILE_LOCKS):
-        return ("wait", "a file lock")
+        return ("wait", FILE_LOCK)
     if where.startswith(_CHILDREN):
         return ("wait", "a child process")
     if state == "D" or where.startswith(_DISKS):

@@ -1,0 +1,86 @@
+"""Which accusations are admitted: the one gate between a suspicion and a suspect.
+
+A reason that says "it has not come" needs a rank that stands still, and that doesn't only wait
+itself. What rests on recorded operations (mismatch, order, p2p cycle) needs neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from workerserver.cluster.judge.facts import Hindrance
+from workerserver.cluster.judge.flight import Wait
+from workerserver.cluster.judge.job import Job
+from workerserver.cluster.judge.reasons import Reason
+from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL
+
+__all__ = ["RECORDED", "hindrance"]
+
+#: Reasons that rest on recorded operations.
+RECORDED: frozenset[Reason] = frozenset({"mismatch", "order", "p2p cycle"})
+#: A rank that computes or writes where it is may only be slow, for this long, and for so many usual
+#: pauses.
+WORKING_SECONDS = 30.0
+WORKING_PAUSES = 30.0
+
+
+def hindrance(
+    job: Job, rank: int, reason: Reason, absent: Collection[int], wait: Wait | None
+) -> Hindrance | None:
+    """Why *rank* can't be accused for *reason*; None if it can. *absent*: all who have not come to
+    where others wait. *wait*: where that is, if a recorder tells."""
+    if reason in RECORDED or rank in job.now.gone:
+        return None
+    if rank not in job.blocked:
+        return "unseen"
+    if job.progressed(rank).went_on:
+        return "moves"
+    if job.gil(rank) is not None:
+        return None
+    if job.came_elsewhere(rank) or job.same_stack(rank) is False:
+        return "changes"
+    if job.too_early(rank):
+        return "early"
+    blocked = job.blocked[rank]
+    if job.before is not None and job.same_stack(rank) is None and _readable(job, rank):
+        return "unseen"
+    if blocked.on_ranks:
+        few = 2 * len(absent) < len(job.expected)
+        return None if blocked.kind == "p2p" and wait is not None and few else "waits"
+    if blocked.helped or blocked.kind == "device":
+        return "waits"
+    if (blocked.writes or blocked.runs or job.computes(rank)) and _may_be_slow(job, rank, wait):
+        return "computes"
+    if blocked.guessed or blocked.kind == "unknown":
+        return _of_guess(job, rank, absent)
+    return None
+
+
+def _readable(job: Job, rank: int) -> bool:
+    return bool(job.now.states[rank].threads)
+
+
+def _may_be_slow(job: Job, rank: int, wait: Wait | None) -> bool:
+    """It works at one place. That is a fault only if it has lasted for very long."""
+    ages = [job.still_for(rank), job.step_age(rank) or 0.0]
+    usual = [job.usual_step(rank) or 0.0]
+    if wait is not None:
+        age = job.age(wait)
+        ages.append(math.inf if age is None else age)
+        usual.append(job.pace(wait))
+    return max(ages) < max(WORKING_SECONDS, WORKING_PAUSES * max(usual))
+
+
+def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
+    """At a line of the user's in C code, which may wait for other ranks: in a point-to-point
+    operation of gloo's, for a key of the store, for a lock that another process has."""
+    blocked = job.blocked[rank]
+    record = job.now.of_rank(rank)
+    if blocked.call == FILE_LOCK or (record is not None and record.unrecorded):
+        return "waits"
+    if 2 * len(absent) > len(job.expected):
+        return "majority"
+    if blocked.call == POLL and 2 * len(absent) >= len(job.expected) > 1:
+        return "waits"
+    return None
