@@ -197,7 +197,7 @@ class Suspicions:
         job = self.job
         needs = [Need(wait.waiting, tuple(self._missing(wait))) for wait in self.hanging]
         held = {rank for rank in job.ranks if job.gil(rank) is not None}
-        free = held | {rank for rank, blocked in job.blocked.items() if blocked.on_no_rank}
+        free = held | {rank for rank in job.ranks if self._is_free(rank)}
         unsure = {rank for rank in job.ranks if not self._surely_waits(rank)}
         blame = resolve(needs, free, unsure)
         for ranks, numbers in blame.rings:
@@ -215,14 +215,31 @@ class Suspicions:
                 continue
             self.doubts.append(Endless(job.entered(wait), wait.group.complete and not wait.silent))
 
+    def _is_free(self, rank: int) -> bool:
+        """It waits for nobody, whatever it has issued. A loop that polls whether an operation has
+        ended sleeps, too: it goes through several lines, or through the same ones on many ranks."""
+        job, blocked = self.job, self.job.blocked[rank]
+        if not blocked.on_no_rank:
+            return False
+        if blocked.kind != "sleep" or not job.pending(rank):
+            return True
+        if job.same_stack(rank) is False:
+            return False
+        return not any(
+            other != rank and job.pending(other) and job.blocked[other].location == blocked.location
+            for other in job.ranks
+        )
+
     def _surely_waits(self, rank: int) -> bool:
         """It stands still with an operation under way, and nothing says that it does something
         else: work.wait() and item() leave no frame."""
         job, blocked = self.job, self.job.blocked[rank]
         if blocked.on_ranks:
             return True
-        if blocked.on_no_rank or not job.pending(rank):
+        if self._is_free(rank) or not job.pending(rank):
             return False
+        if blocked.kind == "sleep":
+            return True
         return blocked.guessed or blocked.kind == "device" or blocked.helped
 
     def _from_meetings(self, ends: Mapping[int, Sequence[int]]) -> bool:
@@ -372,34 +389,42 @@ class Suspicions:
                 self._accuse(Accusation(rank, "gil held", KeepsGil(held[1] or 0.0)))
 
     def from_stacks(self) -> None:
-        """Without a word of the flight recorders: most ranks are in a wait, a few elsewhere."""
+        """Without a word of the flight recorders: ranks wait for others, and a few stand where they
+        surely wait for none."""
         job = self.job
         if not all(each.reason == "unreachable" for each in self.accused.values()):
             return
         if job.moves or self.hanging:
             return
-        recorded = job.analysis.recorded
         if any(job.blocked[rank].on_ranks for wait in job.analysis.waits for rank in wait.waiting):
             return  # what they wait in is recorded, and is no hang yet
         crowd = self._crowd()
         inside = set(crowd.ranks)
         others = [rank for rank in job.ranks if rank not in inside and job.blocked[rank].known]
-        if len(inside) <= len(others):
-            return
         outside = [rank for rank in others if job.same_stack(rank) is not False]
+        apart = all(map(self._is_elsewhere, outside)) and len(others) + len(inside) == len(
+            job.ranks
+        )
+        if not inside or (len(inside) <= len(others) and not apart):
+            return
         if not all(map(self._is_stuck, (*crowd.ranks, *outside))):
-            if outside and not inside <= recorded:
+            if outside:
                 self.doubts.append(Outside(outside, crowd))
             return
-        apart = Apart(crowd)
+        claim = Apart(crowd)
         for rank in outside:
             reason = self._why(rank, None)
-            if not self._admit(rank, reason, outside):
-                continue
-            self._accuse(Accusation(rank, reason, apart, evidence=[StacksAlone()]))
-        if others or job.now.gone:
-            return
-        self.doubts.append(Everywhere(crowd))
+            if self._admit(rank, reason, outside):
+                self._accuse(Accusation(rank, reason, claim, evidence=[StacksAlone()]))
+        if not others and not job.now.gone:
+            self.doubts.append(Everywhere(crowd))
+
+    def _is_elsewhere(self, rank: int) -> bool:
+        """It surely waits for no rank, and does nothing else either."""
+        blocked = self.job.blocked[rank]
+        if blocked.may_wait or blocked.runs or blocked.writes or self.job.computes(rank):
+            return False
+        return blocked.on_no_rank or blocked.kind in ("io", "library", "wait")
 
     def _crowd(self) -> Crowd:
         """The ranks that wait for other ranks. If there are none: those that share the commonest
@@ -407,9 +432,14 @@ class Suspicions:
         job = self.job
         waiting = [rank for rank, blocked in job.blocked.items() if blocked.on_ranks]
         if waiting:
+            waiting = [rank for rank in job.ranks if self._waits_too(rank)]
             calls = {job.blocked[rank].call for rank in waiting}
             return Crowd(waiting, calls.pop() if len(calls) == 1 else None)
-        if job.before is None or job.analysis.recorded:
+        device = [rank for rank, blocked in job.blocked.items() if blocked.kind == "device"]
+        if device and 2 * len(device) > len(job.ranks):
+            calls = {job.blocked[rank].call for rank in device}
+            return Crowd(device, calls.pop() if len(calls) == 1 else None)
+        if job.before is None:
             return Crowd(())
         alike: dict[object, list[int]] = {}
         for rank, blocked in job.blocked.items():
@@ -419,6 +449,13 @@ class Suspicions:
         if len(ranks) < 2:
             return Crowd(())
         return Crowd(ranks, together=True, location=job.blocked[ranks[0]].location)
+
+    def _waits_too(self, rank: int) -> bool:
+        """It waits for ranks, by its stack or by what its recorder has counted."""
+        job, blocked = self.job, self.job.blocked[rank]
+        record = job.now.of_rank(rank)
+        unrecorded = record is not None and record.unrecorded
+        return blocked.on_ranks or (blocked.guessed and (unrecorded or job.pending(rank)))
 
     def _is_stuck(self, rank: int) -> bool:
         """It has not moved for a while, by its stacks or by its heartbeat, and that is longer than

@@ -44,10 +44,31 @@ def roots_of_waits(many: Iterable[Sequence[Thread]]) -> tuple[Root, ...]:
         own = {root(each) for each in threads if by_frames(each.frames).kind in ON_RANKS}
         found.update(each for each in own if each is not None)
     if not found and len(many) > 1:
-        acts = [root(thread) for each in many if (thread := acting(each)) is not None]
-        most = Counter(each for each in acts if each is not None).most_common(1)
-        return (most[0][0],) if most and 2 * most[0][1] > len(many) else ()
+        return _roots_of_work(many)
     return tuple(sorted(found, key=lambda each: (-found[each], each[1] != "<module>", each)))
+
+
+def _roots_of_work(many: Sequence[Sequence[Thread]]) -> tuple[Root, ...]:
+    """Where the threads began that act for most ranks. If all main threads poll at one line, these
+    are others: a training loop that runs in a thread."""
+    mains = [main_thread(threads) for threads in many]
+    polls = len({main.frames for main in mains if main is not None}) == 1 and all(
+        main is not None and by_frames(main.frames).kind is None and _sleeps(main) for main in mains
+    )
+    found: Counter[Root] = Counter()
+    works: Counter[Root] = Counter()
+    for threads, main in zip(many, mains, strict=True):
+        if polls:
+            each = [thread for thread in threads if thread is not main and not is_idle(thread)]
+            found.update({its for thread in each if (its := root(thread)) is not None})
+            each = [thread for thread in each if _works(thread)]
+        else:
+            thread = acting(threads)
+            each = [] if thread is None else [thread]
+        works.update({its for thread in each if (its := root(thread)) is not None})
+    found = found or works
+    most = sorted(found, key=lambda each: (-found[each], -works[each], each))[:1]
+    return tuple(each for each in most if 2 * works[each] > len(many))
 
 
 def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | None:
