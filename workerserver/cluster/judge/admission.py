@@ -15,7 +15,7 @@ from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import Reason
 from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL
 
-__all__ = ["RECORDED", "hindrance"]
+__all__ = ["RECORDED", "hindrance", "is_elsewhere"]
 
 #: Reasons that rest on recorded operations.
 RECORDED: frozenset[Reason] = frozenset({"mismatch", "order", "p2p cycle"})
@@ -48,13 +48,23 @@ def hindrance(
     if blocked.on_ranks:
         few = 2 * len(absent) < len(job.expected)
         return None if blocked.kind == "p2p" and wait is not None and few else "waits"
-    if blocked.helped or blocked.kind == "device":
+    if blocked.helped or blocked.kind == "device" or job.victims_at(rank):
         return "waits"
     if (blocked.writes or blocked.runs or job.computes(rank)) and _may_be_slow(job, rank, wait):
         return "computes"
     if blocked.guessed or blocked.kind == "unknown":
         return _of_guess(job, rank, absent)
     return None
+
+
+def is_elsewhere(job: Job, rank: int) -> bool:
+    """It surely waits for no rank, and does nothing else either."""
+    blocked = job.blocked.get(rank)
+    if blocked is None or blocked.may_wait or blocked.runs or blocked.writes:
+        return False
+    if job.computes(rank) or job.victims_at(rank) or job.same_stack(rank) is False:
+        return False
+    return blocked.on_no_rank or blocked.kind in ("io", "library", "wait")
 
 
 def _readable(job: Job, rank: int) -> bool:
@@ -78,6 +88,8 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
     blocked = job.blocked[rank]
     record = job.now.of_rank(rank)
     if blocked.call == FILE_LOCK or (record is not None and record.unrecorded):
+        return "waits"
+    if (record is None or record.empty) and blocked.call != "waiting":
         return "waits"
     if 2 * len(absent) > len(job.expected):
         return "majority"

@@ -59,6 +59,8 @@ __all__ = [
     "Slow",
     "StacksAlone",
     "Standing",
+    "Tangled",
+    "Undecided",
     "Unproven",
     "Unrecorded",
     "UsualWait",
@@ -451,6 +453,20 @@ class NoSign:
     ranks: Ranks
 
 
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """Ranks issued different operations, and it isn't known what the other ranks issued."""
+
+    parties: Parties
+
+
+@dataclass(frozen=True, slots=True)
+class Tangled:
+    """Ranks wait for each other in *waits*, collectives and point-to-point operations."""
+
+    waits: Sequence[Entered]
+
+
 Doubt = (
     NobodyAnswered
     | Endless
@@ -462,6 +478,8 @@ Doubt = (
     | Standing
     | Overdue
     | NoSign
+    | Undecided
+    | Tangled
 )
 
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from workerserver.cluster.failures import SILENT, UNKNOWN_WORKER, unusable
 from workerserver.cluster.judge.facts import NAMELESS, Entered, Gone
 from workerserver.cluster.judge.flight import Analysis, Group, Wait, combine
-from workerserver.cluster.model import RankState, RoundLike, Thread, cores_used
+from workerserver.cluster.model import Frame, RankState, RoundLike, Thread, cores_used
 from workerserver.cluster.read import progress
 from workerserver.cluster.read.acting import acting, roots_of_waits
 from workerserver.cluster.read.blocked_on import UNKNOWN, Blocked, blocked_on
@@ -396,6 +396,20 @@ class Job:
             return False
         groups = record.groups.values()
         return any(each.first_pending or any(not op.done for op in each.p2p) for each in groups)
+
+    @cached_property
+    def _pending_at(self) -> dict[Frame, set[int]]:
+        found: dict[Frame, set[int]] = {}
+        for rank in self.ranks:
+            where = self.blocked[rank].location
+            if where is not None and self.pending(rank):
+                found.setdefault(where, set()).add(rank)
+        return found
+
+    def victims_at(self, rank: int) -> bool:
+        """Another rank, with an operation under way, stands at the same line of the user's."""
+        where = self.blocked[rank].location
+        return where is not None and bool(self._pending_at.get(where, set()) - {rank})
 
     def step_age(self, rank: int) -> float | None:
         """Seconds since its last heartbeat, by its own clock."""

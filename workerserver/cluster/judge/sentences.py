@@ -373,6 +373,11 @@ def _overdue(fact: facts.Overdue, names: Names) -> str:
     return f"{names(fact.ranks)} {have} made no step for {fact.age:.0f} s{usual}; other ranks go on"
 
 
+def _tangled(fact: facts.Tangled, names: Names) -> str:
+    waits = [f"{names(wait.ranks)} in {_in(wait)}" for wait in fact.waits[:MAX_STEPS]]
+    return f"ranks wait for each other: {'; '.join(waits)}"
+
+
 def _slow(fact: facts.Slow, names: Names) -> str:
     return (
         f"{names([fact.rank])} is slow: it comes to the operations of {fact.group}"
@@ -417,6 +422,10 @@ LINES: Mapping[type, Callable[[Any, Names], str]] = {
     ),
     facts.Outside: _outside,
     facts.Unproven: _unproven,
+    facts.Undecided: lambda fact, names: (
+        f"{_parties(fact.parties, names)}; what the other ranks issued is not recorded any more"
+    ),
+    facts.Tangled: _tangled,
     facts.Standing: _standing,
     facts.Overdue: _overdue,
     facts.NoSign: lambda fact, names: f"nothing shows that {names(fact.ranks)} go on",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from workerserver.cluster.judge.admission import hindrance
+from workerserver.cluster.judge.admission import hindrance, is_elsewhere
 from workerserver.cluster.judge.facts import (
     Absent,
     Accusation,
@@ -35,6 +35,8 @@ from workerserver.cluster.judge.facts import (
     Silent,
     SilentButMoving,
     StacksAlone,
+    Tangled,
+    Undecided,
     Unproven,
     WaitsIn,
 )
@@ -161,10 +163,13 @@ class Suspicions:
 
     def from_mismatches(self) -> None:
         for mismatch in self.job.analysis.mismatches:
-            evidence: list[Evidence] = [
-                Parties(mismatch.group.label, mismatch.seq, mismatch.parties)
-            ]
-            if len(mismatch.suspects) == sum(len(ranks) for ranks, _ in mismatch.parties):
+            parties = Parties(mismatch.group.label, mismatch.seq, mismatch.parties)
+            evidence: list[Evidence] = [parties]
+            known = sum(len(ranks) for ranks, _ in mismatch.parties)
+            if len(mismatch.suspects) == known:
+                if known < len(mismatch.group.ranks):
+                    self.doubts.append(Undecided(parties))
+                    continue
                 evidence.append(NoMajority())
             suspects = set(mismatch.suspects)
             for party in mismatch.parties:
@@ -207,13 +212,25 @@ class Suspicions:
         if not ends and self._from_meetings(blame.ends):
             return
         ends = ends or dict(blame.ends)
+        certain = {rank for rank in ends if self._is_certain(rank)}
         for rank, numbers in ends.items():
-            self._behind(rank, [self.hanging[number] for number in numbers], ends)
+            waits = [self.hanging[number] for number in numbers]
+            if certain and rank not in certain:  # it may well wait for those
+                self.refused.setdefault(rank, ("waits", waits[0]))
+            else:
+                self._behind(rank, waits, ends)
         for number in blame.inside:
             wait = self.hanging[number]
             if needs[number].absent or wait.absent:
                 continue
             self.doubts.append(Endless(job.entered(wait), wait.group.complete and not wait.silent))
+
+    def _is_certain(self, rank: int) -> bool:
+        """It surely doesn't wait for another rank."""
+        gone = self.job.now.gone.get(rank)
+        if gone is not None:
+            return gone.reason != "missing"
+        return self.job.gil(rank) is not None or is_elsewhere(self.job, rank)
 
     def _is_free(self, rank: int) -> bool:
         """It waits for nobody, whatever it has issued. A loop that polls whether an operation has
@@ -223,12 +240,7 @@ class Suspicions:
             return False
         if blocked.kind != "sleep" or not job.pending(rank):
             return True
-        if job.same_stack(rank) is False:
-            return False
-        return not any(
-            other != rank and job.pending(other) and job.blocked[other].location == blocked.location
-            for other in job.ranks
-        )
+        return job.same_stack(rank) is not False and not job.victims_at(rank)
 
     def _surely_waits(self, rank: int) -> bool:
         """It stands still with an operation under way, and nothing says that it does something
@@ -240,6 +252,8 @@ class Suspicions:
             return False
         if blocked.kind == "sleep":
             return True
+        if job.computes(rank) and blocked.kind != "device":
+            return False
         return blocked.guessed or blocked.kind == "device" or blocked.helped
 
     def _from_meetings(self, ends: Mapping[int, Sequence[int]]) -> bool:
@@ -253,8 +267,9 @@ class Suspicions:
         numbers = {number for each in ends.values() for number in each}
         waits = [self.hanging[number] for number in sorted(numbers)]
         inside = sorted(among)
-        outside = sorted({rank for wait in waits for rank in wait.waiting} - among)
-        if not outside:
+        everybody = {rank for wait in self.hanging for rank in wait.waiting}
+        outside = sorted(everybody - among)
+        if not outside or (len(inside) == len(outside) > 1):
             return False
         main = waits[0]
         call = job.blocked[inside[0]].call or None
@@ -294,6 +309,9 @@ class Suspicions:
         evidence = [WaitsIn(entered(wait), wait.absent) for wait in waits]
         own = {rank: next(wait for wait in waits if rank in wait.waiting) for rank in ranks}
         if any(wait.seq is None for wait in waits):
+            if any(wait.seq is not None for wait in waits):
+                self.doubts.append(Tangled([entered(wait) for wait in waits]))
+                return
             ring = Ring([entered(wait) for wait in waits])
             for rank in ranks:
                 self._accuse_in(own[rank], rank, "p2p cycle", ring, evidence)
@@ -318,6 +336,9 @@ class Suspicions:
         main = min(waits, key=lambda wait: (len(wait.group.ranks), wait.group.key, wait.seq or 0))
         entered, label = job.entered(main), main.group.label
         gone = job.now.gone.get(rank)
+        if gone is not None and gone.reason == "missing" and not self._rest_waits():
+            self.refused.setdefault(rank, ("unseen", main))
+            return
         if gone is not None:
             evidence.append(FailedQuestion(None, gone.reason, gone.text))
             self._accuse_in(main, rank, "unreachable", Silent(gone.reason, entered), evidence)
@@ -378,7 +399,7 @@ class Suspicions:
 
     def _rest_waits(self) -> bool:
         """Every rank that answered waits for others, and nobody is accused yet."""
-        return not self.accused and all(map(self._on_ranks, self.job.ranks))
+        return not self.accused and all(map(self._surely_waits, self.job.ranks))
 
     def from_gil(self) -> None:
         for rank in self.job.ranks:
@@ -402,9 +423,9 @@ class Suspicions:
         inside = set(crowd.ranks)
         others = [rank for rank in job.ranks if rank not in inside and job.blocked[rank].known]
         outside = [rank for rank in others if job.same_stack(rank) is not False]
-        apart = all(map(self._is_elsewhere, outside)) and len(others) + len(inside) == len(
-            job.ranks
-        )
+        apart = all(is_elsewhere(job, rank) for rank in outside) and len(others) + len(
+            inside
+        ) == len(job.ranks)
         if not inside or (len(inside) <= len(others) and not apart):
             return
         if not all(map(self._is_stuck, (*crowd.ranks, *outside))):
@@ -412,19 +433,13 @@ class Suspicions:
                 self.doubts.append(Outside(outside, crowd))
             return
         claim = Apart(crowd)
-        for rank in outside:
+        certain = [rank for rank in outside if is_elsewhere(job, rank)]
+        for rank in certain or outside:
             reason = self._why(rank, None)
             if self._admit(rank, reason, outside):
                 self._accuse(Accusation(rank, reason, claim, evidence=[StacksAlone()]))
         if not others and not job.now.gone:
             self.doubts.append(Everywhere(crowd))
-
-    def _is_elsewhere(self, rank: int) -> bool:
-        """It surely waits for no rank, and does nothing else either."""
-        blocked = self.job.blocked[rank]
-        if blocked.may_wait or blocked.runs or blocked.writes or self.job.computes(rank):
-            return False
-        return blocked.on_no_rank or blocked.kind in ("io", "library", "wait")
 
     def _crowd(self) -> Crowd:
         """The ranks that wait for other ranks. If there are none: those that share the commonest
