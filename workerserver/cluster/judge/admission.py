@@ -50,7 +50,10 @@ def hindrance(
         return None if blocked.kind == "p2p" and wait is not None and few else "waits"
     if blocked.helped or blocked.kind == "device" or job.victims_at(rank):
         return "waits"
-    if (blocked.writes or blocked.runs or job.computes(rank)) and _may_be_slow(job, rank, wait):
+    unseen = blocked.kind == "io" and (blocked.thread is None or blocked.thread.state is None)
+    if (blocked.writes or blocked.runs or unseen or job.computes(rank)) and _may_be_slow(
+        job, rank, wait
+    ):
         return "computes"
     if blocked.guessed or blocked.kind == "unknown":
         return _of_guess(job, rank, absent)
@@ -87,6 +90,8 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
     operation of gloo's, for a key of the store, for a lock that another process has."""
     blocked = job.blocked[rank]
     record = job.now.of_rank(rank)
+    if len(job.expected) == 1:
+        return None
     if blocked.call == FILE_LOCK or (record is not None and record.unrecorded):
         return "waits"
     if (record is None or record.empty) and blocked.call != "waiting":

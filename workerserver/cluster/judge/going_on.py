@@ -19,6 +19,8 @@ __all__ = ["belong_together", "overdue", "signs"]
 #: A step older than this, and than so many usual ones, is overdue.
 OVERDUE_SECONDS = 5.0
 OVERDUE_STEPS = 3.0
+#: What was issued so soon after the start of the round came before its answer.
+ROUND_SECONDS = 0.5
 
 
 def signs(job: Job) -> tuple[GoesOn, ...]:
@@ -56,7 +58,7 @@ def _recent_operations(job: Job) -> set[int]:
             if newest is None or newest.created_ns is None or rank not in job.now.states:
                 continue
             age = job.now.time - newest.created_ns / 1e9
-            if not 0.0 <= age < 3.2e7:  # clocks that differ tell nothing
+            if not -ROUND_SECONDS <= age < 3.2e7:  # clocks that differ tell nothing
                 continue
             if job.before is not None and job.progressed(rank).went_on is False:
                 age = max(age, job.window)

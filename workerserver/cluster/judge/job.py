@@ -12,7 +12,7 @@ from workerserver.cluster.judge.facts import NAMELESS, Entered, Gone
 from workerserver.cluster.judge.flight import Analysis, Group, Wait, combine
 from workerserver.cluster.model import Frame, RankState, RoundLike, Thread, cores_used
 from workerserver.cluster.read import progress
-from workerserver.cluster.read.acting import acting, roots_of_waits
+from workerserver.cluster.read.acting import acting, roots_of_waits, roots_of_work
 from workerserver.cluster.read.blocked_on import UNKNOWN, Blocked, blocked_on
 from workerserver.cluster.read.flight_records import read
 from workerserver.cluster.read.recorder import GroupRecord, RankRecord, Shared
@@ -132,6 +132,10 @@ class Job:
         self.ranks = sorted(self.now.states)
         told: dict[int, Blocked] = {}  # by the identity of the threads, which ranks may share
         self.roots = roots_of_waits(state.threads for state in self.now.states.values())
+        if not self.roots:
+            self.roots = roots_of_work(
+                [state.threads for rank, state in self.now.states.items() if self.pending(rank)]
+            )
         self.blocked: dict[int, Blocked] = {}
         for rank, state in sorted(self.now.states.items()):
             if state.threads and id(state.threads) not in told:
@@ -398,18 +402,21 @@ class Job:
         return any(each.first_pending or any(not op.done for op in each.p2p) for each in groups)
 
     @cached_property
-    def _pending_at(self) -> dict[Frame, set[int]]:
-        found: dict[Frame, set[int]] = {}
+    def _pending_at(self) -> dict[tuple[Frame, str], set[int]]:
+        found: dict[tuple[Frame, str], set[int]] = {}
         for rank in self.ranks:
-            where = self.blocked[rank].location
-            if where is not None and self.pending(rank):
-                found.setdefault(where, set()).add(rank)
+            blocked = self.blocked[rank]
+            if blocked.location is not None and self.pending(rank):
+                found.setdefault((blocked.location, blocked.call), set()).add(rank)
         return found
 
     def victims_at(self, rank: int) -> bool:
-        """Another rank, with an operation under way, stands at the same line of the user's."""
-        where = self.blocked[rank].location
-        return where is not None and bool(self._pending_at.get(where, set()) - {rank})
+        """Another rank, with an operation under way, stands at the same line of the user's: so this
+        one probably waits, too."""
+        blocked = self.blocked[rank]
+        if blocked.location is None:
+            return False
+        return bool(self._pending_at.get((blocked.location, blocked.call), set()) - {rank})
 
     def step_age(self, rank: int) -> float | None:
         """Seconds since its last heartbeat, by its own clock."""

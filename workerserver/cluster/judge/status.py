@@ -17,6 +17,7 @@ from workerserver.cluster.judge.facts import (
     GoesOn,
     NoEvidence,
     NoSign,
+    Outside,
     Overdue,
     Ranks,
     Standing,
@@ -55,7 +56,10 @@ def conclude(job: Job, suspicions: Suspicions) -> Conclusion:
     if suspicions.accused:
         return Conclusion(1, (), parts)
     progress = signs(job)
+    going = {rank for each in progress for rank in each.ranks}
     doubts = list(suspicions.doubts)
+    if parts and not any(going.isdisjoint(part) for part in parts):
+        doubts = [each for each in doubts if not isinstance(each, Outside)]
     doubts += _hanging(job, suspicions, doubts)
     if job.ranks:
         doubts += _without_sign(job, progress, parts, doubts)

@@ -56,7 +56,7 @@ STALLED_STILL_SECONDS = 30.0
 #: Stacks alone tell slow from stuck only if nothing has changed for so long.
 STACKS_ALONE_SECONDS = 5.0
 #: How many times as often as another rank one may count steps, if both count alike.
-MAX_RATES = 1.5
+MAX_RATES = 1.3
 #: So few steps ahead says nothing of that.
 MAX_AHEAD = 2
 #: Calls that take all ranks, and that no recorder holds.
@@ -230,7 +230,12 @@ class Suspicions:
         gone = self.job.now.gone.get(rank)
         if gone is not None:
             return gone.reason != "missing"
-        return self.job.gil(rank) is not None or is_elsewhere(self.job, rank)
+        if rank not in self.job.blocked:
+            return False
+        if self.job.gil(rank) is not None:
+            return True
+        polls = self.job.blocked[rank].kind == "sleep" and self.job.pending(rank)
+        return not polls and is_elsewhere(self.job, rank)
 
     def _is_free(self, rank: int) -> bool:
         """It waits for nobody, whatever it has issued. A loop that polls whether an operation has
@@ -308,6 +313,9 @@ class Suspicions:
         entered = self.job.entered
         evidence = [WaitsIn(entered(wait), wait.absent) for wait in waits]
         own = {rank: next(wait for wait in waits if rank in wait.waiting) for rank in ranks}
+        if len(waits) > 2 and any(wait.seq is not None for wait in waits):
+            self.doubts.append(Tangled([entered(wait) for wait in waits]))
+            return
         if any(wait.seq is None for wait in waits):
             if any(wait.seq is not None for wait in waits):
                 self.doubts.append(Tangled([entered(wait) for wait in waits]))
@@ -352,14 +360,18 @@ class Suspicions:
         if not self._admit(rank, "behind", absent, main):
             return
         why = self._why(rank, main)
-        ahead = self._steps_if_ahead(rank, main.waiting)
+        ahead = self._steps_if_ahead(rank, main.waiting) if main.seq is not None else None
         claim = Absent(entered, rank in main.silent, ahead)
         self._accuse_in(main, rank, why, claim, evidence)
 
     def _why(self, rank: int, wait: Wait | None) -> Reason:
         """What keeps a rank from where the others wait for it."""
         job = self.job
-        if wait is not None and self._steps_if_ahead(rank, wait.waiting) is not None:
+        if (
+            wait is not None
+            and wait.seq is not None
+            and self._steps_if_ahead(rank, wait.waiting) is not None
+        ):
             return "swallowed"
         if job.gil(rank) is not None:
             return "gil held"
@@ -391,7 +403,7 @@ class Suspicions:
             if job.moves:
                 self.doubts.append(SilentButMoving(rank, gone.reason))
                 continue
-            if gone.reason == "missing" and not self._rest_waits():
+            if gone.reason == "missing":  # it may only have no server
                 continue
             failed = FailedQuestion(None, gone.reason, gone.text)
             claim = Silent(gone.reason)

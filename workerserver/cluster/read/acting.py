@@ -15,7 +15,7 @@ from workerserver.cluster.read.library_calls import ON_RANKS, by_frames
 from workerserver.cluster.read.owners import code_file
 from workerserver.cluster.read.roles import is_idle, main_thread
 
-__all__ = ["Root", "acting", "root", "roots_of_waits"]
+__all__ = ["Root", "acting", "root", "roots_of_waits", "roots_of_work"]
 
 Root = tuple[str, str]
 """The file and function in which a thread's user code began."""
@@ -44,11 +44,11 @@ def roots_of_waits(many: Iterable[Sequence[Thread]]) -> tuple[Root, ...]:
         own = {root(each) for each in threads if by_frames(each.frames).kind in ON_RANKS}
         found.update(each for each in own if each is not None)
     if not found and len(many) > 1:
-        return _roots_of_work(many)
+        return roots_of_work(many)
     return tuple(sorted(found, key=lambda each: (-found[each], each[1] != "<module>", each)))
 
 
-def _roots_of_work(many: Sequence[Sequence[Thread]]) -> tuple[Root, ...]:
+def roots_of_work(many: Sequence[Sequence[Thread]]) -> tuple[Root, ...]:
     """Where the threads began that act for most ranks. If all main threads poll at one line, these
     are others: a training loop that runs in a thread."""
     mains = [main_thread(threads) for threads in many]
