@@ -270,6 +270,7 @@ def test_as_json() -> None:
         "problems": [],
         "progress": [],
         "again_s": None,
+        "not_looked_at": [],
         "process_groups": [
             {
                 "name": "0",

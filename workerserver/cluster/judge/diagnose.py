@@ -1,10 +1,8 @@
 """One verdict on a job, from what its ranks answered: deterministic, with its evidence.
 
-What counts, in this order: operations that differ though they have the same number; ranks that
-wait for each other in a ring; ranks that others wait for and that wait for nobody; ranks without
-an answer; and, without a flight recorder, ranks that are in another place than the crowd. A rank
-that waits for another is a victim and never a suspect. A job that goes on is not stuck: a wait
-counts once it has lasted longer than usual and is the same in two rounds.
+What speaks against which rank is weighed by :mod:`suspicions`. An accusation has to pass
+:mod:`admission`. :mod:`status` decides the status, and :mod:`invariants` says what must be true of
+every verdict.
 """
 
 from __future__ import annotations
@@ -27,6 +25,7 @@ from workerserver.cluster.judge.sentences import Narrator
 from workerserver.cluster.judge.status import conclude
 from workerserver.cluster.judge.stragglers import stragglers
 from workerserver.cluster.judge.suspicions import Suspicions
+from workerserver.cluster.judge.unseen import unseen
 from workerserver.cluster.judge.verdict import GroupState, Straggler, Suspect, Verdict
 from workerserver.cluster.model import RoundLike
 from workerserver.cluster.read.groups import groups
@@ -85,6 +84,8 @@ class _Diagnosis:
             ),
             progress=conclusion.progress,
             again_s=conclusion.again_s,
+            sure=conclusion.sure,
+            not_looked_at=tuple(map(narrator.unseen, unseen(job))),
         )
 
     def _suspect(self, accusation: Accusation) -> Suspect:

@@ -63,6 +63,7 @@ __all__ = [
     "Undecided",
     "Unproven",
     "Unrecorded",
+    "Unseen",
     "UsualWait",
     "WaitsIn",
     "known_rank",
@@ -492,6 +493,18 @@ class GoesOn:
 
     sign: Sign
     ranks: Ranks
+
+
+# --- what was not looked at ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """What *ranks* don't tell. *seconds*: by how much their clocks are ahead."""
+
+    kind: Literal["stock", "records", "operations", "stacks", "heartbeat", "clock"]
+    ranks: Ranks
+    seconds: float = 0.0
 
 
 # --- remarks: what is said of a healthy job -----------------------------------------------------

@@ -439,6 +439,17 @@ LINES: Mapping[type, Callable[[Any, Names], str]] = {
 }
 
 
+#: What ranks don't tell.
+UNSEEN: Mapping[str, str] = {
+    "stock": "torch's own server: no heartbeat, no holder of the GIL, nothing of the kernel",
+    "records": "no flight recorder holds anything: set TORCH_FR_BUFFER_SIZE",
+    "operations": "operations that no recorder holds, as gloo's send and recv",
+    "stacks": "no stacks",
+    "heartbeat": "no heartbeat",
+    "clock": "a clock that is ahead of this machine's; ages are by each worker's own clock",
+}
+
+
 # --- a job's sentences --------------------------------------------------------------------------
 
 
@@ -526,6 +537,11 @@ class Narrator:
 
     def healthy(self, remarks: Iterable[facts.Remark]) -> str:
         return "; ".join(["no rank is stuck", *map(self.line, remarks)])
+
+    def unseen(self, fact: facts.Unseen) -> str:
+        """What was not looked at."""
+        by = f" (by {fact.seconds:.0f} s)" if fact.kind == "clock" else ""
+        return f"{self._names(fact.ranks)}: {UNSEEN[fact.kind]}{by}"
 
     def problem(self, rank: int, text: str) -> str:
         """What was wrong with a rank's answers."""

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from workerserver.cluster.judge.admission import RECORDED, is_elsewhere
 from workerserver.cluster.judge.facts import (
+    Accusation,
     Doubt,
     Endless,
     GoesOn,
@@ -23,6 +25,7 @@ from workerserver.cluster.judge.facts import (
     Standing,
     Unproven,
 )
+from workerserver.cluster.judge.flight import Wait
 from workerserver.cluster.judge.going_on import belong_together, overdue, signs
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.suspicions import Suspicions
@@ -32,6 +35,10 @@ __all__ = ["MORE_SECONDS", "Conclusion", "Status", "conclude"]
 
 #: When a look at a job that stands still may tell more.
 MORE_SECONDS = 10.0
+#: What has stood still for so long does so for good, as far as a few looks can tell.
+LONG_SECONDS = 5.0
+#: A wait of so many usual steps needs no second look.
+SURE_STEPS = 10.0
 #: Places that are told of a job that stands still.
 MAX_PLACES = 6
 
@@ -49,12 +56,15 @@ class Conclusion:
     parts: tuple[tuple[int, ...], ...]
     doubts: tuple[Doubt, ...] = ()
     again_s: float | None = None
+    sure: bool = False
+    """It rests on one round, and another round would change nothing."""
 
 
 def conclude(job: Job, suspicions: Suspicions) -> Conclusion:
     parts = tuple(belong_together(job)) if job.ranks else ()
     if suspicions.accused:
-        return Conclusion(1, (), parts)
+        accused = suspicions.accused.values()
+        return Conclusion(1, (), parts, sure=all(_is_sure(job, suspicions, a) for a in accused))
     progress = signs(job)
     going = {rank for each in progress for rank in each.ranks}
     doubts = list(suspicions.doubts)
@@ -63,9 +73,38 @@ def conclude(job: Job, suspicions: Suspicions) -> Conclusion:
     doubts += _hanging(job, suspicions, doubts)
     if job.ranks:
         doubts += _without_sign(job, progress, parts, doubts)
-    return Conclusion(
-        2 if doubts else 0, progress, parts, tuple(doubts), MORE_SECONDS if doubts else None
-    )
+    again = MORE_SECONDS if any(_may_end(each) for each in doubts) else None
+    return Conclusion(2 if doubts else 0, progress, parts, tuple(doubts), again)
+
+
+def _may_end(doubt: Doubt) -> bool:
+    """A longer look may end it."""
+    if isinstance(doubt, Unproven):
+        return doubt.why not in ("waits", "majority")
+    if isinstance(doubt, Standing):
+        return doubt.seconds < LONG_SECONDS
+    return isinstance(doubt, NoEvidence | NoSign | Outside | Overdue)
+
+
+def _is_sure(job: Job, suspicions: Suspicions, accusation: Accusation) -> bool:
+    """Whoever is accused has been missing for long, and surely waits for nobody."""
+    if accusation.reason in RECORDED:
+        return bool(suspicions.hanging) and all(_is_old(job, each) for each in suspicions.hanging)
+    rank = accusation.rank
+    waits = [wait for wait in suspicions.hanging if wait.seq == accusation.seq]
+    if rank in job.now.gone or not waits or not all(_is_old(job, wait) for wait in waits):
+        return False
+    age, usual = job.step_age(rank), job.usual_step(rank)
+    if age is not None and age < SURE_STEPS * (usual or 1.0):
+        return False
+    return is_elsewhere(job, rank) or job.gil(rank) is not None
+
+
+def _is_old(job: Job, wait: Wait) -> bool:
+    age = job.age(wait)
+    usual = [step for rank in wait.waiting[:8] if (step := job.usual_step(rank)) is not None]
+    least = max(job.pace(wait), *usual, 0.5) if usual else max(job.pace(wait), 0.5)
+    return age is not None and age >= SURE_STEPS * least
 
 
 def _hanging(job: Job, suspicions: Suspicions, doubts: Sequence[Doubt]) -> Iterator[Doubt]:

@@ -77,3 +77,7 @@ class Verdict:
     """What shows that the job goes on, of a verdict without suspects."""
     again_s: float | None = None
     """Another look after so many seconds may tell more."""
+    sure: bool = False
+    """It rests on one round, and another round would change nothing."""
+    not_looked_at: tuple[str, ...] = ()
+    """What it does not rest on, one line for each kind."""

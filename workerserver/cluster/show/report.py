@@ -35,6 +35,7 @@ def verdict_dict(verdict: Verdict) -> dict[str, Any]:
         "problems": list(verdict.problems),
         "progress": [{"kind": each.sign, "ranks": fold(each.ranks)} for each in verdict.progress],
         "again_s": verdict.again_s,
+        "not_looked_at": list(verdict.not_looked_at),
     }
 
 
