@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from support.native import Rig
 
 
+# Each verdict is checked against what must be true of all of them.
+os.environ["WORKERSERVER_CHECK"] = "1"
+
 LAUNCHERS = ("TORCH_WORKER_SERVER_SOCKET", "RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 

@@ -16,6 +16,7 @@ from workerserver.cluster.judge.facts import (
     Accusation,
     Doubt,
     Endless,
+    Everywhere,
     GoesOn,
     NoEvidence,
     NoSign,
@@ -70,6 +71,8 @@ def conclude(job: Job, suspicions: Suspicions) -> Conclusion:
     doubts = list(suspicions.doubts)
     if parts and not any(going.isdisjoint(part) for part in parts):
         doubts = [each for each in doubts if not isinstance(each, Outside)]
+    if _stands(job):  # where everybody stands is said
+        doubts = [each for each in doubts if not isinstance(each, Everywhere)]
     doubts += _hanging(job, suspicions, doubts)
     if job.ranks:
         doubts += _without_sign(job, progress, parts, doubts)
