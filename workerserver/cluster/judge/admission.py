@@ -50,7 +50,8 @@ def hindrance(
         return None if blocked.kind == "p2p" and wait is not None and few else "waits"
     if blocked.helped or blocked.kind == "device" or job.victims_at(rank):
         return "waits"
-    unseen = blocked.kind == "io" and (blocked.thread is None or blocked.thread.state is None)
+    unseen = blocked.thread is not None and blocked.thread.state is None
+    unseen = unseen and (blocked.works or blocked.kind in ("io", "backward"))
     if (blocked.writes or blocked.runs or unseen or job.computes(rank)) and _may_be_slow(
         job, rank, wait
     ):
@@ -96,8 +97,10 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
         return "waits"
     if (record is None or record.empty) and blocked.call != "waiting":
         return "waits"
-    if 2 * len(absent) > len(job.expected):
+    here = sum(each.location == blocked.location for each in job.blocked.values())
+    many = 2 * max(len(absent), here)
+    if many > len(job.expected):
         return "majority"
-    if blocked.call == POLL and 2 * len(absent) >= len(job.expected) > 1:
+    if blocked.call == POLL and many >= len(job.expected):
         return "waits"
     return None

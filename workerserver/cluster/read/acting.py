@@ -111,4 +111,4 @@ def _works(thread: Thread) -> bool:
 
 def _sleeps(thread: Thread) -> bool:
     """As a loop does that polls now and then."""
-    return thread.wchan is None or "nanosleep" in thread.wchan
+    return thread.state != "R" and (thread.wchan is None or "nanosleep" in thread.wchan)
