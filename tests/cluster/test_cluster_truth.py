@@ -12,11 +12,11 @@ from support.jobs.recordings import Round, rounds
 from test_cluster_suspicions import C10D, CODE, NOW, WAITING, health, main, rank, reasons, twice
 
 from workerserver.cluster.ask.rounds import settle_ranks
-from workerserver.cluster.judge import invariants
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.facts import Accusation, GoesOn, NoStep
+from workerserver.cluster.judge.grounds import invariants
+from workerserver.cluster.judge.grounds.status import Conclusion, conclude
 from workerserver.cluster.judge.job import Job
-from workerserver.cluster.judge.status import Conclusion, conclude
 from workerserver.cluster.judge.suspicions import Suspicions
 from workerserver.cluster.model import Frame, Health, RankState, Thread, Worker
 from workerserver.cluster.read.acting import acting, roots_of_waits

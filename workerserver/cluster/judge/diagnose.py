@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from workerserver.cluster.judge import invariants
 from workerserver.cluster.judge.evidence import evidence
 from workerserver.cluster.judge.facts import (
     Accusation,
@@ -19,13 +18,14 @@ from workerserver.cluster.judge.facts import (
     UsualWait,
     known_rank,
 )
+from workerserver.cluster.judge.grounds import invariants
+from workerserver.cluster.judge.grounds.status import conclude
+from workerserver.cluster.judge.grounds.unseen import unseen
 from workerserver.cluster.judge.job import STUCK_AFTER_SECONDS, Job
 from workerserver.cluster.judge.reasons import STRENGTH
 from workerserver.cluster.judge.sentences import Narrator
-from workerserver.cluster.judge.status import conclude
 from workerserver.cluster.judge.stragglers import stragglers
 from workerserver.cluster.judge.suspicions import Suspicions
-from workerserver.cluster.judge.unseen import unseen
 from workerserver.cluster.judge.verdict import GroupState, Straggler, Suspect, Verdict
 from workerserver.cluster.model import RoundLike
 from workerserver.cluster.read.groups import groups

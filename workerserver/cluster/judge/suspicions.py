@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from workerserver.cluster.judge.admission import hindrance, is_elsewhere
 from workerserver.cluster.judge.facts import (
     Absent,
     Accusation,
@@ -41,6 +40,7 @@ from workerserver.cluster.judge.facts import (
     WaitsIn,
 )
 from workerserver.cluster.judge.flight import Mismatch, Wait
+from workerserver.cluster.judge.grounds.admission import hindrance, is_elsewhere
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import STRENGTH, Reason
 from workerserver.cluster.judge.waits import Need, resolve
@@ -212,7 +212,7 @@ class Suspicions:
         if not ends and self._from_meetings(blame.ends):
             return
         ends = ends or dict(blame.ends)
-        certain = {rank for rank in ends if self._is_certain(rank)}
+        certain = self._certain(ends)
         for rank, numbers in ends.items():
             waits = [self.hanging[number] for number in numbers]
             if certain and rank not in certain:  # it may well wait for those
@@ -224,6 +224,14 @@ class Suspicions:
             if needs[number].absent or wait.absent:
                 continue
             self.doubts.append(Endless(job.entered(wait), wait.group.complete and not wait.silent))
+
+    def _certain(self, ends: Collection[int]) -> set[int]:
+        """Of *ends*, those that surely don't wait for another of them; none if nobody does."""
+        certain = {rank for rank in ends if self._is_certain(rank)}
+        if certain:
+            return certain
+        idle = {rank for rank in ends if not self.job.pending(rank)}
+        return idle if len(idle) < len(ends) else set()
 
     def _is_certain(self, rank: int) -> bool:
         """It surely doesn't wait for another rank."""
@@ -470,7 +478,7 @@ class Suspicions:
             return Crowd(())
         alike: dict[object, list[int]] = {}
         for rank, blocked in job.blocked.items():
-            if blocked.thread is not None and blocked.known:
+            if blocked.thread is not None and blocked.known and not blocked.runs:
                 alike.setdefault(blocked.thread.frames, []).append(rank)
         ranks = max(alike.values(), key=lambda each: (len(each), -each[0]), default=[])
         if len(ranks) < 2:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from workerserver.cluster.judge.facts import GoesOn, Gone
 from workerserver.cluster.judge.flight import Group, Mismatch, Wait
+from workerserver.cluster.judge.grounds.status import Status
 from workerserver.cluster.judge.reasons import Reason
-from workerserver.cluster.judge.status import Status
 from workerserver.cluster.model import Frame
 from workerserver.cluster.read import groups
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from workerserver.cluster.read.recorder import (
     MAX_GROUPS,
+    WATCHED,
     GroupRecord,
     Key,
     Operation,
@@ -161,6 +162,10 @@ def _read_trace(
                 if group is not None:
                     group.ranks = group.ranks or ranks
     oldest = min((each.record for each in first.values()), default=0)
+    for (_, number), operations in by_trace.items():
+        counters = record.counters.get(str(number), (-1,))
+        if operations[-1].backend not in WATCHED:
+            record.unrecorded |= max(each.seq for each in operations) < counters[0]
     for its, operations in by_trace.items():
         known = found.setdefault(its, {})
         for operation in operations:

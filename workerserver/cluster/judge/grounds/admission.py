@@ -64,11 +64,24 @@ def hindrance(
 def is_elsewhere(job: Job, rank: int) -> bool:
     """It surely waits for no rank, and does nothing else either."""
     blocked = job.blocked.get(rank)
-    if blocked is None or blocked.may_wait or blocked.runs or blocked.writes:
+    if blocked is None or blocked.on_ranks or blocked.helped or blocked.runs or blocked.writes:
+        return False
+    if blocked.kind == "device" or (blocked.guessed and not _in_own_lock(job, rank)):
         return False
     if job.computes(rank) or job.victims_at(rank) or job.same_stack(rank) is False:
         return False
+    if blocked.kind == "unknown":
+        return _in_own_lock(job, rank)
     return blocked.on_no_rank or blocked.kind in ("io", "library", "wait")
+
+
+def _in_own_lock(job: Job, rank: int) -> bool:
+    """At a line of the user's in C code that waits, and all that it has ever issued is recorded and
+    has ended: so it waits for a lock of its process."""
+    blocked, record = job.blocked[rank], job.now.of_rank(rank)
+    if blocked.call in (FILE_LOCK, POLL) or record is None or record.empty:
+        return False
+    return not record.unrecorded and not job.pending(rank)
 
 
 def _readable(job: Job, rank: int) -> bool:
@@ -76,14 +89,18 @@ def _readable(job: Job, rank: int) -> bool:
 
 
 def _may_be_slow(job: Job, rank: int, wait: Wait | None) -> bool:
-    """It works at one place. That is a fault only if it has lasted for very long."""
+    """It works at one place. That is a fault only if it has lasted for very long, and if it is
+    known how long pauses usually are."""
+    if job.moves:
+        return True
     ages = [job.still_for(rank), job.step_age(rank) or 0.0]
     usual = [job.usual_step(rank) or 0.0]
     if wait is not None:
         age = job.age(wait)
         ages.append(math.inf if age is None else age)
         usual.append(job.pace(wait))
-    return max(ages) < max(WORKING_SECONDS, WORKING_PAUSES * max(usual))
+    most = max(usual)
+    return most <= 0 or max(ages) < max(WORKING_SECONDS, WORKING_PAUSES * most)
 
 
 def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:

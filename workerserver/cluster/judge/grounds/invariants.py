@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 
-from workerserver.cluster.judge.admission import RECORDED
 from workerserver.cluster.judge.facts import Accusation
+from workerserver.cluster.judge.grounds.admission import RECORDED
+from workerserver.cluster.judge.grounds.status import Conclusion
 from workerserver.cluster.judge.job import Job
-from workerserver.cluster.judge.status import Conclusion
 from workerserver.cluster.judge.suspicions import Suspicions
 
 __all__ = ["check", "wanted"]

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from workerserver.cluster.judge.admission import RECORDED, is_elsewhere
 from workerserver.cluster.judge.facts import (
     Accusation,
     Doubt,
@@ -27,7 +26,8 @@ from workerserver.cluster.judge.facts import (
     Unproven,
 )
 from workerserver.cluster.judge.flight import Wait
-from workerserver.cluster.judge.going_on import belong_together, overdue, signs
+from workerserver.cluster.judge.grounds.admission import RECORDED, is_elsewhere
+from workerserver.cluster.judge.grounds.going_on import belong_together, overdue, signs
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.suspicions import Suspicions
 from workerserver.cluster.model import Frame

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workerserver.cluster.judge.components import components
 from workerserver.cluster.judge.facts import GoesOn
 from workerserver.cluster.judge.flight import Group
+from workerserver.cluster.judge.grounds.components import components
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.read.progress import PATIENCE, Sign
 
