@@ -466,6 +466,12 @@ class Suspicions:
         stack of a job that nothing else tells of."""
         job = self.job
         waiting = [rank for rank, blocked in job.blocked.items() if blocked.on_ranks]
+        apart = [rank for rank in job.ranks if is_elsewhere(job, rank)]
+        sleeps = any(job.blocked[rank].kind == "sleep" for rank in apart)  # perhaps it polls
+        rest = [rank for rank in job.ranks if rank not in apart]
+        if apart and (waiting or not sleeps) and all(map(self._may_wait, rest)):
+            calls = {job.blocked[rank].call for rank in rest}
+            return Crowd(rest, calls.pop() if len(calls) == 1 else None)
         if waiting:
             waiting = [rank for rank in job.ranks if self._waits_too(rank)]
             calls = {job.blocked[rank].call for rank in waiting}
@@ -484,6 +490,11 @@ class Suspicions:
         if len(ranks) < 2:
             return Crowd(())
         return Crowd(ranks, together=True, location=job.blocked[ranks[0]].location)
+
+    def _may_wait(self, rank: int) -> bool:
+        """It stands still where it may wait for other ranks, perhaps through its GPU."""
+        blocked = self.job.blocked[rank]
+        return bool(self.job.same_stack(rank)) and (blocked.may_wait or blocked.runs)
 
     def _waits_too(self, rank: int) -> bool:
         """It waits for ranks, by its stack or by what its recorder has counted."""
