@@ -100,7 +100,10 @@ def _is_sure(job: Job, suspicions: Suspicions, accusation: Accusation) -> bool:
     age, usual = job.step_age(rank), job.usual_step(rank)
     if age is not None and age < SURE_STEPS * (usual or 1.0):
         return False
-    return is_elsewhere(job, rank) or job.gil(rank) is not None
+    if job.gil(rank) is not None:
+        return True
+    blocked = job.blocked[rank]  # one look doesn't tell a thread that wants the GIL from a lock
+    return is_elsewhere(job, rank) and not blocked.guessed and blocked.kind != "unknown"
 
 
 def _is_old(job: Job, wait: Wait) -> bool:
