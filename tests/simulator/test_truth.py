@@ -13,9 +13,12 @@ from .job.truth import play
 from .told.answers import stacks_json, tell
 
 #: The long form: WORKERSERVER_SIMULATED_JOBS=1000000.
-JOBS = int(os.environ.get("WORKERSERVER_SIMULATED_JOBS", "2000"))
+QUICK = 2000
+JOBS = int(os.environ.get("WORKERSERVER_SIMULATED_JOBS", QUICK))
 #: Brute force takes several times as long.
 REPLAYED = max(JOBS // 10, 400)
+
+pytestmark = [pytest.mark.timeout(0)] if JOBS > QUICK else []
 
 
 def test_brute_force_finds_the_same_ranks_stuck() -> None:

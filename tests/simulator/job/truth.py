@@ -100,8 +100,8 @@ def play(
     if not lasting:
         return Played(job, machine, Truth(False, still=_still(job, machine, first)), looks)
     if machine.events:
-        machine.run(machine.now + horizon)
-    return Played(job, machine, _truth(job, machine, first, second), looks)
+        machine.run(machine.now + (2 if job.look == "fresh" else 1) * horizon)
+    return Played(job, machine, _truth(job, machine, first, machine.now - horizon / 2), looks)
 
 
 def _horizon(job: Job) -> float:
@@ -138,7 +138,7 @@ def _still(job: Job, machine: Machine, first: float) -> frozenset[int]:
     )
 
 
-def _truth(job: Job, machine: Machine, first: float, second: float) -> Truth:
+def _truth(job: Job, machine: Machine, first: float, recent: float) -> Truth:
     stuck: dict[int, list[Thread]] = {}
     moving: set[int] = set()
     last = 0.0
@@ -147,7 +147,7 @@ def _truth(job: Job, machine: Machine, first: float, second: float) -> Truth:
             continue  # idle, or not: the trainer tells
         if thread.state in ("on", "ended"):
             moving.add(thread.rank.number)
-        elif machine.events and thread.moved > second:
+        elif machine.events and thread.moved > recent:
             moving.add(thread.rank.number)  # it may only just have come here
         else:
             stuck.setdefault(thread.rank.number, []).append(thread)
