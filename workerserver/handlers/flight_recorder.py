@@ -1,7 +1,7 @@
 """What torch's flight recorders hold: whole traces, and a summary that fits in one packet.
 
-torch has two recorders that share one format: NCCL's (in builds with NCCL) and the one of every
-other backend. Beware when reading them (torch 2.13): with gloo a finished operation keeps
+torch has two recorders with one format: NCCL's (in builds with NCCL), and one for all other
+backends. Beware when reading them (torch 2.13): with gloo a finished operation keeps
 ``"state": "scheduled"`` and shows it by ``"retired": true``, and the configuration of its groups
 is recorded without name and ranks; ``pg_status`` values and ``pg_config`` ranks are strings;
 ``entries`` is absent when there are none.
@@ -32,7 +32,7 @@ __all__ = [
 
 UNKNOWN_TEXT = "Invalid parameters - unexpected param passed in"
 
-#: A coalesced operation has any number of tensors; a summary names the shapes of the first ones.
+#: Tensors of one operation whose shapes a summary names. A coalesced operation can have any number.
 MAX_SHAPES = 8
 
 Json = dict[str, Any]
@@ -72,10 +72,11 @@ def dump_nccl_trace_json(includecollectives: bool = True, onlyactive: bool = Fal
 
 
 def fr_trace_json(**ignored: str) -> Response:
-    """The other backends' recorder as JSON: collectives, and of them only what is active.
+    """The other backends' recorder as JSON: only the collectives that are active.
 
-    torch's own handler answers where there is one: it lets the GIL go, which the binding keeps for
-    tens of milliseconds if the recorder is full. What isn't UTF-8 only the binding can hand over.
+    torch's own handler answers, if this torch has one: that handler releases the GIL. The binding
+    holds the GIL for tens of milliseconds if the recorder is full. Only the binding can pass on
+    content that isn't UTF-8.
     """
     with contextlib.suppress(NotImplementedHere, BinaryContent):
         return call("fr_trace_json", Request("POST", "/handler/fr_trace_json", {}))
@@ -84,9 +85,9 @@ def fr_trace_json(**ignored: str) -> Response:
 
 
 def fr_summary() -> Response:
-    """Per process group, the last operation that was issued and the last one that was retired.
+    """For each process group, the last issued operation and the last retired operation.
 
-    JSON; see :func:`summarize`. ``rank`` is this process's, null before there is a default group.
+    JSON; see :func:`summarize`. ``rank`` is this process's rank, null without a default group.
     """
     dumps = {"fr": _whole("_dump_fr_trace")}
     if hasattr(distributed(), "_dump_nccl_trace_json"):
@@ -96,8 +97,8 @@ def fr_summary() -> Response:
 
 
 def _whole(name: str) -> Json:
-    """All entries of the recorder that *name* dumps. Pickled, where torch can: in a third of the
-    time that it takes as JSON, all of it with the GIL."""
+    """All entries of the recorder that *name* dumps. A pickle, where torch has it, takes a third of
+    the time that JSON takes. Both hold the GIL for the whole time."""
     pickled = getattr(distributed(), name, None)
     if pickled is None:
         whole: Json = json.loads(_binding(f"{name}_json")(True, False))
@@ -133,8 +134,8 @@ def summarize(dumps: dict[str, Json], world: dict[str, Json]) -> Json:
         created_ns, started_ns, completed_ns   wall-clock; null if it hasn't happened
         duration_ms   null unless torch measured it
 
-    Recorders are rings: what was overwritten is not seen here. *world* maps the names of the
-    groups that torch.distributed knows to their ``desc`` and ``ranks``.
+    Recorders are rings, so the summary misses what was overwritten. *world* maps the name of each
+    group that torch.distributed knows to its ``desc`` and ``ranks``.
     """
     groups: list[Json] = []
     version = ""
@@ -176,7 +177,7 @@ def _group(
     last_issued = last_retired = first_pending = None
     pending = 0
     for last_issued in operations:
-        # NCCL's watchdog retires some time after completion; gloo never says completed.
+        # NCCL's watchdog retires an operation some time after its end; gloo never says "completed".
         if last_issued.get("retired") or last_issued.get("state") == "completed":
             last_retired = last_issued
         else:
@@ -218,7 +219,7 @@ def _operation(entry: Json | None) -> Json | None:
 
 
 def _ranks(text: Any) -> list[int] | None:
-    """``"[0, 1]"`` as a list; None for gloo's ``"[]"`` and for what isn't such a text."""
+    """``"[0, 1]"`` as a list; None for gloo's ``"[]"`` and for anything else."""
     try:
         ranks = json.loads(text)
     except (TypeError, ValueError):
@@ -236,11 +237,11 @@ def _status(counters: Any) -> Json | None:
 
 
 def _world() -> tuple[int | None, dict[str, Json]]:
-    """This process's rank, and per group name its ``desc`` and ``ranks``, from torch.distributed.
+    """From torch.distributed: this process's rank, and each group's ``desc`` and ``ranks`` by name.
 
-    The recorder alone can't tell the ranks of a gloo group, nor that a rank belongs to a group in
-    which it has issued nothing. torch has no public list of groups; without the private one the
-    answer is only poorer.
+    The recorder alone knows neither the ranks of a gloo group nor the groups in which this rank
+    has issued nothing. torch has no public list of groups. Without the private list the answer has
+    fewer groups and ranks, but is still right.
     """
     module = imported("torch.distributed.distributed_c10d")
     state = getattr(module, "_world", None)

@@ -115,12 +115,12 @@ def start_fails() -> list[dict[str, object]]:
 
 
 def process_grows() -> list[dict[str, object]]:
-    original = profiler.MAX_GROWTH
-    profiler.MAX_GROWTH = 1024 * 1024
+    original = profiler.MAX_GROWTH_BYTES
+    profiler.MAX_GROWTH_BYTES = 1024 * 1024
     try:
         return [ask_and_train(60.0)]
     finally:
-        profiler.MAX_GROWTH = original
+        profiler.MAX_GROWTH_BYTES = original
 
 
 def disk_is_full() -> list[dict[str, object]]:
