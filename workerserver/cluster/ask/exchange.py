@@ -61,8 +61,7 @@ class Question:
 
 @dataclass(slots=True)
 class Progress:
-    """The part of an answer that has arrived: *received* bytes; *head*: whether its head is whole.
-    """
+    """How much of an answer has arrived: *received* bytes; *head*: whether the head is whole."""
 
     received: int = 0
     head: bool = False
