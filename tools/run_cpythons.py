@@ -1,9 +1,9 @@
-"""Builds a wheel and runs tests on every other CPython of 3.10-3.14 found here: those that need no
-torch, are not slow, and whose subject may depend on the version.
+"""Builds a wheel and runs tests on every other CPython of 3.10-3.14 that this machine has.
 
-Looked for: ``python3.X`` on PATH, and the versions that pyenv knows. The version that runs this
-script is left out (``make test`` covers it). Exit status 0 if everything found passed; a version
-that isn't there, or can't build extensions, is reported and is no failure.
+It runs the tests that need no torch, are not slow, and whose subject may depend on the version. It
+looks for ``python3.X`` on PATH, and for the versions that pyenv knows. It leaves out the version
+that runs this script, because ``make test`` covers that version. Exit status 0 if every found
+version passed. A version that is missing or can't build extensions is reported, but is no failure.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import IO
 from source_tree import copy_sources
 
 MINORS = range(10, 15)
-#: Folders with tests of what doesn't know the interpreter's version; `make test` has them.
+#: Folders of tests whose subject doesn't depend on the version. `make test` runs these tests.
 LEFT_OUT = ("benchmarks", "cli", "cluster")
 
 PROBE = """
@@ -51,7 +51,7 @@ class Interpreter:
 
 
 def output(*command: str) -> str | None:
-    """What *command* prints, or None if it can't be run or fails."""
+    """The output of *command*; None if the command can't run or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -75,7 +75,7 @@ def find(minor: int) -> Interpreter | str:
     """The first usable interpreter of this minor version, or why there is none."""
     reason = "not found"
     for path in candidates(minor):
-        # A pyenv shim exists for versions that are not switched on; it fails when it is run.
+        # pyenv has a shim even for a version that isn't switched on. Running such a shim fails.
         answer = output(path, "-c", PROBE)
         if answer is None:
             continue
@@ -90,7 +90,7 @@ def find(minor: int) -> Interpreter | str:
 
 
 def check(interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: list[str]) -> str:
-    """Build, install and test in a fresh environment, all in *work*: "passed", or what failed."""
+    """Build, install and test in a fresh environment in *work*: "passed", or what failed."""
     tree = work / "tree"
     copy_sources(tree)
     environment = work / "venv"
@@ -113,7 +113,7 @@ def check(interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: lis
     wheel = next(wheels.glob("workerserver-*.whl"))
     if not run([*install, f"{wheel}[test]"], work):
         return "FAILED at the install"
-    # Without the package's sources beside them, the tests can only import the wheel.
+    # Without the package's sources beside the tests, the tests can only import the wheel.
     tests = work / "tests"
     shutil.copytree(tree, tests, ignore=shutil.ignore_patterns("workerserver", "build", "*.so"))
     chosen = ["-m", "not torch and not cuda and not slow"]
@@ -123,7 +123,7 @@ def check(interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: lis
 
 
 def checked(interpreter: Interpreter, pytest_args: list[str]) -> str:
-    """What came of *interpreter*; its output is printed in one piece when it is done."""
+    """Check *interpreter*, print the whole output at once at the end, and return the result."""
     with (
         tempfile.TemporaryDirectory(prefix="workerserver-cpythons-") as folder,
         tempfile.TemporaryFile() as log,
@@ -141,7 +141,7 @@ def main() -> int:
     pytest_args = parser.parse_args().pytest_args
     lines: dict[int, str] = {sys.version_info[1]: "runs `make test`"}
     running: dict[int, tuple[Interpreter, Future[str]]] = {}
-    # The tests wait more than they compute, but they do compute: as many at a time as cores.
+    # As many versions at a time as cores. The tests mostly wait, but they also compute.
     with ThreadPoolExecutor(os.cpu_count() or 1) as executor:
         for minor in MINORS:
             if minor in lines:

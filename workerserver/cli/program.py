@@ -26,11 +26,12 @@ _OURS = f"{__package__}."
 
 
 class LoadError(Exception):
-    """There is no such program; the text names the program."""
+    """There is no such program; the text says what is missing."""
 
 
 class Program(Protocol):
-    """What :func:`execute` runs. ``path0`` becomes ``sys.path[0]``, ``argv`` ``sys.argv``."""
+    """A program for :func:`execute`. ``path0`` becomes ``sys.path[0]``, ``argv`` becomes
+    ``sys.argv``."""
 
     path0: str
     argv: list[str]
