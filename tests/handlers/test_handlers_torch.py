@@ -256,7 +256,7 @@ def test_cpp_handler_that_reads_parameters_says_what_is_the_matter() -> None:
 
 
 def test_cpp_content_that_is_not_text() -> None:
-    """No C++ handler of a CPU build answers with bytes: this is what pybind raises for one."""
+    """No C++ handler of a CPU build answers with bytes. pybind would raise this error for one."""
     try:
         b"\xff".decode()
     except UnicodeDecodeError as error:

@@ -31,7 +31,7 @@ def only_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @needs_pyspy
 def test_real_dump_or_real_complaint() -> None:
-    """Where this process may be traced: its stacks; where not: what to permit."""
+    """The stacks, if py-spy may trace this process. Otherwise the text on what to permit."""
     response = pyspy.pyspy_dump()
     text = response.body.decode()
     assert response.content_type == "text/plain"

@@ -132,7 +132,7 @@ def test_a_rule_that_only_admits(serve: Serve, add: Add, kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", SAFE_KINDS)
 def test_a_rule_that_fails(serve: Serve, add: Add, kind: Kind) -> None:
-    """A mistake in a rule lets nobody in."""
+    """A rule with a mistake refuses every request."""
 
     class Wrong(Rule):
         def check(self, request: ParsedRequest) -> None:

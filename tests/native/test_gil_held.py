@@ -1,4 +1,4 @@
-"""A C call holds the GIL: what is answered meanwhile, what is refused, and what never runs.
+"""A C call holds the GIL: some requests are answered, the others are refused and never run.
 
 ``make soak`` runs it for a minute with a million pings; then times are asserted, too.
 """
@@ -134,7 +134,7 @@ def test_no_rule_is_forgotten(short_path: Path) -> None:
 
 
 def test_a_missing_token_is_refused(short_path: Path) -> None:
-    """401 at once, and not 503 after a while: what a rule is sure of needs no GIL."""
+    """401 at once, and not 503 after a while: a rule's sure refusal needs no GIL."""
     environment = {"WORKERSERVER_TOKEN": "s3cret", "WORKERSERVER_GIL_TIMEOUT": "60"}
     token = [("Authorization", "Bearer s3cret")]
     with scene(short_path, **environment) as held:
@@ -205,7 +205,7 @@ def test_what_is_answered(short_path: Path) -> None:
 
 
 def test_a_large_reply_goes_on(short_path: Path) -> None:
-    """The I/O thread sends what a handler has answered before, while nobody can run Python."""
+    """While no thread can run Python, the I/O thread still sends an earlier answer of a handler."""
     size = 251 * 40_000
     with scene(short_path) as held:
         for address in (held.path, held.tcp):

@@ -49,7 +49,7 @@ LOOP = {
 
 
 def faults() -> list[str]:
-    """What the checks may say, from their sources."""
+    """All messages of the checks, read from their sources."""
     text = (SOURCES / "invariants.pyx").read_text()
     found = re.findall(r'_must\(.*?b"(.+?)",\s+hub', text, re.S)
     found += re.findall(r'wrong = b"(.+?)"', (SOURCES / "stage.pyx").read_text())

@@ -285,7 +285,7 @@ def test_frontend_pyspy(frontend: Frontend) -> None:
 
 
 def test_frontend_periodic_dumps(frontend: Frontend) -> None:
-    """What the frontend writes by itself, from the same handlers."""
+    """The frontend's own files, from the same handlers."""
     folder = frontend.folder / "dumps"
 
     def complete() -> bool:

@@ -156,7 +156,7 @@ def test_what_is_left_when_the_kernel_forbids_it_later() -> None:
 
 
 def test_fork_while_others_read() -> None:
-    """The reader's lock and what it has learned are of the parent; a child starts anew."""
+    """The reader's lock and its knowledge belong to the parent. A child starts anew."""
     program = """
 import json, os, signal, sys, threading
 from workerserver.stacks._stacks import snapshot, prepare
