@@ -132,12 +132,12 @@ def _adapters(module: Any) -> _Adapters:
             return self._request.get_param(name)
 
     class TorchResponse(base_response):  # type: ignore[misc]
-        """Collects what a handler sets; status 200 and no content unless it does."""
+        """Collects what a handler sets; status 200, no content and no type of it unless it does."""
 
         def __init__(self) -> None:
             super().__init__()
             self.content: bytes | str = b""
-            self.content_type = "text/plain"
+            self.content_type = ""
             self.status = 200
 
         def set_content(self, content: bytes | str, content_type: str) -> None:
