@@ -56,8 +56,10 @@ faults: build
 test-cuda: build
 	$(PY) -m pytest -m cuda $(ARGS)
 
+# CHROOT=FOLDER: CPython 3.14 and 3.15 in a Debian testing there, which is made if need be (root).
+CHROOT ?=
 test-cpythons: build
-	$(PY) tools/run_cpythons.py $(ARGS)
+	$(PY) tools/run_cpythons.py $(if $(CHROOT),--chroot $(CHROOT)) $(ARGS)
 
 # One environment after the other; a CUDA build of torch needs 10 GiB of disk for as long as it is
 # tested. ARGS="--pytest tests/handlers" for other tests than the tool's own.

@@ -297,7 +297,7 @@ def test_both_are_checked_where_the_query_and_the_form_have_the_same_name() -> N
 @pytest.mark.parametrize("order", [1, -1])
 def test_of_bad_values_the_first_by_name_is_reported(order: int) -> None:
     pairs = [("depth", "0"), ("name", "a"), ("flag", "no"), ("x", "")][::order]
-    with pytest.raises(InvalidParameter, match="^Invalid value for depth "):
+    with pytest.raises(InvalidParameter, match=r"^Invalid value for depth "):
         compiled(example).validate(pairs)
 
 

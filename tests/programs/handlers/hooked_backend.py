@@ -46,7 +46,7 @@ class Done(dist._Work):
 class Mine(c10d.Backend):
     """Finishes each operation at once; nothing is sent."""
 
-    def getBackendName(self) -> str:  # noqa: N802 (torch's name)
+    def getBackendName(self) -> str:
         return "mine"
 
     def allreduce(self, tensors: Any, options: Any = None) -> Done:
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def dumped(path: Path) -> bool:
-    """Whether torch's threads have written a whole trace to *path*; they do so in the background."""
+    """Whether torch has written a whole trace to *path*, which it does in the background."""
     try:
         return bool(pickle.loads(path.read_bytes())["entries"])
     except (OSError, EOFError, pickle.UnpicklingError):
