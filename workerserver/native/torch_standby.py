@@ -131,7 +131,7 @@ class TorchFallback:
         try:
             found = fetch(path, target.encode("ascii"), ASK_SECONDS)
         except RelayError as error:
-            raise OwnServerFailed(name, error.strerror) from None
+            raise OwnServerFailed(name, error.strerror or "") from None
         return Response(found.body, found.status, found.content_type.decode("latin-1"))
 
     def start_if_possible(self) -> bool:

@@ -35,7 +35,7 @@ TARGETS = (
 )
 
 
-class Done(dist._Work):
+class Done(dist._Work):  # type: ignore[misc]
     def wait(self, timeout: Any = None) -> bool:
         return True
 
