@@ -8,7 +8,7 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo test test-debug faults test-cuda test-cpythons soak bench bench-check coverage sanitize lint format clean
+.PHONY: help build demo test test-debug faults test-cuda test-cpythons test-torch soak bench bench-check coverage sanitize lint format clean
 
 help:
 	@echo "make demo           start a training job that hangs, and find the rank to blame"
@@ -19,6 +19,7 @@ help:
 	@echo "make coverage       measure the line coverage of Python and Cython code together"
 	@echo "make sanitize       run the compiled code under ASan, UBSan and TSan (ARGS=--quick: the stress only)"
 	@echo "make test-cpythons  test a wheel, without torch, on every other CPython on this machine"
+	@echo "make test-torch     run the tests where torch matters on other torches (VERSIONS='2.10.0 2.15.0', SECONDS_EACH=1800)"
 	@echo "make test-cuda      run the tests that need an NVIDIA GPU"
 	@echo "make soak           run long tests: snapshots, the GIL held, half-open clients, restarts"
 	@echo "make bench          compare the server's cost with torch's server and others (ARGS='--list', 'latency --quick')"
@@ -56,11 +57,22 @@ test-debug: build
 faults: build
 	$(PY) -m pytest -m faults tests/faults $(ARGS)
 
+# In ten minutes at most. The old NCCL backend, whose recorder the dump_nccl_* handlers read: from
+# torch 2.15 on, "nccl" is NCCL2 unless this says otherwise.
 test-cuda: build
-	$(PY) -m pytest -m cuda $(ARGS)
+	TORCH_DIST_USE_NCCL2=0 timeout 600 $(PY) -m pytest -m cuda tests/handlers/test_cuda.py $(ARGS)
 
+# CHROOT=FOLDER: CPython 3.14 and 3.15 in a Debian testing there, which is made if need be (root).
+CHROOT ?=
 test-cpythons: build
-	$(PY) tools/run_cpythons.py $(ARGS)
+	$(PY) tools/run_cpythons.py $(if $(CHROOT),--chroot $(CHROOT)) $(ARGS)
+
+# One environment after the other; a CUDA build of torch needs 10 GiB of disk for as long as it is
+# tested. ARGS="--pytest tests/handlers" for other tests than the tool's own.
+VERSIONS ?= 2.10.0 2.13.0 2.14.1 2.15.0
+SECONDS_EACH ?= 1800
+test-torch: build
+	$(PY) tools/run_torches.py --seconds $(SECONDS_EACH) $(VERSIONS) $(ARGS)
 
 # The suite runs these tests for seconds, this target for minutes. SOAK_SECONDS: each snapshot run.
 SOAK_SECONDS ?= 30

@@ -129,9 +129,10 @@ def _checked_headers(content_type: str, headers: Headers) -> tuple[tuple[str, st
 class Response:
     """What a handler answers: a body, a status, a content type and further header fields.
 
-    *headers* are pairs or a mapping. The constructor raises TypeError or ValueError for a value
-    that HTTP can't carry: a status that is no integer from 200 to 999, a bad header field, a header
-    field that frames the message. So a mistake becomes a 500 and not a broken connection.
+    *headers* are pairs or a mapping. An empty content type is not sent. The constructor raises
+    TypeError or ValueError for a value that HTTP can't carry: a status that is no integer from 200
+    to 999, a bad header field, a header field that frames the message. So a mistake becomes a 500
+    and not a broken connection.
     """
 
     __slots__ = ("body", "content_type", "headers", "status")

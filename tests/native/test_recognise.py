@@ -361,7 +361,7 @@ def test_names_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("prefix", ["", ".", "x", "a b.", "\xe4."])
 def test_prefix_that_is_none(prefix: str) -> None:
-    table = Table([], rules=[(NativeForm("host", prefix=prefix), None)])
+    table = Table([], rules=[(NativeForm("host", (b"host",), prefix=prefix), None)])
     for host in (b"xy", b"x.y", b".y", b"a.y", b"y"):
         assert not seen(head(b"GET / HTTP/1.1", b"Host: " + host + b"\r\n"), table).allowed
 

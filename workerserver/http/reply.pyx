@@ -37,12 +37,12 @@ cdef bytes _head(int status, str content_type, Py_ssize_t length, str extra):
         return b"HTTP/1.1 %d %b\r\n%b\r\n" % (
             status, _REASONS[status], extra.encode("latin-1", "replace")
         )
-    return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n" % (
-        status,
-        _REASONS.get(status, b""),
-        content_type.encode("latin-1", "replace"),
-        length,
-        extra.encode("latin-1", "replace"),
+    if content_type:
+        extra = f"Content-Type: {content_type}\r\nContent-Length: {length}\r\n{extra}"
+    else:  # of nothing, as torch's server has it
+        extra = f"Content-Length: {length}\r\n{extra}"
+    return b"HTTP/1.1 %d %b\r\n%b\r\n" % (
+        status, _REASONS.get(status, b""), extra.encode("latin-1", "replace")
     )
 
 
