@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 #: torch 2.15 and later.
-HAS_HOOK = hasattr(torch._C._distributed_c10d, "FlightRecorderHook")
+HAS_BACKENDS = hasattr(torch._C._distributed_c10d, "_reset_fr_trace")
 HAS_NCCL = hasattr(torch._C._distributed_c10d, "_dump_nccl_trace")
 NCCL_HANDLERS = ("dump_nccl_trace_pickle", "dump_nccl_trace_json")
 UNKNOWN = "Invalid parameters - unexpected param passed in"
@@ -322,7 +322,7 @@ def test_summary_names_the_operation_that_a_rank_has_not_entered(tmp_path: Path)
         assert answer["torch"][0] == "application/json"
 
 
-@pytest.mark.skipif(not HAS_HOOK, reason="this torch has one recorder for all backends but NCCL")
+@pytest.mark.skipif(not HAS_BACKENDS, reason="this torch has one recorder for all but NCCL")
 def test_a_recorder_for_each_backend(short_path: Path) -> None:
     done = run_isolated(
         "handlers/hooked_backend.py",

@@ -96,7 +96,7 @@ def fr_trace_json(**parameters: str) -> Response:
 
 def _of_backend(dump: Any, flags: tuple[bool, ...], backend: str) -> Any:
     """What torch's *dump* gives for *backend*; a torch with a single recorder gives that."""
-    if backend == GLOO or not _one_for_each_backend():
+    if backend == GLOO or not _takes_backend(dump):
         return dump(*flags)
     return dump(*flags, backend)
 
@@ -110,7 +110,7 @@ def fr_summary() -> Response:
     dumps = {"fr": _whole("_dump_fr_trace")}
     if hasattr(distributed(), "_dump_nccl_trace_json"):
         dumps["nccl"] = _whole("_dump_nccl_trace")
-    if _one_for_each_backend():
+    if _takes_backend(getattr(distributed(), "_dump_fr_trace", None)):
         _hooked.update(backends - NOT_HOOKED)
         dumps |= {name: _whole("_dump_fr_trace", name) for name in sorted(_hooked)}
     return Response.json({"rank": rank, **summarize(dumps, world)})
@@ -120,9 +120,12 @@ def fr_summary() -> Response:
 _hooked: set[str] = set()
 
 
-def _one_for_each_backend() -> bool:
-    """Whether this torch (2.15) has a recorder for each backend. It makes one for any name."""
-    return hasattr(distributed(), "FlightRecorderHook")
+def _takes_backend(dump: Any) -> bool:
+    """Whether torch's function *dump* reads the recorder of a backend that is named: from 2.15 on.
+
+    pybind11 writes the signature into the documentation. torch makes a recorder for any name.
+    """
+    return "backend: str" in (getattr(dump, "__doc__", None) or "")
 
 
 def _whole(name: str, backend: str = GLOO) -> Json:

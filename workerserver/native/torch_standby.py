@@ -44,7 +44,7 @@ CPP = {
     "_dump_fr_trace_json": ("fr_trace_json", "wait_counter_values", "pyspy_dump"),
     "_dump_nccl_trace": ("dump_nccl_trace_pickle",),
     "_dump_nccl_trace_json": ("dump_nccl_trace_json",),
-    "FlightRecorderHook": ("fr_dump_file",),  # torch 2.15
+    "_dump_fr_trace_file": ("fr_dump_file",),  # torch 2.15
     "HealthCheckHook": ("c10d_health_check",),
     "_comms_init": ("torch_comms_fr_trace_json",),  # torch 2.16, from its public sources
 }
