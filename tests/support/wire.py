@@ -1,4 +1,4 @@
-"""A raw-socket HTTP client for tests: it sends any bytes and checks every byte of a reply."""
+"""A raw-socket HTTP client for tests: it sends any bytes and trusts no reply."""
 
 from __future__ import annotations
 
