@@ -71,8 +71,14 @@ def test_stack_traces_are_only_in_the_pickle(registry: Registry) -> None:
 
 
 def test_fr_trace_json_ignores_parameters(registry: Registry) -> None:
-    parameters = registry.find("fr_trace_json").validator.validate([("onlyactive", "perhaps")])
-    json.loads(flight_recorder.fr_trace_json(**parameters).body)
+    handler = registry.find("fr_trace_json")
+    odd = handler.validator.validate([("onlyactive", "perhaps"), ("onlyactive", "true"), ("x", "")])
+    response = handler.function(**odd)
+    assert (response.status, response.content_type) == (200, "application/json")
+    assert response.body == handler.function(**handler.validator.validate(())).body
+    trace = json.loads(response.body)
+    assert isinstance(trace["version"], str)
+    assert {"pg_config", "pg_status"} <= trace.keys()
 
 
 @pytest.mark.skipif(HAS_NCCL, reason="this torch has NCCL")
@@ -316,7 +322,7 @@ def test_summary_names_the_operation_that_a_rank_has_not_entered(tmp_path: Path)
         assert answer["torch"][0] == "application/json"
 
 
-@pytest.mark.skipif(not HAS_BACKENDS, reason="one recorder for all backends but NCCL")
+@pytest.mark.skipif(not HAS_BACKENDS, reason="this torch has one recorder for all but NCCL")
 def test_a_recorder_for_each_backend(short_path: Path) -> None:
     done = run_isolated(
         "handlers/hooked_backend.py",
