@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 import uvloop
 from support.served import OURS, PLAIN, UVLOOP, Connect, Kind, Ours, Plain, Serve, Served
@@ -24,6 +25,10 @@ from workerserver.http.registry import Registry
 if TYPE_CHECKING:
     from support.native import Rig
 
+
+# An example may take any time on a busy machine.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 LAUNCHERS = ("TORCH_WORKER_SERVER_SOCKET", "RANK", "LOCAL_RANK", "WORLD_SIZE")
 
