@@ -19,6 +19,7 @@ import pytest
 from support.lifecycle import PROGRAMS, Talker, talking
 from support.pings import descriptors, pings
 from support.requests.race import Race
+from support.waiting import wait_until
 from support.wire import Address, Client, Reply, ask, message, post
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the native I/O thread is Linux's")
@@ -108,6 +109,23 @@ def check_dump(reply: Reply) -> None:
     assert holder.partition(" ")[::2] == (current[0], "(MainThread)")
     assert re.fullmatch(rf'".*/gil_scene\.py", line {HELD_LINE} in load_checkpoint', current[1])
     assert re.search(r'gil_scene\.py", line \d+ in wait_for_batch$', reply.text, re.M)
+
+
+def test_held_from_the_start(short_path: Path) -> None:
+    """The constructor returns once the I/O thread no longer needs the GIL. So whoever takes the
+    GIL right behind the constructor keeps nobody from an answer."""
+    os.mkfifo(short_path / "release")
+    path = str(short_path / "s")
+    with talking("native/held_from_the_start.py", str(short_path)) as talker:
+        try:
+            wait_until(lambda: os.path.exists(path))
+            assert ask(path, post("ping")).body == b"pong"
+            held = "x-traceback-mode"
+            wait_until(lambda: ask(path, post("dump_traceback")).header(held) == "nogil")
+        finally:
+            with open(short_path / "release", "wb", buffering=0) as pipe:
+                pipe.write(b"+")
+        assert talker.hear(60.0) == "ended"
 
 
 def test_no_rule_is_forgotten(short_path: Path) -> None:

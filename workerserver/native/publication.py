@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Publication", "hub_of", "standby_threads"]
 
+ENTER_SECONDS = 5.0  # for the I/O thread's first steps, which need the GIL
 GIL_WATCH_SECONDS = 5.0  # seconds between two turns that the I/O thread asks for
 RELAY_AFTER_SECONDS = 0.02  # seconds from the start until torch's own server is started too
 
@@ -84,6 +85,10 @@ def hub_of(thread: LoopThread) -> NativeHub:
     watch_switch(watch > 0)
     try:
         threads.start(hub.thread)
+        # Started is not enough: the thread needs the GIL once more before it serves. C code that
+        # takes the GIL right after the constructor would keep it from that.
+        if not hub.await_thread(ENTER_SECONDS):
+            raise TimeoutError(f"the I/O thread did not begin to serve in {ENTER_SECONDS:g} s")
     except BaseException:
         hub.close()
         raise

@@ -19,7 +19,7 @@ from workerserver.native._engine cimport (
     turn_begin, turn_next,
 )
 from workerserver.native._engine cimport (
-    hub_drop, hub_forget, hub_free, hub_ignore, hub_listen, hub_new, hub_stop,
+    hub_await, hub_drop, hub_forget, hub_free, hub_ignore, hub_listen, hub_new, hub_stop,
 )
 from workerserver.native._engine cimport hub_run
 
@@ -72,6 +72,15 @@ cdef class NativeHub:
         name_this_thread(NAME)
         with nogil:
             hub_run(self._hub)
+
+    def await_thread(self, double seconds):
+        """Wait, without the GIL, until the started thread no longer needs the GIL: from then on it
+        answers whatever the interpreter does. False if that takes longer than *seconds*."""
+        cdef bint entered = False
+        if self._hub != NULL:
+            with nogil:
+                entered = hub_await(self._hub, seconds)
+        return entered
 
     def set_relay(self, bytes path, int listener, unsigned long inode):
         """Where torch's own server can be reached, and the descriptor that it listens on."""

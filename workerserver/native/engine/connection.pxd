@@ -181,6 +181,7 @@ cdef struct Hub:
     bint woken  # wake is signalled
     bint asked  # a turn was asked for and has not come
     double asked_at
+    bint entered  # the I/O thread is in hub_run()
     bint stopping
     double now  # when the I/O thread last woke up
     double scan_at  # when to scan the deadlines
