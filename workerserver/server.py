@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from workerserver.handlers import default_registry
 from workerserver.handlers.metrics import metrics_response
 from workerserver.http._protocol import ServerState, WorkerProtocol
-from workerserver.http.access import AccessPolicy, standard_rules
+from workerserver.http.access import AccessPolicy, hosts_from_environment, standard_rules
 from workerserver.http.limits import Limits
 from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
@@ -85,6 +85,7 @@ class WorkerServer:
         self._asked = _address_key(host_or_file, port)
         self._unix = port == -1
         self._token = token or token_from_environment()
+        self._hosts = () if self._unix else (host_or_file, *hosts_from_environment())
         self._tls = None if self._unix and tls is None else tls or tls_from_environment()
         if self._tls is not None and (self._unix or transport == "native"):
             raise ValueError(f"no TLS on {'a Unix socket' if self._unix else 'transport native'}")
@@ -139,7 +140,7 @@ class WorkerServer:
             standard_rules(
                 unix=self._unix,
                 token=self._token,
-                hosts=(self._host_or_file,) if self._host_or_file else (),
+                hosts=self._hosts,
             )
         )
         self._router = Router(self.registry, self._metrics)
