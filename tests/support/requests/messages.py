@@ -249,8 +249,8 @@ CASES = [
         for value in (b"chunked\t", b"\tchunked \t \t", b" chunked\t ", b"chunked ")
     ),
     *(
-        Case(f"coding {value!r}", post(HOST + b"Transfer-Encoding:" + value + b"\r\n", b"0\r\n\r\n"),
-             Bad())
+        Case(f"bad coding {value!r}",
+             post(HOST + b"Transfer-Encoding:" + value + b"\r\n", b"0\r\n\r\n"), Bad())
         for value in (b"chunked\t,", b"x\tchunked\t", b"\t", b"chunked\t\r", b"chunked\t\r\n\t")
     ),
     Case("coding gzip, chunked and a tab",
