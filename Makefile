@@ -8,7 +8,7 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo test test-debug faults test-cuda test-cpythons soak bench bench-check coverage sanitize lint format clean
+.PHONY: help build demo test test-debug faults test-cuda test-cpythons test-torch soak bench bench-check coverage sanitize lint format clean
 
 help:
 	@echo "make demo           a training job hangs; ask every rank what it is doing"
@@ -19,6 +19,7 @@ help:
 	@echo "make coverage       line coverage of Python and Cython code together"
 	@echo "make sanitize       the compiled code under ASan, UBSan and TSan (ARGS=--quick: the stress only)"
 	@echo "make test-cpythons  wheel and torch-free tests on every other CPython found here"
+	@echo "make test-torch     the tests where torch matters on other torches (VERSIONS='2.10.0 2.15.0', SECONDS_EACH=1800)"
 	@echo "make test-cuda      the tests that need an NVIDIA GPU"
 	@echo "make soak           long runs: snapshots, the GIL held, half-open clients, restarts"
 	@echo "make bench          what it costs, against torch's server and others (ARGS='--list', 'latency --quick')"
@@ -56,11 +57,22 @@ test-debug: build
 faults: build
 	$(PY) -m pytest -m faults tests/faults $(ARGS)
 
+# In ten minutes at most. The old NCCL backend, whose recorder the dump_nccl_* handlers read: from
+# torch 2.15 on, "nccl" is NCCL2 unless this says otherwise.
 test-cuda: build
-	$(PY) -m pytest -m cuda $(ARGS)
+	TORCH_DIST_USE_NCCL2=0 timeout 600 $(PY) -m pytest -m cuda tests/handlers/test_cuda.py $(ARGS)
 
+# CHROOT=FOLDER: CPython 3.14 and 3.15 in a Debian testing there, which is made if need be (root).
+CHROOT ?=
 test-cpythons: build
-	$(PY) tools/run_cpythons.py $(ARGS)
+	$(PY) tools/run_cpythons.py $(if $(CHROOT),--chroot $(CHROOT)) $(ARGS)
+
+# One environment after the other; a CUDA build of torch needs 10 GiB of disk for as long as it is
+# tested. ARGS="--pytest tests/handlers" for other tests than the tool's own.
+VERSIONS ?= 2.10.0 2.13.0 2.14.1 2.15.0
+SECONDS_EACH ?= 1800
+test-torch: build
+	$(PY) tools/run_torches.py --seconds $(SECONDS_EACH) $(VERSIONS) $(ARGS)
 
 # What the suite runs for seconds, for minutes (SOAK_SECONDS for each snapshot run).
 SOAK_SECONDS ?= 30

@@ -150,7 +150,8 @@ cpdef str unquote(bytes raw, bint plus=False):
 
 
 cpdef list parse_query(bytes raw):
-    """``a=1&b=`` -> ``[("a", "1"), ("b", "")]``, in order; empty pieces are skipped.
+    """``a=1&b=`` -> ``[("a", "1"), ("b", "")]``, in order; pieces without a name are skipped, as
+    torch's server does.
 
     Raises MalformedRequest for a broken escape and for more than MAX_PARAMETERS pairs.
     """
@@ -170,7 +171,9 @@ cpdef list parse_query(bytes raw):
         found = memchr(&data[i], c"&", n - i)
         end = n if found == NULL else <const unsigned char*>found - data
         name, _, value = raw[i:end].partition(b"=")
-        pairs.append((unquote(name, True), unquote(value, True)))
+        pair = unquote(name, True), unquote(value, True)
+        if name:
+            pairs.append(pair)
         i = end
     return pairs
 
@@ -349,28 +352,41 @@ cdef class QueryValidator:
     cpdef dict validate(self, query, form=()):
         """Keyword arguments from ``(name, value)`` pairs; the query wins over the form.
 
+        Both are checked, as on torch's server; and of several bad values the one whose name comes
+        first in the alphabet is reported, because torch keeps parameters in that order.
+
         Raises InvalidParameter, DuplicateParameter, UnknownParameter or MissingParameter.
         """
         cdef dict values = {}
         cdef set seen = set()
         cdef str name, text, repeated = None, unknown = None
         cdef _Param param
+        bad = None
         for pairs in (query, form):
             earlier = frozenset(seen)
             for name, text in pairs:
-                if name in earlier:
-                    continue
-                if name in seen and repeated is None and name in self._params:
-                    repeated = name
-                seen.add(name)
                 param = self._params.get(name)
                 if param is not None:
-                    values[name] = param.read(text)
+                    try:
+                        value = param.read(text)
+                    except InvalidParameter as error:
+                        if bad is None or name < bad.name:
+                            bad = error
+                        continue
+                if name in earlier:
+                    continue
+                if name in seen and repeated is None and param is not None:
+                    repeated = name
+                seen.add(name)
+                if param is not None:
+                    values[name] = value
                 elif not self._extra:
                     if unknown is None:
                         unknown = name
                 elif self._extra_name is not None and name not in self._bound:
                     values.setdefault(name, text)
+        if bad is not None:
+            raise bad
         if repeated is not None:
             raise DuplicateParameter(repeated)
         if unknown is not None:

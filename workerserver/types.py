@@ -129,9 +129,10 @@ def _checked_headers(content_type: str, headers: Headers) -> tuple[tuple[str, st
 class Response:
     """What a handler answers: a body, a status, a content type and further header fields.
 
-    *headers* are pairs or a mapping. The constructor raises TypeError or ValueError for what HTTP
-    can't carry (a status that is no integer from 200 to 999, a bad header field, one that frames
-    the message), so that a mistake becomes a 500 and not a broken connection.
+    *headers* are pairs or a mapping; an empty content type is not sent. The constructor raises
+    TypeError or ValueError for what HTTP can't carry (a status that is no integer from 200 to 999,
+    a bad header field, one that frames the message), so that a mistake becomes a 500 and not a
+    broken connection.
     """
 
     __slots__ = ("body", "content_type", "headers", "status")

@@ -64,6 +64,9 @@ IMPORT_LIMIT = 60.0  # ms
 START_LIMIT = 5.0  # ms
 THREAD_LIMIT = 2
 MEMORY_LIMIT = 4.0  # MiB
+#: Of our compiled modules, in a worker that serves. A page has 4 KiB: below 64 is 60 at most.
+OWN_RESIDENT_LIMIT = 904.0  # KiB
+OWN_DIRTY_LIMIT = 64.0  # KiB
 TORCHS_THREAD = "pt_workerserver"
 IMPORTTIME = re.compile(r"import time:\s*(\d+) \|\s*(\d+) \| ( *)(\S+)")
 
@@ -143,6 +146,8 @@ class Probe:
     modules: float  # ms to import all that serving needs
     package: float = 0.0  # ms of that for ``import workerserver`` alone
     imported: dict[str, Any] | None = None
+    #: KiB of our compiled modules: ``resident``, and ``dirty`` (private).
+    own: dict[str, int] = field(default_factory=dict)
     later: list[dict[str, float]] = field(default_factory=list)
 
     def threads(self) -> Counter[str]:
@@ -472,4 +477,9 @@ def targets(imports: Imports, found: Mapping[str, Sequence[Probe]]) -> list[Targ
         note = f"PSS, of it {median(dirty):.1f} private dirty" if dirty else "torch isn't installed"
         total = [probe.added("pss") for probe in probes]
         judged.append(target(f"memory added to {what} a machine", total, MEMORY_LIMIT, "MiB", note))
+    for what, limit in (("resident", OWN_RESIDENT_LIMIT), ("dirty", OWN_DIRTY_LIMIT)):
+        pages = [float(probe.own[what]) for probe in found.get(WORKER, ())]
+        name = f"our compiled modules, {'private dirty' if what == 'dirty' else what}"
+        note = "" if pages else "torch isn't installed"
+        judged.append(target(name, pages, limit, "KiB", note))
     return judged

@@ -162,7 +162,12 @@ def torchs_verdict(name: str) -> dict[str, Any]:
     entries = {rank: copy.deepcopy(each["entries"]) for rank, each in traces.items()}
     entries = utils.align_trace_from_beginning(entries)
     _, groups, _, memberships, guids = builder.build_groups_memberships(config)
-    _, collectives, _ = builder.build_collectives(entries, groups, memberships, guids, "2.10")
+    try:
+        _, collectives, _ = builder.build_collectives(entries, groups, memberships, guids, "2.10")
+    except AssertionError as error:
+        if "name formatting error" in str(error):
+            pytest.skip("this torch's analyser knows no operations of gloo")  # 2.10
+        raise
     found: dict[str, Any] = {}
     for each in sorted(collectives, key=lambda one: one.collective_seq_id):
         label = each.pg_desc.partition(":")[2]
@@ -398,7 +403,7 @@ def damage(value: Any, draw: st.DataObject) -> Any:
     return draw.draw(json_values)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.data())
 def test_a_damaged_trace_is_one_ranks_problem(draw: st.DataObject) -> None:
     """The others' part of the finding stays as it is."""

@@ -318,7 +318,7 @@ def isolated(script: str, *arguments: str) -> Any:
         [sys.executable, str(PROGRAMS / script), *arguments],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
     )
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
     return json.loads(done.stdout.splitlines()[-1])
@@ -329,6 +329,7 @@ def overlap(case: str) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # fifty profiles take 45 s of processor time
 @pytest.mark.parametrize(
     ("case", "statuses"),
     [

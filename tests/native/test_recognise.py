@@ -362,7 +362,7 @@ def test_names_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("suffix", ["", ".", "..", "a b.", ".a b", ".\xe4", ".a."])
 def test_suffix_that_is_none(suffix: str) -> None:
-    table = Table([], rules=[(NativeForm("host", suffixes=(suffix,)), None)])
+    table = Table([], rules=[(NativeForm("host", (b"host",), suffixes=(suffix,)), None)])
     for host in (b"xy", b"x.y", b".y", b"a.y", b"y", b"b", b"x.a.", b"x."):
         assert not seen(head(b"GET / HTTP/1.1", b"Host: " + host + b"\r\n"), table).allowed
 

@@ -189,8 +189,8 @@ def test_aiohttp(unix: tuple[str, Recorder], tcp: tuple[str, Recorder]) -> None:
 def test_our_own_command_line(unix: tuple[str, Recorder], tcp: tuple[str, Recorder]) -> None:
     for where in (unix[0], tcp[0]):
         assert cli.main(["call", "ping", where]) == 0
-    judged(unix[1], 3, keep_alive=False)
-    judged(tcp[1], 3, keep_alive=False)
+    judged(unix[1], 3)
+    judged(tcp[1], 3)
 
 
 # --- clients that are not here, as they write their requests --------------------------------------

@@ -1,9 +1,11 @@
 """torch's own handler registry, as a Source: what is registered there is served here too.
 
 torch is never imported: it counts as present once the process has imported it to the end. Facts on
-its interface (checked on torch 2.13): a Python handler gets exactly the objects that it is called
-with; a C++ one calls ``set_content`` and ``set_status`` on them, its ``getParam`` can't be served
-from Python (there is no conversion from a dict to a multimap), and its content has to be UTF-8.
+its interface (checked on torch 2.10 to 2.15): a Python handler gets exactly the objects that it is
+called with; a C++ one calls ``set_content`` and ``set_status`` on them, its ``getParam`` can't be
+served from Python (there is no conversion from a dict to a multimap), and its content has to be
+UTF-8. What a C++ handler can't do over its binding, it does on torch's own server, if this process
+has one beside ours (``own_server``).
 """
 
 from __future__ import annotations
@@ -11,13 +13,25 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from workerserver.http.registry import Handler
 from workerserver.process.loaded import imported
 from workerserver.types import NotImplementedHere, Request, Response, WorkerServerError
 
-__all__ = ["BinaryContent", "TorchBridge", "call", "control_plane", "distributed"]
+__all__ = [
+    "BinaryContent",
+    "OwnServer",
+    "OwnServerFailed",
+    "ParametersNotPassed",
+    "TorchBridge",
+    "answer_through",
+    "call",
+    "control_plane",
+    "distributed",
+]
+
+FORM = "application/x-www-form-urlencoded"
 
 #: For responses.failure(): a frame of this module is no news to whoever wrote the handler.
 _passes_calls_on = True
@@ -41,8 +55,40 @@ class ParametersNotPassed(NotImplementedHere):
         self.name = name
         super().__init__(
             f"torch's C++ handler {name} reads its parameters, which torch can't take from Python; "
-            "ask a torch.distributed _WorkerServer for it"
+            "torch's own server could answer, but this process has none beside ours "
+            "(see WORKERSERVER_TORCH_FALLBACK)"
         )
+
+
+class OwnServerFailed(WorkerServerError):
+    """torch's own server was asked for a C++ handler of torch's, and gave no proper answer."""
+
+    status = 502
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        super().__init__(f"torch's own server, which was asked for {name}, failed: {reason}")
+
+
+class OwnServer(Protocol):
+    """torch's own server in this process. Safe to ask from any thread."""
+
+    def ask(self, name: str, params: Mapping[str, str]) -> Response | None:
+        """What it answers for its handler *name*; None if there is no such server.
+
+        Gives up the GIL while it waits. Raises OwnServerFailed.
+        """
+
+
+_own_server: OwnServer | None = None
+#: C++ handlers that were found to do what their binding can't. A name stays torch's for good.
+_beyond_binding: set[str] = set()
+
+
+def answer_through(server: OwnServer) -> None:
+    """From now on *server* answers for the C++ handlers whose binding can't."""
+    global _own_server
+    _own_server = server
 
 
 def distributed() -> Any | None:
@@ -89,12 +135,12 @@ def _adapters(module: Any) -> _Adapters:
             return self._request.get_param(name)
 
     class TorchResponse(base_response):  # type: ignore[misc]
-        """Collects what a handler sets; status 200 and no content unless it does."""
+        """Collects what a handler sets; status 200, no content and no type of it unless it does."""
 
         def __init__(self) -> None:
             super().__init__()
             self.content: bytes | str = b""
-            self.content_type = "text/plain"
+            self.content_type = ""
             self.status = 200
 
         def set_content(self, content: bytes | str, content_type: str) -> None:
@@ -117,7 +163,9 @@ def call(name: str, request: Request) -> Response:
     """What torch's handler *name* answers to *request*.
 
     NotImplementedHere if torch has no such handler; ValueError for a status or a content type that
-    HTTP can't carry; whatever a Python handler raises, as it is.
+    HTTP can't carry; whatever a Python handler raises, as it is. A C++ handler that reads its
+    parameters, or answers with bytes, is asked for at torch's own server. The first such request
+    runs its beginning twice: up to where the binding fails, and then over there.
     """
     module = control_plane()
     if module is None:
@@ -128,6 +176,10 @@ def call(name: str, request: Request) -> Response:
         function = module._get_handler(name)
     except ValueError:
         raise NotImplementedHere(f"this torch has no handler {name}") from None
+    if name in _beyond_binding:
+        answer = _ask_own_server(name, request)
+        if answer is not None:
+            return answer
     adapters = _adapters(module)
     response = adapters.response()
     try:
@@ -136,8 +188,20 @@ def call(name: str, request: Request) -> Response:
         translated = _translated(name, error)
         if translated is None:
             raise
-        raise translated from error
+        _beyond_binding.add(name)
+        answer = _ask_own_server(name, request)
+        if answer is None:
+            raise translated from error
+        return answer
     return Response(response.content, response.status, response.content_type)
+
+
+def _ask_own_server(name: str, request: Request) -> Response | None:
+    """What torch's own server answers in the handler's place; None if it can't be asked this."""
+    media_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
+    if _own_server is None or (request.body and media_type != FORM):
+        return None  # the parameters hold the fields of a form; another body has no way there
+    return _own_server.ask(name, request.params)
 
 
 def _translated(name: str, error: Exception) -> WorkerServerError | None:

@@ -42,11 +42,14 @@ PEER_REFUSED = "this socket serves its own user only"
 class NativeForm(NamedTuple):
     """A rule as the I/O thread can judge it, without the GIL (native/requests/rules.pyx).
 
-    Where the I/O thread is sure that the rule passes, it has to be right. *refusal* is what the
-    rule's ``check()`` raises where the I/O thread is sure that the rule refuses.
+    Where the I/O thread is sure that the rule passes, it has to be right. *fields* are the header
+    fields that the rule's ``check()`` reads, in lower case. The I/O thread answers nothing if it
+    passes over one of them. *refusal* is what ``check()`` raises where the I/O thread is sure that
+    the rule refuses.
     """
 
     kind: Literal["web_page", "host", "token", "peer"]
+    fields: tuple[bytes, ...]
     names: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = ()
     token: bytes = b""
@@ -92,7 +95,7 @@ class NoWebPages(Rule):
 
     def native(self) -> NativeForm:
         # A request with a field by which a page shows is never recognised: see recognise.pyx.
-        return NativeForm("web_page")
+        return NativeForm("web_page", (b"origin", b"sec-fetch-site"))
 
 
 class HostNames(Rule):
@@ -139,7 +142,9 @@ class HostNames(Rule):
             ) from None
 
     def native(self) -> NativeForm:
-        return NativeForm("host", names=tuple(sorted(self.names)), suffixes=self.suffixes)
+        return NativeForm(
+            "host", (b"host",), names=tuple(sorted(self.names)), suffixes=self.suffixes
+        )
 
 
 def hosts_from_environment() -> tuple[str, ...]:
@@ -178,7 +183,7 @@ class BearerToken(Rule):
             raise Unauthorized
 
     def native(self) -> NativeForm:
-        return NativeForm("token", token=self._token, refusal=Unauthorized)
+        return NativeForm("token", (b"authorization",), token=self._token, refusal=Unauthorized)
 
 
 class OwnUser(Rule):
@@ -194,7 +199,7 @@ class OwnUser(Rule):
             raise Forbidden(PEER_REFUSED)
 
     def native(self) -> NativeForm:
-        return NativeForm("peer", uid=os.geteuid())
+        return NativeForm("peer", (), uid=os.geteuid())
 
 
 def _peer_uid(sock: socket.socket) -> int | None:

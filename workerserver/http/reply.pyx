@@ -59,13 +59,12 @@ cdef bytes _head(int status, str content_type, Py_ssize_t length, bytes date, st
         return b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (
             status, _REASONS[status], date, extra.encode("latin-1", "replace")
         )
-    return b"HTTP/1.1 %d %b\r\n%bContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n" % (
-        status,
-        _REASONS.get(status, b""),
-        date,
-        content_type.encode("latin-1", "replace"),
-        length,
-        extra.encode("latin-1", "replace"),
+    if content_type:
+        extra = f"Content-Type: {content_type}\r\nContent-Length: {length}\r\n{extra}"
+    else:  # of nothing, as torch's server has it
+        extra = f"Content-Length: {length}\r\n{extra}"
+    return b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (
+        status, _REASONS.get(status, b""), date, extra.encode("latin-1", "replace")
     )
 
 

@@ -22,6 +22,8 @@ class Look(NamedTuple):
     format: str
     mode: str
 
+def judges_field(name: bytes) -> bool: ...
+
 @final
 class Table:
     def __new__(

@@ -21,6 +21,7 @@ from workerserver.native._bridge import (
     NativeHub,
     NativeListener,
     Table,
+    judges_field,
 )
 from workerserver.native.torch_standby import fallback
 from workerserver.process import threads
@@ -160,8 +161,8 @@ class Publication:
     def _plan(self) -> Plan:
         """What to publish now.
 
-        Nothing, if a rule has no native form: the I/O thread then forwards every request to the
-        loop, where the policy is asked.
+        Nothing, if a rule has no native form, or reads a header field that the I/O thread passes
+        over: the I/O thread then forwards every request to the loop, where the policy is asked.
         """
         routes: list[tuple[Method, str, QueryRule, int]] = []
         rules: list[tuple[NativeForm, int | None]] = []
@@ -175,12 +176,14 @@ class Publication:
             return kind | number << 8
 
         if self._policy.native is not None:
+            seen = all(judges_field(name) for form in self._policy.native for name in form.fields)
             for form in self._policy.native:
                 refused = None
-                if form.refusal is not None:
+                if seen and form.refusal is not None:
                     refused = answer("", STATIC, error_response(form.refusal()))
                 rules.append((form, refused))
-            self._add_routes(routes, answer)
+            if seen:
+                self._add_routes(routes, answer)
         every = tuple(answers.get(number, (b"", b"")) for number in range(len(self._numbers)))
         return Plan(tuple(routes), tuple(rules), tuple(self._numbers), every)
 

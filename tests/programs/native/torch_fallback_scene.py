@@ -174,6 +174,48 @@ def registered_in_python() -> dict[str, Any]:
     return {"names": fallback.names()}
 
 
+def beyond_the_binding() -> dict[str, Any]:
+    """A C++ handler that reads its parameters; Python's binding of torch can't hand them over."""
+    from workerserver.handlers import torch_bridge
+    from workerserver.native import torch_standby
+    from workerserver.types import Request, Response
+
+    os.environ["PYSPY_MARK"] = ""
+
+    def call(body: bytes = b"", media_type: bytes = b"", **params: str) -> Response:
+        headers = [(b"content-type", media_type)] if media_type else []
+        request = Request("POST", "/handler/pyspy_dump", params, headers, body)
+        return torch_bridge.call("pyspy_dump", request)
+
+    def answer(body: bytes = b"", media_type: bytes = b"", **params: str) -> list[Any]:
+        response = call(body, media_type, **params)
+        return [response.status, response.content_type, response.body.decode()]
+
+    def error(**arguments: Any) -> Exception:
+        try:
+            call(**arguments)
+        except Exception as raised:
+            return raised
+        raise AssertionError("an answer")
+
+    form = b"application/x-www-form-urlencoded; charset=utf-8"
+    found: dict[str, Any] = {
+        "first": answer(native="1"),  # and starts the server
+        "again": answer(subprocesses="a&b", nonblocking="\u00fc"),
+        "form": answer(b"native=1", form, native="1"),  # as the dispatcher reads it
+        "other body": type(error(body=b"{}", native="1")).__name__,
+    }
+    os.environ["PYSPY_MARK"] = os.path.join(FOLDER, f"running-{os.getpid()}")
+    torch_standby.ASK_SECONDS = 0.2
+    slow = error(native="1")
+    wait_until(lambda: os.path.exists(os.environ["PYSPY_MARK"]))
+    os.unlink(os.environ["PYSPY_MARK"])
+    found["slow"] = [type(slow).__name__, getattr(slow, "status", None), "in time" in str(slow)]
+    os.close(torch_standby.fallback.listener()[0])  # no connection may follow
+    found["without"] = type(error(native="1")).__name__
+    return found
+
+
 def switched_off() -> dict[str, Any]:
     from workerserver.native.torch_standby import SWITCH, fallback
 
@@ -347,6 +389,10 @@ def held() -> dict[str, Any]:
     dist.all_reduce(torch.ones(2))
     started()
     os.environ["PYSPY_MARK"] = ""
+    names = [*NAMES]
+    for name in ("c10d_health_check", "fr_dump_file"):  # torch 2.15
+        if name in torch._C._distributed_c10d._get_handler_names():
+            names.append(name)
     replies: dict[str, Any] = {}
     ready = threading.Semaphore(0)
 
@@ -354,7 +400,7 @@ def held() -> dict[str, Any]:
         ready.release()
         replies[name] = fetch(name, delay=1.0)  # gives the GIL up, and doesn't need it again
 
-    threads = [threading.Thread(target=ask, args=(name,)) for name in NAMES]
+    threads = [threading.Thread(target=ask, args=(name,)) for name in names]
     for thread in threads:
         thread.start()
     for _ in threads:
@@ -370,7 +416,7 @@ def held() -> dict[str, Any]:
     trace = json.loads(replies["fr_trace_json"].body)
     return {
         "inside": [begun < r.started and r.ended < ended for r in replies.values()],
-        "status": [replies[name].status for name in NAMES],
+        "status": {name: replies[name].status for name in names},
         "entries": [entry["profiling_name"] for entry in trace["entries"]],
         "counters": isinstance(json.loads(replies["wait_counter_values"].body), dict),
         "pyspy": replies["pyspy_dump"].body.decode(),

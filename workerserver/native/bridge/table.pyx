@@ -5,10 +5,11 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from workerserver.native._engine cimport (
-    JUDGED_PASSED, JUDGED_REFUSED, METHOD_GET, METHOD_POST, NATIVE_FIELDS, NATIVE_HEAD, QUERY_ANY,
-    QUERY_DUMP, QUERY_HEALTHZ, QUERY_NONE, QUERY_OPAQUE, RULE_HOST, RULE_PEER, RULE_TOKEN,
-    RULE_WEB_PAGE, VERDICT_INCOMPLETE, VERDICT_RECOGNISED, Judgement, Parameters, Recognised,
-    Recognition, Route, Rule, Text, Verdict, find, name_byte, permitted, recognise,
+    JUDGED_PASSED, JUDGED_REFUSED, METHOD_GET, METHOD_POST, NATIVE_FIELDS, NATIVE_HEAD,
+    QUERY_ANY, QUERY_DUMP, QUERY_HEALTHZ, QUERY_NONE, QUERY_OPAQUE, RULE_HOST, RULE_PEER,
+    RULE_TOKEN, RULE_WEB_PAGE, VERDICT_INCOMPLETE, VERDICT_RECOGNISED, Judgement, Parameters,
+    Recognised, Recognition, Route, Rule, Text, Verdict, field_is_judged, find, name_byte,
+    permitted, recognise,
 )
 
 from typing import NamedTuple
@@ -57,6 +58,12 @@ class Look(NamedTuple):
     max_step_age: object  # float | None
     format: str
     mode: str
+
+
+def judges_field(bytes name):
+    """Whether the I/O thread looks at the header field *name* (lower case): it keeps the value, or
+    forwards the request."""
+    return bool(field_is_judged(<const unsigned char*><const char*>name, <int>len(name)))
 
 
 @cython.final

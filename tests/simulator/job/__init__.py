@@ -1,0 +1,1 @@
+"""Programs of ranks, what becomes of them, and the truth about it."""

@@ -1,0 +1,160 @@
+"""What a verdict must never say of a job whose truth is known; and how often it says anything."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .job.truth import REASONS, Played
+
+__all__ = ["Tally", "VerdictLike", "Violation", "violations"]
+
+
+class SuspectLike(Protocol):
+    @property
+    def rank(self) -> int | None: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def location(self) -> object: ...
+    @property
+    def evidence(self) -> Iterable[str]: ...
+
+
+class VerdictLike(Protocol):
+    @property
+    def status(self) -> int: ...
+    @property
+    def sentence(self) -> str: ...
+    @property
+    def suspects(self) -> Iterable[SuspectLike]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """*kind*: the property that is violated. *case*: the job's fault. *seed*: the job."""
+
+    kind: str
+    case: str
+    seed: int
+    text: str = ""
+
+
+def rank_of(suspect: SuspectLike) -> int:
+    """A worker that doesn't know its rank is told by its address."""
+    if suspect.rank is not None:
+        return suspect.rank
+    return int(suspect.address.rpartition("/")[2].strip("abcdefghijklmnopqrstuvwxyz."))
+
+
+def case_of(played: Played) -> str:
+    """The fault in words; of several the first one."""
+    job, truth = played.job, played.truth
+    if not job.ranks[0].named:
+        return "workers that don't know their rank"
+    if not truth.deadlocked:
+        return job.plants[0].kind if job.plants else "healthy"
+    return truth.kinds[0] if len(truth.kinds) == 1 else "several"
+
+
+def _reasons(played: Played, rank: int) -> frozenset[str]:
+    """What may be said of a guilty rank. A stock worker tells nothing of its kernel and its GIL."""
+    found = REASONS[played.truth.reasons[rank]]
+    return found | {"behind", "unreachable"} if played.job.ranks[rank].stock else found
+
+
+def violations(played: Played, verdict: VerdictLike) -> Iterator[Violation]:
+    """What the truth clears, or forbids."""
+    job, truth = played.job, played.truth
+    case, seed = case_of(played), job.seed
+    if truth.deadlocked and truth.settled and verdict.status == 0:
+        yield Violation("hung, and called healthy", case, seed)
+    for suspect in verdict.suspects:
+        rank = rank_of(suspect)
+        said = f"rank {rank}: {suspect.reason}"
+        if not truth.deadlocked:
+            if rank in truth.still:
+                yield Violation("late and standing still, accused", case, seed, said)
+            else:
+                yield Violation("healthy, and accused", case, seed, said)
+        elif rank not in truth.allowed:
+            kind = "a victim accused" if rank in truth.stuck else "one that goes on accused"
+            if not job.ranks[rank].served:
+                kind = "a victim without a server accused"
+            yield Violation(kind, case, seed, said)
+        elif rank in truth.guilty and suspect.reason not in _reasons(played, rank):
+            yield Violation("right rank, wrong reason", case, seed, said)
+    if verdict.status == 1 and not list(verdict.suspects):
+        yield Violation("status 1 without a suspect", case, seed)
+    if verdict.status != 1 and list(verdict.suspects):
+        yield Violation("a suspect without status 1", case, seed)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts over many jobs: *shares* by (what is true, kind of evidence), *kinds* of violations
+    with some of their seeds."""
+
+    jobs: int = 0
+    shares: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
+    cases: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
+    kinds: dict[tuple[str, str], list[Violation]] = field(default_factory=dict)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    keep: int = 5
+
+    def add(self, played: Played, verdict: VerdictLike) -> None:
+        self.jobs += 1
+        found = list(violations(played, verdict))
+        for violation in found:
+            key = (violation.kind, violation.case)
+            self.counts[key] += 1
+            seen = self.kinds.setdefault(key, [])
+            if len(seen) < self.keep:
+                seen.append(violation)
+        outcome = self._outcome(played, verdict, found)
+        true = self._true(played)
+        self.shares.setdefault((true, played.job.evidence), Counter())[outcome] += 1
+        self.cases.setdefault((true, case_of(played)), Counter())[outcome] += 1
+
+    @staticmethod
+    def _true(played: Played) -> str:
+        truth = played.truth
+        if truth.deadlocked:
+            return "hung" if truth.settled else "just hung"
+        return "late" if played.job.plants else "healthy"
+
+    @staticmethod
+    def _outcome(played: Played, verdict: VerdictLike, found: list[Violation]) -> str:
+        if found:
+            return "wrong"
+        if verdict.status != 1:
+            return str(verdict.status)
+        named = {rank_of(suspect) for suspect in verdict.suspects}
+        return "right" if named & played.truth.guilty else "tied"
+
+    def tables(self) -> Iterator[str]:
+        yield from _table("by kind of evidence", self.shares)
+        yield from _table("by fault", self.cases)
+        yield f"violations in {self.jobs} jobs"
+        order = sorted(self.counts, key=lambda key: (key[0], -self.counts[key]))
+        for key in order:
+            seeds = ", ".join(
+                f"{each.seed} ({each.text})" if each.text else str(each.seed)
+                for each in self.kinds[key]
+            )
+            yield f"{self.counts[key]:7}  {key[0]}: {key[1]}   e.g. seed {seeds}"
+
+
+def _table(title: str, counted: dict[tuple[str, str], Counter[str]]) -> Iterator[str]:
+    """Shares of the outcomes, in percent."""
+    columns = ("right", "tied", "wrong", "2", "0")
+    yield f"{'what is true':12} {title:42} {'jobs':>8}" + "".join(f"{each:>8}" for each in columns)
+    for (true, what), outcomes in sorted(counted.items()):
+        total = sum(outcomes.values())
+        shares = "".join(f"{100 * outcomes[each] / total:8.1f}" for each in columns)
+        yield f"{true:12} {what:42} {total:8}{shares}"
+    yield ""

@@ -1,0 +1,101 @@
+"""What is counted as a violation, and that a failing job can be made smaller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from .adapter import judge
+from .job.generate import generate
+from .job.program import from_dict, text, to_dict
+from .job.truth import Played, play
+from .judged import Tally, violations
+from .shrink import shrink
+from .told.answers import tell
+
+
+@dataclass
+class Suspected:
+    rank: int | None
+    reason: str = "behind"
+    address: str = "/run/worker0.sock"
+    location: str | None = None
+    evidence: tuple[str, ...] = ()
+
+
+@dataclass
+class Said:
+    status: int
+    suspects: list[Suspected] = field(default_factory=list)
+    sentence: str = ""
+
+
+def first(hung: bool) -> Played:
+    """A job that hangs for one rank's fault, with others that only wait; or a healthy one."""
+    for seed in range(1000):
+        played = play(generate(seed), tell)
+        truth = played.truth
+        if not hung and not played.job.plants:
+            return played
+        if hung and truth.settled and truth.victims and truth.allowed == truth.guilty:
+            return played
+    raise AssertionError("there is no such job")
+
+
+def kinds(played: Played, said: Said) -> list[str]:
+    return [violation.kind for violation in violations(played, said)]
+
+
+def test_a_hung_job_is_never_healthy() -> None:
+    assert kinds(first(hung=True), Said(0)) == ["hung, and called healthy"]
+    assert kinds(first(hung=True), Said(2)) == []
+
+
+def test_only_the_guilty_may_be_accused() -> None:
+    played = first(hung=True)
+    victim, guilty = min(played.truth.victims), min(played.truth.guilty)
+    found = kinds(played, Said(1, [Suspected(victim)]))
+    assert found in (["a victim accused"], ["a victim without a server accused"])
+    reasons = [kinds(played, Said(1, [Suspected(guilty, r)])) for r in ("mismatch", "dataloader")]
+    assert ["right rank, wrong reason"] in reasons
+    assert kinds(played, Said(1)) == ["status 1 without a suspect"]
+    assert "a suspect without status 1" in kinds(played, Said(2, [Suspected(guilty)]))
+
+
+def test_nobody_is_accused_in_a_healthy_job() -> None:
+    played = first(hung=False)
+    assert kinds(played, Said(0)) == kinds(played, Said(2)) == []
+    assert kinds(played, Said(1, [Suspected(None)])) == ["healthy, and accused"]
+
+
+def test_the_judge_can_be_asked_and_its_answers_counted() -> None:
+    tally = Tally()
+    for seed in range(300):
+        played = play(generate(seed), tell)
+        tally.add(played, judge(played))
+    assert tally.jobs == 300
+    assert sum(sum(each.values()) for each in tally.shares.values()) == 300
+    assert sum(sum(each.values()) for each in tally.cases.values()) == 300
+    assert any("violations in 300 jobs" in line for line in tally.tables())
+
+
+@pytest.mark.parametrize("seed", [2, 3, 5])
+def test_programs_go_through_json(seed: int) -> None:
+    job = generate(seed)
+    assert text(from_dict(to_dict(job))) == text(job)
+
+
+def test_a_failing_job_gets_smaller_and_fails_still() -> None:
+    def fails(played: Played) -> set[str]:
+        """As a judge would fail that calls all jobs healthy."""
+        return set(kinds(played, Said(0)))
+
+    job = next(
+        job for job in map(generate, range(1000)) if job.world > 4 and fails(play(job, tell))
+    )
+    small = shrink(job, fails, tries=300)
+    assert fails(play(small, tell))
+    assert len(text(small)) < len(text(job))
+    assert small.world <= job.world
+    assert shrink(small, lambda played: set()) is small
