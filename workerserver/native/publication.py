@@ -141,6 +141,7 @@ class Publication:
         if not self._relayed and fallback.start_if_possible():
             self._hub.set_relay(fallback.path_bytes() or b"", *fallback.listener())
             self._relayed = True
+        prepare()  # again, after a shortage that may have passed
         self.refresh()
 
     def refresh(self) -> None:
