@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.lifecycle import PROGRAMS, TESTS, run_isolated
+from support.lifecycle import PROGRAMS, TESTS, environment, run_isolated
 from support.parking import block, parked, plain, recursive, untraced, where_it_works
 
 from workerserver.handlers.stacks import dump_traceback
@@ -126,6 +126,7 @@ def test_exported_gil_state() -> None:
 def run(*command: str) -> Any:
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", *command],
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=100,

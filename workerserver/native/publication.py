@@ -69,8 +69,8 @@ class Plan(NamedTuple):
 def hub_of(thread: LoopThread) -> NativeHub:
     """The I/O thread that works for *thread*'s loop, started if need be; on the loop's thread.
 
-    Raises ValueError for a WORKERSERVER_GIL_WATCH that is no number of seconds, RuntimeError or
-    OSError if the I/O thread can't be started.
+    Raises ValueError for a WORKERSERVER_GIL_WATCH that is no number of seconds, OSError if
+    the I/O thread can't be started.
     """
     for attached in thread.attached:
         if isinstance(attached, NativeHub):
