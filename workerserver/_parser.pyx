@@ -24,6 +24,7 @@ cdef extern from "<string.h>" nogil:
 import functools
 import inspect
 import math
+import re
 import types as _pytypes
 import typing
 from enum import Enum
@@ -37,7 +38,6 @@ from workerserver.types import (
     InvalidParameter,
     MalformedRequest,
     MissingParameter,
-    ProtocolError,
     Range,
     Request,
     TargetTooLong,
@@ -46,17 +46,21 @@ from workerserver.types import (
     UnsupportedMethod,
     UnsupportedTransferCoding,
     UnsupportedVersion,
+    WorkerServerError,
 )
 
 MAX_HEAD = 64 * 1024
 MAX_HEADERS = 100
 MAX_BODY = 10 * 1024 * 1024
 MAX_CHUNKS = 16_384  # of one body: httptools calls back for each chunk, under the GIL
+MAX_EXTENSIONS = 4096  # bytes of chunk extensions, in one body
 MAX_PARAMETERS = 100
 
 # A chunked body may have this much framing for each permitted chunk, and max_head bytes more for
 # trailers. (This server reads nothing from extensions and trailers.)
 cdef Py_ssize_t CHUNK_FRAMING_BYTES = 16
+# A chunk size with more digits begins with zeros, which mean nothing. They count as an extension.
+cdef Py_ssize_t CHUNK_DIGITS = 16
 
 # An idle connection keeps its last request, unless that request is longer.
 cdef Py_ssize_t MAX_MEMO_BYTES = 4096
@@ -65,6 +69,11 @@ cdef object _HttpParserUpgrade = httptools.HttpParserUpgrade
 cdef object _HttpParserError = httptools.HttpParserError
 cdef object _HttpParserInvalidMethodError = httptools.HttpParserInvalidMethodError
 cdef object _HttpRequestParser = httptools.HttpRequestParser
+
+# The spaces and tabs behind the value of a Transfer-Encoding field, which are no part of it.
+cdef object _TAB_BEHIND_CODING = re.compile(
+    rb"(\r\ntransfer-encoding:[^\r\n]*[^ \t\r\n])[ \t]+(?=\r\n)", re.IGNORECASE
+)
 
 
 # --- character classes ------------------------------------------------------------------------
@@ -384,7 +393,8 @@ cdef class QueryValidator:
             raise DuplicateParameter(repeated)
         if unknown is not None:
             raise UnknownParameter(unknown, self.names, self._unknown_text)
-        if len(values) < len(self._params):
+        # With **name, *values* holds others too, and their number says nothing.
+        if self._extra_name is not None or len(values) < len(self._params):
             for param in self._params.values():
                 if param.default is _MISSING and param.name not in values:
                     raise MissingParameter(param.name, param.valid)
@@ -452,6 +462,9 @@ cdef class RequestParser:
     Between calls ``_buffer[_start:]`` holds the bytes that no request has consumed yet.
     ``_request`` is the unfinished message once its request line is complete, else None. After an
     error the parser keeps no bytes, and every further ``next_request()`` raises the same error.
+
+    *judge* is called with each request whose head is complete and whose body is not. A
+    WorkerServerError that *judge* raises ends the connection before the body is read.
     """
 
     def __init__(
@@ -461,10 +474,12 @@ cdef class RequestParser:
         max_headers=MAX_HEADERS,
         max_body=MAX_BODY,
         max_chunks=MAX_CHUNKS,
+        judge=None,
     ):
+        self._judge = judge
         self._max_head = max_head
         self._max_headers = max_headers
-        self._max_body = max_body
+        self._max_body = min(max_body, PY_SSIZE_T_MAX // 32)  # so that no sum below overflows
         # Only the last chunk is empty, so a body that fits has at most as many chunks as bytes.
         self._max_chunks = min(max_chunks, max_body)
         self._http = _HttpRequestParser(self)
@@ -482,7 +497,8 @@ cdef class RequestParser:
         self._body = None
         self._body_size = self._body_left = self._framing = 0
         self._chunk_part = CHUNK_SIZE
-        self._chunk_left = self._chunk_count = 0
+        self._chunk_left = self._chunk_count = self._chunk_digits = 0
+        self._announced = self._extensions = 0
         self._header_count = self._hosts = 0
         self._chunked = self._expects = self._complete = self._upgrade = self._alone = False
         self._closes = False
@@ -548,7 +564,8 @@ cdef class RequestParser:
     cpdef ParsedRequest next_request(self):
         """The next complete request, or None if more bytes are needed.
 
-        Raises ProtocolError. The caller answers the error and then closes the connection.
+        Raises ProtocolError, and what *judge* raises. The caller answers the error and then closes
+        the connection.
         """
         cdef ParsedRequest done
         if self._error is not None:
@@ -562,13 +579,16 @@ cdef class RequestParser:
         try:
             if self._phase == PHASE_LINE and not self._read_line():
                 return None
-            if self._phase == PHASE_HEAD and not self._read_head():
-                return None
+            if self._phase == PHASE_HEAD:
+                if not self._read_head():
+                    return None
+                if self._judge is not None and self.reading_body():
+                    self._judge(self._request)
             if self._phase == PHASE_LENGTH and not self._read_length():
                 return None
             if self._phase == PHASE_CHUNKED and not self._read_chunked():
                 return None
-        except ProtocolError as error:
+        except WorkerServerError as error:
             self._error = error
             self._buffer = b""
             self._start = self._scan = 0
@@ -753,7 +773,11 @@ cdef class RequestParser:
         if end - self._start > self._max_head:
             raise HeadTooLarge(self._max_head, "bytes")
         self._alone = self._start == 0 and end == size and type(self._buffer) is bytes
-        self._feed(self._buffer if self._alone else memoryview(self._buffer)[self._start:end])
+        if memchr(&data[self._start], c"\t", end - self._start) != NULL:
+            # llhttp takes a tab behind "chunked" for a part of the coding (RFC 9110, 5.5).
+            self._feed(_TAB_BEHIND_CODING.sub(rb"\1", self._buffer[self._start:end]))
+        else:
+            self._feed(self._buffer if self._alone else memoryview(self._buffer)[self._start:end])
         self._start = self._scan = end
         self._skipped = 0
         self._check_head()
@@ -826,6 +850,10 @@ cdef class RequestParser:
                 raise BodyTooLarge(self._max_body)
             if self._chunk_count > self._max_chunks:
                 raise BodyTooLarge(self._max_chunks, "chunks")
+            if self._extensions > MAX_EXTENSIONS:
+                raise BodyTooLarge(MAX_EXTENSIONS, "bytes of chunk extensions")
+            if self._announced > self._max_body:
+                raise BodyTooLarge(self._max_body)
             self._framing += end - self._start
             self._start = end
             if self._complete:
@@ -854,25 +882,44 @@ cdef class RequestParser:
                 self._chunk_left -= n
                 if self._chunk_left == 0:
                     self._chunk_part = CHUNK_SIZE
+                    self._chunk_digits = 0
             elif self._chunk_part == CHUNK_SIZE:
                 digit = _HEX[data[i]]
                 if digit >= 0:
-                    # Larger sizes need no exact value: no client can send so much.
-                    if self._chunk_left <= PY_SSIZE_T_MAX // 32:
-                        self._chunk_left = self._chunk_left * 16 + digit
                     i += 1
-                elif self._chunk_left > 0 and (data[i] == c"\r" or data[i] == c";"):
+                    self._chunk_digits += 1
+                    if self._chunk_digits > CHUNK_DIGITS:
+                        self._extensions += 1
+                        if self._extensions > MAX_EXTENSIONS:
+                            return i
+                    # Any size that is too large means the same, even one beyond Py_ssize_t.
+                    self._chunk_left = min(self._chunk_left * 16 + digit, self._max_body + 1)
+                elif data[i] == c";":
                     self._chunk_part = CHUNK_EXTENSION
+                elif self._chunk_left > 0 and data[i] == c"\r":
+                    self._chunk_part = CHUNK_SIZE_END
                 else:
                     self._chunk_part = CHUNK_LINES
             else:
                 found = memchr(&data[i], c"\n", size - i)
+                n = size - i if found == NULL else <const unsigned char*>found - data + 1 - i
+                if self._chunk_part == CHUNK_EXTENSION:
+                    if n > MAX_EXTENSIONS - self._extensions:
+                        i += MAX_EXTENSIONS - self._extensions
+                        self._extensions = MAX_EXTENSIONS + 1
+                        return i
+                    self._extensions += n
+                i += n
                 if found == NULL:
-                    return size
-                i = <const unsigned char*>found - data + 1
-                if self._chunk_part == CHUNK_LINES:
+                    return i
+                if self._chunk_part == CHUNK_LINES or self._chunk_left == 0:
+                    self._chunk_part = CHUNK_LINES
                     return i
                 self._chunk_part = CHUNK_DATA
+                # As with a Content-Length, a body that is too large is refused before it comes.
+                self._announced += self._chunk_left
+                if self._announced > self._max_body:
+                    return i
                 self._chunk_left += 2  # its CRLF
                 self._chunk_count += 1
                 if self._chunk_count > self._max_chunks:
@@ -931,6 +978,8 @@ cdef class RequestParser:
                 self._request.content_type = value
         elif n == 13:
             if name == b"authorization":
+                if self._request.authorization is not None:
+                    self._refuse(MalformedRequest("more than one Authorization field"))
                 self._request.authorization = value
         elif n == 14:
             if name == b"content-length":
@@ -949,7 +998,7 @@ cdef class RequestParser:
 
     cdef int _on_host(self, bytes value) except -1:
         self._hosts += 1
-        if not _valid_host(value):
+        if not value or not _valid_host(value):
             self._refuse(MalformedRequest("bad Host field"))
         if not self._request.host:
             self._request.host = value

@@ -130,6 +130,17 @@ def test_a_rule_that_only_admits(serve: Serve, add: Add, kind: Kind) -> None:
             assert client.rest() == b""
 
 
+@pytest.mark.parametrize("rule", [Closed(), ClosedPages(), ClosedMixin()])
+@pytest.mark.parametrize("kind", SAFE_KINDS)
+def test_a_rule_holds_before_the_body(serve: Serve, add: Add, kind: Kind, rule: Rule) -> None:
+    add(rule)
+    served = serve(kind)
+    fields = [("Content-Length", "1000000")]
+    with Client(served.address) as client:
+        refused(client.ask(message("POST", "/handler/act", None, fields)), "closed today")
+        assert client.rest() == b""
+
+
 @pytest.mark.parametrize("kind", SAFE_KINDS)
 def test_a_rule_that_fails(serve: Serve, add: Add, kind: Kind) -> None:
     """A rule with a mistake refuses every request."""

@@ -343,15 +343,16 @@ def test_address(host: str) -> None:
 
 def test_names_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "Node7.cluster")
-    rules = guarded(hosts=("Service.local", "end.", "::1", "\xe4", ""))
+    rules = guarded(hosts=("Service.local", "*.Pods.x", "end.", "::1", "\xe4", "", "*.", "*.\xe4"))
     for host in (
-        "node7.cluster", "NODE7", "nOde7.clusteR:9", "node7.cluster.internal:80", "service.LOCAL:1",
-        "node7.x", "localhost",
+        "node7.cluster", "NODE7", "nOde7.clusteR:9", "a.pods.x:80", "A.B.PODS.X", "service.LOCAL:1",
+        "end", "localhost",
     ):  # fmt: skip
         assert let_in(*rules, head(b"GET / HTTP/1.1", f"Host: {host}\r\n".encode())), host
     for host in (
-        "node70", "node7x.cluster", "cluster", "x.node7.cluster", "service", "end.", "end",
-        "node7.", "::1", "node7.x.", "node7.!",
+        "node70", "node7x.cluster", "cluster", "x.node7.cluster", "service", "end.",
+        "node7.", "::1", "node7.x", "node7.!", "pods.x", ".pods.x", "apods.x", "a.pods.x.",
+        "a!.pods.x", "a.pods.x.evil", "x.",
     ):  # fmt: skip
         assert not let_in(*rules, head(b"GET / HTTP/1.1", f"Host: {host}\r\n".encode())), host
     monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
@@ -359,10 +360,10 @@ def test_names_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not let_in(*guarded(), evil)
 
 
-@pytest.mark.parametrize("prefix", ["", ".", "x", "a b.", "\xe4."])
-def test_prefix_that_is_none(prefix: str) -> None:
-    table = Table([], rules=[(NativeForm("host", (b"host",), prefix=prefix), None)])
-    for host in (b"xy", b"x.y", b".y", b"a.y", b"y"):
+@pytest.mark.parametrize("suffix", ["", ".", "..", "a b.", ".a b", ".\xe4", ".a."])
+def test_suffix_that_is_none(suffix: str) -> None:
+    table = Table([], rules=[(NativeForm("host", (b"host",), suffixes=(suffix,)), None)])
+    for host in (b"xy", b"x.y", b".y", b"a.y", b"y", b"b", b"x.a.", b"x."):
         assert not seen(head(b"GET / HTTP/1.1", b"Host: " + host + b"\r\n"), table).allowed
 
 

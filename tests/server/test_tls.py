@@ -128,9 +128,9 @@ def test_registered_as_https(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- who doesn't get as far as a request --------------------------------------------------------
 
 
-def plain(served: Served) -> socket.socket:
+def plain(served: Served, source: str = "127.0.0.1") -> socket.socket:
     assert isinstance(served.address, TlsAddress)
-    return socket.create_connection(served.address, 20)
+    return socket.create_connection(served.address, 20, (source, 0))
 
 
 def test_who_speaks_no_tls(serve: Serve) -> None:
@@ -168,6 +168,19 @@ def ended(sock: socket.socket) -> bool:
         return False
     except OSError:
         return True
+
+
+def test_silent_clients_keep_nobody_out(serve: Serve) -> None:
+    """The oldest handshake goes, not the newcomer; and not that of a peer which has few."""
+    served = serve("tls")
+    with contextlib.ExitStack() as stack:
+        few = [stack.enter_context(plain(served, "127.0.0.2")) for _ in range(3)]
+        silent = [stack.enter_context(plain(served)) for _ in range(80)]
+        for _ in range(3):
+            assert ask(served.address, post("ping")).body == b"pong"
+        wait_until(lambda: sum(ended(sock) for sock in silent) >= 80 + 3 - tls.MAX_HANDSHAKES)
+        assert not any(ended(sock) for sock in (*few, *silent[-10:]))
+        assert all(ended(sock) for sock in silent[:15])
 
 
 def test_client_that_takes_nothing(serve: Serve) -> None:

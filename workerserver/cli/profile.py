@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import IO, Any, TextIO
 
 from workerserver.cli.console import Output, counting
-from workerserver.cli.errors import UsageError
+from workerserver.cli.errors import OutputError, UsageError
 from workerserver.cli.job_command import ask, find, job_parser, write_json
 from workerserver.cli.text import positive_seconds
 from workerserver.cluster.ask import bodies
@@ -117,8 +117,14 @@ def _ask_all(
             if failed.failure.reason != "missing":
                 raise
         answer = await visit.ask(question)
-        made.body = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        made.body.write(answer.body)
+        try:
+            # Without a buffer, which would be written, and fail, once more at the end.
+            made.body = stack.enter_context(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
+            left = memoryview(answer.body)
+            while left:
+                left = left[made.body.write(left) :]
+        except OSError as error:  # no rank is to blame
+            full.append(error)
         early = answer.fields.get("x-ended-early")
         made.note = f"ended early: {early}" if early is not None else None
         return made
@@ -134,8 +140,12 @@ def _ask_all(
             for worker, result in results.items()
         ]
 
+    full: list[OSError] = []
     with counting("profiling", len(workers)) as done:
         found = ask(options, everybody)
+    if full:
+        place = tempfile.tempdir or "temporary files"  # not gettempdir(): it fails on a full disk
+        raise OutputError(f"{place} (see TMPDIR), where traces are kept", full[0])
     return sorted(found, key=lambda each: (1 << 62 if each.rank is None else each.rank, each.name))
 
 
@@ -164,7 +174,7 @@ def _write(path: str, found: Sequence[Profiled], base_ns: int) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(part)
-        raise UsageError(f"{path}: {error.strerror}") from None
+        raise OutputError(path, error) from None
 
 
 def _events(profiled: Profiled, number: int, base_ns: int) -> Iterator[dict[str, Any]]:

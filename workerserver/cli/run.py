@@ -6,13 +6,12 @@ import argparse
 import atexit
 import contextlib
 import os
-import stat
 import sys
-import tempfile
 from collections.abc import Sequence
 
 from workerserver.cli.errors import UsageError
 from workerserver.cli.program import LoadError, Module, Program, Script, execute, hide_our_frames
+from workerserver.process.run_folder import make_run_folder, run_folder
 
 __all__ = ["main"]
 
@@ -116,20 +115,23 @@ def _environment_decides() -> bool:
 def default_socket() -> str:
     """``<tempdir>/workerserver-<uid>/rank<RANK>-<pid>.sock``, or ``<pid>.sock`` without a RANK.
 
-    Makes the folder with mode 0700. UsageError if the folder exists but other users have access:
-    another user could replace our socket.
+    Makes the folder with mode 0700. If another user has made a folder of that name, makes one with
+    a longer name instead. UsageError if the folder is ours but other users have access: another
+    user could replace our socket.
     """
-    folder = os.path.join(tempfile.gettempdir(), f"workerserver-{os.geteuid()}")
+    usual = run_folder()
     try:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(folder, 0o700)
-        status = os.lstat(folder)
+        folder = make_run_folder()
+    except NotADirectoryError:
+        raise UsageError(f"{usual} is not a folder; remove it or give --socket") from None
+    except PermissionError as error:
+        if error.errno is not None:
+            raise UsageError(f"can't make {usual}: {error.strerror}; give --socket") from None
+        raise UsageError(
+            f"{usual} is open to other users; make it yours (0700) or give --socket"
+        ) from None
     except OSError as error:
-        raise UsageError(f"can't make {folder}: {error.strerror}; give --socket") from None
-    if not stat.S_ISDIR(status.st_mode):
-        raise UsageError(f"{folder} is not a folder; remove it or give --socket")
-    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise UsageError(f"{folder} is open to other users; make it yours (0700) or give --socket")
+        raise UsageError(f"can't make {usual}: {error.strerror}; give --socket") from None
     rank = os.environ.get("RANK", "")
     prefix = f"rank{rank}-" if rank.isdecimal() else ""
     return os.path.join(folder, f"{prefix}{os.getpid()}.sock")

@@ -11,6 +11,7 @@ from typing import Any
 from workerserver.cli.console import Output, rich_table
 from workerserver.cli.job_command import ask, find, job_parser, unreachable
 from workerserver.cli.looks import add_every, looks
+from workerserver.cli.streams import reader_left
 from workerserver.cli.text import seconds
 from workerserver.cluster.ask.client import Client
 from workerserver.cluster.ask.rounds import Part, Round
@@ -72,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
                     out.table(HEADER, [_cells(row) for row in table])
                     out.line()
                 sys.stdout.flush()
+                if reader_left():
+                    break
         return 2 if not answered else 0 if answered == asked else 1
 
     return ask(options, watch)

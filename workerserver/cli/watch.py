@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from workerserver.cli import complain
 from workerserver.cli.console import Output
 from workerserver.cli.diagnose import STYLES, report
 from workerserver.cli.errors import UsageError
@@ -63,7 +64,10 @@ def main(argv: Sequence[str]) -> int:
             history.append(look)
             verdict = diagnose(list(history), size)
             status = verdict.status
-            folder.add(look.started, report(verdict, [look]))
+            try:
+                folder.add(look.started, report(verdict, [look]))
+            except OSError as error:  # the disk is full, say; the next round may find room
+                complain(f"{options.folder}: {error.strerror}; this round's file is left out")
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(look.started))
             out.line(f"{at}  {WORDS[status]}  {verdict.sentence}", STYLES[status])
             sys.stdout.flush()
@@ -88,7 +92,7 @@ class Folder:
             raise UsageError(f"{path}: {error.strerror}") from None
 
     def add(self, when: float, fields: dict[str, Any]) -> None:
-        """Write a whole file or none. UsageError if the file can't be written."""
+        """Write a whole file or none. OSError if the file can't be written."""
         second = time.strftime("%Y%m%dT%H%M%S", time.gmtime(when))
         name = f"round-{second}.{int(when % 1 * 1000):03}Z.json"
         part = os.path.join(self._path, f".{name}.part")
@@ -97,10 +101,10 @@ class Folder:
                 json.dump(fields, file)
                 file.write("\n")
             os.replace(part, os.path.join(self._path, name))
-        except OSError as error:
+        except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(part)
-            raise UsageError(f"{self._path}: {error.strerror}") from None
+            raise
         self._names = sorted({*self._names, name})
         while len(self._names) > self._keep:
             with contextlib.suppress(OSError):

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Publication", "hub_of", "standby_threads"]
 
+ENTER_SECONDS = 5.0  # for the I/O thread's first steps, which need the GIL
 GIL_WATCH_SECONDS = 5.0  # seconds between two turns that the I/O thread asks for
 RELAY_AFTER_SECONDS = 0.02  # seconds from the start until torch's own server is started too
 
@@ -68,8 +69,8 @@ class Plan(NamedTuple):
 def hub_of(thread: LoopThread) -> NativeHub:
     """The I/O thread that works for *thread*'s loop, started if need be; on the loop's thread.
 
-    Raises ValueError for a WORKERSERVER_GIL_WATCH that is no number of seconds, RuntimeError or
-    OSError if the I/O thread can't be started.
+    Raises ValueError for a WORKERSERVER_GIL_WATCH that is no number of seconds, OSError if
+    the I/O thread can't be started.
     """
     for attached in thread.attached:
         if isinstance(attached, NativeHub):
@@ -85,6 +86,10 @@ def hub_of(thread: LoopThread) -> NativeHub:
     watch_switch(watch > 0)
     try:
         threads.start(hub.thread)
+        # Started is not enough: the thread needs the GIL once more before it serves. C code that
+        # takes the GIL right after the constructor would keep it from that.
+        if not hub.await_thread(ENTER_SECONDS):
+            raise TimeoutError(f"the I/O thread did not begin to serve in {ENTER_SECONDS:g} s")
     except BaseException:
         hub.close()
         raise
@@ -136,6 +141,7 @@ class Publication:
         if not self._relayed and fallback.start_if_possible():
             self._hub.set_relay(fallback.path_bytes() or b"", *fallback.listener())
             self._relayed = True
+        prepare()  # again, after a shortage that may have passed
         self.refresh()
 
     def refresh(self) -> None:

@@ -42,7 +42,11 @@ class LoopThread:
         self.attached: dict[object, Callable[[], None]] = {}
         self._ready = threading.Event()
         self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
-        threads.start(self.thread)
+        try:
+            threads.start(self.thread)
+        except BaseException:
+            self.loop.close()
+            raise
         self._ready.wait()
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -25,9 +26,15 @@ def blocked_signals() -> Iterator[None]:
 
 
 def start(thread: threading.Thread) -> None:
-    """Start *thread* with all signals blocked."""
+    """Start *thread* with all signals blocked. OSError if the process may have no more threads."""
     with blocked_signals():
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise OSError(
+                errno.EAGAIN,
+                "no thread can be started: a limit of the user, the container or the memory",
+            ) from error
 
 
 def name_this_thread(name: str) -> None:

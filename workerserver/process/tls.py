@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ __all__ = ["Acceptor", "tls_from_environment"]
 logger = logging.getLogger("workerserver")
 
 CERTIFICATE, KEY = "WORKERSERVER_TLS_CERT", "WORKERSERVER_TLS_KEY"
-#: Handshakes at one time; a connection beyond that is closed.
+#: Handshakes at one time.
 MAX_HANDSHAKES = 64
 #: Time that a client gets to end its side after we closed ours.
 FAREWELL_SECONDS = 5.0
@@ -77,7 +78,8 @@ class Acceptor:
         self._factory = factory
         self._timeout = timeout
         self._loop: Any = asyncio.get_running_loop()  # uvloop's knows more than mypy
-        self._handshakes: set[asyncio.Task[None]] = set()
+        # The oldest first; with the peer's host.
+        self._handshakes: dict[asyncio.Task[None], str] = {}
         self._task = self._loop.create_task(self._accept(listener))
 
     def close(self) -> None:
@@ -91,17 +93,35 @@ class Acceptor:
         with listener:
             while True:
                 try:
-                    sock, _ = await self._loop.sock_accept(listener)
+                    sock, peer = await self._loop.sock_accept(listener)
                 except OSError as error:
                     logger.debug("no connection could be accepted: %s", error)
                     await asyncio.sleep(PAUSE_SECONDS)
                     continue
-                if len(self._handshakes) >= MAX_HANDSHAKES:
-                    sock.close()
-                    continue
+                self._make_room(peer[0])
                 task = self._loop.create_task(self._take_in(sock))
-                self._handshakes.add(task)
-                task.add_done_callback(self._handshakes.discard)
+                self._handshakes[task] = peer[0]
+                task.add_done_callback(self._forget)
+
+    def _make_room(self, host: str) -> None:
+        """If no place is left for *host*, end the oldest handshake of the peer that has most.
+
+        So who says nothing loses the place, and not who comes next; and a peer with a few
+        handshakes keeps them, however many another peer begins.
+        """
+        if len(self._handshakes) < MAX_HANDSHAKES:
+            return
+        counts = Counter(self._handshakes.values())
+        counts[host] += 1
+        ((busiest, _),) = counts.most_common(1)
+        task = next((each for each, peer in self._handshakes.items() if peer == busiest), None)
+        if task is None:  # each peer has one
+            task = next(iter(self._handshakes))
+        self._forget(task)
+        task.cancel()
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._handshakes.pop(task, None)
 
     async def _take_in(self, sock: socket.socket) -> None:
         try:

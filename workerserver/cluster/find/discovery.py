@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +14,7 @@ from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.find.hosts import from_collectors, from_dns, from_hosts_file, from_slurm
 from workerserver.cluster.find.store import workers_in_store
 from workerserver.cluster.model import Worker
+from workerserver.process.run_folder import run_folder, run_folders
 
 __all__ = ["Options", "discover", "from_template"]
 
@@ -129,14 +130,20 @@ def _places(
 def _own_folder() -> list[Worker]:
     """The sockets of ``workerserver run``. Any user can make a folder with that name, so this
     function checks the owner: our token must not go to another user's sockets."""
-    folder = os.path.join(tempfile.gettempdir(), f"workerserver-{os.geteuid()}")
+    usual = run_folder()
+    found: list[Worker] = []
+    for folder in run_folders():
+        with contextlib.suppress(ClusterError):  # no socket in it
+            found += sockets(os.path.join(folder, "*"))
+    if found:
+        return found
     try:
-        owner = os.lstat(folder).st_uid
+        owner = os.lstat(usual).st_uid
     except OSError as error:
-        raise ClusterError(f"{folder}: {error.strerror}") from None
+        raise ClusterError(f"{usual}: {error.strerror}") from None
     if owner != os.geteuid():
-        raise ClusterError(f"{folder}: belongs to another user")
-    return sockets(os.path.join(folder, "*"))
+        raise ClusterError(f"{usual}: belongs to another user")
+    return sockets(os.path.join(usual, "*"))
 
 
 def _torchrun(address: str, world_size: int | None, options: Options) -> list[Worker]:

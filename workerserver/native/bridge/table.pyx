@@ -81,14 +81,14 @@ cdef class Table:
 
     def __cinit__(self, routes, *, rules=(), limits=_DEFAULTS):
         entries = _entries(routes)
-        forms = [(form, [host for host in map(_plain, form.names) if host], _prefix(form.prefix),
+        forms = [(form, [host for host in map(_plain, (*form.names, *form.suffixes)) if host],
                   action) for form, action in rules]
         texts = [entry[1] for entry in entries]
-        for form, hosts, prefix, _ in forms:
-            texts += [*hosts, prefix, form.token]
+        for form, hosts, _ in forms:
+            texts += [*hosts, form.token]
         self._routes = <Route*>calloc(len(entries) + 1, sizeof(Route))
         self._rules = <Rule*>calloc(len(forms) + 1, sizeof(Rule))
-        self._names = <Text*>calloc(sum(len(hosts) for _, hosts, _, _ in forms) + 1, sizeof(Text))
+        self._names = <Text*>calloc(sum(len(hosts) for _, hosts, _ in forms) + 1, sizeof(Text))
         self._text = <char*>calloc(sum(map(len, texts)) + 1, 1)
         if (
             self._routes == NULL or self._rules == NULL or self._names == NULL
@@ -115,7 +115,7 @@ cdef class Table:
         cdef Text* names = self._names
         cdef Rule* rule
         cdef int i
-        for i, (form, hosts, prefix, action) in enumerate(forms):
+        for i, (form, hosts, action) in enumerate(forms):
             rule = &self._rules[i]
             rule.kind = _RULE_KINDS[form.kind]
             rule.names = names
@@ -123,7 +123,6 @@ cdef class Table:
             for host in hosts:
                 names[0] = self._keep(host)
                 names += 1
-            rule.prefix = self._keep(prefix)
             rule.token = self._keep(form.token)
             if form.kind == "peer":
                 rule.uid = form.uid
@@ -197,14 +196,6 @@ cdef list _entries(routes):
         if name and name != path:
             entries.append((entry[0], entry[1] + b"/", entry[2], action))
     return entries
-
-
-cdef bytes _prefix(str prefix):
-    """*prefix*, the beginning of host names, in lower case; b"" if it can't be compared."""
-    if prefix is None or not prefix.endswith("."):
-        return b""
-    start = _plain(prefix[:-1])
-    return start + b"." if start else b""
 
 
 cdef bytes _plain(str name):
