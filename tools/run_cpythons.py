@@ -1,9 +1,13 @@
-"""Builds a wheel and runs tests on every other CPython of 3.10-3.14 found here: those that need no
-torch, are not slow, and whose subject may depend on the version.
+"""Builds a wheel and runs tests on every other CPython of 3.10-3.15 that this machine has.
 
-Looked for: ``python3.X`` on PATH, and the versions that pyenv knows. The version that runs this
-script is left out (``make test`` covers it). Exit status 0 if everything found passed; a version
-that isn't there, or can't build extensions, is reported and is no failure.
+It runs the tests that need no torch, are not slow, and whose subject may depend on the version. It
+looks for ``python3.X`` on PATH, and for the versions that pyenv knows. It leaves out the version
+that runs this script, because ``make test`` covers that version. Exit status 0 if every found
+version passed. A version that is missing or can't build extensions is reported, but is no failure.
+
+With ``--chroot FOLDER`` the script also looks for the newest versions in a Debian in FOLDER. If the
+folder doesn't exist, debootstrap fills it with Debian testing (needs root, takes about a minute).
+The folder is kept.
 """
 
 from __future__ import annotations
@@ -24,9 +28,13 @@ from typing import IO
 
 from source_tree import copy_sources
 
-MINORS = range(10, 15)
-#: Folders with tests of what doesn't know the interpreter's version; `make test` has them.
-LEFT_OUT = ("benchmarks", "cli", "cluster")
+MINORS = range(10, 16)
+#: The versions whose headers a Debian in a chroot has.
+DEBIAN_MINORS = (14, 15)
+#: Tests whose subject is the sources or doesn't depend on the version. `make test` runs them.
+LEFT_OUT = ("benchmarks", "cli", "cluster", "simulator", "test_house.py")
+
+FAILED = "FAILED at the tests"
 
 PROBE = """
 import json, os, sys, sysconfig
@@ -44,6 +52,8 @@ print(json.dumps({
 class Interpreter:
     path: str
     version: tuple[int, ...]
+    root: Path | None = None
+    """The folder of the Debian that it belongs to."""
 
     @property
     def name(self) -> str:
@@ -51,7 +61,7 @@ class Interpreter:
 
 
 def output(*command: str) -> str | None:
-    """What *command* prints, or None if it can't be run or fails."""
+    """The output of *command*; None if the command can't run or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -75,7 +85,7 @@ def find(minor: int) -> Interpreter | str:
     """The first usable interpreter of this minor version, or why there is none."""
     reason = "not found"
     for path in candidates(minor):
-        # A pyenv shim exists for versions that are not switched on; it fails when it is run.
+        # pyenv has a shim even for a version that isn't switched on. Running such a shim fails.
         answer = output(path, "-c", PROBE)
         if answer is None:
             continue
@@ -89,8 +99,79 @@ def find(minor: int) -> Interpreter | str:
     return reason
 
 
+def make_debian(root: Path) -> None:
+    """Fill *root* with a small Debian testing that can build extensions."""
+    packages = ["gcc", "libc6-dev", *(f"python3.{minor}-dev" for minor in DEBIAN_MINORS)]
+    command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}"]
+    subprocess.run([*command, "testing", str(root)], check=True)
+
+
+def find_in_debian(root: Path, minor: int) -> Interpreter | str:
+    """The interpreter of this minor version below *root*, or why there is none."""
+    path = f"/usr/bin/python3.{minor}"
+    answer = output("chroot", str(root), path, "-c", PROBE)
+    if answer is None:
+        return "not found, nor in the chroot"
+    facts = json.loads(answer)
+    if not facts["headers"]:
+        return f"{path} in the chroot has no Python.h"
+    return Interpreter(path, tuple(facts["version"]), root)
+
+
+def check_in_debian(
+    interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: list[str]
+) -> str:
+    """Build and test below the root of *interpreter*, in *work*, which lies below it too.
+
+    That Debian needs neither pip nor a network: our own pip fetches wheels for its interpreter.
+    """
+    root = interpreter.root
+    assert root is not None
+    tree, tests = work / "tree", work / "tests"
+    copy_sources(tree)
+    minor = interpreter.version[1]
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    pip += ["--only-binary=:all:", "--python-version", f"3.{minor}", "--implementation", "cp"]
+    pip += ["--abi", f"cp3{minor}", "--abi", "abi3", "--abi", "none"]
+    pip += ["--constraint", str(tree / "constraints.txt")]
+
+    def inside(folder: Path) -> str:
+        return f"/{folder.relative_to(root)}"
+
+    def run(command: list[str]) -> bool:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+        return done.returncode == 0
+
+    def run_there(cwd: Path, packages: Path, command: list[str]) -> bool:
+        # In a mount namespace of its own: its mounts end with it.
+        script = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$@"'
+        place = ["env", "-i", "-C", inside(cwd), f"PYTHONPATH={inside(packages)}", "HOME=/root"]
+        place += ["LANG=C.UTF-8", f"PATH={inside(packages)}/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
+        shell = ["unshare", "--mount", "sh", "-c", script, str(root), str(root)]
+        return run([*shell, *place, interpreter.path, *command])
+
+    tools = work / "tools"
+    if not run([*pip, "--target", str(tools), "setuptools", "wheel", "Cython"]):
+        return "FAILED at the build tools"
+    build = ["setup.py", "--quiet", "bdist_wheel", "--dist-dir", inside(work / "wheels")]
+    if not run_there(tree, tools, build):
+        return "FAILED at the wheel"
+    wheel = next((work / "wheels").glob("workerserver-*.whl"))
+    packages = work / "packages"
+    if not run([*pip, "--target", str(packages), f"{wheel}[test]"]):
+        return "FAILED at the install"
+    shutil.copytree(tree, tests, ignore=shutil.ignore_patterns("workerserver", "build", "*.so"))
+    return "passed" if run_there(tests, packages, pytest_command(pytest_args)) else FAILED
+
+
+def pytest_command(pytest_args: list[str]) -> list[str]:
+    chosen = ["-m", "not torch and not cuda and not slow"]
+    chosen += [f"--ignore=tests/{name}" for name in LEFT_OUT]
+    return ["-m", "pytest", "-q", *chosen, *pytest_args]
+
+
 def check(interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: list[str]) -> str:
-    """Build, install and test in a fresh environment, all in *work*: "passed", or what failed."""
+    """Build, install and test in a fresh environment in *work*: "passed", or what failed."""
     tree = work / "tree"
     copy_sources(tree)
     environment = work / "venv"
@@ -113,22 +194,22 @@ def check(interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: lis
     wheel = next(wheels.glob("workerserver-*.whl"))
     if not run([*install, f"{wheel}[test]"], work):
         return "FAILED at the install"
-    # Without the package's sources beside them, the tests can only import the wheel.
+    # Without the package's sources beside the tests, the tests can only import the wheel.
     tests = work / "tests"
     shutil.copytree(tree, tests, ignore=shutil.ignore_patterns("workerserver", "build", "*.so"))
-    chosen = ["-m", "not torch and not cuda and not slow"]
-    chosen += [f"--ignore=tests/{folder}" for folder in LEFT_OUT]
-    command = [python, "-m", "pytest", "-q", *chosen, *pytest_args]
-    return "passed" if run(command, tests) else "FAILED at the tests"
+    return "passed" if run([python, *pytest_command(pytest_args)], tests) else FAILED
 
 
 def checked(interpreter: Interpreter, pytest_args: list[str]) -> str:
-    """What came of *interpreter*; its output is printed in one piece when it is done."""
+    """Check *interpreter*, print the whole output at once at the end, and return the result."""
     with (
-        tempfile.TemporaryDirectory(prefix="workerserver-cpythons-") as folder,
+        tempfile.TemporaryDirectory(
+            prefix="workerserver-cpythons-", dir=interpreter.root and interpreter.root / "tmp"
+        ) as folder,
         tempfile.TemporaryFile() as log,
     ):
-        result = check(interpreter, log, Path(folder), pytest_args)
+        step = check_in_debian if interpreter.root else check
+        result = step(interpreter, log, Path(folder), pytest_args)
         log.seek(0)
         text = log.read().decode(errors="replace")
     print(f"=== CPython {interpreter.name} ===\n{text}", flush=True)
@@ -138,15 +219,22 @@ def checked(interpreter: Interpreter, pytest_args: list[str]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="run_cpythons.py")
     parser.add_argument("pytest_args", nargs="*", help="further arguments for pytest")
-    pytest_args = parser.parse_args().pytest_args
+    parser.add_argument("--chroot", type=Path, metavar="FOLDER", help="a Debian testing in it")
+    options = parser.parse_args()
+    pytest_args = options.pytest_args
+    root = options.chroot and options.chroot.resolve()
+    if root and not root.exists():
+        make_debian(root)
     lines: dict[int, str] = {sys.version_info[1]: "runs `make test`"}
     running: dict[int, tuple[Interpreter, Future[str]]] = {}
-    # The tests wait more than they compute, but they do compute: as many at a time as cores.
+    # As many versions at a time as cores. The tests mostly wait, but they also compute.
     with ThreadPoolExecutor(os.cpu_count() or 1) as executor:
         for minor in MINORS:
             if minor in lines:
                 continue
             found = find(minor)
+            if isinstance(found, str) and root and minor in DEBIAN_MINORS:
+                found = find_in_debian(root, minor)
             if isinstance(found, str):
                 lines[minor] = f"missing ({found})"
             else:

@@ -42,6 +42,7 @@ cdef enum Phase:
 cdef enum ChunkPart:
     CHUNK_SIZE  # hexadecimal digits
     CHUNK_EXTENSION  # up to the line's end
+    CHUNK_SIZE_END  # the line's end behind a size without an extension
     CHUNK_DATA  # with the CRLF after it
     CHUNK_LINES  # the last chunk, trailers, and what isn't a chunk: line by line
 
@@ -51,6 +52,7 @@ cdef class RequestParser:
     cdef int _max_headers
     cdef Py_ssize_t _max_body
     cdef Py_ssize_t _max_chunks
+    cdef object _judge  # callable with a ParsedRequest, or None
     cdef object _http  # httptools.HttpRequestParser
     cdef object _buffer  # bytes or bytearray
     cdef Py_ssize_t _start
@@ -70,6 +72,9 @@ cdef class RequestParser:
     cdef ChunkPart _chunk_part
     cdef Py_ssize_t _chunk_left  # CHUNK_SIZE: as far as read; CHUNK_DATA: bytes still to come
     cdef Py_ssize_t _chunk_count
+    cdef Py_ssize_t _chunk_digits  # CHUNK_SIZE: as far as read
+    cdef Py_ssize_t _announced  # bytes of body in the chunks so far
+    cdef Py_ssize_t _extensions  # bytes of chunk extensions so far
     cdef bytes _coding  # a Transfer-Encoding other than chunked, or None
     cdef int _header_count
     cdef int _hosts

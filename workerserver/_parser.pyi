@@ -7,6 +7,7 @@ MAX_HEAD: Final[int]
 MAX_HEADERS: Final[int]
 MAX_BODY: Final[int]
 MAX_CHUNKS: Final[int]
+MAX_EXTENSIONS: Final[int]
 MAX_PARAMETERS: Final[int]
 
 def unquote(raw: bytes, plus: bool = ...) -> str: ...
@@ -60,6 +61,7 @@ class RequestParser:
         max_headers: int = ...,
         max_body: int = ...,
         max_chunks: int = ...,
+        judge: Any = ...,  # Callable[[ParsedRequest], object] | None
     ) -> None: ...
     def receive_data(self, data: bytes) -> None: ...
     def next_request(self) -> ParsedRequest | None: ...

@@ -72,7 +72,7 @@ class StoreRegistration:
         _live.add(self)
         try:
             threads.start(self._thread)
-        except RuntimeError as error:  # no more threads: training goes on without the entry
+        except OSError as error:  # no more threads: training goes on without the entry
             _live.discard(self)
             logger.warning("not registered with the job's store: %s", error)
 

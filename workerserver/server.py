@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from workerserver.handlers import default_registry
 from workerserver.handlers.metrics import metrics_response
 from workerserver.http._protocol import ServerState, WorkerProtocol
-from workerserver.http.access import AccessPolicy, standard_rules
+from workerserver.http.access import AccessPolicy, hosts_from_environment, standard_rules
 from workerserver.http.limits import Limits
 from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
@@ -39,6 +40,8 @@ from workerserver.process.sockets import (
 from workerserver.process.tls import Acceptor, tls_from_environment
 from workerserver.types import Response
 
+if TYPE_CHECKING:
+    from workerserver.native._bridge import NativeHub
 if sys.platform == "linux" or TYPE_CHECKING:
     # Here and not at the first start, which is to be quick.
     from workerserver.native.publication import Publication, hub_of, standby_threads
@@ -50,6 +53,9 @@ Transport = Literal["native", "uvloop"]
 logger = logging.getLogger("workerserver")
 START_SECONDS = 10.0
 GRACE_SECONDS = 1.0
+#: What a system call says that isn't there, or is forbidden, for as long as the process lives.
+NOT_HERE = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL)
+_warned = False  # that the native transport is not available
 
 
 class WorkerServer:
@@ -85,10 +91,12 @@ class WorkerServer:
         self._asked = _address_key(host_or_file, port)
         self._unix = port == -1
         self._token = token or token_from_environment()
+        self._hosts = () if self._unix else (host_or_file, *hosts_from_environment())
         self._tls = None if self._unix and tls is None else tls or tls_from_environment()
         if self._tls is not None and (self._unix or transport == "native"):
             raise ValueError(f"no TLS on {'a Unix socket' if self._unix else 'transport native'}")
         self._transport = _choose_transport(transport if self._tls is None else "uvloop")
+        self._may_fall_back = not (transport or os.environ.get("WORKERSERVER_TRANSPORT"))
         limits = limits or Limits.from_environment()
         self._lock = threading.RLock()  # a signal handler may shut down what is shutting down
         self._closed = False
@@ -139,7 +147,7 @@ class WorkerServer:
             standard_rules(
                 unix=self._unix,
                 token=self._token,
-                hosts=(self._host_or_file,) if self._host_or_file else (),
+                hosts=self._hosts,
             )
         )
         self._router = Router(self.registry, self._metrics)
@@ -161,8 +169,9 @@ class WorkerServer:
 
     async def _listen(self) -> None:
         loop = self._thread.loop
-        if self._transport == "native":
-            self._native = Publication(hub_of(self._thread), self._socket.fileno(), self.state)
+        hub = self._native_hub() if self._transport == "native" else None
+        if hub is not None:
+            self._native = Publication(hub, self._socket.fileno(), self.state)
             return
         factory: Any = partial(WorkerProtocol, self.state)  # asyncio's methods, not its base class
         if self._tls is not None:
@@ -171,6 +180,25 @@ class WorkerServer:
             return
         create = loop.create_unix_server if self._unix else loop.create_server
         self._asyncio_server = await create(factory, sock=self._socket, backlog=BACKLOG)
+
+    def _native_hub(self) -> NativeHub | None:
+        """The I/O thread; None, with a warning, where a filter of the container or an old kernel
+        has no timerfd, say, and nobody asked for this very transport."""
+        global _warned
+        try:
+            return hub_of(self._thread)
+        except OSError as error:
+            if not self._may_fall_back or error.errno not in NOT_HERE:
+                raise
+            if not _warned:
+                _warned = True
+                logger.warning(
+                    "the native I/O thread can't run here (%s): serving with uvloop's transport, "
+                    "which does not answer while the GIL is held",
+                    error.strerror,
+                )
+        self._transport = "uvloop"
+        return None
 
     # --- what it is
 

@@ -54,7 +54,7 @@ def test_a_closed_loop(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert first == f"POST /handler/ping at {path}, 4 connections"
     assert re.fullmatch(r"100 requests in [0-9.]+ s", second)
-    assert re.fullmatch(r"answered: 100, [0-9]+ per second, [0-9]+ bytes received", answered)
+    assert re.fullmatch(r"answered: 100, [0-9]+ per second, [0-9]+ (?:bytes|kB) received", answered)
     assert (statuses, failed, empty) == ("statuses: 100 x 200", "failed: none", "")
     assert head.split() == ["p50", "p90", "p99", "p99.9", "max"]
     assert re.fullmatch(f"latency{ROW}", row)

@@ -143,7 +143,7 @@ KINDS = {
 
 
 def torchs_verdict(name: str) -> dict[str, Any]:
-    """By group: the first operation that torch's analyser finds wrong, and what."""
+    """By group: the first operation that torch's analyser finds wrong, and the kind of mistake."""
     from torch.distributed.flight_recorder.components import builder, utils
 
     traces = flights(name)
@@ -162,7 +162,12 @@ def torchs_verdict(name: str) -> dict[str, Any]:
     entries = {rank: copy.deepcopy(each["entries"]) for rank, each in traces.items()}
     entries = utils.align_trace_from_beginning(entries)
     _, groups, _, memberships, guids = builder.build_groups_memberships(config)
-    _, collectives, _ = builder.build_collectives(entries, groups, memberships, guids, "2.10")
+    try:
+        _, collectives, _ = builder.build_collectives(entries, groups, memberships, guids, "2.10")
+    except AssertionError as error:
+        if "name formatting error" in str(error):
+            pytest.skip("this torch's analyser knows no operations of gloo")  # 2.10
+        raise
     found: dict[str, Any] = {}
     for each in sorted(collectives, key=lambda one: one.collective_seq_id):
         label = each.pg_desc.partition(":")[2]
@@ -398,7 +403,7 @@ def damage(value: Any, draw: st.DataObject) -> Any:
     return draw.draw(json_values)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.data())
 def test_a_damaged_trace_is_one_ranks_problem(draw: st.DataObject) -> None:
     """The others' part of the finding stays as it is."""
@@ -479,7 +484,7 @@ def test_packed_ranks_of_summaries() -> None:
 
 
 def test_few_characters_are_no_endless_list() -> None:
-    """One worker that names many huge groups costs one such list, and nobody else's are lost."""
+    """A worker that names many huge groups costs one such list. Other workers' groups are kept."""
     shared = Shared()
     huge = read(None, described("0-4095", *(f"0-{MAX_RANKS - i}" for i in range(1, 99))), shared)
     known = [group.ranks for group in huge.groups.values() if group.ranks is not None]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.lifecycle import PROGRAMS
+from support.lifecycle import PROGRAMS, run_isolated
 
 from workerserver.handlers import flight_recorder
 from workerserver.http.registry import Registry
@@ -20,6 +20,8 @@ torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.torch
 
+#: torch 2.15 and later.
+HAS_BACKENDS = hasattr(torch._C._distributed_c10d, "_reset_fr_trace")
 HAS_NCCL = hasattr(torch._C._distributed_c10d, "_dump_nccl_trace")
 NCCL_HANDLERS = ("dump_nccl_trace_pickle", "dump_nccl_trace_json")
 UNKNOWN = "Invalid parameters - unexpected param passed in"
@@ -284,7 +286,7 @@ def run_ranks(tmp_path: Path) -> list[dict[str, Any]]:
         for process in ranks:
             out, err = process.communicate(timeout=100)
             assert process.returncode == 0, err
-            answers.append(json.loads(out))
+            answers.append(json.loads(out.splitlines()[-1]))  # torch 2.10 prints lines before
     finally:
         for process in ranks:
             process.kill()
@@ -318,3 +320,32 @@ def test_summary_names_the_operation_that_a_rank_has_not_entered(tmp_path: Path)
         # thread_name and the rest are the same recorder's: the answers are equal to the letter.
         assert answer["fr_trace_json"] == answer["torch"]
         assert answer["torch"][0] == "application/json"
+
+
+@pytest.mark.skipif(not HAS_BACKENDS, reason="this torch has one recorder for all but NCCL")
+def test_a_recorder_for_each_backend(short_path: Path) -> None:
+    done = run_isolated(
+        "handlers/hooked_backend.py",
+        str(short_path),
+        WORKERSERVER_TORCH_FALLBACK="1",
+        TORCH_FR_BUFFER_SIZE="2000",
+    )
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout.splitlines()[-1])
+    summary, afterwards = answers.pop("fr_summary"), answers.pop("afterwards")
+    for target, (ours, theirs) in answers.items():
+        if target == "fr_dump_file?backend=mine":  # the second may find the first one at it
+            assert (ours[0], theirs[0]) == (200, 200)
+            assert ours[2] == "Flight Recorder dump initiated for rank 0"
+        else:
+            assert ours == theirs, target
+    assert answers["fr_dump_file"][0][0] == 503
+    trace = json.loads(answers["fr_trace_json?backend=mine"][0][2])
+    assert trace != json.loads(answers["fr_trace_json"][0][2])
+
+    (group,) = summary["groups"]
+    assert list(group)[-1] == "backend"
+    assert (group["recorder"], group["backend"], group["ranks"]) == ("fr", "mine", "0")
+    assert (group["last_issued"]["op"], group["last_issued"]["seq"]) == ("mine:all_reduce", 2)
+    (group,) = afterwards["groups"]
+    assert (group["backend"], group["last_issued"]["seq"]) == ("mine", 2)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.requests.hosts import HOSTS
 from support.served import Connect, Kind, Serve, Served
-from support.wire import ask, message, post
+from support.wire import Client, ask, message, post
 
 from workerserver import WorkerServer
 from workerserver._parser import RequestParser
@@ -83,7 +83,7 @@ def test_token_from_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_token_file_that_holds_none(
     monkeypatch: pytest.MonkeyPatch, short_path: Path, content: bytes | None
 ) -> None:
-    """Somebody asked for protection: no server is better than one without it."""
+    """If somebody asked for protection, no server is better than a server without protection."""
     file = short_path / "token"
     if content is not None:
         file.write_bytes(content)
@@ -160,9 +160,18 @@ def test_host_in_the_target_counts(ours_tcp: Served) -> None:
 
 
 def test_host_on_a_unix_socket(ours_unix: Served) -> None:
-    """No DNS name leads to a Unix socket: clients put what they like there."""
-    for host in ("evil.example", "", "worker"):
+    """No DNS name leads to a Unix socket, so clients may send any Host there."""
+    for host in ("evil.example", "worker"):
         assert ask(ours_unix.address, message("GET", "/", host=host)).status == 200
+
+
+def test_empty_host(served: Served) -> None:
+    """An http URI has an authority, so its Host field is never empty (RFC 9110, 4.2.1 and 7.2)."""
+    for host in ("", " \t"):
+        with Client(served.address) as client:
+            reply = client.ask(message("GET", "/", host=host))
+            assert (reply.status, reply.text) == (400, "Malformed request: bad Host field")
+            assert client.rest() == b""
 
 
 def _request(host: str) -> object:
@@ -173,15 +182,87 @@ def _request(host: str) -> object:
 
 def test_names_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "Node7.cluster")
-    policy = AccessPolicy(standard_rules(unix=False, hosts=("Service.local",)))
-    for host in ("node7.cluster", "NODE7", "node7.cluster.internal:80", "service.LOCAL:1"):
+    hosts = ("Service.local", "*.Pods.local", "end.")
+    policy = AccessPolicy(standard_rules(unix=False, hosts=hosts))
+    for host in (
+        "node7.cluster", "NODE7", "service.LOCAL:1", "a.pods.local", "A.b.pods.LOCAL.:80", "end",
+        "end.",
+    ):  # fmt: skip
         policy.check(_request(host))  # type: ignore[arg-type]
-    for host in ("node70", "node7x.cluster", "cluster", "x.node7.cluster", "service"):
-        with pytest.raises(Forbidden):
+    for host in (
+        "node70", "node7x.cluster", "cluster", "x.node7.cluster", "service", "pods.local",
+        ".pods.local", "xpods.local", "a.pods.local.evil", "node7.cluster.internal:80",
+        "node7.evil.example",
+    ):  # fmt: skip
+        with pytest.raises(Forbidden, match="WORKERSERVER_HOSTS"):
             policy.check(_request(host))  # type: ignore[arg-type]
     monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
     with pytest.raises(Forbidden):
         AccessPolicy(standard_rules(unix=False)).check(_request("localhost.evil.example"))  # type: ignore[arg-type]
+
+
+def test_hosts_from_environment(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKERSERVER_HOSTS", " node7-ib0 ,, *.cluster.internal,")
+    for kind in ("tcp", "uvloop-tcp", "tls"):
+        address = serve(kind).address
+        for host in (
+            "NODE7-ib0:80",
+            "node7.cluster.internal",
+            "a.b.cluster.internal.",
+            "localhost",
+        ):
+            assert ask(address, message("GET", "/", host=host)).status == 200
+        for host in ("cluster.internal", "node7-ib0.evil.example", "node7.cluster.internal.evil"):
+            reply = ask(address, message("GET", "/", host=host))
+            assert reply.status == 403
+            assert "WORKERSERVER_HOSTS" in reply.text
+
+
+@pytest.mark.parametrize(
+    "text", ["*", "*.", "a.*", "*a.b", "node7:80", "http://node7", "a b", "a..b", ".a", "\xe4"]
+)
+def test_hosts_that_are_none(monkeypatch: pytest.MonkeyPatch, no_leaks: None, text: str) -> None:
+    monkeypatch.setenv("WORKERSERVER_HOSTS", f"node7, {text}")
+    with pytest.raises(ValueError, match=r"^WORKERSERVER_HOSTS: .* is no host name"):
+        WorkerServer("127.0.0.1", 0)
+
+
+# --- before the body ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "uvloop-tcp", "tls"])
+def test_refused_before_the_body(serve: Serve, kind: Kind) -> None:
+    """No byte of the body has come, and none is waited for; nor is any asked for with 100."""
+    served = serve(kind, token=TOKEN)
+    wrong = ("Authorization", "Bearer wrong")
+    length, chunked = ("Content-Length", str(10 << 20)), ("Transfer-Encoding", "chunked")
+    for fields in ([length], [chunked], [wrong, length], [length, ("Expect", "100-continue")]):
+        with Client(served.address) as client:
+            reply = client.ask(message("POST", "/handler/ping", None, fields))
+            assert (reply.status, reply.header("Connection")) == (401, "close")
+            assert client.rest() == b""
+    with Client(served.address) as client:
+        reply = client.ask(
+            message("POST", "/handler/ping", None, [BEARER, ("Origin", "x"), length])
+        )
+        assert (reply.status, reply.header("Connection")) == (403, "close")
+    # The same answer if the body comes with the head; one with a token is read.
+    with Client(served.address) as client:
+        reply = client.ask(post("ping", b"x=1"))
+        assert (reply.status, reply.header("Connection")) == (401, "close")
+    with Client(served.address) as client:
+        assert client.ask(post("ping", b"x=1", [BEARER])).body == b"pong"
+
+
+def test_two_authorizations(serve: Serve, kind: Kind) -> None:
+    """Neither the first nor the last counts (RFC 9110, 5.3)."""
+    served = serve(kind, token=TOKEN)
+    wrong = ("authorization", "Bearer wrong")
+    for fields in ([BEARER, wrong], [wrong, BEARER], [BEARER, BEARER]):
+        with Client(served.address) as client:
+            reply = client.ask(post("ping", b"", fields))
+            assert reply.status == 400
+            assert "Authorization" in reply.text
 
 
 # --- exposure -------------------------------------------------------------------------------------
@@ -202,7 +283,7 @@ def test_required_token_on_loopback(
 ) -> None:
     monkeypatch.setenv("WORKERSERVER_REQUIRE_TOKEN", "1")
     with WorkerServer(host, 0) as server:
-        assert ask(("127.0.0.1", server.port), post("ping")).body == b"pong"
+        assert ask((host, server.port), post("ping")).body == b"pong"  # localhost may be ::1
 
 
 @pytest.mark.parametrize(

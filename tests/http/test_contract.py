@@ -417,14 +417,17 @@ def test_expect_100_continue(target: Target) -> None:
 
 
 def test_pipelining(target: Target) -> None:
-    """torch drops requests that were read together with another."""
+    """torch drops requests that were read together with another; torch 2.10 drops them all once
+    the client has ended its side."""
+    version = pytest.importorskip("torch").__version__
+    theirs = [] if version.startswith("2.10.") else [200]
     names = ["ping", "echo_body", "nope", "ping"]
     with Client(target.address) as client:
         client.send(b"".join(post(name, name.encode()) for name in names))
         client.half_close()
         data = client.rest()
     statuses = [int(code) for code in re.findall(rb"HTTP/1.1 (\d+) ", data)]
-    assert statuses == better(target.kind, ours=[200, 200, 404, 200], torch=[200])
+    assert statuses == better(target.kind, ours=[200, 200, 404, 200], torch=theirs)
 
 
 @pytest.mark.parametrize(

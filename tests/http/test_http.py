@@ -7,14 +7,19 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.served import Connect, Kind, Serve, Served
 from support.waiting import wait_until
-from support.wire import Reply, ask, message, post
+from support.wire import Client, Reply, ask, message, post
 
 from workerserver import Limits, Request, Response
+from workerserver.http._protocol import date_field
 from workerserver.types import WorkerServerError
 
 MIB = 1024 * 1024
@@ -23,6 +28,86 @@ EXPECT = ("Expect", "100-continue")
 
 def echo(request: Request) -> Response:
     return Response(request.body)
+
+
+# --- the date -------------------------------------------------------------------------------------
+
+
+#: Seconds by which the clock of time(2) may be behind that of time.time().
+TICK = 0.1
+
+
+def seconds_of(reply: Reply) -> int:
+    date = reply.header("Date")
+    assert date is not None
+    moment = parsedate_to_datetime(date)
+    assert date == format_datetime(moment, usegmt=True)
+    return int(moment.timestamp())
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        0, 59, 3600, 86399, 86400, 951782399, 951782400, 951868799, 951868800, 1078099199,
+        4107542399, 4107542400, 13574606400, 253402300799,
+    ],
+)  # fmt: skip
+def test_the_text_of_a_date(seconds: int) -> None:
+    """Around the ends of years, of centuries and of leap days."""
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    assert date_field(seconds).decode() == f"Date: {format_datetime(moment, usegmt=True)}\r\n"
+
+
+@given(st.integers(0, 253402300799))
+def test_the_text_of_any_date(seconds: int) -> None:
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    assert date_field(seconds).decode() == f"Date: {format_datetime(moment, usegmt=True)}\r\n"
+
+
+def test_a_clock_that_was_never_set() -> None:
+    assert date_field(-1) == date_field(0)
+    assert date_field(2**62) == date_field(253402300799)
+
+
+def test_every_reply_has_a_date(served: Served, connect: Connect) -> None:
+    """Answers at once, by the loop, of a handler, to mistakes, and those that end a connection."""
+    served.registry.register("empty", lambda: Response(status=204))
+    client = connect(served.address)
+    requests = [
+        post("ping"), message("GET", "/"), message("GET", "/healthz"), message("GET", "/handler/"),
+        post("dump_traceback?mode=nogil"), post("dump_traceback"), post("nope"), post("empty"),
+        message("PUT", "/"),
+        message("GET", "/", version="1.0", headers=[("Connection", "keep-alive")]),
+        b"GET / HTTP/3.7\r\n\r\n",
+    ]  # fmt: skip
+    for request in requests:
+        for _ in range(2):
+            before = int(time.time() - TICK)
+            reply = client.ask(request)
+            assert before <= seconds_of(reply) <= int(time.time()), request
+            if reply.status == 505:
+                return
+
+
+def test_a_date_is_made_anew(served: Served, connect: Connect) -> None:
+    """Not only when something else asks for it: a static answer is the same bytes but for it."""
+    client = connect(served.address)
+    for request in (post("ping"), message("GET", "/handler/"), message("GET", "/healthz")):
+        first = seconds_of(client.ask(request))
+        wait_until(lambda: time.time() > first + 1 + TICK)  # noqa: B023
+        assert seconds_of(client.ask(request)) > first
+        assert len({seconds_of(reply) for reply in many(client, request)} - {first}) in (1, 2)
+
+
+def many(client: Client, request: bytes) -> list[Reply]:
+    client.send(request * 20)
+    return [client.reply() for _ in range(20)]
+
+
+def test_a_date_of_the_handlers_own(served: Served, connect: Connect) -> None:
+    own = "Sun, 06 Nov 1994 08:49:37 GMT"
+    served.registry.register("dated", lambda: Response(headers={"date": own}))
+    assert connect(served.address).ask(post("dated")).header("Date") == own
 
 
 # --- connections ----------------------------------------------------------------------------------

@@ -130,9 +130,20 @@ def test_a_rule_that_only_admits(serve: Serve, add: Add, kind: Kind) -> None:
             assert client.rest() == b""
 
 
+@pytest.mark.parametrize("rule", [Closed(), ClosedPages(), ClosedMixin()])
+@pytest.mark.parametrize("kind", SAFE_KINDS)
+def test_a_rule_holds_before_the_body(serve: Serve, add: Add, kind: Kind, rule: Rule) -> None:
+    add(rule)
+    served = serve(kind)
+    fields = [("Content-Length", "1000000")]
+    with Client(served.address) as client:
+        refused(client.ask(message("POST", "/handler/act", None, fields)), "closed today")
+        assert client.rest() == b""
+
+
 @pytest.mark.parametrize("kind", SAFE_KINDS)
 def test_a_rule_that_fails(serve: Serve, add: Add, kind: Kind) -> None:
-    """A mistake in a rule lets nobody in."""
+    """A rule with a mistake refuses every request."""
 
     class Wrong(Rule):
         def check(self, request: ParsedRequest) -> None:
@@ -159,11 +170,38 @@ def test_what_a_rule_says_counts_for_its_own_methods_only() -> None:
         """Nothing of the rule is replaced, so all holds that is said of it."""
 
     assert not AccessPolicy([NoWebPages(), OwnUser(), Slower()]).plain_checks
-    assert AccessPolicy([Slower()]).native == (NativeForm("web_page"),)
+    assert AccessPolicy([Slower()]).native == (NoWebPages().native(),)
     for rule in (Closed(), ClosedPages(), ClosedMixin(), NobodyComes()):
         policy = AccessPolicy([NoWebPages(), rule])
         assert policy.native is None
         assert policy.plain_checks == (rule.check,)
+
+
+class NoMarked(Rule):
+    """Refuses what carries X-Marked; its native form sees no such field."""
+
+    def check(self, request: ParsedRequest) -> None:
+        if any(name == b"x-marked" for name, _ in request.headers):
+            raise Forbidden("marked")
+
+    def native(self) -> NativeForm:
+        return NativeForm("web_page", (b"x-marked",))
+
+
+@pytest.mark.parametrize("kind", SAFE_KINDS)
+def test_a_form_for_a_field_that_is_passed_over_counts_for_nothing(
+    serve: Serve, add: Add, kind: Kind
+) -> None:
+    """The I/O thread passes over X-Marked, so it may not answer by this form."""
+    add(NoMarked())
+    served = serve(kind)
+    marked = [("X-Marked", "yes")]
+    for request in (
+        message("POST", "/handler/ping", None, marked),
+        message("GET", "/", None, marked),
+    ):
+        assert ask(served.address, request).status == 403
+    assert ask(served.address, post("ping")).status == 200
 
 
 def test_the_first_rule_that_refuses_gives_the_reason() -> None:

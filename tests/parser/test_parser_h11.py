@@ -48,7 +48,7 @@ class Message:
 
 @dataclass
 class Seen:
-    """What one implementation made of a stream."""
+    """One implementation's result for a stream."""
 
     messages: list[Message] = field(default_factory=list)
     starts: list[int] = field(default_factory=lambda: [0])  # of each message and of what follows
@@ -148,7 +148,7 @@ def in_line(pattern: bytes) -> Callable[[bytes], bool]:
 
 
 def in_chunks(pattern: bytes) -> Callable[[bytes], bool]:
-    """In what follows the head of a chunked message."""
+    """In the bytes after the head of a chunked message."""
     compiled = re.compile(pattern, re.IGNORECASE)
 
     def found(raw: bytes) -> bool:
@@ -197,6 +197,10 @@ REFUSED: dict[str, Callable[[bytes], bool]] = {
     "authority": in_line(rb"^[^ ]+ (?i:https?)://[^/? ]*[,@\"<>\\^`{|}]"),
     "Host": in_head(rb"^host:[ \t]*[^\r\n]*[^!$-+\--.0-;=A-Z\[\]_a-z~%\r\n]"),
     # RFC 9110, 8.6: a list of equal lengths MAY be refused; the same goes for repeated fields.
+    # RFC 9110, 7.2: an http URI has an authority, so no client may send an empty Host for one.
+    "empty Host": in_head(rb"^host:[ \t]*\r?$"),
+    # RFC 9110, 5.3: a field that is no list comes once.
+    "Authorization twice": in_head(rb"^authorization:(.|\n)*\nauthorization:"),
     "Content-Length list": in_head(rb"^content-length:[^\r\n]*,"),
     "Content-Length twice": in_head(rb"^content-length:(.|\n)*\ncontent-length:"),
     # llhttp counts in 64 bits; h11 takes 20 digits.

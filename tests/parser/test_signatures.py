@@ -109,6 +109,21 @@ def test_extra_parameters() -> None:
     assert validator.validate(query, [("a", "3"), ("b", "4")]) == {"depth": 2, "a": "1", "b": "4"}
 
 
+def test_what_is_missing_beside_extra_parameters() -> None:
+    """However many parameters without a name of their own are given, those that have one count."""
+
+    def handler(q: str, r: int, s: int = 1, **more: str) -> None: ...
+
+    validator = compiled(handler)
+    for query in ([("x", "1")], [("x", "1"), ("y", "2"), ("z", "3")], [("r", "1"), ("x", "1")]):
+        with pytest.raises(MissingParameter, match=r"^Missing parameter q "):
+            validator.validate(query)
+        with pytest.raises(MissingParameter, match=r"^Missing parameter r "):
+            validator.validate([("q", "")], [("x", "1"), ("y", "2")])
+    given = [("q", ""), ("r", "1"), ("x", "1")]
+    assert validator.validate(given) == {"q": "", "r": 1, "x": "1"}
+
+
 def test_what_asks_nothing() -> None:
     assert compiled(lambda: None).asks_nothing
     assert compiled(lambda x="": None).asks_nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 import json
 import re
 import socket
@@ -285,7 +286,11 @@ def test_frontend_pyspy(frontend: Frontend) -> None:
 
 
 def test_frontend_periodic_dumps(frontend: Frontend) -> None:
-    """What the frontend writes by itself, from the same handlers."""
+    """The frontend's own files, from the same handlers."""
+    from torch.distributed import debug
+
+    if "dump_dir" not in inspect.signature(debug.start_debug_server).parameters:
+        pytest.skip("this torch's frontend writes nothing")  # 2.10
     folder = frontend.folder / "dumps"
 
     def complete() -> bool:

@@ -99,7 +99,7 @@ def test_certificate_that_is_none(
 def test_key_that_is_encrypted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: tuple[str, str]
 ) -> None:
-    """Nobody is asked for a password: training would wait for it."""
+    """OpenSSL asks for no password on the terminal: training would wait for it."""
     locked = tmp_path / "locked.pem"
     words = ["openssl", "rsa", "-aes128", "-passout", "pass:secret", "-in", files[0]]
     subprocess.run([*words, "-out", str(locked)], check=True, capture_output=True)
@@ -128,9 +128,9 @@ def test_registered_as_https(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- who doesn't get as far as a request --------------------------------------------------------
 
 
-def plain(served: Served) -> socket.socket:
+def plain(served: Served, source: str = "127.0.0.1") -> socket.socket:
     assert isinstance(served.address, TlsAddress)
-    return socket.create_connection(served.address, 20)
+    return socket.create_connection(served.address, 20, (source, 0))
 
 
 def test_who_speaks_no_tls(serve: Serve) -> None:
@@ -170,8 +170,21 @@ def ended(sock: socket.socket) -> bool:
         return True
 
 
+def test_silent_clients_keep_nobody_out(serve: Serve) -> None:
+    """The oldest handshake goes, not the newcomer; and not that of a peer which has few."""
+    served = serve("tls")
+    with contextlib.ExitStack() as stack:
+        few = [stack.enter_context(plain(served, "127.0.0.2")) for _ in range(3)]
+        silent = [stack.enter_context(plain(served)) for _ in range(80)]
+        for _ in range(3):
+            assert ask(served.address, post("ping")).body == b"pong"
+        wait_until(lambda: sum(ended(sock) for sock in silent) >= 80 + 3 - tls.MAX_HANDSHAKES)
+        assert not any(ended(sock) for sock in (*few, *silent[-10:]))
+        assert all(ended(sock) for sock in silent[:15])
+
+
 def test_client_that_takes_nothing(serve: Serve) -> None:
-    """What waits below TLS isn't seen; so it is the time between two requests that ends it."""
+    """Unsent bytes below TLS can't be seen. So the time between two requests ends a connection."""
     served = serve("tls", limits=Limits(idle_timeout=0.5))
     body = os.urandom(MIB) * 16
     served.registry.register("large", lambda: body)

@@ -156,8 +156,8 @@ def _signature(operation: dict[str, Any] | None) -> Any:
 
 def parsed(health: str | None, stacks: str, text: bool) -> tuple[Health | None, tuple[Thread, ...]]:
     """The bodies as the operator's side reads them."""
-    from workerserver.cluster.ask import wire
+    from workerserver.cluster.ask import bodies
     from workerserver.cluster.read.stacks import parse_json, parse_text
 
     threads = parse_text(stacks) if text else parse_json(stacks)
-    return wire.health(health.encode()) if health is not None else None, tuple(threads)
+    return bodies.health(health.encode()) if health is not None else None, tuple(threads)

@@ -9,10 +9,11 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.lifecycle import PROGRAMS, TESTS
+from support.lifecycle import PROGRAMS, TESTS, environment, run_isolated
 from support.parking import block, parked, plain, recursive, untraced, where_it_works
 
 from workerserver.handlers.stacks import dump_traceback
@@ -125,6 +126,7 @@ def test_exported_gil_state() -> None:
 def run(*command: str) -> Any:
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", *command],
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=100,
@@ -155,8 +157,17 @@ def test_what_is_left_when_the_kernel_forbids_it_later() -> None:
     assert re.fullmatch(rf"Thread 0x{found['pid']:016x} \[[^\]]+\] state R( wchan \S+)?", line)
 
 
+@pytest.mark.parametrize("mib", ["4", "40"])
+def test_a_shortage_at_the_start_passes(short_path: Path, mib: str) -> None:
+    """No address space for what is kept, or for one snapshot: called so, and tried again."""
+    done = run_isolated("native/short_of_memory.py", str(short_path), mib)
+    assert done.returncode == 0, done.stderr
+    why = "no memory for reading stacks just now"
+    assert json.loads(done.stdout) == {"short": "kernel", "why": why, "later": "nogil"}
+
+
 def test_fork_while_others_read() -> None:
-    """The reader's lock and what it has learned are of the parent; a child starts anew."""
+    """The reader's lock and its knowledge belong to the parent. A child starts anew."""
     program = """
 import json, os, signal, sys, threading
 from workerserver.stacks._stacks import snapshot, prepare

@@ -7,13 +7,14 @@ and only ``run`` and ``collector`` import the server.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from workerserver.cli.errors import CommandError, UsageError
+from workerserver.cli.streams import NOT_WRITTEN, bearable_streams
 from workerserver.cli.text import escape_line
 
 __all__ = ["main"]
@@ -58,15 +59,35 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: as a rule 0, 1 (it failed) or 2 (wrong use)."""
+    """Run one command and return its exit status: as a rule 0, 1 (it failed) or 2 (wrong use); 74
+    if its output could not be written."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["run"]:  # its output, and its errors, are the program's own
+        return _run(arguments)
+    with bearable_streams() as losses:
+        try:
+            status = _run(arguments)
+        except SystemExit as end:  # of argparse: --help, or wrong use
+            status = end.code if isinstance(end.code, int) else 0
+            sys.stdout.flush()
+            if losses.error is None:
+                raise
+        sys.stdout.flush()
+        if losses.error is not None:
+            complain(f"the output could not be written: {losses.error.strerror}")
+            return NOT_WRITTEN
+    return status
+
+
+def _run(arguments: Sequence[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         sys.stdout.write(USAGE)
         return 0
     if not arguments or arguments[0] not in COMMANDS:
         if arguments:
             complain(f"no such command: {arguments[0]}")
-        sys.stderr.write(USAGE)
+        if sys.stderr is not None:
+            sys.stderr.write(USAGE)
         return UsageError.exit_status
     if arguments[0] != "run":
         # Thousands of answers hold no garbage, and to look for some among them took half of the
@@ -75,23 +96,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = importlib.import_module(f"{__name__}.{arguments[0]}")
     try:
         status: int = command.main(arguments[1:])
-        if arguments[0] != "run":
-            sys.stdout.flush()
         return status
     except CommandError as error:
         complain(str(error))
         return error.exit_status
-    except (BrokenPipeError, KeyboardInterrupt) as error:
-        if arguments[0] == "run":  # the program's own error: it ends as under plain Python
+    except KeyboardInterrupt:
+        if arguments[0] == "run":  # the program's own: it ends as under plain Python
             raise
-        if isinstance(error, KeyboardInterrupt):
-            return 130
-        # The reader of our output has gone. The flush at exit must not fail on it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 130
 
 
 def complain(text: str) -> None:
     """Write one line to stderr, if there is a stderr."""
     if sys.stderr is not None:
-        print(f"workerserver: {escape_line(text)}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(f"workerserver: {escape_line(text)}", file=sys.stderr, flush=True)

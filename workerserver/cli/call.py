@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 from urllib.parse import quote, urlencode
 
-from workerserver.cli.errors import CommandError, UsageError
+from workerserver.cli.errors import OutputError, UsageError
 from workerserver.cli.places import (
     TARGET_HELP,
     TOKEN_HELP,
@@ -290,7 +290,7 @@ def _save(results: Iterable[Result], path: str, *, as_json: bool) -> int:
         with open(path, "wb") as binary:
             binary.write(answer.body if answer else b"")
     except OSError as error:
-        raise CommandError(f"{path}: {error.strerror}") from None
+        raise OutputError(path, error) from None
     return 0
 
 

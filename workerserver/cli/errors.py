@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CommandError", "TargetError", "UsageError"]
+__all__ = ["CommandError", "OutputError", "TargetError", "UsageError"]
 
 
 class CommandError(Exception):
@@ -15,6 +15,15 @@ class UsageError(CommandError):
     """The command was used wrongly."""
 
     exit_status = 2
+
+
+class OutputError(CommandError):
+    """What the command was to write could not be written: *place* has no room, say."""
+
+    exit_status = 74
+
+    def __init__(self, place: str, error: OSError) -> None:
+        super().__init__(f"{place}: {error.strerror or error}")
 
 
 class TargetError(CommandError):

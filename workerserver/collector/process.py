@@ -90,7 +90,7 @@ class _Follower:
         )
         try:
             threads.start(follow)
-        except RuntimeError:
+        except OSError:
             process.kill()
             process.communicate()
             raise

@@ -1,10 +1,11 @@
 """What torch's flight recorders hold: whole traces, and a summary that fits in one packet.
 
-torch has two recorders that share one format: NCCL's (in builds with NCCL) and the one of every
-other backend. Beware when reading them (torch 2.13): with gloo a finished operation keeps
-``"state": "scheduled"`` and shows it by ``"retired": true``, and the configuration of its groups
-is recorded without name and ranks; ``pg_status`` values and ``pg_config`` ranks are strings;
-``entries`` is absent when there are none.
+torch has several recorders with one format: NCCL's (in builds with NCCL), and one for all other
+backends. From torch 2.15 on, each other backend has a recorder of its own: gloo, and the backends
+that a hook records ("nccl" is one of them if torch builds it as NCCL2). Beware when reading them:
+with gloo a finished operation keeps ``"state": "scheduled"`` and shows it by ``"retired": true``,
+and the configuration of its groups is recorded without name and ranks; ``pg_status`` values and
+``pg_config`` ranks are strings; ``entries`` is absent when there are none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from workerserver.handlers.torch_bridge import BinaryContent, call, distributed
@@ -30,9 +31,15 @@ __all__ = [
     "summarize",
 ]
 
+#: The backend whose recorder torch's functions dump unless they are told a name.
+GLOO = "gloo"
+
+#: Backends that record by themselves, or not at all, and not by torch 2.15's hook.
+NOT_HOOKED = frozenset({GLOO, "nccl", "xccl", "fake", "undefined"})
+
 UNKNOWN_TEXT = "Invalid parameters - unexpected param passed in"
 
-#: A coalesced operation has any number of tensors; a summary names the shapes of the first ones.
+#: Tensors of one operation whose shapes a summary names. A coalesced operation can have any number.
 MAX_SHAPES = 8
 
 Json = dict[str, Any]
@@ -71,47 +78,75 @@ def dump_nccl_trace_json(includecollectives: bool = True, onlyactive: bool = Fal
     return Response(dump(includecollectives, onlyactive), content_type="application/json")
 
 
-def fr_trace_json(**ignored: str) -> Response:
-    """The other backends' recorder as JSON: collectives, and of them only what is active.
+def fr_trace_json(**parameters: str) -> Response:
+    """Another backend's recorder as JSON: only the collectives that are active.
 
-    torch's own handler answers where there is one: it lets the GIL go, which the binding keeps for
-    tens of milliseconds if the recorder is full. What isn't UTF-8 only the binding can hand over.
+    torch 2.15 reads ``backend`` (default "gloo"); older torch reads no parameter.
+
+    torch's own handler answers, if this torch has one: that handler releases the GIL. The binding
+    holds the GIL for tens of milliseconds if the recorder is full. If no server of torch's stands
+    by, only the binding can pass on content that isn't UTF-8.
     """
     with contextlib.suppress(NotImplementedHere, BinaryContent):
-        return call("fr_trace_json", Request("POST", "/handler/fr_trace_json", {}))
+        return call("fr_trace_json", Request("POST", "/handler/fr_trace_json", parameters))
     dump = _binding("_dump_fr_trace_json")
-    return Response(dump(True, True), content_type="application/json")
+    trace = _of_backend(dump, (True, True), parameters.get("backend") or GLOO)
+    return Response(trace, content_type="application/json")
+
+
+def _of_backend(dump: Any, flags: tuple[bool, ...], backend: str) -> Any:
+    """What torch's *dump* gives for *backend*; a torch with a single recorder gives that."""
+    if backend == GLOO or not _takes_backend(dump):
+        return dump(*flags)
+    return dump(*flags, backend)
 
 
 def fr_summary() -> Response:
-    """Per process group, the last operation that was issued and the last one that was retired.
+    """For each process group, the last issued operation and the last retired operation.
 
-    JSON; see :func:`summarize`. ``rank`` is this process's, null before there is a default group.
+    JSON; see :func:`summarize`. ``rank`` is this process's rank, null without a default group.
     """
+    rank, world, backends = _world()
     dumps = {"fr": _whole("_dump_fr_trace")}
     if hasattr(distributed(), "_dump_nccl_trace_json"):
         dumps["nccl"] = _whole("_dump_nccl_trace")
-    rank, world = _world()
+    if _takes_backend(getattr(distributed(), "_dump_fr_trace", None)):
+        _hooked.update(backends - NOT_HOOKED)
+        dumps |= {name: _whole("_dump_fr_trace", name) for name in sorted(_hooked)}
     return Response.json({"rank": rank, **summarize(dumps, world)})
 
 
-def _whole(name: str) -> Json:
-    """All entries of the recorder that *name* dumps. Pickled, where torch can: in a third of the
-    time that it takes as JSON, all of it with the GIL."""
+#: Backends of this process's present and former groups: recorders outlive the groups.
+_hooked: set[str] = set()
+
+
+def _takes_backend(dump: Any) -> bool:
+    """Whether torch's function *dump* reads the recorder of a backend that is named: from 2.15 on.
+
+    pybind11 writes the signature into the documentation. torch makes a recorder for any name.
+    """
+    return "backend: str" in (getattr(dump, "__doc__", None) or "")
+
+
+def _whole(name: str, backend: str = GLOO) -> Json:
+    """All entries of the recorder that *name* dumps. A pickle, where torch has it, takes a third of
+    the time that JSON takes. Both hold the GIL for the whole time."""
     pickled = getattr(distributed(), name, None)
+    whole: Json
     if pickled is None:
-        whole: Json = json.loads(_binding(f"{name}_json")(True, False))
-    else:
-        whole = pickle.loads(pickled(True, False, False))  # without stacks; torch's own bytes
+        whole = json.loads(_of_backend(_binding(f"{name}_json"), (True, False), backend))
+    else:  # without stacks; torch's own bytes
+        whole = pickle.loads(_of_backend(pickled, (True, False, False), backend))
     return whole
 
 
-def summarize(dumps: dict[str, Json], world: dict[str, Json]) -> Json:
-    """The summary of full dumps *dumps* (by the recorder they come from: ``fr`` or ``nccl``).
+def summarize(dumps: Mapping[str, Json], world: dict[str, Json]) -> Json:
+    """The summary of full dumps *dumps*, by the recorder they come from: ``fr`` (gloo's, and before
+    torch 2.15 that of all other backends), ``nccl``, or the name of a backend with one of its own.
 
     ``{"version": str, "groups": [GROUP]}``, where GROUP is::
 
-        recorder      "fr" or "nccl"; null if neither holds anything of the group
+        recorder      "nccl", or "fr" for any other; null if neither holds anything of the group
         id            torch's number of the group, null if it has no entries
         name, desc    str: "0" and "default_pg" for the default group
         ranks         global ranks in the group as text ("0-4095", "3-59:8,64"; see
@@ -120,6 +155,8 @@ def summarize(dumps: dict[str, Json], world: dict[str, Json]) -> Json:
                       null if it keeps none. They also count operations that it doesn't record
         pending       number of recorded operations that haven't retired
         last_issued, last_retired, first_pending   OPERATION or null
+        backend       whose recorder it is, as torch's ``fr_trace_json?backend=`` takes it; null if
+                      recorder is. A group with several backends is there once for each
 
     and OPERATION is::
 
@@ -133,8 +170,8 @@ def summarize(dumps: dict[str, Json], world: dict[str, Json]) -> Json:
         created_ns, started_ns, completed_ns   wall-clock; null if it hasn't happened
         duration_ms   null unless torch measured it
 
-    Recorders are rings: what was overwritten is not seen here. *world* maps the names of the
-    groups that torch.distributed knows to their ``desc`` and ``ranks``.
+    Recorders are rings, so the summary misses what was overwritten. *world* maps the name of each
+    group that torch.distributed knows to its ``desc`` and ``ranks``.
     """
     groups: list[Json] = []
     version = ""
@@ -176,14 +213,14 @@ def _group(
     last_issued = last_retired = first_pending = None
     pending = 0
     for last_issued in operations:
-        # NCCL's watchdog retires some time after completion; gloo never says completed.
+        # NCCL's watchdog retires an operation some time after its end; gloo never says "completed".
         if last_issued.get("retired") or last_issued.get("state") == "completed":
             last_retired = last_issued
         else:
             pending += 1
             first_pending = first_pending or last_issued
     return {
-        "recorder": recorder,
+        "recorder": recorder if recorder in (None, "nccl") else "fr",
         "id": number,
         "name": name,
         "desc": desc,
@@ -193,6 +230,7 @@ def _group(
         "last_issued": _operation(last_issued),
         "last_retired": _operation(last_retired),
         "first_pending": _operation(first_pending),
+        "backend": GLOO if recorder == "fr" else recorder,
     }
 
 
@@ -218,7 +256,7 @@ def _operation(entry: Json | None) -> Json | None:
 
 
 def _ranks(text: Any) -> list[int] | None:
-    """``"[0, 1]"`` as a list; None for gloo's ``"[]"`` and for what isn't such a text."""
+    """``"[0, 1]"`` as a list; None for gloo's ``"[]"`` and for anything else."""
     try:
         ranks = json.loads(text)
     except (TypeError, ValueError):
@@ -235,19 +273,21 @@ def _status(counters: Any) -> Json | None:
     }
 
 
-def _world() -> tuple[int | None, dict[str, Json]]:
-    """This process's rank, and per group name its ``desc`` and ``ranks``, from torch.distributed.
+def _world() -> tuple[int | None, dict[str, Json], set[str]]:
+    """From torch.distributed: this process's rank; each group's ``desc`` and ``ranks`` by name; the
+    names of the backends of all groups.
 
-    The recorder alone can't tell the ranks of a gloo group, nor that a rank belongs to a group in
-    which it has issued nothing. torch has no public list of groups; without the private one the
-    answer is only poorer.
+    A recorder alone knows neither the ranks of a gloo group nor the groups in which this rank has
+    issued nothing. torch has no public list of groups. Without the private list the answer has
+    fewer groups and ranks, but is still right.
     """
     module = imported("torch.distributed.distributed_c10d")
     state = getattr(module, "_world", None)
     if module is None or state is None:
-        return None, {}
+        return None, {}, set()
     rank = None
     groups: dict[str, Json] = {}
+    backends: set[str] = set()
     try:
         if module.is_initialized():
             rank = module.get_rank()
@@ -257,9 +297,19 @@ def _world() -> tuple[int | None, dict[str, Json]]:
                 "desc": str(getattr(group, "group_desc", "")),
                 "ranks": sorted(state.pg_group_ranks.get(group, ())) or None,
             }
+            backends |= _backends(group)
     except (AttributeError, RuntimeError, ValueError):
         pass  # a group is being torn down, or this torch keeps its list elsewhere
-    return rank, groups
+    return rank, groups, backends
+
+
+def _backends(group: Any) -> set[str]:
+    """The names under which the backends of *group* are recorded; none of one that has none."""
+    names = set()
+    for device in getattr(group, "_device_types", ()):
+        with contextlib.suppress(Exception):  # one that is written in Python may raise anything
+            names.add(str(group._get_backend(device).name()))
+    return names
 
 
 def register(registry: Registry) -> None:

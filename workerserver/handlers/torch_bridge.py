@@ -1,9 +1,11 @@
-"""torch's own handler registry, as a Source: what is registered there is served here too.
+"""torch's own handler registry, as a Source: our server also serves the handlers in it.
 
-torch is never imported: it counts as present once the process has imported it to the end. Facts on
-its interface (checked on torch 2.13): a Python handler gets exactly the objects that it is called
-with; a C++ one calls ``set_content`` and ``set_status`` on them, its ``getParam`` can't be served
-from Python (there is no conversion from a dict to a multimap), and its content has to be UTF-8.
+This module never imports torch. torch counts as present once the process has imported it to the
+end. Facts on torch's interface (checked on torch 2.10 to 2.15): a Python handler gets exactly the
+objects that we pass. A C++ handler calls ``set_content`` and ``set_status`` on those objects. Its
+``getParam`` can't be served from Python (no conversion from a dict to a multimap), and its content
+has to be UTF-8. What a C++ handler can't do over its binding, it does on torch's own server, if
+this process has one beside ours (``own_server``).
 """
 
 from __future__ import annotations
@@ -11,15 +13,27 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from workerserver.http.registry import Handler
 from workerserver.process.loaded import imported
 from workerserver.types import NotImplementedHere, Request, Response, WorkerServerError
 
-__all__ = ["BinaryContent", "TorchBridge", "call", "control_plane", "distributed"]
+__all__ = [
+    "BinaryContent",
+    "OwnServer",
+    "OwnServerFailed",
+    "ParametersNotPassed",
+    "TorchBridge",
+    "answer_through",
+    "call",
+    "control_plane",
+    "distributed",
+]
 
-#: For responses.failure(): a frame of this module is no news to whoever wrote the handler.
+FORM = "application/x-www-form-urlencoded"
+
+#: For responses.failure(): a frame of this module tells the author of a handler nothing.
 _passes_calls_on = True
 
 
@@ -41,8 +55,40 @@ class ParametersNotPassed(NotImplementedHere):
         self.name = name
         super().__init__(
             f"torch's C++ handler {name} reads its parameters, which torch can't take from Python; "
-            "ask a torch.distributed _WorkerServer for it"
+            "torch's own server could answer, but this process has none beside ours "
+            "(see WORKERSERVER_TORCH_FALLBACK)"
         )
+
+
+class OwnServerFailed(WorkerServerError):
+    """torch's own server was asked for a C++ handler of torch's, and gave no proper answer."""
+
+    status = 502
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        super().__init__(f"torch's own server, which was asked for {name}, failed: {reason}")
+
+
+class OwnServer(Protocol):
+    """torch's own server in this process. Safe to ask from any thread."""
+
+    def ask(self, name: str, params: Mapping[str, str]) -> Response | None:
+        """What it answers for its handler *name*; None if there is no such server.
+
+        Gives up the GIL while it waits. Raises OwnServerFailed.
+        """
+
+
+_own_server: OwnServer | None = None
+#: C++ handlers that were found to do what their binding can't. A name stays torch's for good.
+_beyond_binding: set[str] = set()
+
+
+def answer_through(server: OwnServer) -> None:
+    """From now on *server* answers for the C++ handlers whose binding can't."""
+    global _own_server
+    _own_server = server
 
 
 def distributed() -> Any | None:
@@ -67,12 +113,12 @@ class _Adapters(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def _adapters(module: Any) -> _Adapters:
-    """Subclasses of *module*'s ``_Request`` and ``_Response``; made once, torch has to be there."""
+    """Subclasses of *module*'s ``_Request`` and ``_Response``, made once, when torch is present."""
     base_request: Any = module._Request
     base_response: Any = module._Response
 
     class TorchRequest(base_request):  # type: ignore[misc]
-        """Our request, as torch's handlers expect one."""
+        """Our request, in the form that torch's handlers expect."""
 
         def __init__(self, request: Request) -> None:
             super().__init__()
@@ -89,12 +135,12 @@ def _adapters(module: Any) -> _Adapters:
             return self._request.get_param(name)
 
     class TorchResponse(base_response):  # type: ignore[misc]
-        """Collects what a handler sets; status 200 and no content unless it does."""
+        """Collects what a handler sets. The default is status 200, no content and no type."""
 
         def __init__(self) -> None:
             super().__init__()
             self.content: bytes | str = b""
-            self.content_type = "text/plain"
+            self.content_type = ""
             self.status = 200
 
         def set_content(self, content: bytes | str, content_type: str) -> None:
@@ -116,8 +162,11 @@ def _adapters(module: Any) -> _Adapters:
 def call(name: str, request: Request) -> Response:
     """What torch's handler *name* answers to *request*.
 
-    NotImplementedHere if torch has no such handler; ValueError for a status or a content type that
-    HTTP can't carry; whatever a Python handler raises, as it is.
+    Raises NotImplementedHere if torch has no such handler, and ValueError for a status or a content
+    type that HTTP can't carry. An exception of a Python handler passes unchanged. A C++ handler
+    that reads its parameters or answers with bytes is asked at torch's own server. The first such
+    request runs the handler's beginning twice: here up to the place where the binding fails, and
+    then there.
     """
     module = control_plane()
     if module is None:
@@ -128,6 +177,10 @@ def call(name: str, request: Request) -> Response:
         function = module._get_handler(name)
     except ValueError:
         raise NotImplementedHere(f"this torch has no handler {name}") from None
+    if name in _beyond_binding:
+        answer = _ask_own_server(name, request)
+        if answer is not None:
+            return answer
     adapters = _adapters(module)
     response = adapters.response()
     try:
@@ -136,15 +189,27 @@ def call(name: str, request: Request) -> Response:
         translated = _translated(name, error)
         if translated is None:
             raise
-        raise translated from error
+        _beyond_binding.add(name)
+        answer = _ask_own_server(name, request)
+        if answer is None:
+            raise translated from error
+        return answer
     return Response(response.content, response.status, response.content_type)
 
 
-def _translated(name: str, error: Exception) -> WorkerServerError | None:
-    """The error to raise instead of *error*, if it is the binding's and not the handler's.
+def _ask_own_server(name: str, request: Request) -> Response | None:
+    """What torch's own server answers in the handler's place; None if it can't be asked this."""
+    media_type = (request.header("content-type") or "").partition(";")[0].strip().lower()
+    if _own_server is None or (request.body and media_type != FORM):
+        return None  # the parameters hold the fields of a form; another body has no way there
+    return _own_server.ask(name, request.params)
 
-    What a Python handler raises has frames below ours in its traceback; what the binding raises on
-    behalf of a C++ handler has none.
+
+def _translated(name: str, error: Exception) -> WorkerServerError | None:
+    """The error to raise instead of *error*, if the binding raised *error* and no handler did.
+
+    An error of a Python handler has frames below ours in its traceback. An error that the binding
+    raises for a C++ handler has none.
     """
     trace = error.__traceback__
     if trace is not None and trace.tb_next is not None:
@@ -157,26 +222,26 @@ def _translated(name: str, error: Exception) -> WorkerServerError | None:
 
 
 class TorchBridge:
-    """The Source of torch's registry. Thread-safe; one Handler per name, so its limit holds."""
+    """The Source of torch's registry. Thread-safe. Keeps one Handler per name, with its limit."""
 
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """The names in torch's registry now that a path can hold; none without torch."""
+        """The names that torch's registry has now and that a path can hold; none without torch."""
         module = control_plane()
         if module is None:
             return []
         try:
             names = module._get_handler_names()
         except UnicodeDecodeError:
-            # One name that isn't text hides all: torch converts them together.
+            # One name that isn't text hides all names: torch converts the whole list at once.
             return []
         return [name for name in names if _is_segment(name)]
 
     def find(self, name: str) -> Handler | None:
-        """The handler that calls torch's *name*; None if torch has none of that name."""
+        """The handler that calls torch's handler *name*; None if torch has no such handler."""
         with self._lock:
             if not _has(name):
                 self._handlers.pop(name, None)

@@ -7,13 +7,15 @@ each time, in Python, and then the I/O thread answers nothing by itself.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from workerserver.types import Forbidden, Unauthorized
+from workerserver.types import Forbidden, Unauthorized, WorkerServerError
 
 if TYPE_CHECKING:
     from workerserver._parser import ParsedRequest
@@ -27,22 +29,29 @@ __all__ = [
     "NoWebPages",
     "OwnUser",
     "Rule",
+    "hosts_from_environment",
     "standard_rules",
 ]
 
+HOSTS = "WORKERSERVER_HOSTS"
+_HOST = re.compile(r"(\*\.)?[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*\.?")
+logger = logging.getLogger("workerserver")
 PEER_REFUSED = "this socket serves its own user only"
 
 
 class NativeForm(NamedTuple):
     """A rule as the I/O thread can judge it, without the GIL (native/requests/rules.pyx).
 
-    Where the I/O thread is sure that the rule passes, it has to be right. *refusal* is what the
-    rule's ``check()`` raises where the I/O thread is sure that the rule refuses.
+    Where the I/O thread is sure that the rule passes, it has to be right. *fields* are the header
+    fields that the rule's ``check()`` reads, in lower case. The I/O thread answers nothing if it
+    passes over one of them. *refusal* is what ``check()`` raises where the I/O thread is sure that
+    the rule refuses.
     """
 
     kind: Literal["web_page", "host", "token", "peer"]
+    fields: tuple[bytes, ...]
     names: tuple[str, ...] = ()
-    prefix: str | None = None
+    suffixes: tuple[str, ...] = ()
     token: bytes = b""
     uid: int = -1
     refusal: type[Unauthorized] | None = None
@@ -60,7 +69,11 @@ class Rule:
     only_cross_site: bool = False
 
     def check(self, request: ParsedRequest) -> None:
-        """Raises Forbidden or Unauthorized for a request that is refused."""
+        """Raises Forbidden or Unauthorized for a request that is refused.
+
+        Asked twice about a request with a body: when its head is complete, so that no body of a
+        request that is refused is read, and when its body is there.
+        """
 
     def admit(self, sock: socket.socket | None) -> None:
         """Raises Forbidden for a new connection that is refused. *sock* is its socket, or
@@ -82,21 +95,23 @@ class NoWebPages(Rule):
 
     def native(self) -> NativeForm:
         # A request with a field by which a page shows is never recognised: see recognise.pyx.
-        return NativeForm("web_page")
+        return NativeForm("web_page", (b"origin", b"sec-fetch-site"))
 
 
 class HostNames(Rule):
-    """The Host is an IP address, localhost, or a name of this machine.
+    """The Host is an IP address, localhost, or a name that the server was given.
 
     A DNS name that somebody else controls could make a browser talk to this server as if it were
-    that name's own. *hosts* are further names of this machine; its hostname always is one.
+    that name's own. *hosts* are names of the server: ``name``, or ``*.domain`` for every name
+    below a domain. The machine's hostname always is one.
     """
 
     def __init__(self, hosts: Iterable[str] = ()) -> None:
         own = socket.gethostname().lower()
-        short = own.partition(".")[0]
-        self.names = {"localhost", own, short, *(host.lower() for host in hosts)} - {""}
-        self.prefix = f"{short}." if short not in ("", "localhost") else None
+        given = [host.lower().rstrip(".") for host in hosts]
+        self.names = {"localhost", own, own.partition(".")[0]} - {""}
+        self.names.update(host for host in given if host and not host.startswith("*."))
+        self.suffixes = tuple(sorted({host[1:] for host in given if host.startswith("*.")}))
         self._good: bytes | None = None  # the last Host that passed
 
     def check(self, request: ParsedRequest) -> None:
@@ -113,17 +128,43 @@ class HostNames(Rule):
         else:
             name = text.rpartition(":")[0] if ":" in text else text
         name = name.rstrip(".")
-        if name in self.names or (self.prefix and name.startswith(self.prefix)):
+        if name in self.names:
+            return
+        if name.endswith(self.suffixes) and not name.startswith("."):
             return
         import ipaddress  # needed by few
 
         try:
             ipaddress.ip_address(name.partition("%")[0])
         except ValueError:
-            raise Forbidden(f"Host {text[:200]} is not a name of this server") from None
+            raise Forbidden(
+                f"Host {text[:200]} is not a name of this server ({HOSTS} adds names)"
+            ) from None
 
     def native(self) -> NativeForm:
-        return NativeForm("host", names=tuple(sorted(self.names)), prefix=self.prefix)
+        return NativeForm(
+            "host", (b"host",), names=tuple(sorted(self.names)), suffixes=self.suffixes
+        )
+
+
+def hosts_from_environment() -> tuple[str, ...]:
+    """The names in WORKERSERVER_HOSTS, separated by commas: ``name`` or ``*.domain``.
+
+    Raises ValueError for anything else, since a name that can never match protects nobody and
+    helps nobody.
+    """
+    found = []
+    for piece in os.environ.get(HOSTS, "").split(","):
+        host = piece.strip()
+        if not host:
+            continue
+        if not _HOST.fullmatch(host):
+            raise ValueError(
+                f"{HOSTS}: {host!r} is no host name: write node7.example.org, without a port, or "
+                "*.example.org for all names below example.org"
+            )
+        found.append(host)
+    return tuple(found)
 
 
 class BearerToken(Rule):
@@ -142,7 +183,7 @@ class BearerToken(Rule):
             raise Unauthorized
 
     def native(self) -> NativeForm:
-        return NativeForm("token", token=self._token, refusal=Unauthorized)
+        return NativeForm("token", (b"authorization",), token=self._token, refusal=Unauthorized)
 
 
 class OwnUser(Rule):
@@ -158,7 +199,7 @@ class OwnUser(Rule):
             raise Forbidden(PEER_REFUSED)
 
     def native(self) -> NativeForm:
-        return NativeForm("peer", uid=os.geteuid())
+        return NativeForm("peer", (), uid=os.geteuid())
 
 
 def _peer_uid(sock: socket.socket) -> int | None:
@@ -210,6 +251,16 @@ class AccessPolicy:
         """Raises Forbidden or Unauthorized for a request that a rule refuses."""
         for check in self.checks if request.cross_site else self.plain_checks:
             check(request)
+
+    def check_head(self, request: ParsedRequest) -> None:
+        """check(), for a request whose body has not come. A rule that fails by a mistake of its
+        own refuses nothing yet: it is asked again once the body is there."""
+        try:
+            self.check(request)
+        except WorkerServerError:
+            raise
+        except Exception:
+            logger.debug("a rule failed", exc_info=True)
 
     def admit(self, sock: socket.socket | None) -> None:
         """Raises Forbidden for a new connection that a rule refuses."""

@@ -81,7 +81,8 @@ cdef class WorkerProtocol:
         limits = state.limits
         self._state = state
         self._parser = RequestParser(
-            max_head=limits.max_head, max_headers=limits.max_headers, max_body=limits.max_body
+            max_head=limits.max_head, max_headers=limits.max_headers, max_body=limits.max_body,
+            judge=state._check_head,
         )
         self.fileno = -1
         self._stage = STAGE_IDLE
@@ -195,7 +196,7 @@ cdef class WorkerProtocol:
             while True:
                 try:
                     request = self._parser.next_request()
-                except ProtocolError as error:
+                except WorkerServerError as error:
                     self._fail(error)
                     return 0
                 if request is None:

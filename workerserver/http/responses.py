@@ -60,7 +60,8 @@ def _failure(name: str, error: BaseException) -> Response:
 
 
 def error_response(error: WorkerServerError) -> Response:
-    return Response(str(error), error.status, headers=error.headers)
+    text = str(error)
+    return Response(text, error.status, "text/plain" if text else "", error.headers)
 
 
 def _places(trace: TracebackType | None) -> list[tuple[str, int, str]]:

@@ -77,7 +77,7 @@ class Router:
         if not path.startswith(PREFIX):
             raise NotFound
         name = path[len(PREFIX) :].removesuffix("/")
-        if "/" in name or not name:
+        if "/" in name:
             raise NotFound
         handler = self.registry.find(name)
         if method != b"POST":

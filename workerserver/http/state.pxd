@@ -15,4 +15,5 @@ cdef class ServerState:
     cdef public bint closing
     cdef Py_ssize_t body_bytes
     cdef tuple _checks  # the policy's own
+    cdef object _check_head
     cdef tuple _plain_checks

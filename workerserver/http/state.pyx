@@ -18,6 +18,7 @@ cdef class ServerState:
         self.router = router
         self.policy = policy
         self._checks = policy.checks
+        self._check_head = policy.check_head
         self._plain_checks = policy.plain_checks
         self.pool = pool
         self.is_unix = is_unix

@@ -22,6 +22,8 @@ class Look(NamedTuple):
     format: str
     mode: str
 
+def judges_field(name: bytes) -> bool: ...
+
 @final
 class Table:
     def __new__(
@@ -91,6 +93,7 @@ class NativeHub:
     loop: asyncio.AbstractEventLoop
     thread: threading.Thread
     def __init__(self, loop: asyncio.AbstractEventLoop, watch: float) -> None: ...
+    def await_thread(self, seconds: float) -> bool: ...
     def set_relay(self, path: bytes, listener: int, inode: int) -> None: ...
     def close(self) -> None: ...
 

@@ -21,6 +21,7 @@ from workerserver.native._bridge import (
     NativeHub,
     NativeListener,
     Table,
+    judges_field,
 )
 from workerserver.native.torch_standby import fallback
 from workerserver.process import threads
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Publication", "hub_of", "standby_threads"]
 
+ENTER_SECONDS = 5.0  # for the I/O thread's first steps, which need the GIL
 GIL_WATCH_SECONDS = 5.0  # seconds between two turns that the I/O thread asks for
 RELAY_AFTER_SECONDS = 0.02  # seconds from the start until torch's own server is started too
 
@@ -67,8 +69,8 @@ class Plan(NamedTuple):
 def hub_of(thread: LoopThread) -> NativeHub:
     """The I/O thread that works for *thread*'s loop, started if need be; on the loop's thread.
 
-    Raises ValueError for a WORKERSERVER_GIL_WATCH that is no number of seconds, RuntimeError or
-    OSError if the I/O thread can't be started.
+    Raises ValueError for a WORKERSERVER_GIL_WATCH that is no number of seconds, OSError if
+    the I/O thread can't be started.
     """
     for attached in thread.attached:
         if isinstance(attached, NativeHub):
@@ -84,6 +86,10 @@ def hub_of(thread: LoopThread) -> NativeHub:
     watch_switch(watch > 0)
     try:
         threads.start(hub.thread)
+        # Started is not enough: the thread needs the GIL once more before it serves. C code that
+        # takes the GIL right after the constructor would keep it from that.
+        if not hub.await_thread(ENTER_SECONDS):
+            raise TimeoutError(f"the I/O thread did not begin to serve in {ENTER_SECONDS:g} s")
     except BaseException:
         hub.close()
         raise
@@ -135,6 +141,7 @@ class Publication:
         if not self._relayed and fallback.start_if_possible():
             self._hub.set_relay(fallback.path_bytes() or b"", *fallback.listener())
             self._relayed = True
+        prepare()  # again, after a shortage that may have passed
         self.refresh()
 
     def refresh(self) -> None:
@@ -155,8 +162,8 @@ class Publication:
     def _plan(self) -> Plan:
         """What to publish now.
 
-        Nothing, if a rule has no native form: the I/O thread then forwards every request to the
-        loop, where the policy is asked.
+        Nothing, if a rule has no native form, or reads a header field that the I/O thread passes
+        over: the I/O thread then forwards every request to the loop, where the policy is asked.
         """
         routes: list[tuple[Method, str, QueryRule, int]] = []
         rules: list[tuple[NativeForm, int | None]] = []
@@ -170,12 +177,14 @@ class Publication:
             return kind | number << 8
 
         if self._policy.native is not None:
+            seen = all(judges_field(name) for form in self._policy.native for name in form.fields)
             for form in self._policy.native:
                 refused = None
-                if form.refusal is not None:
+                if seen and form.refusal is not None:
                     refused = answer("", STATIC, error_response(form.refusal()))
                 rules.append((form, refused))
-            self._add_routes(routes, answer)
+            if seen:
+                self._add_routes(routes, answer)
         every = tuple(answers.get(number, (b"", b"")) for number in range(len(self._numbers)))
         return Plan(tuple(routes), tuple(rules), tuple(self._numbers), every)
 

@@ -1,7 +1,9 @@
-"""torch's own server on a private socket, for its C++ handlers while the GIL can't be had.
+"""torch's own server on a private socket, for its C++ handlers.
 
-Our I/O thread relays requests to this server (``relay.pyx``) that torch answers without Python.
-docs/torch.md says how the server of torch 2.13 behaves, and why this module is as it is.
+While the GIL is held, our I/O thread relays requests to this server (``relay.pyx``) that torch
+answers without Python. While the GIL is free, this server answers for the C++ handlers that can't
+be called from Python. docs/torch.md says how torch's server behaves, and why this module is as it
+is.
 """
 
 from __future__ import annotations
@@ -12,14 +14,17 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from workerserver.handlers.torch_bridge import control_plane
+from workerserver.handlers.torch_bridge import OwnServerFailed, answer_through, control_plane
+from workerserver.native._bridge import RelayError, fetch, listens
 from workerserver.process._pulse import immortalise, threads_can_start
 from workerserver.process.loaded import imported
 from workerserver.process.sockets import MAX_PATH_BYTES, close_accepted
 from workerserver.process.threads import blocked_signals, named
+from workerserver.types import Response
 
 __all__ = ["SWITCH", "TorchFallback", "fallback"]
 
@@ -29,12 +34,20 @@ SWITCH = "WORKERSERVER_TORCH_FALLBACK"
 THREAD_NAME = "pt_workerserver"  # the kernel's name of every thread of torch's server
 SPARE_THREADS = 16
 
+ASK_SECONDS = 30.0  # for an answer while the GIL is free
+
 # torch does not say whether a handler is C++. We assume that it is if the C++ library that defines
 # the name is loaded: that library took the name, and no name can be registered twice. Each entry is
-# an attribute by which the library shows, and the names that it defines.
-CORE = ("_dump_fr_trace_json", ("fr_trace_json", "wait_counter_values", "pyspy_dump"))
-NCCL_PICKLE = ("_dump_nccl_trace", ("dump_nccl_trace_pickle",))
-NCCL_JSON = ("_dump_nccl_trace_json", ("dump_nccl_trace_json",))
+# an attribute by which the library shows (of torch._C._distributed_c10d, or of torch._C), and the
+# names that it defines.
+CPP = {
+    "_dump_fr_trace_json": ("fr_trace_json", "wait_counter_values", "pyspy_dump"),
+    "_dump_nccl_trace": ("dump_nccl_trace_pickle",),
+    "_dump_nccl_trace_json": ("dump_nccl_trace_json",),
+    "_dump_fr_trace_file": ("fr_dump_file",),  # torch 2.15
+    "HealthCheckHook": ("c10d_health_check",),
+    "_comms_init": ("torch_comms_fr_trace_json",),  # torch 2.16, from its public sources
+}
 TORCHCOMMS = ("torchcomms_fr_trace_json", "torchcomms_fr_dump_file", "torchcomms_health_check")
 
 
@@ -45,8 +58,8 @@ class TorchFallback:
     are made through a descriptor of the file. To stop the server can deadlock, so it ends with the
     process. A forked child has no such server, and closes the descriptors that it inherits.
 
-    ``start_if_possible`` is for one thread (the loop's), the rest for any thread. All of it needs
-    the GIL. ``reason`` says why there is no server, or is None.
+    All of it is for any thread, and needs the GIL. ``reason`` says why there is no server, or is
+    None.
     """
 
     def __init__(self) -> None:
@@ -54,6 +67,7 @@ class TorchFallback:
         self._reset()
 
     def _reset(self) -> None:
+        self._starting = threading.Lock()
         self._final = False  # started, or failed for good
         self._path = ""  # as bound: its sockets go by this name in a forked child too
         self._file = -1  # O_PATH descriptor of the socket's file
@@ -92,30 +106,56 @@ class TorchFallback:
             return ()
         names = [
             name
-            for attribute, group in (CORE, NCCL_PICKLE, NCCL_JSON)
-            if hasattr(module, attribute)
+            for attribute, group in CPP.items()
+            if hasattr(module, attribute) or hasattr(imported("torch._C"), attribute)
             for name in group
         ]
         if imported("torchcomms") is not None:
             names += TORCHCOMMS
         return tuple(name for name in names if _is_registered(module, name))
 
+    def ask(self, name: str, params: Mapping[str, str]) -> Response | None:
+        """What the server answers for torch's handler *name*; None if there is no server.
+
+        Starts it if need be. Waits without the GIL, which the handler may want, for up to
+        ASK_SECONDS. Raises OwnServerFailed.
+        """
+        from urllib.parse import quote, urlencode
+
+        self.start_if_possible()
+        path = self.path_bytes()
+        # A connection to a socket that somebody has closed would end the process.
+        if path is None or not listens(*self.listener()):
+            return None
+        target = f"/handler/{quote(name, safe='')}"
+        if params:
+            target += f"?{urlencode(params)}"
+        try:
+            found = fetch(path, target.encode("ascii"), ASK_SECONDS)
+        except RelayError as error:
+            raise OwnServerFailed(name, error.strerror or "") from None
+        return Response(found.body, found.status, found.content_type.decode("latin-1"))
+
     def start_if_possible(self) -> bool:
         """Start the server if torch.distributed is loaded, and say whether it runs.
 
         Never raises, and is cheap to repeat. The first call that finds torch takes some
         milliseconds; torch holds the GIL for a part of them. A failure is final: its ``reason``
-        stays, and is logged once, at level INFO.
+        stays, and is logged once, at level INFO. A second caller waits for the one that starts the
+        server.
         """
-        if self._final:
+        if self._final and not self._starting.locked():
             return self.running
-        try:
-            self._start()
-        except Exception as error:
-            self._final = True
-            self.reason = f"{type(error).__name__}: {error}"
-            logger.info("torch's own server doesn't stand by: %s", self.reason)
-        return self.running
+        with self._starting:
+            if self._final:
+                return self.running
+            try:
+                self._start()
+            except Exception as error:
+                self._final = True
+                self.reason = f"{type(error).__name__}: {error}"
+                logger.info("torch's own server doesn't stand by: %s", self.reason)
+            return self.running
 
     def _start(self) -> None:
         if os.environ.get(SWITCH, "1") == "0":
@@ -232,5 +272,7 @@ def _listener_of(path: str) -> int:
 
 fallback = TorchFallback()
 """This process's."""
+
+answer_through(fallback)
 
 os.register_at_fork(after_in_child=fallback.after_fork)

@@ -1,8 +1,9 @@
-"""How threads of ours are started, and what the kernel calls them."""
+"""How our own threads start, and their names in the kernel."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -15,8 +16,8 @@ ALL_SIGNALS = signal.valid_signals()
 
 @contextlib.contextmanager
 def blocked_signals() -> Iterator[None]:
-    """Block all signals in the calling thread for a while: a thread started inside inherits
-    that, so the process's signals go on reaching the threads they reached before."""
+    """Block all signals in the calling thread during the block. A thread that starts inside
+    inherits the mask, so the process's signals still reach the same threads as before."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
     try:
         yield
@@ -25,15 +26,21 @@ def blocked_signals() -> Iterator[None]:
 
 
 def start(thread: threading.Thread) -> None:
-    """Start *thread*, which gets no signals."""
+    """Start *thread* with all signals blocked. OSError if the process may have no more threads."""
     with blocked_signals():
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise OSError(
+                errno.EAGAIN,
+                "no thread can be started: a limit of the user, the container or the memory",
+            ) from error
 
 
 def name_this_thread(name: str) -> None:
-    """Have the calling thread be *name* in top -H, py-spy and gdb; the kernel keeps 15 characters.
+    """Give the calling thread a *name* for top -H, py-spy and gdb; the kernel keeps 15 characters.
 
-    On Linux; elsewhere nothing happens.
+    Does nothing except on Linux.
     """
     with contextlib.suppress(OSError, AttributeError):
         native = threading.get_native_id()
@@ -42,7 +49,7 @@ def name_this_thread(name: str) -> None:
 
 
 def named(name: str) -> frozenset[str]:
-    """The ids of this process's threads that the kernel calls *name*; Linux."""
+    """The ids of this process's threads whose kernel name is *name*. Linux only."""
     found = set()
     for tid in os.listdir("/proc/self/task"):
         with (

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -22,20 +23,20 @@ __all__ = ["Acceptor", "tls_from_environment"]
 logger = logging.getLogger("workerserver")
 
 CERTIFICATE, KEY = "WORKERSERVER_TLS_CERT", "WORKERSERVER_TLS_KEY"
-#: Handshakes at one time; a connection beyond that is closed.
+#: Handshakes at one time.
 MAX_HANDSHAKES = 64
-#: Time for the client to end its side of a connection that is closed.
+#: Time that a client gets to end its side after we closed ours.
 FAREWELL_SECONDS = 5.0
 #: Time until the next accept() after the process ran out of descriptors.
 PAUSE_SECONDS = 0.1
 
 
 def tls_from_environment() -> ssl.SSLContext | None:
-    """A context with the certificate (and its chain) in the file WORKERSERVER_TLS_CERT and the key
-    in WORKERSERVER_TLS_KEY, by default in the same file; None if neither is set.
+    """A context from the file WORKERSERVER_TLS_CERT (the certificate and its chain) and the file
+    WORKERSERVER_TLS_KEY (the key; by default in the first file). None if neither variable is set.
 
-    Raises ValueError if they can't be used: to serve in the clear where somebody asked for TLS
-    would be worse than not to serve.
+    Raises ValueError if the files can't be used: if somebody asked for TLS, no server is better
+    than a server without TLS.
     """
     certificate, key = os.environ.get(CERTIFICATE, ""), os.environ.get(KEY, "")
     if not certificate:
@@ -60,10 +61,10 @@ def _no_password() -> str:
 
 
 class Acceptor:
-    """Accepts the connections of one *listener* until close(). Belongs to the loop.
+    """Accepts the connections of one *listener* until close(). Only the loop's thread may use it.
 
-    *factory* makes the protocol of a connection after the handshake, which may take *timeout*
-    seconds.
+    A handshake may take *timeout* seconds. After the handshake, *factory* makes the connection's
+    protocol.
     """
 
     def __init__(
@@ -77,12 +78,13 @@ class Acceptor:
         self._factory = factory
         self._timeout = timeout
         self._loop: Any = asyncio.get_running_loop()  # uvloop's knows more than mypy
-        self._handshakes: set[asyncio.Task[None]] = set()
+        # The oldest first; with the peer's host.
+        self._handshakes: dict[asyncio.Task[None], str] = {}
         self._task = self._loop.create_task(self._accept(listener))
 
     def close(self) -> None:
-        """Accept no more connections, and end the handshakes under way. The listener is closed
-        soon after."""
+        """Accept no more connections, and end the handshakes under way. The task closes the
+        listener soon after."""
         for task in (self._task, *self._handshakes):
             task.cancel()
 
@@ -91,17 +93,35 @@ class Acceptor:
         with listener:
             while True:
                 try:
-                    sock, _ = await self._loop.sock_accept(listener)
+                    sock, peer = await self._loop.sock_accept(listener)
                 except OSError as error:
                     logger.debug("no connection could be accepted: %s", error)
                     await asyncio.sleep(PAUSE_SECONDS)
                     continue
-                if len(self._handshakes) >= MAX_HANDSHAKES:
-                    sock.close()
-                    continue
+                self._make_room(peer[0])
                 task = self._loop.create_task(self._take_in(sock))
-                self._handshakes.add(task)
-                task.add_done_callback(self._handshakes.discard)
+                self._handshakes[task] = peer[0]
+                task.add_done_callback(self._forget)
+
+    def _make_room(self, host: str) -> None:
+        """If no place is left for *host*, end the oldest handshake of the peer that has most.
+
+        So who says nothing loses the place, and not who comes next; and a peer with a few
+        handshakes keeps them, however many another peer begins.
+        """
+        if len(self._handshakes) < MAX_HANDSHAKES:
+            return
+        counts = Counter(self._handshakes.values())
+        counts[host] += 1
+        ((busiest, _),) = counts.most_common(1)
+        task = next((each for each, peer in self._handshakes.items() if peer == busiest), None)
+        if task is None:  # each peer has one
+            task = next(iter(self._handshakes))
+        self._forget(task)
+        task.cancel()
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._handshakes.pop(task, None)
 
     async def _take_in(self, sock: socket.socket) -> None:
         try:

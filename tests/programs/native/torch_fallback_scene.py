@@ -1,7 +1,7 @@
-"""torch's own server beside ours, each scene in a forked process of its own.
+"""torch's own server beside ours. Each scene runs in a forked process of its own.
 
-``python torch_fallback_scene.py FOLDER SCENE...`` imports torch once and prints, for each scene,
-one JSON object; FOLDER takes the temporary files, and holds a ``py-spy`` that a scene may use.
+``python torch_fallback_scene.py FOLDER SCENE...`` imports torch once and prints a JSON object for
+each scene. Temporary files go to FOLDER, which also holds a ``py-spy`` for some scenes.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ HANDLERS: list[Any] = []  # torch frees its Python handlers too late for them to
 
 
 class Leave(Exception):
-    """Carries how a process is to end up to the end of the script."""
+    """Carries the way in which a process has to end to the end of the script."""
 
     def __init__(self, how: str) -> None:
         self.how = how
 
 
 def started() -> Any:
-    """This process's fallback, running, with all its threads there."""
+    """This process's fallback, once it runs with all its threads."""
     from workerserver.native.torch_standby import fallback
 
     assert fallback.start_if_possible(), fallback.reason
@@ -79,7 +79,7 @@ def code(pid: int) -> int:
 
 
 def open_files() -> list[str]:
-    """What this process's descriptors name."""
+    """The files that this process's descriptors refer to."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the one that listdir used
@@ -88,7 +88,7 @@ def open_files() -> list[str]:
 
 
 def slow_pyspy() -> threading.Thread:
-    """A request that torch's server is busy with for an hour."""
+    """A request that keeps torch's server busy for an hour."""
     mark = os.path.join(FOLDER, f"running-{os.getpid()}")
     os.environ["PYSPY_MARK"] = mark
 
@@ -133,7 +133,7 @@ def start() -> dict[str, Any]:
 
 
 def under_install() -> dict[str, Any]:
-    """Ours has taken the place of torch's ``_WorkerServer``."""
+    """The fallback works after our server has taken the place of torch's ``_WorkerServer``."""
     import torch
 
     import workerserver.control_plane
@@ -146,7 +146,7 @@ def under_install() -> dict[str, Any]:
 
 
 def closed_by_somebody() -> dict[str, Any]:
-    """Somebody closes descriptors that are not his; the next connection would end the process."""
+    """Other code closes the server's descriptors. The next connection would end the process."""
     from workerserver.native._bridge import listens
 
     fallback = started()
@@ -162,7 +162,7 @@ def closed_by_somebody() -> dict[str, Any]:
 
 
 def registered_in_python() -> dict[str, Any]:
-    """A free name of torch's that is taken by a Python handler is none of the C++ ones."""
+    """A Python handler under a free name of torch's C++ handlers doesn't count as a C++ handler."""
     import torch
 
     fallback = started()
@@ -172,6 +172,48 @@ def registered_in_python() -> dict[str, Any]:
             HANDLERS.append(lambda request, response: None)
             bindings._register_handler(name, HANDLERS[-1])
     return {"names": fallback.names()}
+
+
+def beyond_the_binding() -> dict[str, Any]:
+    """A C++ handler that reads its parameters; Python's binding of torch can't hand them over."""
+    from workerserver.handlers import torch_bridge
+    from workerserver.native import torch_standby
+    from workerserver.types import Request, Response
+
+    os.environ["PYSPY_MARK"] = ""
+
+    def call(body: bytes = b"", media_type: bytes = b"", **params: str) -> Response:
+        headers = [(b"content-type", media_type)] if media_type else []
+        request = Request("POST", "/handler/pyspy_dump", params, headers, body)
+        return torch_bridge.call("pyspy_dump", request)
+
+    def answer(body: bytes = b"", media_type: bytes = b"", **params: str) -> list[Any]:
+        response = call(body, media_type, **params)
+        return [response.status, response.content_type, response.body.decode()]
+
+    def error(**arguments: Any) -> Exception:
+        try:
+            call(**arguments)
+        except Exception as raised:
+            return raised
+        raise AssertionError("an answer")
+
+    form = b"application/x-www-form-urlencoded; charset=utf-8"
+    found: dict[str, Any] = {
+        "first": answer(native="1"),  # and starts the server
+        "again": answer(subprocesses="a&b", nonblocking="\u00fc"),
+        "form": answer(b"native=1", form, native="1"),  # as the dispatcher reads it
+        "other body": type(error(body=b"{}", native="1")).__name__,
+    }
+    os.environ["PYSPY_MARK"] = os.path.join(FOLDER, f"running-{os.getpid()}")
+    torch_standby.ASK_SECONDS = 0.2
+    slow = error(native="1")
+    wait_until(lambda: os.path.exists(os.environ["PYSPY_MARK"]))
+    os.unlink(os.environ["PYSPY_MARK"])
+    found["slow"] = [type(slow).__name__, getattr(slow, "status", None), "in time" in str(slow)]
+    os.close(torch_standby.fallback.listener()[0])  # no connection may follow
+    found["without"] = type(error(native="1")).__name__
+    return found
 
 
 def switched_off() -> dict[str, Any]:
@@ -198,7 +240,7 @@ def switched_off() -> dict[str, Any]:
 
 
 def long_folder() -> dict[str, Any]:
-    """The folder for temporary files has a path that fits no socket's address."""
+    """The path of the folder for temporary files is too long for a socket's address."""
     os.environ["TMPDIR"] = os.path.join(FOLDER, "x" * 100)
     os.mkdir(os.environ["TMPDIR"])
     fallback = started()
@@ -207,7 +249,7 @@ def long_folder() -> dict[str, Any]:
 
 
 def no_room_for_threads() -> dict[str, Any]:
-    """torch would end the process (std::terminate) if it could not start one of its threads."""
+    """If torch can't start one of its threads, torch ends the process (std::terminate)."""
     from workerserver.native.torch_standby import fallback
 
     with open("/proc/self/statm", encoding="ascii") as file:
@@ -220,7 +262,7 @@ def no_room_for_threads() -> dict[str, Any]:
 
 
 def forks() -> dict[str, Any]:
-    """Children of every kind hold nothing of the server, and their ends leave the parent alone."""
+    """Children of every kind hold no part of the server. Their ends don't disturb the parent."""
     import multiprocessing
 
     import torch
@@ -232,7 +274,7 @@ def forks() -> dict[str, Any]:
     before = socket_names().count(path)
 
     def bare() -> None:
-        """What a child may not have: the server's sockets, and the way to them."""
+        """Check that a child has neither the server's sockets nor the path to them."""
         assert path not in socket_names(), socket_names()
         assert not any(name.startswith(path) for name in open_files())
         assert not fallback.running
@@ -268,7 +310,7 @@ def forks() -> dict[str, Any]:
 
 
 class Checked:
-    """Collates, after a check."""
+    """Runs a check, then collates."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         self._check = check
@@ -281,7 +323,7 @@ class Checked:
 
 
 def killed() -> dict[str, Any]:
-    """A parent is killed while its child lives: nobody listens any more, nothing is left."""
+    """A parent is killed while its child lives: no process listens any more, no file is left."""
     ours, theirs = os.pipe()
     middle = os.fork()
     if middle == 0:
@@ -307,7 +349,7 @@ def killed() -> dict[str, Any]:
 
 
 def exits() -> dict[str, Any]:
-    """However a process ends that the server runs in: status, and the slowest end in seconds."""
+    """All ways in which a process with the server can end: status, and the slowest end in s."""
     hows = ("normal", "exit", "raise", "os_exit", "terminated", "busy", "at_once")
     found: dict[str, Any] = {}
     for how in hows:
@@ -338,7 +380,7 @@ def exits() -> dict[str, Any]:
 
 
 def held() -> dict[str, Any]:
-    """The GIL is held by C code while torch's server is asked; gloo's operations are recorded."""
+    """torch's server gets questions while C code holds the GIL. gloo's operations are recorded."""
     import torch
     import torch.distributed as dist
 
@@ -347,14 +389,18 @@ def held() -> dict[str, Any]:
     dist.all_reduce(torch.ones(2))
     started()
     os.environ["PYSPY_MARK"] = ""
+    names = [*NAMES]
+    for name in ("c10d_health_check", "fr_dump_file"):  # torch 2.15
+        if name in torch._C._distributed_c10d._get_handler_names():
+            names.append(name)
     replies: dict[str, Any] = {}
     ready = threading.Semaphore(0)
 
     def ask(name: str) -> None:
         ready.release()
-        replies[name] = fetch(name, delay=1.0)  # gives the GIL up, and doesn't need it again
+        replies[name] = fetch(name, delay=1.0)  # releases the GIL, and doesn't need it again
 
-    threads = [threading.Thread(target=ask, args=(name,)) for name in NAMES]
+    threads = [threading.Thread(target=ask, args=(name,)) for name in names]
     for thread in threads:
         thread.start()
     for _ in threads:
@@ -370,7 +416,7 @@ def held() -> dict[str, Any]:
     trace = json.loads(replies["fr_trace_json"].body)
     return {
         "inside": [begun < r.started and r.ended < ended for r in replies.values()],
-        "status": [replies[name].status for name in NAMES],
+        "status": {name: replies[name].status for name in names},
         "entries": [entry["profiling_name"] for entry in trace["entries"]],
         "counters": isinstance(json.loads(replies["wait_counter_values"].body), dict),
         "pyspy": replies["pyspy_dump"].body.decode(),

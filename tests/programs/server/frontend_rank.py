@@ -1,15 +1,17 @@
-"""One rank of a gloo job with torch's debug frontend, unmodified, on top of our server or theirs.
+"""One rank of a gloo job with torch's unmodified debug frontend, on our server or on torch's.
 
-``torchrun ... frontend_rank.py ours|torch PORT FOLDER``; lives until FOLDER/done is there.
+``torchrun ... frontend_rank.py ours|torch PORT FOLDER``; lives until FOLDER/done exists.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,7 +38,10 @@ def main(kind: str, port: int, folder: Path) -> None:
     dist.init_process_group("gloo")
     for _ in range(3):
         dist.all_reduce(torch.ones(4))
-    debug.start_debug_server(port=port, dump_dir=str(folder / "dumps"), dump_interval=1.0)
+    dumps: dict[str, Any] = {"dump_dir": str(folder / "dumps"), "dump_interval": 1.0}
+    if "dump_dir" not in inspect.signature(debug.start_debug_server).parameters:  # torch 2.10
+        dumps = {}
+    debug.start_debug_server(port=port, **dumps)
     server = debug._WORKER_SERVER
     facts = {"type": f"{type(server).__module__}.{type(server).__name__}", "port": server.port}
     (folder / f"rank{rank}.json.tmp").write_text(json.dumps(facts))

@@ -249,6 +249,7 @@ def summary(recorded: Recorded) -> Json:
                 "last_issued": _operation(entries[-1], now, made),
                 "last_retired": _operation(ended[-1], now, made) if ended else None,
                 "first_pending": _operation(pending[0], now, made) if pending else None,
+                "backend": group.backend,
             }
         )
     for group in recorded.groups:
@@ -265,6 +266,7 @@ def summary(recorded: Recorded) -> Json:
                     "last_issued": None,
                     "last_retired": None,
                     "first_pending": None,
+                    "backend": None,
                 }
             )
     groups.sort(key=lambda group: (group["id"] is None, group["id"] or 0, group["name"]))

@@ -20,6 +20,6 @@ HOSTS = [
     ("127.0.0.1.evil.example", False),
     ("localhost.evil.example", False),
     ("evil-localhost", False),
-    ("", True),  # no browser sends none
+    (socket.gethostname().partition(".")[0] + ".evil.example", False),
     (":80", False),
 ]

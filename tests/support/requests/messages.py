@@ -1,4 +1,4 @@
-"""Requests by the byte, and what the parser has to make of each."""
+"""Requests by the byte, and the parser's expected result for each."""
 
 from __future__ import annotations
 
@@ -135,7 +135,13 @@ CASES = [
          Good(headers=((b"host", b"h"), (b"a", b"\xff")))),
     Case("no Host", head(b"GET / HTTP/1.1", b"A: b\r\n"), Bad(text="Host")),
     Case("two Hosts", get(b"hOST: h\r\n"), Bad(text="Host")),
-    Case("empty Host", head(b"GET / HTTP/1.1", b"Host:\r\n"), Good(host=b"")),
+    Case("empty Host", head(b"GET / HTTP/1.1", b"Host:\r\n"), Bad(text="Host")),
+    Case("Host of spaces", head(b"GET / HTTP/1.1", b"Host: \t \r\n"), Bad(text="Host")),
+    Case("HTTP/1.0, empty Host", head(b"GET / HTTP/1.0", b"Host:\r\n"), Bad(text="Host")),
+    Case("absolute, empty Host", head(b"GET http://a/ HTTP/1.1", b"Host:\r\n"), Bad(text="Host")),
+    Case("two Authorizations", get(b"Authorization: Bearer a\r\n" * 2), Bad(text="Authorization")),
+    Case("two Authorizations, one empty", get(b"AUTHORIZATION:\r\nAuthorization: Bearer a\r\n"),
+         Bad(text="Authorization")),
     Case("Host is a list", head(b"GET / HTTP/1.1", b"Host: a, b\r\n"), Bad(text="Host")),
     Case("Host with userinfo", head(b"GET / HTTP/1.1", b"Host: u@a\r\n"), Bad(text="Host")),
     Case("Host with obs-text", head(b"GET / HTTP/1.1", b"Host: a\xff\r\n"), Bad(text="Host")),
@@ -235,6 +241,24 @@ CASES = [
         for bad in (b"", b"gzip", b"identity", b"xchunked", b"x chunked", b"chunked, gzip",
                     b"chunked, chunked", b"chunked,", b"chunked;a=b", b"\x0bchunked", b'"chunked"')
     ),
+    *(
+        Case(f"coding {value!r}", post(HOST + b"Transfer-Encoding:" + value + b"\r\n",
+                                       b"5\r\n12345\r\n0\r\n\r\n"),
+             Good(b"POST", body=b"12345",
+                  headers=((b"host", b"h"), (b"transfer-encoding", b"chunked"))))
+        for value in (b"chunked\t", b"\tchunked \t \t", b" chunked\t ", b"chunked ")
+    ),
+    *(
+        Case(f"bad coding {value!r}",
+             post(HOST + b"Transfer-Encoding:" + value + b"\r\n", b"0\r\n\r\n"), Bad())
+        for value in (b"chunked\t,", b"x\tchunked\t", b"\t", b"chunked\t\r", b"chunked\t\r\n\t")
+    ),
+    Case("coding gzip, chunked and a tab",
+         post(HOST + b"Transfer-Encoding: gzip, chunked\t\r\n", b"0\r\n\r\n"),
+         Bad(UnsupportedTransferCoding, "gzip, chunked")),
+    Case("a tab behind a value that names a coding",
+         post(HOST + b"A: transfer-encoding: x\t\r\nContent-Length: 5\t\r\n", b"12345"),
+         Good(b"POST", body=b"12345")),
     Case("coding gzip, chunked", post(HOST + b"Transfer-Encoding: gzip, chunked\r\n", b"0\r\n\r\n"),
          Bad(UnsupportedTransferCoding, "gzip, chunked")),
     Case("coding in two fields",
@@ -278,6 +302,16 @@ CASES = [
     Case("chunks fit", post(CHUNKED, b"3\r\n123\r\n2\r\n45\r\n0\r\n\r\n"), POSTED, {"max_body": 5}),
     Case("chunks too large", post(CHUNKED, b"3\r\n123\r\n1\r\n4"), Bad(BodyTooLarge),
          {"max_body": 3}),
+    Case("chunks announce too much", post(CHUNKED, b"3\r\n123\r\n1\r\n"), Bad(BodyTooLarge),
+         {"max_body": 3}),
+    Case("chunk extension of 4 KiB without end", post(CHUNKED, b"1;" + b"a" * 4096),
+         Bad(BodyTooLarge, "chunk extensions")),
+    Case("chunk extensions of 4 KiB", post(CHUNKED, (b"1;" + b"a" * 98 + b"\r\n1\r\n") * 41),
+         Bad(BodyTooLarge, "chunk extensions")),
+    Case("last chunk with a long extension", post(CHUNKED, b"0;" + b"a" * 4096),
+         Bad(BodyTooLarge, "chunk extensions")),
+    Case("size of many zeros", post(CHUNKED, b"0" * 4113),
+         Bad(BodyTooLarge, "chunk extensions")),
     Case("chunk extension without end", post(CHUNKED, b"1;" + b"a" * 200), Bad(BodyTooLarge),
          {"max_body": 4, "max_head": 100}),
     Case("bad chunk before the limit", post(CHUNKED, b"x;" + b"a" * 200), Bad(),

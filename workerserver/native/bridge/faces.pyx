@@ -1,4 +1,4 @@
-"""Faces of the engine for tests and for a look by hand; the server needs none of them."""
+"""Faces of the engine: a request to torch's own server, and what tests and a look by hand need."""
 
 from libc.stdint cimport uint64_t
 from libc.string cimport memset

@@ -4,7 +4,8 @@ Everything here is for the loop's thread, unless it says otherwise.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport uint64_t
@@ -12,6 +13,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from posix.unistd cimport read
 
+from workerserver.http.date cimport DATE_AT
 from workerserver.process.clock cimport monotonic
 from workerserver.native._engine cimport (
     ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, COUNTS, Answer, Chunk,
@@ -19,7 +21,7 @@ from workerserver.native._engine cimport (
     turn_begin, turn_next,
 )
 from workerserver.native._engine cimport (
-    hub_drop, hub_forget, hub_free, hub_ignore, hub_listen, hub_new, hub_stop,
+    hub_await, hub_drop, hub_forget, hub_free, hub_ignore, hub_listen, hub_new, hub_stop,
 )
 from workerserver.native._engine cimport hub_run
 
@@ -72,6 +74,15 @@ cdef class NativeHub:
         name_this_thread(NAME)
         with nogil:
             hub_run(self._hub)
+
+    def await_thread(self, double seconds):
+        """Wait, without the GIL, until the started thread no longer needs the GIL: from then on it
+        answers whatever the interpreter does. False if that takes longer than *seconds*."""
+        cdef bint entered = False
+        if self._hub != NULL:
+            with nogil:
+                entered = hub_await(self._hub, seconds)
+        return entered
 
     def set_relay(self, bytes path, int listener, unsigned long inode):
         """Where torch's own server can be reached, and the descriptor that it listens on."""
@@ -210,7 +221,7 @@ cdef class NativeListener:
         self._counted = {}
         self._names = ()
         self._keep = (table, ())
-        self._finals = (too_many, forbidden, head_late)
+        self._finals = tuple(map(bytearray, (too_many, forbidden, head_late)))
         memset(&model, 0, sizeof(model))
         model.fd = fd
         model.local = local
@@ -223,9 +234,9 @@ cdef class NativeListener:
         model.owner = <void *>self
         model.table = &(<Table>self._keep[0]).data
         model.answers = self._answers
-        _set_final(&model.too_many, too_many)
-        _set_final(&model.forbidden, forbidden)
-        _set_final(&model.head_late, head_late)
+        _set_answer(&model.too_many, self._finals[0], self._finals[0])
+        _set_answer(&model.forbidden, self._finals[1], self._finals[1])
+        _set_answer(&model.head_late, self._finals[2], self._finals[2])
         self._listener = hub_listen(hub._hub, &model)
         if self._listener == NULL:
             raise OSError(errno, os.strerror(errno))
@@ -242,7 +253,6 @@ cdef class NativeListener:
         *answers*. An answer is a pair of whole replies: keep-alive, and ``Connection: close``.
         """
         cdef int i
-        cdef bytes whole, closing
         cdef Answer[MAX_ANSWERS] fresh
         if len(answers) > MAX_ANSWERS or len(names) != len(answers):
             raise ValueError(f"{len(answers)} answers, {len(names)} names")
@@ -250,13 +260,10 @@ cdef class NativeListener:
             return
         self._harvest()
         self._names = names  # names are only added, so older counts keep theirs
+        # The I/O thread writes the date into them.
+        answers = tuple((bytearray(whole), bytearray(closing)) for whole, closing in answers)
         for i in range(len(answers)):
-            whole, closing = answers[i]
-            fresh[i].data = PyBytes_AS_STRING(whole)
-            fresh[i].size = PyBytes_GET_SIZE(whole)
-            fresh[i].closing = PyBytes_AS_STRING(closing)
-            fresh[i].closing_size = PyBytes_GET_SIZE(closing)
-            fresh[i].status = int(whole[9:12] or 0)  # of "HTTP/1.1 200 OK"
+            _set_answer(&fresh[i], answers[i][0], answers[i][1])
         hub_lock(self._hub._hub)
         memcpy(self._answers, fresh, len(answers) * sizeof(Answer))
         self._listener.table = &table.data
@@ -332,7 +339,22 @@ cdef class NativeListener:
         Py_DECREF(self)
 
 
-cdef int _set_final(Answer *answer, bytes reply) except -1:
-    answer.data = answer.closing = PyBytes_AS_STRING(reply)
-    answer.size = answer.closing_size = PyBytes_GET_SIZE(reply)
+cdef int _set_answer(Answer *answer, bytearray whole, bytearray closing) except -1:
+    """*whole* and *closing* live, at the same size, for as long as the answer is used."""
+    answer.data = PyByteArray_AS_STRING(whole)
+    answer.size = PyByteArray_GET_SIZE(whole)
+    answer.closing = PyByteArray_AS_STRING(closing)
+    answer.closing_size = PyByteArray_GET_SIZE(closing)
+    answer.date = _date_in(whole)
+    answer.closing_date = _date_in(closing)
+    if answer.closing_date == NULL:
+        answer.date = NULL
+    answer.second = 0
+    answer.status = int(whole[9:12] or 0)  # of "HTTP/1.1 200 OK"
     return 0
+
+
+cdef char *_date_in(bytearray reply) except? NULL:
+    """Where the date of *reply* begins; NULL if it has no Date field."""
+    cdef Py_ssize_t at = reply.find(b"\r\nDate: ", 0, max(0, reply.find(b"\r\n\r\n")))
+    return NULL if at < 0 else &PyByteArray_AS_STRING(reply)[at + 2 + DATE_AT]

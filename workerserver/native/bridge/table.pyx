@@ -5,10 +5,11 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from workerserver.native._engine cimport (
-    JUDGED_PASSED, JUDGED_REFUSED, METHOD_GET, METHOD_POST, NATIVE_FIELDS, NATIVE_HEAD, QUERY_ANY,
-    QUERY_DUMP, QUERY_HEALTHZ, QUERY_NONE, QUERY_OPAQUE, RULE_HOST, RULE_PEER, RULE_TOKEN,
-    RULE_WEB_PAGE, VERDICT_INCOMPLETE, VERDICT_RECOGNISED, Judgement, Parameters, Recognised,
-    Recognition, Route, Rule, Text, Verdict, find, name_byte, permitted, recognise,
+    JUDGED_PASSED, JUDGED_REFUSED, METHOD_GET, METHOD_POST, NATIVE_FIELDS, NATIVE_HEAD,
+    QUERY_ANY, QUERY_DUMP, QUERY_HEALTHZ, QUERY_NONE, QUERY_OPAQUE, RULE_HOST, RULE_PEER,
+    RULE_TOKEN, RULE_WEB_PAGE, VERDICT_INCOMPLETE, VERDICT_RECOGNISED, Judgement, Parameters,
+    Recognised, Recognition, Route, Rule, Text, Verdict, field_is_judged, find, name_byte,
+    permitted, recognise,
 )
 
 from typing import NamedTuple
@@ -59,6 +60,12 @@ class Look(NamedTuple):
     mode: str
 
 
+def judges_field(bytes name):
+    """Whether the I/O thread looks at the header field *name* (lower case): it keeps the value, or
+    forwards the request."""
+    return bool(field_is_judged(<const unsigned char*><const char*>name, <int>len(name)))
+
+
 @cython.final
 cdef class Table:
     """The routes that the I/O thread answers, and who may ask: one listener's, immutable.
@@ -74,14 +81,14 @@ cdef class Table:
 
     def __cinit__(self, routes, *, rules=(), limits=_DEFAULTS):
         entries = _entries(routes)
-        forms = [(form, [host for host in map(_plain, form.names) if host], _prefix(form.prefix),
+        forms = [(form, [host for host in map(_plain, (*form.names, *form.suffixes)) if host],
                   action) for form, action in rules]
         texts = [entry[1] for entry in entries]
-        for form, hosts, prefix, _ in forms:
-            texts += [*hosts, prefix, form.token]
+        for form, hosts, _ in forms:
+            texts += [*hosts, form.token]
         self._routes = <Route*>calloc(len(entries) + 1, sizeof(Route))
         self._rules = <Rule*>calloc(len(forms) + 1, sizeof(Rule))
-        self._names = <Text*>calloc(sum(len(hosts) for _, hosts, _, _ in forms) + 1, sizeof(Text))
+        self._names = <Text*>calloc(sum(len(hosts) for _, hosts, _ in forms) + 1, sizeof(Text))
         self._text = <char*>calloc(sum(map(len, texts)) + 1, 1)
         if (
             self._routes == NULL or self._rules == NULL or self._names == NULL
@@ -108,7 +115,7 @@ cdef class Table:
         cdef Text* names = self._names
         cdef Rule* rule
         cdef int i
-        for i, (form, hosts, prefix, action) in enumerate(forms):
+        for i, (form, hosts, action) in enumerate(forms):
             rule = &self._rules[i]
             rule.kind = _RULE_KINDS[form.kind]
             rule.names = names
@@ -116,7 +123,6 @@ cdef class Table:
             for host in hosts:
                 names[0] = self._keep(host)
                 names += 1
-            rule.prefix = self._keep(prefix)
             rule.token = self._keep(form.token)
             if form.kind == "peer":
                 rule.uid = form.uid
@@ -190,14 +196,6 @@ cdef list _entries(routes):
         if name and name != path:
             entries.append((entry[0], entry[1] + b"/", entry[2], action))
     return entries
-
-
-cdef bytes _prefix(str prefix):
-    """*prefix*, the beginning of host names, in lower case; b"" if it can't be compared."""
-    if prefix is None or not prefix.endswith("."):
-        return b""
-    start = _plain(prefix[:-1])
-    return start + b"." if start else b""
 
 
 cdef bytes _plain(str name):

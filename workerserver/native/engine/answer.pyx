@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy, strlen
 
 from workerserver.http.bounds cimport STALL_SECONDS
+from workerserver.http.date cimport DATE_AT, DATE_FIELD, DATE_SIZE, renew_date
 from workerserver.process.clock cimport monotonic_ns
 from workerserver.process._pulse cimport HEALTH_CAPACITY, health_body
 
@@ -98,14 +99,24 @@ cdef void emit(Connection *connection, const char *data, size_t size) noexcept n
     arm(connection.hub, connection.deadline)
 
 
+cdef void _date_anew(Hub *hub, Answer *answer) noexcept nogil:
+    renew_date(&hub.date)
+    if answer.second == hub.date.second or answer.date == NULL:
+        return
+    answer.second = hub.date.second
+    memcpy(answer.date, &hub.date.field[DATE_AT], DATE_SIZE)
+    memcpy(answer.closing_date, &hub.date.field[DATE_AT], DATE_SIZE)
+
+
 cdef void send_answer(
-    Connection *connection, const Answer *answer, int route, bint keep_alive, size_t *joined
+    Connection *connection, Answer *answer, int route, bint keep_alive, size_t *joined
 ) noexcept nogil:
     """Send a precomputed reply. With *joined*, the reply is only appended to the *joined* bytes in
     hub.joined: many pipelined requests then cost one send()."""
     cdef char *buffer = connection.hub.joined
     cdef const char *data = answer.data if keep_alive else answer.closing
     cdef size_t size = answer.size if keep_alive else answer.closing_size
+    _date_anew(connection.hub, answer)
     count(connection.listener, route, answer.status)
     if joined == NULL:
         emit(connection, data, size)
@@ -126,9 +137,10 @@ cdef void send_joined(Connection *connection, size_t *joined) noexcept nogil:
 
 
 cdef void send_final(
-    Connection *connection, const Answer *answer, int status
+    Connection *connection, Answer *answer, int status
 ) noexcept nogil:
     """Send a precomputed reply that belongs to no request, the last of the connection."""
+    _date_anew(connection.hub, answer)
     count(connection.listener, -1, status)
     emit(connection, answer.closing, answer.closing_size)
     finish(connection)
@@ -161,7 +173,10 @@ cdef void send_reply(
     _put_number(&head, <size_t>status)
     _put_text(&head, b" ")
     _put_text(&head, _reason(status))
-    _put_text(&head, b"\r\nContent-Type: ")
+    _put_text(&head, b"\r\n")
+    renew_date(&connection.hub.date)
+    _put(&head, connection.hub.date.field, DATE_FIELD)
+    _put_text(&head, b"Content-Type: ")
     _put(&head, content_type, min(type_size, <size_t>256))
     _put_text(&head, b"\r\nContent-Length: ")
     _put_number(&head, size)

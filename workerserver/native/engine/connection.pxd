@@ -6,6 +6,7 @@ is written down, and checked in debug builds, in invariants.pyx.
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from workerserver.http.date cimport HttpDate
 from workerserver.native.system cimport pthread_mutex_t, pthread_t
 
 
@@ -48,11 +49,14 @@ cdef struct Chunk:  # bytes on their way out
     void *owner  # a reference to the bytes object that has the data; NULL: a copy behind the chunk
 
 
-cdef struct Answer:  # a whole precomputed reply; borrowed from the Python side's bytes
+cdef struct Answer:  # a whole precomputed reply, in memory that belongs to the Python side
     const char *data
     size_t size
     const char *closing  # the same with Connection: close
     size_t closing_size
+    char *date  # in data: DATE_SIZE bytes, to be written anew each second; NULL: there is none
+    char *closing_date  # the same in closing
+    long second  # whose date they hold
     int status
 
 
@@ -89,7 +93,7 @@ cdef struct Listener:
     double started  # monotonic seconds
     Memo memo
     const TableData *table  # table and answers are Python's memory, replaced under the lock
-    const Answer *answers
+    Answer *answers
     Answer too_many
     Answer forbidden
     Answer head_late
@@ -181,6 +185,7 @@ cdef struct Hub:
     bint woken  # wake is signalled
     bint asked  # a turn was asked for and has not come
     double asked_at
+    bint entered  # the I/O thread is in hub_run()
     bint stopping
     double now  # when the I/O thread last woke up
     double scan_at  # when to scan the deadlines
@@ -202,6 +207,7 @@ cdef struct Hub:
     char relay_path[108]  # of torch's own server; empty: there is none
     int relay_listener  # its descriptor and inode
     uint64_t relay_inode
+    HttpDate date
     char *page  # READ_SIZE bytes to read into
     char *joined  # JOINED bytes, for answers to pipelined requests
     Hub *next

@@ -2,6 +2,7 @@
 
 
 cdef Hub *hub_new(double watch) noexcept nogil
+cdef bint hub_await(Hub *hub, double seconds) noexcept nogil
 cdef void hub_stop(Hub *hub) noexcept nogil
 cdef void hub_free(Hub *hub) noexcept nogil
 cdef Listener *hub_listen(Hub *hub, const Listener *model) noexcept nogil

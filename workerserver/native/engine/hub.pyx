@@ -1,7 +1,7 @@
 """The life of a hub and its listeners, and what a fork does to them."""
 
 from libc.stdlib cimport calloc, free, malloc
-from posix.time cimport CLOCK_MONOTONIC
+from posix.time cimport CLOCK_MONOTONIC, nanosleep, timespec
 from posix.unistd cimport close
 
 from workerserver.native.system cimport (
@@ -84,6 +84,26 @@ cdef void _close_descriptors(Hub *hub) noexcept nogil:
         close(hub.timer.fd)
     if hub.turn >= 0:
         close(hub.turn)
+
+
+cdef bint hub_await(Hub *hub, double seconds) noexcept nogil:
+    """Wait until a thread is in hub_run(); False if none has come there within *seconds*.
+
+    A condition variable would wait by a clock that may jump. A hub starts once, so a look each
+    0.1 ms costs nothing that counts.
+    """
+    cdef double give_up = monotonic() + seconds
+    cdef timespec pause
+    cdef bint entered
+    pause.tv_sec = 0
+    pause.tv_nsec = 100_000
+    while True:
+        hub_lock(hub)
+        entered = hub.entered
+        hub_unlock(hub)
+        if entered or monotonic() >= give_up:
+            return entered
+        nanosleep(&pause, NULL)
 
 
 cdef void hub_stop(Hub *hub) noexcept nogil:

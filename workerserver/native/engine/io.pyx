@@ -335,6 +335,7 @@ cdef void hub_run(Hub *hub) noexcept nogil:
     if WS_DEBUG:
         enter_side(SIDE_IO)
     hub_lock(hub)
+    hub.entered = True
     hub.now = monotonic()
     while not hub.stopping:
         if hub.reap != NULL or hub.sweep:

@@ -52,6 +52,9 @@ cdef Verdict recognise(
     const char* data, size_t size, Recognition* state, Recognised* request
 ) noexcept nogil
 
+# Whether recognise() looks at the field *name*, and doesn't pass over its value.
+cdef bint field_is_judged(const unsigned char* name, int length) noexcept nogil
+
 cdef inline bint folds_to(
     const unsigned char* folded, const unsigned char* text, const char* other, int length
 ) noexcept nogil:

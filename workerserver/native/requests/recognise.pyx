@@ -124,6 +124,13 @@ cdef int _judge_name(
     return PHASE_VALUE
 
 
+cdef bint field_is_judged(const unsigned char* name, int length) noexcept nogil:
+    """See the .pxd."""
+    cdef Recognition state
+    memset(&state, 0, sizeof(state))
+    return _judge_name(&state, name, length) != PHASE_VALUE
+
+
 cdef Verdict recognise(
     const char* data, size_t size, Recognition* state, Recognised* request
 ) noexcept nogil:

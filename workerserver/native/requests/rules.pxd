@@ -56,9 +56,8 @@ cdef enum Judgement:
 
 cdef struct Rule:  # an access.NativeForm
     RuleKind kind
-    const Text* names  # RULE_HOST: lower case
+    const Text* names  # RULE_HOST: lower case; one that begins with "." ends further names
     int name_count
-    Text prefix  # RULE_HOST: of further names, lower case, ends in "."; length 0: none
     Text token  # RULE_TOKEN
     uint32_t uid  # RULE_PEER
     bint refuses  # there is an answer for a request that the rule refuses: ...

@@ -78,17 +78,14 @@ cdef bint _host_allowed(const Rule* rule, const unsigned char* host, int length)
         return False
     for i in range(rule.name_count):
         name = &rule.names[i]
-        if name.length == end and _is_host(host, name.data, end):
+        if name.data[0] == c".":
+            if host[0] == c"." or end <= name.length:
+                continue
+        elif end != name.length:
+            continue
+        if _is_host(&host[end - name.length], name.data, name.length):
             return True
-    if c"0" <= host[0] <= c"9" and _is_address(AF_INET, host, end):
-        return True
-    name = &rule.prefix
-    return (
-        name.length > 0
-        and end > name.length
-        and host[end - 1] != c"."
-        and _is_host(host, name.data, name.length)
-    )
+    return c"0" <= host[0] <= c"9" and _is_address(AF_INET, host, end)
 
 
 cdef Judgement _judge_token(

@@ -249,6 +249,9 @@ void ws_gil_read(ws_gil *out);
 /* Fills in offsets, and addresses inside the interpreter. False: not a CPython that is known. */
 bool ws_offsets(ws_layout_t *layout);
 
+/* Why not, where the process has no memory left, or no address space: that may pass. */
+extern const char WS_NO_MEMORY[];
+
 /* Fills ws_layout. NULL, or why not. */
 const char *ws_layout_learn(void);
 /* Compares a snapshot, and what ws_work still holds of it, with what Python says of the calling

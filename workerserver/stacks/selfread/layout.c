@@ -99,7 +99,7 @@ const char *ws_layout_learn(void) {
     learn_types(at);
     if (!learn_names(at)) {
         PyErr_Clear();
-        return "no memory";
+        return WS_NO_MEMORY;
     }
     return NULL;
 }

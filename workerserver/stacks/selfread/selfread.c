@@ -14,12 +14,14 @@
 enum { TRIES = 8 }; /* readings of the list of threads */
 
 static const char UNPREPARED[] = "not prepared in this process";
+const char WS_NO_MEMORY[] = "no memory for reading stacks just now";
 
 ws_layout_t ws_layout;
 ws_work_t *ws_work;
 
 static const char *_Atomic trouble = UNPREPARED; /* NULL: ready in the process `ready` */
 static _Atomic int ready;
+static _Atomic bool passing; /* the trouble may be over by now: prepare again */
 
 #ifndef NDEBUG
 /* The process in which a thread reads just now, 0: none. A forked child inherits its parent's. */
@@ -151,6 +153,7 @@ static void take(ws_arena *arena, ws_snapshot *out) {
     ws_names_take(arena, out);
 }
 
+/* 0, -1: no thread was found, -2: no memory. */
 static int take_snapshot(ws_snapshot *out) {
     ws_arena arena;
     struct timespec now;
@@ -161,7 +164,7 @@ static int take_snapshot(ws_snapshot *out) {
         out->time = (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
     }
     if (!ws_arena_make(&arena)) {
-        return -1;
+        return -2;
     }
     out->arena = arena.base;
     out->arena_size = WS_ARENA;
@@ -180,7 +183,8 @@ static int take_snapshot(ws_snapshot *out) {
 int ws_selfread_prepare(void) {
     const char *found = NULL;
     ws_snapshot snapshot;
-    if (atomic_load(&ready) == (int)getpid()) {
+    bool may_pass = false;
+    if (atomic_load(&ready) == (int)getpid() && !atomic_load(&passing)) {
         return atomic_load(&trouble) == NULL ? 0 : -1;
     }
     begin_reading();
@@ -191,7 +195,7 @@ int ws_selfread_prepare(void) {
         ws_work = work == MAP_FAILED ? NULL : work;
     }
     if (ws_work == NULL) {
-        found = "no memory";
+        found = WS_NO_MEMORY;
     }
     if (found == NULL) {
         found = ws_layout_learn();
@@ -201,16 +205,24 @@ int ws_selfread_prepare(void) {
         char probe[sizeof found];
         if (ws_read_one((uintptr_t)&found, probe, sizeof probe)) {
             found = NULL;
+        } else {
+            may_pass = true; /* prctl(PR_SET_DUMPABLE) forbids it, and allows it again */
         }
     }
     if (found == NULL) {
-        if (take_snapshot(&snapshot) != 0) {
-            found = "this CPython's memory layout differs (no threads)";
-        } else {
-            found = ws_layout_check(&snapshot);
+        int taken = take_snapshot(&snapshot);
+        bool late = ws_time_over(); /* so what is missing says nothing of the layout */
+        found = taken == 0 ? ws_layout_check(&snapshot)
+                           : "this CPython's memory layout differs (no threads)";
+        if (taken == -2) {
+            found = WS_NO_MEMORY;
+        } else if (found != NULL && late) {
+            found = "the machine is too busy to read stacks just now";
+            may_pass = true;
         }
         ws_selfread_free(&snapshot);
     }
+    atomic_store(&passing, may_pass || found == WS_NO_MEMORY);
     atomic_store(&trouble, found);
     atomic_store(&ready, (int)getpid());
     end_reading();
@@ -228,7 +240,7 @@ int ws_selfread_take(ws_snapshot *out) {
         out->mode = WS_MODE_NOGIL;
     } else {
         begin_reading();
-        result = take_snapshot(out);
+        result = take_snapshot(out) == 0 ? 0 : -1;
         /* What a huge process left here is not kept. */
         if (ws_work->code_count > 4096 || ws_work->string_count > 4096) {
             madvise(ws_work, sizeof *ws_work, MADV_DONTNEED);

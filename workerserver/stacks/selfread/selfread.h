@@ -10,7 +10,8 @@
 #include "snapshot.h"
 
 /* With the GIL, before the first use, and again in a forked child: learns addresses, and checks
- * them by reading the calling thread's own stack. 0, or -1: ws_selfread_problem() says why. */
+ * them by reading the calling thread's own stack. 0, or -1: ws_selfread_problem() says why. After a
+ * shortage that may have passed, another call tries again. */
 int ws_selfread_prepare(void);
 
 /* Why stacks can't be read without the GIL here; NULL if they can. A static string. */
