@@ -323,3 +323,32 @@ def test_our_own_server(short_path: Path) -> None:
 def test_a_health_without_a_rank_keeps_what_discovery_knows(start: Start) -> None:
     (result,) = look([start({**good(0), HEALTH: health(None)})])
     assert (result.states[0].rank, result.states[0].failures) == (0, {})
+
+
+# --- fast ---------------------------------------------------------------------------------------
+
+
+def test_a_rank_that_keeps_its_gil_is_asked_for_what_can_be_had(start: Start) -> None:
+    """A summary would have to wait for the GIL; torch's own server gives traces without it."""
+    answers: dict[str, Answer] = {**good(0), HEALTH: health(0, gil_unavailable_s=4.0)}
+    entries = {"version": "2.10", "entries": [{"record_id": 0}]}
+    server = start({**answers, SUMMARY: hang, TRACE: http(entries)})
+    (round_,) = look([server])
+    (state,) = round_.states
+    assert (state.flight, state.flight_summary) == (entries, None)
+    assert "fr_summary" not in state.failures
+    assert ("POST", SUMMARY) not in server.asked
+
+
+def test_rounds_until_they_are_enough(start: Start) -> None:
+    server = start(good(0))
+    seen: list[int] = []
+
+    def enough(rounds: Any) -> bool:
+        seen.append(len(rounds))
+        return len(rounds) == 3
+
+    assert len(look([server], enough=enough, interval=0.01)) == 3
+    assert seen == [1, 2, 3]
+    # However little is enough, what can't begin in time isn't begun, but for a second round.
+    assert len(look([server], enough=lambda rounds: False, interval=0.01, longest=0.0)) == 2

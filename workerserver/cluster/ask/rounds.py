@@ -57,9 +57,10 @@ async def collect(
     on_done: Callable[[RankState], None] | None = None,
     client: Client | None = None,
     enough: Callable[[Sequence[Round]], bool] | None = None,
+    longest: float = LONGEST_SECONDS,
 ) -> list[Round]:
     """*rounds* rounds over all *workers*, with *interval* or more seconds from start to start.
-    With *enough*, as many as it wants that begin within LONGEST_SECONDS.
+    With *enough*, as many as it wants that begin within *longest* seconds.
 
     Every worker has a RankState in each round, even a worker that did not answer. *on_done* gets
     each state as soon as it has its small answers. If the client is stopped, the result is the
@@ -77,6 +78,7 @@ async def collect(
                 on_done=on_done,
                 client=client,
                 enough=enough,
+                longest=longest,
             )
     everybody = list(dict.fromkeys(workers))
     memory = Memory()
@@ -93,7 +95,7 @@ async def collect(
         if enough is None:
             if len(done) >= rounds:
                 break
-        elif enough(done) or (len(done) > 1 and loop.time() + interval > first + LONGEST_SECONDS):
+        elif enough(done) or (len(done) > 1 and loop.time() + interval > first + longest):
             break
     return done
 
