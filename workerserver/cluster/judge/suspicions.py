@@ -12,7 +12,6 @@ from workerserver.cluster.judge.facts import (
     Awaited,
     Claim,
     Crossed,
-    Crowd,
     Doubt,
     Endless,
     Everywhere,
@@ -41,6 +40,12 @@ from workerserver.cluster.judge.facts import (
 )
 from workerserver.cluster.judge.flight import Mismatch, Wait
 from workerserver.cluster.judge.grounds.admission import hindrance, is_elsewhere
+from workerserver.cluster.judge.grounds.crowd import (
+    crowd_of,
+    is_free,
+    is_stuck,
+    surely_waits,
+)
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import STRENGTH, Reason
 from workerserver.cluster.judge.waits import Need, resolve
@@ -53,8 +58,6 @@ GIL_ALONE_SECONDS = 10.0
 #: No step for so long: stalled, whatever else is known; and if its stack doesn't change either.
 STALLED_SECONDS = 300.0
 STALLED_STILL_SECONDS = 30.0
-#: Stacks alone tell slow from stuck only if nothing has changed for so long.
-STACKS_ALONE_SECONDS = 5.0
 #: How many times as often as another rank one may count steps, if both count alike.
 MAX_RATES = 1.3
 #: So few steps ahead says nothing of that.
@@ -148,6 +151,10 @@ class Suspicions:
         _, theirs, rate = self._stepped[id(others)]
         if mine is None or theirs is None or mine <= theirs:
             return None
+        rest = [each for each in self.job.ranks if each != rank]
+        told = [step for each in rest if (step := self.job.steps(each)[1]) is not None]
+        if max(told) - min(told) > MAX_AHEAD - 1:
+            return None
         own = self.job.usual_step(rank)
         far = mine - theirs > MAX_AHEAD
         if far and own is not None and rate is not None and rate > MAX_RATES * own:
@@ -202,8 +209,8 @@ class Suspicions:
         job = self.job
         needs = [Need(wait.waiting, tuple(self._missing(wait))) for wait in self.hanging]
         held = {rank for rank in job.ranks if job.gil(rank) is not None}
-        free = held | {rank for rank in job.ranks if self._is_free(rank)}
-        unsure = {rank for rank in job.ranks if not self._surely_waits(rank)}
+        free = held | {rank for rank in job.ranks if is_free(job, rank)}
+        unsure = {rank for rank in job.ranks if not surely_waits(job, rank)}
         blame = resolve(needs, free, unsure)
         for ranks, numbers in blame.rings:
             self._ring(ranks, [self.hanging[number] for number in numbers])
@@ -244,30 +251,6 @@ class Suspicions:
             return True
         polls = self.job.blocked[rank].kind == "sleep" and self.job.pending(rank)
         return not polls and is_elsewhere(self.job, rank)
-
-    def _is_free(self, rank: int) -> bool:
-        """It waits for nobody, whatever it has issued. A loop that polls whether an operation has
-        ended sleeps, too: it goes through several lines, or through the same ones on many ranks."""
-        job, blocked = self.job, self.job.blocked[rank]
-        if not blocked.on_no_rank:
-            return False
-        if blocked.kind != "sleep" or not job.pending(rank):
-            return True
-        return job.same_stack(rank) is not False and not job.victims_at(rank)
-
-    def _surely_waits(self, rank: int) -> bool:
-        """It stands still with an operation under way, and nothing says that it does something
-        else: work.wait() and item() leave no frame."""
-        job, blocked = self.job, self.job.blocked[rank]
-        if blocked.on_ranks:
-            return True
-        if self._is_free(rank) or not job.pending(rank):
-            return False
-        if blocked.kind == "sleep":
-            return True
-        if job.computes(rank) and blocked.kind != "device":
-            return False
-        return blocked.guessed or blocked.kind == "device" or blocked.helped
 
     def _from_meetings(self, ends: Mapping[int, Sequence[int]]) -> bool:
         """Handles the case where every awaited rank is itself inside new_group or the like, which
@@ -419,7 +402,8 @@ class Suspicions:
 
     def _rest_waits(self) -> bool:
         """Every rank that answered waits for others, and nobody is accused yet."""
-        return not self.accused and all(map(self._surely_waits, self.job.ranks))
+        job = self.job
+        return not self.accused and all(surely_waits(job, rank) for rank in job.ranks)
 
     def from_gil(self) -> None:
         for rank in self.job.ranks:
@@ -439,7 +423,7 @@ class Suspicions:
             return
         if any(job.blocked[rank].on_ranks for wait in job.analysis.waits for rank in wait.waiting):
             return  # what they wait in is recorded, and is no hang yet
-        crowd = self._crowd()
+        crowd = crowd_of(job)
         inside = set(crowd.ranks)
         others = [rank for rank in job.ranks if rank not in inside and job.blocked[rank].known]
         outside = [rank for rank in others if job.same_stack(rank) is not False]
@@ -448,7 +432,7 @@ class Suspicions:
         ) == len(job.ranks)
         if not inside or (len(inside) <= len(others) and not apart):
             return
-        if not all(map(self._is_stuck, (*crowd.ranks, *outside))):
+        if not all(is_stuck(job, rank) for rank in (*crowd.ranks, *outside)):
             if outside:
                 self.doubts.append(Outside(outside, crowd))
             return
@@ -460,59 +444,6 @@ class Suspicions:
                 self._accuse(Accusation(rank, reason, claim, evidence=[StacksAlone()]))
         if not others and not job.now.gone:
             self.doubts.append(Everywhere(crowd))
-
-    def _crowd(self) -> Crowd:
-        """The ranks that wait for other ranks. If there are none: those that share the commonest
-        stack of a job that nothing else tells of."""
-        job = self.job
-        waiting = [rank for rank, blocked in job.blocked.items() if blocked.on_ranks]
-        apart = [rank for rank in job.ranks if is_elsewhere(job, rank)]
-        sleeps = any(job.blocked[rank].kind == "sleep" for rank in apart)  # perhaps it polls
-        rest = [rank for rank in job.ranks if rank not in apart]
-        if apart and (waiting or not sleeps) and all(map(self._may_wait, rest)):
-            calls = {job.blocked[rank].call for rank in rest}
-            return Crowd(rest, calls.pop() if len(calls) == 1 else None)
-        if waiting:
-            waiting = [rank for rank in job.ranks if self._waits_too(rank)]
-            calls = {job.blocked[rank].call for rank in waiting}
-            return Crowd(waiting, calls.pop() if len(calls) == 1 else None)
-        device = [rank for rank, blocked in job.blocked.items() if blocked.kind == "device"]
-        if device and 2 * len(device) > len(job.ranks):
-            calls = {job.blocked[rank].call for rank in device}
-            return Crowd(device, calls.pop() if len(calls) == 1 else None)
-        if job.before is None:
-            return Crowd(())
-        alike: dict[object, list[int]] = {}
-        for rank, blocked in job.blocked.items():
-            if blocked.thread is not None and blocked.known and not blocked.runs:
-                alike.setdefault(blocked.thread.frames, []).append(rank)
-        ranks = max(alike.values(), key=lambda each: (len(each), -each[0]), default=[])
-        if len(ranks) < 2:
-            return Crowd(())
-        return Crowd(ranks, together=True, location=job.blocked[ranks[0]].location)
-
-    def _may_wait(self, rank: int) -> bool:
-        """It stands still where it may wait for other ranks, perhaps through its GPU."""
-        blocked = self.job.blocked[rank]
-        return bool(self.job.same_stack(rank)) and (blocked.may_wait or blocked.runs)
-
-    def _waits_too(self, rank: int) -> bool:
-        """It waits for ranks, by its stack or by what its recorder has counted."""
-        job, blocked = self.job, self.job.blocked[rank]
-        record = job.now.of_rank(rank)
-        unrecorded = record is not None and record.unrecorded
-        return blocked.on_ranks or (blocked.guessed and (unrecorded or job.pending(rank)))
-
-    def _is_stuck(self, rank: int) -> bool:
-        """It has not moved for a while, by its stacks or by its heartbeat, and that is longer than
-        its steps take."""
-        if self.job.before is not None and not self.job.same_stack(rank):
-            return False
-        if self.job.too_early(rank):
-            return False
-        health = self.job.now.states[rank].health
-        age = health.step_age_s if health is not None else None
-        return max(self.job.still_for(rank), age or 0.0) >= STACKS_ALONE_SECONDS
 
     def from_steps(self) -> None:
         job = self.job

@@ -1,0 +1,94 @@
+"""Who waits for other ranks, by stacks and records, and who waits for nobody."""
+
+from __future__ import annotations
+
+from workerserver.cluster.judge.facts import Crowd
+from workerserver.cluster.judge.grounds.admission import is_elsewhere
+from workerserver.cluster.judge.job import Job
+
+__all__ = ["crowd_of", "is_free", "is_stuck", "surely_waits"]
+
+#: Stacks alone tell slow from stuck only if nothing has changed for so long.
+STACKS_ALONE_SECONDS = 5.0
+
+
+def is_free(job: Job, rank: int) -> bool:
+    """It waits for nobody, whatever it has issued. A loop that polls whether an operation has
+    ended sleeps, too: it goes through several lines, or through the same ones on many ranks."""
+    blocked = job.blocked[rank]
+    if not blocked.on_no_rank:
+        return False
+    if blocked.kind != "sleep" or not job.pending(rank):
+        return True
+    return job.same_stack(rank) is not False and not job.victims_at(rank)
+
+
+def surely_waits(job: Job, rank: int) -> bool:
+    """It stands still with an operation under way, and nothing says that it does something
+    else: work.wait() and item() leave no frame."""
+    blocked = job.blocked[rank]
+    if blocked.on_ranks:
+        return True
+    if is_free(job, rank) or not job.pending(rank):
+        return False
+    if blocked.kind == "sleep":
+        return True
+    if job.computes(rank) and blocked.kind != "device":
+        return False
+    return blocked.guessed or blocked.kind == "device" or blocked.helped
+
+
+def crowd_of(job: Job) -> Crowd:
+    """The ranks that wait for other ranks. If there are none: those that share the commonest
+    stack of a job that nothing else tells of."""
+    waiting = [rank for rank, blocked in job.blocked.items() if blocked.on_ranks]
+    apart = [rank for rank in job.ranks if is_elsewhere(job, rank)]
+    sleeps = any(job.blocked[rank].kind == "sleep" for rank in apart)  # perhaps it polls
+    rest = [rank for rank in job.ranks if rank not in apart]
+    if apart and (waiting or not sleeps) and all(may_wait(job, rank) for rank in rest):
+        calls = {job.blocked[rank].call for rank in rest}
+        return Crowd(rest, calls.pop() if len(calls) == 1 else None)
+    if waiting:
+        waiting = [rank for rank in job.ranks if waits_too(job, rank)]
+        calls = {job.blocked[rank].call for rank in waiting}
+        return Crowd(waiting, calls.pop() if len(calls) == 1 else None)
+    device = [rank for rank, blocked in job.blocked.items() if blocked.kind == "device"]
+    if device and 2 * len(device) > len(job.ranks):
+        calls = {job.blocked[rank].call for rank in device}
+        return Crowd(device, calls.pop() if len(calls) == 1 else None)
+    if job.before is None:
+        return Crowd(())
+    alike: dict[object, list[int]] = {}
+    for rank, blocked in job.blocked.items():
+        if blocked.thread is not None and blocked.known and not blocked.runs:
+            alike.setdefault(blocked.thread.frames, []).append(rank)
+    ranks = max(alike.values(), key=lambda each: (len(each), -each[0]), default=[])
+    if len(ranks) < 2:
+        return Crowd(())
+    return Crowd(ranks, together=True, location=job.blocked[ranks[0]].location)
+
+
+def may_wait(job: Job, rank: int) -> bool:
+    """It stands still where it may wait for other ranks, perhaps through its GPU."""
+    blocked = job.blocked[rank]
+    return bool(job.same_stack(rank)) and (blocked.may_wait or blocked.runs)
+
+
+def waits_too(job: Job, rank: int) -> bool:
+    """It waits for ranks, by its stack or by what its recorder has counted."""
+    blocked = job.blocked[rank]
+    record = job.now.of_rank(rank)
+    unrecorded = record is not None and record.unrecorded
+    return blocked.on_ranks or (blocked.guessed and (unrecorded or job.pending(rank)))
+
+
+def is_stuck(job: Job, rank: int) -> bool:
+    """It has not moved for a while, by its stacks or by its heartbeat, and that is longer than
+    its steps take."""
+    if job.before is not None and not job.same_stack(rank):
+        return False
+    if job.too_early(rank):
+        return False
+    health = job.now.states[rank].health
+    age = health.step_age_s if health is not None else None
+    return max(job.still_for(rank), age or 0.0) >= STACKS_ALONE_SECONDS
