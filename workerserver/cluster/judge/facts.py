@@ -62,7 +62,6 @@ __all__ = [
     "Tangled",
     "Undecided",
     "Unproven",
-    "Unrecorded",
     "Unseen",
     "UsualWait",
     "WaitsIn",
@@ -192,11 +191,6 @@ class Apart:
 
 
 @dataclass(frozen=True, slots=True)
-class Unrecorded:
-    """It waits in a point-to-point operation that no recorder holds."""
-
-
-@dataclass(frozen=True, slots=True)
 class NoStep:
     """It has made no step for *age* seconds."""
 
@@ -213,7 +207,6 @@ Claim = (
     | Silent
     | KeepsGil
     | Apart
-    | Unrecorded
     | NoStep
 )  # fmt: skip
 

@@ -148,12 +148,8 @@ def _unreachable(claim: facts.Silent, many: bool, names: Names) -> str:
     return f"{text}; {others} for {'them' if many else 'it'} in {_in(claim.wait)}"
 
 
-def _p2p(claim: facts.Absent | facts.Apart | facts.Unrecorded, many: bool, names: Names) -> str:
-    if not isinstance(claim, facts.Unrecorded):
-        return _behind(claim, many, names)
-    if many:
-        return "wait in point-to-point operations that no recorder holds"
-    return "waits in a point-to-point operation that no recorder holds"
+def _p2p(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> str:
+    return _behind(claim, many, names)
 
 
 def _stalled(claim: facts.NoStep, many: bool, names: Names) -> str:
