@@ -1,4 +1,4 @@
-# Every target builds what it needs, in a virtual environment of its own: make demo, make test.
+# Every target, for example make demo, first builds what it needs in a virtual environment.
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
@@ -11,23 +11,23 @@ COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 .PHONY: help build demo test test-debug faults test-cuda test-cpythons test-torch soak bench bench-check coverage sanitize lint format clean
 
 help:
-	@echo "make demo           a training job hangs; ask every rank what it is doing"
-	@echo "make test           the whole test suite (ARGS='-k name' for a part of it)"
-	@echo "make test-debug     tests of the native side with a debug build, which checks its invariants"
-	@echo "make faults         real jobs with planted faults, and the verdict on each"
-	@echo "make lint           ruff, cython-lint, mypy, stubtest, Cython's performance hints"
-	@echo "make coverage       line coverage of Python and Cython code together"
-	@echo "make sanitize       the compiled code under ASan, UBSan and TSan (ARGS=--quick: the stress only)"
-	@echo "make test-cpythons  wheel and torch-free tests on every other CPython found here"
-	@echo "make test-torch     the tests where torch matters on other torches (VERSIONS='2.10.0 2.15.0', SECONDS_EACH=1800)"
-	@echo "make test-cuda      the tests that need an NVIDIA GPU"
-	@echo "make soak           long runs: snapshots, the GIL held, half-open clients, restarts"
-	@echo "make bench          what it costs, against torch's server and others (ARGS='--list', 'latency --quick')"
-	@echo "make bench-check    the ratios of a short run against those of benchmarks/baseline.json"
-	@echo "make build          only the virtual environment and the extension modules"
-	@echo "PYTHON=... chooses the interpreter ($(PYTHON)), VENV=... the environment ($(VENV))"
+	@echo "make demo           start a training job that hangs, and find the rank to blame"
+	@echo "make test           run all tests (ARGS='-k name': some of them)"
+	@echo "make test-debug     run the native side's tests with a debug build, which checks invariants"
+	@echo "make faults         run real jobs with planted faults, and check each verdict"
+	@echo "make lint           run ruff, cython-lint, mypy, stubtest; look for Cython's performance hints"
+	@echo "make coverage       measure the line coverage of Python and Cython code together"
+	@echo "make sanitize       run the compiled code under ASan, UBSan and TSan (ARGS=--quick: the stress only)"
+	@echo "make test-cpythons  test a wheel, without torch, on every other CPython on this machine"
+	@echo "make test-torch     run the tests where torch matters on other torches (VERSIONS='2.10.0 2.15.0', SECONDS_EACH=1800)"
+	@echo "make test-cuda      run the tests that need an NVIDIA GPU"
+	@echo "make soak           run long tests: snapshots, the GIL held, half-open clients, restarts"
+	@echo "make bench          compare the server's cost with torch's server and others (ARGS='--list', 'latency --quick')"
+	@echo "make bench-check    compare the ratios of a short run with benchmarks/baseline.json"
+	@echo "make build          make only the virtual environment and the extension modules"
+	@echo "PYTHON=... chooses the interpreter ($(PYTHON)), VENV=... chooses the environment ($(VENV))"
 
-# --no-build-isolation: the Cython that builds here is the one that lint and coverage use.
+# --no-build-isolation: so the build uses the same Cython as lint and coverage.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; set PYTHON=")'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -44,8 +44,8 @@ build: $(VENV)/.built
 demo: build
 	$(PY) examples/demo.py $(ARGS)
 
-# Files of tests side by side: much of what they do is to wait. TESTERS=0 for one after the other, as
-# pytest -s and --pdb want it.
+# Two files of tests run at a time, because tests mostly wait. With TESTERS=0 the files run one after
+# the other, as pytest -s and --pdb need.
 TESTERS ?= 2
 test: build
 	$(PY) -m pytest -n $(TESTERS) --dist loadfile $(ARGS)
@@ -53,7 +53,7 @@ test: build
 test-debug: build
 	$(PY) tools/run_debug.py $(ARGS)
 
-# In about fifteen minutes (ARGS="-k healthy"; -m 'faults and quick' for six of them in one).
+# Takes about 15 min. ARGS="-k healthy" runs some of the jobs; -m 'faults and quick' runs six, in 1 min.
 faults: build
 	$(PY) -m pytest -m faults tests/faults $(ARGS)
 
@@ -74,7 +74,7 @@ SECONDS_EACH ?= 1800
 test-torch: build
 	$(PY) tools/run_torches.py --seconds $(SECONDS_EACH) $(VERSIONS) $(ARGS)
 
-# What the suite runs for seconds, for minutes (SOAK_SECONDS for each snapshot run).
+# The suite runs these tests for seconds, this target for minutes. SOAK_SECONDS: each snapshot run.
 SOAK_SECONDS ?= 30
 soak: build
 	WORKERSERVER_SOAK_SECONDS=$(SOAK_SECONDS) $(PY) -m pytest tests/stacks/test_stacks.py -k soak -s --timeout 7200

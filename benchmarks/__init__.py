@@ -1,1 +1,1 @@
-"""Benchmarks: each subject in its own process, all in one run, interleaved."""
+"""Benchmarks: each subject has its own process, and all subjects take turns in one run."""

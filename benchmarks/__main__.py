@@ -1,8 +1,8 @@
 """``python -m benchmarks [NAME…]``: run suites, print their tables, write JSON and plots.
 
-Tables go to stdout (to stderr with ``--json -``), progress to stderr. The exit status is 1 if a
-suite failed or ``--check`` found something worse, 130 after Ctrl-C; targets that are missed are
-only shown.
+Tables go to stdout (with ``--json -`` to stderr), progress goes to stderr. The exit status is 1 if
+a suite failed or ``--check`` found a worse ratio, and 130 after Ctrl-C. Missed targets are shown,
+but don't change the exit status.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SHORT = 40
 
 @dataclass
 class Outcome:
-    """*failed* has what a suite raised, *missing* why one can't run here at all."""
+    """*failed* maps suites to their exceptions, *missing* maps suites that can't run to reasons."""
 
     reports: list[Report] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -60,25 +60,25 @@ def arguments(package: ModuleType) -> argparse.ArgumentParser:
     names = found(package)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Benchmarks: all suites, or those that are named: " + ", ".join(names),
+        description="Run all suites of benchmarks, or the named ones: " + ", ".join(names),
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a suite (all of them)")
-    parser.add_argument("--list", action="store_true", help="the suites and their questions")
-    parser.add_argument("--json", metavar="FILE", help="write what was found; - for stdout")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a suite (default: all suites)")
+    parser.add_argument("--list", action="store_true", help="list the suites and their questions")
+    parser.add_argument("--json", metavar="FILE", help="write all results; - for stdout")
     parser.add_argument("--plots", metavar="DIR", type=Path, help="write PNG and SVG files there")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument(
-        "--rounds", type=positive, metavar="N", default=ROUNDS, help=f"{ROUNDS} if not told"
+        "--rounds", type=positive, metavar="N", default=ROUNDS, help=f"default {ROUNDS}"
     )
     parser.add_argument("--quick", action="store_true", help="shorter rounds")
     gates = parser.add_mutually_exclusive_group()
     gates.add_argument(
-        "--check", action="store_true", help="run the suites with ratios; compare with the baseline"
+        "--check", action="store_true", help="run the suites with ratios, compare with the baseline"
     )
     gates.add_argument(
-        "--save-baseline", action="store_true", help="run them --runs times; record the ratios"
+        "--save-baseline", action="store_true", help="run the suites with ratios, record the ratios"
     )
-    parser.add_argument("--runs", type=positive, default=3, metavar="K", help="3")
+    parser.add_argument("--runs", type=positive, default=3, metavar="K", help="default 3")
     parser.add_argument("--baseline", type=Path, default=gate.BASELINE, metavar="FILE")
     return parser
 
@@ -91,14 +91,14 @@ def positive(text: str) -> int:
 
 
 def found(package: ModuleType) -> list[str]:
-    """The names of its modules; those that ORDER doesn't know come last."""
+    """The names of the package's modules. Modules that ORDER doesn't name come last."""
     names = [module.name for module in pkgutil.iter_modules(package.__path__)]
     known = [name for name in ORDER if name in names]
     return known + sorted(name for name in names if name not in ORDER)
 
 
 def check(report: Report) -> None:
-    """Raise ValueError for what could not be printed or compared."""
+    """Raise ValueError if a part of *report* can't be printed or compared."""
     for table in report.tables:
         for row in table.rows:
             if len(row) != len(table.columns):
@@ -121,7 +121,7 @@ class Runner:
         self.outcome = Outcome()
 
     def run(self, name: str) -> Report | None:
-        """None if it failed, or can't run here; *outcome* has the reason."""
+        """The suite's report. None if it failed or can't run here; *outcome* has the reason."""
         began = time.monotonic()
         place = "/tmp" if len(tempfile.gettempdir()) > SHORT else None
         with tempfile.TemporaryDirectory(
@@ -153,7 +153,7 @@ class Runner:
                 printer.report(report)
 
     def again(self, names: Sequence[str]) -> Iterator[Report]:
-        """Reports of a further run; one failure is enough."""
+        """The reports of a further run. A suite that has failed doesn't run again."""
         for name in names:
             report = None if name in self.outcome.failed else self.run(name)
             if report is not None:
@@ -163,7 +163,7 @@ class Runner:
 def compare(
     runner: Runner, baseline: gate.Baseline, description: machine.Description, printer: Printer
 ) -> None:
-    """Judge the reports; suites with suspects run again."""
+    """Judge the reports. Suites with suspicious ratios run again."""
     attempts: dict[str, list[gate.Ratios]] = {
         report.name: [report.ratios] for report in runner.outcome.reports
     }
@@ -181,7 +181,7 @@ def compare(
 
 
 def record(runner: Runner, options: argparse.Namespace, description: machine.Description) -> None:
-    """Write the baseline, from the reports and as many further runs as it takes."""
+    """Write the baseline, from the reports and from further runs up to --runs."""
     reports = list(runner.outcome.reports)
     names = [report.name for report in reports if report.ratios]
     for number in range(2, options.runs + 1):
@@ -198,7 +198,7 @@ def record(runner: Runner, options: argparse.Namespace, description: machine.Des
 
 
 def described(description: machine.Description) -> dict[str, Any]:
-    """What of the machine is worth keeping beside the ratios."""
+    """The facts about the machine that are kept beside the ratios."""
     kept = ("cpu", "cores", "virtual", "kernel", "python", "packages", "commit", "date")
     return {name: description[name] for name in kept}
 
@@ -223,12 +223,12 @@ def document(
 
 
 def plain(value: Any) -> Any:
-    """For JSON: no NaN, no infinity, and no paths of this machine."""
+    """*value* for JSON: without NaN, infinity, or paths of this machine."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
         for path in (str(machine.ROOT), sys.prefix, sys.base_prefix, str(Path.home())):
-            # A path that is / would be everywhere.
+            # Every path contains "/", so a path that is "/" itself stays.
             value = value.replace(path, "…") if len(path) > 1 else value
         return value
     if isinstance(value, Mapping):
@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None, package: ModuleType = suites) -> int
         questions(package, names)
         return 0
     if options.plots is not None:
-        # Rather now than after minutes of measuring.
+        # If matplotlib is missing, fail now and not after minutes of measuring.
         importlib.import_module("benchmarks.report.plots")
     baseline = gate.Baseline.read(options.baseline)
     if options.check and not options.names:

@@ -1,4 +1,4 @@
-"""One request at a time from Python: for suites that look at the server, not at their latency."""
+"""One request at a time from Python, for suites that measure the server and not its latency."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Connection(http.client.HTTPConnection):
         self.sock.connect(self.address)
 
     def ask(self, name: str, body: bytes | None = None) -> Reply:
-        """What the handler *name* answers; RuntimeError unless it is 200."""
+        """The reply of the handler *name*. RuntimeError unless its status is 200."""
         self.request("POST", f"/handler/{name}", body)
         response = self.getresponse()
         content = response.read()

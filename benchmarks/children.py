@@ -1,4 +1,4 @@
-"""No process outlives the run: not after Ctrl-C, SIGTERM or a suite that failed."""
+"""No process outlives the run, not even after Ctrl-C, SIGTERM or a failed suite."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PR_SET_CHILD_SUBREAPER = 36
 
 @contextlib.contextmanager
 def none_left() -> Iterator[None]:
-    """Kill what was started inside and is still there at the end, and its children's children.
+    """At the end of the block, kill all processes that started inside, and their descendants.
 
-    SIGTERM raises KeyboardInterrupt inside, as SIGINT does; both are ignored during the killing.
-    Only for the main thread.
+    Inside the block SIGTERM raises KeyboardInterrupt, as SIGINT does. While processes are killed,
+    both signals are ignored. Only for the main thread.
     """
     before = set(children())
     adopt(True)
@@ -32,7 +32,7 @@ def none_left() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
-            # The children of one that was killed become ours, hence the loop.
+            # A loop, because the children of a killed process become our children.
             while left := [pid for pid in children() if pid not in before]:
                 for pid in left:
                     with contextlib.suppress(ProcessLookupError):
@@ -50,17 +50,17 @@ def interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def adopt(yes: bool) -> None:
-    """Whether orphans among our descendants become our children."""
+    """With *yes*, orphans among our descendants become our children."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0)
 
 
 def children() -> list[int]:
-    """The pids of our children, those included that ended and were not waited for."""
+    """The pids of our children, with children that ended and that nobody has waited for."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdecimal():
             with contextlib.suppress(OSError), open(f"/proc/{entry}/stat") as file:
-                # The name is in brackets and may hold anything; behind it: state, ppid.
+                # The name is in brackets and may contain anything. State and ppid follow.
                 if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
                     found.append(int(entry))
     return found

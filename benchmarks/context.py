@@ -1,4 +1,4 @@
-"""What a suite is given to work with."""
+"""The settings and the folder that every suite gets."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Context"]
 
 @dataclass(frozen=True)
 class Context:
-    """*folder* is empty at first and goes away behind the suite; its path is short enough for Unix
-    sockets. *quick*: fewer requests and shorter runs in each round; what is compared, and the keys
-    of ``Report.ratios``, stay the same.
+    """*folder* is empty at first and is removed after the suite. Its path is short enough for Unix
+    sockets. *quick* means fewer requests and shorter runs in each round, but the same comparisons
+    and the same keys of ``Report.ratios``.
     """
 
     rounds: int
@@ -26,6 +26,6 @@ class Context:
     began: float = field(default_factory=time.monotonic)
 
     def say(self, text: str) -> None:
-        """Progress, on a line of its own, behind the suite's seconds so far."""
+        """Print progress on a line, after the suite's name and its seconds so far."""
         seconds = time.monotonic() - self.began
         print(f"{self.name or 'bench'} {seconds:5.0f} s  {text}", file=self.log, flush=True)

@@ -1,7 +1,7 @@
 """For gdb: count the calls of CPython's take_gil() by thread.
 
 ``gdb -q -batch -p PID -x gdb_take_gil.py``. Each SIGUSR1 to the process prints the counts since the
-one before; the process doesn't see it.
+last SIGUSR1. The process doesn't get the signal.
 """
 
 import json

@@ -15,10 +15,10 @@ from workerserver.loadgen._loadgen import Histogram, Load, Result
 
 __all__ = ["Case", "Measured", "Subject", "measure", "placed"]
 
-#: torch's server closes a connection after 30 requests; every subject gets a new one before that.
+#: torch's server closes a connection after 30 requests. So every subject gets a new one earlier.
 PER_CONNECTION = 25
-#: Seconds that one request may take. Longer is no answer.
-TIMEOUT = 2.0
+#: A request without an answer after this long counts as not answered.
+TIMEOUT_SECONDS = 2.0
 
 
 class Subject(NamedTuple):
@@ -29,7 +29,7 @@ class Subject(NamedTuple):
 
     @property
     def label(self) -> str:
-        """``ours``; for one of two modes of a dump ``ours nogil``."""
+        """``ours``, or with the mode of a dump ``ours nogil``."""
         mode = self.request.partition("?mode=")[2]
         return f"{self.kind} {mode}".rstrip()
 
@@ -38,9 +38,9 @@ class Subject(NamedTuple):
 class Case:
     """Requests to some subjects under one load.
 
-    *placement*: ``one core`` holds client and server, on ``two cores`` each has its own, ``free``
-    is what this machine's scheduler makes of it. *number* of requests in a round; *rate* in
-    requests per second, 0 for as fast as they are answered.
+    *placement*: with ``one core`` client and server share a core, with ``two cores`` each has its
+    own core, with ``free`` the scheduler decides. *number*: requests in a round. *rate*: requests
+    per second; 0 sends the next request after each answer.
     """
 
     request: str
@@ -54,10 +54,10 @@ class Case:
 
     @property
     def connections(self) -> int:
-        """Enough for all that can be under way: in an open loop no slow answer keeps a later
-        request from being sent at its time. So nothing is omitted, though times count from when a
-        request was sent: if the client's own timer was late, that is not the server's."""
-        return int(self.rate * TIMEOUT) + 1
+        """Enough connections for all requests that can be under way. So in an open loop a slow
+        answer never delays a later request, and no slow time is omitted. A time begins when the
+        request is sent: the delay of a late client timer is not the server's."""
+        return int(self.rate * TIMEOUT_SECONDS) + 1
 
     @property
     def name(self) -> str:
@@ -78,7 +78,7 @@ class Measured:
     problem: str = ""
 
     def figures(self, percentile: float) -> list[float]:
-        """Of each round, in microseconds; empty if a round had no answer."""
+        """The percentile of each round, in microseconds; empty if a round had no answer."""
         if any(result.service.count == 0 for result in self.results):
             return []
         return [result.service.percentile(percentile) / 1000 for result in self.results]
@@ -106,7 +106,7 @@ class Measured:
 
 @contextlib.contextmanager
 def placed(cpus: set[int]) -> Iterator[None]:
-    """Keep this thread, the client, on *cpus* inside."""
+    """Keep this thread, which is the client, on *cpus* during the block."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cpus)
     try:
@@ -116,7 +116,7 @@ def placed(cpus: set[int]) -> Iterator[None]:
 
 
 def measure(case: Case, context: Context, missing: dict[str, str]) -> Mapping[Subject, Measured]:
-    """Rounds that take turns between the subjects; a first one warms up and is not kept."""
+    """Rounds in which the subjects take turns. The first round warms up and is not kept."""
     cpus = os.sched_getaffinity(0)
     first, last = {min(cpus)}, {max(cpus)}
     server_cpus = {"one core": first, "two cores": last}.get(case.placement, cpus)
@@ -143,11 +143,11 @@ def measure(case: Case, context: Context, missing: dict[str, str]) -> Mapping[Su
                     server.address,
                     server.request(subject.request),
                     requests=number if turn else max(number // 10, 2),
-                    seconds=2 * TIMEOUT,
+                    seconds=2 * TIMEOUT_SECONDS,
                     rate=case.rate,
                     connections=case.connections,
                     fresh=case.fresh,
-                    timeout=TIMEOUT,
+                    timeout=TIMEOUT_SECONDS,
                     per_connection=0 if case.fresh else PER_CONNECTION,
                 )
                 try:
@@ -160,7 +160,7 @@ def measure(case: Case, context: Context, missing: dict[str, str]) -> Mapping[Su
                 if turn:
                     measured.results.append(result)
                 elif result.answered == 0:
-                    measured.problem = f"no answer in {TIMEOUT:g} s"
+                    measured.problem = f"no answer in {TIMEOUT_SECONDS:g} s"
     return {subject: found[subject] for subject in sorted(found, key=order)}
 
 

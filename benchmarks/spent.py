@@ -1,7 +1,7 @@
-"""``python -m benchmarks.spent COMMAND...``: a command of ``workerserver``, and what it took.
+"""``python -m benchmarks.spent COMMAND...``: run a command of ``workerserver`` and report its cost.
 
-Its output and exit status are the command's own. A line of JSON on stderr comes behind: ``cpu``,
-seconds of processor time, and ``peak``, the bytes of memory that the process had at most.
+Output and exit status are the command's own. A last line of JSON on stderr has ``cpu``, seconds of
+processor time, and ``peak``, the most bytes of memory that the process had.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from workerserver.cli import main
 
 
 def peak() -> int:
-    """What wait4() tells of a child counts its parent's memory, up to the exec; this doesn't."""
+    """The peak memory of this process in bytes. wait4() in the parent would not do: its figure
+    also counts the parent's memory, up to the exec."""
     match = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     if match is None:
         raise RuntimeError("the kernel doesn't say how much memory there was")

@@ -1,8 +1,8 @@
-"""A training job hangs; which rank is it, and where? ``workerserver diagnose`` says it.
+"""A training job hangs. ``workerserver diagnose`` says which rank is to blame, and where it hangs.
 
-Starts ``torchrun`` with train_digits.py, in which one rank runs into a deadlock, waits until no
-rank makes a step any more, and has all ranks diagnosed through their sockets. Exit status 0 only if
-the verdict names the rank and the function in which the mistake was planted.
+The demo starts ``torchrun`` with train_digits.py, in which one rank runs into a deadlock. It waits
+until no rank makes a step any more, and then diagnoses all ranks through their sockets. Exit status
+0 only if the verdict names the guilty rank and the function with the planted mistake.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 SCRIPT = Path(__file__).resolve().parent / "train_digits.py"
-#: Where the mistake is planted; only the exit status is decided by it.
+#: The function with the planted mistake. The demo uses the name only for the exit status.
 PLANTED = "load_checkpoint_shard"
 
-#: No step for so many seconds, on any rank: the job hangs. (A step takes milliseconds here.)
-STALLED_S = 4.0
-START_S = 180.0
+#: The job hangs if no rank has made a step for this long. (A step takes milliseconds here.)
+STALLED_SECONDS = 4.0
+START_SECONDS = 180.0
 
 Json = dict[str, Any]
 
@@ -45,7 +45,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def ask(path: Path, method: str, target: str) -> Json:
-    """The JSON that one worker answers; OSError or HTTPException if it doesn't."""
+    """One worker's JSON answer. OSError or HTTPException if the worker doesn't answer."""
     connection = UnixConnection(path)
     with contextlib.closing(connection):
         connection.request(method, target)
@@ -58,22 +58,22 @@ def ask(path: Path, method: str, target: str) -> Json:
 
 
 def wait_until_stalled(job: subprocess.Popen[bytes], paths: Sequence[Path]) -> list[Json]:
-    """What each rank's /healthz says once no step has been made for STALLED_S on any of them."""
-    deadline = time.monotonic() + START_S
+    """Wait until no rank has made a step for STALLED_SECONDS. Returns each rank's /healthz."""
+    deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if job.poll() is not None:
             raise RuntimeError(f"the job ended with status {job.returncode} before it hung")
-        # A rank that isn't up yet, or hasn't made a step, has not stalled.
+        # A rank that isn't up yet, or hasn't made a step yet, has not stalled.
         with contextlib.suppress(OSError, http.client.HTTPException):
             health = [ask(path, "GET", "/healthz") for path in paths]
-            if all((each["step_age_s"] or 0.0) > STALLED_S for each in health):
+            if all((each["step_age_s"] or 0.0) > STALLED_SECONDS for each in health):
                 return health
         time.sleep(0.25)
-    raise RuntimeError(f"the job didn't hang within {START_S:g} s")
+    raise RuntimeError(f"the job didn't hang within {START_SECONDS:g} s")
 
 
 def end(job: subprocess.Popen[bytes], pids: Sequence[int]) -> None:
-    """torchrun takes its workers along when it is asked to end; whoever is left is killed."""
+    """Ask torchrun to end: it ends its workers too. Kill the processes that are left."""
     job.terminate()
     try:
         job.wait(timeout=20)
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
     try:
         health = wait_until_stalled(job, paths)
         pids = [each["pid"] for each in health]
-        print(f"No step for {STALLED_S:g} s on any rank. Who is to blame?\n", flush=True)
+        print(f"No step on any rank for {STALLED_SECONDS:g} s. Which is to blame?\n", flush=True)
         words = ["diagnose", "--world-size", str(options.ranks), str(folder / "rank{rank}.sock")]
         print("$ workerserver", *words, flush=True)
         done = subprocess.run(
@@ -129,7 +129,7 @@ def main() -> int:
     parser.add_argument("--hang-rank", type=int, default=2)
     parser.add_argument("--hang-step", type=int, default=40)
     options = parser.parse_args()
-    # So that the job is ended when somebody ends the demo.
+    # SIGTERM to the demo has to end the job too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="workerserver-demo-") as folder:
         return 0 if run(options, Path(folder)) else 1

@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc-per-node 4 examples/train_digits.py
 
-The two lines that are not ordinary: ``@worker_main()`` serves the control plane on the socket that
-TORCH_WORKER_SERVER_SOCKET names, and ``heartbeat(step)`` tells it how far the loop has come.
+Two lines are not ordinary. ``@worker_main()`` serves the control plane on the socket in
+TORCH_WORKER_SERVER_SOCKET. ``heartbeat(step)`` tells the server how far the loop has come.
 ``--hang-rank R --hang-step N`` makes one rank hang for good, by a real deadlock.
 """
 
@@ -24,7 +24,7 @@ from workerserver import heartbeat, worker_main
 
 
 class Checkpoints:
-    """The shards of a checkpoint in memory; a lock keeps readers from half-written ones."""
+    """The shards of a checkpoint in memory. A lock keeps readers away from half-written shards."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -39,7 +39,7 @@ class Checkpoints:
             return self.shards[name]
 
     def restore(self, model: nn.Module) -> None:
-        # The mistake: a Lock is not reentrant, and load_checkpoint_shard() takes the same one.
+        # The mistake: a Lock is not reentrant, and load_checkpoint_shard() takes the same lock.
         with self.lock:
             model.load_state_dict({name: self.load_checkpoint_shard(name) for name in self.shards})
 

@@ -1,4 +1,4 @@
-"""Servers to ask, on every kind of transport, and a check that they leave nothing behind."""
+"""Fixtures: servers on every kind of transport, and a check that they leave nothing behind."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 import uvloop
 from support.served import OURS, PLAIN, UVLOOP, Connect, Kind, Ours, Plain, Serve, Served
@@ -25,12 +26,16 @@ if TYPE_CHECKING:
     from support.native import Rig
 
 
+# An example may take any time on a busy machine.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
+
 LAUNCHERS = ("TORCH_WORKER_SERVER_SOCKET", "RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the real jobs with planted faults, all but the quick ones, unless they are asked
-    for: they take minutes."""
+    """Leave out the real jobs with planted faults, except quick ones, unless the command line asks
+    for them: they take minutes."""
     if "faults" in (config.option.markexpr or ""):
         return
 
@@ -45,25 +50,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> None:
-    """Children can be interrupted, also where the tests run in the background of a shell, which
-    has its jobs ignore SIGINT."""
+    """Let SIGINT reach children, even if the tests run in the background of a shell: there a shell
+    makes its jobs ignore SIGINT."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def clean_access(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No token, address, socket or rank from whoever runs the tests."""
+    """Remove tokens, addresses, sockets and ranks that the caller's environment has."""
     for name in list(os.environ):
         if name.startswith("WORKERSERVER_") or name in LAUNCHERS:
             monkeypatch.delenv(name)
-    # It would stay for good in this process, and its threads and sockets be taken for leaks.
+    # torch's own server would stay in this process for good: its threads would look like leaks.
     monkeypatch.setenv("WORKERSERVER_TORCH_FALLBACK", "0")
 
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A folder whose path is short enough for any socket, which tmp_path's may not be."""
+    """A folder whose path is short enough for any socket. The path of tmp_path can be too long."""
     with tempfile.TemporaryDirectory(prefix="ws-") as name:
         yield Path(name)
 
@@ -90,13 +95,13 @@ def _resources() -> Counter[str]:
 
 @pytest.fixture(scope="session")
 def first_loop() -> None:
-    """libuv opens a pipe with the process's first loop and keeps it."""
+    """Make a loop early: with a process's first loop libuv opens a pipe, and keeps it open."""
     uvloop.new_event_loop().close()
 
 
 @pytest.fixture
 def no_leaks(first_loop: None) -> Iterator[None]:
-    """Fails if descriptors or threads are left that were not there before."""
+    """Fails if the test leaves new descriptors or threads behind."""
     before = _resources()
     yield
     becomes(lambda: not _resources() - before)
@@ -105,7 +110,7 @@ def no_leaks(first_loop: None) -> Iterator[None]:
 
 @pytest.fixture
 def registry() -> Registry:
-    """The built-in handlers, in a registry of the test's own."""
+    """A registry for one test, with the built-in handlers."""
     registry = Registry()
     register_builtins(registry)
     return registry
@@ -154,7 +159,7 @@ def ours_tcp(serve: Serve) -> Served:
 
 @pytest.fixture
 def gate() -> Iterator[threading.Event]:
-    """What a handler may wait for; open when the test ends, so that no thread stays behind."""
+    """An event for handlers to wait for. It is set when the test ends, so that no thread stays."""
     event = threading.Event()
     yield event
     event.set()
@@ -168,7 +173,7 @@ def server(request: pytest.FixtureRequest, serve: Serve) -> Served:
 
 @pytest.fixture(params=(*OURS, UVLOOP[0], PLAIN[1], "tls"))
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """Every kind of transport that the protocol has to run on: the native one over Unix sockets
+    """Every kind of transport that the protocol has to support: the native one over Unix sockets
     and TCP, uvloop's over Unix sockets and TLS, asyncio's own over TCP."""
     value: Kind = request.param
     return value

@@ -1,4 +1,4 @@
-"""What holds for every compiled module."""
+"""Rules for every compiled module."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Fails if Cython has anything to say about our modules, or if native code could want the GIL.
+"""Fails if Cython prints a remark on our modules, or if native code could need the GIL.
 
 A performance hint in nogil code usually means that a call checks for an exception, and takes the
-GIL to do it. That is also looked for in the generated C itself: nothing that runs on the I/O
-thread may name anything of CPython's.
+GIL for the check. So this script also searches the generated C: no function that runs on the I/O
+thread may use a name of CPython's.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from pathlib import Path
 from source_tree import ROOT, copy_sources, parts, units
 
 PACKAGE = ROOT / "workerserver"
-#: The module that is native throughout: every function of it is looked at. Of the others, those
-#: that are declared nogil.
+#: A module that is native throughout: all of its functions are checked. In all other modules, only
+#: the functions that are declared nogil are checked.
 ENGINE = "native._engine"
 
 DECLARED = re.compile(r"^c(?:p?)def\b([^#:=]*?)\b(\w+)\s*\(([^#]*?)\)([^()#\n]*)$", re.M | re.S)
 BEGIN = re.compile(
     r"^(?:static|extern|CYTHON_\w+|__PYX_EXTERN_C)\b[^;{}()=#]*?\b(__pyx_f_\w+)\(", re.M
 )
-#: Comments quote the source; strings may say anything.
+#: Text to remove before the search: comments quote the source, and strings may say anything.
 NOISE = re.compile(r"/\*.*?\*/|//[^\n]*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])+'", re.S)
-#: CPython's own names, and Cython's helpers that use it; Py_ssize_t is a type.
+#: CPython's own names, and Cython's helpers that use CPython. Py_ssize_t is only a type.
 PYTHON = re.compile(
     r"\b(?!Py_ssize_t\b)(_?Py[A-Z_]\w*|__Pyx_\w*(?:Py|Err|GIL|RefNanny|Raise|Trace|Unraisable|REF)\w*"
     r"|__pyx_(?:n_s|kp_|builtin_|empty_|int_|m|d|b|L1_error)\w*)\b"
 )
 
-#: What the check has to object to: a callee may raise, so its caller asks whether it did.
+#: Code that the check has to reject: the callee may raise, so the caller checks for an exception.
 WRONG = """
 cdef int may_raise(int value) nogil:
     return value
@@ -43,7 +43,7 @@ cdef int caller(int value) noexcept nogil:
 
 
 def functions(text: str) -> dict[str, str]:
-    """The bodies of Cython's C functions in a translation, by C name, without noise."""
+    """The bodies of Cython's C functions in a translation, by C name, without NOISE."""
     text = NOISE.sub(" ", text)
     found = {}
     for match in BEGIN.finditer(text):
@@ -56,7 +56,7 @@ def functions(text: str) -> dict[str, str]:
 
 
 def _behind(text: str, at: int, pair: str) -> int:
-    """The place behind the bracket that closes the one at *at*."""
+    """The index after the bracket that closes the bracket at *at*."""
     depth = 0
     while True:
         depth += (text[at] == pair[0]) - (text[at] == pair[1])
@@ -67,15 +67,15 @@ def _behind(text: str, at: int, pair: str) -> int:
 
 def nogil(source: str) -> set[str]:
     """The names of the functions that a .pyx or .pxd declares nogil, outside of classes."""
-    # Extern blocks are indented, and so are methods.
+    # Only lines without indent: extern blocks and methods are indented.
     return {m[2] for m in DECLARED.finditer(source) if re.search(r"\bnogil\b", m[4])}
 
 
 def wants_python(module: str, translation: str, declared: set[str]) -> list[str]:
-    """What is wrong with a native module's C: functions that use CPython, or that are missing."""
+    """The faults of a native module's C: functions that use CPython, or that are missing."""
     package = f"__pyx_f_{len(PACKAGE.name)}{PACKAGE.name}_"
     prefix = package + "".join(f"{len(part)}{part}_" for part in module.split("."))
-    # Others than its own are inline functions of a .pxd.
+    # The other modules' functions in this C file are inline functions of a .pxd.
     bodies = {
         name.removeprefix(prefix): body
         for name, body in functions(translation).items()
@@ -96,7 +96,7 @@ def wants_python(module: str, translation: str, declared: set[str]) -> list[str]
 
 
 def proves_itself(folder: Path) -> bool:
-    """Whether the check objects to WRONG."""
+    """Whether the check rejects WRONG."""
     source = folder / "_probe.pyx"
     source.write_text(WRONG)
     name = f"{PACKAGE.name}._probe"
@@ -114,7 +114,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="workerserver-cython-") as folder:
         tree = Path(folder)
         copy_sources(tree)
-        # setup.py translates for any command at all; this one compiles nothing afterwards.
+        # setup.py translates for any command. This command compiles nothing afterwards.
         done = subprocess.run(
             [sys.executable, "setup.py", "--name"],
             cwd=tree,
@@ -137,7 +137,7 @@ def main() -> int:
             if module in translated and (declared or module == ENGINE):
                 faults += wants_python(module, translated[module].read_text(), declared)
         if not proves_itself(tree):
-            faults.append("the check doesn't notice a function that needs the GIL")
+            faults.append("this check fails to notice a function that needs the GIL")
     modules = len(names)
     remarks = [
         line

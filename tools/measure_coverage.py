@@ -1,9 +1,9 @@
 """Line coverage of Python and Cython code together, from a line-tracing build of its own.
 
-The build lies in build/coverage, so the release modules of the working tree stay what they are.
-The slow tests are left out: each line of compiled code calls the tracer. Functions without the GIL
-can't be traced: the tracer would take the GIL, and they may hold a lock that the GIL's holder waits
-for. So the report has none of their lines, and nothing of native/_engine.
+The build lies in build/coverage, so the release modules of the working tree stay as they are. Slow
+tests are left out, because each line of compiled code calls the tracer. Functions that run without
+the GIL can't be traced: the tracer would take the GIL, but the function may hold a lock for which
+the GIL's holder waits. So the report has no lines of such functions, and nothing of native/_engine.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def main() -> int:
 
 
 def place_translations(tree: Path) -> None:
-    """Put each unit's generated C where Cython's coverage plugin looks for it: beside the unit and
-    beside each of its parts, under the part's own name. The plugin reads in it which lines of which
-    source can be executed.
+    """Put each unit's generated C where Cython's coverage plugin looks: beside the unit, and beside
+    each part of the unit under the part's own name. The plugin finds the executable lines of each
+    source in that C.
 
-    Left out are lines that can't be traced: those without the GIL, and a part's lines outside of
-    functions. When the latter run, the tracer is told that they are the unit's.
+    Lines that can't be traced are left out: lines that run without the GIL, and a part's lines
+    outside of functions. When the latter run, the tracer takes them for lines of the unit.
     """
     package = tree / "workerserver"
     for unit in units(package):

@@ -1,12 +1,13 @@
-"""Builds a wheel and runs tests on every other CPython of 3.10-3.15 found here: those that need no
-torch, are not slow, and whose subject may depend on the version.
+"""Builds a wheel and runs tests on every other CPython of 3.10-3.15 that this machine has.
 
-Looked for: ``python3.X`` on PATH, and the versions that pyenv knows. The version that runs this
-script is left out (``make test`` covers it). Exit status 0 if everything found passed; a version
-that isn't there, or can't build extensions, is reported and is no failure.
+It runs the tests that need no torch, are not slow, and whose subject may depend on the version. It
+looks for ``python3.X`` on PATH, and for the versions that pyenv knows. It leaves out the version
+that runs this script, because ``make test`` covers that version. Exit status 0 if every found
+version passed. A version that is missing or can't build extensions is reported, but is no failure.
 
-With ``--chroot FOLDER`` the newest versions are looked for in a Debian there too; if the folder
-doesn't exist, debootstrap fills it with Debian testing (root only, in about a minute). It is kept.
+With ``--chroot FOLDER`` the script also looks for the newest versions in a Debian in FOLDER. If the
+folder doesn't exist, debootstrap fills it with Debian testing (needs root, takes about a minute).
+The folder is kept.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from typing import IO
 from source_tree import copy_sources
 
 MINORS = range(10, 16)
-#: Of these a Debian in a chroot has the headers.
+#: The versions whose headers a Debian in a chroot has.
 DEBIAN_MINORS = (14, 15)
-#: Tests of what doesn't know the interpreter's version, or of the sources; `make test` has them.
-LEFT_OUT = ("benchmarks", "cli", "cluster", "test_house.py")
+#: Tests whose subject is the sources or doesn't depend on the version. `make test` runs them.
+LEFT_OUT = ("benchmarks", "cli", "cluster", "simulator", "test_house.py")
 
 FAILED = "FAILED at the tests"
 
@@ -60,7 +61,7 @@ class Interpreter:
 
 
 def output(*command: str) -> str | None:
-    """What *command* prints, or None if it can't be run or fails."""
+    """The output of *command*; None if the command can't run or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -84,7 +85,7 @@ def find(minor: int) -> Interpreter | str:
     """The first usable interpreter of this minor version, or why there is none."""
     reason = "not found"
     for path in candidates(minor):
-        # A pyenv shim exists for versions that are not switched on; it fails when it is run.
+        # pyenv has a shim even for a version that isn't switched on. Running such a shim fails.
         answer = output(path, "-c", PROBE)
         if answer is None:
             continue
@@ -170,7 +171,7 @@ def pytest_command(pytest_args: list[str]) -> list[str]:
 
 
 def check(interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: list[str]) -> str:
-    """Build, install and test in a fresh environment, all in *work*: "passed", or what failed."""
+    """Build, install and test in a fresh environment in *work*: "passed", or what failed."""
     tree = work / "tree"
     copy_sources(tree)
     environment = work / "venv"
@@ -193,14 +194,14 @@ def check(interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: lis
     wheel = next(wheels.glob("workerserver-*.whl"))
     if not run([*install, f"{wheel}[test]"], work):
         return "FAILED at the install"
-    # Without the package's sources beside them, the tests can only import the wheel.
+    # Without the package's sources beside the tests, the tests can only import the wheel.
     tests = work / "tests"
     shutil.copytree(tree, tests, ignore=shutil.ignore_patterns("workerserver", "build", "*.so"))
     return "passed" if run([python, *pytest_command(pytest_args)], tests) else FAILED
 
 
 def checked(interpreter: Interpreter, pytest_args: list[str]) -> str:
-    """What came of *interpreter*; its output is printed in one piece when it is done."""
+    """Check *interpreter*, print the whole output at once at the end, and return the result."""
     with (
         tempfile.TemporaryDirectory(
             prefix="workerserver-cpythons-", dir=interpreter.root and interpreter.root / "tmp"
@@ -226,7 +227,7 @@ def main() -> int:
         make_debian(root)
     lines: dict[int, str] = {sys.version_info[1]: "runs `make test`"}
     running: dict[int, tuple[Interpreter, Future[str]]] = {}
-    # The tests wait more than they compute, but they do compute: as many at a time as cores.
+    # As many versions at a time as cores. The tests mostly wait, but they also compute.
     with ThreadPoolExecutor(os.cpu_count() or 1) as executor:
         for minor in MINORS:
             if minor in lines:

@@ -3,7 +3,7 @@
 ``run_debug.py [PYTEST ARGUMENTS]``; without arguments, the tests of the folders below.
 
 The build lies in build/debug, so the release modules of the working tree stay as they are. A broken
-invariant ends the process in which it breaks. What the process said about it comes last.
+invariant ends its process. The messages of such processes are printed last.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 
 from source_tree import ROOT, build, copy_sources
 
-#: Folders with tests of what runs on or beside the native I/O thread.
+#: Folders with tests of code that runs on the native I/O thread or beside it.
 TESTS = ("http", "native", "server", "stacks")
 
 
@@ -25,7 +25,7 @@ def main() -> int:
     if not build(tree, DEBUG="1"):
         return 1
     chosen = sys.argv[1:] or [f"tests/{name}" for name in TESTS]
-    # Not on stderr, which pytest captures: with the process, what it captured is gone.
+    # Messages go to a file: pytest captures stderr, and loses the text if the process dies.
     log = tree / "violations.log"
     log.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen]

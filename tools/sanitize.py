@@ -1,11 +1,11 @@
 """Runs the compiled code under sanitizers: ASan with UBSan, then TSan.
 
-Each has a build of its own in build/sanitize-KIND, so the release modules of the working tree stay
-as they are. These builds also check the invariants of the native engine, as debug builds do.
-CPython and everything else are not instrumented: the sanitizer's library is preloaded, and the
-memory of CPython comes from malloc, which the library watches. First runs a stress of the native
-transport (tests/programs/native/sanitize_stress.py), then the tests of everything compiled. Fails
-if a sanitizer reports anything, in any process, or if a test fails.
+Each sanitizer has a build of its own in build/sanitize-KIND, so the release modules of the working
+tree stay as they are. These builds also check the invariants of the native engine, as debug builds
+do. CPython and all other libraries are not instrumented: the sanitizer's library is preloaded, and
+CPython takes its memory from malloc, which the library watches. The script first runs a stress of
+the native transport (tests/programs/native/sanitize_stress.py), then the tests of all compiled
+code. It fails if a sanitizer reports anything in any process, or if a test fails.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ from pathlib import Path
 from source_tree import ROOT, build, copy_sources
 
 STRESS = "tests/programs/native/sanitize_stress.py"
-#: Reports that this many lines of each are shown of.
+#: Lines of each report that are shown.
 SHOWN = 80
-#: Folders with tests of compiled code; torch and the command line aren't ours, or are Python.
+#: Folders with tests of compiled code of ours.
 TESTS = ("http", "loadgen", "native", "parser", "process", "server", "stacks")
 
-#: Parts of names: transports of others, which take twice as long; programs that can't bear the
-#: preloaded library, or bring a sanitizer of their own; what measures time or memory.
+#: Parts of the names of tests that are left out: other people's transports, which take twice as
+#: long; programs that fail with the preloaded library or bring their own sanitizer; tests that
+#: measure time or memory.
 LEFT_OUT = (
     "asyncio", "uvloop", "tls", "curl", "by_hand", "no_reader_sees_half", "the_last_step_counts",
     "snapshots_leak_nothing",
 )  # fmt: skip
 
-#: What each sanitizer has to find, so that silence means something: faults by name.
+#: Faults by name that each sanitizer has to find. Otherwise its silence would mean nothing.
 FAULTS = {
     "address": """
         #include <limits.h>
@@ -74,20 +75,21 @@ class Kind:
 
 
 def kinds(logs: Path) -> list[Kind]:
-    # Leaks: what a Python process keeps until its end is no leak of ours, and can't be told apart.
+    # No search for leaks: a Python process keeps much memory until its end, which is no leak of
+    # ours, and the sanitizer can't tell the difference.
     asan = {
         "detect_leaks": "0",
         "detect_stack_use_after_return": "1",
         "strict_string_checks": "1",
         "handle_segv": "1",
-        "allocator_may_return_null": "1",  # a size that no machine has gives NULL, as elsewhere
+        "allocator_may_return_null": "1",  # NULL for an impossible size, as without a sanitizer
         "log_path": str(logs / "asan"),
     }
     ubsan = {"print_stacktrace": "1"}  # reports to stderr and ends the process
     tsan = {
         "die_after_fork": "0",
         "halt_on_error": "0",
-        "exitcode": "0",  # the logs tell; a child of a test keeps its own status
+        "exitcode": "0",  # a test's child keeps its own status; the logs show the reports
         "history_size": "4",
         "log_path": str(logs / "tsan"),
     }
@@ -106,7 +108,7 @@ def compiler() -> str:
 
 
 def library(name: str) -> str:
-    """The path of the compiler's own *name*."""
+    """The path of the library *name* that belongs to the compiler."""
     found = subprocess.run(
         [compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -116,7 +118,7 @@ def library(name: str) -> str:
 
 
 def reports(logs: Path) -> int:
-    """Print what the sanitizers have written; how many files of it."""
+    """Print the sanitizers' reports. Returns the number of report files."""
     found = sorted(path for path in logs.iterdir() if path.stat().st_size)
     for path in found:
         lines = path.read_text(errors="replace").splitlines()
@@ -125,7 +127,7 @@ def reports(logs: Path) -> int:
 
 
 def proven(kind: Kind, tree: Path, logs: Path, environment: dict[str, str]) -> bool:
-    """Whether every module is instrumented, and seeded faults in another library are reported."""
+    """Whether every module is instrumented, and the sanitizer reports seeded faults."""
     bare = [
         p for p in (tree / "workerserver").rglob("*.so") if MARKS[kind.name] not in p.read_bytes()
     ]
@@ -189,11 +191,11 @@ def check(kind: Kind, tree: Path, logs: Path, options: argparse.Namespace) -> bo
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="sanitize.py")
-    parser.add_argument("--kind", choices=("address", "thread"), help="only this one")
-    parser.add_argument("--quick", action="store_true", help="the stress alone, and shorter")
-    parser.add_argument("--seconds", type=float, help="of each stress; 40, or 15 with --quick")
+    parser.add_argument("--kind", choices=("address", "thread"), help="run only this sanitizer")
+    parser.add_argument("--quick", action="store_true", help="run only the stress, and less long")
+    parser.add_argument("--seconds", type=float, help="of each stress: 40, or 15 with --quick")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("pytest_args", nargs="*", help="instead of the tests chosen here")
+    parser.add_argument("pytest_args", nargs="*", help="run these instead of the usual tests")
     options = parser.parse_args()
     if options.seconds is None:
         options.seconds = 15.0 if options.quick else 40.0

@@ -1,4 +1,4 @@
-"""Copies of the source tree, for builds that must not touch the one that is worked in."""
+"""Copies of the source tree, for builds that must not touch the working tree."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from pathlib import Path
 __all__ = ["ROOT", "build", "copy_sources", "parts", "units"]
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What a tree without git (an unpacked archive) leaves out; .gitignore says it elsewhere.
+#: Files that are not copied from a tree without git (an unpacked archive). With git, .gitignore
+#: decides.
 IGNORED = ("build", "dist", ".*", "__pycache__", "*.so", "*.egg-info", "*.pyc", "htmlcov")
 
 
 def copy_sources(target: Path) -> None:
-    """Make *target* hold the files of this tree that git doesn't ignore, and nothing stale.
+    """Copy the files that git doesn't ignore to *target*, and remove stale sources there.
 
-    Times are kept, so a second build in the same *target* compiles only what has changed. Build
-    outputs that lie there already are left alone.
+    Times are kept, so a second build in the same *target* compiles only changed files. Earlier
+    build outputs in *target* stay.
     """
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -44,8 +45,7 @@ def copy_sources(target: Path) -> None:
 
 
 def build(tree: Path, **switches: str) -> bool:
-    """Compile the modules of *tree* in place, with setup.py's *switches*; what went wrong is
-    printed."""
+    """Compile the modules of *tree* in place, with setup.py's *switches*. Prints the errors."""
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace", "--parallel", "2"]
     done = subprocess.run(
         command,
@@ -62,13 +62,13 @@ def build(tree: Path, **switches: str) -> bool:
 
 
 def units(package: Path) -> list[str]:
-    """The extension modules of *package*, dotted; the parts of one have no underscore."""
+    """The dotted names of *package*'s extension modules. Their parts' names have no underscore."""
     found = (path.relative_to(package).with_suffix("") for path in package.rglob("_*.pyx"))
     return sorted(".".join(path.parts) for path in found)
 
 
 def parts(unit: Path) -> list[Path]:
-    """The files of one extension module: its .pyx (or .pxd), and all that this one includes."""
+    """The files of one extension module: its .pyx (or .pxd), and all files included there."""
     found = [unit]
     for name in re.findall(r'^include "(.+)"$', unit.read_text(), re.M):
         found += parts(unit.parent / name)

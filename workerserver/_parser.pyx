@@ -1,14 +1,14 @@
 # cython: boundscheck=False, wraparound=False
-# (Every index into a buffer in this module is compared with its length where it is made.)
+# Bounds checks are off: this module compares every index with the buffer's length itself.
 """Bytes -> requests, and parameters -> typed values. No I/O.
 
-``RequestParser`` is pulled, like h11: ``receive_data()`` takes bytes, ``next_request()`` gives the
-next complete request. It cuts the stream into messages and leaves every judgement on HTTP syntax
-to httptools (llhttp), to which it feeds one message at a time. That is what makes an answer
-independent of how the bytes were split, and what lets it see the request line itself, of which
-httptools shows only parts: llhttp also speaks RTSP, ICE and HTTP/0.9 and is lenient on spaces.
+``RequestParser`` works like h11: ``receive_data()`` takes bytes, ``next_request()`` returns the
+next complete request. The parser cuts the stream into messages and feeds httptools (llhttp) one
+message at a time. httptools judges the HTTP syntax. So an answer doesn't depend on how the bytes
+were split. The parser reads the request line itself, because httptools shows only parts of the
+line: llhttp also speaks RTSP, ICE and HTTP/0.9, and is lenient on spaces.
 
-What httptools lets pass and RFC 9112 forbids, or this server doesn't support, is refused here.
+The parser also refuses what httptools accepts, but RFC 9112 forbids or this server doesn't support.
 """
 
 cimport cython
@@ -17,7 +17,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.pyport cimport PY_SSIZE_T_MAX
 
 cdef extern from "<string.h>" nogil:
-    # Declared here because of the const: since C23 glibc's memchr returns what it was given.
+    # With const, unlike Cython's own declaration: since C23 glibc's memchr returns a const pointer
+    # for a const pointer.
     const void* memchr(const void* data, int byte, size_t size)
 
 import functools
@@ -51,18 +52,18 @@ from workerserver.types import (
 MAX_HEAD = 64 * 1024
 MAX_HEADERS = 100
 MAX_BODY = 10 * 1024 * 1024
-MAX_CHUNKS = 16_384  # of one body: each costs httptools a call, and so the GIL
+MAX_CHUNKS = 16_384  # of one body: httptools calls back for each chunk, under the GIL
 MAX_EXTENSIONS = 4096  # bytes of chunk extensions, in one body
 MAX_PARAMETERS = 100
 
-# Bytes of framing that each permitted chunk adds to what a chunked body may cost; max_head is the
-# allowance for trailers. (Extensions and trailers carry nothing that this server reads.)
-cdef Py_ssize_t CHUNK_OVERHEAD = 16
-# A size of more digits begins with zeros that say nothing; they count as an extension.
+# A chunked body may have this much framing for each permitted chunk, and max_head bytes more for
+# trailers. (This server reads nothing from extensions and trailers.)
+cdef Py_ssize_t CHUNK_FRAMING_BYTES = 16
+# A chunk size with more digits begins with zeros, which mean nothing. They count as an extension.
 cdef Py_ssize_t CHUNK_DIGITS = 16
 
-# A longer request is not remembered, so an idle connection keeps at most this many bytes for it.
-cdef Py_ssize_t MEMO_LIMIT = 4096
+# An idle connection keeps its last request, unless that request is longer.
+cdef Py_ssize_t MAX_MEMO_BYTES = 4096
 
 cdef object _HttpParserUpgrade = httptools.HttpParserUpgrade
 cdef object _HttpParserError = httptools.HttpParserError
@@ -121,7 +122,7 @@ cdef bint _valid_host(bytes host) except -1:
 cpdef str unquote(bytes raw, bint plus=False):
     """Percent-decode *raw* to str; with *plus*, ``+`` means a space (form encoding).
 
-    Raises MalformedRequest for a broken escape and for what is not UTF-8 afterwards.
+    Raises MalformedRequest for a broken escape, and if the decoded bytes are not UTF-8.
     """
     cdef Py_ssize_t n = PyBytes_GET_SIZE(raw)
     cdef const unsigned char* source = <const unsigned char*>PyBytes_AS_STRING(raw)
@@ -277,8 +278,8 @@ cdef class _Param:
 cdef class QueryValidator:
     """The parameters of one handler, compiled once from its signature.
 
-    ``validate()`` gives the keyword arguments of one call. A bad value is reported before a
-    repeated name, that before an unknown one, and a missing one last; so torch's rule that "a bad
+    ``validate()`` returns the keyword arguments of one call. It reports only the first problem, in
+    this order: bad value, repeated name, unknown name, missing name. So torch's rule that "a bad
     value wins over an unknown name" holds for every handler.
     """
 
@@ -308,10 +309,11 @@ cdef class QueryValidator:
 
     @classmethod
     def from_callable(cls, function, *, unknown_text=None):
-        """Compile the signature of *function*; TypeError if a query can't call it.
+        """Compile the signature of *function*. TypeError if a query can't call the function.
 
-        A parameter annotated Request gets the request itself. ``**name`` takes every parameter
-        that has no name of its own; so does, unseen, a handler with a Request and nothing else.
+        A parameter with the annotation Request gets the request itself. ``**name`` gets every query
+        parameter that the signature doesn't name. A handler whose only parameter is a Request
+        accepts any query parameter and gets it in the Request only.
         """
         try:
             signature = inspect.signature(function)
@@ -319,7 +321,7 @@ cdef class QueryValidator:
             raise TypeError(f"no signature to read parameters from: {error}") from None
         hints = _hints(function)
         try:
-            # "self", for example: no query may give it again, not even through **name.
+            # For example "self": a query must not set such a parameter again through **name.
             bound = inspect.signature(_underlying(function)).parameters.keys()
             bound -= signature.parameters.keys()
         except ValueError:
@@ -350,7 +352,7 @@ cdef class QueryValidator:
         )
 
     cpdef dict validate(self, query, form=()):
-        """Keyword arguments from ``(name, value)`` pairs; the query wins over the form.
+        """Keyword arguments from ``(name, value)`` pairs. A name in *query* hides it in *form*.
 
         Both are checked, as on torch's server; and of several bad values the one whose name comes
         first in the alphabet is reported, because torch keeps parameters in that order.
@@ -409,7 +411,7 @@ def _underlying(function):
 
 
 def _hints(function):
-    """Type hints with strings resolved; a name that can't be resolved is an error of its own."""
+    """Type hints with strings resolved. TypeError for a name that can't be resolved."""
     try:
         return typing.get_type_hints(_underlying(function), include_extras=True)
     except NameError as error:
@@ -434,7 +436,7 @@ cdef class ParsedRequest:
         return (parse_query(self.query) if self.query else [], form)
 
     def to_request(self, path, peer):
-        """The request that handlers see; *path* is decoded already."""
+        """The Request for a handler. *path* is already decoded."""
         query, form = self.parameters()
         params = {}
         for name, value in query + form:
@@ -443,7 +445,7 @@ cdef class ParsedRequest:
             self.method.decode("ascii"),
             path,
             params,
-            list(self.headers),  # the handler's own: the memo may give this request out again
+            list(self.headers),  # a copy, because the memo may return this request again
             self.body,
             self.http_version,
             peer,
@@ -455,14 +457,14 @@ cdef class ParsedRequest:
 
 @cython.final
 cdef class RequestParser:
-    """Bytes in, requests out. Owned by one connection; used by its loop's thread only.
+    """Bytes in, requests out. One connection owns the parser; only its loop's thread may use it.
 
-    Between calls ``_buffer[_start:]`` is what was received and not yet consumed. ``_request`` is
-    the message being read once its request line is complete, else None. After an error nothing is
-    kept and every further ``next_request()`` raises the same one.
+    Between calls ``_buffer[_start:]`` holds the bytes that no request has consumed yet.
+    ``_request`` is the unfinished message once its request line is complete, else None. After an
+    error the parser keeps no bytes, and every further ``next_request()`` raises the same error.
 
-    *judge* is called with each request whose head is complete and whose body is not: what it
-    raises, a WorkerServerError, ends the connection before the body is read.
+    *judge* is called with each request whose head is complete and whose body is not. A
+    WorkerServerError that *judge* raises ends the connection before the body is read.
     """
 
     def __init__(
@@ -512,26 +514,26 @@ cdef class RequestParser:
 
     @property
     def held(self):
-        """Bytes in memory for the message being read: its body so far and what is buffered."""
+        """Bytes in memory for the unfinished message: its body so far, and the buffer."""
         return self._body_size + len(self._buffer) - self._start
 
     @property
     def at_boundary(self):
-        """True if nothing of a next request has come."""
+        """True if no byte of the next request has arrived."""
         return self.between_messages()
 
     @property
     def in_body(self):
-        """True if a head is complete and its body is not."""
+        """True if a request's head is complete and its body is not."""
         return self.reading_body()
 
     @property
     def closed(self):
-        """True once the last request that this connection may carry was given out or refused."""
+        """True once the connection's last request was returned or refused."""
         return self._phase == PHASE_CLOSED
 
     cpdef bint take_continue(self):
-        """True, once, if the client waits for ``100 Continue`` before it sends the body."""
+        """True if the client waits for ``100 Continue`` before the body. True once per request."""
         cdef bint wanted = (
             self._expects and self.reading_body() and self._framing == 0 and self._body_size == 0
         )
@@ -541,10 +543,10 @@ cdef class RequestParser:
     # --- bytes in
 
     cpdef receive_data(self, bytes data):
-        """Take what the connection read; ``next_request()`` makes use of it."""
+        """Keep the bytes that the connection read, for ``next_request()``."""
         cdef Py_ssize_t left
         if self._phase == PHASE_CLOSED or self._error is not None:
-            return  # nothing that comes now will be answered: don't keep it
+            return  # no later request gets an answer, so don't keep the bytes
         left = len(self._buffer) - self._start
         if left == 0:
             self._buffer = data
@@ -560,16 +562,17 @@ cdef class RequestParser:
     # --- requests out
 
     cpdef ParsedRequest next_request(self):
-        """The next complete request, or None if that takes more bytes.
+        """The next complete request, or None if more bytes are needed.
 
-        Raises ProtocolError, and what *judge* raises: answer it, then close.
+        Raises ProtocolError, and what *judge* raises. The caller answers the error and then closes
+        the connection.
         """
         cdef ParsedRequest done
         if self._error is not None:
             raise self._error.with_traceback(None)
         if self._phase == PHASE_LINE and self._memo is not None and self._buffer == self._memo:
-            # Exactly the bytes of the last request, and nothing behind them: the same request.
-            # A client that polls sends the same bytes each time.
+            # A client that polls sends the same bytes each time. If the buffer holds exactly the
+            # bytes of the last request, this is the same request.
             self._buffer = b""
             self._skipped = 0
             return self._memo_request
@@ -601,13 +604,14 @@ cdef class RequestParser:
         self._request = None
         self._phase = PHASE_LINE if done.keep_alive else PHASE_CLOSED
         if self._upgrade or self._chunked:
-            # After an Upgrade llhttp stops parsing HTTP. We answer in HTTP and go on. llhttp also
-            # takes trailers for header fields, so a Connection: close among them counts.
+            # After an Upgrade llhttp stops parsing HTTP, but we answer in HTTP and go on. After a
+            # chunked body llhttp obeys trailers as if they were header fields, for example a
+            # Connection: close. A fresh parser knows nothing of either.
             self._http = _HttpRequestParser(self)
         self._memo = self._memo_request = None
         if (
             self._alone and self._body is None and done.keep_alive and not self._expects
-            and len(self._buffer) <= MEMO_LIMIT
+            and len(self._buffer) <= MAX_MEMO_BYTES
         ):
             self._memo = self._buffer
             self._memo_request = done
@@ -619,7 +623,7 @@ cdef class RequestParser:
         return done
 
     cdef const unsigned char* _bytes(self, Py_ssize_t* size) except NULL:
-        """The buffer's memory: valid until ``_buffer`` is replaced or grown."""
+        """The buffer's memory, valid until ``_buffer`` is replaced or grows."""
         if type(self._buffer) is bytes:
             size[0] = PyBytes_GET_SIZE(self._buffer)
             return <const unsigned char*>PyBytes_AS_STRING(self._buffer)
@@ -627,7 +631,7 @@ cdef class RequestParser:
         return <const unsigned char*>PyByteArray_AS_STRING(self._buffer)
 
     cdef bint _read_line(self) except -1:
-        """Find and judge the request line (RFC 9112, 3); PHASE_HEAD when it is complete."""
+        """Find and judge the request line (RFC 9112, 3). A complete line leads to PHASE_HEAD."""
         cdef Py_ssize_t size, end
         cdef const unsigned char* data = self._bytes(&size)
         cdef const void* found
@@ -646,7 +650,7 @@ cdef class RequestParser:
         if self._start >= size:
             return False
         if self._scan == self._start and not _TCHAR[data[self._start]]:
-            # No HTTP at all (a TLS hello, for example): don't wait for the end of a line.
+            # This is no HTTP, but for example a TLS hello: don't wait for the end of a line.
             raise MalformedRequest("the request line doesn't begin with a method")
         found = memchr(&data[self._scan], c"\n", size - self._scan)
         end = size if found == NULL else <const unsigned char*>found - data
@@ -658,7 +662,7 @@ cdef class RequestParser:
             self._scan = size
             return False
         self._judge_line(data, self._start, end)
-        self._scan = end  # an empty line may follow at once
+        self._scan = end  # the empty line after the head may follow at once
         self._phase = PHASE_HEAD
         return True
 
@@ -739,7 +743,7 @@ cdef class RequestParser:
         return 0
 
     cdef bint _read_head(self) except -1:
-        """Find the empty line, give the whole head to httptools, and check what it let pass."""
+        """Find the empty line, feed the whole head to httptools, and check the result further."""
         cdef Py_ssize_t size, i, end = -1
         cdef const unsigned char* data = self._bytes(&size)
         cdef const void* found
@@ -750,8 +754,8 @@ cdef class RequestParser:
                 i = size
                 break
             i = <const unsigned char*>found - data
-            # For httptools a lone LF never ends a line. We look for one, so that the request is
-            # refused now and not when the time for the head is over.
+            # For httptools a lone LF never ends a line. Look for LF LF too, so that httptools
+            # refuses the request now, and not the timeout for the head later.
             if i + 1 < size and data[i + 1] == c"\n":
                 end = i + 2
                 break
@@ -802,8 +806,8 @@ cdef class RequestParser:
         if self._phase != PHASE_HEAD:
             self._body = b""
             if self._upgrade:
-                # llhttp takes the bytes behind an Upgrade, body included, for another protocol.
-                # So a fresh parser gets a head with the same framing and reads the body.
+                # To llhttp all bytes after the head of an Upgrade, even the body, are another
+                # protocol. So a fresh parser gets a head with the same framing and reads the body.
                 self._complete = False
                 self._http = _HttpRequestParser(self)
                 synthetic = (
@@ -827,18 +831,19 @@ cdef class RequestParser:
         return self._body_left == 0
 
     cdef bint _read_chunked(self) except -1:
-        """Feed all that came, but nothing past the end of the message.
+        """Feed all buffered bytes of this message to httptools, and none of the next message.
 
-        The next request must not reach httptools before it was judged here.
+        The next request's line has to be judged here before httptools sees it.
         """
         cdef Py_ssize_t size, end, left
         self._bytes(&size)
         while self._start < size:
             end = self._chunked_end()
-            # Bytes within the limits are judged first, so the verdict doesn't depend on how many
-            # bytes came at once.
+            # First httptools judges the bytes within the limits. So the verdict doesn't depend on
+            # how many bytes came at once.
             left = (
-                self._max_body + self._max_chunks * CHUNK_OVERHEAD + self._max_head - self._framing
+                self._max_body + self._max_chunks * CHUNK_FRAMING_BYTES + self._max_head
+                - self._framing
             )
             self._feed(memoryview(self._buffer)[self._start:min(end, self._start + left)])
             if end - self._start > left:
@@ -859,11 +864,12 @@ cdef class RequestParser:
         return False
 
     cdef Py_ssize_t _chunked_end(self) noexcept:
-        """How far the buffer can be fed before the message may end or breaks a limit.
+        """The index up to which httptools may be fed in one call.
 
-        Chunk sizes are read only to know where data is, which may hold anything, and must not be
-        searched for line ends: one call for each would be dear. Whatever isn't a chunk's size is
-        fed up to its line's end, and no further: there llhttp may find an end or an error.
+        That is at most the place where the message may end or has too many chunks. Chunk sizes are
+        read here only to skip chunk data: the data may hold many line ends, and one httptools call
+        for each would be expensive. A line that isn't a chunk's size ends the part that is fed: at
+        its end llhttp may find the end of the message or an error.
         """
         cdef Py_ssize_t size, n, i = self._start
         cdef const unsigned char* data = self._bytes(&size)
@@ -921,7 +927,7 @@ cdef class RequestParser:
         return i
 
     cdef int _feed(self, data) except -1:
-        """Have httptools judge *data*; an error of httptools becomes a ProtocolError."""
+        """Feed *data* to httptools. An error of httptools becomes a ProtocolError."""
         try:
             self._http.feed_data(data)
         except _HttpParserUpgrade:
@@ -940,7 +946,7 @@ cdef class RequestParser:
         cdef Py_ssize_t n
         self._header_count += 1
         if self._header_count <= 0:
-            return  # of the synthetic head
+            return  # a field of the synthetic head
         if self._header_count > self._max_headers:
             self._refuse(HeadTooLarge(self._max_headers, "header fields"))
         if self._phase != PHASE_HEAD:
@@ -964,7 +970,7 @@ cdef class RequestParser:
                 self._request.cross_site = True
         elif n == 10:
             if name == b"connection" and self._request.http_version == "1.0":
-                # "keep-alive, close" means close too (RFC 9112, 9.3). llhttp thinks otherwise.
+                # "keep-alive, close" means close (RFC 9112, 9.3), but llhttp keeps it open.
                 if b"close" in [option.strip(b" \t") for option in value.lower().split(b",")]:
                     self._closes = True
         elif n == 12:
@@ -977,7 +983,8 @@ cdef class RequestParser:
                 self._request.authorization = value
         elif n == 14:
             if name == b"content-length":
-                # Any length beyond the limit means the same, even one beyond Py_ssize_t.
+                # Cut, because a length may exceed Py_ssize_t. Every length over the limit fails
+                # in the same way.
                 self._body_left = min(int(value), self._max_body + 1)
             elif name == b"sec-fetch-site":
                 if value.lower() == b"cross-site":

@@ -1,7 +1,7 @@
 """Request, Response and the error tree: the vocabulary of every other module.
 
-Nothing here does I/O or knows of a socket. An error carries the HTTP status that it becomes, so
-the place that answers never has to translate one into the other.
+Nothing here does I/O or knows of a socket. Each error carries its HTTP status, so the code that
+answers never has to translate an error into a status.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ _FRAMING = frozenset(("connection", "content-length", "content-type", "transfer-
 
 
 def _checked_headers(content_type: str, headers: Headers) -> tuple[tuple[str, str], ...]:
-    """The pairs of *headers*; ValueError for what can't be sent, or what the server itself sends:
-    a second Content-Length would make the client take the next reply for a part of this one."""
+    """The pairs of *headers*. ValueError for a field that can't be sent or that the server sends
+    itself: after a second Content-Length the client would misread the start of the next reply."""
     pairs = headers.items() if isinstance(headers, Mapping) else headers
     checked = tuple((name, value) for name, value in pairs)
     for name, value in (("Content-Type", content_type), *checked):
@@ -129,10 +129,10 @@ def _checked_headers(content_type: str, headers: Headers) -> tuple[tuple[str, st
 class Response:
     """What a handler answers: a body, a status, a content type and further header fields.
 
-    *headers* are pairs or a mapping; an empty content type is not sent. The constructor raises
-    TypeError or ValueError for what HTTP can't carry (a status that is no integer from 200 to 999,
-    a bad header field, one that frames the message), so that a mistake becomes a 500 and not a
-    broken connection.
+    *headers* are pairs or a mapping. An empty content type is not sent. The constructor raises
+    TypeError or ValueError for a value that HTTP can't carry: a status that is no integer from 200
+    to 999, a bad header field, a header field that frames the message. So a mistake becomes a 500
+    and not a broken connection.
     """
 
     __slots__ = ("body", "content_type", "headers", "status")
@@ -160,9 +160,9 @@ class Response:
         self.headers: Headers = headers
 
     def checked(self) -> Response:
-        """This response, or if somebody changed its attributes since, one made anew from them.
+        """This response, or a new one from its attributes if they changed after construction.
 
-        Raises what the constructor raises.
+        Raises TypeError and ValueError, as the constructor does.
         """
         if (
             type(self.body) is bytes
@@ -187,8 +187,8 @@ class Response:
 class WorkerServerError(Exception):
     """Base of every error that this package raises on purpose.
 
-    ``status`` is the HTTP status it becomes when it ends a request, ``headers`` what the answer
-    carries besides. ``str(error)`` is the body.
+    If the error ends a request, ``status`` is the status of the answer, ``headers`` are further
+    header fields of the answer, and ``str(error)`` is its body.
     """
 
     status: ClassVar[int] = 500
@@ -196,12 +196,12 @@ class WorkerServerError(Exception):
 
 
 def _short(name: str) -> str:
-    """*name* as an error's text repeats it: a client may send one of any size."""
+    """*name*, cut to 200 characters for an error's text: a client may send a name of any size."""
     return name if len(name) <= 200 else f"{name[:200]}..."
 
 
 class BoundsError(WorkerServerError, ValueError):
-    """A Range whose lower bound is above its upper one."""
+    """A Range whose lower bound is above its upper bound."""
 
     def __init__(self, ge: float, le: float) -> None:
         super().__init__(f"lower bound {ge} is above upper bound {le}")
@@ -217,7 +217,7 @@ class ProtocolError(WorkerServerError):
 
 
 class MalformedRequest(ProtocolError):
-    """RFC 9112 forbids it; *reason* says what."""
+    """A request that RFC 9112 forbids; *reason* says why."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -330,7 +330,7 @@ class Unauthorized(WorkerServerError):
 
 
 class NotFound(WorkerServerError):
-    """No such path; like torch's server, an empty body."""
+    """No such path. The body is empty, as torch's server answers it."""
 
     status = 404
 
@@ -357,7 +357,7 @@ class MethodNotAllowed(WorkerServerError):
 
 
 class HandlerBusy(WorkerServerError):
-    """The handler already runs as often as it may at one time."""
+    """The handler already runs for as many requests as it may serve at one time."""
 
     status = 503
 
@@ -369,13 +369,13 @@ class HandlerBusy(WorkerServerError):
 
 
 class NotImplementedHere(WorkerServerError):
-    """The handler exists, but what it needs is missing in this process; the text says what."""
+    """The handler needs something that is missing in this process; the text says what."""
 
     status = 501
 
 
 class ParameterError(WorkerServerError):
-    """A parameter is wrong; ``name`` says which."""
+    """A parameter is wrong; ``name`` is its name."""
 
     status = 400
     name: str
@@ -404,7 +404,7 @@ class DuplicateParameter(ParameterError):
 
 
 class UnknownParameter(ParameterError):
-    """*text* replaces the default sentence where a drop-in has to keep torch's to the letter."""
+    """*text* replaces the default sentence, for handlers that keep torch's text to the letter."""
 
     def __init__(self, name: str, valid: Sequence[str], text: str | None = None) -> None:
         self.name = name

@@ -1,24 +1,24 @@
 """The regression gate: the ratios of this run against those of ``baseline.json``.
 
-Only ratios are compared (of ours to torch's, to the bare epoll loop's): most of what makes a
-machine faster or slower for a while meets both sides. What is left is noise, and the rule is made
-for it:
+The gate compares only ratios (of ours to torch's, or to the bare epoll loop's). If the machine is
+faster or slower for a while, most of that affects both sides. The rest is noise, and these rules
+deal with the noise:
 
-- The baseline holds the (median, lowest, highest) of the rounds of several whole runs. *Recorded*
-  is the median of the runs' medians.
-- The tolerance is how far the highest recorded round lies above *recorded*, at least FLOOR and at
-  most CEILING; but never less than MARGIN above the worst recorded run. The limit is
+- The baseline holds (median, lowest, highest) of the rounds of several whole runs. *Recorded* is
+  the median of the runs' medians.
+- The tolerance is the highest recorded round divided by *recorded*, at least FLOOR and at most
+  CEILING. But the limit is never less than MARGIN times the worst recorded run. The limit is
   recorded x tolerance, or recorded + SLACK for ratios near zero.
-- A key whose median is above recorded x sqrt(tolerance) makes its suite run again, up to ATTEMPTS
-  times in all. The key is *worse* if the medians of most attempts are above the limit. So one bad
-  moment of the machine is not enough; and a run that is only near the limit gets a second look.
-- New keys, and keys that are gone, are reported and don't fail; nor does what is *better* (below
-  recorded / tolerance), which should be recorded anew.
+- If the median of a key is above recorded x sqrt(tolerance), the suite of that key runs again, up
+  to ATTEMPTS times in all. The key is *worse* if the medians of most attempts are above the limit.
+  So one bad moment of the machine is not enough, and a run near the limit gets a second look.
+- New keys and missing keys are reported and don't fail. A *better* key (below recorded / tolerance)
+  doesn't fail either, but should be recorded anew.
 
-How many of a thousand keys are called worse that in truth are that many times what was recorded,
-by simulation (``python -m benchmarks.report.gate``: 5 rounds in a run, 3 runs recorded,
-log-normal noise, runs differing among themselves by half as much as rounds do, one round in 20
-disturbed, by exp(0.4) on average):
+The table shows a simulation (``python -m benchmarks.report.gate``). The columns are true ratios, as
+multiples of the recorded ratio. The cells say how many of 1,000 keys the gate calls worse. A run
+has 5 rounds, the baseline has 3 runs, the noise is log-normal. Runs differ from each other half as
+much as rounds do. One round in 20 is disturbed, on average by a factor of exp(0.4).
 
 ===============  ====  =====  =====  =====  =====  =====  ====
 noise of rounds   x 1  x 1.1  x 1.2  x 1.3  x 1.4  x 1.5   x 2
@@ -31,8 +31,8 @@ noise of rounds   x 1  x 1.1  x 1.2  x 1.3  x 1.4  x 1.5   x 2
 50 %               70    118    177    245    321    398   722
 ===============  ====  =====  =====  =====  =====  =====  ====
 
-So with 20 keys of up to 10 % a false alarm comes in 1 run of 100, and 1.5 times as slow is found;
-what is much noisier than 15 % has no place among ``Report.ratios``.
+So with 20 keys of up to 10 % noise, 1 run of 100 gives a false alarm, and a key that is 1.5 times
+as slow is found. A key with much more noise than 15 % has no place in ``Report.ratios``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ Word = Literal["same", "better", "worse", "new", "gone"]
 
 @dataclass(frozen=True)
 class Recorded:
-    """One key of the baseline: a triple for each run, at least one."""
+    """One key of the baseline: a triple for each run, and at least one triple."""
 
     runs: Sequence[Triple]
 
@@ -87,7 +87,7 @@ class Recorded:
 
     @property
     def whole(self) -> Triple:
-        """The median; the lowest and the highest of all rounds."""
+        """The median, and the lowest and the highest of all rounds."""
         return self.median, min(run[1] for run in self.runs), max(run[2] for run in self.runs)
 
     @property
@@ -104,7 +104,7 @@ class Recorded:
 
     @property
     def noisy(self) -> bool:
-        """Whole runs differed so much that the limit is above the usual."""
+        """Whether whole runs differed so much that the limit is above the usual one."""
         return self.tolerance > CEILING
 
     @property
@@ -113,13 +113,13 @@ class Recorded:
 
     @property
     def bar(self) -> float:
-        """From here on a second look is worth its time."""
+        """Above this median, a second look is worth the time."""
         return max(self.median * math.sqrt(self.tolerance), self.median + SLACK)
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """*suites* has every suite that was run when it was recorded; one without ratios is empty."""
+    """*suites* has an entry for every recorded suite; the entry is empty without ratios."""
 
     suites: Mapping[str, Mapping[str, Recorded]] = field(default_factory=dict)
     rounds: int = 0
@@ -161,17 +161,17 @@ class Baseline:
         path.write_text(text + "\n")
 
     def merged(self, newer: Baseline) -> Baseline:
-        """With *newer*'s suites in the place of these."""
+        """This baseline, with *newer*'s suites instead of the suites of the same name."""
         return Baseline({**self.suites, **newer.suites}, newer.rounds, newer.quick, newer.machine)
 
     def short(self, names: Iterable[str]) -> list[str]:
-        """Of *names*, the suites with recorded ratios; all if nothing is recorded."""
+        """Those of *names* that are suites with recorded ratios; all if nothing is recorded."""
         names = list(names)
         return [name for name in names if self.suites.get(name)] or names
 
 
 def collected(runs: Sequence[Report]) -> dict[str, dict[str, Recorded]]:
-    """The baseline's *suites* from the reports of several runs, in the order they were made."""
+    """The baseline's *suites*, from the reports of several runs in their order."""
     found: dict[str, dict[str, list[Triple]]] = {}
     for report in runs:
         keys = found.setdefault(report.name, {})
@@ -191,11 +191,11 @@ class Verdict:
     recorded: Recorded | None
     attempts: Sequence[Triple]
     open: bool = False
-    """Another attempt may change the word, or is worth its time."""
+    """The gate's word on one key. Another attempt may change the word."""
 
     @property
     def now(self) -> Triple | None:
-        """Median of the attempts' medians, lowest and highest of all their rounds."""
+        """The median of the attempts' medians, and the lowest and highest of all their rounds."""
         if not self.attempts:
             return None
         medians, lowest, highest = zip(*self.attempts, strict=True)
@@ -218,7 +218,7 @@ def verdict(suite: str, key: str, recorded: Recorded, attempts: Sequence[Triple]
 
 
 def judge(baseline: Baseline, attempts: Mapping[str, Sequence[Ratios]]) -> list[Verdict]:
-    """*attempts* has the ratios of each suite that was run, once for each time."""
+    """*attempts* maps each suite to its ratios, once for each run of the suite."""
     found = []
     for suite, runs in attempts.items():
         known = baseline.suites.get(suite, {})
@@ -241,7 +241,7 @@ def suspects(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def differences(baseline: Baseline, rounds: int, quick: bool, now: Mapping[str, Any]) -> list[str]:
-    """What was other when the baseline was recorded, one sentence each."""
+    """The differences between now and the recording of the baseline, one sentence each."""
     if not baseline.suites:
         return ["nothing is recorded yet: --save-baseline"]
     found = []
@@ -289,7 +289,7 @@ def spread(triple: Triple) -> str:
 
 
 def simulated(chosen: random.Random, noise: float, factor: float, rounds: int, runs: int) -> bool:
-    """Whether one key is called worse that in truth is *factor* times what was recorded."""
+    """Whether the gate calls a key worse whose true ratio is *factor* times the recorded one."""
 
     def run(factor: float) -> Triple:
         level = math.log(factor) + chosen.gauss(0, noise / 2)

@@ -1,4 +1,4 @@
-"""Where and with what something was measured; no host names and no paths."""
+"""The machine and the software of a measurement, without host names and paths."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def load() -> float:
 
 
 def processor(field: str) -> str | None:
-    """Of the first processor that the kernel lists."""
+    """A field of the first processor that the kernel lists."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -84,7 +84,7 @@ def installed(name: str) -> str | None:
 
 
 def version() -> tuple[str | None, bool | None]:
-    """The commit, and whether the files differ from it; None outside of a checkout."""
+    """The commit, and whether the files differ from the commit; None outside of a checkout."""
     if not (ROOT / ".git").exists():
         return None, None
     try:

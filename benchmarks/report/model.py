@@ -1,4 +1,4 @@
-"""What a benchmark found, as data: tables, plots and targets; nothing here prints or draws."""
+"""The results of a benchmark as data: tables, plots and targets. Nothing here prints or draws."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Bars:
-    """One group of bars for each of *groups*, in it one bar for each series (None: no bar)."""
+    """Groups of bars: each of *groups* has one bar for each series (None: no bar)."""
 
     name: str  # of the file
     title: str
@@ -57,9 +57,8 @@ Plot = Bars | Lines
 
 @dataclass(frozen=True)
 class Target:
-    """A figure that has a limit; *figure* None: it could not be measured, *note* says why.
-
-    *lowest* and *highest* are its range over rounds, or its confidence interval.
+    """A figure with a limit. If the figure could not be measured, *figure* is None and *note* says
+    why. *lowest* and *highest* are the range over rounds, or the confidence interval.
     """
 
     what: str
@@ -74,9 +73,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Report:
-    """The answer of one benchmark. *ratios* is what the regression gate compares, by a key that
-    says all: ``ping idle one-core ours/torch p50``; each is (median, lowest, highest) of the
-    rounds' ratios, below 1 is better. *missing* has the reason for each subject that is not there.
+    """The answer of one benchmark. The regression gate compares *ratios*. A key tells the whole
+    case (``ping idle one-core ours/torch p50``); a value is (median, lowest, highest) of the
+    rounds' ratios, and below 1 is better. *missing* maps each missing subject to the reason.
     """
 
     name: str

@@ -1,9 +1,9 @@
 """PNG and SVG of the reports' plots, as README and docs/ show them.
 
-The same figures give the same bytes with the same matplotlib: no dates, and ids from a fixed salt.
-The background is opaque white, for GitHub's light and dark themes alike. Colours are Okabe and
-Ito's, which colour-blind people can tell apart (https://jfly.uni-koeln.de/color/); a subject has
-the same one in every plot.
+The same figures give the same bytes with the same matplotlib: files have no dates, and ids come
+from a fixed salt. The background is opaque white, for GitHub's light and dark themes. The colours
+are Okabe and Ito's, which colour-blind people can tell apart (https://jfly.uni-koeln.de/color/). A
+subject has the same colour in every plot.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = ["draw", "save"]
 
 SIZE = (8.0, 4.2)  # inches
 DOTS = 150  # per inch, in PNG: 1,200 pixels wide
-#: Points that are drawn of a line at most; no line is as many pixels wide as that.
+#: Points that are drawn of one line. No line is that many pixels wide.
 POINTS = 600
-#: Bars with their figures above them, at most.
-LABELLED = 24
+#: A plot with more bars has no figures above the bars.
+MAX_LABELLED_BARS = 24
 
 SUBJECTS = {
     "ours": "#0072B2",
@@ -65,12 +65,12 @@ STYLE: dict[Any, Any] = {
 }
 
 
-#: Characters of a legend's line.
-LEGEND = 105
+#: Characters of one line of a legend.
+MAX_LEGEND_CHARACTERS = 105
 
 
 def save(plot: Plot, folder: Path) -> list[Path]:
-    """Write ``NAME.svg`` and ``NAME.png`` into *folder*, which is made if need be."""
+    """Write ``NAME.svg`` and ``NAME.png`` to *folder*. Makes the folder if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{plot.name}.svg", folder / f"{plot.name}.png"]
     with matplotlib.rc_context(STYLE):
@@ -89,16 +89,16 @@ def draw(plot: Plot) -> Figure:
     else:
         lines(axes, plot)
     if len(plot.series) > 1:
-        # As many as fit beside each other, with what stands before each name.
+        # As many columns as fit, with the symbol before each name.
         widest = max(map(len, plot.series)) + 6
-        columns = max(1, min(len(plot.series), 6, LEGEND // widest))
+        columns = max(1, min(len(plot.series), 6, MAX_LEGEND_CHARACTERS // widest))
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return figure
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
-    """A subject's own colour; that of the subject a name begins with (``ours nogil``), unless it
-    is taken; else one that is free."""
+    """A colour for each name: the subject's own colour; or, if it is free, the colour of the
+    subject with which the name begins (``ours nogil``); or any free colour."""
     names = list(names)
     found = {name: SUBJECTS[name] for name in names if name in SUBJECTS}
     for name in names:
@@ -118,7 +118,7 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 def bars(axes: Axes, plot: Bars) -> None:
     count = len(plot.series)
     width = 0.8 / max(count, 1)
-    labelled = count * len(plot.groups) <= LABELLED
+    labelled = count * len(plot.groups) <= MAX_LABELLED_BARS
     palette = colours(plot.series)
     if plot.log:
         axes.set_yscale("log")
@@ -149,7 +149,7 @@ def bars(axes: Axes, plot: Bars) -> None:
                 above(axes, number(value), x, max(top, 0))
         for x, missing in zip(where, values, strict=True):
             if missing is None:
-                # At the foot of the axes, so that nobody takes it for a zero.
+                # At the foot of the axes, so that no reader takes the missing bar for a zero.
                 axes.text(
                     x,
                     0.01,
@@ -171,7 +171,7 @@ def bars(axes: Axes, plot: Bars) -> None:
     axes.margins(y=0.1)
     low, high = axes.get_ylim()
     if plot.log:
-        # Whole decades: a bar's length means nothing here, and should not seem to.
+        # Whole decades: on this axis a bar's length has no meaning, and should suggest none.
         axes.set_ylim(bottom=10 ** math.floor(math.log10(low)))
     elif low < 0 < high:
         axes.axhline(0, color="black", linewidth=0.8)
@@ -236,7 +236,7 @@ def lines(axes: Axes, plot: Lines) -> None:
 
 
 def odds(percentile: float) -> float:
-    """One request in so many is slower than that percentile."""
+    """N, if one request in N is slower than *percentile*."""
     return 1 / (1 - percentile / 100)
 
 
@@ -253,7 +253,7 @@ def percentile_axis(axes: Axes, series: Mapping[str, Sequence[tuple[float, float
 
 
 def numbers(axis: Axis, *, log: bool) -> None:
-    """Plain numbers at the ticks; between powers of ten too, where there are few of those."""
+    """Plain numbers at the ticks, and also between powers of ten if the axis has few of them."""
     axis.set_major_formatter(FuncFormatter(tick))
     if log:
         low, high = sorted(axis.get_view_interval())
@@ -263,13 +263,13 @@ def numbers(axis: Axis, *, log: bool) -> None:
 
 
 def tick(value: float, _position: int | None) -> str:
-    """Without trailing zeros: 0.5, 20, 1,000."""
+    """*value* without trailing zeros: 0.5, 20, 1,000."""
     return f"{value:,.12g}" if abs(value) < 1e12 else number(value)
 
 
 def thinned(points: list[tuple[float, float]], *, log: bool) -> list[tuple[float, float]]:
-    """At most POINTS of *points* (sorted by x): in each stretch of the axis the first, the last,
-    the lowest and the highest, so that the line looks the same."""
+    """At most POINTS of *points* (sorted by x): from each stretch of the axis the first, the
+    last, the lowest and the highest point. So the line looks the same."""
     if len(points) <= POINTS:
         return points
     places = [math.log(x) if log else x for x, _ in points]

@@ -21,7 +21,7 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def ratio(own: Sequence[float], peer: Sequence[float]) -> tuple[float, float, float]:
-    """Of the ratios of each round: median, lowest, highest. Both have one value per round."""
+    """Median, lowest and highest of the rounds' ratios. *own* and *peer* have a value per round."""
     return spread([a / b for a, b in zip(own, peer, strict=True)])
 
 

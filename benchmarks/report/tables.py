@@ -16,15 +16,15 @@ from benchmarks.report.model import Cell, Report, Table, Target
 
 __all__ = ["Printer", "cell", "last_line", "number", "summary"]
 
-#: Columns of a file or a pipe, where nobody says how wide it is.
-WIDE = 140
+#: Columns of a file or a pipe, which have no width of their own.
+WIDTH = 140
 NOTHING = "\N{EN DASH}"
 #: A cell of text that belongs with the numbers: "12.0 µs", "1.1 (1.0 to 1.3)", "-3", "< 0.1".
 NUMERIC = re.compile(r"[<>≤≥±+-]?\s?\d")
 
 
 def number(value: float) -> str:
-    """Three significant digits, whole numbers in full, never an exponent: ``12,345``, ``0.58``."""
+    """Three significant digits, whole numbers in full, no exponent: ``12,345``, ``0.58``."""
     if not math.isfinite(value):
         return str(value)
     if isinstance(value, int) or abs(value) >= 100:
@@ -41,7 +41,7 @@ def cell(value: Cell) -> str:
 
 
 def to_the_right(values: Iterable[Cell]) -> bool:
-    """Whether a column is one of numbers."""
+    """Whether the values of a column are numbers."""
     cells = [value for value in values if value is not None and value != NOTHING]
     return bool(cells) and all(
         not isinstance(value, str) or NUMERIC.match(value) is not None for value in cells
@@ -49,7 +49,7 @@ def to_the_right(values: Iterable[Cell]) -> bool:
 
 
 def last_line(reason: str) -> str:
-    """Of a traceback, that which says what went wrong; JSON has it whole."""
+    """The last line of a traceback, which names the error. The JSON has the whole traceback."""
     return reason.strip().rpartition("\n")[2]
 
 
@@ -59,7 +59,7 @@ class Printer:
     def __init__(self, file: TextIO, *, markdown: bool = False) -> None:
         self.file = file
         self.markdown = markdown
-        width = None if file.isatty() else WIDE
+        width = None if file.isatty() else WIDTH
         self.console = Console(file=file, width=width, highlight=False, markup=False, emoji=False)
 
     def report(self, report: Report) -> None:
@@ -99,7 +99,7 @@ class Printer:
 
 
 def markdown(table: Table) -> str:
-    """With the title above and the notes below, as paragraphs."""
+    """*table* in Markdown, with paragraphs for the title above and the notes below."""
     rights = [to_the_right(row[index] for row in table.rows) for index in range(len(table.columns))]
     lines = [
         f"**{table.title}**",
@@ -118,7 +118,7 @@ def row_of(cells: Sequence[str]) -> str:
 
 
 def summary(reports: Sequence[Report]) -> Table | None:
-    """All targets, one a row; None where there are none."""
+    """A row for each target; None without targets."""
     rows = [
         (report.name, target.what, figure(target), limit(target), verdict(target), target.note)
         for report in reports

@@ -1,6 +1,6 @@
-"""The collectors of a simulated job: what each says for the ranks of its host.
+"""The collectors of a simulated job: each answers for the ranks of its host.
 
-Its answers are made by the code that real collectors run, of what the simulated ranks answer.
+The code of real collectors makes the answers, from the answers of the simulated ranks.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from workerserver.cluster.model import RankState, Worker
 
 __all__ = ["RANKS", "collectors"]
 
-#: Of one host.
+#: Ranks of one host.
 RANKS = 8
-#: What a collector may be asked for all its ranks, and what of one of them is asked through it.
+#: The questions to a collector about all its ranks, and the questions through it to one rank.
 WANTED: Sequence[tuple[Part, ...]] = (
     ("stacks",),
     ("health", "stacks"),
@@ -39,7 +39,7 @@ RELAYED = (JSON, DIGEST, TRACE)
 
 
 def collectors(job: Job, recording: Recording) -> Table:
-    """One for every RANKS ranks of *job*."""
+    """A collector for every RANKS ranks of *job*."""
     looks = {looked(want): want for want in WANTED}
     relayed = [asked(place, question) for place in range(RANKS) for question in RELAYED]
     table = Table((*looks, *relayed, ANYTHING))
@@ -65,25 +65,25 @@ def collectors(job: Job, recording: Recording) -> Table:
 
 
 def path(place: int) -> str:
-    """The socket of a host's rank, whose name doesn't depend on the host."""
+    """The socket of a host's rank. The path is the same on every host."""
     return f"/run/job/{place}.sock"
 
 
 def looked(want: Collection[Part]) -> str:
-    """The beginning of what asks for all ranks."""
+    """The beginning of the question about all ranks."""
     return f"POST /handler/collect?want={quote_plus(','.join(sorted(want)))}&*"
 
 
 def asked(place: int, question: str) -> str:
-    """The beginning of what asks a collector for the answer of one of its ranks to *question*."""
+    """The beginning of *question* to one rank, as the rank's collector gets it."""
     target = question.partition(" ")[2]
     return f"POST /handler/ask?worker={quote_plus(path(place))}&target={quote_plus(target)}&*"
 
 
 def state(rank: int, place: int, own: Mapping[str, bytes], want: Collection[Part]) -> RankState:
-    """As a collector knows the rank once it has answered the small questions."""
+    """The state of a rank in its collector, after the rank has answered the small questions."""
     found = RankState(Worker(path(place), unix=True), rank, "workerserver", responded=True)
-    # That a socket's name doesn't tell the rank is what the collector asks for its health for.
+    # The collector asks for health, because the socket's name doesn't tell the rank.
     found.health = bodies.health(body(own[HEALTH]))
     if "stacks" in want:
         found.digest, found.main_digest = bodies.digest(body(own[DIGEST]))

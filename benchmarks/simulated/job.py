@@ -1,9 +1,9 @@
 """A rank of the real job whose answers benchmarks/simulated/workers.py records; it takes orders.
 
-``python -m benchmarks.simulated.job SOCKET RANK PLACES STORE``: two ranks of a gloo job with a
-model, a DataLoader and a pool of threads, as training has them. Rank 0 meets an all_reduce in one
-of PLACES layers, each with a line of its own; rank 1 comes later, or not at all. An order is a line
-of its input: to rank 0 the number of a layer, to rank 1 ``join`` or ``stay``.
+``python -m benchmarks.simulated.job SOCKET RANK PLACES STORE``: one of two ranks of a gloo job with
+a model, a DataLoader and a pool of threads, as in training. Rank 0 enters an all_reduce in one of
+PLACES layers, each with a source line of its own. Rank 1 enters the all_reduce later, or never.
+An order is a line of input: for rank 0 the number of a layer, for rank 1 ``join`` or ``stay``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FOREVER = 3600.0
 
 
 def layers(count: int) -> list[Callable[[Any], Any]]:
-    """*count* functions of one line, in a file that nobody has written."""
+    """*count* functions of one line each, in a file that doesn't exist."""
     names = [f"layer_{number}" for number in range(count)]
     source = "\n".join(f"def {name}(tensor): reduce(tensor)" for name in names)
     import torch.distributed as dist
@@ -52,7 +52,7 @@ def train(places: int) -> None:
             return tensor
 
     reducing = layers(places)
-    # As deep as a transformer is where a tensor-parallel layer reduces: model, block, MLP, layer.
+    # As deep as a tensor-parallel layer of a transformer when it reduces: model, block, MLP, layer.
     block = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Sequential(Layer()))
     model = torch.nn.Sequential(torch.nn.Sequential(block))
     batches = iter(DataLoader(torch.zeros(1 << 16, 4), num_workers=1))

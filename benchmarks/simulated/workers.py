@@ -1,10 +1,10 @@
-"""A job of thousands of workers, made of what two real ones answered.
+"""A job of thousands of workers, made from the answers of two real workers.
 
-A real job of two ranks is recorded first: rank 0 waits in an all_reduce, in one layer of its model
-after the other, and rank 1 does not come. Then all ranks but one of a simulated job answer as rank
-0 did, to the byte but for what differs between ranks: the rank, the pid, the times, and the list
-of the process group's members. Each layer is a stack of its own. ``simulated_workers.c`` serves a
-Table, whatever it holds.
+First this module records a real job of two ranks: rank 0 waits in an all_reduce, in one layer of
+the model after the other, and rank 1 does not come. Then all ranks of a simulated job except one
+give rank 0's answers, with only these changes: the rank, the pid, the times, and the list of the
+process group's members. Each layer gives a different stack. ``simulated_workers.c`` serves any
+Table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from workerserver.ranks import pack
 
 __all__ = ["CONNECTIONS", "Job", "Recording", "Table", "listening", "record"]
 
-#: Descriptors that simulated_workers.c needs beside its listeners.
+#: Descriptors that simulated_workers.c needs besides its listeners.
 CONNECTIONS = 3072
 
 HEALTH = "GET /healthz"
@@ -36,25 +36,25 @@ JSON = f"{TEXT}?format=json"
 DIGEST = f"{TEXT}?format=digest"
 SUMMARY = "POST /handler/fr_summary"
 TRACE = "POST /handler/fr_trace_json"
-#: In a table: every other question. Its answer is what a worker says of an unknown handler.
+#: In a table: every other question. The answer is a worker's answer for an unknown handler.
 ANYTHING = "*"
 UNKNOWN = "POST /handler/no_such_handler"
 
-#: Seconds until the recorded job has to be where it is wanted.
-PATIENCE = 60.0
-#: For how long the simulated job has been hanging when it is asked first, in seconds.
-HUNG = 60
-#: Ranks enter a collective within so many nanoseconds.
-SPREAD = 50_000_000
+#: The recorded job has to reach the wanted place within this time.
+PATIENCE_SECONDS = 60.0
+#: The simulated job has been hanging for this long at the first question.
+HUNG_SECONDS = 60
+#: All ranks enter a collective within this time.
+SPREAD_NS = 50_000_000
 
 
 # ---- the table
 
 
 class Table:
-    """What each of many workers answers to each question: "METHOD target", or its beginning and a
-    "*". The first question that fits counts; without one there is no answer. Equal answers are kept
-    once. :meth:`write` writes what simulated_workers.c reads."""
+    """The answers of many workers to each question. A question is "METHOD target", or the beginning
+    of such a text and a "*". The first question that fits counts. If no question fits, there is no
+    answer. Equal answers are kept once. :meth:`write` writes a file for simulated_workers.c."""
 
     def __init__(self, questions: Sequence[str]) -> None:
         self.questions = questions
@@ -62,7 +62,7 @@ class Table:
         self._cells = array.array("Q")
 
     def add(self, answers: Mapping[str, bytes]) -> None:
-        """One more worker, with its whole response to every question."""
+        """Add a worker, with its whole response to every question."""
         for question in self.questions:
             number = self._answers.setdefault(answers[question], len(self._answers))
             self._cells.append(number)
@@ -83,8 +83,8 @@ class Table:
 
 @contextlib.contextmanager
 def listening(table: Table, folder: Path, *, tcp: bool) -> Iterator[tuple[Server, list[int]]]:
-    """The workers of *table*, stopped but when it is their turn: at ``rank0.sock`` and so on in
-    *folder*, which is made, or on the ports that come with them."""
+    """The workers of *table*, at ``rank0.sock`` and so on in *folder*, which is made, or with *tcp*
+    on the returned ports. The workers are stopped except when it is their turn."""
     folder.mkdir()
     path = folder / "table"
     table.write(path)
@@ -99,9 +99,9 @@ def listening(table: Table, folder: Path, *, tcp: bool) -> Iterator[tuple[Server
 
 @dataclass(frozen=True)
 class Recording:
-    """Whole responses by question. *stacks*: to TEXT, JSON and DIGEST, where rank 0 waited first,
-    second, ...; *waiting*: to the others, of rank 0 in the last of these places; *behind*: to all,
-    of the rank that did not come."""
+    """Whole responses by question. *stacks*: rank 0's responses to TEXT, JSON and DIGEST in the
+    first place where it waited, the second, and so on. *waiting*: rank 0's responses to the other
+    questions in the last place. *behind*: all responses of the rank that did not come."""
 
     stacks: Sequence[Mapping[str, bytes]]
     waiting: Mapping[str, bytes]
@@ -119,7 +119,7 @@ class Rank:
         server.signal(signal.SIGCONT)
 
     def connect(self) -> None:
-        give_up = time.monotonic() + PATIENCE
+        give_up = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
                 return self._socket.connect(self.path)
@@ -137,13 +137,13 @@ class Rank:
         self.process.stdin.flush()
 
     def done(self) -> None:
-        """Wait until an order is carried out."""
+        """Wait until the last order is carried out."""
         assert self.process.stdout is not None
         if not self.process.stdout.readline():
             raise RuntimeError("the recorded job has ended")
 
     def ask(self, question: str) -> bytes:
-        """The whole response, as it came."""
+        """The whole response, byte by byte as received."""
         head = f"{question} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
         self._socket.sendall(head.encode())
         answer = b""
@@ -155,8 +155,8 @@ class Rank:
         return answer
 
     def stacks(self, function: str) -> dict[str, bytes]:
-        """Its stacks in all forms, taken while the main thread rests in *function*."""
-        give_up = time.monotonic() + PATIENCE
+        """The rank's stacks in all forms, taken while its main thread rests in *function*."""
+        give_up = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < give_up:
             found = {question: self.ask(question) for question in (DIGEST, JSON, TEXT)}
             (main,) = (
@@ -172,7 +172,7 @@ class Rank:
 
 
 def record(folder: Path, places: int) -> Recording:
-    """What the ranks of a real job answer; one of them in so many *places*."""
+    """The answers of a real job's ranks. Rank 0 answers in *places* places."""
     with contextlib.ExitStack() as stack:
         ranks = []
         for rank in range(2):
@@ -207,7 +207,7 @@ def record(folder: Path, places: int) -> Recording:
 
 
 def length(response: bytes) -> int:
-    """Of its body."""
+    """The length of the body of *response*."""
     match = re.search(rb"\r\ncontent-length: *(\d+)\r\n", response, re.IGNORECASE)
     if match is None:
         raise RuntimeError(f"no length: {response[:200]!r}")
@@ -223,8 +223,8 @@ def body(response: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Job:
-    """One of *ranks* is behind; the others wait for it in *stacks* different layers, as the stages
-    of a pipeline do: ranks that follow each other share one."""
+    """One of *ranks* ranks is behind. The others wait in *stacks* different layers, as the stages
+    of a pipeline do: a run of neighbouring ranks waits in the same layer."""
 
     ranks: int
     stacks: int
@@ -237,17 +237,17 @@ class Job:
         return rank * self.stacks // self.ranks
 
     def groups(self) -> set[frozenset[int]]:
-        """Which ranks do the same."""
+        """The sets of ranks that have the same stack."""
         found: dict[int, set[int]] = {}
         for rank in range(self.ranks):
             found.setdefault(-1 if rank == self.behind else self.place(rank), set()).add(rank)
         return set(map(frozenset, found.values()))
 
     def answers(self, recording: Recording) -> Iterator[dict[str, bytes]]:
-        """What each rank answers."""
+        """The answers of each rank."""
         listed = json.dumps(list(range(self.ranks))).encode()
         waiting, behind = (
-            # Only of two ranks it is asked for: the times need not differ.
+            # Only two ranks are asked for their traces, so equal times do no harm.
             {**each, TRACE: resized(replaced(earlier(each[TRACE]), rb"\[0, 1\]", listed))}
             for each in (recording.waiting, recording.behind)
         )
@@ -271,23 +271,23 @@ class Job:
 def health(response: bytes, rank: int) -> bytes:
     response = replaced(response, rb'"rank":\d+', b'"rank":%d' % rank)
     response = replaced(response, rb'"pid":\d+', b'"pid":%d' % (10_000 + rank))
-    return resized(replaced(response, rb'("step_age_s":)\d+', rb"\g<1>%d" % HUNG))
+    return resized(replaced(response, rb'("step_age_s":)\d+', rb"\g<1>%d" % HUNG_SECONDS))
 
 
 def summary(response: bytes, rank: int, members: bytes) -> bytes:
-    response = earlier(response, rank * 7_919 % SPREAD)
+    response = earlier(response, rank * 7_919 % SPREAD_NS)
     response = replaced(response, rb'"rank":\d+', b'"rank":%d' % rank)
     return resized(replaced(response, rb'"ranks":"0-1"', b'"ranks":"%s"' % members))
 
 
 def earlier(response: bytes, more: int = 0) -> bytes:
-    """With all times HUNG seconds, and *more* nanoseconds, before they were."""
-    shift = HUNG * 10**9 + more
+    """*response* with all times earlier, by HUNG_SECONDS and *more* nanoseconds."""
+    shift = HUNG_SECONDS * 10**9 + more
     return re.sub(rb'(_ns": ?)(\d{19})\b', lambda m: b"%s%d" % (m[1], int(m[2]) - shift), response)
 
 
 def replaced(response: bytes, pattern: bytes, text: bytes) -> bytes:
-    """With *text* for the one place where *pattern* is."""
+    """*response* with *text* instead of the only match of *pattern*."""
     response, count = re.subn(pattern, text, response)
     if count != 1:
         raise RuntimeError(f"{count} times {pattern!r}: {response[:500]!r}")
@@ -295,6 +295,6 @@ def replaced(response: bytes, pattern: bytes, text: bytes) -> bytes:
 
 
 def resized(response: bytes) -> bytes:
-    """With the length that its body has."""
+    """*response* with the right length of its body in the head."""
     size = b"%d" % len(body(response))
     return replaced(response, rb"(?i)(?<=\r\ncontent-length: )\d+", size)

@@ -1,4 +1,4 @@
-"""A flight recorder with as many entries as one wants, from real collectives over gloo."""
+"""A flight recorder with any number of entries, from real collectives over gloo."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import time
 
 __all__ = ["prepare"]
 
-#: Seconds until torch has retired the last operation: it does so some time after the caller.
-PATIENCE = 30.0
+#: The longest wait for torch to retire the last operation. torch does that some time after the
+#: operation's end.
+PATIENCE_SECONDS = 30.0
 
 
 def prepare(entries: int) -> None:
-    """Fill this process's recorder, which has to be that large, with *entries* all_reduces of a
-    process group of one rank. RuntimeError if it doesn't hold them in the end.
+    """Fill this process's recorder with *entries* all_reduces of a process group of one rank.
 
-    torch reads the size of the recorder once: TORCH_FR_BUFFER_SIZE has to be set before.
+    The recorder has to be large enough: set TORCH_FR_BUFFER_SIZE before, because torch reads it
+    only once. RuntimeError if the recorder doesn't hold *entries* entries in the end.
     """
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     import torch
@@ -27,7 +28,7 @@ def prepare(entries: int) -> None:
     tensor = torch.ones(4)
     for _ in range(entries):
         dist.all_reduce(tensor)
-    give_up = time.monotonic() + PATIENCE
+    give_up = time.monotonic() + PATIENCE_SECONDS
     while True:
         dump = json.loads(c10d._dump_fr_trace_json(True, False))  # type: ignore[attr-defined]
         found = dump.get("entries", ())

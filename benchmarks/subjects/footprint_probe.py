@@ -1,11 +1,12 @@
-"""A process that watches its server's cost.
+"""A process that measures its own server's cost.
 
 Use: ``python -m benchmarks.subjects.footprint_probe KIND SOCKET``.
 
-KIND is ``ours``, ``ours-torch`` (torch is imported first, as in a worker) or ``torch`` (its
-``_WorkerServer``). It imports, starts and, after an empty line of input, looks again: by then
-somebody has sent requests. Ours is then started and stopped some more times. One line of JSON when
-it serves, another at the end; times in ms, memory in KiB.
+KIND is ``ours``, ``ours-torch`` (torch is imported first, as in a worker) or ``torch`` (torch's
+``_WorkerServer``). The process imports and starts the server, prints a line of JSON, and waits for
+an empty line of input. Meanwhile the benchmark sends requests. Then the process measures again.
+With our server, it starts and stops the server some more times. At the end it prints a second line
+of JSON. Times are in ms, memory is in KiB.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import Any
 
 PDEATHSIG = 1  # prctl's
 STARTS = 5
-#: Seconds from a start until all that belongs to it is there: torch's own server is started later.
-SETTLE = 0.5
+#: Time from a start until all parts of the server exist: torch's own server starts later.
+SETTLE_SECONDS = 0.5
 PING = b"POST /handler/ping HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -37,7 +38,7 @@ def state() -> dict[str, Any]:
         memory[name] = int(value.split()[0])
     threads = []
     for task in sorted(Path("/proc/self/task").iterdir(), key=lambda task: int(task.name)):
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError):  # the thread has just ended
             threads.append((task / "comm").read_text().strip())
     return {
         "pss": memory["Pss"],
@@ -73,8 +74,8 @@ def ping(path: str) -> None:
 
 
 def timed(start: Callable[[], Any], path: str) -> tuple[Any, dict[str, float]]:
-    """What *start* returns; ms until it did, and until a ping was answered; the processor time of
-    that, in ms, of all threads."""
+    """The result of *start*, and times in ms: until *start* returned, until the answer to a ping,
+    and the processor time of all threads until then."""
     used, began = time.process_time(), time.perf_counter()
     server = start()
     returned = time.perf_counter()
@@ -90,7 +91,7 @@ def main() -> None:
     if kind != "ours":
         import torch
         import torch.distributed  # noqa: F401
-    state()  # what looking itself needs
+    state()  # the first look costs memory itself
     report: dict[str, Any] = {"before": state()}
     began = time.perf_counter()
     if kind == "torch":
@@ -107,7 +108,7 @@ def main() -> None:
         started = time.perf_counter()
         report["imported"] = state()
         server, report["first"] = timed(lambda: WorkerServer(path), path)
-    time.sleep(SETTLE)
+    time.sleep(SETTLE_SECONDS)
     report["started"] = state()
     report["modules"] = (started - began) * 1e3
     print(json.dumps(report), flush=True)

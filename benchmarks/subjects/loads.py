@@ -1,6 +1,6 @@
-"""What a served process does beside serving: each load runs in the main thread and never returns.
+"""The loads beside a server. A load runs in the main thread of the server's process, for ever.
 
-The server is up before the load begins; ``begin`` is called when the load is under way.
+The server is up before the load begins. The load calls ``begin`` when it is under way.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def idle(begin: Begin) -> NoReturn:
 
 
 def python(begin: Begin) -> NoReturn:
-    """A loop that gives the GIL up only when it is asked for it."""
+    """A Python loop that gives the GIL up only when another thread asks for the GIL."""
     begin()
     while True:
         sum(range(1000))
@@ -71,14 +71,14 @@ def recursion(begin: Begin) -> NoReturn:
 
 
 def training_steps(workers: int = 1) -> Iterator[None]:
-    """A small multi-layer perceptron on generated images: forward, backward, AdamW; batches come
-    from a DataLoader. One turn for each step, some 3 ms on one core."""
+    """Train a small multi-layer perceptron on generated images: forward, backward, AdamW. Batches
+    come from a DataLoader. Yields once for each step, some 3 ms on one core."""
     import torch
     from torch.utils.data import DataLoader, Dataset
 
     class Images(Dataset[tuple[Any, int]]):  # type: ignore[misc]
         def __len__(self) -> int:
-            return 1 << 40  # one epoch without an end: no worker is forked in between
+            return 1 << 40  # an endless epoch, because each new epoch forks workers
 
         def __getitem__(self, index: int) -> tuple[Any, int]:
             generator = torch.Generator().manual_seed(index % 997)

@@ -1,4 +1,4 @@
-"""The handlers that a benchmarked server of ours has beside its own."""
+"""Handlers that our benchmarked server has besides the built-in ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def upload(request: Request) -> str:
 
 
 def register(body: bytes) -> None:
-    """``inline``, ``upload``, and ``body``, which answers with *body*."""
+    """Register ``inline``, ``upload``, and ``body``, which answers with *body*."""
 
     def large() -> Response:
         return Response(body, 200, "application/json")

@@ -1,8 +1,8 @@
 """One served process: ``python -m benchmarks.subjects.serve KIND SOCKET [--tcp] [--load LOAD] …``.
 
-Prints ``{"port": PORT}`` (null on a Unix socket) when it serves and its load is under way. Every
-kind has the handlers ``ping`` and ``dump_traceback``; those of uvicorn and granian are what one
-would write there: faulthandler's dump, under the GIL.
+Prints ``{"port": PORT}`` (null on a Unix socket) when the server serves and the load is under way.
+Every kind has the handlers ``ping`` and ``dump_traceback``. With uvicorn and granian,
+``dump_traceback`` is the obvious code: faulthandler's dump, under the GIL.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.subjects.loads import LOADS
 
 PDEATHSIG = 1  # prctl's
-#: Kept for as long as the process lives.
+#: Servers that live as long as the process.
 servers: list[object] = []
 
 
@@ -40,7 +40,7 @@ class Options(argparse.Namespace):
 
 
 def trace(size: int) -> bytes:
-    """JSON of *size* bytes (50 at least), like a Chrome trace."""
+    """JSON of *size* bytes (at least 50), like a Chrome trace."""
     head, tail = b'{"traceEvents":[', b"{}]}"
     event = b'{"ph":"X","cat":"cpu_op","name":"aten::addmm","pid":1,"tid":1,"ts":1.0,"dur":2.5},\n'
     events = event * ((size - len(head) - len(tail)) // len(event))
@@ -170,7 +170,7 @@ def granians(options: Options) -> int | None:
     from granian.server.embed import Server
 
     port = None
-    if options.tcp:  # it doesn't say which one it took
+    if options.tcp:  # granian doesn't tell which free port it took
         with socket.create_server(("127.0.0.1", 0)) as chosen:
             port = int(chosen.getsockname()[1])
 
@@ -205,7 +205,7 @@ STARTERS: dict[str, Callable[[Options], int | None]] = {
 
 
 def main() -> None:
-    # Nobody else would end it, where the benchmark is killed while this is stopped.
+    # If the benchmark is killed while this process is stopped, nothing else would end it.
     ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("kind", choices=STARTERS)

@@ -1,9 +1,9 @@
 """The servers that are measured, each in a process group of its own.
 
-``ours`` is the native transport, ``ours-uvloop`` the other one, ``torch`` is torch's C++
-``_WorkerServer``, ``uvicorn`` (uvloop, httptools) and ``granian`` run one small ASGI application,
-and ``epoll`` is a bare epoll loop in C that answers everything with the same bytes: the physical
-limit. A subject is stopped (SIGSTOP) while it isn't its turn.
+``ours`` is our native transport, ``ours-uvloop`` our other transport, ``torch`` torch's C++
+``_WorkerServer``. ``uvicorn`` (uvloop, httptools) and ``granian`` run a small ASGI application.
+``epoll`` is a bare epoll loop in C that gives every request the same answer: the physical limit. A
+subject is stopped (SIGSTOP) except when it is its turn.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ __all__ = ["KINDS", "Missing", "Server", "available", "compiled", "launched", "s
 
 HERE = Path(__file__).parents[1]
 KINDS = ("ours", "ours-uvloop", "torch", "uvicorn", "granian", "epoll")
-#: Seconds that a server has to get going after it was stopped.
-SETTLE = 0.02
-#: Seconds until a started server is ready; torch alone can take ten on a busy machine.
-PATIENCE = 120.0
-#: Sockets' paths are used once: not every server removes its file, or takes one that is there.
+#: The time that a stopped server gets to run again.
+SETTLE_SECONDS = 0.02
+#: The longest wait for a server's start. On a busy machine, the import of torch can take 10 s.
+PATIENCE_SECONDS = 120.0
+#: Each socket's path is used once: not every server removes its file or replaces an old one.
 numbers = itertools.count()
 NEEDS = {"torch": "torch", "uvicorn": "uvicorn", "granian": "granian"}
 
 
 class Missing(Exception):
-    """A subject that can't be had here; says why."""
+    """A subject that can't run here; the text says why."""
 
 
 def available(kind: str) -> None:
@@ -83,7 +83,7 @@ class Server:
         return self.path if self.port is None else ("127.0.0.1", self.port)
 
     def request(self, name: str, body: bytes = b"") -> bytes:
-        """POST /handler/*name*, which may end in a query."""
+        """A POST to /handler/*name*. *name* may end in a query."""
         head = f"POST /handler/{name} HTTP/1.1\r\nHost: localhost\r\n"
         return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
@@ -93,18 +93,18 @@ class Server:
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
-        """Let it run inside, and only there."""
+        """Let the server run during the block only."""
         if self.process.poll() is not None:
             raise RuntimeError(f"{self.kind} ended by itself ({self.process.returncode})")
         self.signal(signal.SIGCONT)
-        time.sleep(SETTLE)
+        time.sleep(SETTLE_SECONDS)
         try:
             yield
         finally:
             self.signal(signal.SIGSTOP)
 
     def pids(self) -> list[int]:
-        """Of all processes of its group: a DataLoader's workers belong to it."""
+        """The pids of the server's process group. A DataLoader's workers belong to the group."""
         found = []
         for entry in os.listdir("/proc"):
             with contextlib.suppress(ValueError, ProcessLookupError):
@@ -113,7 +113,7 @@ class Server:
         return found
 
     def place(self, cpus: set[int]) -> None:
-        """Keep all its threads on *cpus*."""
+        """Keep all threads of the group on *cpus*."""
         for pid in self.pids():
             with contextlib.suppress(FileNotFoundError):
                 for thread in os.listdir(f"/proc/{pid}/task"):
@@ -121,7 +121,7 @@ class Server:
                         os.sched_setaffinity(int(thread), cpus)
 
     def cpu_seconds(self) -> float:
-        """Processor time that its own process has used, user and system."""
+        """Processor time of the server's own process, user and system, in seconds."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -136,10 +136,11 @@ def served(
     body: int = 0,
     flight: int = 0,
 ) -> Iterator[Server]:
-    """A server of *kind* on a Unix socket in *folder*, or on a free port; stopped when it is ready.
+    """A server of *kind* on a Unix socket in *folder*, or on a free port. It is ready and stopped.
 
-    Beside it runs *load*. *body*: a handler ``body`` answers with that many bytes, ``upload`` reads
-    what it is sent. *flight*: torch's flight recorder holds that many entries. Raises Missing.
+    *load* runs in the server's process. *body*: a handler ``body`` answers with that many bytes,
+    and a handler ``upload`` reads a request's body. *flight*: the number of entries in torch's
+    flight recorder. Raises Missing.
     """
     available(kind)
     path = str(folder / f"{kind}-{next(numbers)}")
@@ -158,8 +159,8 @@ def served(
 def launched(
     kind: str, path: str, command: Sequence[str], stdin: int = subprocess.DEVNULL
 ) -> Iterator[tuple[Server, Any]]:
-    """The process of *command*, which serves at *path*, and the JSON of its first line. It is
-    stopped from then on. RuntimeError with the last that it said, if it ends before."""
+    """The process of *command*, which serves at *path*, and the JSON in its first line of output.
+    After that line the process is stopped. RuntimeError with the last output if it ends before."""
     with (
         open(f"{path}.err", "w+") as errors,
         subprocess.Popen(
@@ -177,7 +178,7 @@ def launched(
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line:
-                process.wait(PATIENCE)
+                process.wait(PATIENCE_SECONDS)
                 errors.seek(0)
                 last = (errors.read().strip().splitlines() or ["no message"])[-1]
                 raise RuntimeError(f"{kind} did not start: {last[:500]}")
@@ -196,7 +197,7 @@ def start(
     load: str = "idle",
     tcp: bool = False,
 ) -> dict[str, Server]:
-    """The servers of *kinds*, which end with *stack*; why one is not there goes into *missing*."""
+    """The servers of *kinds*; *stack* ends them. *missing* gets the reason for a missing kind."""
     servers = {}
     for kind in kinds:
         try:

@@ -2,14 +2,14 @@
 
 Use: ``python -m benchmarks.subjects.trainer SOCKET CPU WORKERS_CPU``.
 
-It keeps itself, with its server's threads, on the one processor and its DataLoader's worker on the
-other. Each line of its input is an order, each gets one line of JSON:
+The process and its server's threads stay on the processor CPU; its DataLoader's worker stays on
+WORKERS_CPU. Each line of input is an order, and gets one line of JSON:
 
-- ``serve none``, ``serve ours``, ``serve torch``: from now on that server is up at SOCKET, and no
-  other of these. torch's is never stopped: that can deadlock.
-- ``train SECONDS``: trains for WARM seconds, then for SECONDS more, which count: ``steps``,
-  ``seconds`` and ``cpu`` (processor seconds of this process, its server's among them), and
-  ``began`` and ``ended`` on the clock of ``time.monotonic()``. All are taken between two steps.
+- ``serve none``, ``serve ours``, ``serve torch``: from now on only that server is up at SOCKET.
+  torch's server is never stopped, because that can deadlock.
+- ``train SECONDS``: trains for WARM seconds, then for SECONDS more. The answer is about the latter:
+  ``steps``, ``seconds``, ``cpu`` (processor seconds of this process, with its server), and
+  ``began`` and ``ended`` by ``time.monotonic()``. All are read between two steps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from typing import Any
 
 PDEATHSIG = 1  # prctl's
-#: Seconds; the batches that the worker had ready before are used up by then.
+#: Seconds. After this time, training has used up the batches that the worker had made before.
 WARM = 0.1
 
 
@@ -54,7 +54,7 @@ class Trainer:
         return {"serving": kind}
 
     def train(self, wanted: float) -> dict[str, Any]:
-        for child in children():  # with each epoch a new one
+        for child in children():  # each epoch starts a new worker
             with contextlib.suppress(OSError):
                 for task in os.listdir(f"/proc/{child}/task"):
                     os.sched_setaffinity(int(task), {self.workers_cpu})

@@ -1,1 +1,1 @@
-"""One question in each module: ``QUESTION`` and ``run(context) -> Report``."""
+"""Each module answers one question: ``QUESTION`` and ``run(context) -> Report``."""

@@ -1,7 +1,7 @@
 """How often a request takes the GIL: gdb counts every call of CPython's ``take_gil()``.
 
-The server's main thread is in a busy loop; requests come on one keep-alive connection, each after
-the reply to the one before. The busy thread's own calls are not counted.
+The server's main thread is in a busy loop. Requests come on one keep-alive connection, each after
+the reply to the last one. The busy thread's own calls are not counted.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ QUESTION = "How many times does a request take the GIL?"
 
 HERE = Path(__file__).parents[1]
 REQUESTS = 40
-#: At most 30 requests in all on one connection to torch's server.
+#: torch's server takes at most 30 requests on one connection.
 PER_CONNECTION = 20
-PAUSE = 0.01  # seconds between two requests: the loop is back at rest
+PAUSE_SECONDS = 0.01  # between two requests, so that the loop is at rest again
 SUBJECTS = {
     "ours": ("ping", "inline", "dump_traceback?mode=gil", "dump_traceback?mode=nogil"),
     "ours-uvloop": ("ping", "inline", "dump_traceback?mode=gil"),
@@ -39,11 +39,11 @@ SUBJECTS = {
 
 
 class CantCount(Exception):
-    """gdb is not installed, not permitted, or CPython lacks the symbol; says which."""
+    """gdb is not installed or not permitted, or CPython lacks the symbol; the text says which."""
 
 
 def line(stream: IO[str], start: str) -> str:
-    """The next line that begins with *start*, without it."""
+    """The rest of the next line that begins with *start*."""
     for text in stream:
         if text.startswith(start):
             return text.removeprefix(start)
@@ -52,7 +52,7 @@ def line(stream: IO[str], start: str) -> str:
 
 @contextlib.contextmanager
 def counted(pid: int) -> Iterator[IO[str]]:
-    """gdb on *pid*, counting; what it prints."""
+    """The output of a gdb that counts in the process *pid*."""
     gdb = shutil.which("gdb")
     if gdb is None:
         raise CantCount("gdb is not installed")
@@ -75,7 +75,7 @@ def counted(pid: int) -> Iterator[IO[str]]:
 
 @contextlib.contextmanager
 def without_watch() -> Iterator[None]:
-    """The watch's own turns would be counted with the requests'."""
+    """Switch the GIL watch off: gdb would count its turns as if they were the requests'."""
     before = os.environ.get("WORKERSERVER_GIL_WATCH")
     os.environ["WORKERSERVER_GIL_WATCH"] = "0"
     try:
@@ -87,16 +87,16 @@ def without_watch() -> Iterator[None]:
 
 
 def count(server: Server, out: IO[str], name: str, number: int) -> float:
-    """Calls for each of *number* requests, in all threads but the main one."""
+    """Calls per request, over *number* requests, in all threads except the main thread."""
     total = 0
     while number > 0:
         batch = min(number, PER_CONNECTION)
         number -= batch
         with Connection(server.address) as connection:
-            for turn in range(2):  # the first is the connection's, and is not counted
+            for turn in range(2):  # the first turn opens the connection and is not counted
                 for _ in range(batch if turn else 3):
                     connection.ask(name)
-                    time.sleep(PAUSE)
+                    time.sleep(PAUSE_SECONDS)
                 os.kill(server.pid, signal.SIGUSR1)
                 counts = json.loads(line(out, "counts "))
         counts.pop(str(server.pid), None)
@@ -107,7 +107,7 @@ def count(server: Server, out: IO[str], name: str, number: int) -> float:
 def measure(
     kind: str, folder: Path, requests: int = REQUESTS, handlers: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """By handler: calls of take_gil() for each request. Raises CantCount and Missing."""
+    """Calls of take_gil() per request, by handler. Raises CantCount and Missing."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(without_watch())
         server = stack.enter_context(served(kind, load="python", folder=folder))
@@ -141,9 +141,9 @@ def run(context: Context) -> Report:
         rows if found else (),
         (
             f"Calls of take_gil() in all threads but the busy one, by gdb, over {requests} requests"
-            f" {PAUSE * 1000:g} ms apart on keep-alive connections.",
-            "'inline' is a handler in Python that ours runs on its loop. uvicorn and granian have "
-            "a dump of faulthandler's.",
+            f" {PAUSE_SECONDS * 1000:g} ms apart on keep-alive connections.",
+            "'inline' is a Python handler that our server runs on its loop. With uvicorn and "
+            "granian, a dump is faulthandler's.",
         ),
     )
     plots = [

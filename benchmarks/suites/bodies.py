@@ -1,4 +1,4 @@
-"""Large bodies: a reply as large as a profile, to a fast reader and to a slow one, and uploads."""
+"""Large bodies: a reply as large as a profile, to a fast and to a slow reader, and uploads."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MIB = 1 << 20
 SIZE = 64 * MIB
 #: Just below the limit of 10 MiB.
 UPLOAD = 9 * MIB
-#: Replies, or uploads, one after the other in a round.
+#: Replies, or uploads, in a round, one after the other.
 REPLIES = 3
-#: Pings per second on other connections, each with a time of its own.
+#: Pings per second on other connections. Each ping is sent at a fixed time.
 RATE = 200.0
 CONNECTIONS = 16
-TIMEOUT = 20.0
-#: Of the slow reader: bytes per second, and seconds until it goes away.
+TIMEOUT_SECONDS = 20.0
+#: The slow reader reads this many bytes per second, and goes away after SLOW_SECONDS.
 SLOW = 1 * MIB
 SLOW_SECONDS = 3.0
 
@@ -49,13 +49,13 @@ SUBJECTS = tuple(
     for tcp in (False, True)
 )
 
-#: What a short run leaves out: no ratio is to these.
+#: Subjects that a short run leaves out, because no ratio needs them.
 LONG = ("uvicorn", "granian")
 
 
 @dataclass
 class Found:
-    """One subject's figures, one of each list for a round."""
+    """One subject's figures. Each list has one value per round."""
 
     reply: list[float] = field(default_factory=list)  # MiB/s
     reply_memory: list[float] = field(default_factory=list)  # MiB
@@ -66,16 +66,16 @@ class Found:
     slow_memory: float | None = None
     slow_read: float = 0.0  # MiB
     left: float | None = None
-    """MiB more than before, a moment after the slow reader went away."""
+    """MiB more than before the reply, shortly after the slow reader went away."""
     problem: str = ""
 
 
 class Failed(Exception):
-    """A subject did not do what it was asked for; says what."""
+    """A subject failed at a task; the text says at which."""
 
 
 def status(pid: int, name: str) -> float:
-    """A line of /proc/PID/status, in MiB."""
+    """The value of a line of /proc/PID/status, in MiB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) / 1024
@@ -83,11 +83,11 @@ def status(pid: int, name: str) -> float:
 
 
 class Memory:
-    """Resident memory of *pid* from now on: MiB more than now, at its peak and at the moment."""
+    """The growth of *pid*'s resident memory since construction, in MiB: peak and present value."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        Path(f"/proc/{pid}/clear_refs").write_text("5")  # VmHWM begins anew: proc(5)
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # resets VmHWM, see proc(5)
         self._before = status(pid, "VmRSS")
 
     def peak(self) -> float:
@@ -98,7 +98,7 @@ class Memory:
 
 
 def whole(result: Result, number: int, received: int = 0) -> Result:
-    """*result*, if all *number* requests were answered with 200, and so many bytes came."""
+    """*result*, if all *number* requests got a 200 and *received* bytes came; else Failed."""
     if result.answered != number or result.statuses != {200: number} or result.received < received:
         raise Failed(
             f"{result.answered} of {number} answered, {result.received} bytes, "
@@ -109,14 +109,14 @@ def whole(result: Result, number: int, received: int = 0) -> Result:
 
 @contextlib.contextmanager
 def pinged(server: Server, into: Histogram) -> Iterator[None]:
-    """Pings on other connections meanwhile. Failed unless all are answered."""
+    """Send pings on other connections during the block. Failed unless all are answered."""
     load = Load(
         server.address,
         server.request("ping"),
         connections=CONNECTIONS,
         seconds=3600.0,
         rate=RATE,
-        timeout=TIMEOUT,
+        timeout=TIMEOUT_SECONDS,
         per_connection=25,
     )
     thread = threading.Thread(target=load.run)
@@ -136,32 +136,34 @@ def pinged(server: Server, into: Histogram) -> Iterator[None]:
 
 def reply(server: Server, size: int, found: Found) -> None:
     memory = Memory(server.pid)
-    load = Load(server.address, server.request("body"), requests=REPLIES, timeout=TIMEOUT)
+    load = Load(server.address, server.request("body"), requests=REPLIES, timeout=TIMEOUT_SECONDS)
     result = whole(load.run(), REPLIES, REPLIES * size)
     found.reply.append(REPLIES * size / MIB / result.seconds)
     found.reply_memory.append(memory.peak())
     with pinged(server, found.pings):
-        load = Load(server.address, server.request("body"), requests=REPLIES, timeout=TIMEOUT)
+        load = Load(
+            server.address, server.request("body"), requests=REPLIES, timeout=TIMEOUT_SECONDS
+        )
         whole(load.run(), REPLIES, REPLIES * size)
 
 
 def upload(server: Server, size: int, found: Found) -> None:
     memory = Memory(server.pid)
     request = server.request("upload", b"x" * size)
-    load = Load(server.address, request, requests=REPLIES, timeout=TIMEOUT)
+    load = Load(server.address, request, requests=REPLIES, timeout=TIMEOUT_SECONDS)
     result = whole(load.run(), REPLIES)
     found.upload.append(REPLIES * size / MIB / result.seconds)
     found.upload_memory.append(memory.peak())
 
 
 def slow(server: Server, seconds: float, found: Found) -> None:
-    """One reader that takes SLOW bytes a second and goes away with the rest unread."""
+    """One reader reads SLOW bytes per second and goes away with the rest unread."""
     memory = Memory(server.pid)
     with (
         pinged(server, found.slow_pings),
         socket.socket(socket.AF_INET if server.port is not None else socket.AF_UNIX) as reader,
     ):
-        reader.settimeout(TIMEOUT)
+        reader.settimeout(TIMEOUT_SECONDS)
         reader.connect(server.address)
         reader.sendall(server.request("body"))
         begun = time.monotonic()
@@ -253,7 +255,7 @@ def middle(values: Sequence[float]) -> float | None:
 
 
 def most(values: Sequence[float]) -> float | None:
-    """Of the rounds: later ones find what the allocator kept of the first one's memory."""
+    """The largest value of the rounds: later rounds reuse memory that the allocator kept."""
     return round(max(values), 1) if values else None
 
 
@@ -280,8 +282,8 @@ def reply_tables(
         rows,
         (
             f"{REPLIES} replies one after the other on one connection, medians of the rounds; "
-            "client and server where the scheduler puts them. The server has the body before, and "
-            "the memory is what it takes beyond that, in the round in which it took most.",
+            "client and server where the scheduler puts them. The server already has the body: the "
+            "memory is what a reply takes beyond the body, in the round with the highest figure.",
             f"Pings: {RATE:g} per second on other connections while replies go out, all rounds.",
             *problems,
         ),
@@ -348,14 +350,14 @@ def memory_plot(good: Mapping[Subject, Found]) -> Bars:
 
 
 def ratios(good: Mapping[Subject, Found]) -> dict[str, tuple[float, float, float]]:
-    """Seconds for a body, to torch's: below 1 is better."""
+    """Seconds for a body, relative to torch's: below 1 is better."""
     compared = {}
     for subject, own in good.items():
         peer = good.get(Subject("torch", subject.tcp))
         if subject.kind.startswith("ours") and peer is not None:
             transport = "TCP" if subject.tcp else "Unix"
             for name in ("reply", "upload"):
-                # MiB/s the other way round.
+                # Figures are MiB/s, so the peer's is divided by ours.
                 one = ratio(getattr(peer, name), getattr(own, name))
                 compared[f"bodies {name} {transport} {subject.kind}/torch"] = one
     return compared

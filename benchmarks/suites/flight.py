@@ -25,7 +25,7 @@ ENTRIES = 2000
 LOADS = ("idle", "python")
 #: Requests in a round.
 REQUESTS = {"idle": 12, "python": 8}
-TIMEOUT = 10.0
+TIMEOUT_SECONDS = 10.0
 
 
 class Subject(NamedTuple):
@@ -44,7 +44,7 @@ SUBJECTS = (
     Subject("ours", "fr_summary"),
 )
 NOTHING = "no dump"
-#: The kinds whose gaps are looked at: with uvloop's transport the handler is the same.
+#: The kinds whose gaps are measured. With uvloop's transport the handler is the same as in ours.
 WATCHED = ("ours", "torch")
 
 
@@ -61,11 +61,11 @@ class Found:
 
 
 def check(entries: int, handler: str, reply: Reply) -> None:
-    """RuntimeError unless the reply is of a recorder with *entries* entries."""
+    """Raise RuntimeError unless the reply comes from a recorder with *entries* entries."""
     answer = json.loads(reply.body)
     if handler == "fr_summary":
         (group,) = answer["groups"]
-        # The first one is number 1.
+        # Numbers begin with 1, so the last number is the count.
         count = group["last_issued"]["seq"]
     else:
         count = len(answer.get("entries", ()))
@@ -114,7 +114,7 @@ def latencies(
                     server.address,
                     server.request(subject.handler),
                     requests=number,
-                    timeout=TIMEOUT,
+                    timeout=TIMEOUT_SECONDS,
                     per_connection=PER_CONNECTION,
                 )
                 with server.awake():
@@ -125,14 +125,14 @@ def latencies(
 
 
 def longest_reply(found: Mapping[Subject, Found]) -> float:
-    """Milliseconds, in the last round."""
+    """The longest time of a reply in the last round, in milliseconds."""
     return max(here.gaps[-1].reply for here in found.values() if here.gaps)
 
 
 def gaps(
     found: dict[Subject, Found], entries: int, context: Context, missing: dict[str, str]
 ) -> list[Gaps]:
-    """Fill in what dumps do to a busy thread; return what the machine alone does to it."""
+    """Fill in the gaps that dumps cause in a busy thread. Returns its gaps without any dump."""
     requests = 2 if context.quick else 3
     quiet: list[Gaps] = []
     with contextlib.ExitStack() as stack:
@@ -158,7 +158,7 @@ def gaps(
                     missing[subject.kind] = f"{subject.handler}: {error!r}"
                     here.gaps.clear()
                     del processes[subject.kind]
-            if "ours" in processes:  # every subject has a round behind it
+            if "ours" in processes:  # every subject has had a round
                 with processes["ours"].server.awake():
                     quiet.append(processes["ours"].quiet(requests, longest_reply(found)))
     return quiet
@@ -189,7 +189,7 @@ def run(
 
 
 def figures(measured: Measured | None, percentile: float) -> list[float]:
-    """Of each round, milliseconds; empty if something went wrong."""
+    """The percentile of each round in milliseconds; empty if a round failed."""
     if measured is None or measured.problem:
         return []
     return [us / 1000 for us in measured.figures(percentile)]
@@ -206,10 +206,10 @@ def table_of(found: Mapping[Subject, Found], quiet: list[Gaps], entries: int) ->
         f"A gloo group of one rank, TORCH_FR_BUFFER_SIZE={entries}, {entries} all_reduces; every "
         "reply was checked for that number of entries. Latencies: closed loop on one connection, "
         "medians of the rounds; client and server where the scheduler puts them.",
-        "Gaps: how long a thread that runs Python without a pause was kept from it, from the "
-        "request to its reply, the longest and all together; that other processes had the "
-        f"processors is not counted. '{NOTHING}': what the machine does to it in as long a time.",
-        "fr_summary is ours alone: per group the last operation that was issued, and retired.",
+        "Gaps: times from a request to its reply in which a thread that runs Python without pause "
+        "could not run, the longest and the sum. Time in which other processes had the processors "
+        f"is not counted. '{NOTHING}': the same without a dump, for as long a time.",
+        "Only our server has fr_summary: each group's last issued and last retired operation.",
     ]
     for subject, here in found.items():
         cells = [ms(here.loads.get(load), p) for load in LOADS for p in (50.0, 99.0)]
@@ -254,7 +254,7 @@ def plot(found: Mapping[Subject, Found]) -> Bars:
 
 
 def ratios(found: Mapping[Subject, Found]) -> dict[str, tuple[float, float, float]]:
-    """Not of the gaps: torch's own are what the machine does anyway."""
+    """Ratios of latencies only: torch's gaps are no longer than the gaps without any dump."""
     peer = found.get(Subject("torch", "fr_trace_json"))
     compared: dict[str, tuple[float, float, float]] = {}
     for kind in ("ours", "ours-uvloop"):

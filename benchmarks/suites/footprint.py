@@ -1,14 +1,14 @@
-"""What a worker pays for having a server: import, start, threads, memory, descriptors.
+"""The cost of a server for its worker: import, start, threads, memory, descriptors.
 
-Import: fresh interpreters, one after the other in turns, from spawn to exit; the figure is the
-median over rounds of the difference to an interpreter that imports nothing, in the same round.
-Modules are read from a cache of bytecode, as an installed package has one. Start: the constructor,
-and the constructor and the first ping, in fresh processes and again in the same one. Threads,
-memory and descriptors: what the process itself sees before, in between and after it was asked.
+Import: fresh interpreters take turns, timed from spawn to exit. The figure is the median over
+rounds of the difference to an interpreter that imports nothing in the same round. Modules come from
+a cache of bytecode, as in an installed package. Start: the time of the constructor, and of the
+constructor and the first ping, in fresh processes and again in the same process. Threads, memory
+and descriptors: measured in the process itself, before and after the start, and after requests.
 
-Memory is PSS: private pages, and of each shared page this process's share. Of it, private dirty is
-what every worker pays for itself; the rest are pages of libraries, which the workers of a machine
-share: so it is measured with a worker alone, and again beside another one.
+Memory is PSS: private pages, and this process's share of each shared page. Every worker pays for
+its private dirty pages. The rest of PSS are pages of libraries, which the workers of a machine
+share. So PSS is measured with a worker alone, and again beside another worker.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REPOSITORY = Path(__file__).parents[2]
 NOTHING = "pass"
 ALONE = "import workerserver"
 SERVER = "from workerserver import WorkerServer"
-#: What is imported, and how the table calls it.
+#: The measured imports, and their names in the table.
 IMPORTS = {
     NOTHING: "nothing",
     "import asyncio": "asyncio",
@@ -49,7 +49,7 @@ IMPORTS = {
     ALONE: "workerserver",
     SERVER: "workerserver and its server",
 }
-#: Kinds of benchmarks/subjects/footprint_probe.py, as the tables call them.
+#: Kinds of benchmarks/subjects/footprint_probe.py, and their names in the tables.
 KINDS = {
     "ours": "ours, no torch",
     "ours-torch": "ours, with torch",
@@ -57,7 +57,7 @@ KINDS = {
 }
 WORKER = "ours-torch"
 BESIDE = "beside"
-#: What was probed, as the tables call it.
+#: All probes, and their names in the tables.
 NAMES = {**KINDS, BESIDE: "ours, with torch, beside another worker"}
 TOP = 12
 IMPORT_LIMIT = 60.0  # ms
@@ -73,18 +73,18 @@ IMPORTTIME = re.compile(r"import time:\s*(\d+) \|\s*(\d+) \| ( *)(\S+)")
 
 @dataclass
 class Imports:
-    """By statement, of each round: ms from spawn to exit, and of processor time."""
+    """For each statement and round: ms from spawn to exit, and ms of processor time."""
 
     wall: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     cpu: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def added(self, statement: str, times: Mapping[str, Sequence[float]]) -> list[float]:
-        """Ms more than NOTHING took in the same round."""
+        """The difference to NOTHING in the same round, in ms."""
         return [a - b for a, b in zip(times[statement], times[NOTHING], strict=True)]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """This process's, with the repository on the path and bytecode kept in *folder*."""
+    """This process's environment, with the repository on the path and bytecode in *folder*."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -95,7 +95,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def spawned(statement: str, variables: Mapping[str, str]) -> tuple[float, float]:
-    """Ms from spawn to exit of an interpreter that runs *statement*; ms of processors."""
+    """Ms from spawn to exit of an interpreter that runs *statement*, and its processor ms."""
     command = [sys.executable, "-c", statement]
     began = time.perf_counter()
     pid = os.posix_spawn(command[0], command, dict(variables))
@@ -118,7 +118,7 @@ def measure_imports(rounds: int, variables: Mapping[str, str]) -> Imports:
 
 
 def self_times(variables: Mapping[str, str]) -> dict[str, tuple[float, int]]:
-    """By top-level package: ms of its modules' own and how many they are, the slowest first."""
+    """For each top-level package: its modules' own ms, and their number; the slowest first."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", SERVER],
         env=variables,
@@ -137,14 +137,14 @@ def self_times(variables: Mapping[str, str]) -> dict[str, tuple[float, int]]:
 
 @dataclass
 class Probe:
-    """What one process reported, in order: see benchmarks/subjects/footprint_probe.py."""
+    """One process's reports in order, see benchmarks/subjects/footprint_probe.py."""
 
     before: dict[str, Any]
     started: dict[str, Any]
     polled: dict[str, Any]
     first: dict[str, float]
-    modules: float  # ms to import all that serving needs
-    package: float = 0.0  # ms of that for ``import workerserver`` alone
+    modules: float  # ms to import all modules that serving needs
+    package: float = 0.0  # ms of these for ``import workerserver`` alone
     imported: dict[str, Any] | None = None
     #: KiB of our compiled modules: ``resident``, and ``dirty`` (private).
     own: dict[str, int] = field(default_factory=dict)
@@ -154,13 +154,13 @@ class Probe:
         return Counter(self.polled["threads"]) - Counter(self.before["threads"])
 
     def added(self, what: str, until: str = "polled") -> float:
-        """MiB of *what* (``pss``, ``dirty``) since before."""
+        """The growth of *what* (``pss``, ``dirty``) from the beginning to *until*, in MiB."""
         state = getattr(self, until)
         return float(state[what] - self.before[what]) / 1024
 
 
 class Serving:
-    """A probe that serves at *path*. *facts* is what it has reported so far."""
+    """A probe that serves at *path*. *facts* has its reports so far."""
 
     def __init__(self, process: subprocess.Popen[str], path: str, errors: Path) -> None:
         self.process = process
@@ -188,7 +188,7 @@ class Serving:
 
 @contextlib.contextmanager
 def probe(kind: str, path: Path, variables: Mapping[str, str]) -> Iterator[Serving]:
-    path.unlink(missing_ok=True)  # of the round before: torch's server would not start on it
+    path.unlink(missing_ok=True)  # torch's server would not start on the last round's socket
     log = path.with_suffix(".err")
     with (
         open(log, "w", encoding="utf-8") as errors,
@@ -235,7 +235,7 @@ def run(context: Context) -> Report:
     with_torch = importlib.util.find_spec("torch") is not None
     if not with_torch:
         missing["torch"] = "torch is not installed"
-    # torch takes seconds to import, so fewer processes with it.
+    # An import of torch takes seconds, so fewer processes import torch.
     fewer = 1 if context.quick else (context.rounds + 1) // 2
     for number in range(1 if context.quick else context.rounds):
         for kind in KINDS:
@@ -271,7 +271,7 @@ def run(context: Context) -> Report:
 
 
 def rounded(values: Sequence[float], digits: int = 1) -> tuple[float, str]:
-    """The median; lowest and highest as text."""
+    """The median, and lowest and highest as text."""
     middle, low, high = spread(values)
     return round(middle, digits), f"{low:.{digits}f} to {high:.{digits}f}"
 
@@ -369,7 +369,7 @@ STAGES = {"imported": "import", "started": "start", "polled": "requests"}
 
 
 def stages(probes: Sequence[Probe], what: str) -> dict[str, list[float] | None]:
-    """MiB that each stage added, by process; None for one that doesn't exist."""
+    """MiB that each stage added, by process; None for a process that doesn't exist."""
     found: dict[str, list[float] | None] = {}
     last = [0.0] * len(probes)
     for stage in STAGES:
@@ -396,8 +396,8 @@ def memory_table(found: Mapping[str, Sequence[Probe]], pings: int, dumps: int) -
         rows,
         [
             f"requests: {pings:,} pings and {dumps} dumps",
-            "what is not private dirty are pages of libraries: the workers of a machine share them",
-            "without torch, import brings asyncio and the like, which torch imports anyway",
+            "pages that are not private dirty belong to libraries: a machine's workers share them",
+            "without torch, import also loads asyncio and the like, which torch imports anyway",
         ],
     )
 
@@ -434,7 +434,7 @@ def memory_bars(found: Mapping[str, Sequence[Probe]]) -> Bars:
 
 
 def target(what: str, values: Sequence[float], limit: float, unit: str, note: str = "") -> Target:
-    """Judged by the median; below *limit*."""
+    """A target that is met if the median is below *limit*."""
     if not values:
         return Target(what, None, limit, unit, met=False, note=note)
     middle, low, high = (round(value, 2) for value in spread(values))

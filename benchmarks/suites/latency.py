@@ -23,7 +23,7 @@ DUMPS = (
     Subject("uvicorn", "dump_traceback"),
     Subject("granian", "dump_traceback"),
 )
-#: Requests per second beside something that runs: each has its time, whatever the last one took.
+#: Requests per second beside a running load. Each request is sent at a fixed time.
 RATE = 100.0
 
 IDLE = (
@@ -36,7 +36,7 @@ IDLE = (
 
 
 def beside(load: str) -> tuple[Case, ...]:
-    """The cases of a load that runs: a request each 10 ms on connections enough."""
+    """The cases of a running load: a request every 10 ms, on enough connections."""
     pings = Case("ping", load, SERVERS, 80, RATE)
     return pings, Case("dump", load, DUMPS, 40, RATE)
 
@@ -48,7 +48,7 @@ def parked(load: str) -> tuple[Case, ...]:
 
 
 def held() -> tuple[Case, ...]:
-    """mode=auto: what a user would ask."""
+    """The cases of a held GIL, with mode=auto, as a user would ask."""
     dumps = tuple(dict.fromkeys(Subject(one.kind, "dump_traceback") for one in DUMPS))
     return (
         Case("ping", "gil-c", SERVERS, 80, RATE),
@@ -67,8 +67,8 @@ CASES = (
 #: The cases of a short run, and of the regression gate.
 SHORT = ("ping idle one-core", "dump idle one-core", "ping python", "dump python")
 
-#: For the regression gate: of two that are made slow by the same things. Beside a busy loop some
-#: wait for the switch interval and others compute, so their ratio is the machine's speed.
+#: The ratios for the regression gate. Both sides of a ratio are slow for the same reasons. Beside a
+#: busy loop that is not so: one side waits for the switch interval, the other side computes.
 GATED = (
     ("ping idle one-core", "ours", "torch"),
     ("ping idle one-core", "ours", "epoll"),
@@ -80,12 +80,12 @@ GATED = (
     ("dump python", "ours gil", "torch"),
     ("dump python", "ours-uvloop gil", "torch"),
 )
-#: Those of which the whole distribution is drawn.
+#: The cases whose whole distribution is drawn.
 TAILS = ("ping idle one-core", "ping python", "ping training", "dump python", "dump training")
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
-#: case, subject, percentile, peer, limit of the ratio. On two cores the bare epoll loop itself is
-#: as slow as torch's server, so that one is judged on one core.
+#: Case, subject, percentile, peer, limit of the ratio. Ratios to torch's server are judged on one
+#: core: on two cores even the bare epoll loop is as slow as torch's server.
 TARGETS = (
     ("ping idle one-core", "ours", 50.0, "torch", 0.6),
     ("ping idle one-core", "ours", 50.0, "epoll", 1.3),
@@ -121,7 +121,7 @@ def ratio_to(
 
 
 def note(case: Case, subject: Subject, measured: Measured) -> str | None:
-    """What a reader has to know of a row that lacks answers."""
+    """The note on a row whose subject did not answer all requests."""
     who = f"{case.name}, {subject.label}"
     if measured.problem:
         return f"{who}: {measured.problem}"

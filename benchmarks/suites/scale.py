@@ -1,8 +1,8 @@
-"""The collector's own cost, from 64 ranks to 16,384: all of them simulated, see ``simulated.py``.
+"""The cost of asking a whole job, from 64 to 16,384 ranks, all simulated (benchmarks/simulated/).
 
-``stacks`` and ``diagnose`` are the command line's, each time a process of its own, on one
-processor; the workers have the other, or the same if there is no other. Every answer is checked: a
-figure of a wrong verdict is none.
+``stacks`` and ``diagnose`` are the commands of the command line. Each run is a process of its own
+on one processor. The workers have the other processor, or the same one if there is no other. Every
+answer is checked, because the time of a wrong verdict means nothing.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ QUESTION = "What does it cost to ask a whole job, as it grows?"
 
 SIZES = (64, 1024, 4096, 16384)
 QUICK = (64, 1024)
-#: Asked through a collector for each host.
+#: Numbers of ranks that are asked through a collector for each host.
 HOSTED = (1024, 4096, 16384, 65536)
 HOSTED_QUICK = (64,)
-#: Different stacks of the ranks that wait.
+#: Different stacks of the waiting ranks.
 STACKS = (1, 8, 64)
-#: And once as many as are fetched in full at most, nearly.
+#: One case has almost as many different stacks as are fetched in full at most.
 MANY = Job(4096, 1000)
-#: For the comparison with torch's collector.
+#: The job for the comparison with torch's collector.
 COMPARED = Job(1024, 8)
-#: Jobs larger than that are asked twice, whatever the number of rounds.
+#: Larger jobs are asked twice, with any number of rounds.
 LARGE = 1024
 
 COMMANDS: Mapping[str, Sequence[str]] = {
     "stacks": (),
-    # The second look follows at once: no pause is measured.
+    # The second look follows at once, so that no pause is measured.
     "diagnose": ("--rounds", "2", "--interval", "0.001"),
 }
-#: Collectors in one word of a command line.
+#: Collectors in one argument of a command line.
 NAMED = 1024
-#: Seconds for one command.
-PATIENCE = 300.0
-#: The time that ours may take, of torch's.
+#: The longest time of one command.
+PATIENCE_SECONDS = 300.0
+#: Our time may be at most this part of torch's.
 LIMIT = 0.2
 
 
 @dataclass
 class Spent:
     """One command's figures in one case, a value for each round. *looks*: seconds of the questions
-    alone; the rest is to start, the verdict, and to print it."""
+    alone, without the start, the verdict and the printing."""
 
     seconds: list[float] = field(default_factory=list)
     looks: list[float] = field(default_factory=list)
@@ -76,8 +76,8 @@ Figures = dict[tuple[str, Job], Spent]
 
 
 def check(command: str, job: Job, status: int, said: Mapping[str, Any]) -> None:
-    """RuntimeError unless all ranks answered, those that do the same are together, and the one
-    that is behind is named and nobody else."""
+    """Raise RuntimeError unless all ranks answered, ranks with equal stacks form one group, and the
+    verdict names the rank that is behind and no other rank."""
     found = {frozenset(unfold(group["ranks"])) for group in said["groups"]}
     right = (said["ranks"], said["responded"]) == (job.ranks, job.ranks) and found == job.groups()
     right &= not said["unreachable"] and not said["problems"]
@@ -99,7 +99,7 @@ def measure(command: str, job: Job, places: Sequence[str], spent: Spent) -> None
         cwd=HERE.parent,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     seconds = time.perf_counter() - began
@@ -116,17 +116,17 @@ def measure(command: str, job: Job, places: Sequence[str], spent: Spent) -> None
 
 
 def ask(job: Job, recording: Recording, context: Context, figures: Figures) -> None:
-    """Each worker, at its socket."""
+    """Run the commands on each worker's socket."""
     folder = context.folder / f"{job.ranks}-{job.stacks}"
     with listening(job.table(recording), folder, tcp=False) as (workers, _):
         rounds(job, workers, [f"{folder}/rank{{rank}}.sock"], context, figures)
 
 
 def ask_hosts(job: Job, recording: Recording, context: Context, figures: Figures) -> None:
-    """Each host's collector, over TCP."""
+    """Run the commands on each host's collector, over TCP."""
     folder = context.folder / f"hosts-{job.ranks}-{job.stacks}"
     with listening(collectors(job, recording), folder, tcp=True) as (workers, ports):
-        # One argument may not hold all of them.
+        # All collectors could be too long for one argument.
         places = [
             word
             for first in range(0, len(ports), NAMED)
@@ -171,7 +171,7 @@ class Compared:
 
 
 def compare(job: Job, recording: Recording, context: Context) -> Compared:
-    """Both ask the very same workers, over TCP. Raises Missing."""
+    """Let torch's code and ours ask the same workers, over TCP. Raises Missing."""
     if importlib.util.find_spec("aiohttp") is None:
         raise Missing("aiohttp, which torch's collector uses, is not installed")
     cpus = os.sched_getaffinity(0)
@@ -194,7 +194,7 @@ def compare(job: Job, recording: Recording, context: Context) -> Compared:
                 input=json.dumps(ports),
                 capture_output=True,
                 text=True,
-                timeout=PATIENCE,
+                timeout=PATIENCE_SECONDS,
                 check=False,
             )
     if done.returncode:
@@ -235,7 +235,7 @@ def tables(figures: Figures, who: str) -> Iterator[Table]:
         notes = [
             "From the start of the process to its end; looks: the questions alone, without"
             " starting Python, the verdict and the printing.",
-            f"Of more than {LARGE:,} ranks: two rounds at most.",
+            f"With more than {LARGE:,} ranks: at most two rounds.",
         ]
         yield Table(title, (*columns, "peak MiB"), rows, notes)
 
@@ -262,9 +262,9 @@ def comparison(found: Compared) -> Table:
             for subject, name in SUBJECTS.items()
         ],
         [
-            "In one process, imports done before: look-up of the addresses in the TCPStore, all"
-            " answers, and ours also makes groups of them. torch's are texts, not merged.",
-            f"A host has {RANKS} ranks; what its collector does, it does beside all others.",
+            "In one process after all imports: look-up of the addresses in the TCPStore, and all"
+            " answers. Ours also makes groups of the answers; torch's stay single texts.",
+            f"A host has {RANKS} ranks. The collectors of all hosts work at the same time.",
         ],
     )
 

@@ -1,4 +1,4 @@
-"""How long a stack snapshot keeps a trainer from running, by threads and depth of their stacks."""
+"""How long a stack snapshot stops a trainer, by the number of threads and the depth of stacks."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ Point = tuple[int, int]
 
 GRID: Sequence[Point] = tuple(product((1, 10, 50, 200, 1000), (10, 100, 1000)))
 QUICK: Sequence[Point] = ((1, 10), (10, 100), (50, 10), (200, 100))
-#: Of which the regression gate compares the ratios.
+#: The points whose ratios the regression gate compares.
 GATED: Sequence[Point] = ((10, 100), (200, 100))
-#: In a round, of each subject.
+#: Requests to each subject in a round.
 REQUESTS = 1
-#: Frames that the walk in Python is asked for at most: it needs seconds for more.
-NAIVE_FRAMES = 20_000
+#: The walk in Python gets no point with more frames, because it would need seconds.
+MAX_NAIVE_FRAMES = 20_000
 
 
 QUIET = "no snapshot"
 
 
 class Subject(NamedTuple):
-    """A kind of benchmarks.watched.program and what it is asked for; ``""``: nothing."""
+    """A kind of benchmarks.watched.program, and the handler to ask; ``""`` asks nothing."""
 
     name: str
     kind: str
@@ -58,13 +58,13 @@ class Measured:
 
     rounds: list[Gaps] = field(default_factory=list)
     frames: int = 0
-    """In the last reply."""
+    """The number of frames in the last reply."""
 
     def figures(self, name: str) -> list[float]:
         return [max(getattr(gaps, name), FLOOR) for gaps in self.rounds]
 
     def check(self, subject: Subject, reply: Reply) -> None:
-        """RuntimeError if *reply* isn't what was asked for."""
+        """Raise RuntimeError if *reply* isn't the wanted snapshot."""
         asked = subject.handler.partition("mode=")[2]
         mode = reply.headers.get("X-Traceback-Mode", asked)
         self.frames = reply.body.count(b"  File ")
@@ -73,16 +73,16 @@ class Measured:
 
 
 ByPoint = dict[Point, dict[str, Measured]]
-"""By subject's name; a subject that was not asked at a point isn't there."""
+"""By the subject's name, without subjects that were not asked at a point."""
 
 
 @dataclass
 class Findings:
     gaps: ByPoint = field(default_factory=dict)
     held: dict[Point, dict[str, Any]] = field(default_factory=dict)
-    """Times of the walk in ours."""
+    """Times of our walk."""
     missing: dict[str, str] = field(default_factory=dict)
-    """By kind; also why one dropped out in the middle."""
+    """Reasons by kind, also for a kind that failed midway."""
 
 
 def one_point(
@@ -142,7 +142,7 @@ def measure(grid: Sequence[Point], subjects: Sequence[Subject], context: Context
                 subject
                 for subject in subjects
                 if subject.kind in processes
-                and (subject.kind != "naive" or threads * depth <= NAIVE_FRAMES)
+                and (subject.kind != "naive" or threads * depth <= MAX_NAIVE_FRAMES)
             ]
             one_point(point, asked, processes, findings, context)
     return findings
@@ -169,7 +169,7 @@ def run(
 
 
 def ratios(found: ByPoint) -> dict[str, tuple[float, float, float]]:
-    """Not of mode=nogil: its gaps are what the machine does anyway."""
+    """Without mode=nogil: its gaps are no longer than the gaps without any snapshot."""
     return {
         f"snapshot {point[0]}x{point[1]} ours gil/torch longest gap": ratio(
             here["ours gil"].figures("longest"), here["torch"].figures("longest")
@@ -180,15 +180,15 @@ def ratios(found: ByPoint) -> dict[str, tuple[float, float, float]]:
 
 
 OUTSIDE_NOTES = (
-    "The process's main thread runs Python without a pause and records for how long it was kept "
-    "from it, from a request to its reply; that other processes had the processors is not counted. "
-    "Medians of rounds, their ranges are in the plots. Client and server run where the scheduler "
-    "puts them.",
-    f"'{QUIET}': what the machine alone does to that thread in the time that ours needs for a "
-    f"reply. No gap below {FLOOR:g} ms is seen.",
-    "'naive walk': traceback.walk_stack() over the parked threads alone, which is safe; it gives "
-    "the GIL away in the middle, so its gaps are many instead of long, and what it reports is of "
-    f"no one moment. Not asked for more than {NAIVE_FRAMES:,} frames.",
+    "The process's main thread runs Python without a pause and records the gaps in which it could "
+    "not run, from a request to its reply. Time in which other processes had the processors is not "
+    "counted. Medians of rounds; the plots show the ranges. Client and server run where the "
+    "scheduler puts them.",
+    f"'{QUIET}': the gaps without a snapshot, in the time that our reply takes. Gaps below "
+    f"{FLOOR:g} ms are not recorded.",
+    "'naive walk': traceback.walk_stack() over the parked threads only, which is safe. The walk "
+    "releases the GIL midway: its gaps are many but short, and its frames are from different "
+    f"moments. No figures above {MAX_NAIVE_FRAMES:,} frames.",
     "torch (faulthandler's dump) stops at 100 threads and 100 frames of each, ours at 65,536 "
     "frames: the last table has the frames that each reply names.",
 )
@@ -225,9 +225,9 @@ def inside(findings: Findings, names: Sequence[str]) -> Table:
         (*columns, *(f"frames in {name}" for name in asked)),
         rows,
         (
-            "Inside the process, called directly while nobody else wants the GIL. The walk holds "
-            "it from its begin to its end; CPython makes a frame's object when it is first looked "
-            "at, so new frames cost more.",
+            "Called directly inside the process, while no other thread wants the GIL. The walk "
+            "holds the GIL from begin to end. CPython makes a frame's object at the first look, "
+            "so new frames cost more.",
             "The handler is a walk and its text. Above 50 threads or 2,000 frames the text is made "
             "without the GIL. mode=nogil takes no GIL at all.",
         ),

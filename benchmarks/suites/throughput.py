@@ -21,7 +21,7 @@ REQUESTS = {"ping": KINDS, "dump_traceback": KINDS[:-1]}
 
 
 def one_round(server: Server, request: str, seconds: float) -> tuple[float, float]:
-    """Requests per second of the clock, and of the server's processor time."""
+    """Requests per second of the clock, and requests per second of the server's processor time."""
     load = Load(
         server.address,
         server.request(request),
@@ -37,7 +37,7 @@ def one_round(server: Server, request: str, seconds: float) -> tuple[float, floa
         used = server.cpu_seconds() - used
     if result.answered < result.sent:
         raise RuntimeError(f"{result.sent - result.answered} of {result.sent} not answered")
-    # What the kernel counts comes in hundredths of a second.
+    # The kernel counts processor time in hundredths of a second.
     return result.answered / took, result.answered / max(used, 0.01)
 
 

@@ -1,14 +1,16 @@
 """How much slower training gets with the server, idle and polled.
 
-One training process does everything, so that model, memory and placement are the same: it is told
-over a pipe when to start or stop its server, outside the timed part, and when to train for a short
-block. Blocks alternate: without a server, under a condition, without, under the next one. Each is
-compared with the two blocks next to it, which takes drift of the machine out. The figure is the
-median of these slow-downs (their tails are heavy: other work hits single blocks), its interval a
-bootstrap over the blocks; ``no server`` among the conditions shows how much of it is noise.
+One training process does everything, so that model, memory and placement are the same. It gets
+orders over a pipe: start or stop the server (outside the timed part), or train for a short block.
+Blocks alternate: without a server, under a condition, without a server, under the next condition.
+Each block under a condition is compared with the two blocks next to it, which removes the machine's
+drift. The figure is the median of these slow-downs, because other work hits single blocks and the
+tails are heavy. The interval is a bootstrap over the blocks. The condition ``no server`` shows how
+much of a figure is noise.
 
-torch's server can't be stopped (that can deadlock), so it has a training process of its own, in
-which polled blocks stand between blocks in which it idles: the cost of the idle server is left out.
+torch's server can't be stopped, because that can deadlock. So torch's server has a training process
+of its own, in which polled blocks stand between blocks with the idle server. So the figure leaves
+out the cost of torch's idle server.
 """
 
 from __future__ import annotations
@@ -44,9 +46,9 @@ LIMIT = 0.5  # %
 QUICK_ROUNDS = 2  # of ten seconds each
 SEED = 4
 BETWEEN = 0.25  # seconds of a block between two conditions
-AHEAD = 0.02  # seconds that polling has to get going before training begins
-SLACK = 0.05  # seconds that it goes on for longer than a block should take ...
-MORE = 0.1  # ... and again, if the block takes still longer
+AHEAD = 0.02  # seconds from the start of polling to the start of training
+SLACK = 0.05  # seconds for which polling goes on after the expected end of a block ...
+MORE = 0.1  # ... and again and again, if the block takes still longer
 REPOSITORY = Path(__file__).parents[2]
 
 Kind = Literal["none", "ours", "torch"]
@@ -54,7 +56,7 @@ Kind = Literal["none", "ours", "torch"]
 
 @dataclass(frozen=True)
 class Condition:
-    """*pings* and *dumps* a second while one block of *seconds* lasts, *repeats* times a round.
+    """*pings* and *dumps* per second during a block of *seconds*, with *repeats* blocks a round.
 
     A block is at least as long as the time between two requests of a kind.
     """
@@ -85,7 +87,7 @@ TORCH = Condition("torch's, polled", "torch", pings=100, dumps=1, seconds=1.0, r
 
 @dataclass(frozen=True)
 class Block:
-    """What was trained under a condition, and how it was polled meanwhile."""
+    """The training in one block, and the polling during it."""
 
     steps: int
     seconds: float
@@ -103,7 +105,7 @@ class Block:
 
 @dataclass
 class Found:
-    """Of one condition: slow-downs of time and of processor time for each step, in percent."""
+    """One condition's slow-downs of time and of processor time per step, in percent."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -119,7 +121,7 @@ class Found:
 
 
 def slower(value: float, before: float, after: float) -> float:
-    """By how many percent *value* is more than the geometric mean of its neighbours."""
+    """By how many percent *value* exceeds the geometric mean of its two neighbours."""
     return (value / math.sqrt(before * after) - 1) * 100
 
 
@@ -129,7 +131,7 @@ class Trainer:
     def __init__(self, process: subprocess.Popen[str], path: str) -> None:
         self.process = process
         self.path = path
-        self.heard()  # it is warm
+        self.heard()  # the process is warm
 
     def heard(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -157,7 +159,7 @@ class Trainer:
 
 
 class Poll(threading.Thread):
-    """Asks for *name* at a fixed rate, whatever the answers, for *seconds* and until ``enough``."""
+    """Asks *name* at a fixed rate, independent of answers, for *seconds* and until ``enough``."""
 
     def __init__(self, path: str, name: str, rate: float, seconds: float) -> None:
         super().__init__(daemon=True)
@@ -190,7 +192,7 @@ class Poll(threading.Thread):
 
 @contextlib.contextmanager
 def polled(path: str, rates: Mapping[str, float], seconds: float) -> Iterator[list[Poll]]:
-    """Poll while a block of *seconds* is trained inside; the results are there afterwards."""
+    """Poll during a block of *seconds*, which trains inside. The results are there afterwards."""
     lasting = AHEAD + WARM + seconds + SLACK
     polls = [Poll(path, name, rate, lasting) for name, rate in rates.items() if rate]
     for poll in polls:
@@ -199,7 +201,7 @@ def polled(path: str, rates: Mapping[str, float], seconds: float) -> Iterator[li
     try:
         yield polls
     finally:
-        if not polls:  # before each block the worker has the same time to get ahead
+        if not polls:  # the DataLoader's worker gets the same time ahead of each block
             time.sleep(SLACK)
         for poll in polls:
             poll.enough.set()
@@ -237,7 +239,7 @@ def training(folder: Path, kind: str, cpu: int, workers_cpu: int) -> Iterator[Tr
 
 
 def sequence(conditions: Sequence[Condition], chosen: random.Random) -> list[Condition]:
-    """Each condition as often as it wants, in an order of its own for each round."""
+    """Each condition *repeats* times, in a new random order."""
     once = [condition for condition in conditions for _ in range(condition.repeats)]
     chosen.shuffle(once)
     return once
@@ -249,7 +251,7 @@ def measure(
     blocks: Sequence[Condition],
     found: Mapping[Condition, Found],
 ) -> None:
-    """Train each of *blocks* between two without polling and with the server *base*."""
+    """Train each of *blocks* between two blocks without polling and with the server *base*."""
 
     def between() -> Block:
         trainer.serve(base)
@@ -272,7 +274,7 @@ def measure(
 
 def run(context: Context) -> Report:
     conditions, theirs = (CONDITIONS, TORCH)
-    if context.quick:  # what is compared stays the same
+    if context.quick:  # the same comparisons, with fewer rounds
         conditions = tuple(replace(condition, repeats=1) for condition in conditions)
     rounds = min(context.rounds, QUICK_ROUNDS) if context.quick else context.rounds
     found = {condition: Found() for condition in (*conditions, theirs)}
@@ -290,7 +292,7 @@ def run(context: Context) -> Report:
     with placed({last}), contextlib.ExitStack() as stack:
         ours = stack.enter_context(training(context.folder, "ours", first, last))
         torchs = stack.enter_context(training(context.folder, "torch", first, last))
-        ours.serve("ours")  # what only the first start costs is not a block's
+        ours.serve("ours")  # so that no block pays for the first start
         torchs.serve("torch")
         for number in range(rounds):
             context.say(f"round {number + 1} of {rounds}")
@@ -358,7 +360,7 @@ def report(
             placement,
             "'no server' against no server is the noise of this run",
             "CPU: processor time of the training process, its server with it, for each step",
-            "torch's server against itself idle, in a training process of its own: stopping it "
+            "torch's server against itself idle, in its own training process: stopping it "
             "can deadlock",
         ],
     )

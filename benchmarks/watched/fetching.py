@@ -1,10 +1,11 @@
-"""torch's way to ask all ranks for their stacks, and ours, in turns and in one process.
+"""Ask all ranks for their stacks with torch's code and with ours, in turns and in one process.
 
-``python -m benchmarks.watched.fetching ROUNDS``, with the ports of the workers and of their hosts'
-collectors as JSON in its input. All are found in a TCPStore, where torch's workers register.
-Prints a line of JSON for each round, of which a first one warms up: for ``torch``, ``ours`` (each
-worker is asked) and ``collectors`` (each host is) the ``seconds``, the processor's (``cpu``), the
-``bytes`` that were received, and the number of ``groups``, for torch of different texts.
+``python -m benchmarks.watched.fetching ROUNDS``. The input is JSON with the ports of the workers
+and of their hosts' collectors. Both sides find the workers in a TCPStore, where torch's workers
+register. The program prints a line of JSON for each round; the first round only warms up. The line
+has entries for ``torch``, ``ours`` (asks each worker) and ``collectors`` (asks each host): the
+``seconds``, the processor seconds (``cpu``), the received ``bytes``, and the number of ``groups``
+(for torch: of different texts).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from workerserver.cluster.ask.rounds import Part, collect
 from workerserver.cluster.find.store import workers_in_store
 from workerserver.cluster.read.groups import groups
 
-TIMEOUT = 60.0
+TIMEOUT_SECONDS = 60.0
 HOST = "127.0.0.1"
 WANT: tuple[Part, ...] = ("stacks",)
 
@@ -33,9 +34,9 @@ Found = dict[str, Any]
 
 
 def theirs() -> Found:
-    _, responses = _frontend.fetch_all("dump_traceback", timeout=TIMEOUT)
+    _, responses = _frontend.fetch_all("dump_traceback", timeout=TIMEOUT_SECONDS)
     if any(response.status_code != 200 for response in responses):
-        raise RuntimeError("torch's collector was not answered by all")
+        raise RuntimeError("torch's collector did not get all answers")
     texts = [response.text for response in responses]
     return {"groups": len(set(texts)), "bytes": sum(map(len, texts))}
 
@@ -47,7 +48,7 @@ def ours(port: int, size: int, *, collectors: bool) -> Found:
     async def everything(client: Client) -> Found:
         (found,) = await collect(workers, want=WANT, client=client)
         if not all(state.threads for state in found.states):
-            raise RuntimeError("our collector has not the stacks of all")
+            raise RuntimeError("our collector did not get the stacks of all ranks")
         return {"groups": len(groups(found.states)), "bytes": found.bytes_received}
 
     return run(everything)

@@ -1,4 +1,4 @@
-"""The gaps that requests tear into a trainer: it runs Python without a pause and watches itself."""
+"""The gaps that requests cause in a trainer, which runs Python without pause and times itself."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from benchmarks.asking import Connection, Reply
 from benchmarks.report.stats import median
 from benchmarks.subjects.servers import Server, available, launched
 
-__all__ = ["FLOOR", "PAUSE", "Gaps", "Watched", "watched"]
+__all__ = ["FLOOR", "PAUSE_SECONDS", "Gaps", "Watched", "watched"]
 
-#: Seconds before each request.
-PAUSE = 0.02
-#: Milliseconds: what is shorter is no gap, and found as 0.
+#: The pause before each request.
+PAUSE_SECONDS = 0.02
+#: Milliseconds. A shorter gap counts as 0.
 FLOOR = 0.02
 
 
 class Gaps(NamedTuple):
-    """Milliseconds, each a median over some requests."""
+    """Times in milliseconds, each a median over some requests."""
 
     longest: float
-    """The longest time that the main thread was kept from running, from a request to its reply. Not
-    counted: that it was ready and other processes had the processors."""
+    """The longest time between a request and its reply in which the main thread could not run.
+    Time in which other processes had the processors is not counted."""
     total: float
-    """All those times together."""
+    """The sum of these times."""
     reply: float
-    """Until the reply was there."""
+    """The time until the reply."""
 
 
 class Watched:
@@ -57,8 +57,8 @@ class Watched:
         return self._heard()
 
     def gaps(self, handler: str, requests: int, check: Callable[[Reply], None]) -> Gaps:
-        """What *requests* to *handler*, one after the other, do to the main thread. *check* sees
-        each reply."""
+        """The gaps in the main thread during *requests* requests to *handler*, one after the other.
+        *check* sees each reply."""
 
         def ask() -> None:
             with Connection(self.server.path) as connection:
@@ -67,18 +67,18 @@ class Watched:
         return self._gaps(ask, requests)
 
     def quiet(self, windows: int, milliseconds: float) -> Gaps:
-        """What the machine alone does to the main thread in windows of that length."""
+        """The gaps in the main thread without any request, in windows of *milliseconds* each."""
         return self._gaps(lambda: time.sleep(milliseconds / 1000), windows)
 
     def _gaps(self, act: Callable[[], None], times: int) -> Gaps:
         windows = []
         self.do("watch")
         for _ in range(times):
-            time.sleep(PAUSE)
+            time.sleep(PAUSE_SECONDS)
             start = time.perf_counter_ns()
             act()
             windows.append((start, time.perf_counter_ns()))
-        time.sleep(PAUSE)  # what follows the reply is a part of the last gap
+        time.sleep(PAUSE_SECONDS)  # the last gap may go on after the reply
         os.kill(self.server.pid, signal.SIGUSR1)
         found = self._heard()
         within = [
@@ -98,7 +98,7 @@ class Watched:
 
 @contextlib.contextmanager
 def watched(kind: str, folder: Path, *arguments: str) -> Iterator[Watched]:
-    """Stopped when it is ready. Raises Missing."""
+    """A Watched process, ready and stopped. Raises Missing."""
     available(kind)
     path = str(folder / f"watched-{kind}")
     command = [sys.executable, "-m", "benchmarks.watched.program", kind, path, *arguments]

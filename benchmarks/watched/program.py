@@ -1,9 +1,10 @@
 """A trainer that watches itself: ``python -m benchmarks.watched.program KIND SOCKET [ENTRIES]``.
 
-KIND is ``ours``, ``torch``, or ``naive``: our server with a handler that walks the stacks in Python
-(only those of the parked threads: beside running ones such a walk corrupts memory on CPython 3.11).
-ENTRIES: of torch's flight recorder. Prints a line of JSON for each command that it reads:
-``park THREADS DEPTH``, ``hold ROUNDS`` (ours alone), ``watch``; the last ends with SIGUSR1.
+KIND is ``ours``, ``torch``, or ``naive``. The latter is our server with a handler that walks the
+stacks in Python. That handler walks only parked threads: beside running threads such a walk
+corrupts memory on CPython 3.11. ENTRIES is the size of torch's flight recorder. The program prints
+a line of JSON for each command that it reads: ``park THREADS DEPTH``, ``hold ROUNDS`` (only for
+``ours``), ``watch`` (until SIGUSR1).
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from time import perf_counter_ns as clock
 from benchmarks.subjects.serve import PDEATHSIG
 from benchmarks.watched.gaps import FLOOR
 
-#: Frames of a parked thread beside its recursion: three of threading's, ours, and the last one.
+#: Frames of a parked thread besides its recursion: three of threading's, ours, and the last one.
 BELOW = 5
-#: Of a thread's stack; recursion in Python needs C stack on CPython 3.10.
-STACK = 1 << 20
+#: The size of a thread's stack. On CPython 3.10, recursion in Python needs C stack.
+STACK_BYTES = 1 << 20
 
 
 class Crowd:
@@ -50,7 +51,7 @@ class Crowd:
         self._wait()
 
     def again(self) -> None:
-        """Let all unwind their stacks and build them anew: new frames, at the same depth."""
+        """Let all threads unwind their stacks and build new frames at the same depth."""
         before, self._gate = self._gate, threading.Lock()
         self._gate.acquire()
         before.release()
@@ -88,7 +89,7 @@ crowd = Crowd()
 
 
 def naive() -> str:
-    """The stacks of the parked threads alone, by the standard library."""
+    """The stacks of the parked threads only, by the standard library."""
     known = {thread.ident for thread in crowd.threads}
     lines = []
     for ident, frame in sys._current_frames().items():
@@ -120,11 +121,11 @@ def microseconds(function: Callable[[], object]) -> float:
 
 
 def hold(rounds: int) -> dict[str, object]:
-    """Times of the compiled walk on frames that it meets for the first and for the second time, and
-    of the handler with its rendering; microseconds.
+    """Times in microseconds: of the compiled walk over new frames, of a second walk over the same
+    frames, and of the handler with its rendering.
 
-    Nobody else wants the GIL, so the walk's is what it holds it for. Frame objects are made by the
-    first walk and stay as long as their functions run.
+    No other thread wants the GIL, so the time of the walk is the time for which it holds the GIL.
+    The first walk makes frame objects, which live as long as their functions run.
     """
     from workerserver.handlers.stacks import dump_traceback
     from workerserver.stacks._stacks import snapshot
@@ -154,16 +155,16 @@ def stop(*_: object) -> None:
 
 
 def starved() -> Callable[[], int]:
-    """A function that tells for how many nanoseconds the calling thread was ready to run and had no
-    processor, from proc_pid_schedstat; always 0 where the kernel doesn't say.
+    """A function that returns the nanoseconds in which the calling thread was ready to run but had
+    no processor, from proc_pid_schedstat. Always 0 if the kernel doesn't say.
 
-    It keeps the GIL, which os.pread() would hand to whoever waits for it.
+    The function keeps the GIL. os.pread() would release the GIL to a thread that waits for it.
     """
     try:
         fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
     except OSError:
         return lambda: 0
-    # Not a CDLL, which would let the GIL go.
+    # A PyDLL and not a CDLL: calls through a CDLL release the GIL.
     pread = ctypes.PyDLL(None).pread
     pread.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long)
     buffer = ctypes.create_string_buffer(64)
@@ -176,9 +177,9 @@ def starved() -> Callable[[], int]:
 
 
 def watch() -> list[tuple[int, int, int]]:
-    """Run Python without a pause until SIGUSR1. Gaps longer than FLOOR between two turns of the
-    loop: begin and end, nanoseconds of the clock that all processes share, and for how much of it
-    the thread only lacked a processor."""
+    """Run Python without a pause until SIGUSR1. Returns the gaps between two turns of the loop that
+    are longer than FLOOR: begin, end, and the part in which the thread only lacked a processor. All
+    are in nanoseconds, on the clock that all processes share."""
     global stopped
     stopped = False
     gaps = []
@@ -201,7 +202,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGUSR1, stop)
     sys.setrecursionlimit(5000)
-    threading.stack_size(STACK)
+    threading.stack_size(STACK_BYTES)
     kind, path, *entries = sys.argv[1:]
     if entries:
         os.environ["TORCH_FR_BUFFER_SIZE"] = entries[0]

@@ -145,7 +145,7 @@ def test_bars_are_logarithmic_if_they_should_be() -> None:
 def test_there_may_be_nothing_to_draw(
     plot: Plot, words: list[str], series: int, groups: list[str] | None, log: bool
 ) -> None:
-    """Axes are there all the same, with numbers, and what is missing is no zero."""
+    """Axes and numbers are there even without values, and a missing value is not drawn as zero."""
     scales: dict[str, Any] = (
         {"log": log} if isinstance(plot, Bars) else {"log_x": log, "log_y": log}
     )

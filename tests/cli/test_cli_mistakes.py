@@ -151,7 +151,7 @@ def test_http_to_https(command: str, serve: Serve, said: Said) -> None:
 
 
 def test_http_to_a_tls_server_that_says_so(tmp_path: Path, said: Said) -> None:
-    """OpenSSL's answer to what is no TLS is an alert, where the server lets it out."""
+    """OpenSSL answers bytes that are no TLS with an alert, if the server sends the alert."""
 
     def serve(connection: socket.socket) -> None:
         connection.recv(65536)

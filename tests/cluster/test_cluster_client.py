@@ -200,7 +200,7 @@ async def collect_one(worker: Worker, client: Client) -> list[Round]:
 
 
 def test_the_deadline_is_for_all_questions_of_a_worker(start: Start) -> None:
-    """What came before is kept, and what comes after isn't asked."""
+    """Earlier answers are kept, and later questions are not asked."""
     answers: dict[str, Answer] = {**good(0), DIGEST: lambda connection: hang(connection)}
     server = start(answers)
     (result,) = run(lambda client: collect([server.worker()], client=client), deadline=2.0)

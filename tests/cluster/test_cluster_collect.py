@@ -58,7 +58,7 @@ def look(servers: list[Canned], **options: Any) -> list[Round]:
 
 
 def test_who_was_silent_is_waited_for_less(start: Start) -> None:
-    """A look at a job of which a host is cut off takes the deadline, a second look a part of it."""
+    """If a host is cut off, a first look takes the deadline, a second look only a part of it."""
     patient: list[float] = []
 
     async def three(client: Client) -> list[Round]:
@@ -144,7 +144,7 @@ def test_rounds_fetch_what_is_new(start: Start) -> None:
 
 
 def test_what_does_not_change_is_in_memory_once(start: Start) -> None:
-    """Of 16,384 ranks that hang, summaries are most of what a look at them takes."""
+    """With 16,384 hanging ranks, summaries are most of the memory of a look."""
     servers = [start({**good(rank), SUMMARY: summary(5, pending=True)}) for rank in range(2)]
 
     async def three(client: Client) -> list[Round]:

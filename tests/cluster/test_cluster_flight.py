@@ -143,7 +143,7 @@ KINDS = {
 
 
 def torchs_verdict(name: str) -> dict[str, Any]:
-    """By group: the first operation that torch's analyser finds wrong, and what."""
+    """By group: the first operation that torch's analyser finds wrong, and the kind of mistake."""
     from torch.distributed.flight_recorder.components import builder, utils
 
     traces = flights(name)
@@ -484,7 +484,7 @@ def test_packed_ranks_of_summaries() -> None:
 
 
 def test_few_characters_are_no_endless_list() -> None:
-    """One worker that names many huge groups costs one such list, and nobody else's are lost."""
+    """A worker that names many huge groups costs one such list. Other workers' groups are kept."""
     shared = Shared()
     huge = read(None, described("0-4095", *(f"0-{MAX_RANKS - i}" for i in range(1, 99))), shared)
     known = [group.ranks for group in huge.groups.values() if group.ranks is not None]

@@ -234,7 +234,7 @@ def test_a_counted_rank_gives_way() -> None:
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
 def test_a_backlog_that_is_full(kind: str, short_path: Path) -> None:
-    """Nobody accepts: TCP's connect hangs, a Unix socket's fails at once and again."""
+    """Nothing accepts: on TCP connect() hangs, on a Unix socket each connect() fails at once."""
     address: str | tuple[str, int] = str(short_path / "full.s") if kind == "unix" else ("", 0)
     family = socket.AF_UNIX if kind == "unix" else socket.AF_INET
     with contextlib.ExitStack() as stack:
@@ -301,7 +301,7 @@ def test_a_flood_of_different_stacks_is_bounded(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_worker_that_speaks_out_of_turn() -> None:
-    """What comes behind an answer is not taken for the next one."""
+    """Bytes after an answer are not taken for the next answer."""
     forged = health(1) + http({"digest": "ff", "main": None})
     state = one({**good(1, "0a"), HEALTH: forged})
     assert state.failures.get("digest") is None
@@ -309,7 +309,7 @@ def test_a_worker_that_speaks_out_of_turn() -> None:
 
 
 def test_a_trace_that_is_broken(short_path: Path) -> None:
-    """Where summaries differ full traces are asked for; who gives none keeps its summary."""
+    """If summaries differ, full traces are fetched. A worker without a trace keeps its summary."""
     with contextlib.ExitStack() as stack:
         servers = [
             Canned({**good(0), SUMMARY: summary_answer(5), TRACE: http(b"{")}),

@@ -118,7 +118,7 @@ def test_workers_of_unknown_rank() -> None:
 
 
 def test_workers_without_stacks() -> None:
-    """Left out, but for those whose digest is that of somebody with stacks."""
+    """Workers without stacks are left out, unless their digest equals that of another worker."""
     silent = RankState(Worker("/x", True, 5), 5)
     shared = state(6, digest="d", mode="gil")
     full = state(7, main(*REDUCE), digest="d", mode="gil")

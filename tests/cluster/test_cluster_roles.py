@@ -135,7 +135,7 @@ FIT = (f"{SITE}trainer/loop.py", "fit")
 
 
 def blocked(*places: tuple[str, str]) -> Blocked:
-    """On what a thread is blocked that is in these files and functions, newest first."""
+    """The call on which a thread with these files and functions, newest first, is blocked."""
     frames = tuple(Frame(file, 1, function) for file, function in places)
     return blocked_on([Thread(frames, "MainThread", main=True, state="S", wchan="futex_do_wait")])
 
@@ -294,7 +294,7 @@ Scenes = dict[str, tuple[list[Thread], list[Thread]]]
 
 @pytest.fixture(scope="module")
 def scenes() -> Scenes:
-    """Per scene what the JSON and what the text says."""
+    """For each scene: the stacks from the JSON, and the stacks from the text."""
     pytest.importorskip("torch")
     with tempfile.TemporaryDirectory(prefix="ws-") as folder:  # short enough for a socket
         done = run_isolated("cluster/cluster_scenes.py", folder, OMP_NUM_THREADS="1")

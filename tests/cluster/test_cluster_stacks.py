@@ -98,7 +98,7 @@ def test_text_of_faulthandler() -> None:
 
 
 def test_digest_of_a_text_is_that_of_the_snapshot(taken: Snapshot) -> None:
-    """But for the names of threads, which decide whether one is the server's."""
+    """Equal except for thread names, which decide whether a thread is the server's."""
     (main_hash,) = [json.loads(taken.render("digest"))["main"]]
     digest, main = stacks.digest_text(rendered(taken, "text"))
     assert main == main_hash

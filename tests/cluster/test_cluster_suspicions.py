@@ -99,7 +99,7 @@ def test_end_of_a_chain_of_receives() -> None:
 
 
 def test_asleep_with_an_operation_of_its_own_under_way() -> None:
-    """Each has what the other misses, but one of them sleeps: it keeps the other, not both."""
+    """Each rank waits for the other one. If one of them sleeps, only that one is to blame."""
     groups = {name: {"name": name, "desc": name, "ranks": "[0, 1]"} for name in ("first", "second")}
     flights = [
         {
@@ -147,7 +147,7 @@ def test_who_waits_in_what_no_recorder_holds_is_a_victim_too() -> None:
 
 
 def test_in_the_kernel_as_if_for_a_lock() -> None:
-    """A thread that computes waits there too while somebody has the GIL for a look at it."""
+    """A computing thread waits there too, while a snapshot of it holds the GIL."""
 
     def looks(used: float) -> list[Round]:
         held = main("compute", "train", wchan="futex_do_wait")
@@ -173,7 +173,7 @@ def test_in_the_kernel_as_if_for_a_lock() -> None:
     [([0, 2], [1]), ([1], [1]), ([0, 1], [2])],
 )
 def test_a_call_that_takes_all_ranks(inside: list[int], suspects: list[int]) -> None:
-    """No recorder knows new_group; who is alone, inside or outside of it, is to blame."""
+    """No recorder has new_group. A rank that is alone, inside or outside of it, is to blame."""
     meeting = main(".new_group", "make_groups", wchan="poll_schedule_timeout")
     states = [
         rank(number, trace(entry(0, 1)), meeting)
@@ -303,7 +303,7 @@ def test_no_step_for_long() -> None:
 
 
 def test_a_step_ahead_of_those_who_wait() -> None:
-    """It goes on without the collective: its loop swallows what fails before."""
+    """The rank goes on without the collective: its loop swallows an exception before it."""
     ahead = trace(entry(0, 1), pending(1, 2, time_created_ns=1), ranks="[0, 1]")
     verdict = diagnose(
         twice(
@@ -387,7 +387,7 @@ def test_a_lie_is_that_ranks_problem() -> None:
 
 
 def test_workers_without_a_rank() -> None:
-    """Stock workers on Unix sockets: nothing says who they are, but stacks can be compared."""
+    """Stock workers on Unix sockets: nothing tells their ranks, but stacks can be compared."""
     states = [
         replace(rank(each, None, COMPUTING if each == 1 else WAITING), rank=None)
         for each in range(3)
@@ -404,7 +404,7 @@ def test_workers_without_a_rank() -> None:
 
 @given(st.permutations(range(4)))
 def test_suspects_follow_their_ranks(numbers: list[int]) -> None:
-    """Which number a rank has does not matter."""
+    """The verdict doesn't depend on the rank's number."""
     ahead = trace(entry(0, 1), pending(1, 2, time_created_ns=1), ranks="[0, 1, 2, 3]")
     behind = trace(entry(0, 1), ranks="[0, 1, 2, 3]")
     states = [

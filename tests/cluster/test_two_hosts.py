@@ -1,4 +1,4 @@
-"""A job on two hosts: a fault on the far one, and what is said when that one is cut off.
+"""A job on two hosts: a fault on the far one, and the verdicts while that host is cut off.
 
 The hosts are network namespaces with a switch between them, a third one. To cut a host off is to
 pull its cable out of the switch: no link goes down at the other host, nothing is reset or refused.
@@ -113,7 +113,7 @@ class Network:
 
 
 class Said(NamedTuple):
-    """What a command ended with, and after how many seconds."""
+    """A command's exit status, and its duration in seconds."""
 
     status: int
     out: Any
@@ -155,7 +155,7 @@ class Job:
         return said[-1]
 
     def goes_on(self) -> None:
-        """All ranks answer again, and have made steps enough for a usual pace of theirs."""
+        """All ranks answer again, and each has made enough steps to have a usual pace."""
         before = min(self.steps())
         wait_until(lambda: min(self.steps()) > before + 3, 60)
 
@@ -166,7 +166,7 @@ class Job:
 
     @contextlib.contextmanager
     def rank_3_stuck(self) -> Iterator[None]:
-        """As long as somebody else has the lock on its batch."""
+        """Hold the lock on the rank's batch during the block."""
         with (self.folder / "batch").open() as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -333,7 +333,7 @@ def test_host_is_cut_off(outage: Outage) -> None:
 
 
 def test_the_other_host_has_the_store(outage: Outage) -> None:
-    """Nobody can tell where the workers are; those that are named answer."""
+    """The workers can't be found any more, but named workers answer."""
     lost, own = outage.far, outage.far_own
     print(lost.err, f"{lost.seconds:.1f} s, {own.seconds:.1f} s")
 

@@ -145,7 +145,7 @@ def test_one_silent_rank_is_its_own_problem(start: Start, serve: Serve) -> None:
 
 
 def test_stock_torch_workers(start: Start, serve: Serve) -> None:
-    """They have no small answers: theirs come through the collector one by one."""
+    """Stock workers have no small answers: full answers come through the collector one by one."""
     text = b'Thread 0x1 (most recent call first):\n  File "a.py", line 3 in <module>\n'
     reply = http(text, "200 OK", "Content-Type: text/plain")
     stock: dict[str, Answer] = {
@@ -284,7 +284,7 @@ def told(*workers: Any, **more: Any) -> bytes:
 
 
 def said(**changes: Any) -> dict[str, Any]:
-    """What a collector says of one worker."""
+    """A collector's entry for one worker."""
     word = {"status": "ok", "rank": 0}
     return {
         "address": "/x.sock",
@@ -460,7 +460,7 @@ def test_token(start: Start, stack: contextlib.ExitStack) -> None:
 
 
 def test_more_are_asked_than_are_passed_on_at_once(start: Start, serve: Serve) -> None:
-    """Those whose answers may be large wait for their turn."""
+    """Workers whose answers may be large wait for their turn."""
 
     def late(connection: socket.socket) -> None:
         time.sleep(0.05)

@@ -148,7 +148,7 @@ def wakings(pid: int) -> int:
 
 
 def test_it_can_be_had_by_itself(folder: Path) -> None:
-    """For a DaemonSet, a sidecar or srun: ended by SIGTERM, and its own health is told."""
+    """For a DaemonSet, a sidecar or srun: SIGTERM ends the collector, and it reports its health."""
     words = [sys.executable, "-m", "workerserver", "collector", "--listen", "127.0.0.1:0"]
     words += ["--ranks", "4-5", f"{folder}/rank{{rank}}.sock"]
     process = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, text=True)
@@ -216,7 +216,7 @@ def test_where_there_is_no_python_to_be_started(folder: Path) -> None:
 
 
 def test_a_worker_that_is_restarted(folder: Path) -> None:
-    """As by torchrun: the next one's collector takes the place of the last one's."""
+    """As torchrun does it: the next job's collector takes the place of the last job's."""
     script = folder / "sleep.py"
     script.write_text("import time\ntime.sleep(60)\n")
     token = folder / "token"

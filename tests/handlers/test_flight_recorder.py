@@ -322,7 +322,7 @@ def test_summary_names_the_operation_that_a_rank_has_not_entered(tmp_path: Path)
         assert answer["torch"][0] == "application/json"
 
 
-@pytest.mark.skipif(not HAS_BACKENDS, reason="this torch has one recorder for all backends but NCCL")
+@pytest.mark.skipif(not HAS_BACKENDS, reason="this torch has one recorder for all but NCCL")
 def test_a_recorder_for_each_backend(short_path: Path) -> None:
     done = run_isolated(
         "handlers/hooked_backend.py",

@@ -256,7 +256,7 @@ def test_cpp_handler_that_reads_parameters_says_what_is_the_matter() -> None:
 
 
 def test_cpp_content_that_is_not_text() -> None:
-    """No C++ handler of a CPU build answers with bytes: this is what pybind raises for one."""
+    """No C++ handler of a CPU build answers with bytes. pybind would raise this error for one."""
     try:
         b"\xff".decode()
     except UnicodeDecodeError as error:
@@ -399,12 +399,12 @@ def test_profile_needs_what_it_uses_before_it_starts(
 
 def test_profile_needs_room_for_a_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(profiler, "MAX_TRACE", 2**62)
+    monkeypatch.setattr(profiler, "MAX_TRACE_BYTES", 2**62)
     with pytest.raises(profiler.NoRoom, match=str(tmp_path)) as caught:
         profiler.torch_profile(0.01)
     assert caught.value.status == 507
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    monkeypatch.setattr(profiler, "MAX_TRACE", 1)
+    monkeypatch.setattr(profiler, "MAX_TRACE_BYTES", 1)
     with pytest.raises(profiler.NoRoom, match="0 bytes are free"):
         profiler.torch_profile(0.01)
 
@@ -418,7 +418,7 @@ def test_trace_that_is_too_large_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(profiler, "MAX_TRACE", 10)
+    monkeypatch.setattr(profiler, "MAX_TRACE_BYTES", 10)
     with pytest.raises(profiler.TraceTooLarge, match="shorter duration") as caught:
         profiler.torch_profile(0.01)
     assert caught.value.size > 10

@@ -31,7 +31,7 @@ def only_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @needs_pyspy
 def test_real_dump_or_real_complaint() -> None:
-    """Where this process may be traced: its stacks; where not: what to permit."""
+    """The stacks, if py-spy may trace this process. Otherwise the text on what to permit."""
     response = pyspy.pyspy_dump()
     text = response.body.decode()
     assert response.content_type == "text/plain"
@@ -113,7 +113,7 @@ def test_program_without_end_is_killed(only_path: Path, monkeypatch: pytest.Monk
 
 def test_killed_program_is_500(only_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(only_path, "echo begun; exec sleep 1000")
-    monkeypatch.setattr(pyspy.run_bounded, "__defaults__", (2, pyspy.MAX_OUTPUT))
+    monkeypatch.setattr(pyspy.run_bounded, "__defaults__", (2, pyspy.MAX_OUTPUT_BYTES))
     response = pyspy.pyspy_dump()
     assert response.status == 500
     assert response.body == b"begun\npy-spy was killed: no end after 2 s\n"

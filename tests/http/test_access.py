@@ -83,7 +83,7 @@ def test_token_from_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_token_file_that_holds_none(
     monkeypatch: pytest.MonkeyPatch, short_path: Path, content: bytes | None
 ) -> None:
-    """Somebody asked for protection: no server is better than one without it."""
+    """If somebody asked for protection, no server is better than a server without protection."""
     file = short_path / "token"
     if content is not None:
         file.write_bytes(content)
@@ -160,7 +160,7 @@ def test_host_in_the_target_counts(ours_tcp: Served) -> None:
 
 
 def test_host_on_a_unix_socket(ours_unix: Served) -> None:
-    """No DNS name leads to a Unix socket: clients put what they like there."""
+    """No DNS name leads to a Unix socket, so clients may send any Host there."""
     for host in ("evil.example", "worker"):
         assert ask(ours_unix.address, message("GET", "/", host=host)).status == 200
 

@@ -67,7 +67,7 @@ def test_endless_requests_without_reading(served: Served, connect: Connect) -> N
 def test_requests_ahead_of_a_slow_handler(
     served: Served, connect: Connect, gate: threading.Event
 ) -> None:
-    """What comes while a handler runs is read only up to a bound."""
+    """Bytes that come while a handler runs are read only up to a bound."""
     served.registry.register("wait", lambda: str(gate.wait(20)))
     request = post("ping", b"x" * 1000)
     client = connect(served.address)

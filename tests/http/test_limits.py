@@ -161,7 +161,7 @@ def test_chunks_past_the_limit(kind: Kind, serve: Serve, connect: Connect) -> No
 
 
 def test_bodies_in_memory(kind: Kind, serve: Serve, connect: Connect) -> None:
-    """Unfinished bodies of all connections share one bound; what ends gives its share back."""
+    """Unfinished bodies of all connections share one bound. A body's end gives its share back."""
     limits = Limits(max_body=1000, max_bodies=2500)
     served = serve(kind, limits=limits)
     request = post("ping", b"x" * 1000)
@@ -253,7 +253,7 @@ def test_garbage(server: Served, connect: Connect, seed: int) -> None:
 
 
 def test_half_open_connections(server: Served, connect: Connect) -> None:
-    """500 clients that never finish a request keep nobody waiting."""
+    """500 clients that never finish a request don't delay other clients."""
     for number in range(500):
         client = connect(server.address)
         if number % 3:

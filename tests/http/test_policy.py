@@ -143,7 +143,7 @@ def test_a_rule_holds_before_the_body(serve: Serve, add: Add, kind: Kind, rule: 
 
 @pytest.mark.parametrize("kind", SAFE_KINDS)
 def test_a_rule_that_fails(serve: Serve, add: Add, kind: Kind) -> None:
-    """A mistake in a rule lets nobody in."""
+    """A rule with a mistake refuses every request."""
 
     class Wrong(Rule):
         def check(self, request: ParsedRequest) -> None:

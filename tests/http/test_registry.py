@@ -224,7 +224,7 @@ def test_after_fork_no_request_is_inside_and_no_lock_held() -> None:
 
 
 def test_requires(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handler is there from the moment in which the process has the module."""
+    """A handler exists as soon as the process has imported the module."""
     registry = Registry()
     registry.register("x", nothing, requires="module_of_nobody")
     assert registry.names() == []

@@ -1,4 +1,4 @@
-"""The load generator: what it counts, and that no server can fool or hold it."""
+"""The load generator: its counts are right, and no server can fool it or hang it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A C call holds the GIL: what is answered meanwhile, what is refused, and what never runs.
+"""A C call holds the GIL: some requests are answered, the others are refused and never run.
 
 ``make soak`` runs it for a minute with a million pings; then times are asserted, too.
 """
@@ -54,6 +54,15 @@ class Scene:
         self.talker.say(line)
         return self.hear()
 
+    def _dumps_without_gil(self, probe: bytes) -> bool:
+        with Client(self.path) as client:
+            # The loop may have claimed the request in the moment in which the GIL was taken: that
+            # answer comes when the GIL is free.
+            client.socket.settimeout(3)
+            with contextlib.suppress(TimeoutError):
+                return client.ask(probe).header("x-traceback-mode") == "nogil"
+        return False
+
     @contextlib.contextmanager
     def held(self, seconds: float = 0.0, fields: Iterable[tuple[str, str]] = ()) -> Iterator[None]:
         """The GIL is held, from before until after, for *seconds* at least. *fields* of a request
@@ -61,8 +70,8 @@ class Scene:
         until = time.monotonic() + seconds
         assert self.say("hold") == "holding"
         probe = post("dump_traceback", b"", fields)
-        while ask(self.path, probe).header("x-traceback-mode") != "nogil":
-            assert time.monotonic() < until + 20, "the GIL is not held"
+        while not self._dumps_without_gil(probe):
+            assert time.monotonic() < until + 60, "the GIL is not held"
         try:
             yield
             time.sleep(max(0.0, until - time.monotonic()))
@@ -152,7 +161,7 @@ def test_no_rule_is_forgotten(short_path: Path) -> None:
 
 
 def test_a_missing_token_is_refused(short_path: Path) -> None:
-    """401 at once, and not 503 after a while: what a rule is sure of needs no GIL."""
+    """401 at once, and not 503 after a while: a rule's sure refusal needs no GIL."""
     environment = {"WORKERSERVER_TOKEN": "s3cret", "WORKERSERVER_GIL_TIMEOUT": "60"}
     token = [("Authorization", "Bearer s3cret")]
     with scene(short_path, **environment) as held:
@@ -223,7 +232,7 @@ def test_what_is_answered(short_path: Path) -> None:
 
 
 def test_a_large_reply_goes_on(short_path: Path) -> None:
-    """The I/O thread sends what a handler has answered before, while nobody can run Python."""
+    """While no thread can run Python, the I/O thread still sends an earlier answer of a handler."""
     size = 251 * 40_000
     with scene(short_path) as held:
         for address in (held.path, held.tcp):

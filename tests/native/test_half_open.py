@@ -1,4 +1,4 @@
-"""Connections that stay half open, by the thousand: they cost little and stop nobody.
+"""Thousands of half-open connections cost little and stop no other client.
 
 ``make soak`` opens ten thousand; then times and memory are asserted, too.
 """

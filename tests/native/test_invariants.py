@@ -51,7 +51,7 @@ LOOP = {
 
 
 def faults() -> list[str]:
-    """What the checks may say, from their sources."""
+    """All messages of the checks, read from their sources."""
     text = (SOURCES / "engine" / "invariants.pyx").read_text()
     found = re.findall(r'_must\(.*?b"(.+?)",\s+hub', text, re.S)
     found += re.findall(r'wrong = b"(.+?)"', (SOURCES / "engine" / "stage.pyx").read_text())

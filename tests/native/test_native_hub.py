@@ -72,7 +72,7 @@ def end_is_noticed(rig: Rig, sock: socket.socket) -> None:
 
 
 def others_are_refused(rig: Rig) -> None:
-    """What the stuck loop has been asked before has had all of its time too."""
+    """Earlier requests to the stuck loop have used up their time too."""
     with rig.client() as other:
         other.sendall(b"for the loop")
         assert rest(other).startswith(b"HTTP/1.1 503 ")

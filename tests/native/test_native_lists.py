@@ -1,4 +1,4 @@
-"""The hub's lists: who is still in them when connections are dropped, refused or listened for."""
+"""The hub's lists: which connections are in them after drops, refusals and new listeners."""
 
 from __future__ import annotations
 

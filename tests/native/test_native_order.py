@@ -116,7 +116,7 @@ def test_random_orders_and_splits(served: Served, connect: Connect, seed: int) -
 def test_a_ping_does_not_overtake_what_came_before_a_resume(
     served: Served, registry: Registry, connect: Connect
 ) -> None:
-    """A reply is being drained, the next request has come, and the loop is told both at once."""
+    """The loop learns at the same time that a reply is being drained and a new request has come."""
     free, busy, end = threading.Event(), threading.Event(), threading.Event()
 
     async def hog() -> str:

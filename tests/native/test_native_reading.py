@@ -65,7 +65,7 @@ def test_pause_reading_holds_the_client_up(rig: Rig) -> None:
 
 
 def test_nothing_is_received_while_paused(rig: Rig) -> None:
-    """Also what the I/O thread had read before."""
+    """Also bytes that the I/O thread had read before."""
     sock, protocol = rig.open()
     with sock:
         free = rig.hold()
@@ -259,7 +259,7 @@ def test_want_bytes_inside_a_message(rig: Rig) -> None:
 
 
 def test_a_write_takes_the_connection_back(rig: Rig) -> None:
-    """Also with half a head come already, which the protocol gets with what follows."""
+    """Also with half a head received before: the protocol gets it together with the rest."""
     sock, protocol = rig.open()
     with sock:
         rig.call(lambda: protocol.transport.want_bytes(True))
@@ -272,7 +272,7 @@ def test_a_write_takes_the_connection_back(rig: Rig) -> None:
 
 
 def test_wanting_bytes_in_resume_writing(rig: Rig) -> None:
-    """With bytes that came meanwhile: they are the protocol's, and so is what follows."""
+    """With bytes that came meanwhile: the protocol gets them, and all later bytes too."""
 
     class Eager(Recorder):
         def resume_writing(self) -> None:

@@ -1,4 +1,4 @@
-"""What dumps that come together share, and what one that comes later must not."""
+"""Dumps that are asked for together share a snapshot. A later dump must not share it."""
 
 from __future__ import annotations
 

@@ -402,7 +402,7 @@ def test_flow_control_and_end_that_raise(rig: Rig, which: str) -> None:
 
 
 def test_the_queue_outlives_what_ends_the_loop(rig: Rig) -> None:
-    """SystemExit goes through the loop, which then runs again; nobody waits for ever."""
+    """SystemExit passes through the loop, which then runs again. No client waits for ever."""
 
     def handler(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         raise SystemExit(1)

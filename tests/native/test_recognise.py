@@ -293,7 +293,7 @@ def test_number_of_fields() -> None:
 
 
 def test_limits_of_the_server() -> None:
-    """A server that takes less than what can be recognised answers 431 itself."""
+    """A server with a lower limit than the recogniser's answers 431 itself."""
     data = get(b"A: b\r\n")
     for max_head, max_headers, fits in (
         (len(data), 2, True),
@@ -401,7 +401,7 @@ def test_token(value: str | None, good: bool) -> None:
 
 @pytest.mark.parametrize("token", [" s3cret", "s3cret ", "", "t\u00f6ken"])
 def test_odd_token(token: str) -> None:
-    """The policy strips what it compares, and bytes beyond ASCII are the parser's affair."""
+    """The policy strips values before it compares them. Bytes beyond ASCII go to the parser."""
     for value in ("", " ", token.strip(), token, f" {token}"):
         fields = f"Host: localhost\r\nAuthorization: Bearer {value}\r\n"
         assert not let_in(*guarded(token), head(b"GET / HTTP/1.1", fields.encode()))
@@ -472,7 +472,7 @@ def test_table_is_checked() -> None:
 
 
 def test_path_that_no_request_holds() -> None:
-    """Somebody else's registry may hold any name: the others are served all the same."""
+    """A foreign registry may hold any name. The other names are still served."""
     odd = ["/handler/a/b", "/handler/a/", "/handler/\xe4", "/handler/a b"]
     table = Table([*(("POST", path, "any", 1) for path in odd), ("POST", "/handler/c", "any", 2)])
     assert asked("POST /handler/c", table).action == 2

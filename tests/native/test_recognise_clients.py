@@ -1,4 +1,4 @@
-"""What clients that people use really send is recognised, at its last byte and no earlier."""
+"""The requests of real clients are recognised at their last byte, and no earlier."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r
 
 
 class Recorder:
-    """Answers every request with a pong, and keeps what came. The last one ends the connection."""
+    """Answers requests with a pong, and keeps the requests. The last reply ends the connection."""
 
     def __init__(self, listener: socket.socket) -> None:
         self.heard: list[bytes] = []

@@ -132,7 +132,7 @@ def test_reply_that_was_told_needs_no_end(path: Path) -> None:
 
 
 def test_request(path: Path) -> None:
-    """What is sent: one request, without a body, on a connection for it alone."""
+    """The relay sends one request without a body, on a connection of its own."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen(1)

@@ -54,7 +54,7 @@ echo "$@" | sed 's/[0-9][0-9]*/PID/'
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What each scene found."""
+    """The findings of each scene."""
     folder = tmp_path_factory.mktemp("fallback")
     (folder / "py-spy").write_text(PYSPY)
     (folder / "py-spy").chmod(0o755)
@@ -98,7 +98,7 @@ def names() -> list[str]:
 
 
 def kill_session(leader: int) -> None:
-    """End what is left of the session that was started for the scenes: py-spys and their shells."""
+    """End the remaining processes of the scenes' session: py-spys and their shells."""
     for name in os.listdir("/proc"):
         if name.isdecimal() and int(name) != os.getpid():
             try:

@@ -45,7 +45,7 @@ def test_unquote_agrees_with_urllib(raw: bytes, plus: bool) -> None:
 @undated
 @given(st.binary(max_size=20))
 def test_unquote_takes_any_bytes(raw: bytes) -> None:
-    """A broken escape is refused, and so is what isn't UTF-8; urllib would let both pass."""
+    """A broken escape is refused, and so is text that isn't UTF-8. urllib would accept both."""
     pieces = raw.split(b"%")[1:]
     broken = any(
         len(piece) < 2 or not all(c in b"0123456789abcdefABCDEF" for c in piece[:2])

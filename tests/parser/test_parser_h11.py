@@ -48,7 +48,7 @@ class Message:
 
 @dataclass
 class Seen:
-    """What one implementation made of a stream."""
+    """One implementation's result for a stream."""
 
     messages: list[Message] = field(default_factory=list)
     starts: list[int] = field(default_factory=lambda: [0])  # of each message and of what follows
@@ -148,7 +148,7 @@ def in_line(pattern: bytes) -> Callable[[bytes], bool]:
 
 
 def in_chunks(pattern: bytes) -> Callable[[bytes], bool]:
-    """In what follows the head of a chunked message."""
+    """In the bytes after the head of a chunked message."""
     compiled = re.compile(pattern, re.IGNORECASE)
 
     def found(raw: bytes) -> bool:

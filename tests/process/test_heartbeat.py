@@ -58,7 +58,7 @@ NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*[1-9]|\.0)?")
 
 
 class Indexed:
-    """What numpy's integers are: no int, but an integer."""
+    """Like numpy's integers: no int, but an integer."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -82,7 +82,7 @@ def answer(now_ns: int, max_step_age: float | None = None, started: float = 0.0)
 
 
 def stamp_ns() -> int:
-    """When the last heartbeat came, to the nanosecond: the last moment at which its age is 0."""
+    """The time of the last heartbeat in nanoseconds: the last moment at which its age is 0."""
     low, high = 0, time.monotonic_ns()
     while low < high:
         middle = (low + high + 1) // 2
@@ -159,7 +159,7 @@ def test_the_last_step_counts(steps: list[int]) -> None:
 
 
 def measured(body: bytes) -> tuple[bytes, float, int]:
-    """A body without what is of this very moment, the processor time, the memory."""
+    """A body without the fields that change at every moment: processor time and memory."""
     found = re.fullmatch(rb'(.*),"cpu_s":([0-9.]+),"rss_bytes":([0-9]+)}', body)
     assert found is not None
     return found[1], float(found[2]), int(found[3])

@@ -90,7 +90,7 @@ def test_modules() -> None:
 
 
 def test_no_source_spells_the_layout_out() -> None:
-    """A module's place is told by imports alone, so that a move needs no string changed."""
+    """Only imports tell the place of a module, so that a move changes no string."""
     rooms = {path.name for path in FOLDER.iterdir() if (path / "__init__.py").exists()}
     spelled = []
     for path in FOLDER.rglob("*.py"):

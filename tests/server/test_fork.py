@@ -33,7 +33,7 @@ def test_child_holds_no_socket_of_ours(tmp_path: Path) -> None:
 
 
 def test_parent_is_killed_while_the_child_lives(tmp_path: Path) -> None:
-    """Nobody listens any more, though a child that was forked from the server runs on."""
+    """Nothing listens any more, although a child that was forked from the server goes on."""
     path = tmp_path / "s.sock"
     with talking("server/fork_scene.py", "killed", str(tmp_path)) as talker:
         said = json.loads(talker.hear())
@@ -98,7 +98,7 @@ def test_data_loader_with_forked_workers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::"])
 def test_only_connections_of_the_listener_are_closed(host: str) -> None:
-    """close_accepted() finds what was accepted, and nothing that looks like it."""
+    """close_accepted() finds accepted connections, and no other socket."""
     if host == "::" and not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6 here")
     family = socket.AF_INET6 if host == "::" else socket.AF_INET

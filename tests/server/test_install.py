@@ -286,7 +286,7 @@ def test_frontend_pyspy(frontend: Frontend) -> None:
 
 
 def test_frontend_periodic_dumps(frontend: Frontend) -> None:
-    """What the frontend writes by itself, from the same handlers."""
+    """The frontend's own files, from the same handlers."""
     from torch.distributed import debug
 
     if "dump_dir" not in inspect.signature(debug.start_debug_server).parameters:

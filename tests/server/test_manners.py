@@ -1,4 +1,4 @@
-"""A guest in somebody's training process: what is theirs stays as it was."""
+"""A server is a guest in a training process, and leaves the process's state as it was."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_green_threads_as_the_libraries_tell(
         assert servers == []
     (record,) = caplog.records
     assert "threads are greenlets here" in record.getMessage()
-    with pytest.raises(RuntimeError, match="^Error binding to ") as caught:
+    with pytest.raises(RuntimeError, match=r"^Error binding to ") as caught:
         WorkerServer(str(short_path / "s"))
     assert "threads are greenlets here" in str(caught.value.__cause__)
 

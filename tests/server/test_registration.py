@@ -138,7 +138,7 @@ def test_exit_just_before_an_attempt_ends() -> None:
 @pytest.mark.torch
 @needs_torch
 def test_under_torchrun() -> None:
-    """Both ranks of a real job register, and each reaches the other by what it finds."""
+    """Both ranks of a real job register. Each finds the other one in the store and reaches it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", str(PROGRAMS / "server/discovery_rank.py")]
     done = subprocess.run(

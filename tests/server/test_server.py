@@ -79,7 +79,7 @@ def test_mode_is_0600_from_the_first_moment(tmp_path: Path) -> None:
 
 
 def dead_socket(path: Path) -> None:
-    """What a server that was killed with SIGKILL leaves behind."""
+    """The socket file that a server leaves behind after SIGKILL."""
     with talking("server/server_scene.py", "serve", str(path)) as other:
         assert other.hear() == "serving"
         other.process.kill()
@@ -239,7 +239,7 @@ def test_relative_path_outlives_chdir(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_relative_path_in_a_deep_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit is on what is given to bind(), not on where it is."""
+    """The limit is on the path that bind() gets, not on the absolute path."""
     folder = tmp_path / ("d" * 100) / ("e" * 100)
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)

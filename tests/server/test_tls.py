@@ -99,7 +99,7 @@ def test_certificate_that_is_none(
 def test_key_that_is_encrypted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: tuple[str, str]
 ) -> None:
-    """Nobody is asked for a password: training would wait for it."""
+    """OpenSSL asks for no password on the terminal: training would wait for it."""
     locked = tmp_path / "locked.pem"
     words = ["openssl", "rsa", "-aes128", "-passout", "pass:secret", "-in", files[0]]
     subprocess.run([*words, "-out", str(locked)], check=True, capture_output=True)
@@ -184,7 +184,7 @@ def test_silent_clients_keep_nobody_out(serve: Serve) -> None:
 
 
 def test_client_that_takes_nothing(serve: Serve) -> None:
-    """What waits below TLS isn't seen; so it is the time between two requests that ends it."""
+    """Unsent bytes below TLS can't be seen. So the time between two requests ends a connection."""
     served = serve("tls", limits=Limits(idle_timeout=0.5))
     body = os.urandom(MIB) * 16
     served.registry.register("large", lambda: body)

@@ -133,6 +133,8 @@ def test_health(pair: tuple[list[Json], list[Answers]]) -> None:
 def test_summaries(pair: tuple[list[Json], list[Answers]]) -> None:
     for real, mine in zip(*pair, strict=True):
         groups = [each for each in real["fr_summary"]["groups"] if each["desc"] != UNNAMED]
+        for group in groups:  # recorded before fr_summary named the recorder's backend
+            group.setdefault("backend", "gloo" if group["recorder"] == "fr" else None)
         real["fr_summary"]["groups"] = groups
         assert timeless(mine.summary) == timeless(real["fr_summary"])
 

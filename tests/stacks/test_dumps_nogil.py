@@ -167,7 +167,7 @@ def test_a_shortage_at_the_start_passes(short_path: Path, mib: str) -> None:
 
 
 def test_fork_while_others_read() -> None:
-    """The reader's lock and what it has learned are of the parent; a child starts anew."""
+    """The reader's lock and its knowledge belong to the parent. A child starts anew."""
     program = """
 import json, os, signal, sys, threading
 from workerserver.stacks._stacks import snapshot, prepare

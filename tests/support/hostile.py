@@ -1,4 +1,4 @@
-"""Servers on raw sockets, as hostile as a test wants them; each connection has its own thread."""
+"""Hostile servers on raw sockets, for tests of clients. Each connection has its own thread."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def always(*pieces: bytes) -> Answer:
 
 
 class Peer:
-    """*answer(connection, number)* is called for request *number* (from 0, over all connections)
-    once it is there, or only its head unless *bodies*; a true result, or an error, ends the
+    """Calls *answer(connection, number)* for each request, once the request (without *bodies*: its
+    head) has come. *number* counts from 0 over all connections. A true result or an error ends the
     connection. ``accepted`` counts connections."""
 
     def __init__(self, listener: socket.socket, answer: Answer, bodies: bool = True) -> None:
@@ -73,7 +73,7 @@ class Peer:
             connection.close()
 
     def _read(self, connection: socket.socket) -> bool:
-        """One request, of a client that sends no more before it has its reply."""
+        """Read one request of a client that waits for each reply before the next request."""
         data = b""
         while b"\r\n\r\n" not in data:
             piece = connection.recv(65536)
@@ -106,7 +106,7 @@ class Peer:
 def peer(
     answer: Answer, at: Path | socket.socket | None = None, *, bodies: bool = True
 ) -> Iterator[Peer]:
-    """A :class:`Peer` on a socket in folder *at*, or on listener *at*, or on TCP."""
+    """A :class:`Peer` on a socket in the folder *at*, or on the listener *at*, or on TCP."""
     if isinstance(at, socket.socket):
         listener = at
     elif at is None:

@@ -1,4 +1,4 @@
-"""What the tests of servers' lives share, and their isolated scripts too: so no pytest in here."""
+"""Helpers for tests of servers' lives. Isolated scripts use them too, so no pytest in here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROGRAMS = TESTS / "programs"
 #: A path, or host and port.
 Address = str | tuple[str, int]
 
-# What a launcher or a user may have set around the test run.
+# Variables that a launcher or a user may have set for the test run.
 _OURS = (
     "TORCH_WORKER_SERVER_SOCKET",
     "WORKERSERVER_",
@@ -64,7 +64,7 @@ def ask(
 
 
 def send(address: Address, target: str, timeout: float = 30.0) -> socket.socket:
-    """A connected socket on which a request has been sent whose answer nobody has read."""
+    """A connected socket with a sent request and an unread answer."""
     connection = connect(address, timeout)
     connection.request("POST", target)
     sock = connection.sock
@@ -73,7 +73,7 @@ def send(address: Address, target: str, timeout: float = 30.0) -> socket.socket:
 
 
 def alive(address: Address) -> bool:
-    """Whether somebody listens there."""
+    """Whether a server listens at *address*."""
     try:
         ask(address)
     except OSError:
@@ -87,12 +87,12 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-#: torch's own server beside ours prints a line and brings threads: only where it is the subject.
+#: torch's own server beside ours prints a line and adds threads. So only tests of it switch it on.
 FALLBACK = "WORKERSERVER_TORCH_FALLBACK"
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, without what a launcher set, with the package and this module to import."""
+    """This process's environment, without a launcher's variables, with our modules on the path."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(_OURS)}
     path = os.pathsep.join(filter(None, (str(ROOT), str(TESTS), kept.get("PYTHONPATH"))))
     return {**kept, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", FALLBACK: "0", **more}
@@ -101,7 +101,7 @@ def environment(**more: str) -> dict[str, str]:
 def run_isolated(
     script: str, *arguments: str, seconds: float = 100.0, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run tests/programs/*script* to its end; one that hangs is killed (TimeoutExpired)."""
+    """Run tests/programs/*script* to its end. A script that hangs is killed (TimeoutExpired)."""
     return subprocess.run(
         [sys.executable, str(PROGRAMS / script), *arguments],
         env=environment(**more),
@@ -124,7 +124,7 @@ class Talker:
         return self.process.pid
 
     def hear(self, seconds: float = 60.0) -> str:
-        """The next line; AssertionError with what the script wrote to stderr if none comes."""
+        """The next line. AssertionError with the script's stderr if no line comes."""
         out = self._stream(self.process.stdout)
         give_up = time.monotonic() + seconds
         while "\n" not in self._rest:
@@ -156,7 +156,7 @@ class Talker:
 
 @contextlib.contextmanager
 def talking(script: str, *arguments: str, **more: str) -> Iterator[Talker]:
-    """A Talker to tests/programs/*script*; the process and its children are gone afterwards."""
+    """A Talker to tests/programs/*script*. Afterwards the process and its children are gone."""
     process = subprocess.Popen(
         [sys.executable, str(PROGRAMS / script), *arguments],
         env=environment(**more),
@@ -170,7 +170,7 @@ def talking(script: str, *arguments: str, **more: str) -> Iterator[Talker]:
         try:
             yield Talker(process)
         finally:
-            # The group of the session that was started for it: its forked children too.
+            # The group of the script's own session, so that its forked children end too.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 

@@ -14,7 +14,7 @@ def no_threads() -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm", encoding="ascii") as file:
         pages = int(file.read().split()[0])
-    # Room for small things, none for a stack, which is 8 MiB unless set otherwise.
+    # Room for small objects but not for a stack, which by default has 8 MiB.
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (2 << 20), before[1]))
     try:
         probe = threading.Thread(target=int)
@@ -24,6 +24,6 @@ def no_threads() -> Iterator[None]:
             yield
         else:
             probe.join()
-            raise AssertionError("a thread started all the same")
+            raise AssertionError("a thread could start")
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)

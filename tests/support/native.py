@@ -1,4 +1,4 @@
-"""A hub of the native I/O thread with protocols of the test's own; for isolated scripts too, so no
+"""A hub of the native I/O thread with the test's protocols. Isolated scripts use it too, so no
 pytest in here."""
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ PATIENT = Limits(gil_deadline=60.0, gil_timeout=60.0)
 
 
 class Recorder(asyncio.Protocol):
-    """Notes what it is told, in order: ``made``, ``data``, ``eof``, ``pause``, ``resume``,
-    ``lost``; consecutive data is noted once. ``on_data`` is called behind the note."""
+    """Notes calls in their order: ``made``, ``data``, ``eof``, ``pause``, ``resume``, ``lost``.
+    Consecutive data gets one note. ``on_data`` is called after the note."""
 
     transport: NativeTransport
     stays = False  # what eof_received() gives
@@ -171,7 +171,7 @@ class Rig:
         return listener
 
     def call(self, function: Callable[[], T]) -> T:
-        """What *function* gives, called on the loop."""
+        """Call *function* on the loop and return its result."""
 
         async def run() -> T:
             return function()
@@ -191,7 +191,7 @@ class Rig:
         return free
 
     def client(self, receive: int = 0) -> socket.socket:
-        """A connected socket; *receive*: the bytes its kernel buffer may hold."""
+        """A connected socket. *receive* is the size of its kernel buffer in bytes."""
         sock = socket.socket(socket.AF_INET if self.tcp else socket.AF_UNIX)
         sock.settimeout(20)
         if receive:
@@ -200,7 +200,7 @@ class Rig:
         return sock
 
     def open(self, receive: int = 0) -> tuple[socket.socket, Any]:
-        """A client whose protocol has been made, by the five bytes ``hello``, and the protocol."""
+        """A client and its protocol. The client has sent ``hello``, so that the protocol exists."""
         number = len(self.protocols)
         sock = self.client(receive)
         sock.sendall(b"hello")
@@ -241,14 +241,14 @@ def rest(sock: socket.socket) -> bytes:
 
 
 def reset(sock: socket.socket) -> None:
-    """Close with a reset (on a Unix socket that takes bytes that were not read)."""
+    """Close with a reset (on a Unix socket only unread bytes cause one)."""
     if sock.family == socket.AF_INET:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
 
 
 def has_unread(sock: socket.socket) -> bool:
-    """Whether the kernel holds bytes of *sock*'s that the other side has not read."""
+    """Whether the kernel holds bytes from *sock* that the other side has not read."""
     held = array.array("i", [0])
     fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, held)
     return held[0] > 0
@@ -259,6 +259,6 @@ def can_send(sock: socket.socket) -> bool:
 
 
 def rss() -> int:
-    """Bytes of this process in memory."""
+    """Resident bytes of this process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096

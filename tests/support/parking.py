@@ -1,4 +1,4 @@
-"""Threads that stand still where a test wants them, and finding them in a snapshot."""
+"""Threads that wait at a known place, and functions that find them in a snapshot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 from support.waiting import wait_until
 from workerserver.stacks._stacks import Snapshot, ThreadStack, kernel_state
 
-#: For what line tracing itself changes: coverage can't take every name, and traces compiled calls.
+#: For tests whose subject changes under line tracing: coverage can't take every name, and traces
+#: compiled calls.
 untraced = pytest.mark.skipif(
     os.environ.get("WORKERSERVER_COVERAGE") == "1", reason="line tracing changes what is looked at"
 )
@@ -37,12 +38,12 @@ def _blocking_line() -> int:
     return first + max(n for n, line in enumerate(lines) if line.strip() == "waiter.acquire()")
 
 
-#: Of threading.py: where a Condition.wait() without a timeout waits.
+#: The line of threading.py in which a Condition.wait() without a timeout waits.
 BLOCKING = _blocking_line()
 
 
 class Stay:
-    """What a parked function calls: says that it is there, then waits to be let go."""
+    """A parked function calls this: the call reports its begin, and waits until it may return."""
 
     def __init__(self) -> None:
         self.there = threading.Event()
@@ -61,7 +62,7 @@ def parked(function: Callable[[Stay], Any], **options: Any) -> Iterator[threadin
     thread.start()
     try:
         assert stay.there.wait(30)
-        # It has yet to reach the lock inside wait(); from then on its stack stands still.
+        # The thread has yet to reach the lock inside wait(). Then its stack doesn't change.
         settle(thread)
         yield thread
     finally:
@@ -70,8 +71,9 @@ def parked(function: Callable[[Stay], Any], **options: Any) -> Iterator[threadin
 
 
 def settle(thread: threading.Thread) -> None:
-    """Until *thread* sleeps in the last line of Condition.wait() that it comes to. To see it twice
-    in some line is not enough: a busy machine may have given it no time."""
+    """Wait until *thread* sleeps in the last line of Condition.wait() that it reaches. Two looks
+    with the same line are not enough: on a busy machine the thread may not have run between them.
+    """
 
     def blocks() -> bool:
         assert thread.ident is not None
@@ -87,8 +89,8 @@ def settle(thread: threading.Thread) -> None:
 
 
 def steady(take: Callable[[], Snapshot]) -> Snapshot:
-    """What *take* gives, once it was given the time: a snapshot without the GIL that the kernel
-    interrupts for longer than its budget (100 ms) says that it is not whole."""
+    """The first whole snapshot that *take* gives. If the kernel interrupts a snapshot without the
+    GIL for longer than its budget (100 ms), the snapshot says that it is not whole."""
     for _ in range(50):
         try:
             taken = take()
@@ -132,7 +134,7 @@ def renamed(
 
 
 def without_lines(function: Callable[[Stay], None]) -> Callable[[Stay], None]:
-    """*function* with a line table that says of all its code that it has no line."""
+    """*function* with a line table that has no line for any of its code."""
     size = len(function.__code__.co_code)
     if sys.version_info >= (3, 11):  # Objects/locations.md: code 15, up to 8 units of 2 bytes
         table = b"\xf8" * (size // 2)

@@ -1,4 +1,4 @@
-"""Pings in numbers, from a client in C where they are many, and descriptors for many clients."""
+"""Large numbers of pings, from a client in C, and descriptors for many clients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.wire import Address, Client, post
 
 @contextlib.contextmanager
 def descriptors(wanted: int) -> Iterator[bool]:
-    """*wanted* descriptors for this process, if it may have them; whether it has."""
+    """Raise this process's limit to *wanted* descriptors. Gives whether that was possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # only root may have more than the hard limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), max(hard, wanted)))
@@ -31,8 +31,8 @@ def descriptors(wanted: int) -> Iterator[bool]:
 
 
 def pings(folder: Path, address: Address, count: int) -> dict[str, float]:
-    """*count* pings one after the other, every one answered. With more than 10,000 and a C
-    compiler: their times in microseconds, from a client on the last core."""
+    """Send *count* pings, one after the other. All must be answered. With more than 10,000 pings
+    and a C compiler: their times in microseconds, from a client on the last core."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if count <= 10_000 or compiler is None:
         with Client(address) as client:

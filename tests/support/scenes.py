@@ -1,4 +1,4 @@
-"""Ways to stand still: functions for ``parking.parked``, each with a stack of another kind."""
+"""Functions for ``parking.parked``, each with a different kind of stack."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def over_many_lines(stay: Stay) -> None:
 
 
 def far_down(stay: Stay) -> None:
-    """Past the first 256 names and 65536 bytes of code, on a line far from the last one."""
+    """A call after the first 256 names and 65,536 bytes of code, on a line far from others."""
     lines = ["def f(stay):", *(f"    a{n} = {n}.5, a{max(n - 1, 0)}" for n in range(3000))]
     lines[1] = "    a0 = 0"
     lines += ["", "#" * 300] * 200 + ["    if (a1,", *[""] * 400, "        stay()): pass"]

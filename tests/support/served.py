@@ -29,7 +29,7 @@ PLAIN: tuple[Kind, ...] = ("asyncio-unix", "asyncio-tcp")
 
 
 class Served(Protocol):
-    """A server under test, whatever runs it."""
+    """A server under test, on any loop and transport."""
 
     kind: Kind
     address: Address
@@ -47,7 +47,7 @@ class Served(Protocol):
 
 
 class _Server:
-    """Its name, and calls into the loop that serves."""
+    """The server's name, and calls into its loop."""
 
     address: Address
     state: ServerState
@@ -56,7 +56,7 @@ class _Server:
         self.kind = kind
         self.registry = registry
         self.unix = kind.endswith("unix")
-        self.path = str(folder / f"{len(os.listdir(folder))}.sock")  # of one on a Unix socket
+        self.path = str(folder / f"{len(os.listdir(folder))}.sock")  # for a Unix socket
 
     def complete(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.state.loop).result(10)
@@ -70,7 +70,7 @@ class _Server:
 
 @functools.cache
 def server_context() -> ssl.SSLContext:
-    """Of a server with a certificate of its own making."""
+    """The context of a server with a self-signed certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.TemporaryDirectory() as folder:
         key, certificate = make_certificate(Path(folder))

@@ -1,4 +1,4 @@
-"""A training job under torchrun, in the middle of its training, and its end in any case."""
+"""A training job under torchrun that has begun to train, and that is always ended."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def training(
     words: Sequence[str], settings: Mapping[str, str], folder: Path, ranks: int
 ) -> Iterator[subprocess.Popen[bytes]]:
     """torchrun with *words*, once each rank has put a file ``begun{rank}`` into *folder*. When the
-    block ends all of it is killed; after a failure what it said is printed."""
-    # torchrun isn't to end the others when one rank has died.
+    block ends, the whole job is killed. After a failure its output is printed."""
+    # A long interval, so that torchrun doesn't end the other ranks when one rank has died.
     command = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval", "3600"]
     log = folder / "job.log"
     with log.open("wb") as output:
@@ -44,7 +44,7 @@ def training(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Kills it and all that it started, also what its children did."""
+    """Kill *process* and all its descendants."""
     below = descendants(process.pid)
     for pid in [*below, process.pid]:
         with contextlib.suppress(ProcessLookupError):

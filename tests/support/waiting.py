@@ -1,4 +1,4 @@
-"""Waiting for what comes by itself; for isolated scripts too, so no pytest in here."""
+"""Waiting for a condition. Isolated scripts use this too, so no pytest in here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A raw-socket HTTP client for tests: it sends any bytes and believes nothing that it gets."""
+"""A raw-socket HTTP client for tests: it sends any bytes and trusts no reply."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Address = str | tuple[str, int]
 
 
 class TlsAddress(tuple[str, int]):
-    """Host and port of a server whose certificate is nobody's business."""
+    """Host and port of a server whose certificate the client doesn't check."""
 
 
 #: Seconds until a read that should have come counts as a hang.
@@ -53,7 +53,7 @@ def message(
     version: str = "1.1",
     host: str | None = "localhost",
 ) -> bytes:
-    """One request; a Content-Length if there is a *body*, a Host field unless *host* is None."""
+    """One request, with a Content-Length if there is a *body*, and a Host if *host* is not None."""
     lines = [f"{method} {target} HTTP/{version}"]
     if host is not None:
         lines.append(f"Host: {host}")

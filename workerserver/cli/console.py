@@ -1,6 +1,6 @@
-"""Where commands write to: rich on a terminal, plain text everywhere else.
+"""The output of commands: rich on a terminal, plain text everywhere else.
 
-All text goes through ``text.escape_line`` here, so no text from a worker can drive the terminal.
+All text goes through ``text.escape_line`` here, so no text from a worker controls the terminal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INSTALL = "pip install 'workerserver[cluster]'"
 
 
 class Output:
-    """Lines and tables to *out*. In colour if *out* is a terminal and rich is installed."""
+    """Writes lines and tables to *out*, in colour if *out* is a terminal and rich is installed."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -31,7 +31,7 @@ class Output:
             _tell_what_is_missing()
 
     def line(self, text: str = "", style: str = "") -> None:
-        """One line; *style* is rich's ("bold red")."""
+        """Write one line. *style* is a style of rich ("bold red")."""
         if self.console is None:
             write_text(self._out, f"{escape_line(text)}\n")
             return
@@ -45,7 +45,7 @@ class Output:
         rows: Sequence[Sequence[str]],
         styles: Sequence[str] | None = None,
     ) -> None:
-        """Columns; *styles* has one for each row."""
+        """Write columns. *styles* has a style for each row."""
         if self.console is None:
             write_table(self._out, header, rows)
         else:
@@ -53,13 +53,13 @@ class Output:
             self.console.print(rich_table(header, fitting, styles))
 
     def _fitting(self, text: str) -> str:
-        """*text* with what the stream's encoding can't hold spelled out."""
+        """*text*, with the characters spelled out that the stream's encoding can't hold."""
         encoding = self._out.encoding or "utf-8"
         return escape_line(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def rich_console(out: TextIO) -> Console | None:
-    """None without rich."""
+    """A rich console for *out*; None without rich."""
     try:
         from rich.console import Console
     except ImportError:
@@ -84,8 +84,8 @@ def rich_table(
 
 @contextlib.contextmanager
 def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr while the block runs, if stderr is a terminal. Gives the function to
-    call for each item that is done."""
+    """Show a progress bar on stderr while the block runs, if stderr is a terminal. Gives the
+    function to call for each finished item."""
     err = sys.stderr
     console = rich_console(err) if err is not None and err.isatty() else None
     if console is None:
@@ -100,7 +100,7 @@ def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def _nothing() -> None:
-    """There is no progress bar."""
+    """Called for each finished item if there is no progress bar."""
 
 
 def _tell_what_is_missing() -> None:

@@ -1,4 +1,4 @@
-"""``workerserver diagnose``: every rank, one verdict, and what it rests on."""
+"""``workerserver diagnose``: ask every rank, and print one verdict with its evidence."""
 
 from __future__ import annotations
 
@@ -27,22 +27,24 @@ from workerserver.cluster.show.report import verdict_dict
 
 __all__ = ["STYLES", "main", "render", "report"]
 
-#: By exit status.
+#: The style of the verdict, by exit status.
 STYLES = ("bold green", "bold red", "bold yellow")
-#: What people are shown without --all.
+#: Suspects and other lines that a person sees without --all.
 MAX_SUSPECTS = 8
 MAX_LINES = 20
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0: nobody is suspected, 1: suspects, 2: could not tell."""
+    """Exit status 0: no rank is suspected, 1: at least one is, 2: could not tell."""
     parser = job_parser(
         "diagnose",
-        "Say which rank of a job is to blame, if it hangs, and why. "
+        "Say whether a job hangs, which rank is to blame, and why. "
         "Exit status: 0 healthy, 1 suspects found, 2 could not tell.",
     )
     add_rounds(parser, 2)
-    parser.add_argument("--all", action="store_true", help="every suspect and group of stacks")
+    parser.add_argument(
+        "--all", action="store_true", help="show every suspect and every group of stacks"
+    )
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
     workers = find(options)
@@ -56,14 +58,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def report(verdict: Verdict, rounds: Sequence[Round]) -> dict[str, Any]:
-    """The verdict, and what it cost, for JSON."""
+    """The verdict and its cost, for JSON."""
     return {**verdict_dict(verdict), "time": rounds[-1].started, "cost": cost(rounds)}
 
 
 def render(
     verdict: Verdict, rounds: Sequence[Round], out: Output, *, everything: bool = False
 ) -> None:
-    """The sentence, then the suspects with their evidence, then what all ranks do."""
+    """Print the sentence, then the suspects with their evidence, then the stacks of all ranks."""
     fields = verdict_dict(verdict)
     out.line(verdict.sentence, STYLES[verdict.status])
     spent = cost(rounds)

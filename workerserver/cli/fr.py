@@ -1,4 +1,4 @@
-"""``workerserver fr``: what the flight recorders say, for each process group."""
+"""``workerserver fr``: the flight recorders of all ranks, for each process group."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ from workerserver.cluster.show.tree import short_fold
 
 __all__ = ["main", "render", "report"]
 
-#: Rows and lines that people are shown without --all.
+#: Rows and lines that a person sees without --all.
 MAX_ROWS = 20
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0: nothing differs or hangs, 1: something does, 2: no recorder says anything."""
+    """Exit status 0: nothing differs or hangs, 1: something does, 2: no recorder has an entry."""
     parser = job_parser(
         "fr",
-        "Show what the flight recorders of all ranks say together: per process group the last "
-        "issued and retired operation of each rank, who waits for whom, and what differs. "
-        "Exit status: 0 nothing hangs or differs, 1 something does, 2 no recorder holds anything.",
+        "Show the flight recorders of all ranks together. For each process group: the last issued "
+        "and the last retired operation of each rank, which ranks wait for which ranks, and which "
+        "operations differ. "
+        "Exit status: 0 nothing hangs or differs, 1 something does, 2 no recorder has an entry.",
     )
     add_rounds(parser, 1)
-    parser.add_argument("--all", action="store_true", help="every process group and position")
+    parser.add_argument("--all", action="store_true", help="show every process group and position")
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
     workers = find(options)
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def report(rounds: Sequence[Round], size: int | None = None) -> dict[str, Any]:
-    """The part of a verdict that needs no stacks, as JSON has it."""
+    """The JSON form of the part of a verdict that needs no stacks."""
     fields = verdict_dict(diagnose(rounds, size))
     parts = ("ranks", "responded", "unreachable", "process_groups", "problems")
     failures = [
@@ -78,7 +79,7 @@ def _status(process_groups: Sequence[Mapping[str, Any]]) -> int:
 
 
 def render(fields: Mapping[str, Any], out: Output, *, everything: bool = False) -> None:
-    """A table for each process group, those in trouble first."""
+    """Print a table for each process group, groups with trouble first."""
     most = None if everything else MAX_ROWS
     process_groups = fields["process_groups"]
     out.line(
@@ -139,5 +140,5 @@ def _operation(brief: Mapping[str, Any] | None) -> str:
 
 
 def _short(folded: str) -> str:
-    """Folded ranks, cut where they get too long for a line."""
+    """Folded ranks, cut if they are too long for a line."""
     return folded if len(folded) <= 60 else short_fold(unfold(folded))

@@ -52,7 +52,7 @@ def job_parser(name: str, description: str, *, deadline: float = 10.0) -> argpar
         f"`workerserver run` puts its sockets. {TOKEN_HELP}",
     )
     add_places(parser, targets=True)
-    how = parser.add_argument_group("how they are asked")
+    how = parser.add_argument_group("how to ask")
     how.add_argument(
         "--deadline",
         type=positive_seconds,
@@ -76,7 +76,7 @@ def add_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:
         type=count,
         default=rounds,
         metavar="N",
-        help=f"how often the job is looked at, to tell stuck from slow (default {rounds})",
+        help=f"number of looks at the job; two looks tell stuck from slow (default {rounds})",
     )
     parser.add_argument(
         "--interval",

@@ -1,7 +1,8 @@
 """``workerserver ping``: which workers of a job answer, how fast, and whether their GIL is free.
 
-Each worker is asked on one connection: once for ``/healthz``, which tells its rank and its GIL, and
-then for ``ping``. Our servers answer both without the GIL. Stock torch workers know only ``ping``.
+Each worker gets all questions on one connection: first ``/healthz``, which tells the rank and how
+long the GIL is away, then ``ping``. Our servers answer both without the GIL. Stock torch workers
+know only ``ping``.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ HEADER = ("RANK", "TARGET", "STATUS", "FASTEST", "SLOWEST", "STEP", "STEP AGE", 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """One worker's row. *status* is ok, torch (a stock server), or the reason of a Failure, which
-    *text* explains. *fastest_s* and *slowest_s* are times of answers to ``ping``."""
+    """One worker's row. *status* is ok, torch (a stock server), or the reason of a Failure; then
+    *text* explains the failure. *fastest_s* and *slowest_s* are times of answers to ``ping``."""
 
     address: str
     status: str
@@ -49,12 +50,12 @@ def main(argv: Sequence[str]) -> int:
     """Exit status 0: all workers answer, 1: some do, 2: none does."""
     parser = job_parser(
         "ping",
-        "Ask every worker of a job for a ping, and show how long its answer took. "
-        "Exit status: 0 all answer, 1 some do, 2 none does.",
+        "Send pings to every worker of a job, and show how long the answers took. "
+        "Exit status: 0 all workers answer, 1 some do, 2 none does.",
         deadline=3.0,
     )
     parser.add_argument(
-        "--count", type=count, default=3, metavar="N", help="pings to each (default 3)"
+        "--count", type=count, default=3, metavar="N", help="pings to each worker (default 3)"
     )
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
@@ -120,7 +121,7 @@ def _order(each: Ping) -> tuple[int, str]:
 
 
 def render(pings: Sequence[Ping], out: Output) -> None:
-    """A line per worker, and one for all."""
+    """Print a line per worker, and one line for all."""
     out.table(
         HEADER,
         [_row(each) for each in pings],

@@ -1,7 +1,7 @@
-"""``workerserver profile``: many ranks under torch's profiler at one time, as one Chrome trace.
+"""``workerserver profile``: profile many ranks at the same time into one Chrome trace.
 
-Each rank becomes a process of the trace. Times are by each rank's own clock. So where clocks differ
-between hosts, the times in the trace differ too.
+Each rank becomes a process of the trace. Times come from each rank's own clock. If the clocks of
+two hosts differ, the times in the trace differ by as much.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ from workerserver.cluster.model import Failure, Worker
 
 __all__ = ["main", "processes"]
 
-#: One trace, and the traces that are merged. A viewer could not open more.
+#: The size of one trace, and the number of merged traces. A viewer could not open more.
 MAX_TRACE_BYTES = 64 << 20
 MAX_RANKS = 256
-#: The zero of all times lies so long before the command began that no clock gives a negative one.
+#: The zero of all times is this long before the command's start. So a host whose clock is behind
+#: gives no negative times.
 MARGIN_NS = 3600 * 10**9
-#: Each process of a rank gets a number of its own.
+#: Process numbers reserved for each rank. Each process of a rank gets a number of its own.
 PROCESSES = 100
 
 
 @dataclass(slots=True)
 class Profiled:
-    """One worker. *body* has its trace until that is written; *events* counts what was written."""
+    """One worker. *body* holds the trace until it is written; *events* counts written events."""
 
     worker: Worker
     rank: int | None
@@ -57,7 +58,7 @@ class Profiled:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0: the traces of all workers, 1: of some, 2: of none."""
+    """Exit status 0: got the traces of all workers, 1: of some, 2: of none."""
     parser = job_parser(
         "profile",
         "Run torch's profiler on all ranks of a job at one time, and merge the traces into one "
@@ -66,13 +67,15 @@ def main(argv: Sequence[str]) -> int:
         "none.",
         deadline=60.0,
     )
-    parser.add_argument("-o", dest="output", required=True, metavar="FILE", help="may end in .gz")
+    parser.add_argument(
+        "-o", dest="output", required=True, metavar="FILE", help="output file; may end in .gz"
+    )
     parser.add_argument(
         "--duration",
         type=positive_seconds,
         default=1.0,
         metavar="S",
-        help="length of the profiles (default 1); is added to the deadline",
+        help="length of the profiles in seconds (default 1), added to the deadline",
     )
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
@@ -100,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
 def _ask_all(
     options: argparse.Namespace, workers: Sequence[Worker], stack: contextlib.ExitStack
 ) -> list[Profiled]:
-    """The traces are in files without a name, which *stack* closes."""
+    """Profile all workers. The traces are in unnamed files, which *stack* closes."""
     question = Question.handler(
         "torch_profile", f"duration={options.duration:g}", limit=MAX_TRACE_BYTES
     )
@@ -130,7 +133,7 @@ def _ask_all(
         everyone = await behind_collectors(workers, client)
         if len(everyone) > MAX_RANKS:
             raise UsageError(f"{len(everyone)} workers, but {MAX_RANKS} at most: name fewer")
-        client.concurrency = max(client.concurrency, len(everyone))  # all at the same time
+        client.concurrency = max(client.concurrency, len(everyone))  # all profiles at one time
         results = await client.visit(everyone, talk, lambda worker, result: done())
         return [
             Profiled(worker, worker.rank, result) if isinstance(result, Failure) else result
@@ -147,8 +150,8 @@ def _ask_all(
 
 
 def _write(path: str, found: Sequence[Profiled], base_ns: int) -> None:
-    """Write one trace after the other, so that only one is in memory. *path* is written whole, or
-    not at all."""
+    """Write one trace after the other, so that only one trace is in memory. *path* is written as a
+    whole, or not at all."""
     part = f"{path}.part"
     try:
         with contextlib.ExitStack() as stack:
@@ -197,8 +200,8 @@ def processes(
 ) -> Iterator[dict[str, Any]]:
     """The *events* of one rank, changed so that they don't clash with other ranks' events.
 
-    Its processes (the rank itself, its GPUs, the profiler's own) are numbered from *key* and named
-    after *name*, its times are shifted, and its flows get numbers of their own.
+    The processes of the rank (the rank itself, its GPUs, the profiler's own process) get numbers
+    from *key* upwards and names with *name*. Times are shifted. Flows get numbers of their own.
     """
     numbers: dict[str, int] = {}
     for event in events:
@@ -225,7 +228,8 @@ def processes(
 
 
 def _is_plain(event: dict[str, Any]) -> bool:
-    """Whether its times are numbers, and it can be written as JSON: 1e999 is read as infinity."""
+    """Whether the times of *event* are numbers, and JSON can hold *event*: 1e999 is read as
+    infinity, which JSON can't hold."""
     if not all(type(event.get(field, 0)) in (int, float) for field in ("ts", "dur")):
         return False
     if not all(abs(event.get(field, 0)) < 1e15 for field in ("ts", "dur")):

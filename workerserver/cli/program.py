@@ -1,9 +1,9 @@
-"""A script or module as the ``__main__`` of this process, as if Python itself had been given it.
+"""A script or module as the ``__main__`` of this process, as if Python itself had started it.
 
-What the program can see has to be the same: ``sys.argv``, ``sys.path[0]``, a ``__main__`` module
-of its own with the names that Python gives it. Pickling of its classes, and the children that
-multiprocessing spawns (they import the program by ``__main__.__file__`` or ``__spec__``), rest on
-that. CPython's own ways are in Lib/runpy.py and Modules/main.c (pymain_run_python).
+The program has to see what it sees under Python: ``sys.argv``, ``sys.path[0]``, and a ``__main__``
+module of its own with Python's names in it. Pickling of the program's classes needs that. So do
+the children that multiprocessing spawns: they import the program by ``__main__.__file__`` or
+``__spec__``. CPython's own code is in Lib/runpy.py and Modules/main.c (pymain_run_python).
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from typing import Any, Protocol
 
 __all__ = ["LoadError", "Module", "Program", "Script", "execute", "hide_our_frames"]
 
-#: CPython 3.15 gives modules no ``__cached__`` any more.
+#: Since CPython 3.15 modules have no ``__cached__``.
 CACHED = sys.version_info < (3, 15)
-#: How the names of the command line's modules begin.
+#: The beginning of the names of the command line's modules.
 _OURS = f"{__package__}."
 
 
 class LoadError(Exception):
-    """There is no such program; the text says what was looked for."""
+    """There is no such program; the text says what is missing."""
 
 
 class Program(Protocol):
-    """What :func:`execute` runs. ``path0`` becomes ``sys.path[0]``, ``argv`` ``sys.argv``."""
+    """A program for :func:`execute`. ``path0`` becomes ``sys.path[0]``, ``argv`` becomes
+    ``sys.argv``."""
 
     path0: str
     argv: list[str]
 
     def load(self) -> None:
-        """Find the program without running any of its code. LoadError, SyntaxError."""
+        """Find the program without running any of its code. Raises LoadError or SyntaxError."""
 
     def bind(self, main: ModuleType) -> CodeType:
-        """Give *main* its names and return what to run in it; ``sys`` is set up by now."""
+        """Give *main* its names and return the code to run in it. ``sys`` is already set up."""
 
 
 class Script:
@@ -73,7 +74,7 @@ class Script:
         except OSError as error:
             raise LoadError(f"can't open {self.path}: {error.strerror}") from None
         if isinstance(loader, SourceFileLoader):
-            # Not loader.get_code(): it would leave a .pyc, which Python doesn't for a script.
+            # Not loader.get_code(), which would write a .pyc. Python writes none for a script.
             self._code = compile(data, path, "exec", dont_inherit=True)
         else:
             self._code = loader.get_code("__main__")
@@ -96,11 +97,11 @@ class Module:
 
     def __init__(self, name: str, arguments: list[str]) -> None:
         self.name = name
-        self.argv = ["-m", *arguments]  # so it is in Python too until the module is found
+        self.argv = ["-m", *arguments]  # as in Python until the module is found
         self.path0 = os.getcwd()
 
     def load(self) -> None:
-        """Only the first part of the name: to look for the rest, Python runs the packages."""
+        """Look only for the first part of the name. To find the rest, Python runs packages."""
         if not all(self.name.split(".")):
             raise LoadError(f"not a module name: {self.name!r}")
         top = self.name.partition(".")[0]
@@ -122,15 +123,15 @@ class Module:
 
 
 def execute(program: Program) -> None:
-    """Run a loaded *program* as ``__main__``. What it raises comes out, shown without our frames.
+    """Run a loaded *program* as ``__main__``. Exceptions pass, and are shown without our frames.
 
-    Changes ``sys`` for good: this is the last thing that the process does.
+    Changes ``sys`` for good, so the process can do nothing else afterwards.
     """
     ours = sys.modules["__main__"]
     main = ModuleType("__main__")
     names = vars(main)
     names["__builtins__"] = builtins
-    if "__annotations__" in vars(ours):  # Python gives __main__ an empty one, up to 3.13
+    if "__annotations__" in vars(ours):  # up to CPython 3.13, __main__ has an empty one
         names["__annotations__"] = {}
     sys.modules["__main__"] = main
     sys.argv[:] = program.argv
@@ -146,10 +147,10 @@ def execute(program: Program) -> None:
 
 
 def hide_our_frames(error: BaseException) -> None:
-    """Make Python's report of *error*, which is on its way out, begin at the program's frames.
+    """Make Python's report of *error*, which is being raised, begin at the program's frames.
 
-    Frames are added at each level that the error still passes, so they can only be dropped where
-    it is shown: in ``sys.excepthook``, whichever that is by then.
+    The error gets a further frame at each level that it still passes. So our frames can be dropped
+    only when the error is shown, in a wrapper around the present ``sys.excepthook``.
     """
     traceback = error.__traceback__
     while traceback is not None and _is_ours(traceback):
@@ -172,7 +173,7 @@ def _is_ours(traceback: TracebackType) -> bool:
 
 
 def _safe_path() -> bool:
-    """Whether Python was told to put neither script folder nor cwd into sys.path (-P, -I)."""
+    """Whether -P or -I told Python to put neither the script's folder nor the cwd in sys.path."""
     return bool(getattr(sys.flags, "safe_path", False) or sys.flags.isolated)
 
 
@@ -180,11 +181,11 @@ def _find(name: str, shown: str) -> ModuleSpec:
     try:
         spec = importlib.util.find_spec(name)
     except ModuleNotFoundError as error:
-        # Either a part of the name is missing, or a package on the way imports what isn't there.
+        # Either a part of the name is missing, or a package on the way imports a missing module.
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
         spec = None
-    except ValueError:  # a module that is loaded and has no __spec__
+    except ValueError:  # the module is loaded and has no __spec__
         spec = None
     if spec is None:
         raise LoadError(f"no module named {shown}")

@@ -17,16 +17,16 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve, run the program, return 0; what the program raises goes through.
+    """Serve, run the program, return 0. An exception of the program passes unchanged.
 
-    UsageError before anything starts: no such program, or no server possible.
+    UsageError before the program starts, if there is no such program or no server can start.
     """
     options, program = _parse(list(argv))
     try:
         program.load()
     except LoadError as error:
         raise UsageError(str(error)) from None
-    except Exception as error:  # a syntax error: shown as Python shows it
+    except Exception as error:  # for example a syntax error, to be shown as Python shows it
         hide_our_frames(error)
         raise
     _serve(options.socket, options.tcp)
@@ -38,22 +38,27 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, Program]:
-    """Our options end where the program begins: all behind it is the program's, untouched."""
+    """Our options end at the program's name. All arguments after the name go to the program."""
     parser = argparse.ArgumentParser(
         "workerserver run",
         usage="%(prog)s [--socket TEMPLATE] [--tcp HOST:PORT] (script.py | -m module) [ARGS...]",
         description="Run a program with a worker server inside its process.",
-        epilog="Without options the environment decides (TORCH_WORKER_SERVER_SOCKET, "
-        "WORKERSERVER_TCP); without either, a socket in a private folder per user.",
+        epilog="Without --socket and --tcp, the server listens where TORCH_WORKER_SERVER_SOCKET "
+        "and WORKERSERVER_TCP say. If neither variable is set, the server listens on a socket in a "
+        "private folder of the user.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "--socket",
         metavar="TEMPLATE",
-        help="Unix socket; may hold {rank}, {local_rank}, {pid}",
+        help="path of a Unix socket; may contain {rank}, {local_rank}, {pid}",
     )
-    parser.add_argument("--tcp", metavar="HOST:PORT", help="port 0 takes any free one")
-    parser.add_argument("-m", dest="module", metavar="module", help="run a module, as python -m")
+    parser.add_argument(
+        "--tcp", metavar="HOST:PORT", help="address to listen on; port 0 takes any free port"
+    )
+    parser.add_argument(
+        "-m", dest="module", metavar="module", help="run a module, as python -m does"
+    )
     end = 0
     while end < len(argv) and argv[end].startswith("-") and argv[end] != "-":
         option = argv[end]
@@ -74,10 +79,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Program]:
 
 
 def _serve(socket: str | None, tcp: str | None) -> None:
-    """Start serving until the process ends.
+    """Start a server that serves until the process ends.
 
-    The server is closed by atexit and not when the program's last line is reached: threads that
-    the program leaves behind, and its own exit handlers, can hang too.
+    atexit closes the server, and not the end of the program's last line: the program's remaining
+    threads and exit handlers can hang too, and then the server has to answer.
     """
     from workerserver.control_plane import serve_from_environment
 
@@ -92,7 +97,7 @@ def _serve(socket: str | None, tcp: str | None) -> None:
     owner = os.getpid()
 
     def close() -> None:
-        if os.getpid() == owner:  # a forked child that ends normally runs this too
+        if os.getpid() == owner:  # a forked child that ends normally calls this too
             stack.close()
 
     atexit.register(close)
@@ -108,11 +113,11 @@ def _environment_decides() -> bool:
 
 
 def default_socket() -> str:
-    """``<tempdir>/workerserver-<uid>/rank<RANK>-<pid>.sock``, ``<pid>.sock`` without a RANK.
+    """``<tempdir>/workerserver-<uid>/rank<RANK>-<pid>.sock``, or ``<pid>.sock`` without a RANK.
 
-    The folder is made with mode 0700. If another user has made a folder of that name, one with a
-    longer name is made instead. UsageError if it is ours but not ours alone: whoever else may write
-    into it could put a socket of their own in our place.
+    Makes the folder with mode 0700. If another user has made a folder of that name, makes one with
+    a longer name instead. UsageError if the folder is ours but other users have access: another
+    user could replace our socket.
     """
     usual = run_folder()
     try:

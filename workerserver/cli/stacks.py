@@ -1,4 +1,4 @@
-"""``workerserver stacks``: what all ranks do, equal stacks once."""
+"""``workerserver stacks``: the stacks of all ranks; equal stacks are shown once."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from workerserver.ranks import fold
 
 __all__ = ["group_dict", "main", "report", "show_groups", "tree_dicts"]
 
-#: Groups that people are shown without --all: the smallest ones, and the largest.
+#: Groups that a person sees without --all: the smallest groups, and the largest one.
 MAX_GROUPS = 12
-#: Lines of a tree.
+#: Lines of a tree that a person sees without --all.
 MAX_BRANCHES = 200
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0: the stacks of all workers, 1: of some, 2: of none."""
+    """Exit status 0: got the stacks of all workers, 1: of some, 2: of none."""
     parser = job_parser(
         "stacks",
-        "Show the stacks of all ranks, those that are the same once, the odd ones first. "
+        "Show the stacks of all ranks. Equal stacks are shown once; rare stacks come first. "
         "Exit status: 0 with the stacks of all workers, 1 of some, 2 of none.",
     )
     add_rounds(parser, 1)
-    parser.add_argument("--tree", action="store_true", help="main threads as a prefix tree")
-    parser.add_argument("--all", action="store_true", help="every group, or the whole tree")
+    parser.add_argument("--tree", action="store_true", help="show main threads as a prefix tree")
+    parser.add_argument("--all", action="store_true", help="show every group, or the whole tree")
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
     workers = find(options)
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 def report(
     rounds: Sequence[Round], found: Sequence[Group], *, with_tree: bool = False
 ) -> dict[str, Any]:
-    """All of it, for JSON."""
+    """The whole report, for JSON."""
     states = rounds[-1].states
     fields: dict[str, Any] = {
         "ranks": len(states),
@@ -80,7 +80,7 @@ def report(
 
 
 def group_dict(group: Group) -> dict[str, Any]:
-    """A group, as JSON has it."""
+    """The JSON form of a group."""
     return {
         "ranks": group.folded,
         "count": group.count,
@@ -91,7 +91,8 @@ def group_dict(group: Group) -> dict[str, Any]:
 
 
 def tree_dicts(root: Node) -> Iterator[dict[str, Any]]:
-    """The nodes in depth-first order: flat, so that no stack is too deep for a JSON parser."""
+    """The nodes as a flat list in depth-first order. Nested, a stack could be too deep for a JSON
+    parser."""
     waiting = [(root, 0)]
     while waiting:
         node, depth = waiting.pop()
@@ -143,8 +144,8 @@ def _render(
 
 
 def show_groups(found: Sequence[Group], out: Output, *, everything: bool = False) -> None:
-    """The groups, the smallest first. If there are many, only the first ones and the largest, which
-    is the last one, are shown."""
+    """Print the groups, the smallest first. Of many groups, print only the first ones and the last
+    one, which is the largest."""
     shown = list(found)
     left = 0 if everything else max(len(shown) - MAX_GROUPS, 0)
     if left:

@@ -1,4 +1,4 @@
-"""Text for people, and the values of options. What a worker sent must not drive the terminal."""
+"""Text for people, and the values of options. Text from a worker must not control the terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def escape(text: str) -> str:
 
 
 def escape_line(text: str) -> str:
-    """As :func:`escape`, with newlines and tabs spelled out too. The result is one line."""
+    """As :func:`escape`, with newlines and tabs spelled out too. So the result is one line."""
     return "".join(c if c.isprintable() else _spell(c) for c in text)
 
 
@@ -34,7 +34,7 @@ def _spell(character: str) -> str:
 
 
 def write_text(out: TextIO, text: str) -> None:
-    """Write *text*. What the stream's encoding can't hold is spelled out and never an error."""
+    """Write *text*. Characters that the stream's encoding can't hold are spelled out."""
     encoding = out.encoding or "utf-8"
     out.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
@@ -59,7 +59,7 @@ def positive_seconds(text: str) -> float:
 
 
 def seconds(value: float | None) -> str:
-    """A duration in two units at most: ``0.4s``, ``12s``, ``5m12s``, ``3h02m``, ``2d05h``."""
+    """A duration in one or two units: ``0.4s``, ``12s``, ``5m12s``, ``3h02m``, ``2d05h``."""
     if value is None:
         return "-"
     if value < 10:
@@ -75,7 +75,7 @@ def seconds(value: float | None) -> str:
 
 
 def write_table(out: TextIO, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as their widest cell, two spaces apart. Every cell becomes one line."""
+    """Write columns as wide as their widest cell, two spaces apart. Each cell becomes one line."""
     lines = [header, *([escape_line(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     for line in lines:

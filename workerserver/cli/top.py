@@ -1,4 +1,4 @@
-"""``workerserver top``: a live table of all ranks, by what ``/healthz`` tells."""
+"""``workerserver top``: a live table of all ranks, from ``/healthz``."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ HEADER = (
 )  # fmt: skip
 #: The style of a row, by its state.
 STYLES = {"ok": "", "torch": "dim", "stalled": "yellow", "no GIL": "red"}
-#: A GIL that is away for so long is being held.
+#: If the server has waited this long for the GIL, a thread of the worker holds the GIL.
 GIL_AWAY_SECONDS = 1.0
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status, of the last look: 0: all workers answer, 1: some do, 2: none does."""
+    """The exit status of the last look: 0 if all workers answer, 1 if some do, 2 if none does."""
     parser = job_parser(
         "top",
-        "Show all ranks of a job as a live table: step, its age, how long the GIL had to be waited "
-        "for, processor (100% is one core, since the last look), memory. Those that don't answer "
-        "come first, then the lowest steps. Ctrl-C ends it. "
-        "Exit status: 0 all answered the last look, 1 some, 2 none.",
+        "Show all ranks of a job as a live table: the step, the age of the step, the time that the "
+        "server waited for the GIL, the processor time since the last look (100% is one core), and "
+        "the memory. Ranks that don't answer come first, then the ranks with the lowest steps. "
+        "Ctrl-C ends the table. "
+        "Exit status: 0 all workers answered the last look, 1 some, 2 none.",
         deadline=3.0,
     )
     add_every(parser, 2.0)
-    parser.add_argument("--json", action="store_true", help="an object for each look, one a line")
+    parser.add_argument("--json", action="store_true", help="print one object per look and line")
     options = parser.parse_intermixed_args(list(argv))
     workers = find(options)
     out = Output(sys.stdout)
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def rows(look: Round, before: Round | None = None) -> list[dict[str, Any]]:
-    """A row per worker, the ones that need a look first. *before*: the look before this one."""
+    """A row per worker, workers with trouble first. *before* is the look before this one."""
     gone = {(each["address"], each["rank"]): each for each in unreachable(look.states)}
     last = {state.worker: state.health for state in before.states} if before is not None else {}
     return sorted((_row(state, gone, last.get(state.worker)) for state in look.states), key=_order)
@@ -91,7 +92,7 @@ def _row(
 ) -> dict[str, Any]:
     health, failure = state.health, gone.get((state.worker.address, state.rank))
     used = cores_used(health, last)
-    # A stock server has no health to tell, and only that was asked for.
+    # Only health was asked for, and a stock server has none.
     answered = failure is None if health is not None else state.kind == "torch"
     away = health.gil_unavailable_s if health is not None else None
     if failure is not None and not answered:

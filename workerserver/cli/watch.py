@@ -1,4 +1,4 @@
-"""``workerserver watch``: a verdict every so often, each into a file of a folder."""
+"""``workerserver watch``: a verdict at regular intervals, each in a file of its own."""
 
 from __future__ import annotations
 
@@ -24,23 +24,29 @@ from workerserver.cluster.judge.diagnose import diagnose
 
 __all__ = ["Folder", "main"]
 
-#: Looks that a verdict rests on: without recorders, only time tells stuck from slow.
+#: Looks behind one verdict. Without flight recorders, only several looks tell stuck from slow.
 MAX_HISTORY = 4
 WORDS = ("healthy", "SUSPECT", "unclear")
 _NAME = re.compile(r"round-[0-9]{8}T[0-9]{6}\.[0-9]{3}Z\.json\Z")
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit status of the last verdict; 2 without any."""
+    """The exit status of the last verdict; 2 without a verdict."""
     parser = job_parser(
         "watch",
-        "Diagnose a job over and over, a line for each look, and keep the verdicts, with stacks "
-        "and process groups, as JSON files in a folder. Ctrl-C ends it. "
-        "Exit status: that of the last verdict, see diagnose.",
+        "Diagnose a job again and again. Print a line for each look. Keep the verdicts, with "
+        "stacks and process groups, as JSON files in a folder. Ctrl-C ends the watch. "
+        "Exit status: the status of the last verdict, see diagnose.",
     )
-    parser.add_argument("--folder", required=True, metavar="DIR", help="made if it isn't there")
     parser.add_argument(
-        "--keep", type=count, default=1000, metavar="N", help="files (default 1000), the newest"
+        "--folder", required=True, metavar="DIR", help="where the files go; made if missing"
+    )
+    parser.add_argument(
+        "--keep",
+        type=count,
+        default=1000,
+        metavar="N",
+        help="keep the newest N files (default 1000)",
     )
     add_every(parser, 30.0)
     options = parser.parse_intermixed_args(list(argv))
@@ -71,9 +77,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 class Folder:
-    """Verdicts as files, named after their time; beyond *keep* the oldest ones are removed.
+    """Verdicts as files, named after their time. Beyond *keep* files, the oldest are removed.
 
-    Only files with such names are ever touched.
+    Files with other names are never touched.
     """
 
     def __init__(self, path: str, keep: int) -> None:
@@ -86,7 +92,7 @@ class Folder:
             raise UsageError(f"{path}: {error.strerror}") from None
 
     def add(self, when: float, fields: dict[str, Any]) -> None:
-        """A file is whole or not there. OSError if it can't be written."""
+        """Write a whole file or none. OSError if the file can't be written."""
         second = time.strftime("%Y%m%dT%H%M%S", time.gmtime(when))
         name = f"round-{second}.{int(when % 1 * 1000):03}Z.json"
         part = os.path.join(self._path, f".{name}.part")

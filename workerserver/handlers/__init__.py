@@ -24,13 +24,13 @@ __all__ = [
 
 
 def register_builtins(registry: Registry) -> None:
-    """Register every built-in in *registry*, with torch's own registry behind them."""
+    """Register every built-in handler in *registry*, with torch's registry as the fallback."""
     registry.fallback = TorchBridge()
     for family in (ping, stacks, flight_recorder, wait_counters, profiler, pyspy):
         family.register(registry)
 
 
-#: What every server of this process serves unless it is given a registry of its own.
+#: The registry that every server of this process serves, unless the server gets another one.
 default_registry = Registry()
 register_builtins(default_registry)
 

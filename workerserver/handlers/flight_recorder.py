@@ -1,10 +1,10 @@
 """What torch's flight recorders hold: whole traces, and a summary that fits in one packet.
 
-torch has several recorders that share one format: NCCL's (in builds with NCCL), and one of every
-other backend; from torch 2.15 on, one *for each* other backend, gloo's and those that a hook
-records ("nccl", where torch builds that as NCCL2, is one of them). Beware when reading them: with
-gloo a finished operation keeps ``"state": "scheduled"`` and shows it by ``"retired": true``, and
-the configuration of its groups is recorded without name and ranks; ``pg_status`` values and
+torch has several recorders with one format: NCCL's (in builds with NCCL), and one for all other
+backends. From torch 2.15 on, each other backend has a recorder of its own: gloo, and the backends
+that a hook records ("nccl" is one of them if torch builds it as NCCL2). Beware when reading them:
+with gloo a finished operation keeps ``"state": "scheduled"`` and shows it by ``"retired": true``,
+and the configuration of its groups is recorded without name and ranks; ``pg_status`` values and
 ``pg_config`` ranks are strings; ``entries`` is absent when there are none.
 """
 
@@ -39,7 +39,7 @@ NOT_HOOKED = frozenset({GLOO, "nccl", "xccl", "fake", "undefined"})
 
 UNKNOWN_TEXT = "Invalid parameters - unexpected param passed in"
 
-#: A coalesced operation has any number of tensors; a summary names the shapes of the first ones.
+#: Tensors of one operation whose shapes a summary names. A coalesced operation can have any number.
 MAX_SHAPES = 8
 
 Json = dict[str, Any]
@@ -79,13 +79,13 @@ def dump_nccl_trace_json(includecollectives: bool = True, onlyactive: bool = Fal
 
 
 def fr_trace_json(**parameters: str) -> Response:
-    """Another backend's recorder as JSON: collectives, and of them only what is active.
+    """Another backend's recorder as JSON: only the collectives that are active.
 
-    torch 2.15 reads ``backend`` ("gloo" unless it is given); older torch reads no parameter.
+    torch 2.15 reads ``backend`` (default "gloo"); older torch reads no parameter.
 
-    torch's own handler answers where there is one: it lets the GIL go, which the binding keeps for
-    tens of milliseconds if the recorder is full. What isn't UTF-8 only the binding can hand over,
-    where no server of torch's stands by.
+    torch's own handler answers, if this torch has one: that handler releases the GIL. The binding
+    holds the GIL for tens of milliseconds if the recorder is full. If no server of torch's stands
+    by, only the binding can pass on content that isn't UTF-8.
     """
     with contextlib.suppress(NotImplementedHere, BinaryContent):
         return call("fr_trace_json", Request("POST", "/handler/fr_trace_json", parameters))
@@ -102,9 +102,9 @@ def _of_backend(dump: Any, flags: tuple[bool, ...], backend: str) -> Any:
 
 
 def fr_summary() -> Response:
-    """Per process group, the last operation that was issued and the last one that was retired.
+    """For each process group, the last issued operation and the last retired operation.
 
-    JSON; see :func:`summarize`. ``rank`` is this process's, null before there is a default group.
+    JSON; see :func:`summarize`. ``rank`` is this process's rank, null without a default group.
     """
     rank, world, backends = _world()
     dumps = {"fr": _whole("_dump_fr_trace")}
@@ -116,7 +116,7 @@ def fr_summary() -> Response:
     return Response.json({"rank": rank, **summarize(dumps, world)})
 
 
-#: Names of backends that this process has, or had, groups of: their recorders outlive the groups.
+#: Backends of this process's present and former groups: recorders outlive the groups.
 _hooked: set[str] = set()
 
 
@@ -129,8 +129,8 @@ def _takes_backend(dump: Any) -> bool:
 
 
 def _whole(name: str, backend: str = GLOO) -> Json:
-    """All entries of the recorder that *name* dumps. Pickled, where torch can: in a third of the
-    time that it takes as JSON, all of it with the GIL."""
+    """All entries of the recorder that *name* dumps. A pickle, where torch has it, takes a third of
+    the time that JSON takes. Both hold the GIL for the whole time."""
     pickled = getattr(distributed(), name, None)
     whole: Json
     if pickled is None:
@@ -170,8 +170,8 @@ def summarize(dumps: Mapping[str, Json], world: dict[str, Json]) -> Json:
         created_ns, started_ns, completed_ns   wall-clock; null if it hasn't happened
         duration_ms   null unless torch measured it
 
-    Recorders are rings: what was overwritten is not seen here. *world* maps the names of the
-    groups that torch.distributed knows to their ``desc`` and ``ranks``.
+    Recorders are rings, so the summary misses what was overwritten. *world* maps the name of each
+    group that torch.distributed knows to its ``desc`` and ``ranks``.
     """
     groups: list[Json] = []
     version = ""
@@ -213,7 +213,7 @@ def _group(
     last_issued = last_retired = first_pending = None
     pending = 0
     for last_issued in operations:
-        # NCCL's watchdog retires some time after completion; gloo never says completed.
+        # NCCL's watchdog retires an operation some time after its end; gloo never says "completed".
         if last_issued.get("retired") or last_issued.get("state") == "completed":
             last_retired = last_issued
         else:
@@ -256,7 +256,7 @@ def _operation(entry: Json | None) -> Json | None:
 
 
 def _ranks(text: Any) -> list[int] | None:
-    """``"[0, 1]"`` as a list; None for gloo's ``"[]"`` and for what isn't such a text."""
+    """``"[0, 1]"`` as a list; None for gloo's ``"[]"`` and for anything else."""
     try:
         ranks = json.loads(text)
     except (TypeError, ValueError):
@@ -274,12 +274,12 @@ def _status(counters: Any) -> Json | None:
 
 
 def _world() -> tuple[int | None, dict[str, Json], set[str]]:
-    """This process's rank; per group name its ``desc`` and ``ranks``; the names of the backends of
-    all groups. From torch.distributed.
+    """From torch.distributed: this process's rank; each group's ``desc`` and ``ranks`` by name; the
+    names of the backends of all groups.
 
-    A recorder alone can't tell the ranks of a gloo group, nor that a rank belongs to a group in
-    which it has issued nothing. torch has no public list of groups; without the private one the
-    answer is only poorer.
+    A recorder alone knows neither the ranks of a gloo group nor the groups in which this rank has
+    issued nothing. torch has no public list of groups. Without the private list the answer has
+    fewer groups and ranks, but is still right.
     """
     module = imported("torch.distributed.distributed_c10d")
     state = getattr(module, "_world", None)

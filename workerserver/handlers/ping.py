@@ -11,7 +11,7 @@ _PONG = Response(b"pong")
 
 
 def ping(**ignored: str) -> Response:
-    """``pong``, whatever the parameters."""
+    """``pong``, with any parameters."""
     return _PONG
 
 

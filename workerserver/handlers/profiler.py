@@ -1,22 +1,24 @@
 """``torch_profile``: all threads of this process under torch's profiler for a while.
 
-torch has one profiler per process, and a second one kills it: whichever of two overlapping
-sessions stops last reads a result that isn't there and dies of SIGSEGV (torch 2.13, in every order
-that was tried; a session that is only prepared counts). So ours refuses to start beside another,
-and gives way, before the other one is let in, if the training script starts one meanwhile. To exit
-while a session runs ends in SIGSEGV, too, so exit ends ours first.
+torch has one profiler per process, and a second one kills the process. Of two sessions that
+overlap, the one that stops last reads a result that isn't there and dies of SIGSEGV (torch 2.13, in
+every order that we tried; a session that is only prepared counts). So our session doesn't start
+beside another one. If the training script starts a session during ours, ours ends first. Exiting
+while a session runs ends in SIGSEGV too, so our session ends before the interpreter does.
 
-To stop a profile of all threads reads their queues while they may still write to them: beside
-three threads of small operators, torch's own way of doing it killed the process after some tens of
-profiles. So the operators' callbacks are removed first, and the queues read when those that were
-running have returned. What is left: an operator that begins in one profile and ends in the next.
+When torch stops a profile of all threads, it reads the threads' queues while the threads may still
+write to them. Beside three threads of small operators, that killed the process after some tens of
+profiles. So we remove the operators' callbacks first, wait until the running ones have returned,
+and then let torch read the queues. One risk is left: an operator that begins in one profile and
+ends in the next.
 
-To stop and to write a profile holds the GIL, up to 15 us and 4 us per recorded operator, and takes
-nine times the memory that recording took (400 bytes per operator). So what is recorded is bounded
-by the growth of the process's memory: MAX_GROWTH is some 330,000 operators, which stalled the
-trainer for 4 to 6 s, took 1.3 GB for that time and gave a trace of 140 to 170 MB. What the process
-grows by while the trainer imports modules is left out, up to MAX_IMPORTED. Nothing is imported
-here: to import a part of torch while another thread imports torch can make that one fail.
+Stopping and writing a profile hold the GIL: up to 15 us to stop and 4 us to write for each recorded
+operator. They take nine times the memory that recording took (400 bytes per operator). So the
+growth of the process's memory bounds a recording. MAX_GROWTH_BYTES is some 330,000 operators: that
+many stalled the trainer for 4 to 6 s, took 1.3 GB during the stall and gave a trace of 140 to 170
+MB. Growth while the trainer imports modules is not counted, up to MAX_IMPORTED_BYTES. This module
+imports nothing of torch: such an import can make an import of torch fail that another thread is in
+the middle of.
 """
 
 from __future__ import annotations
@@ -44,37 +46,38 @@ from workerserver.types import (
 
 __all__ = ["NoRoom", "ProfilerInUse", "TraceTooLarge", "register", "torch_profile"]
 
-#: Seconds that may be asked for. Small operators reach MAX_GROWTH within one, a usual training
-#: loop (20,000 operators a second) within 15.
-MAX_DURATION = 60
+#: The longest profile. Small operators reach MAX_GROWTH_BYTES within 1 s, a usual training loop
+#: (20,000 operators per second) within 15 s.
+MAX_DURATION_SECONDS = 60
 
-#: Bytes by which the process may grow before a profile is ended early.
-MAX_GROWTH = 128 * 1024 * 1024
+#: A profile ends early once the process has grown by more.
+MAX_GROWTH_BYTES = 128 * 1024 * 1024
 
-#: Bytes of growth that are left out of account while modules are being imported: the first profile
-#: of the training script imports torch._inductor (154 MiB with torch 2.15).
-MAX_IMPORTED = 256 * 1024 * 1024
+#: Growth that is not counted while the process imports modules: the first profile of the training
+#: script imports torch._inductor (154 MiB with torch 2.15).
+MAX_IMPORTED_BYTES = 256 * 1024 * 1024
 
-#: Bytes of a trace that are read into memory to be sent, and of free space that one needs.
-MAX_TRACE = 256 * 1024 * 1024
+#: The largest trace that is sent, and the free space that a profile needs.
+MAX_TRACE_BYTES = 256 * 1024 * 1024
 
-#: Seconds between two looks at the process's memory and at the free space.
-POLL = 0.05
+#: Time between two looks at the process's memory and at the free space.
+POLL_SECONDS = 0.05
 
-#: Seconds for callbacks to return after their removal. They take microseconds, unless their thread
-#: isn't run; 0.02 was too short on a machine with six busy threads to a core, 0.2 was not.
-SETTLE = 0.3
+#: The time that removed callbacks get to return. They take microseconds, unless the kernel doesn't
+#: run their thread: with six busy threads per core, 0.02 s was too short and 0.2 s was not.
+SETTLE_SECONDS = 0.3
 
-#: Seconds that the interpreter's exit waits for a profile to end.
-EXIT_WAIT = 10.0
+#: The longest time that the interpreter's exit waits for a profile to end.
+EXIT_WAIT_SECONDS = 10.0
 
-#: torch.autograd.profiler's names for what begins a session, each looked up when it is called.
+#: The functions of torch.autograd.profiler that begin a session. torch looks each one up by name at
+#: every call.
 ENTRIES = ("_prepare_profiler", "_enable_profiler")
 
-#: torch.profiler's name in torch's step counter, from the making of a profiler to its exit.
+#: The name under which a torch.profiler stands in torch's step counter, from construction to exit.
 STEP = "ProfilerStep"
 
-#: What of torch.autograd.profiler and torch.profiler is used and isn't public.
+#: The private names of torch.autograd.profiler and torch.profiler that this module uses.
 NEEDED = (
     *ENTRIES,
     "_ProfilerResult.save",
@@ -95,7 +98,7 @@ NEEDED_FRONT = (
 
 
 class ProfilerInUse(WorkerServerError):
-    """The training script has a profiler of its own, and there can be only one."""
+    """The training script already uses the only profiler that a process can have."""
 
     status = 409
 
@@ -107,13 +110,13 @@ class TraceTooLarge(WorkerServerError):
     def __init__(self, size: int) -> None:
         self.size = size
         super().__init__(
-            f"the trace has {size} bytes, more than the {MAX_TRACE} that are sent: "
+            f"the trace has {size} bytes, more than the {MAX_TRACE_BYTES} that are sent: "
             "ask for a shorter duration"
         )
 
 
 class NoRoom(WorkerServerError):
-    """The folder for temporary files can't take a trace."""
+    """The folder for temporary files has no room for a trace."""
 
     status = 507
 
@@ -126,7 +129,7 @@ class NoRoom(WorkerServerError):
 
 
 class _Session:
-    """One profile of ours: who runs it, why it is to end early if it is, whether it has ended."""
+    """One profile of ours: its thread and process, the reason to end early, whether it ended."""
 
     def __init__(self) -> None:
         self.thread = threading.current_thread()
@@ -136,25 +139,25 @@ class _Session:
         self.ended = threading.Event()
 
     def end(self, reason: str) -> None:
-        """Have it end early; returns at once."""
+        """Ask this session to end early. Returns at once."""
         self.reason = reason
         self.give_way.set()
 
     def let_in(self) -> None:
-        """Called in a thread that is about to start another profiler: end ours first.
+        """End this session and wait, in a thread that is about to start another profiler.
 
-        Returns at once in our own thread, in a forked child and once ours has ended.
+        Returns at once in this session's own thread, in a forked child, and after the end.
         """
         if self.thread is threading.current_thread() or self.pid != os.getpid():
             return
         self.end("the training script started one meanwhile, so this one was given up")
-        # No deadline: to let it in too early would kill the process.
+        # No deadline: if the other profiler starts before the end of ours, the process dies.
         while not self.ended.wait(1.0) and self.thread.is_alive():
             pass
 
 
 class _State:
-    """Of this process: the lock that a profile holds from start to export, and its session."""
+    """This process's lock, which a profile holds from start to export, and its session."""
 
     def __init__(self) -> None:
         self.running = threading.Lock()
@@ -171,26 +174,28 @@ def _after_fork() -> None:
 
 
 def _at_exit() -> None:
-    """End a profile, and keep the lock: none starts after this."""
+    """End the profile and keep the lock, so that no other profile starts."""
     _state.closing = True
     session = _state.session
     if session is not None:
         session.end("the process is ending")
-    _state.running.acquire(timeout=EXIT_WAIT)
+    _state.running.acquire(timeout=EXIT_WAIT_SECONDS)
 
 
 atexit.register(_at_exit)
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def torch_profile(duration: Annotated[float, Range(0.001, MAX_DURATION)]) -> Response:
-    """A Chrome trace (JSON) of *duration* seconds, operators with their shapes, all threads.
+def torch_profile(duration: Annotated[float, Range(0.001, MAX_DURATION_SECONDS)]) -> Response:
+    """A Chrome trace (JSON) of *duration* seconds: all threads, operators with their shapes.
 
-    One that was ended early, because it took too much memory, says so in the field
-    ``X-Ended-Early`` and in the trace's own ``workerserver``. ProfilerInUse if the training script
-    profiles, or begins to before the end; NoRoom; NotImplementedHere if torch isn't imported to the
-    end or has another profiler. The first profile of a process takes longer: torch sets its
-    profiler up.
+    A profile that takes too much memory ends early. Then the header field ``X-Ended-Early`` and the
+    trace's own field ``workerserver`` say why. The first profile of a process takes longer, because
+    torch sets its profiler up.
+
+    Raises ProfilerInUse if the training script profiles or begins to profile before the end; NoRoom
+    without space for the trace; NotImplementedHere if torch isn't imported to the end or has
+    another profiler.
     """
     lock = _state.running
     if not lock.acquire(blocking=False):
@@ -222,7 +227,7 @@ def _profile(duration: float) -> Response:
             _stop(backend, front, profile)
     if session.give_way.is_set():
         raise ProfilerInUse(session.reason)
-    # Somebody ended ours (C++ code can): to export a result that isn't there is a SIGSEGV.
+    # C++ code can have ended our session. Exporting a result that isn't there is a SIGSEGV.
     if not profile.profiler.kineto_results.trace_start_ns():
         raise ProfilerInUse("other code in this process ended this one")
     _check_room(folder)
@@ -232,13 +237,13 @@ def _profile(duration: float) -> Response:
 
 
 def _modules() -> tuple[Any, Any]:
-    """torch.autograd.profiler and torch.profiler, with all that is used of them.
+    """torch.autograd.profiler and torch.profiler, once all names that we need are found there.
 
-    Asked before anything is started, so that another torch can't fail in the middle.
+    The check comes before the start of a profile, so that an unknown torch can't fail midway.
     """
     backend = imported("torch.autograd.profiler")
     front = imported("torch.profiler")
-    # The start of a profile asks it for the ranks, and would import it.
+    # The start of a profile reads the ranks from torch.distributed, and would import it.
     if backend is None or front is None or imported("torch.distributed") is None:
         raise NotImplementedHere("this process hasn't imported torch to the end")
     missing = [name for name in NEEDED if not _has(backend, name)]
@@ -259,10 +264,11 @@ def _has(module: Any, path: str) -> bool:
 
 
 def _constructed(backend: Any, front: Any) -> Any:
-    """A profile with torch's own choice of devices; nothing is started yet.
+    """A profile with torch's own choice of devices, not started yet.
 
-    torch's prepare_trace() would import torch._inductor, seconds of work beside the training loop,
-    only to read there whether CUDA graphs are on. Who hasn't imported it has none of them.
+    torch's prepare_trace() would import torch._inductor, only to read there whether CUDA graphs are
+    on. That import takes seconds beside the training loop. A process that hasn't imported
+    torch._inductor has no such graphs, so this function reads the setting only if it is loaded.
     """
     try:
         config = front._ExperimentalConfig(profile_all_threads=True)
@@ -281,22 +287,22 @@ def _constructed(backend: Any, front: Any) -> Any:
 
 
 def _watch(session: _Session, duration: float, folder: str) -> str:
-    """Wait until the profile has to end; why that is before *duration*, or ``""``."""
+    """Wait until the profile has to end. Returns why it ends before *duration*, or ``""``."""
     before = last = _resident()
     modules = len(sys.modules)
     imported_bytes = 0
     started = time.monotonic()
     while (left := started + duration - time.monotonic()) > 0:
-        if session.give_way.wait(min(left, POLL)):
+        if session.give_way.wait(min(left, POLL_SECONDS)):
             return ""
         now, count = _resident(), len(sys.modules)
         if count != modules:
-            imported_bytes = min(imported_bytes + max(0, now - last), MAX_IMPORTED)
+            imported_bytes = min(imported_bytes + max(0, now - last), MAX_IMPORTED_BYTES)
         last, modules = now, count
-        if now - before - imported_bytes > MAX_GROWTH:
-            reason = f"the process grew by more than {MAX_GROWTH} bytes"
-        elif _free(folder) < MAX_TRACE:
-            reason = f"less than {MAX_TRACE} bytes are free in {folder}"
+        if now - before - imported_bytes > MAX_GROWTH_BYTES:
+            reason = f"the process grew by more than {MAX_GROWTH_BYTES} bytes"
+        elif _free(folder) < MAX_TRACE_BYTES:
+            reason = f"less than {MAX_TRACE_BYTES} bytes are free in {folder}"
         else:
             continue
         return f"after {time.monotonic() - started:.2f} of {duration:g} s: {reason}"
@@ -304,21 +310,21 @@ def _watch(session: _Session, duration: float, folder: str) -> str:
 
 
 def _stop(backend: Any, front: Any, profile: Any) -> None:
-    """End a profile, whatever became of its start, and leave torch's flag as it was."""
+    """End a profile, even one whose start failed, and leave torch's flag cleared."""
     try:
         if backend._is_profiler_enabled:
             backend._toggle_collection_dynamic(False, {front.ProfilerActivity.CPU})
-            time.sleep(SETTLE)
+            time.sleep(SETTLE_SECONDS)
     finally:
         try:
             profile.stop_trace()
         finally:
-            # A stop that failed leaves it set, and every later profile would be refused.
+            # A stop that failed leaves the flag set; then every later profile would be refused.
             backend._is_profiler_enabled = False
 
 
 def _resident() -> int:
-    """Bytes of memory that this process has; 0 without /proc."""
+    """Bytes of resident memory of this process; 0 without /proc."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -327,7 +333,7 @@ def _resident() -> int:
 
 
 def _free(folder: str) -> int:
-    """Bytes that this process may still write to *folder*; 0 if it is gone."""
+    """Bytes that this process may still write to *folder*; 0 if the folder is gone."""
     import shutil
 
     try:
@@ -346,16 +352,17 @@ def _folder() -> str:
 
 
 def _check_room(folder: str) -> None:
-    """NoRoom unless *folder* has as much free space as the largest trace needs."""
+    """Raise NoRoom unless *folder* has enough free space for the largest trace."""
     free = _free(folder)
-    if free < MAX_TRACE:
-        raise NoRoom(folder, f"{free} bytes are free, {MAX_TRACE} are needed")
+    if free < MAX_TRACE_BYTES:
+        raise NoRoom(folder, f"{free} bytes are free, {MAX_TRACE_BYTES} are needed")
 
 
 def _exported(profile: Any, folder: str) -> bytes:
-    """The trace of a profile that has ended, by way of a file, as torch can't write it elsewhere.
+    """The trace of a profile that has ended. It goes through a file: torch writes to files only.
 
-    Kineto only prints when it can't write, and leaves a file of another name: hence the folder.
+    When Kineto can't write, it only prints a message and leaves a file of another name behind. So
+    the trace gets a folder of its own, which is removed as a whole.
     """
     import tempfile
 
@@ -364,7 +371,7 @@ def _exported(profile: Any, folder: str) -> bytes:
             path = os.path.join(own, "trace.json")
             profile.export_chrome_trace(path)
             size = os.stat(path).st_size
-            if size > MAX_TRACE:
+            if size > MAX_TRACE_BYTES:
                 raise TraceTooLarge(size)
             with open(path, "rb") as file:
                 trace = file.read()
@@ -377,10 +384,11 @@ def _exported(profile: Any, folder: str) -> bytes:
 
 @contextlib.contextmanager
 def _gate(backend: Any, session: _Session) -> Iterator[None]:
-    """While it is open, whoever starts a profiler through *backend* waits for *session* to end.
+    """Within this context, a thread that starts a profiler in *backend* first ends *session*.
 
-    There is no hook in torch for this, so its two entry points are replaced for as long as ours
-    runs. A copy of a replacement that someone kept does nothing once the session has ended.
+    torch has no hook for this, so the context replaces torch's two entry points while our session
+    runs. Other code may keep a copy of a replacement; after the session's end the copy just calls
+    torch's function.
     """
     replaced: dict[str, tuple[Any, Any]] = {}
     for name in ENTRIES:
@@ -406,22 +414,24 @@ def _guarded(original: Callable[..., Any], session: _Session) -> Callable[..., A
 
 
 def _in_use(backend: Any) -> bool:
-    """Whether a session is running or prepared. To be asked with the gate closed behind it.
+    """Whether a session is running or prepared. Call this inside ``_gate()``.
 
-    A prepared session (the warm-up of a schedule) shows only in its object, which notes that it
-    was entered before it calls into torch, and holds a result once it has ended. To find the
-    objects walks all that the garbage collector knows, under the GIL: 12 ms in a process that has
-    imported torch, 23 ms with 1e6 objects more, a seventh of one full collection. Nothing cheaper
-    is as safe: torch keeps no list, and its step counter misses who prepares without a schedule.
+    A prepared session (the warm-up of a schedule) shows only in its object. The object notes that
+    it was entered before it calls into torch, and holds a result after its end. To find such
+    objects, this function walks all objects of the garbage collector under the GIL: 12 ms in a
+    process that has imported torch, 23 ms with 1e6 objects more, a seventh of one full collection.
+    Nothing cheaper is as safe: torch keeps no list of sessions, and torch's step counter misses a
+    session that was prepared without a schedule.
     """
     if backend._is_profiler_enabled:
         return True
-    # What was frozen isn't walked. Then whoever has a profiler open may have it prepared, too.
+    # The walk misses objects that gc.freeze() has frozen. Then any open profiler counts, as that
+    # profiler may be a prepared one.
     steps = getattr(getattr(backend, "KinetoStepTracker", None), "_step_dict", ())
     if gc.get_freeze_count() and STEP in steps:
         return True
     return any(
-        # One that accumulates is entered again with its old result.
+        # A profiler that accumulates events is entered again with its old result.
         getattr(instance, "entered", False)
         and (
             getattr(instance, "kineto_results", None) is None

@@ -1,4 +1,4 @@
-"""``pyspy_dump``: this process's stacks, native frames too if asked, as py-spy sees them."""
+"""``pyspy_dump``: this process's stacks as py-spy sees them, with native frames on request."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from workerserver.types import Response
 
 __all__ = ["pyspy_dump", "register"]
 
-TIMEOUT = 30.0  # s
-MAX_OUTPUT = 16 * 1024 * 1024  # bytes, of each stream
+TIMEOUT_SECONDS = 30.0
+MAX_OUTPUT_BYTES = 16 * 1024 * 1024  # of each stream
 
 INSTALL = (
     "py-spy not found, neither on PATH nor beside the interpreter: install it (pip install py-spy)"
@@ -28,7 +28,7 @@ PERMIT = (
 
 
 class Outcome(NamedTuple):
-    """How a command ended: its exit status (None if it was killed, and why), and its output."""
+    """How a command ended: exit status (None if it was killed), output, and why it was killed."""
 
     status: int | None
     stdout: bytes
@@ -37,9 +37,10 @@ class Outcome(NamedTuple):
 
 
 def pyspy_dump(native: str = "", subprocesses: str = "", nonblocking: str = "") -> Response:
-    """py-spy's dump of this process; any value but the empty one turns a parameter on.
+    """py-spy's dump of this process. Any value except ``""`` turns a parameter on.
 
-    200 with its standard output, or 500 with all its output and what to install or permit.
+    Answers 200 with py-spy's standard output, or 500 with all output of py-spy and with what to
+    install or permit.
     """
     program = find_program()
     if program is None:
@@ -65,7 +66,7 @@ def pyspy_dump(native: str = "", subprocesses: str = "", nonblocking: str = "") 
 
 
 def find_program() -> str | None:
-    """py-spy on PATH, else beside the interpreter (a virtual environment that isn't activated)."""
+    """py-spy on PATH, else beside the interpreter (for a virtual environment that isn't active)."""
     import shutil
 
     return shutil.which("py-spy") or shutil.which(
@@ -74,12 +75,12 @@ def find_program() -> str | None:
 
 
 def run_bounded(
-    command: Sequence[str], timeout: float = TIMEOUT, limit: int = MAX_OUTPUT
+    command: Sequence[str], timeout: float = TIMEOUT_SECONDS, limit: int = MAX_OUTPUT_BYTES
 ) -> Outcome:
     """Run *command* without a shell, for at most *timeout* s and *limit* bytes of each stream.
 
-    It gets no input and none of our descriptors. It inherits the signal mask of our threads, in
-    which everything is blocked, so it is ended with SIGKILL.
+    The command gets no input and none of our descriptors. Our threads block all signals and the
+    command inherits that, so only SIGKILL ends it.
     """
     killed = ""
     output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
@@ -115,7 +116,7 @@ def run_bounded(
                 except subprocess.TimeoutExpired:
                     killed = f"no end after {timeout:g} s"
         finally:
-            process.kill()  # does nothing to one that has been waited for
+            process.kill()  # does nothing after a successful wait()
     status = None if killed else process.returncode
     return Outcome(status, bytes(output["stdout"]), bytes(output["stderr"]), killed)
 

@@ -1,11 +1,11 @@
-"""torch's own handler registry, as a Source: what is registered there is served here too.
+"""torch's own handler registry, as a Source: our server also serves the handlers in it.
 
-torch is never imported: it counts as present once the process has imported it to the end. Facts on
-its interface (checked on torch 2.10 to 2.15): a Python handler gets exactly the objects that it is
-called with; a C++ one calls ``set_content`` and ``set_status`` on them, its ``getParam`` can't be
-served from Python (there is no conversion from a dict to a multimap), and its content has to be
-UTF-8. What a C++ handler can't do over its binding, it does on torch's own server, if this process
-has one beside ours (``own_server``).
+This module never imports torch. torch counts as present once the process has imported it to the
+end. Facts on torch's interface (checked on torch 2.10 to 2.15): a Python handler gets exactly the
+objects that we pass. A C++ handler calls ``set_content`` and ``set_status`` on those objects. Its
+``getParam`` can't be served from Python (no conversion from a dict to a multimap), and its content
+has to be UTF-8. What a C++ handler can't do over its binding, it does on torch's own server, if
+this process has one beside ours (``own_server``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 FORM = "application/x-www-form-urlencoded"
 
-#: For responses.failure(): a frame of this module is no news to whoever wrote the handler.
+#: For responses.failure(): a frame of this module tells the author of a handler nothing.
 _passes_calls_on = True
 
 
@@ -113,12 +113,12 @@ class _Adapters(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def _adapters(module: Any) -> _Adapters:
-    """Subclasses of *module*'s ``_Request`` and ``_Response``; made once, torch has to be there."""
+    """Subclasses of *module*'s ``_Request`` and ``_Response``, made once, when torch is present."""
     base_request: Any = module._Request
     base_response: Any = module._Response
 
     class TorchRequest(base_request):  # type: ignore[misc]
-        """Our request, as torch's handlers expect one."""
+        """Our request, in the form that torch's handlers expect."""
 
         def __init__(self, request: Request) -> None:
             super().__init__()
@@ -135,7 +135,7 @@ def _adapters(module: Any) -> _Adapters:
             return self._request.get_param(name)
 
     class TorchResponse(base_response):  # type: ignore[misc]
-        """Collects what a handler sets; status 200, no content and no type of it unless it does."""
+        """Collects what a handler sets. The default is status 200, no content and no type."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -162,10 +162,11 @@ def _adapters(module: Any) -> _Adapters:
 def call(name: str, request: Request) -> Response:
     """What torch's handler *name* answers to *request*.
 
-    NotImplementedHere if torch has no such handler; ValueError for a status or a content type that
-    HTTP can't carry; whatever a Python handler raises, as it is. A C++ handler that reads its
-    parameters, or answers with bytes, is asked for at torch's own server. The first such request
-    runs its beginning twice: up to where the binding fails, and then over there.
+    Raises NotImplementedHere if torch has no such handler, and ValueError for a status or a content
+    type that HTTP can't carry. An exception of a Python handler passes unchanged. A C++ handler
+    that reads its parameters or answers with bytes is asked at torch's own server. The first such
+    request runs the handler's beginning twice: here up to the place where the binding fails, and
+    then there.
     """
     module = control_plane()
     if module is None:
@@ -205,10 +206,10 @@ def _ask_own_server(name: str, request: Request) -> Response | None:
 
 
 def _translated(name: str, error: Exception) -> WorkerServerError | None:
-    """The error to raise instead of *error*, if it is the binding's and not the handler's.
+    """The error to raise instead of *error*, if the binding raised *error* and no handler did.
 
-    What a Python handler raises has frames below ours in its traceback; what the binding raises on
-    behalf of a C++ handler has none.
+    An error of a Python handler has frames below ours in its traceback. An error that the binding
+    raises for a C++ handler has none.
     """
     trace = error.__traceback__
     if trace is not None and trace.tb_next is not None:
@@ -221,26 +222,26 @@ def _translated(name: str, error: Exception) -> WorkerServerError | None:
 
 
 class TorchBridge:
-    """The Source of torch's registry. Thread-safe; one Handler per name, so its limit holds."""
+    """The Source of torch's registry. Thread-safe. Keeps one Handler per name, with its limit."""
 
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """The names in torch's registry now that a path can hold; none without torch."""
+        """The names that torch's registry has now and that a path can hold; none without torch."""
         module = control_plane()
         if module is None:
             return []
         try:
             names = module._get_handler_names()
         except UnicodeDecodeError:
-            # One name that isn't text hides all: torch converts them together.
+            # One name that isn't text hides all names: torch converts the whole list at once.
             return []
         return [name for name in names if _is_segment(name)]
 
     def find(self, name: str) -> Handler | None:
-        """The handler that calls torch's *name*; None if torch has none of that name."""
+        """The handler that calls torch's handler *name*; None if torch has no such handler."""
         with self._lock:
             if not _has(name):
                 self._handlers.pop(name, None)

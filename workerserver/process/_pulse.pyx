@@ -1,7 +1,7 @@
-"""The process as its server sees it: how far it is, and what it can bear.
+"""What the server knows of its process.
 
-``heartbeat`` is training's own call and the health made of it, ``thread_limit`` how many threads
-may still start, ``forked`` what a child of fork() must neither use nor destroy.
+``heartbeat`` records training's steps, and makes ``/healthz`` of them. ``thread_limit`` says how
+many threads may still start. ``forked`` keeps alive what a forked child must not destroy.
 """
 
 include "heartbeat.pyx"

@@ -9,9 +9,9 @@ __all__ = ["seconds"]
 
 
 def seconds(name: str, default: float) -> float:
-    """The variable *name* in seconds, *default* if it is not set or empty.
+    """The variable *name* in seconds; *default* if the variable is not set or empty.
 
-    Raises ValueError, which names it, unless it is a finite number of at least 0.
+    Any other value has to be a finite number of at least 0, else ValueError names the variable.
     """
     text = os.environ.get(name, "").strip()
     if not text:

@@ -12,7 +12,7 @@ __all__ = ["lazy_names"]
 def lazy_names(
     package: str, names: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of *package*; *names*: in which module each name is."""
+    """The ``__getattr__`` and ``__dir__`` of *package*. *names* maps each name to its module."""
 
     def find(name: str) -> Any:
         if name not in names:

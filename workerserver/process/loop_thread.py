@@ -1,4 +1,4 @@
-"""The one thread on which every server of this process runs its uvloop loop."""
+"""The one thread that runs the uvloop loop of all servers of this process."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ READY_SECONDS = 10.0
 
 
 class LoopThread:
-    """A daemon thread that runs one uvloop loop, shared and counted.
+    """A daemon thread that runs one uvloop loop for several users, and counts them.
 
-    ``acquire()`` gives the process's loop thread, started if need be; the last ``release()`` ends
-    it. A thread that a handler keeps busy for ever is given up: the next ``acquire()`` starts
-    another.
+    ``acquire()`` returns the process's loop thread, and starts one if there is none. The last
+    ``release()`` ends the thread. If a handler blocks the thread for ever, ``abandon()`` gives the
+    thread up, and the next ``acquire()`` starts another one.
     """
 
     _current: LoopThread | None = None
-    _lock = threading.RLock()  # a signal handler may come in between, and shut a server down
+    _lock = threading.RLock()  # a signal handler may interrupt the holder and shut a server down
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._users = 0
         self._ended = False
-        #: What serves this loop while it runs, and how that is closed. A forked child must
-        #: never free it.
+        #: Each object that serves this loop, with the function that closes the object. A forked
+        #: child must never free these objects.
         self.attached: dict[object, Callable[[], None]] = {}
         self._ready = threading.Event()
         self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
@@ -62,13 +62,13 @@ class LoopThread:
             return current
 
     def abandon(self) -> None:
-        """Give the thread to nobody else; its users keep it."""
+        """Give the thread to no new user. Its present users keep the thread."""
         with LoopThread._lock:
             if LoopThread._current is self:
                 LoopThread._current = None
 
     def release(self, timeout: float) -> bool:
-        """Give the thread back; True unless it was the last use and didn't end in *timeout* s."""
+        """Give the thread back; the last user ends it. False if it didn't end in *timeout* s."""
         with LoopThread._lock:
             self._users -= 1
             if self._users > 0:
@@ -79,12 +79,12 @@ class LoopThread:
         with contextlib.suppress(RuntimeError):  # closed already
             self.loop.call_soon_threadsafe(self.loop.stop)
         if threading.current_thread() is self.thread:
-            return True  # it ends when the callback that called us returns
+            return True  # the thread ends when the callback that called release() returns
         self.thread.join(timeout)
         return not self.thread.is_alive()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Have *coroutine* run on the loop, from any thread."""
+        """Start *coroutine* on the loop. Any thread may call this."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
@@ -97,7 +97,8 @@ class LoopThread:
             raise TimeoutError(f"the server's loop didn't answer in {timeout:g} s") from None
 
     def attach(self, thing: object, close: Callable[[], None]) -> None:
-        """Keep *thing* until the loop ends, and call *close* then; all on the loop's thread."""
+        """Keep *thing* until the loop ends, then call *close* on the loop's thread. Only the loop's
+        thread may call this."""
         self.attached[thing] = close
 
     @property
@@ -123,7 +124,7 @@ class LoopThread:
 
     @classmethod
     def after_fork(cls) -> None:
-        """In a forked child: the thread is not there; its loop must be left as it is for ever."""
+        """In a forked child: the thread is gone. Keep its loop for ever, unused."""
         if cls._current is not None:
             immortalise(cls._current)
             immortalise(cls._current.loop)

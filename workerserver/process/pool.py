@@ -1,8 +1,8 @@
 """A small bounded pool of daemon threads for handlers that may block.
 
-``concurrent.futures`` won't do: its threads are joined at interpreter exit, so one handler that
-sleeps for ever would keep the training process from ending. These are daemon threads, started
-when there is work, gone when there has been none for a while.
+``concurrent.futures`` won't do: the interpreter joins its threads at exit, so one handler that
+sleeps for ever would keep the training process from ending. The pool starts a daemon thread when
+there is work. The thread ends after it had no work for a while.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ logger = logging.getLogger("workerserver")
 class DaemonPool:
     """Runs each job at once, in an idle thread or a new one, or refuses it.
 
-    There is no backlog: a job that waits behind hung ones would wait for ever, and would run when
-    nobody wants it any more. ``close()`` never waits for a busy thread. All methods from any
-    thread.
+    There is no backlog: behind hung jobs, a job would wait for ever, or run when nobody wants its
+    result any more. ``close()`` never waits for a busy thread. Any thread may call any method.
     """
 
     def __init__(self, threads: int = 64, idle: float = 10.0) -> None:
         self._limit = threads
         self._idle_seconds = idle
-        # Holds at most one job per idle thread, put in under the lock when the thread is taken.
+        # At most one job for each idle thread. submit() puts the job in under the lock, in the same
+        # step in which it counts the thread as busy.
         self._handed: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0
@@ -48,7 +48,7 @@ class DaemonPool:
         return getattr(self._here, "inside", False)
 
     def submit(self, job: Job) -> bool:
-        """Run *job* now; False if the pool is closed or no thread can be had."""
+        """Run *job* now. False if the pool is closed or no thread is free and none can start."""
         with self._lock:
             if self._closed:
                 return False
@@ -61,7 +61,7 @@ class DaemonPool:
             self._threads += 1
             self._started += 1
             name = f"workerserver-handler-{self._started}"
-        # In a list, which _work() empties: a Thread keeps its arguments for as long as it runs.
+        # A Thread keeps its arguments while it runs. So the job is in a list that _work() empties.
         thread = threading.Thread(target=self._work, args=([job],), name=name, daemon=True)
         try:
             thread.start()
@@ -79,7 +79,7 @@ class DaemonPool:
                 job()
             except BaseException:
                 logger.exception("a handler's job failed outside the handler")
-            job = None  # an idle thread must not keep the last request alive
+            job = None  # else an idle thread would keep the last request alive
             with self._lock:
                 if self._closed:
                     break
@@ -91,7 +91,7 @@ class DaemonPool:
                     if self._handed.empty():
                         self._idle -= 1
                         break
-                    # A job was handed over in the moment in which the wait ended.
+                    # submit() may have handed over a job just as the wait ended.
                     job = self._handed.get_nowait()
         with self._lock:
             self._threads -= 1

@@ -1,4 +1,4 @@
-"""Listening sockets: how a guest in somebody's process binds and removes them."""
+"""Listening sockets: how to bind and remove them as a guest in somebody else's process."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MAX_PATH_BYTES = 107 if os.uname().sysname == "Linux" else 103
 
 
 def fill_standard_descriptors() -> None:
-    """Open /dev/null where 0, 1 or 2 is closed, as they can be under a launcher.
+    """Open /dev/null for each of the descriptors 0, 1 and 2 that the launcher left closed.
 
-    Else a socket would get that number: what the process prints would go to a client, and libuv
-    aborts a process in which it has to close a descriptor below 3.
+    Otherwise a socket would get that number. Then a client would receive what the process prints,
+    and libuv aborts a process in which it has to close a descriptor below 3.
     """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -35,9 +35,9 @@ def fill_standard_descriptors() -> None:
 class UnixListener:
     """A listening Unix socket and the file that names it.
 
-    Raises RuntimeError with torch's texts: ``{path} already exists`` if something is there that is
-    no stale socket of our own user, ``Error binding to {path}`` for any other reason, which is the
-    error's ``__cause__``.
+    Raises RuntimeError with torch's texts. ``{path} already exists``: something is at the path, and
+    it is not a stale socket of our own user. ``Error binding to {path}``: any other reason; the
+    error's ``__cause__`` is that reason.
     """
 
     def __init__(self, path: str) -> None:
@@ -63,8 +63,8 @@ class UnixListener:
             os.unlink(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # Before bind(): the file gets its mode from the descriptor, so that there is no
-            # moment in which others could connect, and no umask to change for the whole process.
+            # Before bind(), because the file gets its mode from the descriptor. So other users can
+            # connect at no moment, and the umask of the whole process stays as it is.
             os.fchmod(sock.fileno(), 0o600)
             sock.bind(path)
             try:
@@ -81,7 +81,7 @@ class UnixListener:
         return sock
 
     def remove(self) -> None:
-        """Remove the socket file if it still is the one that was bound."""
+        """Remove the socket file, if the path still names the socket that we bound."""
         with contextlib.suppress(OSError):
             info = os.lstat(self.path)
             if (info.st_dev, info.st_ino) == self._identity:
@@ -89,7 +89,7 @@ class UnixListener:
 
 
 def _is_stale(path: str) -> bool:
-    """Whether *path* is a socket of our own user on which nobody listens any more."""
+    """Whether *path* is a socket of our own user and no process listens on it any more."""
     info = os.lstat(path)
     if not stat.S_ISSOCK(info.st_mode) or info.st_uid != os.geteuid():
         return False
@@ -100,9 +100,9 @@ def _is_stale(path: str) -> bool:
 
 @contextlib.contextmanager
 def _locked_folder(folder: str) -> Iterator[None]:
-    """Hold the folder's lock: of two starters, only one may find the same socket stale.
+    """Hold the folder's lock, so that two starting servers can't both take the same stale socket.
 
-    Best effort: a folder that can't be locked (some network file systems) is used all the same.
+    Best effort: if a folder can't be locked (on some network file systems), the block runs anyway.
     """
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -129,8 +129,8 @@ def _locked_folder(folder: str) -> Iterator[None]:
 def close_accepted(names: Iterable[Any]) -> None:
     """In a forked child: close the connections made to listeners with these socket names.
 
-    Between accept() and the moment in which its loop tells Python, a connection is known by its
-    number only to C code. The child would keep it open after the parent has closed it.
+    After accept(), only C code knows a connection's descriptor until the loop tells Python. Without
+    this function the child would keep such a connection open after the parent has closed it.
     """
     wanted = {_connection_key(name) for name in names}
     with contextlib.suppress(OSError):
@@ -151,8 +151,8 @@ def close_accepted(names: Iterable[Any]) -> None:
 
 
 def _connection_key(name: Any) -> Any:
-    """What a listener's name has in common with those of its connections: a path, host and
-    port, or only the port where it listens on every interface."""
+    """The part that a listener's name shares with its connections' names: the path, or host and
+    port, or only the port if the listener is on every interface."""
     if isinstance(name, str):
         return name
     return name[1] if name[0] in ("::", "0.0.0.0") else name[:2]
@@ -182,7 +182,7 @@ def bind_tcp(host: str, port: int) -> socket.socket:
 def _listen(family: int, address: tuple[object, ...], dual: bool = False) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        # For TIME_WAIT after a restart. Never SO_REUSEPORT: a taken port has to be an error.
+        # After a restart the port may be in TIME_WAIT. Never SO_REUSEPORT: a taken port must fail.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)

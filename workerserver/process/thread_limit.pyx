@@ -1,4 +1,4 @@
-"""How many threads this process may still start."""
+"""Whether this process may start more threads."""
 
 from libc.stdlib cimport free, realloc
 
@@ -29,7 +29,8 @@ cdef void* _wait_turn(void* gate) noexcept nogil:
 
 
 cdef size_t _start_threads(pthread_t* threads, size_t count) noexcept nogil:
-    """How many of *count* threads could be started, all alive together; they have ended."""
+    """Start up to *count* threads that live at the same time, and end them. Returns how many did
+    start."""
     cdef pthread_mutex_t gate
     cdef size_t started = 0, at
     if pthread_mutex_init(&gate, NULL) != 0:
@@ -47,10 +48,10 @@ cdef size_t _start_threads(pthread_t* threads, size_t count) noexcept nogil:
 
 
 def threads_can_start(Py_ssize_t count):
-    """Whether this process may have *count* threads more just now: starts them, and ends them.
+    """Whether *count* more threads can start in this process now. Starts them, and ends them.
 
-    Limits of the user, the container and the address space all count; none can be asked reliably.
-    Releases the GIL.
+    The user, the container and the address space each have a limit, and none of the limits can be
+    read reliably. Releases the GIL.
     """
     cdef pthread_t* threads
     cdef size_t wanted, started

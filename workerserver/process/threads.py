@@ -1,4 +1,4 @@
-"""How threads of ours are started, and what the kernel calls them."""
+"""How our own threads start, and their names in the kernel."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ALL_SIGNALS = signal.valid_signals()
 
 @contextlib.contextmanager
 def blocked_signals() -> Iterator[None]:
-    """Block all signals in the calling thread for a while: a thread started inside inherits
-    that, so the process's signals go on reaching the threads they reached before."""
+    """Block all signals in the calling thread during the block. A thread that starts inside
+    inherits the mask, so the process's signals still reach the same threads as before."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
     try:
         yield
@@ -31,7 +31,7 @@ def blocked_signals() -> Iterator[None]:
 
 
 def start(thread: threading.Thread) -> None:
-    """Start *thread*, which gets no signals. OSError if the process may have no more threads, or
+    """Start *thread* with all signals blocked. OSError if the process may have no more threads, or
     has none that are real."""
     why = why_no_real_threads()
     if why is not None:
@@ -49,8 +49,8 @@ def start(thread: threading.Thread) -> None:
 def why_no_real_threads() -> str | None:
     """Why ``threading`` starts no threads of the system here; None if it does.
 
-    Where gevent or eventlet has replaced the primitives, a "thread" is a greenlet of the thread that
-    starts it. A server's loop in it would never give that thread back to training.
+    Where gevent or eventlet has replaced the primitives, a "thread" is a greenlet of the thread
+    that starts it. A server's loop in it would never give that thread back to training.
     """
     gevent = sys.modules.get("gevent.monkey")
     patched = getattr(gevent, "is_module_patched", None)
@@ -64,9 +64,9 @@ def why_no_real_threads() -> str | None:
 
 
 def name_this_thread(name: str) -> None:
-    """Have the calling thread be *name* in top -H, py-spy and gdb; the kernel keeps 15 characters.
+    """Give the calling thread a *name* for top -H, py-spy and gdb; the kernel keeps 15 characters.
 
-    On Linux; elsewhere nothing happens.
+    Does nothing except on Linux.
     """
     with contextlib.suppress(OSError, AttributeError):
         native = threading.get_native_id()
@@ -75,7 +75,7 @@ def name_this_thread(name: str) -> None:
 
 
 def named(name: str) -> frozenset[str]:
-    """The ids of this process's threads that the kernel calls *name*; Linux."""
+    """The ids of this process's threads whose kernel name is *name*. Linux only."""
     found = set()
     for tid in os.listdir("/proc/self/task"):
         with (

@@ -25,18 +25,18 @@ logger = logging.getLogger("workerserver")
 CERTIFICATE, KEY = "WORKERSERVER_TLS_CERT", "WORKERSERVER_TLS_KEY"
 #: Handshakes at one time.
 MAX_HANDSHAKES = 64
-#: Time for the client to end its side of a connection that is closed.
+#: Time that a client gets to end its side after we closed ours.
 FAREWELL_SECONDS = 5.0
 #: Time until the next accept() after the process ran out of descriptors.
 PAUSE_SECONDS = 0.1
 
 
 def tls_from_environment() -> ssl.SSLContext | None:
-    """A context with the certificate (and its chain) in the file WORKERSERVER_TLS_CERT and the key
-    in WORKERSERVER_TLS_KEY, by default in the same file; None if neither is set.
+    """A context from the file WORKERSERVER_TLS_CERT (the certificate and its chain) and the file
+    WORKERSERVER_TLS_KEY (the key; by default in the first file). None if neither variable is set.
 
-    Raises ValueError if they can't be used: to serve in the clear where somebody asked for TLS
-    would be worse than not to serve.
+    Raises ValueError if the files can't be used: if somebody asked for TLS, no server is better
+    than a server without TLS.
     """
     certificate, key = os.environ.get(CERTIFICATE, ""), os.environ.get(KEY, "")
     if not certificate:
@@ -61,10 +61,10 @@ def _no_password() -> str:
 
 
 class Acceptor:
-    """Accepts the connections of one *listener* until close(). Belongs to the loop.
+    """Accepts the connections of one *listener* until close(). Only the loop's thread may use it.
 
-    *factory* makes the protocol of a connection after the handshake, which may take *timeout*
-    seconds.
+    A handshake may take *timeout* seconds. After the handshake, *factory* makes the connection's
+    protocol.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Acceptor:
         self._task = self._loop.create_task(self._accept(listener))
 
     def close(self) -> None:
-        """Accept no more connections, and end the handshakes under way. The listener is closed
-        soon after."""
+        """Accept no more connections, and end the handshakes under way. The task closes the
+        listener soon after."""
         for task in (self._task, *self._handshakes):
             task.cancel()
 

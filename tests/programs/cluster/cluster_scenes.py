@@ -1,8 +1,8 @@
-"""Stands in one place after the other and prints what stands there: a line of JSON for each scene,
-{"scene", "json": dump_traceback's, "text": faulthandler's}.
+"""Stops in one place after the other, and prints the stacks there: a line of JSON for each scene,
+{"scene", "json": dump_traceback's answer, "text": faulthandler's}.
 
 A second thread takes both once the main thread has come to rest. A forked child is the other rank
-of a gloo group, and comes late to each operation. At the end torch's own server is asked.
+of a gloo group, and comes late to each operation. The last scene is torch's own server's answer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ released = threading.Event()
 
 
 def come_to_rest() -> None:
-    """Until the main thread has stood in one place for 0.1 s."""
+    """Wait until the main thread has stayed in one place for 0.1 s."""
     before: object = None
     since = time.monotonic()
     while time.monotonic() - since < 0.1:
@@ -57,7 +57,7 @@ def stock_text() -> str:
 
 
 def from_torch() -> str:
-    """What torch's own server says to dump_traceback."""
+    """The answer of torch's own server to dump_traceback."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(20)
         connection.connect(f"{FOLDER}/torch.sock")
@@ -108,7 +108,7 @@ class Waiting(torch.autograd.Function):  # type: ignore[misc]
 
 
 class Nested(torch.autograd.Function):  # type: ignore[misc]
-    """Passes through autograd so often that it takes a thread of its own for it."""
+    """Nests so deep in autograd that autograd continues in a thread of its own."""
 
     left = 62
 
@@ -150,7 +150,7 @@ def loader() -> None:
 
 
 def pinning() -> None:
-    """torch starts the pin-memory thread only where there is a device; its loop needs none."""
+    """torch starts the pin-memory thread only with a device, but the thread's loop needs none."""
     torch.accelerator.set_device_index = lambda index: None
     done = threading.Event()
     tasks = multiprocessing.Queue()  # type: ignore[var-annotated]
@@ -215,7 +215,7 @@ def operations() -> dict[str, Callable[[], Any]]:
 
 
 def late_rank(orders: int) -> None:
-    """Does each operation once it is told to."""
+    """Do each operation after an order."""
     os.read(orders, 1)  # else it would wait for the other rank in long naps
     dist.init_process_group("gloo", f"file://{FOLDER}/store", rank=1, world_size=2)
     for operation in operations().values():

@@ -1,5 +1,5 @@
-"""One rank of a job that makes steps without end; once it does, its pid is in a file in $FOLDER.
-Another file there says that it stands still, since another rank has died."""
+"""One rank of a job that makes steps without end. After the first steps, the rank writes its pid to
+a file in $FOLDER. If another rank dies, this rank stands still and writes another file."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""One rank of a job on several hosts: steps without end, before which rank 3 takes a lock on
-$FOLDER/batch. It says by a file there that it has made some, and can be found in the store."""
+"""One rank of a job on several hosts that makes steps without end. Before each step, rank 3 takes a
+lock on $FOLDER/batch. After some steps, once it is in the store, the rank writes a file there."""
 
 from __future__ import annotations
 

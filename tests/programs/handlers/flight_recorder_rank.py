@@ -1,7 +1,7 @@
-"""One of two gloo ranks, of which rank 1 stays out of the last operation until both have looked.
+"""One of two gloo ranks. Rank 1 stays out of the last operation until both have asked the handlers.
 
-``python flight_recorder_rank.py RANK FOLDER``; prints one JSON object: what the handlers answer at
-that moment, and what torch's own server answers to ``fr_trace_json`` and ``ping``.
+``python flight_recorder_rank.py RANK FOLDER``; prints one JSON object: the handlers' answers at
+that moment, and the answers of torch's own server to ``fr_trace_json`` and ``ping``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def meet(store: dist.Store, rank: int, place: str) -> None:
 
 
 def settle(rank: int) -> None:
-    """Wait until torch has retired what is finished: it does so some time after the caller."""
+    """Wait until torch has retired the finished operations, some time after they have ended."""
     give_up = time.monotonic() + 30
     while time.monotonic() < give_up:
         groups = json.loads(flight_recorder.fr_summary().body)["groups"]

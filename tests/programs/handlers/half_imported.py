@@ -1,7 +1,7 @@
-"""Handlers that stand on torch, asked without pause while the main thread imports torch.
+"""Asks handlers that need torch without pause while the main thread imports torch.
 
-Prints one JSON object: whether the import succeeded, what was answered while it ran and after it,
-and which modules a profile imported.
+Prints one JSON object: whether the import succeeded, the answers during the import and after it,
+and the modules that a profile imported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ QUESTIONS: dict[str, Callable[[], Response]] = {
 
 
 def ask(name: str) -> int | str:
-    """The status that *name* answers with, or the exception that isn't one of ours."""
+    """The status of *name*'s answer, or the text of an exception that isn't ours."""
     try:
         return QUESTIONS[name]().status
     except WorkerServerError as error:
@@ -48,7 +48,7 @@ def main() -> None:
         while not stop.wait(0.002):
             answers = {name: ask(name) for name in QUESTIONS}
             listed = len(bridge.names())
-            # What was answered belongs to the import if it still runs now.
+            # The answers count for the import if it still runs now.
             if imported("torch") is None:
                 rounds += 1
                 half += "torch" in sys.modules

@@ -1,6 +1,6 @@
 """torch_profile beside a training script that profiles too: ``python profiler_overlap.py CASE``.
 
-A mistake here is a SIGSEGV, hence a process of its own. Prints one JSON object.
+A mistake here ends in SIGSEGV, so this runs in a process of its own. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from workerserver.types import WorkerServerError
 
 
 def train(until: Callable[[], bool]) -> None:
-    """Matrix products until *until* says so, at least one."""
+    """Compute matrix products until *until* returns true, at least one."""
     while True:
         torch.ones(8, 8) @ torch.ones(8, 8)
         if until():
@@ -97,7 +97,7 @@ def trainer_warms_up_frozen() -> list[dict[str, object]]:
 
 
 def start_fails() -> list[dict[str, object]]:
-    """After torch has begun: what asks for the ranks fails, as beside a group being torn down."""
+    """The start fails after torch has begun: reading the ranks raises, as during a group's end."""
     kind = torch.profiler._KinetoProfile
     original = kind._get_distributed_info
 
@@ -115,16 +115,16 @@ def start_fails() -> list[dict[str, object]]:
 
 
 def process_grows() -> list[dict[str, object]]:
-    original = profiler.MAX_GROWTH
-    profiler.MAX_GROWTH = 1024 * 1024
+    original = profiler.MAX_GROWTH_BYTES
+    profiler.MAX_GROWTH_BYTES = 1024 * 1024
     try:
         return [ask_and_train(60.0)]
     finally:
-        profiler.MAX_GROWTH = original
+        profiler.MAX_GROWTH_BYTES = original
 
 
 def disk_is_full() -> list[dict[str, object]]:
-    """A limit on the size of files stands for it: the write fails in the middle all the same."""
+    """A limit on the size of files takes the place of a full disk: both fail during the write."""
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -149,7 +149,7 @@ def trainer_starts() -> list[dict[str, object]]:
 
 
 def many_beside_busy_threads() -> list[dict[str, object]]:
-    """One profile after the other beside small operators: what is read must not be written to."""
+    """One profile after the other beside small operators, which write to the queues being read."""
     stop = threading.Event()
     busy = [threading.Thread(target=train, args=(stop.is_set,)) for _ in range(3)]
     for thread in busy:
@@ -163,7 +163,7 @@ def many_beside_busy_threads() -> list[dict[str, object]]:
 
 
 def process_exits() -> list[dict[str, object]]:
-    """Leaves while a profile runs in a daemon thread, as the pool's are."""
+    """Exit while a profile runs in a daemon thread: the pool's threads are daemons too."""
 
     def ask() -> None:
         try:
@@ -213,7 +213,7 @@ def main() -> None:
         json.dumps(
             {
                 "outcomes": outcomes,
-                # Whatever happened, the next profile works and torch is as it was.
+                # After each case the next profile works, and torch is as before.
                 "next": ask_and_train(),
                 "restored": entries
                 == [

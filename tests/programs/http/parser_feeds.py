@@ -1,6 +1,6 @@
-"""What reaches httptools, call by call: its own parser, with a count, in its place.
+"""The calls that reach httptools: a parser that counts takes the place of httptools' own.
 
-Prints a JSON object: scenario -> [lengths of the pieces fed, requests that came out].
+Prints a JSON object: scenario -> [lengths of the fed pieces, number of requests].
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Counting(httptools.HttpRequestParser):
         super().feed_data(data)
 
 
-# Before the parser is imported: it looks the class up once.
+# Before the import of our parser, which looks the class up once.
 setattr(httptools, "HttpRequestParser", Counting)  # noqa: B010
 
 from workerserver._parser import RequestParser  # noqa: E402

@@ -1,14 +1,14 @@
-"""A server in a process whose main thread holds the GIL when it is told to.
+"""A server in a process whose main thread holds the GIL on command.
 
 ``python gil_scene.py FOLDER [torch] [closed]`` serves on ``FOLDER/s`` and on a TCP port, and prints
 that port. With ``closed`` it also serves on ``FOLDER/closed`` and on another port, which it prints
-next: there, a rule that has no native form refuses everything. Then it does what the lines of stdin
-say, and answers each with one line of JSON:
+next: there, a rule without a native form refuses every request. Each line of stdin is a command,
+and gets one line of JSON:
 
-``hold``: hold the GIL until a byte comes through the pipe ``FOLDER/release`` (``"holding"`` is
-printed first). ``bursts S SEED``: for S seconds hold it for 50 to 400 ms at a time. ``ran``: the
-ids that the handlers have seen, which are then forgotten. ``size``: resident bytes, and the open
-descriptors.
+``hold``: hold the GIL until a byte comes through the pipe ``FOLDER/release`` (prints ``"holding"``
+first). ``bursts S SEED``: during S seconds, hold the GIL for 50 to 400 ms at a time. ``ran``: the
+ids that the handlers have seen; the list is emptied. ``size``: resident bytes, and the number of
+open descriptors.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Closed(Rule):
 
 @contextlib.contextmanager
 def closed_servers(folder: str) -> Iterator[int]:
-    """Two servers that refuse everything; gives the port of the second."""
+    """Two servers that refuse every request. Gives the port of the second."""
 
     def rules(**options: Any) -> tuple[Rule, ...]:
         return (*standard_rules(**options), Closed())
@@ -80,11 +80,11 @@ def wait_for_batch() -> None:
 
 
 def load_checkpoint() -> None:
-    libc.read(RELEASE, ctypes.create_string_buffer(1), 1)  # held here
+    libc.read(RELEASE, ctypes.create_string_buffer(1), 1)  # holds the GIL here
 
 
 def bursts(seconds: float, seed: int) -> int:
-    """Long holds and short breaks: idle ones, and busy ones in which the GIL is fought for."""
+    """Long holds and short breaks. In idle breaks the GIL is free; in busy ones Python runs."""
     choose = random.Random(seed)
     number = 0
     give_up = time.monotonic() + seconds

@@ -1,5 +1,6 @@
-"""The garbage collector runs at every allocation, and finalizers let the GIL go: whoever allocated
-while it held the hub's lock would hang the process. Needs its own: on failure it hangs for good."""
+"""The garbage collector runs at every allocation, and finalizers release the GIL. So a thread that
+allocates with the hub's lock held would hang the process. On failure this process hangs for good.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ SECONDS = 1.5
 
 
 class Litter:
-    """Garbage in a cycle, with a finalizer that other threads run beside."""
+    """Garbage in a cycle. Its finalizer releases the GIL, so that other threads run."""
 
     def __init__(self) -> None:
         self.me = self
@@ -45,7 +46,7 @@ def main() -> None:
     held: list[Any] = []
     give_up = time.monotonic() + SECONDS
     while time.monotonic() < give_up:
-        # Objects kept, so that the next ones come from no free list: those aren't counted.
+        # Keep the objects: objects from a free list don't count as allocations.
         held.append([(n, n, n) for n in range(4)])
         held.append([])
         held.append([])

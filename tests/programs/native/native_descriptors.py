@@ -1,4 +1,4 @@
-"""accept() without a descriptor left: those who came wait, and are served once there is one."""
+"""accept() without a descriptor left: new clients wait until a descriptor is free."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def main() -> None:
     else:
         raise SystemExit("a client was accepted without a descriptor")
     used = cpu() - before
-    first.sendall(PING)  # who is in already is served on
+    first.sendall(PING)  # an accepted client is still served
     assert receive(first, len(PONG)) == PONG
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     for fd in fill:

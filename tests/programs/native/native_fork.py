@@ -1,5 +1,5 @@
-"""Forked with connections in every state: in the child transports do nothing, no descriptor of the
-hub is left, and the parent goes on serving."""
+"""Forks with connections in every state. In the child, transports do nothing and no descriptor of
+the hub is open. The parent goes on serving."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def child(rig: Rig, protocols: list[Any], inherited: set[str]) -> None:
 
 
 def sockets() -> set[str]:
-    """The sockets this process has open, by inode."""
+    """The open sockets of this process, by inode."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -49,7 +49,7 @@ def sockets() -> set[str]:
 def main() -> None:
     before = sockets()
     rig = Rig("asyncio-unix")
-    plain = sockets()  # the loop's own, and the listening socket, which is Python's
+    plain = sockets()  # the loop's own sockets, and the listening socket, which is Python's
     opened = [rig.open() for _ in range(6)]
     protocols = [protocol for _, protocol in opened]
     clients = [sock for sock, _ in opened]

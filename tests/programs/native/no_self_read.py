@@ -1,4 +1,4 @@
-"""``no_self_read.py before|after``: what is left where a seccomp filter forbids the own memory.
+"""``no_self_read.py before|after``: which answers are left if a seccomp filter forbids self-reads.
 
 The filter refuses process_vm_readv and pread64, before stacks are prepared for or after. Prints as
 JSON: why they can't be prepared for, and the status, mode and text that the handler answers.

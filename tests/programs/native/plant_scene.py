@@ -1,7 +1,7 @@
-"""A hub with a connection in each stage that lasts; then one fault after the other, in children.
+"""A hub with a connection in each lasting stage. Forked children then plant one fault each.
 
-``plant_scene.py``: faults, a JSON list on stdin, are planted; so is each transition there could be.
-Prints what became of the children. ``plant_scene.py here``: a fault in this process, which dies.
+``plant_scene.py``: plant the faults in the JSON list on stdin, and each possible transition. Prints
+how the children ended. ``plant_scene.py here``: plant a fault in this process, which dies.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
         rig.hold()
         queued.sendall(b"something for the loop")
         relayed.sendall(RELAYED)
-        reset[0].close()  # with bytes unread: an error on the other side, where nobody is told
+        reset[0].close()  # with unread bytes: an error on the other side, which nobody reads yet
         assert kept[1].told == ["made", "data"]
         wait_until(lambda: all(engine.stages().count(s) == n for s, n in WANTED.items()))
 

@@ -1,10 +1,10 @@
 """Clients for sanitize_stress.py: ``sanitize_clients.py FOLDER SEED SECONDS THREADS``.
 
-They are a process of their own, without the sanitizer, so that the server's GIL doesn't hold them
-up. Each ``*.sock`` in FOLDER and the port in FOLDER/port is a server that may go at any time: then
-a connection ends, or is refused. What must never come is a reply that is malformed, is one too
-many, or isn't what was asked for. Prints one JSON object: counts by action, faults, and the ids of
-``once`` requests by what became of them.
+The clients run in a process of their own, without the sanitizer, so that the server's GIL doesn't
+delay them. Each ``*.sock`` in FOLDER and the port in FOLDER/port is a server. A server may go at
+any time; then it ends or refuses connections. A reply must never be malformed, superfluous, or for
+another request. Prints one JSON object: counts by action, faults, and the ids of ``once`` requests
+by outcome.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def pipelined(rng: random.Random) -> None:
 
 
 def flood(rng: random.Random) -> None:
-    """More pings than their replies have room for."""
+    """More pings than fit into the room for replies."""
     with connect(rng, 4096) as client:
         client.socket.settimeout(0.2)
         data = post("ping") * 200
@@ -127,7 +127,7 @@ def flood(rng: random.Random) -> None:
 
 
 def big_reply(rng: random.Random) -> None:
-    """Read slowly, and often not to the end: most of the body leaves the server late."""
+    """Read a reply slowly, and often not to its end: most of the body leaves the server late."""
     with connect(rng, rng.choice((0, 8192, 65536))) as client:
         client.send(post(f"big?size={rng.choice((100_000, BIG))}"))
         for _ in range(rng.randrange(300)):
@@ -179,7 +179,7 @@ def half_closed(rng: random.Random) -> None:
 
 
 def rude(rng: random.Random) -> None:
-    """Ends without having read, or in the middle of a request."""
+    """End the connection before a read, or in the middle of a request."""
     name = rng.choice(("ping", "quick", "slow", "echo", "big?size=300000", "wait_counter_values"))
     data = post(name) * rng.randrange(1, 5)
     with connect(rng) as client:
@@ -235,7 +235,7 @@ def relayed(rng: random.Random) -> None:
 
 
 def once(rng: random.Random) -> None:
-    """What is refused must never have run; what is answered has run once."""
+    """A refused request must never have run. An answered request has run once."""
     with connect(rng) as client:
         for _ in range(rng.randrange(1, 6)):
             name = f"{rng.getrandbits(64):x}"
@@ -256,7 +256,7 @@ def malformed(rng: random.Random) -> None:
 
 
 def idle(rng: random.Random) -> None:
-    """Until the server has had enough of it."""
+    """Stay idle until the server ends the connection."""
     with connect(rng) as client:
         client.send(rng.choice((b"", post("ping"), b"GET / HT", post("echo", b"x" * 50)[:-10])))
         client.rest()
@@ -287,7 +287,7 @@ def run(seed: int, until: float) -> None:
         try:
             action(rng)
         except (OSError, EOFError) as error:
-            # A server that goes may end any connection; one that lets 30 s pass is stuck.
+            # A server that goes may end any connection. A server that is silent for 30 s is stuck.
             outcome = "ended"
             if isinstance(error, TimeoutError):
                 faults.append(f"{action.__name__}: 30 s of silence: {traceback.format_exc()}")

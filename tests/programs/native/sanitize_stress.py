@@ -1,10 +1,11 @@
-"""Everything that the native transport can be put through at once, for a sanitizer to look at.
+"""All kinds of load on the native transport at the same time, for a sanitizer to watch.
 
-``sanitize_stress.py [--seconds N] [--seed N]``. Two servers that go and come back, a third that
-does so ten times a second; clients of every kind in processes of their own
-(sanitize_clients.py); meanwhile the registry changes, the process forks, heartbeats, and a thread
-holds the GIL for longer than the servers wait for it. What each thread does follows from the
-seed; how the threads meet doesn't. Prints one JSON object; exit status 1 if anything was wrong.
+``sanitize_stress.py [--seconds N] [--seed N]``. Two servers stop and start again and again, a third
+one does so ten times per second. Clients of every kind run in processes of their own
+(sanitize_clients.py). Meanwhile the registry changes, the process forks and sends heartbeats, and a
+thread holds the GIL for longer than the servers wait for the GIL. The seed decides what each thread
+does, but not the order between threads. Prints one JSON object. Exit status 1 if anything was
+wrong.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ async def slow() -> str:
 
 
 def big(size: int = 1) -> Response:
-    return Response(b"x" * size)  # new each time: nobody but the transport keeps it
+    return Response(b"x" * size)  # a new object each time, which only the transport keeps
 
 
 def echo(request: Request) -> Response:
@@ -128,7 +129,7 @@ def register() -> None:
 
 
 def use_peer(folder: Path) -> None:
-    """Have a client's peer stand where torch's own server would, and be started by and by."""
+    """Let a client's peer take the place of torch's own server, and start after a while."""
     path = os.fsencode(folder / "torch")
     stand_in: dict[str, Callable[[], object]] = {
         "start_if_possible": lambda: True,
@@ -143,7 +144,7 @@ def use_peer(folder: Path) -> None:
 
 
 def serve(folder: Path, rng: random.Random) -> None:
-    """Two servers; then none, for the I/O thread and the loop to end; then two again."""
+    """Two servers; then none, so that the I/O thread and the loop end; then two again."""
     while not over.is_set():
         with contextlib.ExitStack() as stack:
             unix = WorkerServer(str(folder / "a.sock"), registry=registry, limits=LIMITS)
@@ -202,7 +203,7 @@ def hold(folder: Path, rng: random.Random) -> None:
 
 
 def compute(folder: Path, rng: random.Random) -> None:
-    """A hot thread whose stack is never the same."""
+    """A busy thread whose stack changes all the time."""
 
     def deeper(depth: int) -> int:
         return 0 if depth == 0 else 1 + deeper(depth - 1)

@@ -1,7 +1,7 @@
-"""torch's own server beside ours, each scene in a forked process of its own.
+"""torch's own server beside ours. Each scene runs in a forked process of its own.
 
-``python torch_fallback_scene.py FOLDER SCENE...`` imports torch once and prints, for each scene,
-one JSON object; FOLDER takes the temporary files, and holds a ``py-spy`` that a scene may use.
+``python torch_fallback_scene.py FOLDER SCENE...`` imports torch once and prints a JSON object for
+each scene. Temporary files go to FOLDER, which also holds a ``py-spy`` for some scenes.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ HANDLERS: list[Any] = []  # torch frees its Python handlers too late for them to
 
 
 class Leave(Exception):
-    """Carries how a process is to end up to the end of the script."""
+    """Carries the way in which a process has to end to the end of the script."""
 
     def __init__(self, how: str) -> None:
         self.how = how
 
 
 def started() -> Any:
-    """This process's fallback, running, with all its threads there."""
+    """This process's fallback, once it runs with all its threads."""
     from workerserver.native.torch_standby import fallback
 
     assert fallback.start_if_possible(), fallback.reason
@@ -79,7 +79,7 @@ def code(pid: int) -> int:
 
 
 def open_files() -> list[str]:
-    """What this process's descriptors name."""
+    """The files that this process's descriptors refer to."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the one that listdir used
@@ -88,7 +88,7 @@ def open_files() -> list[str]:
 
 
 def slow_pyspy() -> threading.Thread:
-    """A request that torch's server is busy with for an hour."""
+    """A request that keeps torch's server busy for an hour."""
     mark = os.path.join(FOLDER, f"running-{os.getpid()}")
     os.environ["PYSPY_MARK"] = mark
 
@@ -133,7 +133,7 @@ def start() -> dict[str, Any]:
 
 
 def under_install() -> dict[str, Any]:
-    """Ours has taken the place of torch's ``_WorkerServer``."""
+    """The fallback works after our server has taken the place of torch's ``_WorkerServer``."""
     import torch
 
     import workerserver.control_plane
@@ -146,7 +146,7 @@ def under_install() -> dict[str, Any]:
 
 
 def closed_by_somebody() -> dict[str, Any]:
-    """Somebody closes descriptors that are not his; the next connection would end the process."""
+    """Other code closes the server's descriptors. The next connection would end the process."""
     from workerserver.native._bridge import listens
 
     fallback = started()
@@ -162,7 +162,7 @@ def closed_by_somebody() -> dict[str, Any]:
 
 
 def registered_in_python() -> dict[str, Any]:
-    """A free name of torch's that is taken by a Python handler is none of the C++ ones."""
+    """A Python handler under a free name of torch's C++ handlers doesn't count as a C++ handler."""
     import torch
 
     fallback = started()
@@ -240,7 +240,7 @@ def switched_off() -> dict[str, Any]:
 
 
 def long_folder() -> dict[str, Any]:
-    """The folder for temporary files has a path that fits no socket's address."""
+    """The path of the folder for temporary files is too long for a socket's address."""
     os.environ["TMPDIR"] = os.path.join(FOLDER, "x" * 100)
     os.mkdir(os.environ["TMPDIR"])
     fallback = started()
@@ -249,7 +249,7 @@ def long_folder() -> dict[str, Any]:
 
 
 def no_room_for_threads() -> dict[str, Any]:
-    """torch would end the process (std::terminate) if it could not start one of its threads."""
+    """If torch can't start one of its threads, torch ends the process (std::terminate)."""
     from workerserver.native.torch_standby import fallback
 
     with open("/proc/self/statm", encoding="ascii") as file:
@@ -262,7 +262,7 @@ def no_room_for_threads() -> dict[str, Any]:
 
 
 def forks() -> dict[str, Any]:
-    """Children of every kind hold nothing of the server, and their ends leave the parent alone."""
+    """Children of every kind hold no part of the server. Their ends don't disturb the parent."""
     import multiprocessing
 
     import torch
@@ -274,7 +274,7 @@ def forks() -> dict[str, Any]:
     before = socket_names().count(path)
 
     def bare() -> None:
-        """What a child may not have: the server's sockets, and the way to them."""
+        """Check that a child has neither the server's sockets nor the path to them."""
         assert path not in socket_names(), socket_names()
         assert not any(name.startswith(path) for name in open_files())
         assert not fallback.running
@@ -310,7 +310,7 @@ def forks() -> dict[str, Any]:
 
 
 class Checked:
-    """Collates, after a check."""
+    """Runs a check, then collates."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         self._check = check
@@ -323,7 +323,7 @@ class Checked:
 
 
 def killed() -> dict[str, Any]:
-    """A parent is killed while its child lives: nobody listens any more, nothing is left."""
+    """A parent is killed while its child lives: no process listens any more, no file is left."""
     ours, theirs = os.pipe()
     middle = os.fork()
     if middle == 0:
@@ -349,7 +349,7 @@ def killed() -> dict[str, Any]:
 
 
 def exits() -> dict[str, Any]:
-    """However a process ends that the server runs in: status, and the slowest end in seconds."""
+    """All ways in which a process with the server can end: status, and the slowest end in s."""
     hows = ("normal", "exit", "raise", "os_exit", "terminated", "busy", "at_once")
     found: dict[str, Any] = {}
     for how in hows:
@@ -380,7 +380,7 @@ def exits() -> dict[str, Any]:
 
 
 def held() -> dict[str, Any]:
-    """The GIL is held by C code while torch's server is asked; gloo's operations are recorded."""
+    """torch's server gets questions while C code holds the GIL. gloo's operations are recorded."""
     import torch
     import torch.distributed as dist
 
@@ -398,7 +398,7 @@ def held() -> dict[str, Any]:
 
     def ask(name: str) -> None:
         ready.release()
-        replies[name] = fetch(name, delay=1.0)  # gives the GIL up, and doesn't need it again
+        replies[name] = fetch(name, delay=1.0)  # releases the GIL, and doesn't need it again
 
     threads = [threading.Thread(target=ask, args=(name,)) for name in names]
     for thread in threads:

@@ -41,7 +41,7 @@ def main(library: str, moment: str, folder: str) -> None:
     found = {"trained": train(), "logged": logged}
     for transport in ("native", "uvloop"):
         try:
-            WorkerServer(path, transport=transport).shutdown()  # type: ignore[arg-type]
+            WorkerServer(path, transport=transport).shutdown()
         except RuntimeError as error:
             found[transport] = f"{error}: {error.__cause__}"
     found["left"] = os.listdir(folder)

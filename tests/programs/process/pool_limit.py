@@ -1,4 +1,4 @@
-"""A pool in a process that may start no more threads. ``python pool_limit.py first|later``."""
+"""A pool in a process that can't start more threads. ``python pool_limit.py first|later``."""
 
 from __future__ import annotations
 

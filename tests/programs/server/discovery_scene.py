@@ -59,7 +59,7 @@ def registers() -> dict[str, Any]:
 
 
 def late() -> dict[str, Any]:
-    """A store that comes up after several attempts, all of which have to be quiet."""
+    """A store that comes up after several attempts. No attempt may print anything."""
     import torch.distributed
 
     assert torch.distributed.is_available()
@@ -93,7 +93,7 @@ def torch_comes_late() -> dict[str, Any]:
 
 
 def no_store() -> dict[str, Any]:
-    """Nobody there, or a host that there isn't: never our problem."""
+    """Nothing listens, or the host doesn't exist. Neither may disturb training."""
     import torch.distributed
 
     assert torch.distributed.is_available()
@@ -117,8 +117,8 @@ def timed(calls: list[Callable[[], None]]) -> float:
 
 
 def exit_while_trying() -> dict[str, Any]:
-    """The process ends although an attempt is under way that torch would never give up: the
-    store at the given port lets everybody connect and never says a word."""
+    """The process ends during an attempt that torch would never give up: the store at the given
+    port accepts every connection and never answers."""
     import torch.distributed
 
     assert torch.distributed.is_available()
@@ -130,7 +130,7 @@ def exit_while_trying() -> dict[str, Any]:
 
 
 class SlowEnd:
-    """Takes its time when the interpreter is taken apart, as big libraries do."""
+    """Is slow when the interpreter ends, as big libraries are."""
 
     def __del__(self, sleep: Callable[[float], None] = time.sleep) -> None:
         sleep(2.0)

@@ -15,7 +15,7 @@ from workerserver import WorkerServer
 
 
 class Numbers(Dataset[torch.Tensor]):  # type: ignore[misc, unused-ignore]
-    """Each item says how many of the server's sockets its worker holds."""
+    """Each item is the number of the server's sockets that its worker holds."""
 
     def __len__(self) -> int:
         return 64

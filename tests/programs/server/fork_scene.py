@@ -29,7 +29,7 @@ def say(**facts: Any) -> None:
 
 
 def fork(child: Callable[[], object]) -> int:
-    """Run *child* in a forked process that ends by os._exit; its pid. Errors end it with 99."""
+    """Run *child* in a forked process, which ends by os._exit (99 on an error). Returns the pid."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -63,8 +63,8 @@ def serving() -> Iterator[tuple[WorkerServer, WorkerServer, Registry]]:
 
 
 def descriptors() -> None:
-    """What the child holds: nothing of the servers, in flight requests or not; the parent and
-    its clients notice nothing."""
+    """The child holds no descriptor of the servers, even with requests in flight. The fork doesn't
+    disturb the parent and its clients."""
     with serving() as (unix, tcp, registry):
         idle = connect(PATH)
         idle.request("POST", "/handler/ping")
@@ -103,7 +103,7 @@ def descriptors() -> None:
 
 
 def killed() -> None:
-    """A child that outlives its parent, which is killed from outside."""
+    """A child outlives its parent, which is killed from outside."""
     with serving() as (_, tcp, _):
 
         def stay() -> None:
@@ -116,7 +116,7 @@ def killed() -> None:
 
 
 def endings() -> None:
-    """Each way in which a child can end; the server goes on after all of them."""
+    """A child ends in each possible way. The server goes on every time."""
 
     def through_exit() -> int:
         """A child that ends as a program does: SystemExit, atexit, finalisation."""
@@ -186,7 +186,7 @@ def child_serves() -> None:
 
 
 def block() -> None:
-    """``with worker_main():`` whose body forks, the child leaving through the block."""
+    """The body of ``with worker_main():`` forks, and the child leaves through the block."""
     codes = []
     os.environ["TORCH_WORKER_SERVER_SOCKET"] = PATH
     parent = os.getpid()
@@ -213,7 +213,7 @@ def block() -> None:
 
 
 def load() -> None:
-    """200 forks from a second thread while requests fly; no child holds anything of ours."""
+    """200 forks from a second thread during requests. No child holds a descriptor of ours."""
     stop = threading.Event()
     answered = [0, 0]
     errors: list[str] = []
@@ -260,7 +260,7 @@ def load() -> None:
 
 
 def while_closing() -> None:
-    """A fork while a server can't close, because a handler keeps the loop busy."""
+    """A fork while a server can't close because a handler keeps the loop busy."""
     registry = Registry()
     entered = threading.Event()
 

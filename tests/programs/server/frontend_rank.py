@@ -1,6 +1,6 @@
-"""One rank of a gloo job with torch's debug frontend, unmodified, on top of our server or theirs.
+"""One rank of a gloo job with torch's unmodified debug frontend, on our server or on torch's.
 
-``torchrun ... frontend_rank.py ours|torch PORT FOLDER``; lives until FOLDER/done is there.
+``torchrun ... frontend_rank.py ours|torch PORT FOLDER``; lives until FOLDER/done exists.
 """
 
 from __future__ import annotations

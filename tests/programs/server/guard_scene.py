@@ -1,4 +1,4 @@
-"""What a process may suffer beside a server. ``python guard_scene.py SCENE PATH``."""
+"""Hard moments of a process with a server. ``python guard_scene.py SCENE PATH``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def signals(path: str) -> None:
 
 
 def descriptors(path: str) -> None:
-    """Clients take all the connections that they can get; the process can still open files."""
+    """Clients open as many connections as they can. The process can still open files."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     with WorkerServer(path):
@@ -73,7 +73,7 @@ def descriptors(path: str) -> None:
 
 
 def fork(path: str) -> None:
-    """The parent's places in handlers, with and without a server, are not the child's."""
+    """Handlers that are busy in the parent are free in the child, with and without a server."""
     handler = default_registry.find("pyspy_dump")
     assert handler.acquire()
     handler.lock.acquire()
@@ -84,7 +84,7 @@ def fork(path: str) -> None:
 
 
 def registration(path: str) -> None:
-    """No thread for the registration in the store: training goes on."""
+    """No thread can start for the registration in the store. Training goes on."""
     one = StoreRegistration("127.0.0.1", 1, "rank0", "http://x:1")
     with no_threads():
         one.start()

@@ -1,5 +1,6 @@
 """``python half_open_scene.py FOLDER [MAX_CONNECTIONS]``: a server on ``FOLDER/s`` with as many
-descriptors as it may have. For each line of stdin: resident bytes, descriptors and connections."""
+descriptors as the limits allow. Answers each line of stdin with resident bytes, descriptors and
+connections."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from workerserver import Limits, WorkerServer
 
 
 class All(Limits):
-    """Nobody trains here: all descriptors of the process are the server's."""
+    """The server may use all descriptors, because this process doesn't train."""
 
     def within_descriptors(self) -> Limits:
         return self

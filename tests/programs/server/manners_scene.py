@@ -1,6 +1,6 @@
-"""What a process looks like before, with and after a server. ``manners_scene.py SCENE PATH``.
+"""The state of a process before, with and after a server. ``manners_scene.py SCENE PATH``.
 
-Imports nothing beyond what it looks at: the test is about what we bring with us.
+Imports only what it looks at, because the test is about what our server adds.
 """
 
 import json
@@ -23,7 +23,7 @@ def tasks() -> set[int]:
 
 
 def state() -> dict[str, object]:
-    """All that a guest must leave as it was."""
+    """Everything that a guest must not change."""
     import asyncio
     import locale
     import logging
@@ -150,7 +150,7 @@ def signals() -> dict[str, object]:
 
 
 def terminated() -> dict[str, object]:
-    """With no handler of its own the process dies of SIGTERM as it always did."""
+    """Without a handler of its own, the process dies of SIGTERM as without a server."""
     import workerserver
 
     workerserver.WorkerServer(PATH)

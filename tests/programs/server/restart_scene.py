@@ -1,9 +1,9 @@
-"""Trainers that serve, fork, are killed and start again, all in one place.
+"""Trainers that serve, fork, are killed and start again, always at the same addresses.
 
-``python restart_scene.py FOLDER CYCLES``: each cycle forks a trainer that serves on ``FOLDER/s``
-and on one TCP port and makes a child in every way there is. It is killed (SIGKILL) with its
-children alive; then nobody may listen, no child may hold a socket or a queue of the I/O thread, and
-the next trainer must be able to serve at once. Prints what was seen, as JSON.
+``python restart_scene.py FOLDER CYCLES``: each cycle forks a trainer. The trainer serves on
+``FOLDER/s`` and on one TCP port, and makes a child in every possible way. The trainer is killed
+(SIGKILL) while its children live. Then no process may listen, no child may hold a socket or a queue
+of the I/O thread, and the next trainer must be able to serve at once. Prints the findings as JSON.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from support.lifecycle import ask, connect, free_port
 
 from workerserver import WorkerServer
 
-# What libuv's loop itself has open, which a forked child never uses: no way to close it is known.
+# The descriptors of libuv's loop itself. A forked child never uses them, but can't close them.
 LIBUV = Counter(["anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:[io_uring]"])
 SUBREAPER = 36  # prctl's: orphans become this process's children, which can wait for them
 libc = ctypes.PyDLL(None)
 
 
 def opened(pid: int | str, kinds: tuple[str, ...]) -> dict[str, str]:
-    """Descriptors of a process that are of one of *kinds*, and what they name."""
+    """The descriptors of a process that are of one of *kinds*, and their targets."""
     found = {}
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -47,8 +47,8 @@ def stay(out: int) -> None:
 
 
 def make_children() -> dict[str, int]:
-    """A child of each kind, asleep until it is killed. All of them have run: before its first step
-    a child has everything that its parent has."""
+    """A child of each kind, which sleeps until it is killed. Every child has already run: before
+    its first step, a child still has all descriptors of its parent."""
     made = {}
     up, out = os.pipe()
     pid = os.fork()
@@ -59,8 +59,9 @@ def make_children() -> dict[str, int]:
     process.start()
     assert process.pid is not None
     made["multiprocessing"] = process.pid
-    # Python hears nothing of this one. Had a thread asked for the GIL, the child would hand it
-    # over and wait for ever, without that thread; so none is to ask. Who waits has it in the sleep.
+    # Python doesn't know of this fork. If a thread had asked for the GIL before the fork, the child
+    # would hand the GIL to that thread, which the child doesn't have, and wait for ever. So no
+    # thread may ask: the interval is long, and the sleep lets waiting threads run first.
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1000)
     time.sleep(0.05)
@@ -78,7 +79,7 @@ def make_children() -> dict[str, int]:
 
 
 def trainer(path: str, port: int, out: int) -> None:
-    """Serve, make children, tell of them, and stay until killed."""
+    """Serve, make children, report their pids, and stay until killed."""
     kept = [WorkerServer(path), WorkerServer("127.0.0.1", port)]
     children = make_children()
     own = len(opened("self", ("",)))
@@ -88,7 +89,7 @@ def trainer(path: str, port: int, out: int) -> None:
 
 
 def listeners(path: str, port: int) -> tuple[int, int]:
-    """How many sockets listen on the path and on the port."""
+    """The numbers of sockets that listen on the path and on the port."""
     with open("/proc/net/unix", encoding="utf-8", errors="replace") as file:
         unix = sum(line.split()[3] == "00010000" and line.split()[-1] == path for line in file)
     with open("/proc/net/tcp", encoding="ascii") as file:
@@ -110,7 +111,7 @@ def kill(pid: int) -> None:
 
 
 def cycle(path: str, port: int, problems: list[str], old: list[int]) -> tuple[int, int]:
-    """One trainer's life; its descriptors while it served. Its children stay, in *old*."""
+    """Run one trainer. Returns its descriptors while it served. Its children stay, in *old*."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:

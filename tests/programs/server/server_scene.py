@@ -14,14 +14,14 @@ from workerserver import WorkerServer
 
 
 def serve(path: str) -> None:
-    """Serves until it is killed or its stdin ends."""
+    """Serve until the process is killed or stdin ends."""
     with WorkerServer(path):
         print("serving", flush=True)
         sys.stdin.read()
 
 
 def race(path: str) -> None:
-    """For each line "start": tries to serve, says how that went; the winner awaits a line."""
+    """For each line "start": try to serve, and print the result. The winner waits for a line."""
     for line in sys.stdin:
         assert line == "start\n", line
         try:
@@ -36,7 +36,7 @@ def race(path: str) -> None:
 
 
 def count() -> tuple[int, int, int]:
-    """Descriptors, threads, objects of the kinds that a server is made of."""
+    """The numbers of descriptors, threads, and objects of a server's types."""
     gc.collect()
     kinds = ("WorkerServer", "WorkerProtocol", "ServerState", "LoopThread", "Loop", "DaemonPool")
     objects = sum(type(thing).__name__ in kinds for thing in gc.get_objects())

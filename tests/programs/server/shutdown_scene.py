@@ -1,7 +1,7 @@
-"""A shutdown, with whatever stands in its way. ``python shutdown_scene.py SCENE FOLDER``.
+"""A shutdown with all kinds of obstacles. ``python shutdown_scene.py SCENE FOLDER``.
 
-Prints JSON lines. Each scene that ends lets the interpreter end too, which is half of what is
-tested: nothing that a handler does may keep a training process from ending.
+Prints JSON lines. After a scene the interpreter has to end too, and that is half of the test: no
+handler may keep a training process from ending.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def listens(port: int) -> bool:
 
 
 def exit_in_flight(handler: str) -> None:
-    """The end of the program with *handler* in flight and no shutdown()."""
+    """The program ends with *handler* in flight and without shutdown()."""
     server = WorkerServer(path(), registry=REGISTRY)
     clients = [enter(server, handler)]
     say(entered=True, threads=threading.active_count(), clients=len(clients))
@@ -140,7 +140,7 @@ def backlog() -> None:
 
 
 def from_handler(kind: str) -> None:
-    """A handler shuts its own server down; its reply still comes, and others are not cut off."""
+    """A handler shuts its own server down. Its reply and other replies still come."""
     registry = Registry()
     servers: list[WorkerServer] = []
 
@@ -186,7 +186,7 @@ def at_once() -> None:
 
 
 def half_open() -> None:
-    """Clients that said half of something, and one that reads nothing of a long reply."""
+    """Clients that sent half a request, and a client that reads nothing of a long reply."""
     registry = Registry()
     registry.register("long", lambda: b"x" * 50_000_000, inline=True)
     with WorkerServer(path(), registry=registry) as server:
@@ -210,13 +210,13 @@ def half_open() -> None:
 
 
 def blocked_neighbour() -> None:
-    """The loop is blocked for a while; a server that was shut down meanwhile must not live on
-    because another one keeps the loop."""
+    """A server is shut down while the loop is blocked. The server must end, although another server
+    keeps the loop alive."""
     with WorkerServer(path("other"), registry=REGISTRY) as other:
         server = WorkerServer(path(), registry=REGISTRY)
         tcp = WorkerServer("127.0.0.1", 0, registry=REGISTRY)
         with enter(other, "blocking?seconds=2"), socket.socket(socket.AF_UNIX) as early:
-            early.connect(server.address)  # is in the backlog of the listener
+            early.connect(server.address)  # waits in the backlog of the listener
             took = timed(lambda: server.shutdown(0.2)) + timed(lambda: tcp.shutdown(0.2))
             refused = not alive(path()) and not listens(tcp.port)
             early.settimeout(30)

@@ -1,10 +1,10 @@
 """``naive_walk.py naive|compiled SECONDS``: look for torn stacks; exit 3 if one was found.
 
-A witness thread is always in ``alpha`` called from one line of ``witness``, or in ``beta`` called
-from another, through ten frames between. A stack with ``alpha`` on top and the line of ``beta`` at
-the bottom never existed: it was put together from two moments. The switch interval is as short as
-it gets, and the garbage collector runs as often as it can, with finalizers that let other threads
-run.
+A witness thread is always in one of two functions: in ``alpha``, called from one line of
+``witness``, or in ``beta``, called from another line, with ten frames between. A stack with
+``alpha`` on top and the line of ``beta`` at the bottom never existed: a walk put it together from
+two moments. The switch interval is as short as possible. The garbage collector runs as often as
+possible, with finalizers that let other threads run.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ LINE_OF = {"alpha": FIRST + 2, "beta": FIRST + 3}
 
 
 def naive(ident: int) -> Stack:
-    """The walk that anybody would write first."""
+    """The obvious walk."""
     stack: Stack = []
     frame = sys._current_frames().get(ident)
     while frame is not None:
@@ -67,7 +67,7 @@ def compiled(ident: int) -> Stack:
 
 
 class Litter:
-    """Garbage that only the collector can free, and whose finalizer hands the GIL away."""
+    """Garbage that only the collector can free. Its finalizer releases the GIL."""
 
     def __init__(self) -> None:
         self.me = self
@@ -93,7 +93,7 @@ def main() -> int:
     seen = {"alpha": 0, "beta": 0}
     verdict = ""
     turn = 0
-    gc.freeze()  # what was imported need not be searched at each collection
+    gc.freeze()  # so that a collection doesn't search imported objects
     while not verdict and time.monotonic() < end:
         turn += 1
         if turn % 8 == 0:

@@ -1,10 +1,10 @@
-"""``selfread_soak.py AMOUNT [torch]``: self-read snapshots at full speed beside all that moves.
+"""``selfread_soak.py AMOUNT [torch]``: self-read snapshots at full speed beside changing stacks.
 
 AMOUNT is a number of snapshots, or a time such as ``2s``. One thread takes snapshots without the
-GIL and looks at every frame of each: its function has to be one of its file's, its line one of
-that function's lines. Beside it run recursion, generators, coroutines, comprehensions, threads
+GIL and checks every frame: the function has to be one of its file's, and the line has to be one of
+the function's lines. Other threads run recursion, generators, coroutines, comprehensions, threads
 that start and end, code that is compiled, run and deleted, and with ``torch`` a training loop.
-Prints one line of JSON; exit 0 if all was well and every kind of work was seen.
+Prints one line of JSON. Exit 0 if all frames were right and every kind of work was seen.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ CALLERS = {
 }
 
 Lines = dict[tuple[str, str | None], set[int | None]]
-"""Of each (function, qualname) of a file: the lines that its code has."""
+"""For each (function, qualname) of a file: the lines of its code."""
 
 
 def deep() -> None:
@@ -85,7 +85,7 @@ def train() -> Callable[[], None]:
 
 
 class Checker:
-    """Looks at frames; what was good once is not looked at again."""
+    """Checks frames. A frame that was good once is not checked again."""
 
     def __init__(self) -> None:
         self.known: set[Frame] = set()
@@ -108,7 +108,7 @@ class Checker:
             raise ValueError(f"name {stack.name!r}")
 
     def check_order(self, frames: tuple[Frame, ...]) -> None:
-        """Of a whole stack: who called whom, and where it starts."""
+        """Check a whole stack: each frame's caller, and the first frame."""
         functions = [frame.function for frame in frames]
         for pair in pairwise(functions):
             function, caller = pair
@@ -164,7 +164,8 @@ class Soak:
         return {"recurse", "nested", "chain", "short_threads", "soaking"} - self.checker.functions
 
     def done(self) -> bool:
-        """Enough, and all kinds of work seen; on a busy machine those may take a while longer."""
+        """Whether there are enough snapshots, and all kinds of work were seen. On a busy machine
+        the latter may take a while longer."""
         enough = self.taken >= self.count and self.seconds >= self.for_seconds
         return enough and (not self.missing() or self.seconds > self.for_seconds + 60)
 
@@ -199,7 +200,7 @@ class Soak:
 def main() -> int:
     sys.setswitchinterval(1e-4)
     soaking = Soak(sys.argv[1])
-    # Not more work: each one makes the snapshots wait for the GIL.
+    # Not more work: each further thread makes the snapshots wait for the GIL.
     main_work = train() if "torch" in sys.argv[2:] else generators
     soak(soaking.run, [mixed, short_threads], main_work)
     print(*failures, sep="\n", file=sys.stderr)

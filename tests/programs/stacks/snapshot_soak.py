@@ -1,8 +1,9 @@
-"""``snapshot_soak.py SECONDS [torch]``: snapshots at full speed beside everything that moves.
+"""``snapshot_soak.py SECONDS [torch]``: snapshots at full speed beside changing stacks.
 
-Beside it run deep recursion, generators, coroutines, short-lived threads and generated code, with
-``torch`` also a training loop with AdamW and a DataLoader with a forked worker. Every line of every
-snapshot must be in faulthandler's form. Prints the number of snapshots; exit 0 if all were well.
+Other threads run deep recursion, generators, coroutines, short-lived threads and generated code,
+with ``torch`` also a training loop with AdamW and a DataLoader with a forked worker. Every line of
+every snapshot must be in faulthandler's form. Prints the number of snapshots. Exit 0 if all lines
+were right.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MORE = "  ..."
 
 
 def check(text: str, known: set[str]) -> None:
-    """Raise ValueError at the first line that is not well formed; *known* lines are not read."""
+    """Raise ValueError at the first line that is not well formed. Skips lines in *known*."""
     wanted = "head"
     for line in text[:-1].split("\n"):
         if wanted == "head":

@@ -1,4 +1,4 @@
-"""What the soaks of snapshots run beside them: everything that makes and ends frames."""
+"""The work beside the soaks of snapshots: everything that makes and ends frames."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ numbers = count()
 
 
 def generated() -> None:
-    """Functions that are new, and freed again: file and name of each hold the same number."""
+    """New functions that are freed again. File and name of a function hold the same number."""
     for n in islice(numbers, 20):
         space: dict[str, Callable[[], int]] = {}
         source = f"def f{n}():\n    return sum(i\n        for i in range(50))\n"
@@ -71,8 +71,8 @@ def until_stopped(work: Callable[[], None]) -> None:
 def soak(
     snapping: Callable[[], None], beside: list[Callable[[], None]], main_work: Callable[[], None]
 ) -> None:
-    """Run *snapping* in a thread, *beside* in one each and *main_work* in this one, until the first
-    has ended; then ``failures`` says what went wrong."""
+    """Run *snapping* in a thread, each of *beside* in a thread, and *main_work* in this thread,
+    until *snapping* has ended. Then ``failures`` says what went wrong."""
     threads = [threading.Thread(target=until_stopped, args=(w,), name=w.__name__) for w in beside]
 
     def soaking() -> None:

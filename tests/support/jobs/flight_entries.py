@@ -1,4 +1,4 @@
-"""Flight-recorder entries in NCCL's documented format, and JSON that is none."""
+"""Flight-recorder entries in NCCL's documented format."""
 
 from __future__ import annotations
 

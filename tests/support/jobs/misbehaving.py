@@ -1,9 +1,9 @@
 """Workers that hang, lie, or answer what they should not.
 
-``python _misbehaving.py PLACE FOLDER [KEY CERTIFICATE]`` serves one of each, misbehaving at one
-question, behind three good ones: on Unix sockets in FOLDER, or over TCP if that is "-". It prints
-their addresses as JSON and ends with its stdin. A process of its own, so that a flood of answers
-doesn't take the client's turns.
+``python _misbehaving.py PLACE FOLDER [KEY CERTIFICATE]`` serves three good workers, and one worker
+for each misbehaviour at one question. It serves on Unix sockets in FOLDER, or over TCP if FOLDER is
+"-". It prints the addresses as JSON and ends with its stdin. It is a process of its own, so that a
+flood of answers takes no time from the client.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def send(data: bytes, then: str = "hang") -> Answer:
 
 
 def endless(start: bytes, more: bytes, pause: float = 0.0) -> Answer:
-    """*start*, then *more* until the other side has had enough."""
+    """Send *start*, then *more* until the other side ends the connection."""
 
     def act(connection: socket.socket) -> None:
         connection.sendall(start)
@@ -57,7 +57,7 @@ BOMB = gzip.compress(b"\0" * (1 << 24))
 HUGE = OK + b"Content-Length: 10737418240\r\n\r\n"
 DEEP = b"[" * 200_000
 
-#: Of stacks 8 MiB are allowed, which may take longer than there is time.
+#: Stacks may have 8 MiB, which can take longer than the deadline.
 BOUNDED = {"too large", "timeout"}
 
 #: name -> (what is sent, the reasons that fit, a word of the text)
@@ -139,13 +139,13 @@ BEHAVIOURS: dict[str, tuple[Answer, set[str], str]] = {
     "unauthorized": (http(b"who?", "401 Unauthorized"), {"refused"}, "401"),
 }
 
-#: The question that they do it on, and the failure's name in the state.
+#: The question at which workers misbehave, and the failure's name in the state.
 PLACES = {"healthz": HEALTH, "digest": DIGEST, "stacks": STACKS, "fr_summary": SUMMARY}
 
 
 def hostile_answers(place: str, index: int, answer: Answer) -> dict[str, Answer]:
-    """Good but for one answer; each with stacks and collectives of its own, so that all are asked
-    for everything."""
+    """Good answers except for one. Each worker has different stacks and collectives, so that it is
+    asked for everything."""
     answers = good(FIRST_HOSTILE + index, f"{index:04x}")
     return {**answers, PLACES[place]: answer}
 

@@ -1,5 +1,4 @@
-"""Ranks made by hand: frames that most tests of stacks need, main threads, and what is known of a
-rank."""
+"""Ranks made by hand: frames that most tests of stacks need, main threads, and states of ranks."""
 
 from __future__ import annotations
 

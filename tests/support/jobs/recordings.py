@@ -1,4 +1,4 @@
-"""What the ranks of real jobs answered, recorded by tests/data/flight/record.py.
+"""The answers of real jobs' ranks, recorded by tests/data/flight/record.py.
 
 ``<scene>-ours.json``: ranks with our server; ``<scene>-torch.json``: with torch's own.
 """
@@ -21,14 +21,14 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 
 @dataclass
 class Round:
-    """As ``collect.Round``, with what a verdict needs of it."""
+    """The fields of ``rounds.Round`` that a verdict needs."""
 
     states: list[RankState]
     started: float
 
 
 def recording(name: str) -> dict[str, Any]:
-    """The file, with what is the same in two rounds filled in."""
+    """The file, with the answers that two rounds share filled in."""
     loaded: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
     first, second = (each["ranks"] for each in loaded["rounds"])
     for before, after in zip(first, second, strict=True):
@@ -86,7 +86,7 @@ def state(rank: int, answers: dict[str, Any], ours: bool) -> RankState:
 
 
 def without_traces(given: Iterable[Round]) -> list[Round]:
-    """What a collector has of ranks that aren't worth a full trace: only their summaries."""
+    """*given* without full traces: of ranks not worth a trace, a look has only the summaries."""
     return [
         Round([replace(each, flight=None) for each in one.states], one.started) for one in given
     ]

@@ -1,5 +1,4 @@
-"""Workers that answer what a test tells them to, over real sockets; they need neither the server
-nor torch."""
+"""Workers with answers from the test, over real sockets. They need neither the server nor torch."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from typing import Any
 
 from workerserver.cluster.model import Worker
 
-#: What a worker does with one request on a connection: bytes to send, or anything with the socket.
+#: A worker's reaction to a request: bytes to send, or a function that gets the socket.
 Answer = bytes | Callable[[socket.socket], None]
 
 HEALTH, DIGEST = "/healthz", "/handler/dump_traceback?format=digest"
@@ -23,7 +22,7 @@ SUMMARY, TRACE = "/handler/fr_summary", "/handler/fr_trace_json"
 
 
 def http(body: bytes | object, status: str = "200 OK", *fields: str) -> bytes:
-    """A whole response; what is no bytes is sent as JSON."""
+    """A whole response. A *body* that isn't bytes is sent as JSON."""
     if not isinstance(body, bytes):
         body = json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status}", *fields, f"Content-Length: {len(body)}"]
@@ -70,7 +69,7 @@ def summary(
 
 
 def good(rank: int, word: str = "aa") -> dict[str, Answer]:
-    """What a healthy worker answers."""
+    """The answers of a healthy worker."""
     return {
         HEALTH: health(rank),
         DIGEST: digest(word),
@@ -81,7 +80,7 @@ def good(rank: int, word: str = "aa") -> dict[str, Answer]:
 
 
 def hang(connection: socket.socket) -> None:
-    """Answer nothing, until the other side has gone."""
+    """Answer nothing and wait until the other side has gone."""
     with contextlib.suppress(OSError):
         connection.recv(1)
 

@@ -21,7 +21,7 @@ profile = settings(
 
 
 def event(text: str) -> None:
-    """Counted by ``pytest --hypothesis-show-statistics``."""
+    """An event for the counts of ``pytest --hypothesis-show-statistics``."""
     if currently_in_test_context():
         hypothesis_event(text)
 

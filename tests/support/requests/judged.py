@@ -1,4 +1,4 @@
-"""What the native recogniser should make of a request, worked out another way."""
+"""The expected verdict of the native recogniser on a request, computed by other code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def guarded(token: str | None = None, hosts: tuple[str, ...] = ()) -> tuple[Tabl
 
 
 def let_in(table: Table, policy: AccessPolicy, data: bytes) -> bool:
-    """Whether *table* does; if so, the policy has to. What *table* refuses, so does the policy."""
+    """Whether *table* lets *data* in. Checks that the policy agrees with every sure verdict."""
     look = table.look(data)
     if isinstance(look, str):
         return False
@@ -61,7 +61,7 @@ def asked(line: str, table: Table = ROUTES) -> Look:
 
 
 def judge_query(method: str, path: str, query: str, router: Router) -> Look:
-    """What is made of *query*; if it is taken, the handler reads the same in it."""
+    """The verdict on *query*. If it is accepted, the handler has to read the same values in it."""
     look = asked(f"{method} {path}?{query}")
     if look.action is not None:
         handler, _ = router.resolve(method.encode(), path.encode())

@@ -1,4 +1,4 @@
-"""Requests by the byte, and what the parser has to make of each."""
+"""Requests by the byte, and the parser's expected result for each."""
 
 from __future__ import annotations
 

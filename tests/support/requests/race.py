@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from support.wire import Address, Reply, message, parse_reply, post
 
-#: Handlers that record an id; what an answer of the others begins with.
+#: Handlers that record an id. OTHERS maps the others to the beginning of their answers.
 RECORDING = ("inline", "plain", "coroutine")
 OTHERS = {
     "ping": b"pong",
@@ -23,12 +23,12 @@ OTHERS = {
     "dump_traceback?format=digest": b'{"version"',
     "missing": b"Handler ",
 }
-QUIET = 0.3  # seconds after which nothing more is expected to come
+QUIET = 0.3  # seconds; after such a silence no more bytes are expected
 
 
 @dataclass
 class Asked:
-    """One request: *id* None where nothing records it."""
+    """One request. *id* is None if the handler records nothing."""
 
     id: int | None
     name: str
@@ -36,16 +36,16 @@ class Asked:
 
 @dataclass
 class Account:
-    """What became of the requests that are recorded where they run, and of the others."""
+    """The outcomes of the requests that handlers record, and of the other requests."""
 
     answered: set[int] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
-    unanswered: set[int] = field(default_factory=set)  # behind a reply that ended the connection
+    unanswered: set[int] = field(default_factory=set)  # after a reply that ended the connection
     statuses: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
     def check(self, ran: list[int]) -> None:
-        """Each request that ran was answered by its handler, and the other way round; once."""
+        """Check that exactly the requests that ran have their handler's answer, and ran once."""
         times = Counter(ran)
         assert not self.wrong, self.wrong[:10]
         assert not [id for id, number in times.items() if number > 1]
@@ -55,7 +55,7 @@ class Account:
 
 
 class Peer:
-    """One connection after the other: sends an exchange's pieces, reads its replies."""
+    """One connection after the other. Sends the pieces of an exchange and reads the replies."""
 
     def __init__(self, race: Race, address: Address) -> None:
         self.race = race
@@ -68,7 +68,7 @@ class Peer:
         self.final = False  # the last reply said Connection: close
 
     def begin(self) -> None:
-        """Make up an exchange, and send its first piece now."""
+        """Choose an exchange and send its first piece now."""
         race = self.race
         if self.sock is None:
             self.sock = race.connect(self.address)
@@ -151,7 +151,7 @@ class Peer:
             self.begin()
 
     def end(self) -> None:
-        """The server has ended the connection: rightly, if its last reply said so."""
+        """The server has ended the connection. It may do so if its last reply announced the end."""
         if self.sock is None:
             return
         account = self.race.account
@@ -166,7 +166,7 @@ class Peer:
 
 
 class Race:
-    """*peers* clients at *addresses* in turn, for *seconds*; the account of what they got."""
+    """*peers* clients at *addresses* in turn, for *seconds*, and the account of their replies."""
 
     def __init__(self, addresses: list[Address], peers: int, seconds: float, seed: int) -> None:
         self.choose = random.Random(seed)
@@ -215,11 +215,11 @@ class Race:
         return time.monotonic() >= self._until
 
     def idle(self, peer: Peer) -> None:
-        """*peer* has nothing more to do; a reply that still comes is one too many."""
+        """*peer* has nothing more to do. A reply that still comes is one too many."""
         self._busy.discard(peer)
 
     def run(self, patience: float = 30.0) -> Account:
-        """Raises AssertionError if replies are still owed *patience* seconds after the end."""
+        """Raises AssertionError if replies are missing *patience* seconds after the end."""
         for peer in self._peers:
             self.later(self.choose.uniform(0.0, 0.3), peer.next)
         try:

@@ -1,4 +1,4 @@
-"""What has to be true of every verdict, checked on any bytes at all."""
+"""Rules that hold for every verdict of the recogniser, checked on any bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workerserver.types import ProtocolError
 
 TABLE = Table([])
 
-#: Ends of requests: whatever is called incomplete, one of them completes.
+#: Ends of requests: one of them completes any bytes that a verdict calls incomplete.
 _ENDS = [
     b"GET / HTTP/1.1\r\nHost: h\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: h\r\n\r\n",
@@ -39,7 +39,7 @@ def parse(data: bytes) -> tuple[list[ParsedRequest], bool, int]:
 
 
 def same_request(look: Look, data: bytes) -> ParsedRequest:
-    """The parser makes the same of the request that *data* begins with, and of nothing less."""
+    """The parser agrees on the first request in *data*, and finds no request in fewer bytes."""
     requests, refused, left = parse(data[: look.length])
     assert (len(requests), refused, left) == (1, False, 0)
     assert parse(data[: look.length - 1]) == ([], False, look.length - 1)
@@ -59,11 +59,11 @@ def same_request(look: Look, data: bytes) -> ParsedRequest:
 
 
 def check(data: bytes) -> str:
-    """``verdicts(data)``, after all that has to hold of them was checked."""
+    """``verdicts(data)``, after a check of all rules."""
     seen = verdicts(data)
     assert re.fullmatch("i+(r|f*)", seen)
     names = {"i": "incomplete", "f": "forward"}
-    for size, verdict in enumerate(seen):  # as from the start, so at every byte
+    for size, verdict in enumerate(seen):  # at every byte the same as from the start
         look = TABLE.look(data[:size])
         assert look == names[verdict] if isinstance(look, str) else verdict == "r"
     complete = seen.endswith("r")
@@ -72,7 +72,7 @@ def check(data: bytes) -> str:
     if not isinstance(look, str):
         assert look.length == len(seen) - 1
         same_request(look, data)
-    # What may still come has to be open for the parser too, or its refusal would come late.
+    # Bytes called incomplete must be open for the parser too, or its refusal would come late.
     waiting = data[: seen.count("i") - 1]
     assert parse(waiting) == ([], False, len(waiting))
     assert any(not isinstance(TABLE.look(waiting + end), str) for end in ENDS), waiting

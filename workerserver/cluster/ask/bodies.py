@@ -1,4 +1,4 @@
-"""What the bodies of answers hold. Nothing in them is believed before it was checked."""
+"""The contents of answers' bodies. This module checks every value before anything else uses it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Digest(NamedTuple):
 
 
 def load_json(body: bytes) -> Any:
-    """What *body* holds; ValueError if it is no JSON (NaN is none either) or nested too deeply."""
+    """The JSON value in *body*. ValueError if *body* is no JSON, holds NaN, or nests too deeply."""
     try:
         text = body.decode("utf-8").strip(" \t\n\r")
         value, end = _DECODER.raw_decode(text)
@@ -70,7 +70,7 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 def handler_names(body: bytes) -> list[str]:
-    """The body of ``GET /handler/``; ValueError if it is no list of names."""
+    """The names in the body of ``GET /handler/``; ValueError if it is no list of names."""
     value = load_json(body)
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError("not a list of names")
@@ -78,12 +78,12 @@ def handler_names(body: bytes) -> list[str]:
 
 
 def health(body: bytes) -> Health:
-    """``/healthz``; ValueError names the field that can't be right."""
+    """The body of ``/healthz``. ValueError names a field whose value is impossible."""
     return health_of(json_object(body))
 
 
 def health_of(fields: Mapping[str, Any]) -> Health:
-    """As :func:`health`, of the object."""
+    """As :func:`health`, from the decoded JSON object."""
     status = fields.get("status")
     if status not in ("ok", "stalled"):
         raise ValueError(f"status is {short(status)}")
@@ -106,12 +106,12 @@ def health_of(fields: Mapping[str, Any]) -> Health:
 
 
 def digest(body: bytes) -> Digest:
-    """A digest; ValueError names the field that can't be right."""
+    """The body of a digest. ValueError names a field whose value is impossible."""
     return digest_of(json_object(body))
 
 
 def digest_of(fields: Mapping[str, Any]) -> Digest:
-    """As :func:`digest`, of the object."""
+    """As :func:`digest`, from the decoded JSON object."""
     for name in ("digest", "main"):
         value = fields.get(name)
         if value is None and name == "main":

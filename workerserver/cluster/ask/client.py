@@ -1,4 +1,4 @@
-"""Ask many workers, each within a deadline. The result for each is an answer or a Failure."""
+"""Ask many workers, each within a deadline. Each worker's result is an answer or a Failure."""
 
 from __future__ import annotations
 
@@ -26,30 +26,31 @@ __all__ = ["Answer", "Client", "Failed", "Question", "Visit", "ask", "run", "tls
 
 T = TypeVar("T")
 
-#: For one worker, everything included.
+#: Time for all that one worker is asked.
 DEADLINE_SECONDS = 10.0
-#: Workers that are asked at one time. A worker that is slow to answer doesn't count.
+#: Workers that are asked at one time. A worker that answers slowly doesn't count.
 CONCURRENCY = 128
-#: Requests whose bytes are kept. Through a collector, each worker has a request of its own.
+#: Requests whose bytes are kept for reuse. A collector gets a different request for each worker.
 MAX_KEPT_REQUESTS = 64
-#: New objects until Python looks for garbage in cycles, of which we make little.
+#: New objects until Python looks for garbage in cycles. This program makes few cycles.
 GARBAGE_OBJECTS = 100_000
-#: Why a visit is over, if its time isn't.
+#: The reason of a visit that ended before its deadline.
 INTERRUPTED = "interrupted"
-#: So late a visit may end.
+#: A visit may end this long after its deadline.
 LATE_SECONDS = 0.01
 
 
 class Client:
     """Asks workers. An async context manager, for one event loop.
 
-    *deadline* (seconds) is for one worker, from the look-up of its name to the last byte of the
-    last answer. *concurrency* is how many workers are asked at one time; with *strict*, slow ones
-    count too. *token* goes to every worker, and *token_name* says in messages where it came from.
-    *tls* has the authorities for https addresses, by default the system's.
+    *deadline*: seconds for one worker, from the look-up of its name to the last byte of the last
+    answer. *concurrency*: the number of workers that are asked at one time; with *strict*, slow
+    workers count too. *token* goes to every worker; *token_name* tells in messages where the token
+    came from. *tls* has the authorities for https addresses; the default is the system's.
 
-    ``patience`` has shorter deadlines for workers that were silent before. ``stop()`` ends what is
-    under way; what came until then is returned. ``questions`` and ``bytes_received`` count on.
+    ``patience`` holds shorter deadlines for workers that did not answer before. ``stop()`` ends all
+    visits under way; the caller gets the results until then. ``questions`` and ``bytes_received``
+    are totals over the client's life.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Client:
         self.stopped = False
         self._tls = tls
         self._visits: set[Visit] = set()
-        # One timer for all visits. A timer for each would be a tenth of what a question costs.
+        # One timer for all visits. A timer for each visit would cost a tenth of a question.
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._loop: asyncio.AbstractEventLoop
@@ -96,13 +97,13 @@ class Client:
 
     @property
     def tls(self) -> ssl.SSLContext:
-        """What certificates are verified with."""
+        """The context that verifies certificates."""
         if self._tls is None:
             self._tls = tls_context()
         return self._tls
 
     def stop(self) -> None:
-        """End every visit now, with what it has, and begin no others."""
+        """End every visit now, keep the results so far, and begin no other visit."""
         self.stopped = True
         for visit in list(self._visits):
             visit.expire(INTERRUPTED)
@@ -125,10 +126,10 @@ class Client:
         talk: Callable[[Visit], Awaitable[T]],
         on_done: Callable[[Worker, T | Failure], None] | None = None,
     ) -> dict[Worker, T | Failure]:
-        """As :meth:`ask`, for several questions to each worker. *talk* asks them and gives the
-        result; if it raises Failed, that failure is the result.
+        """As :meth:`ask`, for several questions to each worker. *talk* asks the questions and
+        returns the result. If *talk* raises Failed, the result is that failure.
         """
-        # Kept: to ask for the running loop is a system call, up to CPython 3.11.
+        # Kept, because get_running_loop() is a system call up to CPython 3.11.
         self._loop = asyncio.get_running_loop()
         never = Failure("timeout", "interrupted before it was asked")
         results: dict[Worker, T | Failure] = dict.fromkeys(workers, never)
@@ -168,7 +169,7 @@ class Client:
             on_done(worker, results[worker])
 
     def _end_overdue_at(self, moment: float) -> None:
-        """At the loop's time *moment*, end the visits whose time is over."""
+        """At the loop's time *moment*, end the visits that are past their deadlines."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = moment
@@ -185,7 +186,7 @@ class Client:
         self._end_overdue_at(max(first, now + LATE_SECONDS))
 
     def request(self, host: str, question: Question) -> bytes:
-        """The bytes of a request. All but the host is made once for all workers."""
+        """The bytes of a request. All except the host is built once for all workers."""
         parts = self._requests.get((question.method, question.path))
         if parts is None:
             if len(self._requests) >= MAX_KEPT_REQUESTS:
@@ -195,16 +196,16 @@ class Client:
         return host.encode("ascii", "replace").join(parts)
 
     def explain(self, answer: Answer) -> str | None:
-        """Why *answer*, an HTTP error, is none of the worker's own; None if it may well be.
+        """Why the HTTP error *answer* can't come from a worker; None if it may come from one.
 
-        Our workers, and torch's, never send an error as HTML; web servers do.
+        Our workers and torch's never send an error as HTML. Web servers do.
         """
         if not answer.ok and answer.is_html:
             return web_server(answer.status_line, answer.fields)
         return unauthorized(self._token_name) if answer.status == 401 else None
 
     def result(self, question: Question, answer: Answer) -> Any:
-        """What *question* makes of *answer*; Failed says why nothing can be made of it."""
+        """The result of *question* for *answer*. Failed says why *answer* can't be used."""
         if not answer.ok and not question.any_status:
             raise self._refusal(answer)
         if question.parse is None:
@@ -229,7 +230,7 @@ class Client:
 
 
 class Visit:
-    """The questions to one worker, which share a deadline and a connection."""
+    """All questions to one worker. They share one deadline and one connection."""
 
     __slots__ = (
         "_asking",
@@ -291,19 +292,19 @@ class Visit:
 
     @property
     def peer_pid(self) -> int | None:
-        """The process that listens on the worker's Unix socket, where that can be told."""
+        """The pid that listens on the worker's Unix socket, if the platform tells it."""
         if self._connection is None or self.worker.via is not None:
             return None
         return self._connection.peer_pid
 
     def overdue(self) -> None:
-        """The time is over."""
+        """End the visit, because its time is over."""
         deadline = self.client.deadline
         again = f", nor in {self._seconds:g} s when asked again" if self._seconds < deadline else ""
         self.expire(f"in {deadline:g} s{again}")
 
     def expire(self, why: str) -> None:
-        """End the question under way."""
+        """End the question under way, with the reason *why*."""
         if self._expired is None:
             self._expired = why
             if self._asking is not None:
@@ -332,7 +333,7 @@ class Visit:
             try:
                 return await connection.ask(request, question.limit, self._progress)
             except Failed as failed:
-                # A server may close a connection that it has answered on at any time.
+                # A server may close a connection at any time after an answer.
                 if failed.failure.reason != "unreachable":
                     raise
         return await (await self._connect()).ask(request, question.limit, self._progress)
@@ -348,13 +349,13 @@ class Visit:
         return self._connection
 
     def _no_time(self) -> str:
-        """Why a question isn't asked any more."""
+        """Why the visit asks no further question."""
         if self._expired == INTERRUPTED:
             return "interrupted before it was asked"
         return f"not asked: the questions before it took all of the {self._seconds:g} s"
 
     def _stage(self) -> str:
-        """What was missing when the time was over."""
+        """What was still missing when the visit was ended."""
         if self._expired == INTERRUPTED:
             return "interrupted before it answered"
         if self._connecting:
@@ -378,7 +379,7 @@ async def ask(
 
 
 def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
-    """Certificates are verified against the authorities in *ca_file*, or else the system's."""
+    """A context that verifies against the authorities in *ca_file*, or else the system's."""
     try:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as error:  # ssl.SSLError is one
@@ -386,10 +387,10 @@ def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
 
 
 def run(main: Callable[[Client], Awaitable[T]], **options: Any) -> T:
-    """``main(client)`` on a uvloop of its own; *options* are the Client's.
+    """Run ``main(client)`` on a new uvloop loop; *options* are the Client's.
 
-    The first Ctrl-C stops the client, and *main* goes on with what there is. The second one is a
-    KeyboardInterrupt.
+    The first Ctrl-C stops the client, and *main* goes on with the results so far. The second Ctrl-C
+    raises KeyboardInterrupt.
     """
     import uvloop
 
@@ -401,7 +402,7 @@ def run(main: Callable[[Client], Awaitable[T]], **options: Any) -> T:
                 loop.remove_signal_handler(signal.SIGINT)
                 client.stop()
 
-            # Only the main thread can have handlers of signals.
+            # Only the main thread can set signal handlers.
             with contextlib.suppress(RuntimeError, ValueError):
                 loop.add_signal_handler(signal.SIGINT, interrupt)
             try:
@@ -410,9 +411,9 @@ def run(main: Callable[[Client], Awaitable[T]], **options: Any) -> T:
                 with contextlib.suppress(RuntimeError, ValueError):
                     loop.remove_signal_handler(signal.SIGINT)
 
-    # Thousands of answers, none of which is garbage, make Python look for garbage again and again.
-    # To look through all that was imported took a fifth of the time, and to look through all
-    # answers took half of it with 16,384 ranks.
+    # Thousands of answers make Python look for garbage again and again, but no answer is garbage.
+    # Searches through the imported modules took a fifth of the time. With 16,384 ranks, searches
+    # through the answers took half of the time.
     usual = gc.get_threshold()
     gc.freeze()
     gc.set_threshold(GARBAGE_OBJECTS, *usual[1:])
@@ -424,5 +425,5 @@ def run(main: Callable[[Client], Awaitable[T]], **options: Any) -> T:
 
 
 def _mistake(error: Exception) -> Failed:
-    """A mistake of ours that one worker's answer shows. The other workers are asked anyway."""
+    """The Failure for an answer that makes our own code raise. The other visits go on."""
     return Failed("malformed", f"can't be understood: {type(error).__name__} {short(error)}")

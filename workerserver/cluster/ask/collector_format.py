@@ -1,10 +1,10 @@
-"""What a collector answers for all ranks of its host, and how one of them is asked through it.
+"""A collector's answer for all ranks of its host, and questions to one rank through a collector.
 
-The answer to ``collect`` is JSON: ``{"version": 1, "workers": [WORKER]}``, where WORKER has what a
-RankState has after the small questions: ``address``, ``unix``, ``tls``, ``rank``, ``kind``,
+The answer to ``collect`` is JSON: ``{"version": 1, "workers": [WORKER]}``. A WORKER has the fields
+of a RankState after the small questions: ``address``, ``unix``, ``tls``, ``rank``, ``kind``,
 ``responded``, ``health``, ``digest``, ``main``, ``mode``, ``summary`` (``fr_summary``) and
-``failures`` ({question: [reason, text]}). Of a stock torch worker it tells no more than that it is
-one.
+``failures`` ({question: [reason, text]}). For a stock torch worker the answer tells only that the
+worker is one.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ __all__ = [
     "relayed",
 ]
 
-#: Workers that are believed beyond a host's ranks, where those are known.
+#: Workers that an answer may have beyond the host's ranks, if those ranks are known.
 MAX_MORE_WORKERS = 64
 #: One worker's part of the answer. A job with 50 process groups has 35 KB of summary.
 MAX_WORKER_BYTES = 256 << 10
 MAX_TEXT_CHARACTERS = 4096
-#: One worker's answer that is passed on.
+#: One worker's answer that a collector passes on.
 MAX_RELAYED_BYTES = 64 << 20
 QUESTIONS = frozenset({"healthz", "digest", "stacks", "fr_summary", "flight"})
 MODES = (None, "gil", "nogil", "kernel")
-#: A collector gets this share of its caller's time, within these bounds.
+#: A collector's deadline is this share of the caller's time, within these bounds.
 SHARE = 0.8
 MIN_SECONDS, MAX_SECONDS = 0.05, 600.0
-#: The header field that says why the collector has no answer of the worker.
+#: The header field that says why the collector has no answer from the worker.
 FAILURE_FIELD = "X-Collector-Failure"
 
 
 def collect_question(want: Collection[str], seconds: float, collector: Worker) -> Question:
-    """Asks *collector* for all its workers. Each of them gets a share of *seconds*."""
+    """Asks *collector* for all its workers. The deadline of each worker is a share of *seconds*."""
     limit = MAX_WORKER_BYTES * (len(collector.ranks) or MAX_MORE_WORKERS)
     query = {
         "want": ",".join(sorted(want)),
@@ -68,7 +68,7 @@ def collect_question(want: Collection[str], seconds: float, collector: Worker) -
 
 
 def relayed(question: Question, worker: Worker, seconds: float) -> Question:
-    """*question*, put to *worker* through its collector, which gets a share of *seconds*."""
+    """*question*, put to *worker* through its collector within a share of *seconds*."""
     limit = min(question.limit, MAX_RELAYED_BYTES)
     query = {
         "worker": worker.address,
@@ -82,7 +82,7 @@ def relayed(question: Question, worker: Worker, seconds: float) -> Question:
 
 
 def relay_failure(answer: Answer) -> Failed | None:
-    """Why the collector has no answer of the worker; None if it has one."""
+    """Why the collector has no answer from the worker; None if it has one."""
     reason = answer.fields.get(FAILURE_FIELD.lower())
     if reason is None:
         return None
@@ -94,8 +94,10 @@ def relay_failure(answer: Answer) -> Failed | None:
 
 
 def encode(states: Sequence[RankState], limit: int) -> bytes:
-    """The answer to ``collect``. A summary that is too large for *limit* bytes in all, or that JSON
-    can't hold, is left out and becomes that worker's failure."""
+    """The answer to ``collect``, of at most *limit* bytes.
+
+    A summary that is too large or that JSON can't hold is left out. Its worker gets a failure.
+    """
     most = min(limit // max(len(states), 1), MAX_WORKER_BYTES) - 16
     parts = []
     for state in states:
@@ -133,11 +135,11 @@ def _fields(state: RankState) -> dict[str, Any]:
 
 
 def decode(answer: Answer, collector: Worker) -> list[RankState]:
-    """The states of the collector's workers, each to be asked via *collector*.
+    """The states of the collector's workers, to be asked further through *collector*.
 
-    ValueError names what can't be right of the whole answer. What can't be right of one worker is
-    that worker's failure. A worker that is none of the collector's ranks has a failure too, and so
-    has a rank that the answer leaves out.
+    ValueError if the answer as a whole is wrong. If one worker's part is wrong, only that worker
+    gets a failure. A worker that is none of the collector's ranks gets a failure too, and so does a
+    rank that is missing in the answer.
     """
     fields = json_object(answer.body)
     version, workers = fields.get("version"), fields.get("workers")
@@ -169,7 +171,7 @@ def _worker(address: str, rank: int | None, collector: Worker, **more: bool) -> 
 
 
 def _misread(fields: Any, collector: Worker, text: str) -> RankState:
-    """The state of a worker of which only the rank can be read; ValueError if not even that can."""
+    """The state of a worker whose part is wrong except for the rank; ValueError without a rank."""
     rank = fields.get("rank") if isinstance(fields, dict) else None
     if type(rank) is not int or not 0 <= rank < MAX_RANKS:
         raise ValueError(text)

@@ -14,7 +14,7 @@ from workerserver.cluster.model import Failure, RankState, Worker
 
 __all__ = ["behind_collectors", "first_answers"]
 
-#: The time in which a collector has to say which workers it knows.
+#: The time that a collector gets to list the workers that it knows.
 WHO_IS_THERE_SECONDS = 2.0
 
 
@@ -27,9 +27,9 @@ async def first_answers(
     *,
     stock: bool = True,
 ) -> list[RankState]:
-    """What all of *workers* answer to the small questions. A collector answers for its host.
+    """The answers of all *workers* to the small questions. A collector answers for its host.
 
-    *stock*: also ask stock torch workers, for what they have instead of the small answers.
+    *stock*: also ask stock torch workers, for the long answers that they have instead.
     """
     collectors = [worker for worker in workers if worker.collector]
     if not collectors:
@@ -40,7 +40,7 @@ async def first_answers(
 
 
 async def behind_collectors(workers: Sequence[Worker], client: Client) -> list[Worker]:
-    """*workers*, with each collector replaced by the workers that it answers for."""
+    """*workers*, with each collector replaced by its workers."""
     collectors = [worker for worker in workers if worker.collector]
     want: tuple[Part, ...] = ("health",)
     found = await _ask_collectors(
@@ -55,7 +55,7 @@ def _without_doubles(
 ) -> tuple[list[RankState], list[Worker]]:
     """The states from collectors that count, and the *workers* that have to be asked directly.
 
-    A worker that is registered itself is asked directly if its collector has no answer of it.
+    A worker that *workers* name is asked directly if its collector has no answer from it.
     """
     by_rank: dict[int | None, list[RankState]] = {}
     for state in found:
@@ -76,8 +76,8 @@ def _without_doubles(
 
 
 def _believed(states: Sequence[RankState]) -> Sequence[RankState]:
-    """Of several states of one rank, those that answered, each process once: several collectors may
-    know it. If none answered, the first."""
+    """From several states of one rank, those with answers, each process once: several collectors
+    may know the same process. If no state has an answer, the first state."""
     answered = {
         (state.worker.address, state.health.pid if state.health is not None else None): state
         for state in states
@@ -97,8 +97,8 @@ async def _ask_collectors(
 ) -> list[RankState]:
     """The states of all workers of *collectors*, within *seconds* and the client's deadline.
 
-    If a collector doesn't answer, the states of its ranks say so, or, if its ranks aren't known, a
-    state of its own.
+    If a collector doesn't answer, the state of each of its ranks says so. If its ranks aren't
+    known, the collector itself gets a state that says so.
     """
 
     async def talk(visit: Visit) -> list[RankState]:

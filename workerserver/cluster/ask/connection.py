@@ -1,11 +1,11 @@
 """One connection to a worker: a minimal HTTP/1.1 client on asyncio (uvloop) and httptools.
 
-The first version was aiohttp. Measured with 1,024 workers on one machine, a connection and two
-small questions cost aiohttp 0.65 ms of processor time; they cost 0.2 ms here. torch's own
-collector, on aiohttp too, takes 0.65 ms for one question. With aiohttp, an endless answer in chunks
-of one byte held up all other workers for eight seconds, whatever their deadlines, and a TLS server
-that doesn't end its side held up the end of the program. This client knows no redirects, cookies,
-proxies or compression, reads nothing beyond a bound, and closes by aborting.
+The first version used aiohttp. With 1,024 workers on one machine, a connection and two small
+questions cost 0.65 ms of processor time with aiohttp, and cost 0.2 ms here. torch's own collector,
+which uses aiohttp too, takes 0.65 ms for one question. With aiohttp, an endless answer in chunks of
+one byte held up all other workers for 8 s, whatever their deadlines were. A TLS server that didn't
+end its side held up the end of the program. This client has no redirects, cookies, proxies or
+compression. It reads nothing beyond a bound, and closes by aborting.
 """
 
 from __future__ import annotations
@@ -31,31 +31,32 @@ __all__ = ["MAX_HEAD_BYTES", "Connection", "connect"]
 
 #: Bytes of a status line and its fields.
 MAX_HEAD_BYTES = 32 << 10
-#: sizeof(sockaddr_un.sun_path) without the final NUL. libuv silently cuts a longer path.
+#: sizeof(sockaddr_un.sun_path) without the final NUL. libuv cuts a longer path silently.
 MAX_PATH_BYTES = 107
 
-#: An honest answer does not come in more chunks that are smaller than this on average.
+#: An answer in more than MAX_TINY_CHUNKS chunks of less than TINY_CHUNK_BYTES on average is an
+#: attack or a mistake.
 MAX_TINY_CHUNKS = 1024
 TINY_CHUNK_BYTES = 256
 MAX_FIELDS = 128
 
-#: Bytes of an answer's beginning that are kept for the sentence on why it is no answer.
+#: Bytes from an answer's beginning that are kept, for the message if the answer is no HTTP.
 START_BYTES = 256
 
-#: These pass: the backlog of a Unix listener is full, no descriptor or no port is free.
+#: Errors that pass: the backlog of a Unix listener is full, no descriptor or no port is free.
 _PASSING = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL})
 
 
 class _Stop(Exception):
-    """Makes the parser stop. httptools wraps an exception of its own around it."""
+    """Stops the parser. httptools wraps its own exception around this one."""
 
 
 class Connection(asyncio.Protocol):
     """One connection to *worker*, for one question at a time.
 
-    Invariants: between questions ``_waiter`` is None. ``usable`` is False as soon as the next
-    answer could no longer be told from what is left of this one. Nothing is kept of an answer
-    beyond ``MAX_HEAD_BYTES`` and the question's own limit.
+    Invariants: between questions ``_waiter`` is None. ``usable`` is False as soon as the rest of
+    one answer could be mistaken for the next answer. A connection keeps no more of an answer than
+    ``MAX_HEAD_BYTES`` and the question's own limit.
     """
 
     def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
@@ -66,8 +67,8 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._transport: Any = None
         self._lost: asyncio.Future[None] | None = None
-        self._early = b""  # came before the first question: sshd says its name first
-        # One answer; a question sets them.
+        self._early = b""  # bytes from before the first question: sshd sends its name first
+        # For one answer; each question sets these.
         self._waiter: asyncio.Future[None] | None = None
         self._progress: Progress
         self._parser: Any
@@ -87,8 +88,8 @@ class Connection(asyncio.Protocol):
 
     @property
     def peer_pid(self) -> int | None:
-        """The process that called listen() on a Unix socket (unix(7)). None on TCP, and where the
-        platform or a pid namespace hides it."""
+        """The pid that called listen() on a Unix socket (unix(7)). None on TCP, and if the platform
+        or a pid namespace hides the pid."""
         sock = self._transport.get_extra_info("socket") if self._worker.unix else None
         if sock is None or not hasattr(socket, "SO_PEERCRED"):
             return None
@@ -101,9 +102,10 @@ class Connection(asyncio.Protocol):
         return pid if pid > 0 else None
 
     async def ask(self, request: bytes, limit: int, progress: Progress) -> Answer:
-        """Send *request* and read its answer of at most *limit* bytes of body.
+        """Send *request* and read its answer, with a body of at most *limit* bytes.
 
-        Failed says why there is none. A caller that cancels this has to close the connection.
+        Failed says why there is no answer. A caller that cancels this call has to close the
+        connection.
         """
         if self._early:
             raise not_http(self._early, None, self._worker)
@@ -134,7 +136,7 @@ class Connection(asyncio.Protocol):
         return Answer(self._status, reason, self._fields, body, self._progress.received)
 
     async def close(self) -> None:
-        """Returns when the descriptor is free again."""
+        """Close the connection. Returns when the descriptor is free again."""
         self.usable = False
         if self._transport is None:
             return
@@ -150,7 +152,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None or self._waiter.done():
-            self.usable = False  # nobody asked for it
+            self.usable = False  # bytes that no question asked for
             if self._waiter is None and not self.answered:
                 self._early = data[:START_BYTES]
             self._transport.abort()
@@ -167,7 +169,7 @@ class Connection(asyncio.Protocol):
         progress.head = self._status != 0
         if not progress.head and progress.received > MAX_HEAD_BYTES:
             self._note("too large", f"a head of more than {MAX_HEAD_BYTES} bytes")
-        # What the framing of chunks adds is bounded too, however small they are.
+        # The framing of chunks is bounded too, even if the chunks are tiny.
         if not self._complete and progress.received > MAX_HEAD_BYTES + 2 * self._limit:
             self._note("too large", f"an answer of more than {self._limit} bytes")
         if self._failed is not None:
@@ -207,7 +209,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._waiter.set_exception(failed)
 
-    # httptools' side. An error is kept, and ends the question once the parser has returned.
+    # httptools' side. An error is kept. After the parser has returned, the error ends the question.
 
     def on_status(self, status: bytes) -> None:
         if not self._complete:
@@ -257,7 +259,7 @@ class Connection(asyncio.Protocol):
         self._body.append(data)
 
     def on_message_complete(self) -> None:
-        if self._status == 0:  # an interim one (1xx)
+        if self._status == 0:  # an interim answer (1xx)
             self._fields = {}
             self._count = 0
             self._reason = b""
@@ -270,13 +272,13 @@ class Connection(asyncio.Protocol):
             self._failed = Failed(reason, text)
 
     def _fail(self, reason: Reason, text: str) -> None:
-        """From a callback of the parser, which then skips the rest of its buffer."""
+        """Called in a callback of the parser. The parser then skips the rest of its buffer."""
         self._note(reason, text)
         raise _Stop
 
 
 class Means(Protocol):
-    """What connections are made with."""
+    """What a connection is made with."""
 
     resolver: Resolver
 
@@ -287,7 +289,7 @@ class Means(Protocol):
 async def connect(
     worker: Worker, means: Means, loop: asyncio.AbstractEventLoop, deadline: float
 ) -> Connection:
-    """A connection to *worker*; Failed if there is none. *deadline* is in the loop's time."""
+    """A connection to *worker*. Failed says why there is none. *deadline* is the loop's time."""
     if worker.unix:
         path = worker.address
         if len(os.fsencode(path)) > MAX_PATH_BYTES:

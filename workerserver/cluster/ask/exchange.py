@@ -11,8 +11,8 @@ __all__ = ["Answer", "Progress", "Question", "request_parts"]
 
 @dataclass(slots=True)
 class Answer:
-    """A complete answer. *fields* are by lower-case name. *received* counts the bytes of the whole
-    answer, its head included."""
+    """A complete answer. *fields* maps lower-case names to values. *received* is the size of the
+    whole answer in bytes, with the head."""
 
     status: int
     reason: str
@@ -41,9 +41,9 @@ class Answer:
 class Question:
     """What a worker is asked.
 
-    *limit* is the largest body that is read, in bytes. *parse* makes the result from the Answer; it
-    raises ValueError if it can't. Without *parse* the result is the Answer itself. An HTTP error
-    status is a Failure, unless *any_status* is set: then it is an Answer like any other.
+    *limit* is the largest body that is read, in bytes. *parse* makes the result from the Answer, or
+    raises ValueError. Without *parse* the result is the Answer itself. An answer with an HTTP error
+    status becomes a Failure, unless *any_status* is set.
     """
 
     name: str
@@ -55,13 +55,13 @@ class Question:
 
     @classmethod
     def handler(cls, name: str, query: str = "", **options: Any) -> Question:
-        """A question to handler *name*. Name and query are sent as they are, without escaping."""
+        """A question to handler *name*. *name* and *query* are sent unchanged, without escaping."""
         return cls(name, f"/handler/{name}{f'?{query}' if query else ''}", **options)
 
 
 @dataclass(slots=True)
 class Progress:
-    """How much of an answer has arrived: *received* bytes; *head*: its whole head is among them."""
+    """How much of an answer has arrived: *received* bytes; *head*: whether the head is whole."""
 
     received: int = 0
     head: bool = False
@@ -75,7 +75,7 @@ class Progress:
 
 
 def request_parts(question: Question, fields: Mapping[str, str]) -> tuple[bytes, bytes]:
-    """The bytes of a request before and after the name of the host, with *fields* in its head."""
+    """The bytes of a request before and after the host's name. *fields* are in its head."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     # A POST without a length makes torch's server wait for the connection's end.
     length = "" if question.method == "GET" else "Content-Length: 0\r\n"

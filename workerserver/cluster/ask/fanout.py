@@ -13,12 +13,12 @@ __all__ = ["descriptors_left", "fan_out"]
 
 #: A visit that takes longer mostly waits, so another one may begin beside it.
 PATIENCE_SECONDS = 0.5
-#: Left for other uses, such as connections that are being closed.
+#: Descriptors kept for other uses, for example for connections that are still closing.
 RESERVED_DESCRIPTORS = 64
 
 
 def descriptors_left() -> int:
-    """How many descriptors this process may still open, less a reserve; at least 1."""
+    """The number of descriptors that this process may still open, less a reserve; at least 1."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         soft = 1 << 16
@@ -27,7 +27,7 @@ def descriptors_left() -> int:
         with contextlib.suppress(OSError):
             used = len(os.listdir(folder))
             break
-    # If few are left, a third of them is kept, so that the last ones are never taken.
+    # If few are left, the reserve is a third of them. So the last ones are never taken.
     left = soft - used
     return max(left - min(RESERVED_DESCRIPTORS, left // 3 + 1), 1)
 
@@ -35,19 +35,20 @@ def descriptors_left() -> int:
 async def fan_out(
     jobs: Iterable[Callable[[], Coroutine[Any, Any, None]]], *, working: int, most: int
 ) -> None:
-    """Run *jobs*: at most *working* that are younger than PATIENCE_SECONDS, at most *most* in all.
+    """Run *jobs*: at most *most* at a time, and at most *working* younger than PATIENCE_SECONDS.
 
-    The first exception of a job cancels the other jobs and is raised. A cancel does the same.
+    If a job raises, all other jobs are cancelled, and this function raises the first exception. If
+    this function is cancelled, all jobs are cancelled too.
     """
     await _FanOut(iter(jobs), working, most).run()
 
 
 class _FanOut:
-    """Lanes, each a task, do one job after the other. A task for each job would add a tenth to the
-    cost of a job.
+    """Lanes that do one job after the other. Each lane is a task: a task for each job would add a
+    tenth to the cost of a job.
 
-    Invariants: a lane is in ``_young``, in the order in which the jobs began, or in ``_old`` if its
-    job is older than PATIENCE_SECONDS. The timer runs while jobs may be left.
+    Invariants: a lane is in ``_old`` if its job is older than PATIENCE_SECONDS, else in ``_young``.
+    ``_young`` is in the order in which the jobs began. The timer runs while jobs may be left.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class _FanOut:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _open(self) -> None:
-        """Open as many lanes as allowed, and come back when one of them may have become old."""
+        """Open as many lanes as allowed. A timer calls again when a lane may have become old."""
         young, old = self._young, self._old
         while (
             not self._exhausted
@@ -104,7 +105,7 @@ class _FanOut:
         while job is not None:
             await job()
             if young.pop(task, None) is None:
-                # The lane became old, so others have been opened beside it.
+                # The lane became old, so other lanes were opened beside it.
                 self._old.discard(task)
                 if self._exhausted or len(young) >= self._working:
                     return

@@ -12,14 +12,14 @@ from workerserver.cluster.failures import Failed
 from workerserver.cluster.model import Failure, RankState, Thread, Worker
 from workerserver.cluster.read.summary import positions, recorders
 
-#: A digest, and how the stacks were taken.
+#: A digest, and the mode in which the stacks were taken.
 Key = tuple[str, str | None]
 
 __all__ = ["full_stacks", "full_traces", "worth_tracing"]
 
-#: Different stacks that are fetched in full. If there are more, the most and the least common ones.
+#: Different stacks that are fetched in full. Of more, only the most and the least common ones are.
 MAX_STACKS = 1024
-#: Full flight-recorder traces.
+#: Full flight-recorder traces that are fetched.
 MAX_TRACES = 256
 #: Members of a group that are asked for the group's stacks, one after another.
 MAX_TRIES = 3
@@ -30,7 +30,7 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
     groups: dict[Key, list[RankState]] = {}
     for state in states:
         if state.digest is not None and state.kind == "workerserver":
-            # The mode says whether the GIL was held. What is shared has to hold for all members.
+            # The mode says whether the GIL was held. Members with different modes share nothing.
             groups.setdefault((state.digest, state.mode), []).append(state)
     wanted = [key for key in groups if key not in memory.threads]
     chosen = _ends(sorted(wanted, key=lambda key: (-len(groups[key]), key[0])), MAX_STACKS)
@@ -71,7 +71,7 @@ async def _speak_for(
     own: dict[Worker, tuple[Thread, ...]],
     visit: Visit,
 ) -> tuple[Thread, ...]:
-    """One member's stacks, for its whole group. Failed if the member moved on in between."""
+    """One member's stacks, for its whole group. Failed if the member's stacks have changed."""
     key, state = asked[visit.worker]
     try:
         threads: tuple[Thread, ...] = await visit.ask(STACKS)
@@ -92,7 +92,7 @@ def _no_stacks(asked: bool) -> Failure:
 
 
 def _ends(ordered: Sequence[Any], most: int) -> list[Any]:
-    """The first and the last of *ordered*, *most* in all: the crowd and the exceptions."""
+    """The first and the last entries of *ordered*, *most* in all: the crowd and the exceptions."""
     if len(ordered) <= most:
         return list(ordered)
     return [*ordered[: most // 2], *ordered[len(ordered) - (most - most // 2) :]]
@@ -121,8 +121,8 @@ async def full_traces(client: Client, states: Sequence[RankState]) -> int:
 def worth_tracing(states: Sequence[RankState]) -> list[RankState]:
     """The ranks whose full traces are worth fetching, the rarest states first.
 
-    For each process group whose members' summaries differ, one member of each state. If all
-    summaries agree and something is pending, one member of all.
+    If the members of a process group have different summaries: one member with each summary. If all
+    summaries agree and an operation is pending: one member.
     """
     groups: dict[str, dict[str, list[RankState]]] = {}
     pending: list[RankState] = []

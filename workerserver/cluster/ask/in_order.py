@@ -24,16 +24,16 @@ def in_order(
 ) -> Iterator[tuple[Worker, T | Failure]]:
     """The result of *talk* for each worker, in the order of *workers*; *options* are the Client's.
 
-    A collector is replaced by the workers that it answers for. The questions run in a thread of
-    their own, so a caller that is slow to take a result takes no time from the deadlines. To close
-    the iterator, or Ctrl-C in the caller's thread, ends all questions.
+    Each collector is replaced by its workers. The questions run in a separate thread. So a slow
+    caller takes no time from the deadlines. Closing the iterator ends all questions, and so does
+    Ctrl-C in the caller's thread.
     """
     return _Asking(workers, talk, options).results()
 
 
 class _Asking:
-    """A thread with an event loop. It puts into ``_queue``: first the list of workers, then pairs
-    of worker and result as they come; or an exception, which ends it."""
+    """A thread with an event loop. The thread puts the list of workers into ``_queue``, then a pair
+    (worker, result) for each result. An exception in the queue is the last entry."""
 
     def __init__(
         self, workers: Sequence[Worker], talk: Callable[[Visit], Awaitable[Any]], options: Any
@@ -54,12 +54,12 @@ class _Asking:
                 while worker not in early:
                     other, result = self._next()
                     early[other] = result
-                # Popped, because a result can be large: the caller decides how long it lives.
+                # Popped, because a result can be large: only the caller should keep it alive.
                 yield worker, early.pop(worker)
         finally:
             self._closed = True
             if self._stop is not None:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: all is done
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nothing runs
                     self._stop()
             self._thread.join()
 
@@ -81,7 +81,7 @@ class _Asking:
         loop = asyncio.get_running_loop()
         async with Client(**self._options) as client:
             self._stop = partial(loop.call_soon_threadsafe, client.stop)
-            if self._closed:  # before there was a client to be stopped
+            if self._closed:  # close() came before there was a client to stop
                 client.stop()
             everyone = list(dict.fromkeys(await behind_collectors(self._workers, client)))
             self._queue.put(everyone)

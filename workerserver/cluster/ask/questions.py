@@ -1,4 +1,4 @@
-"""The questions to workers, and the answers that are kept once for many of them."""
+"""The questions to workers, and one shared copy of answers that are equal on many workers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from workerserver.cluster.read.summary import share
 
 __all__ = ["DIGEST", "HANDLERS", "HEALTH", "STACKS", "SUMMARY", "TEXT", "TRACES", "Memory"]
 
-#: The stacks of a thousand threads, and a trace of a recorder with 20,000 entries.
+#: Enough for the stacks of 1,000 threads, and for a trace with 20,000 entries.
 MAX_STACKS_BYTES = 8 << 20
 MAX_TRACE_BYTES = 32 << 20
 
 
 def _digest(answer: Answer) -> tuple[bodies.Digest, str | None] | str:
-    """Our digest. Stock torch ignores the format that was asked for, and gives its text."""
+    """Our digest. A stock torch worker ignores the wanted format and answers with its text."""
     if answer.content_type.startswith("text/plain") and answer.body[:1] != b"{":
         return _text(answer)
     return bodies.digest(answer.body), _mode(answer)
@@ -37,15 +37,15 @@ def _mode(answer: Answer) -> str | None:
 
 @dataclass(slots=True)
 class Memory:
-    """What is equal on many ranks or in many rounds, kept once: stacks, by their digest and mode,
-    and each worker's last summary."""
+    """One copy of what is equal on many ranks or in many rounds: stacks by digest and mode, and
+    each worker's last summary."""
 
     threads: dict[tuple[str, str | None], tuple[Thread, ...]] = field(default_factory=dict)
     summaries: dict[Worker, Mapping[str, Any]] = field(default_factory=dict)
 
     def kept(self, worker: Worker, summary: Mapping[str, Any]) -> Mapping[str, Any]:
-        """*summary*, or the equal one of an earlier round. In a job that hangs nothing changes, and
-        summaries are most of the memory that a round takes."""
+        """*summary*, or an equal summary of the last round. In a job that hangs, summaries don't
+        change, and they are most of the memory of a round."""
         known = self.summaries.get(worker)
         if known is not None and known == summary:
             return known
@@ -69,7 +69,7 @@ STACKS = Question.handler(
 )
 TEXT = Question.handler("dump_traceback", limit=MAX_STACKS_BYTES, parse=_text)
 SUMMARY = Question.handler("fr_summary", limit=1 << 20, parse=lambda a: bodies.json_object(a.body))
-#: There are two recorders: NCCL's, and one for the other backends.
+#: torch has two recorders: NCCL's, and one for the other backends.
 TRACES = {
     "fr": Question.handler(
         "fr_trace_json", limit=MAX_TRACE_BYTES, parse=lambda a: bodies.json_object(a.body)

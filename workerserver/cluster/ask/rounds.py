@@ -1,10 +1,11 @@
 """Learn what every rank does, at a cost that grows with the number of different answers.
 
-First every rank is asked the small questions: its health, the digest of its stacks, the summary of
-its flight recorder. Then one member of each group of equal digests gives its full stacks, and one
-member of each differing state in a process group gives its full trace. torch's own servers have no
-short form, so their text is used as the digest, and their trace as the summary. If a host has a
-collector, the collector asks the small questions and answers for all ranks of the host at once.
+In the first phase every rank answers the small questions: its health, the digest of its stacks, the
+summary of its flight recorder. In the second phase one member of each group with equal digests
+sends its full stacks, and one member of each different state in a process group sends its full
+trace. torch's own servers have no short form: a digest is made from their text, and their trace
+takes the place of the summary. If a host has a collector, the collector asks the small questions
+and answers for all ranks of the host at once.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from workerserver.cluster.model import Failure, RankState, Worker
 
 __all__ = ["EVERYTHING", "Part", "Round", "collect", "collect_round"]
 
-#: A worker that did not answer within its deadline gets this part of it in later rounds, but at
-#: least the time between two rounds.
+#: A worker that did not answer within its deadline gets the deadline divided by this in later
+#: rounds, but at least the time between two rounds.
 SILENT_SHARE = 4
 
 
 @dataclass(slots=True)
 class Round:
     """One look at all ranks. *states* are in the order of the workers. *started* is in seconds
-    since the epoch. *questions* and *bytes_received* are its cost."""
+    since the epoch. *questions* and *bytes_received* are the cost of the round."""
 
     states: list[RankState]
     started: float
@@ -53,13 +54,13 @@ async def collect(
     on_done: Callable[[RankState], None] | None = None,
     client: Client | None = None,
 ) -> list[Round]:
-    """*rounds* rounds of all *workers*, whose starts are *interval* seconds apart or more.
+    """*rounds* rounds over all *workers*, with *interval* or more seconds from start to start.
 
-    Every worker has a RankState in each round, whatever became of it. *on_done* gets each state
-    once its small answers are there. If the client is stopped, the result is the rounds that have
-    begun. The deadline is the *client*'s, or else *deadline*. It holds for the small questions of
-    one worker, and again for its full answers. A worker that did not answer within its deadline
-    gets less of it in later rounds.
+    Every worker has a RankState in each round, even a worker that did not answer. *on_done* gets
+    each state as soon as it has its small answers. If the client is stopped, the result is the
+    rounds that have begun. The deadline is the *client*'s, or without a client *deadline*. It holds
+    for the small questions to one worker, and again for the full answers of that worker. A worker
+    that did not answer within its deadline gets a shorter deadline in later rounds.
     """
     if client is None:
         async with Client(deadline=deadline) as client:
@@ -86,7 +87,7 @@ def _note_the_silent(client: Client, states: Iterable[RankState], interval: floa
         reasons = {failure.reason for failure in state.failures.values()}
         if state.responded or "timeout" not in reasons or client.stopped:
             client.patience.pop(asked, None)
-        elif asked is state.worker or not state.worker.address:  # else the collector did answer
+        elif asked is state.worker or not state.worker.address:  # otherwise the collector answered
             least = max(interval, client.deadline / SILENT_SHARE)
             client.patience[asked] = min(least, client.deadline)
 
@@ -98,7 +99,7 @@ async def collect_round(
     memory: Memory,
     on_done: Callable[[RankState], None] | None = None,
 ) -> Round:
-    """One round. *memory* has the stacks that earlier rounds fetched."""
+    """One round. *memory* holds the stacks from earlier rounds."""
     result = Round([], time.time())
     clock = asyncio.get_running_loop().time()
     questions, received = client.questions, client.bytes_received
@@ -118,8 +119,8 @@ async def collect_round(
 
 
 def settle_ranks(states: Sequence[RankState]) -> None:
-    """If several workers claim one rank, each of them has a failure that names another. A rank that
-    was only counted gives way to the rank that the worker tells."""
+    """Replace counted ranks by the ranks that the workers report. If several workers report the
+    same rank, each of them gets a failure that names another one."""
     claims: dict[int, list[RankState]] = {}
     for state in states:
         if state.health is not None and state.health.rank is not None:
@@ -132,7 +133,7 @@ def settle_ranks(states: Sequence[RankState]) -> None:
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
             text = f"says that it is rank {rank}, and so does {min(others)}{more}"
             state.failures.setdefault("healthz", Failure("lied", text))
-    # If one worker isn't the rank that it was counted as, the count is wrong for the others too.
+    # If the count is wrong for one worker, it is wrong for the other workers too.
     counted = [state for state in states if state.worker.assumed]
     if any(state.rank != state.worker.rank for state in counted):
         for state in counted:
@@ -144,7 +145,7 @@ def settle_ranks(states: Sequence[RankState]) -> None:
 
 
 def _rank_in_name(worker: Worker) -> int | None:
-    """``…/rank3.sock``: on a Unix socket, nothing else tells a stock worker's rank."""
+    """3 for ``…/rank3.sock``: only the name of its Unix socket tells a stock worker's rank."""
     match = re.search(r"(?:\A|[^a-z])rank[_-]?([0-9]{1,7})[^/0-9]*\Z", worker.address)
     return int(match[1]) if match and worker.unix else None
 

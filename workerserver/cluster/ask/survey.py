@@ -1,6 +1,6 @@
 """The small questions to each rank: its health, the digest of its stacks, the summary of its
-flight recorder. torch's own servers have no short form, so their text is used as the digest, and
-their trace as the summary.
+flight recorder. torch's own servers have no short form: a digest is made from their text, and their
+trace takes the place of the summary.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ async def _first_questions(
 ) -> RankState:
     worker = state.worker
     try:
-        # If the rank is known, and health isn't wanted, one question can be saved.
+        # The question for health is not needed if the rank is known and nobody wants health.
         if "health" in want or "stacks" not in want or worker.rank is None or worker.assumed:
             await _ask_health(visit, state)
         else:
@@ -79,7 +79,7 @@ async def _ask_health(visit: Visit, state: RankState) -> None:
         state.health = await visit.ask(HEALTH)
     except Failed as failed:
         state.responded = failed.failure.reason not in ("unreachable", "timeout")
-        if failed.failure.reason == "missing":  # it speaks HTTP, and isn't our server
+        if failed.failure.reason == "missing":  # the server speaks HTTP, but isn't ours
             state.kind = "torch"
         else:
             state.failures["healthz"] = failed.failure
@@ -90,7 +90,8 @@ async def _ask_health(visit: Visit, state: RankState) -> None:
 
 
 def _check_rank(state: RankState) -> None:
-    """Check that the worker is the rank that it was found as. If not, it isn't asked any more."""
+    """Compare the rank that the worker reports with the rank under which it was found. If they
+    differ, the worker gets a failure, and no further question."""
     said, worker = state.health.rank if state.health else None, state.worker
     if said is None or worker.rank is None or worker.assumed or said == worker.rank:
         state.rank = worker.rank if said is None else said
@@ -100,7 +101,7 @@ def _check_rank(state: RankState) -> None:
 
 
 async def _ask_digest(visit: Visit, state: RankState, memory: Memory) -> None:
-    """A stock worker knows no digest, and answers with its stacks."""
+    """Ask for the digest. A stock worker has no digest and answers with its stacks."""
     try:
         answer = await visit.ask(DIGEST)
         if not isinstance(answer, str):
@@ -124,7 +125,7 @@ async def _summary(visit: Visit, state: RankState, memory: Memory) -> None:
 
 
 async def _stock_trace(visit: Visit, state: RankState) -> None:
-    """Stock torch tells of a recorder only in full."""
+    """Ask for the full trace: a stock worker has no summary."""
     try:
         trace = state.flight = await visit.ask(TRACES["fr"])
         if not trace.get("entries"):
@@ -146,7 +147,7 @@ async def _text(visit: Visit, state: RankState, memory: Memory) -> None:
 
 
 def _keep_text(state: RankState, memory: Memory, text: str) -> None:
-    """Keep a stock worker's stacks. Equal texts are kept once."""
+    """Keep a stock worker's stacks. Workers with equal texts share one copy."""
     digest = text_digest(text)
     key = (digest, "torch")
     try:
@@ -172,7 +173,7 @@ _THREAD = re.compile(r"^(?:Current thread|Thread) 0x[0-9a-f]+.*$", re.MULTILINE)
 
 
 def text_digest(text: str) -> str:
-    """A digest as our workers have it: equal for the same stacks, whatever their idents, order and
+    """A digest like our workers' digests: equal for the same stacks, with any idents, order and
     number. It can't be compared with our workers' digests, because a text has no thread names."""
     return _hash("\0".join(sorted({stack.strip() for stack in _THREAD.split(text)})))
 

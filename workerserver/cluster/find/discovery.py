@@ -1,4 +1,4 @@
-"""Find a job's workers: where they are named, or else where the environment says."""
+"""Find a job's workers: at the named places, or else at the places in the environment."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from workerserver.process.run_folder import run_folder, run_folders
 
 __all__ = ["Options", "discover", "from_template"]
 
-#: A store that only the environment names must not delay the other places for long.
+#: The wait for a store that only the environment names. A longer wait would delay the other places.
 STORE_SECONDS = 3.0
 _PLACEHOLDER = re.compile(r"\{(rank|local_rank|pid)\}")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where to look. Every part that is given counts; without any, the environment decides.
+    """Where to look. All given parts are searched; if no part is given, the environment decides.
 
-    *targets*: sockets, folders or patterns of them, templates with ``{rank}``, ``host:port``, URLs.
-    *hosts_file*: see :func:`hosts.from_hosts_file`. *port* is for *slurm*, and for hosts of
-    *hosts_file* and *collectors* without a port. *store*: ``host:port`` of a TCPStore.
-    *world_size*: how many ranks must be in it. *dns*: ``NAME:PORT[-PORT]``. *collectors*:
-    ``host:port``, lists and ranges of them. *deadline* (seconds) is for each store and each name.
+    *targets*: sockets, their folders, patterns, templates with ``{rank}``, ``host:port``, URLs.
+    *hosts_file*: see :func:`hosts.from_hosts_file`. *port*: the port for *slurm*, and for hosts in
+    *hosts_file* and *collectors* that have none. *store*: ``host:port`` of a TCPStore.
+    *world_size*: the number of ranks that the store must have. *dns*: ``NAME:PORT[-PORT]``.
+    *collectors*: ``host:port``, also as a list or a range. *deadline*: seconds for each store and
+    for each DNS name.
     """
 
     targets: Sequence[str] = ()
@@ -47,12 +48,12 @@ class Options:
 
 
 def discover(options: Options) -> list[Worker]:
-    """All workers, each address once, in the order found. ClusterError if there are none.
+    """All workers, each address once, in the order in which they are found.
 
-    If nothing is named, the first of these places that has workers counts: the store that
-    torchrun's MASTER_ADDR and MASTER_PORT name; the nodes of a Slurm job, if the port is known; the
-    sockets of TORCH_WORKER_SERVER_SOCKET; the sockets of ``workerserver run`` in the folder for
-    temporary files.
+    If *options* name no place, this function searches these places in order, and stops at the first
+    one that has workers: the store at torchrun's MASTER_ADDR and MASTER_PORT; the nodes of a Slurm
+    job, if the port is known; the sockets of TORCH_WORKER_SERVER_SOCKET; the sockets of
+    ``workerserver run`` in the folder for temporary files. ClusterError if no worker is found.
     """
     environment = os.environ if options.environment is None else options.environment
     found: list[Worker] = []
@@ -74,7 +75,7 @@ def discover(options: Options) -> list[Worker]:
 
 
 def from_template(template: str) -> list[Worker]:
-    """The sockets that a path with ``{rank}``, ``{local_rank}``, ``{pid}`` stands for."""
+    """The sockets that match a path with ``{rank}``, ``{local_rank}`` or ``{pid}``."""
     parts = _PLACEHOLDER.split(template.removeprefix("unix:"))
     pattern = "".join("*" if index % 2 else glob.escape(part) for index, part in enumerate(parts))
     expression = "".join(
@@ -127,8 +128,8 @@ def _places(
 
 
 def _own_folder() -> list[Worker]:
-    """The sockets of ``workerserver run``. Any user can make a folder of that name, and a token
-    must not go to that user's sockets."""
+    """The sockets of ``workerserver run``. Any user can make a folder with that name, so this
+    function checks the owner: our token must not go to another user's sockets."""
     usual = run_folder()
     found: list[Worker] = []
     for folder in run_folders():
@@ -155,8 +156,10 @@ def _torchrun(address: str, world_size: int | None, options: Options) -> list[Wo
 
 
 def _each_once(workers: Iterable[Worker]) -> list[Worker]:
-    """*workers*, each address once; of ranks without an address, each rank once. The first one
-    stays, but gets the rank of a later one if it has none."""
+    """*workers* without doubles: each address once, and each rank without an address once.
+
+    The first of equal addresses stays. If that worker has no rank, it gets a later worker's rank.
+    """
     found: dict[tuple[str, int | None], Worker] = {}
     for worker in workers:
         key = (worker.address, None if worker.address else worker.rank)

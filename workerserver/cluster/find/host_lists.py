@@ -16,7 +16,7 @@ __all__ = ["MAX_HOSTS", "expand", "expand_hosts", "split_hosts", "unfold"]
 #: Hosts that one text may stand for.
 MAX_HOSTS = ranks.MAX_RANKS
 
-#: Brackets with anything else inside (``[::1]``) are no range.
+#: A bracket with other characters inside (``[::1]``) is no range.
 _BRACKET = re.compile(r"\[([0-9][0-9,\- ]*)\]")
 
 
@@ -31,9 +31,9 @@ def unfold(text: str) -> list[int]:
 def expand_hosts(text: str) -> list[str]:
     """Every name that *text* stands for, in the order of appearance.
 
-    Names are separated by commas or blanks. A bracket holds numbers and ranges: ``n[1-3,7]``. The
-    last of several brackets counts fastest. If the first number of a range begins with 0, all its
-    numbers are padded to that width, as Slurm does it. ClusterError for what can't be read.
+    Commas or blanks separate names. A bracket holds numbers and ranges: ``n[1-3,7]``. If a name has
+    several brackets, the last one counts fastest. If the first number of a range begins with 0, all
+    numbers of the range are padded to its width, as in Slurm. ClusterError if *text* can't be read.
     """
     names: list[str] = []
     for name in split_hosts(text):

@@ -25,9 +25,9 @@ _PLACEHOLDER = re.compile(r"\{(rank|local_rank)\}")
 def from_hosts_file(path: str, port: str | None = None) -> list[Worker]:
     """One or more hosts on each line (``node[001-128]:25[000-007]``); ``#`` begins a comment.
 
-    A host is ``host:port``, a URL, a socket's path, or a name without a port if *port* is given
-    (which may hold a range too). Ranks are counted in the order of the file. The rank that a worker
-    itself tells wins.
+    A host is ``host:port``, a URL, a socket's path, or, if *port* is given, a name without a port.
+    *port* may be a range too. Ranks are counted in the order of the file. If a worker reports
+    another rank, the reported rank wins.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -52,7 +52,7 @@ def from_hosts_file(path: str, port: str | None = None) -> list[Worker]:
 
 
 def from_collectors(text: str, port: str | None = None) -> list[Worker]:
-    """Collectors, separated by commas: ``node[001-128]:25998``. *port* is for names without one."""
+    """Collectors, separated by commas: ``node[001-128]:25998``. Names without a port get *port*."""
     collectors: list[Worker] = []
     for name in split_hosts(text):
         if port is None and not has_port(name):
@@ -83,9 +83,9 @@ def _counted(address: str, rank: int, source: Source) -> Worker:
 def from_slurm(environment: Mapping[str, str], port: str | None = None) -> list[Worker]:
     """The tasks of a Slurm job, on the nodes that its environment names.
 
-    *port*, else the port in WORKERSERVER_TCP, is one port for all nodes; or it holds
-    ``{local_rank}`` or ``{rank}`` (one worker for each task of a node); or it is a range (one
-    worker for each port on each node). Ranks are counted node by node, as in Slurm's block
+    *port* is by default the port in WORKERSERVER_TCP. A plain number means one worker on each node.
+    A port with ``{local_rank}`` or ``{rank}`` means one worker for each task of a node. A range
+    means one worker for each port on each node. Ranks are counted node by node, as in Slurm's block
     distribution.
     """
     nodes = environment.get("SLURM_JOB_NODELIST") or environment.get("SLURM_NODELIST") or ""
@@ -118,7 +118,7 @@ def _fill(port: str, rank: int, local_rank: int) -> str:
 
 
 def _tasks(environment: Mapping[str, str], nodes: int) -> Iterator[int]:
-    """How many tasks each node has (``2(x3),1``); 1 if Slurm doesn't say."""
+    """The number of tasks on each node (``2(x3),1``); 1 if Slurm doesn't say."""
     name = "SLURM_TASKS_PER_NODE"
     text = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get(name) or f"1(x{nodes})"
     counts: list[int] = []
@@ -133,10 +133,10 @@ def _tasks(environment: Mapping[str, str], nodes: int) -> Iterator[int]:
 
 
 def from_dns(text: str, deadline: float) -> list[Worker]:
-    """``NAME:PORT`` or ``NAME:PORT-PORT``: every address of NAME, each with every port.
+    """``NAME:PORT`` or ``NAME:PORT-PORT``: a worker for each address of NAME and each port.
 
-    The name of a headless Kubernetes service has the address of each pod. The workers themselves
-    tell their ranks.
+    The name of a headless Kubernetes service has the address of each pod. The workers report their
+    own ranks.
     """
     match = _PORTS.match(text)
     if match is None:

@@ -1,15 +1,16 @@
 """Read from torch's TCPStore where the workers are, without torch.
 
 Both of torch's servers (libuv, the default, and the older one) speak this protocol since torch 2.1.
-A connection begins with VALIDATE and a magic number. Requests follow, each a byte for its kind and
-then its arguments. Integers are little-endian; a string is its length (8 bytes) and its bytes.
-Requests may be sent ahead; answers come in order. Two kinds are used, which only read:
+A connection begins with VALIDATE and a magic number. Then requests follow: a byte for the kind, and
+the arguments. Integers are little-endian. A string is its length (8 bytes) and its bytes. A client
+may send requests before earlier answers have come; answers come in order. This module uses the two
+kinds that only read:
 
-    CHECK  number of keys (8 bytes), keys   -> one byte: 0 if all are there
+    CHECK  number of keys (8 bytes), keys   -> one byte: 0 if the store has all keys
     GET    key                              -> length (8 bytes), value
 
-GET is only sent for a key that is there. For any other key the server ends the connection and
-writes a line into the job's log.
+This module sends GET only for a key that exists. For any other key the server ends the connection
+and writes a line into the job's log.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ VALIDATE, GET, CHECK = 0, 3, 5
 MAGIC = 0x3C85F7CE
 READY = 0
 
-#: TCPStore puts "/" before every key. The rest is the name that torch.distributed.debug gives it.
+#: TCPStore puts "/" before every key. The rest is torch.distributed.debug's name for the key.
 RANK = "/debug_server/rank{}"
-#: A host's collector is registered beside the ranks. The ranks that it answers for follow its
-#: address: ``http://node7:25998#56-63``.
+#: A host's collector has an entry beside the ranks' entries. The value is the collector's address
+#: and the ranks of the host: ``http://node7:25998#56-63``.
 COLLECTOR = "/debug_server/collector{}"
-#: Keys asked for at one time. Their requests have some 25 kB.
+#: Keys in one batch of requests, some 25 kB.
 BATCH_KEYS = 512
 #: If the number of ranks is unknown, the search ends after so many ranks without an entry.
 MAX_GAP_RANKS = 4096
@@ -49,13 +50,13 @@ MAX_VALUE_BYTES = 4096
 def workers_in_store(
     address: str, *, world_size: int | None = None, deadline: float = 10.0
 ) -> list[Worker]:
-    """What is registered in the TCPStore at *address* (``host:port``): first the collectors, then
-    the workers by rank.
+    """The entries in the TCPStore at *address* (``host:port``): the collectors, then the workers by
+    rank.
 
-    A rank without an entry has a worker with an empty address, unless a collector answers for it.
-    This holds for all ranks below *world_size*, or else below the highest rank that is known.
-    *deadline* (seconds) is for everything. ClusterError if the store can't be read or has no worker
-    at all.
+    A rank without an entry gets a worker with an empty address, unless a collector answers for that
+    rank. So every rank below *world_size* has a worker. Without *world_size*, every rank below the
+    highest known rank has one. *deadline* is for the whole call, in seconds. ClusterError if the
+    store can't be read or has no worker at all.
     """
     host, port = host_port(address)
     until = time.monotonic() + deadline
@@ -88,7 +89,7 @@ def _collector(value: bytes) -> Worker:
     try:
         worker = replace(tcp_worker(text, source="store"), collector=True)
         answers_for = tuple(unfold(ranks))
-    except ClusterError:  # the question to it will fail, and say so
+    except ClusterError:  # the question to this collector will fail, and say so
         return Worker(text, unix=False, source="store", collector=True)
     return replace(worker, ranks=answers_for) if len(answers_for) <= MAX_HOST_WORKERS else worker
 
@@ -113,7 +114,7 @@ class _Store:
         self._send(struct.pack("<BI", VALIDATE, MAGIC))
 
     def registered(self, key: str, world_size: int | None) -> list[int]:
-        """The numbers for which *key* has an entry."""
+        """The numbers N for which the store has an entry *key* N."""
         ranks: list[int] = []
         end = MAX_HOSTS if world_size is None else min(world_size, MAX_HOSTS)
         for first in range(0, end, BATCH_KEYS):
