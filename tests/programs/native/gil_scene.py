@@ -80,7 +80,7 @@ def wait_for_batch() -> None:
 
 
 def load_checkpoint() -> None:
-    libc.read(RELEASE, ctypes.create_string_buffer(1), 1)  # holds the GIL here
+    libc.read(RELEASE, ctypes.create_string_buffer(1), 1)  # held here
 
 
 def bursts(seconds: float, seed: int) -> int:
