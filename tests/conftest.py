@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from support.native import Rig
 
 
+# Each verdict is checked against what must be true of all of them.
+os.environ["WORKERSERVER_CHECK"] = "1"
 # An example may take any time on a busy machine.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")

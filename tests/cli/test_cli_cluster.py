@@ -130,7 +130,8 @@ def test_the_verdict_as_json(job: Job, run: Run) -> None:
     assert status == fields["status"] == 1
     assert fields.keys() == {
         "verdict", "status", "ranks", "responded", "unreachable", "suspects", "stragglers",
-        "groups", "process_groups", "problems", "time", "cost",
+        "groups", "process_groups", "problems", "progress", "again_s", "not_looked_at", "time",
+        "cost",
     }  # fmt: skip
     assert (fields["ranks"], fields["responded"], fields["unreachable"]) == (4, 4, [])
     (suspect,) = fields["suspects"]

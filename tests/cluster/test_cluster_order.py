@@ -92,7 +92,7 @@ def test_only_one_module_of_the_judges_speaks_english() -> None:
     english = re.compile(r"[A-Za-z']{2,}[,;:]? +[A-Za-z']{2,}|\A[a-z]+ \Z|\A [a-z]+\Z")
     spoken = {
         path.stem: found
-        for path in sorted((CLUSTER / "judge").glob("*.py"))
+        for path in sorted((CLUSTER / "judge").rglob("*.py"))
         if (found := {text for text in literals(path) if english.search(text)} - {*STRENGTH})
     }
     assert spoken.keys() == {"sentences"}

@@ -35,7 +35,7 @@ def main(*functions: str, wchan: str | None = None, gil: bool = False) -> tuple[
 
 
 WAITING = main(".all_reduce", "train", wchan="futex_do_wait")
-COMPUTING = main("compute", "train")
+COMPUTING = main("compute", "train", wchan="hrtimer_nanosleep")
 
 
 def rank(number: int, flight: Any = None, threads: Any = (), **more: Any) -> RankState:
@@ -159,13 +159,13 @@ def test_in_the_kernel_as_if_for_a_lock() -> None:
                     rank(1, behind, held, health=Health("ok", 7, uptime_s=at, cpu_s=50.0 + cpu)),
                     rank(2, ahead, WAITING),
                 ],
-                NOW + at - 40.0,
+                NOW + at - 70.0,
             )
-            for at, cpu in ((30.0, 0.0), (40.0, used))
+            for at, cpu in ((30.0, 0.0), (70.0, used))
         ]
 
     assert reasons(diagnose(looks(0.1), 3)) == [(1, "lock")]
-    assert reasons(diagnose(looks(9.8), 3)) == [(1, "behind")]
+    assert reasons(diagnose(looks(39.0), 3)) == [(1, "behind")]
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_a_gil_that_is_kept_though_nobody_waits() -> None:
         == "rank 0 keeps its GIL for 12.5 s; it holds the GIL in parse(), train.py:10"
     )
     states = [replace(states[0], health=health(gil=2.0))]
-    assert diagnose(twice(*states), 1).status == 0
+    assert diagnose(twice(*states), 1).status == 2  # nothing shows that it goes on
 
 
 def test_no_step_for_long() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import gc
 import importlib
 import multiprocessing
@@ -503,6 +504,96 @@ def skips_group() -> None:
     workerserver.heartbeat(STEPS)
     if RANK != 1:
         dist.new_group([0, 1, 2])
+    reduce()
+
+
+# ---- another thread than the main one acts
+
+
+@scene
+def trains_in_thread() -> None:
+    """The loop runs in a thread, as in an actor framework, and the main thread joins it."""
+    thread = threading.Thread(target=train_until_stuck)
+    thread.start()
+    thread.join()
+
+
+@scene
+def trains_in_polled_thread() -> None:
+    thread = threading.Thread(target=train_until_stuck)
+    thread.start()
+    while thread.is_alive():
+        time.sleep(0.5)
+
+
+def train_until_stuck() -> None:
+    workerserver.heartbeat(STEPS)
+    if RANK == 1:
+        prepare()
+    reduce()
+
+
+# ---- what no recorder holds
+
+
+@scene
+def skips_monitored_barrier() -> None:
+    workerserver.heartbeat(STEPS)
+    if RANK != 2:
+        dist.monitored_barrier(timeout=timedelta(seconds=FOREVER))
+    reduce()
+
+
+@scene
+def waits_for_file_lock() -> None:
+    """Another process has the lock for which all ranks wait."""
+    workerserver.heartbeat(STEPS)
+    if RANK == 0:
+        code = "import fcntl, sys, time; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX);"
+        code += " open(sys.argv[1] + '.held', 'w'); time.sleep(600)"
+        subprocess.Popen([sys.executable, "-c", code, str(FOLDER / "lock")])
+    while not (FOLDER / "lock.held").exists():
+        time.sleep(0.05)
+    with (FOLDER / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+@scene
+def starves_pipeline() -> None:
+    """The first stage sends nothing; each of the others waits for the one before."""
+    workerserver.heartbeat(STEPS)
+    if RANK == 0:
+        prepare()
+    else:
+        dist.recv(torch.ones(4), RANK - 1)
+
+
+@scene
+def makes_group_again() -> None:
+    """The second group of the name has made fewer operations than the first one."""
+    pair = dist.new_group([0, 1], group_desc="pair")
+    if RANK < 2:
+        for _ in range(4):
+            dist.all_reduce(torch.ones(4), group=pair)
+        dist.destroy_process_group(pair)
+    pair = dist.new_group([0, 1], group_desc="pair")
+    workerserver.heartbeat(STEPS)
+    if RANK < 2:
+        dist.all_reduce(torch.ones(4), group=pair)
+        if RANK == 1:
+            prepare()
+        dist.all_reduce(torch.ones(4), group=pair)
+    reduce()
+
+
+@scene
+def validates_unevenly() -> None:
+    """Nothing is wrong: rank 1's validation is longer, and each of its batches is a heartbeat."""
+    workerserver.heartbeat(STEPS)
+    if RANK == 1:
+        for batch in range(10**6):
+            time.sleep(0.3)
+            workerserver.heartbeat(STEPS + batch)
     reduce()
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import pytest
-from running import JOB, Verdict, diagnose, diagnose_hung, job
+from running import HUNG_S, JOB, Verdict, diagnose, diagnose_hung, job
 
 pytest.importorskip("torch")
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.torch]
@@ -59,29 +60,44 @@ FAULTS: dict[str, tuple[int, list[Suspect]]] = {
     "locks_crosswise": (2, late(1, "locks_crosswise", "lock")),
     "locks_twice": (3, late(1, "locks_twice", "lock")),
     "logs_alone": (3, apart(0, "all_reduce", "reduce")),
+    "makes_group_again": (3, [Suspect(1, "behind", "pair", "all_reduce", 2, "prepare")]),
     "matches": (3, late(1, "matches", "gil held")),
     "one_batch_fewer": (3, apart(2, "barrier", "evaluate")),
     "opens_fifo": (2, late(1, "opens_fifo")),
     "receives": (3, late(1, "receives", "p2p")),
-    "receives_crosswise": (
-        3,
-        late(0, "receives_crosswise", "p2p") + late(1, "receives_crosswise", "p2p"),
-    ),
     "reorders": (3, apart(1, "all_gather", "reorders", "order")),
     "saves_checkpoint": (3, [Suspect(0, "behind", "default_pg", "barrier", 6, "save")]),
     "shapes": (3, apart(2, "all_reduce", "reduce")),
     # Only stacks tell that the other two wait in new_group for the rank that left it out.
     "skips_group": (3, [Suspect(1, "order", "default_pg", "all_reduce", 6, "reduce")]),
+    # No recorder of gloo's holds monitored_barrier; the other two wait there for who skipped it.
+    "skips_monitored_barrier": (
+        3,
+        [Suspect(2, "order", "default_pg", "all_reduce", 6, "reduce")],
+    ),
     "sleeps_in_c": (2, late(1, "sleeps_in_c")),
     "sleeps_with_gil": (3, late(1, "sleeps_with_gil", "gil held")),
     "spins": (2, late(1, "spins")),
+    # gloo doesn't record send and recv: who stands elsewhere is told by stacks alone.
+    "starves_pipeline": (4, [Suspect(0, "behind", None, None, None, "prepare")]),
     "stops": (3, late(1, None, "unreachable")),
     "subgroup": (4, [Suspect(1, "behind", "left", "all_reduce", 2, "prepare")]),
     "swallows": (3, [Suspect(2, "swallowed", "default_pg", "barrier", 10, "evaluate")]),
     "takes": (2, late(1, "takes", "lock")),
+    "trains_in_polled_thread": (3, late(1, "prepare")),
+    "trains_in_thread": (3, late(1, "prepare")),
     "two_at_once": (4, late(3, "locks_twice", "lock") + late(1, "prepare")),
     "unwaited": (2, [Suspect(1, "behind", "default_pg", "all_reduce", 7, "prepare")]),
     "waits_for_child": (2, late(1, "waits_for_child")),
+}
+
+#: Ranks that stand still though nobody can be named, or that may be slow: how many the job has, and
+#: a part of the sentence.
+UNCLEAR: dict[str, tuple[int, str]] = {
+    # Most ranks are in a recv of which no recorder tells the peer.
+    "receives_crosswise": (3, "in what no recorder holds"),
+    "validates_unevenly": (3, "goes on, and may only be slow"),
+    "waits_for_file_lock": (2, "nothing has moved for"),
 }
 
 #: Run by every `make test`.
@@ -132,6 +148,19 @@ def test_fault(scene: str) -> None:
     assert verdict["stragglers"] == []
     for each in verdict["suspects"]:
         assert each["gil_holder"] == (each["reason"] == "gil held")
+
+
+@pytest.mark.parametrize("scene", sorted(UNCLEAR))
+def test_nobody_is_accused_and_nothing_called_healthy(scene: str) -> None:
+    ranks, part = UNCLEAR[scene]
+    with job(scene, ranks) as sockets:
+        time.sleep(HUNG_S)
+        verdicts = [diagnose(sockets, ranks) for _ in range(2)]
+    for _, verdict in verdicts:
+        print(verdict["verdict"])
+        assert suspects(verdict) == [], told(verdict)
+    status, verdict = verdicts[-1]
+    assert (status, part in verdict["verdict"]) == (2, True), told(verdict)
 
 
 @pytest.mark.parametrize("scene", sorted(FINE))

@@ -6,7 +6,7 @@ import argparse
 import time
 from collections import Counter
 
-from .adapter import judge
+from .adapter import judge, more
 from .job.generate import generate
 from .job.program import text
 from .job.truth import Played, play
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--shrink", type=int, metavar="SEED", help="make a failing job smaller")
     options = parser.parse_args()
     if options.seed is not None:
-        show(play(generate(options.seed), tell))
+        show(play(generate(options.seed), tell, more=more))
     elif options.shrink is not None:
         show(play(shrink(generate(options.shrink)), tell))
     else:
@@ -51,7 +51,7 @@ def many(first: int, jobs: int, judged: bool) -> None:
     began = time.process_time()
     spent = 0.0
     for seed in range(first, first + jobs):
-        played = play(generate(seed), tell)
+        played = play(generate(seed), tell, more=more if judged else None)
         if judged:
             before = time.process_time()
             tally.add(played, judge(played))

@@ -15,12 +15,13 @@ from typing import Any
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.model import Failure, Frame, Health, RankState, Thread, Worker
 
+from .job.program import Job
 from .job.truth import Played
 from .judged import VerdictLike
 from .told.answers import Answers, Told
 from .told.recorder import EPOCH
 
-__all__ = ["Round", "judge", "rounds"]
+__all__ = ["Round", "judge", "more", "rounds"]
 
 
 @dataclass(slots=True)
@@ -30,13 +31,18 @@ class Round:
 
 
 def judge(played: Played) -> VerdictLike:
-    return diagnose(rounds(played), played.job.world)
+    return diagnose(rounds(played.job, played.looks), played.job.world)
 
 
-def rounds(played: Played) -> list[Round]:
+def more(job: Job, looks: Sequence[tuple[float, Any]]) -> bool:
+    """As ``diagnose`` looks again by itself."""
+    return diagnose(rounds(job, looks), job.world).again_s is not None
+
+
+def rounds(job: Job, looks: Sequence[tuple[float, Any]]) -> list[Round]:
     found = []
-    for when, told in played.looks:
-        states = [_state(each, played.job.ranks[each.rank].named) for each in told]
+    for when, told in looks:
+        states = [_state(each, job.ranks[each.rank].named) for each in told]
         _fetch_traces(told, states)
         found.append(Round(states, EPOCH + when))
     return found

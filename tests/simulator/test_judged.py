@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from .adapter import judge
+from .adapter import judge, more
 from .job.generate import generate
 from .job.program import from_dict, text, to_dict
 from .job.truth import Played, play
@@ -78,6 +78,22 @@ def test_the_judge_can_be_asked_and_its_answers_counted() -> None:
     assert sum(sum(each.values()) for each in tally.shares.values()) == 300
     assert sum(sum(each.values()) for each in tally.cases.values()) == 300
     assert any("violations in 300 jobs" in line for line in tally.tables())
+
+
+def test_no_hung_job_is_called_healthy_and_no_victim_accused() -> None:
+    """The longer form is ``python -m tests.simulator --judge``."""
+    tally = Tally()
+    for seed in range(400):
+        played = play(generate(seed), tell, more=more)
+        tally.add(played, judge(played))
+    wrong = {kind for kind, _ in tally.counts}
+    assert not wrong & {
+        "hung, and called healthy",
+        "a victim accused",
+        "one that goes on accused",
+        "status 1 without a suspect",
+        "a suspect without status 1",
+    }, [*tally.tables()]
 
 
 @pytest.mark.parametrize("seed", [2, 3, 5])

@@ -32,6 +32,8 @@ STYLES = ("bold green", "bold red", "bold yellow")
 #: Suspects and other lines that a person sees without --all.
 MAX_SUSPECTS = 8
 MAX_LINES = 20
+#: Of a larger job, a verdict on the first look costs more than it saves.
+MAX_EARLY = 4096
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,20 +43,29 @@ def main(argv: Sequence[str]) -> int:
         "Say whether a job hangs, which rank is to blame, and why. "
         "Exit status: 0 healthy, 1 suspects found, 2 could not tell.",
     )
-    add_rounds(parser, 2)
+    add_rounds(parser, None)
     parser.add_argument(
         "--all", action="store_true", help="show every suspect and every group of stacks"
     )
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
     workers = find(options)
-    rounds = look(options, workers, EVERYTHING)
-    verdict = diagnose(rounds, world_size(options, workers))
+    size = world_size(options, workers)
+    rounds = look(options, workers, EVERYTHING, lambda rounds: is_enough(rounds, size))
+    verdict = diagnose(rounds, size)
     if options.json:
         write_json(sys.stdout, report(verdict, rounds))
     else:
         render(verdict, rounds, Output(sys.stdout), everything=options.all)
     return verdict.status
+
+
+def is_enough(rounds: Sequence[Round], size: int | None) -> bool:
+    """Another look would tell no more: after one look only of a hang that is old enough."""
+    if len(rounds) == 1 and len(rounds[0].states) > MAX_EARLY:
+        return False
+    verdict = diagnose(rounds, size)
+    return verdict.sure if len(rounds) == 1 else verdict.again_s is None
 
 
 def report(verdict: Verdict, rounds: Sequence[Round]) -> dict[str, Any]:
@@ -90,6 +101,7 @@ def render(
         for each in verdict.stragglers:
             out.line(each.text)
     _show_lines("problems", verdict.problems, out, everything=everything)
+    _show_lines("not looked at", verdict.not_looked_at, out, everything=everything)
     if verdict.groups:
         out.line()
         out.line("what the ranks do", "bold")

@@ -70,13 +70,15 @@ def job_parser(name: str, description: str, *, deadline: float = 10.0) -> argpar
     return parser
 
 
-def add_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:
+def add_rounds(parser: argparse.ArgumentParser, rounds: int | None) -> None:
+    """*rounds* None: by default as many as are enough."""
+    usual = "as often as it tells more, for at most 10 s" if rounds is None else str(rounds)
     parser.add_argument(
         "--rounds",
         type=count,
         default=rounds,
         metavar="N",
-        help=f"number of looks at the job; two looks tell stuck from slow (default {rounds})",
+        help=f"number of looks at the job; two looks tell stuck from slow (default {usual})",
     )
     parser.add_argument(
         "--interval",
@@ -104,19 +106,24 @@ def ask(options: argparse.Namespace, main: Callable[[Client], Awaitable[T]]) -> 
 
 
 def look(
-    options: argparse.Namespace, workers: Sequence[Worker], want: Collection[Part]
+    options: argparse.Namespace,
+    workers: Sequence[Worker],
+    want: Collection[Part],
+    enough: Callable[[Sequence[Round]], bool] | None = None,
 ) -> list[Round]:
-    """As many rounds of *workers* as add_rounds()'s options say, with a progress bar."""
-    with counting("asking", options.rounds * len(workers)) as done:
+    """As many rounds of *workers* as add_rounds()'s options say, with a progress bar. If they don't
+    say how many: as many as are *enough*."""
+    with counting("asking", (options.rounds or 1) * len(workers)) as done:
         return ask(
             options,
             lambda client: collect(
                 workers,
                 want=want,
-                rounds=options.rounds,
+                rounds=options.rounds or 1,
                 interval=options.interval,
                 on_done=lambda state: done(),
                 client=client,
+                enough=enough if options.rounds is None else None,
             ),
         )
 

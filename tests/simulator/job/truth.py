@@ -62,11 +62,17 @@ class Played:
 
 
 Tell = Callable[[Machine, float], Any]
+More = Callable[[Job, list[tuple[float, Any]]], bool]
+
+#: A command that looks again by itself does so for at most so many seconds in all.
+LOOKS_S = 10.0
 
 
-def play(job: Job, tell: Tell | None = None, most: int = MAX_EVENTS) -> Played:
+def play(
+    job: Job, tell: Tell | None = None, most: int = MAX_EVENTS, more: More | None = None
+) -> Played:
     """Run *job* to its looks, have *tell* give the answers at each, and see how it ends. *most*:
-    events after which the job makes no sense (ValueError)."""
+    events after which the job makes no sense (ValueError). *more*: whether to look again."""
     machine = Machine(job, most)
     lasting = [plant for plant in job.plants if not plant.late]
     horizon = _horizon(job)
@@ -86,6 +92,11 @@ def play(job: Job, tell: Tell | None = None, most: int = MAX_EVENTS) -> Played:
     second = first + job.gap
     machine.run(second)
     looks.append((second, tell(machine, second) if tell else None))
+    last = first + LOOKS_S
+    while more is not None and second < last and more(job, looks):
+        second = min(second + max(job.gap, 2.0), last)
+        machine.run(second)
+        looks.append((second, tell(machine, second) if tell else None))
     if not lasting:
         return Played(job, machine, Truth(False, still=_still(job, machine, first)), looks)
     if machine.events:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from workerserver.cluster.ask.client import DEADLINE_SECONDS, Client
@@ -22,12 +22,15 @@ from workerserver.cluster.ask.fetch_full import full_stacks, full_traces
 from workerserver.cluster.ask.questions import Memory
 from workerserver.cluster.ask.survey import EVERYTHING, Part
 from workerserver.cluster.model import Failure, RankState, Worker
+from workerserver.cluster.read.summary import rank_of
 
 __all__ = ["EVERYTHING", "Part", "Round", "collect", "collect_round"]
 
 #: A worker that did not answer within its deadline gets the deadline divided by this in later
 #: rounds, but at least the time between two rounds.
 SILENT_SHARE = 4
+#: Rounds that are taken until they are enough begin within so many seconds.
+LONGEST_SECONDS = 10.0
 
 
 @dataclass(slots=True)
@@ -53,8 +56,10 @@ async def collect(
     interval: float = 2.0,
     on_done: Callable[[RankState], None] | None = None,
     client: Client | None = None,
+    enough: Callable[[Sequence[Round]], bool] | None = None,
 ) -> list[Round]:
     """*rounds* rounds over all *workers*, with *interval* or more seconds from start to start.
+    With *enough*, as many as it wants that begin within LONGEST_SECONDS.
 
     Every worker has a RankState in each round, even a worker that did not answer. *on_done* gets
     each state as soon as it has its small answers. If the client is stopped, the result is the
@@ -65,19 +70,31 @@ async def collect(
     if client is None:
         async with Client(deadline=deadline) as client:
             return await collect(
-                workers, want=want, rounds=rounds, interval=interval, on_done=on_done, client=client
+                workers,
+                want=want,
+                rounds=rounds,
+                interval=interval,
+                on_done=on_done,
+                client=client,
+                enough=enough,
             )
     everybody = list(dict.fromkeys(workers))
     memory = Memory()
     done: list[Round] = []
-    for number in range(rounds):
-        if number:
-            began = asyncio.get_running_loop().time() - done[-1].duration_s
-            await _pause(client, began + interval)
+    loop = asyncio.get_running_loop()
+    first = loop.time()
+    while True:
+        if done:
+            await _pause(client, loop.time() - done[-1].duration_s + interval)
         if client.stopped and done:
             break
         done.append(await collect_round(everybody, client, want, memory, on_done))
         _note_the_silent(client, done[-1].states, interval)
+        if enough is None:
+            if len(done) >= rounds:
+                break
+        elif enough(done) or (len(done) > 1 and loop.time() + interval > first + LONGEST_SECONDS):
+            break
     return done
 
 
@@ -142,6 +159,8 @@ def settle_ranks(states: Sequence[RankState]) -> None:
     for state in states:
         if state.rank is None and state.kind == "torch":
             state.rank = _rank_in_name(state.worker)
+        if state.rank is None and isinstance(state.flight_summary, Mapping):
+            state.rank = rank_of(state.flight_summary)  # torch.distributed knows it
 
 
 def _rank_in_name(worker: Worker) -> int | None:

@@ -1,10 +1,8 @@
 """One verdict on a job, from what its ranks answered: deterministic, with its evidence.
 
-What counts, in this order: operations that differ though they have the same number; ranks that
-wait for each other in a ring; ranks that others wait for and that wait for nobody; ranks without
-an answer; and, without a flight recorder, ranks that are in another place than the crowd. A rank
-that waits for another is a victim and never a suspect. A job that goes on is not stuck: a wait
-counts once it has lasted longer than usual and is the same in two rounds.
+What speaks against which rank is weighed by :mod:`suspicions`. An accusation has to pass
+:mod:`admission`. :mod:`status` decides the status, and :mod:`invariants` says what must be true of
+every verdict.
 """
 
 from __future__ import annotations
@@ -15,12 +13,14 @@ from workerserver.cluster.judge.evidence import evidence
 from workerserver.cluster.judge.facts import (
     Accusation,
     AtSteps,
-    NoEvidence,
     Remark,
     Slow,
     UsualWait,
     known_rank,
 )
+from workerserver.cluster.judge.grounds import invariants
+from workerserver.cluster.judge.grounds.status import conclude
+from workerserver.cluster.judge.grounds.unseen import unseen
 from workerserver.cluster.judge.job import STUCK_AFTER_SECONDS, Job
 from workerserver.cluster.judge.reasons import STRENGTH
 from workerserver.cluster.judge.sentences import Narrator
@@ -50,28 +50,26 @@ class _Diagnosis:
         suspicions = Suspicions(job)
         suspicions.weigh()
         self.accused = suspicions.accused
-        self.doubts = suspicions.doubts
         self.hanging = suspicions.hanging
+        self.conclusion = conclude(job, suspicions)
+        if invariants.wanted():
+            invariants.check(job, suspicions, self.conclusion)
 
     def verdict(self) -> Verdict:
-        job, narrator = self.job, self.narrator
+        job, narrator, conclusion = self.job, self.narrator, self.conclusion
         slow: list[Slow] = []
-        remarks: list[Remark] = []
         if job.ranks and not self.accused:
             slow = list(stragglers(job))
-            remarks = [*slow, *self._remarks()]
-            if not self.doubts and not self._goes_on():
-                self.doubts.append(NoEvidence(len(job.rounds)))
         found = sorted(self.accused.values(), key=lambda each: (STRENGTH[each.reason], each.rank))
-        if found:
+        if conclusion.status == 1:
             sentence = narrator.accused(found, job.blocked)
-        elif self.doubts:
-            sentence = narrator.unsure(self.doubts)
+        elif conclusion.status == 2:
+            sentence = narrator.unsure(conclusion.doubts)
         else:
-            sentence = narrator.healthy(remarks)
+            sentence = narrator.healthy([*slow, *self._remarks()])
         return Verdict(
             sentence=sentence,
-            status=1 if found else 2 if self.doubts else 0,
+            status=conclusion.status,
             ranks=len(job.expected),
             responded=len(job.ranks),
             unreachable=tuple(job.now.gone[rank] for rank in sorted(job.now.gone)),
@@ -84,6 +82,10 @@ class _Diagnosis:
                 for rank, problems in job.analysis.problems.items()
                 for problem in problems
             ),
+            progress=conclusion.progress,
+            again_s=conclusion.again_s,
+            sure=conclusion.sure,
+            not_looked_at=tuple(map(narrator.unseen, unseen(job))),
         )
 
     def _suspect(self, accusation: Accusation) -> Suspect:
@@ -137,11 +139,3 @@ class _Diagnosis:
             if wait in self.hanging or age is None or age < STUCK_AFTER_SECONDS or not wait.absent:
                 continue
             yield UsualWait(job.entered(wait), age)
-
-    def _goes_on(self) -> bool:
-        """Nobody is accused: is that because the job is known to go on?"""
-        job = self.job
-        if job.moves or job.analysis.recorded:
-            return True
-        # Without a heartbeat and a recorder, stacks in which the functions change have to do.
-        return job.moves is None and any(job.motion(rank) == "moving" for rank in job.ranks)

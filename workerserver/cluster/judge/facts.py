@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from workerserver.cluster.judge.reasons import Reason
 from workerserver.cluster.model import Frame
+from workerserver.cluster.read.progress import Sign
 
 __all__ = [
     "NAMELESS",
@@ -30,6 +32,7 @@ __all__ = [
     "Evidence",
     "FailedQuestion",
     "GilHeld",
+    "GoesOn",
     "Gone",
     "InCall",
     "InKernel",
@@ -42,10 +45,12 @@ __all__ = [
     "Moved",
     "NoEvidence",
     "NoMajority",
+    "NoSign",
     "NoStep",
     "NobodyAnswered",
     "NothingIssued",
     "Outside",
+    "Overdue",
     "Parties",
     "Remark",
     "Ring",
@@ -53,7 +58,12 @@ __all__ = [
     "SilentButMoving",
     "Slow",
     "StacksAlone",
+    "Standing",
+    "Tangled",
+    "Undecided",
+    "Unproven",
     "Unrecorded",
+    "Unseen",
     "UsualWait",
     "WaitsIn",
     "known_rank",
@@ -400,7 +410,101 @@ class NoEvidence:
     rounds: int
 
 
-Doubt = NobodyAnswered | Endless | SilentButMoving | Outside | Everywhere | NoEvidence
+Hindrance = Literal[
+    "moves", "changes", "computes", "writes", "early", "waits", "majority", "unseen"
+]
+"""Why a rank that has not come isn't accused. moves: it counts on. changes: its stack does. early:
+its step is no older than usual. waits: it may wait for another rank itself. majority: most ranks
+are where it is. unseen: where it is can't be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unproven:
+    """*ranks* have not come to *wait* (None: to where others stand), but that proves no fault of
+    theirs, for the reason *why*. *place*: where they are, in *call*."""
+
+    ranks: Ranks
+    why: Hindrance
+    wait: Entered | None
+    place: Frame | None = None
+    call: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Nothing has moved for *seconds*. *places*: who is where, and in which call."""
+
+    seconds: float
+    places: Sequence[tuple[Ranks, str, Frame | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """*ranks* have made no step for *age* seconds, and a step usually takes *usual*."""
+
+    ranks: Ranks
+    age: float
+    usual: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NoSign:
+    """Nothing shows that *ranks*, which belong together, go on; of other ranks something does."""
+
+    ranks: Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """Ranks issued different operations, and it isn't known what the other ranks issued."""
+
+    parties: Parties
+
+
+@dataclass(frozen=True, slots=True)
+class Tangled:
+    """Ranks wait for each other in *waits*, collectives and point-to-point operations."""
+
+    waits: Sequence[Entered]
+
+
+Doubt = (
+    NobodyAnswered
+    | Endless
+    | SilentButMoving
+    | Outside
+    | Everywhere
+    | NoEvidence
+    | Unproven
+    | Standing
+    | Overdue
+    | NoSign
+    | Undecided
+    | Tangled
+)
+
+
+# --- what shows that the job goes on ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GoesOn:
+    """*ranks* go on, as *sign* shows."""
+
+    sign: Sign
+    ranks: Ranks
+
+
+# --- what was not looked at ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """What *ranks* don't tell. *seconds*: by how much their clocks are ahead."""
+
+    kind: Literal["stock", "records", "operations", "stacks", "heartbeat", "clock"]
+    ranks: Ranks
+    seconds: float = 0.0
 
 
 # --- remarks: what is said of a healthy job -----------------------------------------------------

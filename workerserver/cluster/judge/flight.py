@@ -146,8 +146,23 @@ def _groups(
             by_key.setdefault(key, {})[rank] = group
     groups: list[Group] = []
     for key, members in sorted(by_key.items()):
-        groups += _split(key, members, world_size, problems)
+        groups += _split(key, _newest(key, members), world_size, problems)
     return groups
+
+
+def _newest(key: Key, members: Mapping[int, GroupRecord]) -> dict[int, GroupRecord]:
+    """*members*, of the group that was made last under this name. A rank that is still in one that
+    others have destroyed has not come to this one."""
+    most = max(len(record.earlier) for record in members.values())
+    if not most:
+        return dict(members)
+    gone = frozenset().union(*(record.earlier for record in members.values()))
+    return {
+        rank: GroupRecord(key, record.ranks)
+        if len(record.earlier) < most and record.number in gone
+        else record
+        for rank, record in members.items()
+    }
 
 
 def _split(
@@ -209,8 +224,9 @@ def _waits(group: Group, records: Mapping[int, RankRecord]) -> list[Wait]:
     begun = any(record.last_retired is not None for record in group.records.values())
     silent = []
     for rank in group.ranks:
-        whole = records.get(rank)
-        if whole is None or (whole.empty and (begun or whole.enqueued > 0)):
+        whole, own = records.get(rank), group.records.get(rank)
+        lost = own is None or not own.collectives
+        if whole is None or (lost and (begun or (whole.empty and whole.enqueued > 0))):
             silent.append(rank)
     unknown = set(silent)
     waits = []

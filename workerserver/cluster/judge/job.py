@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -10,11 +10,13 @@ from itertools import pairwise
 from workerserver.cluster.failures import SILENT, UNKNOWN_WORKER, unusable
 from workerserver.cluster.judge.facts import NAMELESS, Entered, Gone
 from workerserver.cluster.judge.flight import Analysis, Group, Wait, combine
-from workerserver.cluster.model import RankState, RoundLike, Thread, cores_used
+from workerserver.cluster.model import Frame, RankState, RoundLike, Thread, cores_used
 from workerserver.cluster.read import progress
+from workerserver.cluster.read.acting import acting, roots_of_waits, roots_of_work
 from workerserver.cluster.read.blocked_on import UNKNOWN, Blocked, blocked_on
 from workerserver.cluster.read.flight_records import read
 from workerserver.cluster.read.recorder import GroupRecord, RankRecord, Shared
+from workerserver.cluster.read.summary import rank_of
 
 __all__ = ["Job", "RoundByRank"]
 
@@ -47,7 +49,7 @@ class RoundByRank:
         result = cls(round_.started)
         nameless = NAMELESS
         for state in sorted(round_.states, key=_order):
-            rank = state.rank if state.rank is not None else state.worker.rank
+            rank = _rank(state)
             if rank is None or not 0 <= rank < MAX_WORLD:
                 rank = nameless
                 nameless += 1
@@ -83,9 +85,18 @@ class RoundByRank:
 
 def _order(state: RankState) -> tuple[bool, int, bool, str]:
     """A fixed order. Of two workers that claim a rank, the one that was found as it comes first."""
-    rank = state.rank if state.rank is not None else state.worker.rank
+    rank = _rank(state)
     surprising = state.worker.rank is not None and state.worker.rank != state.rank
     return (rank is None, rank or 0, surprising, state.worker.address)
+
+
+def _rank(state: RankState) -> int | None:
+    """Where neither discovery nor the environment tells the rank, torch's recorder does."""
+    if state.rank is not None:
+        return state.rank
+    if state.worker.rank is not None:
+        return state.worker.rank
+    return rank_of(state.flight_summary if isinstance(state.flight_summary, Mapping) else None)
 
 
 class Job:
@@ -110,15 +121,26 @@ class Job:
             {*known, *(rank for rank in self.now.states if rank >= NAMELESS)}
             | {rank for rank in self.now.gone if rank >= NAMELESS}
         )
-        for rank in sorted(known):
-            if rank not in self.now.states and rank not in self.now.gone:
-                self.now.gone[rank] = Gone(rank, UNKNOWN_WORKER.reason, UNKNOWN_WORKER.text)
+        nameless = sum(rank >= NAMELESS for rank in self.now.states)
+        missing = [each for each in sorted(known) if each not in self.now.states]
+        missing = [each for each in missing if each not in self.now.gone]
+        if len(missing) <= nameless:  # those are they, and which one is which nobody knows
+            self.expected = [each for each in self.expected if each not in missing]
+            missing = []
+        for rank in missing:
+            self.now.gone[rank] = Gone(rank, UNKNOWN_WORKER.reason, UNKNOWN_WORKER.text)
         self.ranks = sorted(self.now.states)
         told: dict[int, Blocked] = {}  # by the identity of the threads, which ranks may share
+        self.roots = roots_of_waits(state.threads for state in self.now.states.values())
+        if not self.roots:
+            self.roots = roots_of_work(
+                [state.threads for rank, state in self.now.states.items() if self.pending(rank)]
+            )
         self.blocked: dict[int, Blocked] = {}
         for rank, state in sorted(self.now.states.items()):
             if state.threads and id(state.threads) not in told:
-                told[id(state.threads)] = blocked_on(state.threads)
+                thread = acting(state.threads, self.roots)
+                told[id(state.threads)] = blocked_on(state.threads, thread)
             self.blocked[rank] = told.get(id(state.threads), UNKNOWN)
         self._progress: dict[int, progress.Progress] = {}
         self._still: dict[int, bool | None] = {}
@@ -180,7 +202,7 @@ class Job:
         return self._progress[rank]
 
     def same_stack(self, rank: int) -> bool | None:
-        """Its main thread is in the same place as in the round before. None if that isn't known."""
+        """Its acting thread is in the same place as in the round before. None if not known."""
         if rank not in self._still:
             self._still[rank] = self._as_now(self.before, rank) if self.before is not None else None
         return self._still[rank]
@@ -189,7 +211,13 @@ class Job:
         then, now = look.states.get(rank), self.now.states.get(rank)
         if then is None or now is None:
             return None
-        return progress.still(then, now, self.blocked[rank])
+        return progress.still(then, now, self.blocked[rank], self.roots)
+
+    def came_elsewhere(self, rank: int) -> bool:
+        """The acting thread is in another of the user's functions than in the round before."""
+        if self.before is None or rank not in self.before.states or rank not in self.now.states:
+            return False
+        return progress.changed(self.before.states[rank], self.now.states[rank], self.roots)
 
     def motion(self, rank: int) -> progress.Motion:
         """How the rank has moved since the round before, as ``stacks`` has it."""
@@ -258,6 +286,9 @@ class Job:
             age = self.now.time - wait.since_ns / 1e9
             if not -1.0 <= age < 3.2e7:
                 age = None
+        seen = self._seen_for(wait)
+        if seen > 0:  # by this machine's clock alone, whatever the workers' clocks say
+            age = max(age or 0.0, seen)
         if self.before is None:
             # With one look only this machine's clock would decide, so ask the workers' clocks too.
             ages = sorted(
@@ -271,6 +302,18 @@ class Job:
                 own = ages[len(ages) // 2]
                 return own if age is None else min(age, own)
         return age
+
+    def _seen_for(self, wait: Wait) -> float:
+        """For how many seconds each round has seen a rank in this wait, and no other one."""
+        if wait.seq is None or not wait.waiting:
+            return 0.0
+        since = self.now.time
+        for look in reversed(self.rounds[:-1]):
+            old = [each for rank in wait.waiting[:MAX_PAUSE_RANKS] if (each := look.of_rank(rank))]
+            if not old or not all(_first(each, wait.group) == wait.seq for each in old):
+                break
+            since = look.time
+        return self.now.time - since
 
     def entered(self, wait: Wait) -> Entered:
         """*wait* as a fact: the same object each time."""
@@ -287,25 +330,29 @@ class Job:
         It is the second-longest pause by each rank's own clock: the longest may be the job's start.
         Of the ranks' pauses, the middle one counts.
         """
-        pauses = []
-        for rank in wait.waiting[:MAX_PAUSE_RANKS]:
-            record = wait.group.records.get(rank)
-            if record is None:
-                continue
-            times = [
-                ops[0].created_ns
-                for seq, ops in sorted(record.collectives.items())
-                if seq - 1 in record.collectives or seq + 1 in record.collectives
-            ]
-            gaps = sorted(
-                (after - before) / 1e9
-                for before, after in pairwise(times)
-                if before is not None and after is not None and after >= before
-            )
-            if gaps:
-                pauses.append(gaps[-2] if len(gaps) > 2 else gaps[-1])
-        pauses.sort()
+        pauses = sorted(
+            pause
+            for rank in wait.waiting[:MAX_PAUSE_RANKS]
+            if (pause := self.pause(rank, wait.group)) > 0
+        )
         return pauses[len(pauses) // 2] if pauses else 0.0
+
+    def pause(self, rank: int, group: Group) -> float:
+        """The same by one rank's own clock."""
+        record = group.records.get(rank)
+        if record is None:
+            return 0.0
+        times = [
+            ops[0].created_ns
+            for seq, ops in sorted(record.collectives.items())
+            if seq - 1 in record.collectives or seq + 1 in record.collectives
+        ]
+        gaps = sorted(
+            (after - before) / 1e9
+            for before, after in pairwise(times)
+            if before is not None and after is not None and after >= before
+        )
+        return (gaps[-2] if len(gaps) > 2 else gaps[-1]) if gaps else 0.0
 
     def hangs(self, wait: Wait) -> bool:
         """The wait has lasted too long, and has not changed since the round before."""
@@ -313,8 +360,22 @@ class Job:
             old = [each for rank in wait.waiting if (each := self._recorded_before(rank))]
             if old and not any(_first(each, wait.group) == wait.seq for each in old):
                 return False
+        elif self.before is not None:
+            then = self._recorded_before(wait.waiting[0])
+            if then is not None and not _has_pending(then, wait):
+                return False
         age = self.age(wait)
-        return age is None or age >= max(STUCK_AFTER_SECONDS, MIN_PAUSES * self.pace(wait))
+        return age is None or age >= self.limit(wait)
+
+    def limit(self, wait: Wait) -> float:
+        """A wait of so many seconds is no usual one."""
+        steps = [
+            step
+            for rank in wait.waiting[:MAX_PAUSE_RANKS]
+            if (step := self.usual_step(rank)) is not None
+        ]
+        usual = sorted(steps)[len(steps) // 2] if steps else 0.0
+        return max(STUCK_AFTER_SECONDS, MIN_PAUSES * self.pace(wait), progress.PATIENCE * usual)
 
     def gil(self, rank: int) -> tuple[Thread | None, float | None] | None:
         """If a thread of *rank* keeps the GIL: which thread, and for how many seconds, as far as
@@ -332,6 +393,40 @@ class Job:
             return holder, None
         return None
 
+    def pending(self, rank: int) -> bool:
+        """It has issued an operation that has not ended, of those that are recorded."""
+        record = self.now.of_rank(rank)
+        if record is None:
+            return False
+        groups = record.groups.values()
+        return any(each.first_pending or any(not op.done for op in each.p2p) for each in groups)
+
+    @cached_property
+    def _pending_at(self) -> dict[tuple[Frame, str], set[int]]:
+        found: dict[tuple[Frame, str], set[int]] = {}
+        for rank in self.ranks:
+            blocked = self.blocked[rank]
+            if blocked.location is not None and self.pending(rank):
+                found.setdefault((blocked.location, blocked.call), set()).add(rank)
+        return found
+
+    def victims_at(self, rank: int) -> bool:
+        """Another rank, with an operation under way, stands at the same line of the user's: so this
+        one probably waits, too."""
+        blocked = self.blocked[rank]
+        if blocked.location is None:
+            return False
+        return bool(self._pending_at.get((blocked.location, blocked.call), set()) - {rank})
+
+    def step_age(self, rank: int) -> float | None:
+        """Seconds since its last heartbeat, by its own clock."""
+        state = self.now.states.get(rank)
+        return state.health.step_age_s if state is not None and state.health is not None else None
+
+    def usual_step(self, rank: int) -> float | None:
+        state = self.now.states.get(rank)
+        return progress.usual_step(state.health) if state is not None else None
+
 
 def _issued(record: RankRecord, group: Group) -> int:
     """How far the group's counter of collectives had come."""
@@ -343,6 +438,13 @@ def _first(record: RankRecord, group: Group) -> int | None:
     own = record.groups.get(group.key)
     first = own.first_pending if own is not None else None
     return first.seq if first is not None else None
+
+
+def _has_pending(record: RankRecord, wait: Wait) -> bool:
+    """The send or receive of *wait* was under way."""
+    own = record.groups.get(wait.group.key)
+    operations = own.p2p if own is not None else ()
+    return any(each.created_ns == wait.since_ns for each in operations if not each.done)
 
 
 def _step(state: RankState | None) -> int | None:

@@ -307,6 +307,77 @@ def _no_evidence(fact: facts.NoEvidence, names: Names) -> str:
     return "one round of stacks alone does not tell whether the job goes on"
 
 
+def _unproven(fact: facts.Unproven, names: Names) -> str:
+    many = len(fact.ranks) > 1
+    have = "have" if many else "has"
+    if fact.wait is None:
+        start = f"{names(fact.ranks)} {'stand' if many else 'stands'} apart from the others"
+    elif not fact.wait.numbered:
+        who = fact.wait.ranks
+        start = f"{names(who)} {_wait(who)} in {_in(fact.wait)}{_for(fact.wait)}"
+    else:
+        start = (
+            f"{names(fact.ranks)} {have} not entered {_in(fact.wait)}, in which"
+            f" {names(fact.wait.ranks)} {_wait(fact.wait.ranks)}{_for(fact.wait)}"
+        )
+    place = f" in {at(fact.place)}" if fact.place is not None else ""
+    why = HINDRANCES[fact.why][many]
+    return f"{start}; {'they' if many else 'it'} {why}{place}"
+
+
+def _for(wait: Entered) -> str:
+    return f" for {wait.age:.0f} s" if wait.age is not None else ""
+
+
+#: Why a rank that others wait for isn't accused: of one rank, of many.
+HINDRANCES: Mapping[facts.Hindrance, tuple[str, str]] = {
+    "moves": ("goes on, and may only be slow", "go on, and may only be slow"),
+    "changes": ("moves, and may only be slow", "move, and may only be slow"),
+    "computes": ("computes or writes, and may only be slow", "compute or write, and may be slow"),
+    "early": ("takes no longer than usual so far", "take no longer than usual so far"),
+    "waits": (
+        "may itself wait for another rank, in what no recorder holds",
+        "may themselves wait for other ranks, in what no recorder holds",
+    ),
+    "majority": ("is where most ranks are", "are where most ranks are"),
+    "unseen": ("can't be seen well enough", "can't be seen well enough"),
+}
+
+
+def _standing(fact: facts.Standing, names: Names) -> str:
+    places = "; ".join(
+        f"{names(ranks)} {'stand' if len(ranks) > 1 else 'stands'} {_spot(call, frame)}"
+        for ranks, call, frame in fact.places
+    )
+    return f"nothing has moved for {fact.seconds:.0f} s: {places}"
+
+
+def _spot(call: str, frame: Frame | None) -> str:
+    if frame is None:
+        return f"in {call}" if call else "where no stack tells"
+    call = NO_FRAMES.get(call, call)
+    return f"in {call}, from {at(frame)}" if call else f"in {at(frame)}"
+
+
+#: What the kernel says of a thread, with what it may mean.
+NO_FRAMES = {
+    "a lock": "a lock, or an operation that no recorder holds",
+    "a lock, or the GIL": "a lock, or the GIL, or an operation that no recorder holds",
+    "poll": "a poll, perhaps of the store",
+}
+
+
+def _overdue(fact: facts.Overdue, names: Names) -> str:
+    have = "have" if len(fact.ranks) > 1 else "has"
+    usual = f" (one takes about {fact.usual:.1f} s)" if fact.usual is not None else ""
+    return f"{names(fact.ranks)} {have} made no step for {fact.age:.0f} s{usual}; other ranks go on"
+
+
+def _tangled(fact: facts.Tangled, names: Names) -> str:
+    waits = [f"{names(wait.ranks)} in {_in(wait)}" for wait in fact.waits[:MAX_STEPS]]
+    return f"ranks wait for each other: {'; '.join(waits)}"
+
+
 def _slow(fact: facts.Slow, names: Names) -> str:
     return (
         f"{names([fact.rank])} is slow: it comes to the operations of {fact.group}"
@@ -350,6 +421,14 @@ LINES: Mapping[type, Callable[[Any, Names], str]] = {
         f"{names([fact.rank])} does not answer ({fact.failure}), but the job goes on"
     ),
     facts.Outside: _outside,
+    facts.Unproven: _unproven,
+    facts.Undecided: lambda fact, names: (
+        f"{_parties(fact.parties, names)}; what the other ranks issued is not recorded any more"
+    ),
+    facts.Tangled: _tangled,
+    facts.Standing: _standing,
+    facts.Overdue: _overdue,
+    facts.NoSign: lambda fact, names: f"nothing shows that {names(fact.ranks)} go on",
     facts.Everywhere: lambda fact, names: (
         f"every rank stands {_whereabouts(fact.crowd)}, none moves, and no recorder tells more"
     ),
@@ -357,6 +436,17 @@ LINES: Mapping[type, Callable[[Any, Names], str]] = {
     facts.Slow: _slow,
     facts.AtSteps: _at_steps,
     facts.UsualWait: _usual_wait,
+}
+
+
+#: What ranks don't tell.
+UNSEEN: Mapping[str, str] = {
+    "stock": "torch's own server: no heartbeat, no holder of the GIL, nothing of the kernel",
+    "records": "no flight recorder holds anything: set TORCH_FR_BUFFER_SIZE",
+    "operations": "operations that no recorder holds, as gloo's send and recv",
+    "stacks": "no stacks",
+    "heartbeat": "no heartbeat",
+    "clock": "a clock that is ahead of this machine's; ages are by each worker's own clock",
 }
 
 
@@ -447,6 +537,11 @@ class Narrator:
 
     def healthy(self, remarks: Iterable[facts.Remark]) -> str:
         return "; ".join(["no rank is stuck", *map(self.line, remarks)])
+
+    def unseen(self, fact: facts.Unseen) -> str:
+        """What was not looked at."""
+        by = f" (by {fact.seconds:.0f} s)" if fact.kind == "clock" else ""
+        return f"{self._names(fact.ranks)}: {UNSEEN[fact.kind]}{by}"
 
     def problem(self, rank: int, text: str) -> str:
         """What was wrong with a rank's answers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from workerserver.cluster.judge.facts import (
@@ -18,6 +18,7 @@ from workerserver.cluster.judge.facts import (
     Everywhere,
     Evidence,
     FailedQuestion,
+    Hindrance,
     InCall,
     Issued,
     KeepsGil,
@@ -33,14 +34,17 @@ from workerserver.cluster.judge.facts import (
     Silent,
     SilentButMoving,
     StacksAlone,
-    Unrecorded,
+    Tangled,
+    Undecided,
+    Unproven,
     WaitsIn,
 )
 from workerserver.cluster.judge.flight import Mismatch, Wait
+from workerserver.cluster.judge.grounds.admission import hindrance, is_elsewhere
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import STRENGTH, Reason
 from workerserver.cluster.judge.waits import Need, resolve
-from workerserver.cluster.read.blocked_on import Kind
+from workerserver.cluster.read.blocked_on import UNKNOWN, Kind
 
 __all__ = ["RULES", "Rule", "Suspicions"]
 
@@ -51,6 +55,12 @@ STALLED_SECONDS = 300.0
 STALLED_STILL_SECONDS = 30.0
 #: Stacks alone tell slow from stuck only if nothing has changed for so long.
 STACKS_ALONE_SECONDS = 5.0
+#: How many times as often as another rank one may count steps, if both count alike.
+MAX_RATES = 1.3
+#: So few steps ahead says nothing of that.
+MAX_AHEAD = 2
+#: Calls that take all ranks, and that no recorder holds.
+MEETINGS = frozenset({"rendezvous", "meeting"})
 #: Of the waits that a rank keeps others in, as evidence.
 MAX_AWAITED = 8
 
@@ -71,8 +81,9 @@ class Suspicions:
         self.job = job
         self.accused: dict[int, Accusation] = {}
         self.doubts: list[Doubt] = []
+        self.refused: dict[int, tuple[Hindrance, Wait | None]] = {}
         self.hanging = [wait for wait in job.analysis.waits if job.hangs(wait)]
-        self._stepped: dict[int, tuple[Sequence[int], int | None]] = {}
+        self._stepped: dict[int, tuple[Sequence[int], int | None, float | None]] = {}
         self._awaited: dict[int, Awaited] = {}
 
     def weigh(self) -> None:
@@ -82,6 +93,30 @@ class Suspicions:
             return
         for rule in RULES:
             rule.weigh(self)
+        self.doubts += self._unproven()
+
+    def _unproven(self) -> Iterable[Unproven]:
+        """Who has not come where others wait, and isn't accused of it."""
+        job = self.job
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for rank, (why, wait) in sorted(self.refused.items()):
+            if rank not in self.accused:
+                blocked = job.blocked.get(rank, UNKNOWN)
+                alike.setdefault((why, id(wait), blocked.location, blocked.call), []).append(rank)
+        for ranks in alike.values():
+            why, wait = self.refused[ranks[0]]
+            blocked = job.blocked.get(ranks[0], UNKNOWN)
+            entered = job.entered(wait) if wait is not None else None
+            yield Unproven(ranks, why, entered, blocked.location, blocked.call)
+
+    def _admit(
+        self, rank: int, reason: Reason, absent: Collection[int], wait: Wait | None = None
+    ) -> bool:
+        """Whether *rank* may be accused; if not, why not is kept."""
+        why = hindrance(self.job, rank, reason, absent, wait)
+        if why is not None:
+            self.refused.setdefault(rank, (why, wait))
+        return why is None
 
     def _accuse(self, accusation: Accusation) -> None:
         """The strongest reason stays; the evidence of all of them is kept."""
@@ -102,12 +137,22 @@ class Suspicions:
         self._accuse(Accusation(rank, reason, claim, label, wait.op, wait.seq, [*evidence]))
 
     def _steps_if_ahead(self, rank: int, others: Sequence[int]) -> tuple[int, int] | None:
-        """The rank's step and the others', if its own is the higher one."""
+        """The rank's step and the others', if its own is the higher one. Ranks may count steps of
+        their own: they are comparable only if the others are at one step, at the same rate."""
         if id(others) not in self._stepped:
-            steps = [step for each in others if (step := self.job.steps(each)[1]) is not None]
-            self._stepped[id(others)] = (others, max(steps, default=None))
-        mine, theirs = self.job.steps(rank)[1], self._stepped[id(others)][1]
-        return (mine, theirs) if mine is not None and theirs is not None and mine > theirs else None
+            steps = {self.job.steps(each)[1] for each in others}
+            one = steps.pop() if len(steps) == 1 else None
+            rates = [rate for each in others if (rate := self.job.usual_step(each)) is not None]
+            self._stepped[id(others)] = (others, one, max(rates, default=None))
+        mine = self.job.steps(rank)[1]
+        _, theirs, rate = self._stepped[id(others)]
+        if mine is None or theirs is None or mine <= theirs:
+            return None
+        own = self.job.usual_step(rank)
+        far = mine - theirs > MAX_AHEAD
+        if far and own is not None and rate is not None and rate > MAX_RATES * own:
+            return None
+        return mine, theirs
 
     def _await(self, wait: Wait) -> Awaited:
         if id(wait) not in self._awaited:
@@ -118,10 +163,13 @@ class Suspicions:
 
     def from_mismatches(self) -> None:
         for mismatch in self.job.analysis.mismatches:
-            evidence: list[Evidence] = [
-                Parties(mismatch.group.label, mismatch.seq, mismatch.parties)
-            ]
-            if len(mismatch.suspects) == sum(len(ranks) for ranks, _ in mismatch.parties):
+            parties = Parties(mismatch.group.label, mismatch.seq, mismatch.parties)
+            evidence: list[Evidence] = [parties]
+            known = sum(len(ranks) for ranks, _ in mismatch.parties)
+            if len(mismatch.suspects) == known:
+                if known < len(mismatch.group.ranks):
+                    self.doubts.append(Undecided(parties))
+                    continue
                 evidence.append(NoMajority())
             suspects = set(mismatch.suspects)
             for party in mismatch.parties:
@@ -154,8 +202,8 @@ class Suspicions:
         job = self.job
         needs = [Need(wait.waiting, tuple(self._missing(wait))) for wait in self.hanging]
         held = {rank for rank in job.ranks if job.gil(rank) is not None}
-        free = held | {rank for rank, blocked in job.blocked.items() if blocked.on_no_rank}
-        unsure = {rank for rank in job.ranks if not job.blocked[rank].on_ranks}
+        free = held | {rank for rank in job.ranks if self._is_free(rank)}
+        unsure = {rank for rank in job.ranks if not self._surely_waits(rank)}
         blame = resolve(needs, free, unsure)
         for ranks, numbers in blame.rings:
             self._ring(ranks, [self.hanging[number] for number in numbers])
@@ -163,27 +211,78 @@ class Suspicions:
         ends = {rank: numbers for rank, numbers in blame.ends.items() if not self._on_ranks(rank)}
         if not ends and self._from_meetings(blame.ends):
             return
-        for rank, numbers in (ends or blame.ends).items():
-            self._behind(rank, [self.hanging[number] for number in numbers])
+        ends = ends or dict(blame.ends)
+        certain = self._certain(ends)
+        for rank, numbers in ends.items():
+            waits = [self.hanging[number] for number in numbers]
+            if certain and rank not in certain:  # it may well wait for those
+                self.refused.setdefault(rank, ("waits", waits[0]))
+            else:
+                self._behind(rank, waits, ends)
         for number in blame.inside:
             wait = self.hanging[number]
             if needs[number].absent or wait.absent:
                 continue
             self.doubts.append(Endless(job.entered(wait), wait.group.complete and not wait.silent))
 
+    def _certain(self, ends: Collection[int]) -> set[int]:
+        """Of *ends*, those that surely don't wait for another of them; none if nobody does."""
+        certain = {rank for rank in ends if self._is_certain(rank)}
+        if certain:
+            return certain
+        idle = {rank for rank in ends if not self.job.pending(rank)}
+        return idle if len(idle) < len(ends) else set()
+
+    def _is_certain(self, rank: int) -> bool:
+        """It surely doesn't wait for another rank."""
+        gone = self.job.now.gone.get(rank)
+        if gone is not None:
+            return gone.reason != "missing"
+        if rank not in self.job.blocked:
+            return False
+        if self.job.gil(rank) is not None:
+            return True
+        polls = self.job.blocked[rank].kind == "sleep" and self.job.pending(rank)
+        return not polls and is_elsewhere(self.job, rank)
+
+    def _is_free(self, rank: int) -> bool:
+        """It waits for nobody, whatever it has issued. A loop that polls whether an operation has
+        ended sleeps, too: it goes through several lines, or through the same ones on many ranks."""
+        job, blocked = self.job, self.job.blocked[rank]
+        if not blocked.on_no_rank:
+            return False
+        if blocked.kind != "sleep" or not job.pending(rank):
+            return True
+        return job.same_stack(rank) is not False and not job.victims_at(rank)
+
+    def _surely_waits(self, rank: int) -> bool:
+        """It stands still with an operation under way, and nothing says that it does something
+        else: work.wait() and item() leave no frame."""
+        job, blocked = self.job, self.job.blocked[rank]
+        if blocked.on_ranks:
+            return True
+        if self._is_free(rank) or not job.pending(rank):
+            return False
+        if blocked.kind == "sleep":
+            return True
+        if job.computes(rank) and blocked.kind != "device":
+            return False
+        return blocked.guessed or blocked.kind == "device" or blocked.helped
+
     def _from_meetings(self, ends: Mapping[int, Sequence[int]]) -> bool:
         """Handles the case where every awaited rank is itself inside new_group or the like, which
         needs all ranks and is not recorded. Suspects the smaller side, or both if they are equal.
         False if it is something else."""
         job = self.job
-        among = {rank for rank, blocked in job.blocked.items() if blocked.kind == "rendezvous"}
+        among = {rank for rank, blocked in job.blocked.items() if blocked.kind in MEETINGS}
         if not ends or not among.issuperset(ends):
             return False
         numbers = {number for each in ends.values() for number in each}
         waits = [self.hanging[number] for number in sorted(numbers)]
         inside = sorted(among)
-        outside = sorted({rank for wait in waits for rank in wait.waiting} - among)
-        if not outside:
+        everybody = {rank for wait in self.hanging for rank in wait.waiting}
+        outside = sorted(everybody - among)
+        if not outside or (len(inside) == len(outside) > 1):
             return False
         main = waits[0]
         call = job.blocked[inside[0]].call or None
@@ -211,6 +310,8 @@ class Suspicions:
         yield from gone
         for rank in wait.silent:
             blocked = job.blocked.get(rank)
+            if blocked is not None and blocked.kind in MEETINGS:
+                yield rank
             if blocked is None or blocked.on_ranks:
                 continue
             if blocked.on_no_rank or job.gil(rank) is not None or not (absent or gone):
@@ -220,7 +321,13 @@ class Suspicions:
         entered = self.job.entered
         evidence = [WaitsIn(entered(wait), wait.absent) for wait in waits]
         own = {rank: next(wait for wait in waits if rank in wait.waiting) for rank in ranks}
+        if len(waits) > 2 and any(wait.seq is not None for wait in waits):
+            self.doubts.append(Tangled([entered(wait) for wait in waits]))
+            return
         if any(wait.seq is None for wait in waits):
+            if any(wait.seq is not None for wait in waits):
+                self.doubts.append(Tangled([entered(wait) for wait in waits]))
+                return
             ring = Ring([entered(wait) for wait in waits])
             for rank in ranks:
                 self._accuse_in(own[rank], rank, "p2p cycle", ring, evidence)
@@ -238,13 +345,16 @@ class Suspicions:
                 crossed = Crossed(entered(mine), entered(other))
                 self._accuse_in(mine, rank, "order", crossed, evidence)
 
-    def _behind(self, rank: int, waits: Sequence[Wait]) -> None:
+    def _behind(self, rank: int, waits: Sequence[Wait], absent: Collection[int]) -> None:
         job = self.job
         evidence: list[Evidence] = [self._await(wait) for wait in waits[:MAX_AWAITED]]
         # A small group is the more specific: a rank that misses its collective misses the world's.
         main = min(waits, key=lambda wait: (len(wait.group.ranks), wait.group.key, wait.seq or 0))
         entered, label = job.entered(main), main.group.label
         gone = job.now.gone.get(rank)
+        if gone is not None and gone.reason == "missing" and not self._rest_waits():
+            self.refused.setdefault(rank, ("unseen", main))
+            return
         if gone is not None:
             evidence.append(FailedQuestion(None, gone.reason, gone.text))
             self._accuse_in(main, rank, "unreachable", Silent(gone.reason, entered), evidence)
@@ -255,15 +365,21 @@ class Suspicions:
             evidence.append(LastOperation(label, last.name, last.done))
         elif rank not in main.silent:
             evidence.append(NothingIssued(label))
+        if not self._admit(rank, "behind", absent, main):
+            return
         why = self._why(rank, main)
-        ahead = self._steps_if_ahead(rank, main.waiting)
+        ahead = self._steps_if_ahead(rank, main.waiting) if main.seq is not None else None
         claim = Absent(entered, rank in main.silent, ahead)
         self._accuse_in(main, rank, why, claim, evidence)
 
     def _why(self, rank: int, wait: Wait | None) -> Reason:
         """What keeps a rank from where the others wait for it."""
         job = self.job
-        if wait is not None and self._steps_if_ahead(rank, wait.waiting) is not None:
+        if (
+            wait is not None
+            and wait.seq is not None
+            and self._steps_if_ahead(rank, wait.waiting) is not None
+        ):
             return "swallowed"
         if job.gil(rank) is not None:
             return "gil held"
@@ -295,9 +411,15 @@ class Suspicions:
             if job.moves:
                 self.doubts.append(SilentButMoving(rank, gone.reason))
                 continue
+            if gone.reason == "missing":  # it may only have no server
+                continue
             failed = FailedQuestion(None, gone.reason, gone.text)
             claim = Silent(gone.reason)
             self._accuse(Accusation(rank, "unreachable", claim, evidence=[failed]))
+
+    def _rest_waits(self) -> bool:
+        """Every rank that answered waits for others, and nobody is accused yet."""
+        return not self.accused and all(map(self._surely_waits, self.job.ranks))
 
     def from_gil(self) -> None:
         for rank in self.job.ranks:
@@ -308,35 +430,35 @@ class Suspicions:
                 self._accuse(Accusation(rank, "gil held", KeepsGil(held[1] or 0.0)))
 
     def from_stacks(self) -> None:
-        """Without a word of the flight recorders: most ranks are in a wait, a few elsewhere."""
+        """Without a word of the flight recorders: ranks wait for others, and a few stand where they
+        surely wait for none."""
         job = self.job
         if not all(each.reason == "unreachable" for each in self.accused.values()):
             return
         if job.moves or self.hanging:
             return
-        recorded = job.analysis.recorded
         if any(job.blocked[rank].on_ranks for wait in job.analysis.waits for rank in wait.waiting):
             return  # what they wait in is recorded, and is no hang yet
         crowd = self._crowd()
         inside = set(crowd.ranks)
         others = [rank for rank in job.ranks if rank not in inside and job.blocked[rank].known]
-        if len(inside) <= len(others):
-            return
         outside = [rank for rank in others if job.same_stack(rank) is not False]
+        apart = all(is_elsewhere(job, rank) for rank in outside) and len(others) + len(
+            inside
+        ) == len(job.ranks)
+        if not inside or (len(inside) <= len(others) and not apart):
+            return
         if not all(map(self._is_stuck, (*crowd.ranks, *outside))):
-            if outside and not inside <= recorded:
+            if outside:
                 self.doubts.append(Outside(outside, crowd))
             return
-        apart = Apart(crowd)
-        for rank in outside:
+        claim = Apart(crowd)
+        certain = [rank for rank in outside if is_elsewhere(job, rank)]
+        for rank in certain or outside:
             reason = self._why(rank, None)
-            self._accuse(Accusation(rank, reason, apart, evidence=[StacksAlone()]))
-        if others or job.now.gone:
-            return
-        if all(job.blocked[rank].kind == "p2p" for rank in inside):
-            for rank in crowd.ranks:
-                self._accuse(Accusation(rank, "p2p", Unrecorded()))
-        else:
+            if self._admit(rank, reason, outside):
+                self._accuse(Accusation(rank, reason, claim, evidence=[StacksAlone()]))
+        if not others and not job.now.gone:
             self.doubts.append(Everywhere(crowd))
 
     def _crowd(self) -> Crowd:
@@ -344,19 +466,42 @@ class Suspicions:
         stack of a job that nothing else tells of."""
         job = self.job
         waiting = [rank for rank, blocked in job.blocked.items() if blocked.on_ranks]
+        apart = [rank for rank in job.ranks if is_elsewhere(job, rank)]
+        sleeps = any(job.blocked[rank].kind == "sleep" for rank in apart)  # perhaps it polls
+        rest = [rank for rank in job.ranks if rank not in apart]
+        if apart and (waiting or not sleeps) and all(map(self._may_wait, rest)):
+            calls = {job.blocked[rank].call for rank in rest}
+            return Crowd(rest, calls.pop() if len(calls) == 1 else None)
         if waiting:
+            waiting = [rank for rank in job.ranks if self._waits_too(rank)]
             calls = {job.blocked[rank].call for rank in waiting}
             return Crowd(waiting, calls.pop() if len(calls) == 1 else None)
-        if job.before is None or job.analysis.recorded:
+        device = [rank for rank, blocked in job.blocked.items() if blocked.kind == "device"]
+        if device and 2 * len(device) > len(job.ranks):
+            calls = {job.blocked[rank].call for rank in device}
+            return Crowd(device, calls.pop() if len(calls) == 1 else None)
+        if job.before is None:
             return Crowd(())
         alike: dict[object, list[int]] = {}
         for rank, blocked in job.blocked.items():
-            if blocked.thread is not None and blocked.known:
+            if blocked.thread is not None and blocked.known and not blocked.runs:
                 alike.setdefault(blocked.thread.frames, []).append(rank)
         ranks = max(alike.values(), key=lambda each: (len(each), -each[0]), default=[])
         if len(ranks) < 2:
             return Crowd(())
         return Crowd(ranks, together=True, location=job.blocked[ranks[0]].location)
+
+    def _may_wait(self, rank: int) -> bool:
+        """It stands still where it may wait for other ranks, perhaps through its GPU."""
+        blocked = self.job.blocked[rank]
+        return bool(self.job.same_stack(rank)) and (blocked.may_wait or blocked.runs)
+
+    def _waits_too(self, rank: int) -> bool:
+        """It waits for ranks, by its stack or by what its recorder has counted."""
+        job, blocked = self.job, self.job.blocked[rank]
+        record = job.now.of_rank(rank)
+        unrecorded = record is not None and record.unrecorded
+        return blocked.on_ranks or (blocked.guessed and (unrecorded or job.pending(rank)))
 
     def _is_stuck(self, rank: int) -> bool:
         """It has not moved for a while, by its stacks or by its heartbeat, and that is longer than
@@ -373,13 +518,17 @@ class Suspicions:
         job = self.job
         if self.accused or job.moves or self.hanging:
             return
-        for rank in job.ranks:
+        late = [rank for rank in job.ranks if not job.blocked[rank].on_ranks]
+        if len(late) > 1:
+            return  # some of them may only wait for another
+        for rank in late:
             health = job.now.states[rank].health
             age = health.step_age_s if health is not None else None
             if health is None or age is None or job.blocked[rank].on_ranks:
                 continue
             still = job.same_stack(rank) and not job.too_early(rank)
-            if age >= (STALLED_STILL_SECONDS if still else STALLED_SECONDS):
+            least = STALLED_STILL_SECONDS if still else STALLED_SECONDS
+            if age >= least and (not still or self._admit(rank, "stalled", [])):
                 self._accuse(Accusation(rank, "stalled", NoStep(age, health.step)))
 
 
@@ -407,6 +556,6 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(Suspicions.from_silence, ("unreachable",)),
     Rule(Suspicions.from_gil, ("gil held",)),
-    Rule(Suspicions.from_stacks, ("gil held", *BLOCKED.values(), "behind", "p2p")),
+    Rule(Suspicions.from_stacks, ("gil held", *BLOCKED.values(), "behind")),
     Rule(Suspicions.from_steps, ("stalled",)),
 )

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from workerserver.cluster.judge.facts import Gone
+from workerserver.cluster.judge.facts import GoesOn, Gone
 from workerserver.cluster.judge.flight import Group, Mismatch, Wait
+from workerserver.cluster.judge.grounds.status import Status
 from workerserver.cluster.judge.reasons import Reason
 from workerserver.cluster.model import Frame
 from workerserver.cluster.read import groups
 
 __all__ = ["GroupState", "Status", "Straggler", "Suspect", "Verdict"]
-
-Status = Literal[0, 1, 2]
-"""0: healthy. 1: suspects. 2: could not tell; the sentence says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +73,11 @@ class Verdict:
     process_groups: tuple[GroupState, ...] = ()
     problems: tuple[str, ...] = ()
     """What was wrong with single answers, one line each."""
+    progress: tuple[GoesOn, ...] = ()
+    """What shows that the job goes on, of a verdict without suspects."""
+    again_s: float | None = None
+    """Another look after so many seconds may tell more."""
+    sure: bool = False
+    """It rests on one round, and another round would change nothing."""
+    not_looked_at: tuple[str, ...] = ()
+    """What it does not rest on, one line for each kind."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from workerserver.cluster.read.recorder import (
     MAX_GROUPS,
+    WATCHED,
     GroupRecord,
     Key,
     Operation,
@@ -35,6 +36,8 @@ MAX_ENTRIES = 20_000
 
 #: What tells operations apart, and its place in the recorder.
 Known = dict[tuple[bool, int, int, str, int], Operation]
+Incarnation = tuple[Key, int | None]
+"""A group's name and torch's number of it: a group may be destroyed and made again."""
 
 
 def read(flight: Any, summary: Any = None, shared: Shared | None = None) -> RankRecord:
@@ -44,19 +47,29 @@ def read(flight: Any, summary: Any = None, shared: Shared | None = None) -> Rank
     """
     shared = shared or Shared()
     record = RankRecord()
-    found: dict[Key, Known] = {}
-    cut: dict[Key, int] = {}
+    found: dict[Incarnation, Known] = {}
+    cut: dict[Incarnation, int] = {}
     if summary is not None:
-        for key, ranks, operations in read_groups(summary, record, shared):
+        for key, number, ranks, operations in read_groups(summary, record, shared):
             group = _group(record, key)
             if group is not None:
                 group.ranks = group.ranks or ranks
                 for operation in operations:
-                    found.setdefault(key, {})[_identity(operation, -1)] = operation
+                    found.setdefault((key, number), {})[_identity(operation, -1)] = operation
     if flight is not None:
         _read_trace(flight, record, shared, found, cut)
-    for key, known in found.items():
-        _fill(record.groups[key], known.values(), cut.get(key))
+    numbers: dict[Key, list[int | None]] = {}
+    for key, number in found:
+        numbers.setdefault(key, []).append(number)
+    for key, each in numbers.items():
+        group = record.groups[key]
+        known = sorted(number for number in each if number is not None)
+        group.number = known[-1] if known else None
+        group.earlier = frozenset(known[:-1])
+        merged = dict(found[key, group.number])
+        if known and None in each:  # its number is not told everywhere
+            merged = {**found[key, None], **merged}
+        _fill(group, merged.values(), cut.get((key, group.number)))
     return record
 
 
@@ -99,8 +112,8 @@ def _read_trace(
     flight: Any,
     record: RankRecord,
     shared: Shared,
-    found: dict[Key, Known],
-    cut: dict[Key, int],
+    found: dict[Incarnation, Known],
+    cut: dict[Incarnation, int],
 ) -> None:
     if not isinstance(flight, Mapping):
         record.complain("the trace is no object")
@@ -124,8 +137,8 @@ def _read_trace(
     config = flight.get("pg_config")
     if not isinstance(config, Mapping):
         config = {}
-    first: dict[Key, Operation] = {}
-    by_trace: dict[Key, list[Operation]] = {}
+    first: dict[Incarnation, Operation] = {}
+    by_trace: dict[Incarnation, list[Operation]] = {}
     for entry in entries:
         parsed = _entry(entry, record)
         if parsed is None:
@@ -136,9 +149,10 @@ def _read_trace(
             continue
         if group.ranks is None and isinstance(described := config.get(key.name), Mapping):
             group.ranks = shared.ranks(described.get("ranks"))
-        by_trace.setdefault(key, []).append(operation)
-        if key not in first or operation.record < first[key].record:
-            first[key] = operation
+        its = (key, integer(entry.get("pg_id")))
+        by_trace.setdefault(its, []).append(operation)
+        if its not in first or operation.record < first[its].record:
+            first[its] = operation
     # A rank may belong to groups in which it has issued nothing; NCCL's configuration says so.
     for name, described in list(config.items())[:MAX_GROUPS]:
         if isinstance(described, Mapping) and is_name(name) and name:
@@ -148,13 +162,17 @@ def _read_trace(
                 if group is not None:
                     group.ranks = group.ranks or ranks
     oldest = min((each.record for each in first.values()), default=0)
-    for key, operations in by_trace.items():
-        known = found.setdefault(key, {})
+    for (_, number), operations in by_trace.items():
+        counters = record.counters.get(str(number), (-1,))
+        if operations[-1].backend not in WATCHED:
+            record.unrecorded |= max(each.seq for each in operations) < counters[0]
+    for its, operations in by_trace.items():
+        known = found.setdefault(its, {})
         for operation in operations:
             known.pop(_identity(operation, -1), None)
         known.update({_identity(each, each.record): each for each in operations})
         if oldest > 0:  # the ring has begun to overwrite, perhaps in the middle of a coalesced one
-            cut[key] = first[key].seq
+            cut[its] = first[its].seq
 
 
 def _entry(entry: Any, record: RankRecord) -> tuple[Key, Operation] | None:

@@ -4,9 +4,10 @@ Two kinds of evidence, each compared between two looks at one process:
 
 progress   the step of its heartbeat, and what its flight recorder has issued and finished
            (:func:`progress`)
-stillness  its main thread is in the same place: at the same lines, or at the same line of the
-           user's in the same call that waits there. A wait with a timeout, looked at from Python,
-           goes through a few lines of ``threading.py`` over and over (:func:`still`)
+stillness  the thread that acts for it (:mod:`acting`) is in the same place: at the same lines, or
+           at the same line of the user's in the same call that waits there. A wait with a timeout,
+           looked at from Python, goes through a few lines of ``threading.py`` over and over
+           (:func:`still`)
 
 From these, how a rank moves:
 
@@ -25,21 +26,24 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from workerserver.cluster.model import Frame, Health, RankState, RoundLike
+from workerserver.cluster.read.acting import Root, acting
 from workerserver.cluster.read.blocked_on import Blocked, blocked_on
 from workerserver.cluster.read.flight_records import read
 from workerserver.cluster.read.recorder import GroupRecord, Key, RankRecord
-from workerserver.cluster.read.roles import main_thread
 
 __all__ = [
     "Motion",
     "Observation",
     "Progress",
+    "Sign",
+    "changed",
     "compare",
     "observe",
     "observe_rank",
     "progress",
     "still",
     "too_early",
+    "usual_step",
 ]
 
 Motion = Literal["stuck", "busy", "moving", "unknown"]
@@ -56,12 +60,19 @@ Records = Callable[[], tuple[RankRecord | None, RankRecord | None]]
 """Reads what the flight recorders of two looks say; called only if it is needed."""
 
 
+Sign = Literal["heartbeat", "operation", "stack", "recent_step", "recent_operation"]
+"""What shows that a rank goes on. heartbeat and operation: one came between two looks. stack: the
+user's functions changed, and nothing is counted. recent_...: the last one is younger than usual
+pauses are long."""
+
+
 class Progress(NamedTuple):
     """*went_on*: None if nothing is counted in both looks, or they can't be compared. *text*: what
-    went on, or why they can't be compared."""
+    went on, or why they can't be compared. *sign*: what shows it."""
 
     went_on: bool | None
     text: str = ""
+    sign: Sign | None = None
 
 
 class Observation(NamedTuple):
@@ -146,17 +157,17 @@ def progress(before: RankState, after: RankState, records: Records | None = None
         if then.step is not None and now.step is not None:
             counted = True
             if then.step != now.step:
-                return Progress(True, f"step {then.step} -> {now.step}")
+                return Progress(True, f"step {then.step} -> {now.step}", "heartbeat")
         if then.step_age_s is not None and now.step_age_s is not None:
             counted = True
             if now.step_age_s < then.step_age_s:
                 at = f", step {now.step}" if now.step is not None else ""
-                return Progress(True, f"a heartbeat came{at}")
+                return Progress(True, f"a heartbeat came{at}", "heartbeat")
     earlier, later = records() if records is not None else _read(before, after)
     if earlier is not None and later is not None:
         went_on = _operations(earlier, later)
         if went_on is not None:
-            return Progress(True, went_on)
+            return Progress(True, went_on, "operation")
         counted = counted or not earlier.empty or bool(earlier.counters)
     return Progress(False if counted else None)
 
@@ -192,12 +203,19 @@ def _operations(before: RankRecord, after: RankRecord) -> str | None:
 # ---- stillness
 
 
-def still(before: RankState, after: RankState, blocked: Blocked | None = None) -> bool | None:
-    """Whether the main thread is in the same place as in the look before. None if that can't be
-    told. *blocked*: what it is blocked on in the later look, where that is known already."""
+def still(
+    before: RankState,
+    after: RankState,
+    blocked: Blocked | None = None,
+    roots: Sequence[Root] = (),
+) -> bool | None:
+    """Whether the thread that acts is in the same place as in the look before. None if that can't
+    be told. *blocked*: what it is blocked on in the later look, where that is known already.
+    *roots*: as for :func:`acting`."""
     if _other_process(before, after) is not None:
         return None
-    then, now = main_thread(before.threads), main_thread(after.threads)
+    then = acting(before.threads, roots)
+    now = blocked.thread if blocked is not None else acting(after.threads, roots)
     if then is not None and now is not None and (then.unstable or now.unstable):
         return None
     if then is None or now is None or not then.frames or not now.frames:
@@ -206,8 +224,8 @@ def still(before: RankState, after: RankState, blocked: Blocked | None = None) -
         return before.main_digest == after.main_digest
     if then.frames == now.frames:
         return True
-    blocked = blocked or blocked_on(after.threads)
-    return blocked.polls and _same_wait(blocked_on(before.threads), blocked)
+    blocked = blocked or blocked_on(after.threads, now)
+    return blocked.polls and _same_wait(blocked_on(before.threads, then), blocked)
 
 
 def _same_wait(before: Blocked, after: Blocked) -> bool:
@@ -217,11 +235,26 @@ def _same_wait(before: Blocked, after: Blocked) -> bool:
 
 
 def _own_part(blocked: Blocked) -> tuple[Frame, ...]:
-    """The main thread's frames from the oldest one to the newest of the user's own."""
+    """The thread's frames from the oldest one to the newest of the user's own."""
     if blocked.thread is None or blocked.location is None:
         return ()
     frames = blocked.thread.frames
     return frames[frames.index(blocked.location) :]
+
+
+def changed(before: RankState, after: RankState, roots: Sequence[Root] = ()) -> bool:
+    """Whether the acting thread has come from one of the user's functions to another. Another line
+    of one function is no proof: a loop that never ends has many lines."""
+    if _other_process(before, after) is not None:
+        return False
+    then, now = acting(before.threads, roots), acting(after.threads, roots)
+    if then is None or now is None or then.unstable or now.unstable:
+        return False
+    parts = [
+        _functions(_own_part(blocked_on(state.threads, thread)))
+        for state, thread in ((before, then), (after, now))
+    ]
+    return all(parts) and parts[0] != parts[1]
 
 
 # ---- without progress
@@ -234,7 +267,7 @@ def _without_progress(states: Sequence[RankState], counted: bool) -> Observation
         if counted
         else "and it counts neither steps nor operations"
     )
-    mains = [main_thread(state.threads) for state in states]
+    mains = [acting(state.threads) for state in states]
     if any(main is not None and main.unstable for main in mains):
         return Observation("unknown", "its stack changed while it was read")
     same = [still(states[0], later) for later in states[1:]]
@@ -263,14 +296,14 @@ def _functions(stack: Sequence[Frame]) -> tuple[tuple[str, str], ...]:
 def too_early(state: RankState) -> str | None:
     """Why it is too early to call the rank stuck, in words: its last step is younger than two of
     its steps usually take. None if it isn't, or if that can't be told."""
-    usual = _usual(state.health)
+    usual = usual_step(state.health)
     age = state.health.step_age_s if state.health is not None else None
     if usual is None or age is None or age >= PATIENCE * usual:
         return None
     return f"the last step was {age:.1f} s ago, and one takes about {usual:.1f} s"
 
 
-def _usual(health: Health | None) -> float | None:
+def usual_step(health: Health | None) -> float | None:
     """Seconds that a step of this rank has taken on average, with all that came before the first
     one; None where that can't be told."""
     if health is None or health.uptime_s is None or health.step_age_s is None:

@@ -120,6 +120,10 @@ class GroupRecord:
     """In the order in which they were issued."""
     partial: frozenset[int] = frozenset()
     """Sequence numbers of which not all operations may be known."""
+    number: int | None = None
+    """torch's own number of the group on this rank; ranks may number one group differently."""
+    earlier: frozenset[int] = frozenset()
+    """The numbers of groups of the same name that were destroyed before this one was made."""
 
     @property
     def last_issued(self) -> Operation | None:
@@ -167,6 +171,8 @@ class RankRecord:
     """By torch's number of the group: how many operations torch has enqueued, started and
     completed, also those that it does not record. -1: none, or not told."""
     problems: list[str] = field(default_factory=list)
+    unrecorded: bool = False
+    """It has issued operations that no recorder holds: gloo's point-to-point ones."""
 
     @property
     def empty(self) -> bool:

@@ -20,11 +20,12 @@ from workerserver.cluster.read.recorder import (
     RankRecord,
     Shared,
     counters_of,
+    integer,
     key_of,
     operation_of,
 )
 
-__all__ = ["positions", "read_groups", "recorders", "share"]
+__all__ = ["positions", "rank_of", "read_groups", "recorders", "share"]
 
 #: The operations that a summary has of each group; the last one counts if two are the same.
 _OPERATIONS = ("last_retired", "first_pending", "last_issued")
@@ -34,7 +35,8 @@ _SIGNATURE = ("seq", "p2p_seq", "p2p", "op", "input_sizes", "input_dtypes", "out
 
 def read_groups(
     summary: Any, record: RankRecord, shared: Shared
-) -> Iterator[tuple[Key, tuple[int, ...] | None, list[Operation]]]:
+) -> Iterator[tuple[Key, int | None, tuple[int, ...] | None, list[Operation]]]:
+    """Each group with torch's number of it, its ranks and its operations."""
     groups = summary.get("groups") if isinstance(summary, Mapping) else None
     if not isinstance(groups, list):
         record.complain("the summary has no list of groups")
@@ -51,6 +53,7 @@ def read_groups(
         counters = counters_of(group.get("status"), "{}")
         if counters is not None:
             record.counters[str(group.get("id"))[:MAX_NAME]] = counters
+            record.unrecorded |= group.get("recorder") == "fr" and _skipped(operations, counters)
         members = group.get("ranks")
         if isinstance(members, str):
             ranks = shared.packed(members, left)
@@ -60,7 +63,19 @@ def read_groups(
                 left -= len(ranks)
         else:
             ranks = shared.ranks(members)
-        yield key, ranks, operations
+        yield key, integer(group.get("id")), ranks, operations
+
+
+def rank_of(summary: Mapping[str, Any] | None) -> int | None:
+    """The rank that torch.distributed has told the process; its environment may not tell it."""
+    rank = integer((summary or {}).get("rank"))
+    return rank if rank is not None and rank < MAX_RANKS else None
+
+
+def _skipped(operations: list[Operation], counters: tuple[int, ...]) -> bool:
+    """gloo's recorder leaves out point-to-point operations, but its counters count them."""
+    issued = max((each.seq for each in operations), default=-1)
+    return 0 <= issued < counters[0]
 
 
 def _operations(group: Mapping[str, Any], record: RankRecord) -> Iterator[Operation]:

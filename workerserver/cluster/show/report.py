@@ -33,6 +33,9 @@ def verdict_dict(verdict: Verdict) -> dict[str, Any]:
         ],
         "process_groups": list(map(_process_group, verdict.process_groups)),
         "problems": list(verdict.problems),
+        "progress": [{"kind": each.sign, "ranks": fold(each.ranks)} for each in verdict.progress],
+        "again_s": verdict.again_s,
+        "not_looked_at": list(verdict.not_looked_at),
     }
 
 

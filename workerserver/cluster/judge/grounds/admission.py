@@ -1,0 +1,123 @@
+"""Which accusations are admitted: the one gate between a suspicion and a suspect.
+
+A reason that says "it has not come" needs a rank that stands still, and that doesn't only wait
+itself. What rests on recorded operations (mismatch, order, p2p cycle) needs neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from workerserver.cluster.judge.facts import Hindrance
+from workerserver.cluster.judge.flight import Wait
+from workerserver.cluster.judge.job import Job
+from workerserver.cluster.judge.reasons import Reason
+from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL
+
+__all__ = ["RECORDED", "hindrance", "is_elsewhere"]
+
+#: Reasons that rest on recorded operations.
+RECORDED: frozenset[Reason] = frozenset({"mismatch", "order", "p2p cycle"})
+#: A rank that computes or writes where it is may only be slow, for this long, and for so many usual
+#: pauses.
+WORKING_SECONDS = 30.0
+WORKING_PAUSES = 30.0
+
+
+def hindrance(
+    job: Job, rank: int, reason: Reason, absent: Collection[int], wait: Wait | None
+) -> Hindrance | None:
+    """Why *rank* can't be accused for *reason*; None if it can. *absent*: all who have not come to
+    where others wait. *wait*: where that is, if a recorder tells."""
+    if reason in RECORDED or rank in job.now.gone:
+        return None
+    if rank not in job.blocked:
+        return "unseen"
+    if job.progressed(rank).went_on:
+        return "moves"
+    if job.gil(rank) is not None:
+        return None
+    if job.came_elsewhere(rank) or job.same_stack(rank) is False:
+        return "changes"
+    if job.too_early(rank):
+        return "early"
+    blocked = job.blocked[rank]
+    if job.before is not None and job.same_stack(rank) is None and _readable(job, rank):
+        return "unseen"
+    if blocked.on_ranks:
+        few = 2 * len(absent) < len(job.expected)
+        return None if blocked.kind == "p2p" and wait is not None and few else "waits"
+    if blocked.helped or blocked.kind == "device" or job.victims_at(rank):
+        return "waits"
+    unseen = blocked.thread is not None and blocked.thread.state is None
+    unseen = unseen and (blocked.works or blocked.kind in ("io", "backward"))
+    if (blocked.writes or blocked.runs or unseen or job.computes(rank)) and _may_be_slow(
+        job, rank, wait
+    ):
+        return "computes"
+    if blocked.guessed or blocked.kind == "unknown":
+        return _of_guess(job, rank, absent)
+    return None
+
+
+def is_elsewhere(job: Job, rank: int) -> bool:
+    """It surely waits for no rank, and does nothing else either."""
+    blocked = job.blocked.get(rank)
+    if blocked is None or blocked.on_ranks or blocked.helped or blocked.runs or blocked.writes:
+        return False
+    if blocked.kind == "device" or (blocked.guessed and not _in_own_lock(job, rank)):
+        return False
+    if job.computes(rank) or job.victims_at(rank) or job.same_stack(rank) is False:
+        return False
+    if blocked.kind == "unknown":
+        return _in_own_lock(job, rank)
+    return blocked.on_no_rank or blocked.kind in ("io", "library", "wait")
+
+
+def _in_own_lock(job: Job, rank: int) -> bool:
+    """At a line of the user's in C code that waits, and all that it has ever issued is recorded and
+    has ended: so it waits for a lock of its process."""
+    blocked, record = job.blocked[rank], job.now.of_rank(rank)
+    if blocked.call in (FILE_LOCK, POLL) or record is None or record.empty:
+        return False
+    return not record.unrecorded and not job.pending(rank)
+
+
+def _readable(job: Job, rank: int) -> bool:
+    return bool(job.now.states[rank].threads)
+
+
+def _may_be_slow(job: Job, rank: int, wait: Wait | None) -> bool:
+    """It works at one place. That is a fault only if it has lasted for very long, and if it is
+    known how long pauses usually are."""
+    if job.moves:
+        return True
+    ages = [job.still_for(rank), job.step_age(rank) or 0.0]
+    usual = [job.usual_step(rank) or 0.0]
+    if wait is not None:
+        age = job.age(wait)
+        ages.append(math.inf if age is None else age)
+        usual.append(job.pace(wait))
+    most = max(usual)
+    return most <= 0 or max(ages) < max(WORKING_SECONDS, WORKING_PAUSES * most)
+
+
+def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
+    """At a line of the user's in C code, which may wait for other ranks: in a point-to-point
+    operation of gloo's, for a key of the store, for a lock that another process has."""
+    blocked = job.blocked[rank]
+    record = job.now.of_rank(rank)
+    if len(job.expected) == 1:
+        return None
+    if blocked.call == FILE_LOCK or (record is not None and record.unrecorded):
+        return "waits"
+    if (record is None or record.empty) and blocked.call != "waiting":
+        return "waits"
+    here = sum(each.location == blocked.location for each in job.blocked.values())
+    many = 2 * max(len(absent), here)
+    if many > len(job.expected):
+        return "majority"
+    if blocked.call == POLL and many >= len(job.expected):
+        return "waits"
+    return None

@@ -1,0 +1,114 @@
+"""The thread that acts for a rank: on which the other ranks depend.
+
+That is mostly the main thread. But the training loop may run in a thread while the main thread
+joins it or polls, and a checkpoint may be written by a thread for which the main thread waits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from workerserver.cluster.model import Frame, Thread
+from workerserver.cluster.read.library_calls import ON_RANKS, by_frames
+from workerserver.cluster.read.owners import code_file
+from workerserver.cluster.read.roles import is_idle, main_thread
+
+__all__ = ["Root", "acting", "root", "roots_of_waits", "roots_of_work"]
+
+Root = tuple[str, str]
+"""The file and function in which a thread's user code began."""
+
+
+def root(thread: Thread) -> Root | None:
+    """The user's function that the thread was given to run, or the module of the main thread."""
+    return _root(thread.frames)
+
+
+@lru_cache(maxsize=8192)
+def _root(frames: tuple[Frame, ...]) -> Root | None:
+    for frame in reversed(frames):
+        if code_file(frame.file).owner == "user":
+            return frame.file, frame.function
+    return None
+
+
+def roots_of_waits(many: Iterable[Sequence[Thread]]) -> tuple[Root, ...]:
+    """Where the threads began that wait for other ranks, the commonest root first; of as common
+    ones, a module. If nobody is seen to wait: where the threads began that act for most ranks.
+    *many*: the threads of each rank."""
+    many = list(many)
+    found: Counter[Root] = Counter()
+    for threads in many:
+        own = {root(each) for each in threads if by_frames(each.frames).kind in ON_RANKS}
+        found.update(each for each in own if each is not None)
+    if not found and len(many) > 1:
+        return roots_of_work(many)
+    return tuple(sorted(found, key=lambda each: (-found[each], each[1] != "<module>", each)))
+
+
+def roots_of_work(many: Sequence[Sequence[Thread]]) -> tuple[Root, ...]:
+    """Where the threads began that act for most ranks. If all main threads poll at one line, these
+    are others: a training loop that runs in a thread."""
+    mains = [main_thread(threads) for threads in many]
+    polls = len({main.frames for main in mains if main is not None}) == 1 and all(
+        main is not None and by_frames(main.frames).kind is None and _sleeps(main) for main in mains
+    )
+    found: Counter[Root] = Counter()
+    works: Counter[Root] = Counter()
+    for threads, main in zip(many, mains, strict=True):
+        if polls:
+            each = [thread for thread in threads if thread is not main and not is_idle(thread)]
+            found.update({its for thread in each if (its := root(thread)) is not None})
+            each = [thread for thread in each if _works(thread)]
+        else:
+            thread = acting(threads)
+            each = [] if thread is None else [thread]
+        works.update({its for thread in each if (its := root(thread)) is not None})
+    found = found or works
+    most = sorted(found, key=lambda each: (-found[each], -works[each], each))[:1]
+    return tuple(each for each in most if 2 * works[each] > len(many))
+
+
+def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | None:
+    """The thread that stands for the rank: the one on which the other ranks depend.
+
+    *roots*: where the threads of other ranks began that wait for ranks; one that began there owes
+    them something. Else the main thread acts, unless it only waits for a thread of its own, and
+    one single other thread is in user code and doesn't wait for work.
+    """
+    main = main_thread(threads)
+    if len(threads) < 2:
+        return main
+    for each in roots:
+        same = [thread for thread in threads if thread.frames and root(thread) == each]
+        if same:
+            bound = [thread for thread in same if by_frames(thread.frames).kind in ON_RANKS]
+            return next(iter(bound or [thread for thread in same if thread is main] or same))
+    if main is None:
+        return None
+    kind = by_frames(main.frames).kind
+    if kind in ON_RANKS:
+        return main
+    others = [thread for thread in threads if thread is not main and _works(thread)]
+    bound = [thread for thread in others if by_frames(thread.frames).kind in ON_RANKS]
+    waits = kind in ("lock", "wait", "shutdown") or (kind is None and _sleeps(main))
+    if waits and bound:
+        return bound[0]
+    if kind in ("lock", "wait", "shutdown") and len(others) == 1:
+        return others[0]
+    return main
+
+
+def _works(thread: Thread) -> bool:
+    """It is in the user's code, and doesn't wait for work there. The thread that took the snapshot
+    holds the GIL, and is none of the job's."""
+    if thread.holds_gil or is_idle(thread) or root(thread) is None:
+        return False
+    return by_frames(thread.frames).kind not in ("lock", "wait")
+
+
+def _sleeps(thread: Thread) -> bool:
+    """As a loop does that polls now and then."""
+    return thread.state != "R" and (thread.wchan is None or "nanosleep" in thread.wchan)
