@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from workerserver.process.loaded import imported
+from workerserver.process.threads import why_no_real_threads
 from workerserver.registration import StoreRegistration
 from workerserver.server import WorkerServer, serving
 
@@ -83,12 +84,18 @@ def serve_from_environment(
     With neither, the environment says: TORCH_WORKER_SERVER_SOCKET, WORKERSERVER_TCP; nothing set
     serves nothing. A TCP server announces itself in the job's TCPStore, in the background. With
     WORKERSERVER_COLLECTOR (``host:port``) the worker of LOCAL_RANK 0 starts its host's collector.
-    Raises what WorkerServer and expand_placeholders raise, before the block begins.
+    Raises what WorkerServer and expand_placeholders raise, before the block begins. Where gevent or
+    eventlet has replaced threads, it warns, and the block runs without a server.
     """
     if socket is None and tcp is None:
         socket = os.environ.get(TORCH_WORKER_SERVER_SOCKET)
         tcp = os.environ.get(WORKERSERVER_TCP) or None
     servers: list[WorkerServer] = []
+    why_not = why_no_real_threads()
+    if why_not is not None and (socket is not None or tcp is not None):
+        logger.warning("this worker runs without a server: %s", why_not)
+        yield servers
+        return
     with contextlib.ExitStack() as stack:
         path = None if socket is None else expand_placeholders(socket)
         # Under "workerserver run" the address is served already when the script's own

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from workerserver.cli.errors import UsageError
 from workerserver.cli.run import default_socket
 from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.find.discovery import Options, discover
+from workerserver.control_plane import serve_from_environment
 from workerserver.process.run_folder import run_folder, run_folders
 from workerserver.server import WorkerServer
 
@@ -28,7 +31,7 @@ filters = pytest.mark.skipif(
 
 
 def refused(folder: Path, what: str, error: str) -> dict[str, Any]:
-    done = run_isolated("server/poor_kernel.py", str(folder), what, error)
+    done = run_isolated("process/poor_kernel.py", str(folder), what, error)
     if done.returncode == 77:
         pytest.skip("no seccomp filters here")
     assert done.returncode == 0, done.stderr
@@ -68,6 +71,56 @@ def test_without_threads(short_path: Path) -> None:
     for each in found["found"]:
         assert each["error"] == f"Error binding to {short_path}/s"
         assert "no thread can be started" in each["cause"]
+
+
+# --- green threads --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("library", ["gevent", "eventlet"])
+def test_green_threads(short_path: Path, library: str, moment: str) -> None:
+    """Training runs, with one warning; the constructor raises the documented error."""
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    done = run_isolated("process/green_scene.py", library, moment, str(short_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["trained"], found["left"]) == ("trained", [])
+    (line,) = found["logged"]
+    assert line.startswith(
+        f"this worker runs without a server: threads are greenlets here ({library}"
+    )
+    for transport in ("native", "uvloop"):
+        assert found[transport].startswith(f"Error binding to {short_path}/s: ")
+        assert "threads are greenlets here" in found[transport]
+
+
+@pytest.mark.parametrize(
+    ("module", "question"),
+    [("gevent.monkey", "is_module_patched"), ("eventlet.patcher", "is_monkey_patched")],
+)
+def test_green_threads_as_the_libraries_tell(
+    short_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    module: str,
+    question: str,
+) -> None:
+    """The same without the libraries: by what each of them answers."""
+    green = types.SimpleNamespace(**{question: lambda name: False})
+    monkeypatch.setitem(sys.modules, module, green)
+    with serve_from_environment(str(short_path / "s")) as servers:
+        assert len(servers) == 1
+    monkeypatch.setattr(green, question, lambda name: name == "thread")
+    with serve_from_environment(str(short_path / "s")) as servers:
+        assert servers == []
+    with serve_from_environment() as servers:
+        assert servers == []
+    (record,) = caplog.records
+    assert "threads are greenlets here" in record.getMessage()
+    with pytest.raises(RuntimeError, match=r"^Error binding to ") as caught:
+        WorkerServer(str(short_path / "s"))
+    assert "threads are greenlets here" in str(caught.value.__cause__)
 
 
 # --- the folder of "workerserver run" -------------------------------------------------------------

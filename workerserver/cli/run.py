@@ -101,7 +101,7 @@ def _serve(socket: str | None, tcp: str | None) -> None:
             stack.close()
 
     atexit.register(close)
-    if sys.stderr is not None:
+    if servers and sys.stderr is not None:
         with contextlib.suppress(OSError):
             addresses = ", ".join(server.address for server in servers)
             print(f"workerserver: serving on {addresses}", file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ __all__ = ["LoopThread"]
 T = TypeVar("T")
 logger = logging.getLogger("workerserver")
 NAME = "workerserver-loop"
+READY_SECONDS = 10.0
 
 
 class LoopThread:
@@ -47,7 +48,9 @@ class LoopThread:
         except BaseException:
             self.loop.close()
             raise
-        self._ready.wait()
+        if not self._ready.wait(READY_SECONDS):
+            self._ended = True  # if it comes to life after all
+            raise TimeoutError(f"the server's thread did not run in {READY_SECONDS:g} s")
 
     @classmethod
     def acquire(cls) -> LoopThread:

@@ -6,11 +6,16 @@ import contextlib
 import errno
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["blocked_signals", "name_this_thread", "named", "start"]
+__all__ = ["blocked_signals", "name_this_thread", "named", "start", "why_no_real_threads"]
 
+_GREEN = (
+    "threads are greenlets here ({} has replaced them), and a server needs real ones; patch with "
+    "thread=False to have both"
+)
 ALL_SIGNALS = signal.valid_signals()
 
 
@@ -26,7 +31,11 @@ def blocked_signals() -> Iterator[None]:
 
 
 def start(thread: threading.Thread) -> None:
-    """Start *thread* with all signals blocked. OSError if the process may have no more threads."""
+    """Start *thread* with all signals blocked. OSError if the process may have no more threads, or
+    has none that are real."""
+    why = why_no_real_threads()
+    if why is not None:
+        raise OSError(errno.ENOTSUP, why)
     with blocked_signals():
         try:
             thread.start()
@@ -35,6 +44,23 @@ def start(thread: threading.Thread) -> None:
                 errno.EAGAIN,
                 "no thread can be started: a limit of the user, the container or the memory",
             ) from error
+
+
+def why_no_real_threads() -> str | None:
+    """Why ``threading`` starts no threads of the system here; None if it does.
+
+    Where gevent or eventlet has replaced the primitives, a "thread" is a greenlet of the thread
+    that starts it. A server's loop in it would never give that thread back to training.
+    """
+    gevent = sys.modules.get("gevent.monkey")
+    patched = getattr(gevent, "is_module_patched", None)
+    if patched is not None and (patched("threading") or patched("thread") or patched("_thread")):
+        return _GREEN.format("gevent.monkey")
+    eventlet = sys.modules.get("eventlet.patcher")
+    patched = getattr(eventlet, "is_monkey_patched", None)
+    if patched is not None and patched("thread"):
+        return _GREEN.format("eventlet.monkey_patch()")
+    return None
 
 
 def name_this_thread(name: str) -> None:

@@ -14,6 +14,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from workerserver.process.credentials import plain_reason
@@ -101,7 +102,7 @@ class Acceptor:
                 self._make_room(peer[0])
                 task = self._loop.create_task(self._take_in(sock))
                 self._handshakes[task] = peer[0]
-                task.add_done_callback(self._forget)
+                task.add_done_callback(partial(self._ended, sock))
 
     def _make_room(self, host: str) -> None:
         """If no place is left for *host*, end the oldest handshake of the peer that has most.
@@ -117,11 +118,13 @@ class Acceptor:
         task = next((each for each, peer in self._handshakes.items() if peer == busiest), None)
         if task is None:  # each peer has one
             task = next(iter(self._handshakes))
-        self._forget(task)
+        del self._handshakes[task]
         task.cancel()
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
         self._handshakes.pop(task, None)
+        if task.cancelled():  # perhaps before its first step, in which uvloop takes the socket over
+            sock.close()
 
     async def _take_in(self, sock: socket.socket) -> None:
         try:
