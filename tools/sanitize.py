@@ -34,7 +34,7 @@ TESTS = ("http", "loadgen", "native", "parser", "process", "server", "stacks")
 #: measure time or memory.
 LEFT_OUT = (
     "asyncio", "uvloop", "tls", "curl", "by_hand", "no_reader_sees_half", "the_last_step_counts",
-    "snapshots_leak_nothing",
+    "snapshots_leak_nothing", "a_shortage_at_the_start",
 )  # fmt: skip
 
 #: Faults by name that each sanitizer has to find. Otherwise its silence would mean nothing.
