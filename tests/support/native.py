@@ -12,6 +12,7 @@ import struct
 import tempfile
 import termios
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,19 @@ class Recorder(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.told.append("lost")
         self.error = error
+
+
+def connect(sock: socket.socket, address: Any) -> None:
+    """Connect *sock*. A Unix listener whose backlog is full refuses for the moment (EAGAIN)."""
+    give_up = time.monotonic() + 20
+    while True:
+        try:
+            return sock.connect(address)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                sock.close()
+                raise
+            time.sleep(0.001)
 
 
 class Rig:
@@ -196,7 +210,7 @@ class Rig:
         sock.settimeout(20)
         if receive:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
-        sock.connect(self.socket.getsockname())
+        connect(sock, self.socket.getsockname())
         return sock
 
     def open(self, receive: int = 0) -> tuple[socket.socket, Any]:

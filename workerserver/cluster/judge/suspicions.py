@@ -401,9 +401,10 @@ class Suspicions:
             self._accuse(Accusation(rank, "unreachable", claim, evidence=[failed]))
 
     def _rest_waits(self) -> bool:
-        """Every rank that answered waits for others, and nobody is accused yet."""
+        """Every rank that answered waits for others, and none of them is accused yet."""
         job = self.job
-        return not self.accused and all(surely_waits(job, rank) for rank in job.ranks)
+        accused = any(rank in job.now.states for rank in self.accused)
+        return not accused and all(surely_waits(job, rank) for rank in job.ranks)
 
     def from_gil(self) -> None:
         for rank in self.job.ranks:

@@ -103,6 +103,14 @@ def _may_be_slow(job: Job, rank: int, wait: Wait | None) -> bool:
     return most <= 0 or max(ages) < max(WORKING_SECONDS, WORKING_PAUSES * most)
 
 
+def _alone(job: Job, rank: int, absent: Collection[int]) -> bool:
+    """All other ranks answer, and wait in an operation that only *rank* has not come to."""
+    others = (each for each in job.expected if each != rank)
+    return set(absent) == {rank} and all(
+        each in job.blocked and job.blocked[each].on_ranks for each in others
+    )
+
+
 def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
     """At a line of the user's in C code, which may wait for other ranks: in a point-to-point
     operation of gloo's, for a key of the store, for a lock that another process has."""
@@ -110,6 +118,8 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
     record = job.now.of_rank(rank)
     if len(job.expected) == 1:
         return None
+    if blocked.call == FILE_LOCK and _alone(job, rank, absent):
+        return None  # whoever has the lock, no other rank can go on before this one comes
     if blocked.call == FILE_LOCK or (record is not None and record.unrecorded):
         return "waits"
     if (record is None or record.empty) and blocked.call != "waiting":
