@@ -108,6 +108,9 @@ class Publication:
         self._hub = hub
         self._router: Router = state.router
         self._policy: AccessPolicy = state.policy
+        forms = self._policy.native or ()
+        # Whether the I/O thread looks at every header field that a rule reads.
+        self._sees_fields = all(judges_field(name) for form in forms for name in form.fields)
         self._limits = limits
         self._lock = threading.RLock()
         self._published: object = None
@@ -120,7 +123,7 @@ class Publication:
             partial(WorkerProtocol, state),
             self._turn,
             # Rules about connections hold before the first request can be answered.
-            Table([], rules=[(form, None) for form in self._policy.native or ()]),
+            Table([], rules=[(form, None) for form in forms]),
             local=state.is_unix,
             limits=limits,
             started=self._router.started,
@@ -177,13 +180,12 @@ class Publication:
             return kind | number << 8
 
         if self._policy.native is not None:
-            seen = all(judges_field(name) for form in self._policy.native for name in form.fields)
             for form in self._policy.native:
                 refused = None
-                if seen and form.refusal is not None:
+                if self._sees_fields and form.refusal is not None:
                     refused = answer("", STATIC, error_response(form.refusal()))
                 rules.append((form, refused))
-            if seen:
+            if self._sees_fields:
                 self._add_routes(routes, answer)
         every = tuple(answers.get(number, (b"", b"")) for number in range(len(self._numbers)))
         return Plan(tuple(routes), tuple(rules), tuple(self._numbers), every)

@@ -26,13 +26,12 @@ from workerserver.cluster.errors import NotATarget
 from workerserver.cluster.failures import Failed, closed, no_connection, not_http
 from workerserver.cluster.model import Reason, Worker
 from workerserver.cluster.resolve import Resolver
+from workerserver.process.sockets import MAX_PATH_BYTES
 
 __all__ = ["MAX_HEAD_BYTES", "Connection", "connect"]
 
 #: Bytes of a status line and its fields.
 MAX_HEAD_BYTES = 32 << 10
-#: sizeof(sockaddr_un.sun_path) without the final NUL. libuv cuts a longer path silently.
-MAX_PATH_BYTES = 107
 
 #: An answer in more than MAX_TINY_CHUNKS chunks of less than TINY_CHUNK_BYTES on average is an
 #: attack or a mistake.
@@ -292,7 +291,7 @@ async def connect(
     """A connection to *worker*. Failed says why there is none. *deadline* is the loop's time."""
     if worker.unix:
         path = worker.address
-        if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        if len(os.fsencode(path)) > MAX_PATH_BYTES:  # libuv would cut it silently
             raise Failed("unreachable", f"the path is too long: {MAX_PATH_BYTES} bytes at most")
         if "\0" in path:
             raise Failed("unreachable", "the path holds a NUL")
