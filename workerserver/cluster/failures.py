@@ -7,7 +7,7 @@ import ssl
 import stat
 from collections.abc import Mapping
 
-from workerserver.cluster.model import Failure, RankState, Reason, Worker
+from workerserver.cluster.model import Failure, FailureReason, RankState, Worker
 
 __all__ = [
     "SILENT",
@@ -38,7 +38,7 @@ UNKNOWN_WORKER = Failure("missing", "no worker is known for it")
 class Failed(Exception):
     """A question to one worker has no answer; *failure* is what the caller gets."""
 
-    def __init__(self, reason: Reason, text: str) -> None:
+    def __init__(self, reason: FailureReason, text: str) -> None:
         self.failure = Failure(reason, text)
         super().__init__(text)
 

@@ -25,11 +25,13 @@ __all__ = [
 #: Workers of one host. What claims to be more is a mistake or a lie.
 MAX_HOST_WORKERS = 4096
 
-Reason = Literal["unreachable", "timeout", "too large", "malformed", "refused", "missing", "lied"]
+FailureReason = Literal[
+    "unreachable", "timeout", "too large", "malformed", "refused", "missing", "lied"
+]
 """refused: the HTTP status is an error. missing: the worker has no such handler. lied: the worker
 answered as another rank."""
 
-REASONS: tuple[Reason, ...] = get_args(Reason)
+FAILURE_REASONS: tuple[FailureReason, ...] = get_args(FailureReason)
 
 Kind = Literal["workerserver", "torch", "unknown"]
 Source = Literal["argument", "glob", "hosts file", "store", "torchrun", "slurm", "dns"]
@@ -76,7 +78,7 @@ class Worker:
 class Failure:
     """Why a question to a worker has no answer. *text* is one line for people, not escaped."""
 
-    reason: Reason
+    reason: FailureReason
     text: str
 
 

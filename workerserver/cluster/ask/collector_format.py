@@ -19,8 +19,8 @@ from workerserver.cluster.ask.bodies import MAX_RANKS, digest_of, health_of, jso
 from workerserver.cluster.ask.exchange import Answer, Question
 from workerserver.cluster.failures import Failed, short
 from workerserver.cluster.model import (
+    FAILURE_REASONS,
     MAX_HOST_WORKERS,
-    REASONS,
     Failure,
     Kind,
     RankState,
@@ -87,7 +87,7 @@ def relay_failure(answer: Answer) -> Failed | None:
     if reason is None:
         return None
     text = answer.body[:200].decode("utf-8", "backslashreplace")
-    for known in REASONS:
+    for known in FAILURE_REASONS:
         if reason == known:
             return Failed(known, text)
     return Failed("malformed", f"its collector's failure is {short(reason)}")
@@ -227,7 +227,7 @@ def _failures(given: dict[Any, Any]) -> dict[str, Failure]:
         if question not in QUESTIONS or not isinstance(failure, list) or len(failure) != 2:
             raise ValueError(f"failures: {short(question)} is no failure")
         reason, text = failure
-        if reason not in REASONS:
+        if reason not in FAILURE_REASONS:
             raise ValueError(f"failures: {short(question)} is {short(reason)}")
         failures[question] = Failure(reason, _text(text, "failures"))
     return failures

@@ -24,7 +24,7 @@ from workerserver.cluster.addresses import host_port
 from workerserver.cluster.ask.exchange import Answer, Progress
 from workerserver.cluster.errors import NotATarget
 from workerserver.cluster.failures import Failed, closed, no_connection, not_http
-from workerserver.cluster.model import Reason, Worker
+from workerserver.cluster.model import FailureReason, Worker
 from workerserver.cluster.resolve import Resolver
 from workerserver.process.sockets import MAX_PATH_BYTES
 
@@ -266,11 +266,11 @@ class Connection(asyncio.Protocol):
             self._complete = True
             self._until_eof = False
 
-    def _note(self, reason: Reason, text: str) -> None:
+    def _note(self, reason: FailureReason, text: str) -> None:
         if self._failed is None:
             self._failed = Failed(reason, text)
 
-    def _fail(self, reason: Reason, text: str) -> None:
+    def _fail(self, reason: FailureReason, text: str) -> None:
         """Called in a callback of the parser. The parser then skips the rest of its buffer."""
         self._note(reason, text)
         raise _Stop
