@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,12 +18,16 @@ from workerserver.cli.job_command import (
     world_size,
     write_json,
 )
+from workerserver.cli.slow import ask_all, weigh
 from workerserver.cli.stacks import show_groups
 from workerserver.cli.text import seconds
 from workerserver.cluster.ask.rounds import EVERYTHING, Round
 from workerserver.cluster.judge.diagnose import diagnose
+from workerserver.cluster.judge.facts import Slow
 from workerserver.cluster.judge.sentences import SENTENCES
+from workerserver.cluster.judge.stragglers import slow_fact
 from workerserver.cluster.judge.verdict import Verdict
+from workerserver.cluster.model import Worker
 from workerserver.cluster.show.report import verdict_dict
 
 __all__ = ["STYLES", "main", "render", "report"]
@@ -34,6 +39,8 @@ MAX_SUSPECTS = 8
 MAX_LINES = 20
 #: Of a larger job, a verdict on the first look costs more than it saves.
 MAX_EARLY = 4096
+#: Of a healthy job of so many ranks at most, the whole recorders are asked for slow ranks.
+MAX_HISTORIES = 256
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,11 +60,22 @@ def main(argv: Sequence[str]) -> int:
     size = world_size(options, workers)
     rounds = look(options, workers, EVERYTHING, lambda rounds: is_enough(rounds, size))
     verdict = diagnose(rounds, size)
+    if verdict.status == 0 and len(rounds[-1].states) <= MAX_HISTORIES:
+        verdict = diagnose(rounds, size, _slow(options, workers, rounds[-1]))
     if options.json:
         write_json(sys.stdout, report(verdict, rounds))
     else:
         render(verdict, rounds, Output(sys.stdout), everything=options.all)
     return verdict.status
+
+
+def _slow(options: argparse.Namespace, workers: Sequence[Worker], last: Round) -> list[Slow]:
+    """The slow ranks of a job that goes on. What the question costs is added to the *last* round."""
+    answers = ask_all(options, workers)
+    last.questions += answers.questions
+    last.bytes_received += answers.bytes_received
+    last.duration_s += answers.seconds
+    return [slow_fact(*each) for each in weigh(answers).study.named]
 
 
 def is_enough(rounds: Sequence[Round], size: int | None) -> bool:

@@ -38,14 +38,20 @@ MAX_REMARKS = 8
 MAX_PROCESS_GROUPS = 100
 
 
-def diagnose(rounds: Sequence[RoundLike], world_size: int | None = None) -> Verdict:
-    """The verdict on the last of *rounds*; the rounds before tell what moves."""
-    return _Diagnosis(Job(rounds, world_size)).verdict()
+def diagnose(
+    rounds: Sequence[RoundLike],
+    world_size: int | None = None,
+    slow: Sequence[Slow] | None = None,
+) -> Verdict:
+    """The verdict on the last of *rounds*; the rounds before tell what moves. *slow*: what the
+    histories of all ranks show, if they were asked for; else the traces at hand have to do."""
+    return _Diagnosis(Job(rounds, world_size), slow).verdict()
 
 
 class _Diagnosis:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, slow: Sequence[Slow] | None) -> None:
         self.job = job
+        self.slow = slow
         self.narrator = Narrator(job.address)
         suspicions = Suspicions(job)
         suspicions.weigh()
@@ -59,7 +65,7 @@ class _Diagnosis:
         job, narrator, conclusion = self.job, self.narrator, self.conclusion
         slow: list[Slow] = []
         if job.ranks and not self.accused:
-            slow = list(stragglers(job))
+            slow = list(stragglers(job) if self.slow is None else self.slow)
         found = sorted(self.accused.values(), key=lambda each: (STRENGTH[each.reason], each.rank))
         if conclusion.status == 1:
             sentence = narrator.accused(found, job.blocked)
@@ -112,8 +118,9 @@ class _Diagnosis:
         )
 
     @staticmethod
-    def _known(slow: Slow) -> tuple[int, str, float, int]:
-        return slow.rank, slow.group, round(slow.late, 3), slow.operations
+    def _known(slow: Slow) -> tuple[int, str, float, int, float]:
+        late, share = round(slow.late, 3), round(slow.share, 3)
+        return slow.rank, slow.group, late, slow.operations, share
 
     def _process_groups(self) -> Iterator[GroupState]:
         """Those in trouble first."""
