@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _slow(options: argparse.Namespace, workers: Sequence[Worker], last: Round) -> list[Slow]:
-    """The slow ranks of a job that goes on. What the question costs is added to the *last* round."""
+    """The slow ranks of a job that goes on. The question's cost is added to the *last* round."""
     answers = ask_all(options, workers)
     last.questions += answers.questions
     last.bytes_received += answers.bytes_received

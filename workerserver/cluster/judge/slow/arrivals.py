@@ -251,20 +251,9 @@ class _Reader:
         bursts = []
         longest = []
         for seq in self._shared(number, members):
-            parts, steps = [], set()
             came = self._created(number, seq, members)
-            for rank, pace, now in zip(members, known, came, strict=True):
-                at = bisect_right(pace.began_ns, now) - 1
-                if at < 0:
-                    break
-                before = self.before[rank][number, seq]
-                if before is not None:
-                    issued = self.first[before[0]][rank][before[1]].created_ns or 0
-                    if issued >= pace.began_ns[at]:
-                        break  # not the first operation of its step
-                parts.append(now - pace.began_ns[at])
-                steps.add(pace.steps[at])
-            if len(parts) == len(members) and len(steps) == 1:
+            parts = self._parts((number, seq), members, known, came)
+            if parts:
                 late = _after_the_first(parts)
                 operation = self.first[number][members[0]][seq]
                 bursts.append(_Burst(operation, 1, came[0], late, late))
@@ -276,6 +265,41 @@ class _Reader:
             return None
         self._fill(series, bursts)
         return series
+
+    def _parts(
+        self, event: Event, members: Sequence[int], paces: Sequence[Pace], came: Sequence[int]
+    ) -> list[int]:
+        """The time from each rank's heartbeat to the operation, if this is the first one of their
+        step; else nothing.
+
+        What comes within a tick after a heartbeat may have come before it. Those who came earlier
+        tell then which step it is.
+        """
+        latest = [_step_at(pace, now) for pace, now in zip(paces, came, strict=True)]
+        surely = [
+            _step_at(pace, now - int(pace.tick_s * 1e9))
+            for pace, now in zip(paces, came, strict=True)
+        ]
+        sure = {
+            pace.steps[at]
+            for pace, at, other in zip(paces, latest, surely, strict=True)
+            if at == other >= 0
+        }
+        if len(sure) != 1 or min(surely) < 0:
+            return []
+        (step,) = sure
+        parts = []
+        for rank, pace, now, *places in zip(members, paces, came, latest, surely, strict=True):
+            at = next((place for place in places if pace.steps[place] == step), None)
+            if at is None:
+                return []
+            before = self.before[rank][event]
+            if before is not None:
+                issued = self.first[before[0]][rank][before[1]].created_ns or 0
+                if _step_at(pace, issued - int(pace.tick_s * 1e9)) == at:
+                    return []
+            parts.append(now - pace.began_ns[at])
+        return parts
 
     # --- what is one occasion
 
@@ -305,14 +329,18 @@ class _Reader:
             return None
         keys = []
         for number, burst in enumerate(bursts):
-            at = bisect_right(pace.began_ns, burst.at_ns)
-            keys.append(at if at else -1 - number)  # before the oldest heartbeat that is kept
+            at = _step_at(pace, burst.at_ns - int(pace.tick_s * 1e9))
+            keys.append(at if at >= 0 else -1 - number)  # before the oldest one that is kept
         different = len(set(keys))
-        # With one operation in each step there is nothing to put together, but for heartbeats that
-        # seem to come up to a tick of their clock too early.
+        # With one operation in each step there is nothing to put together.
         if different < min(MIN_STEPS, len(keys)) or different > ALMOST * len(keys):
             return None
         return keys
+
+
+def _step_at(pace: Pace, moment_ns: int) -> int:
+    """The place in *pace* of the last step that had begun by its heartbeat; -1: none had."""
+    return bisect_right(pace.began_ns, moment_ns) - 1
 
 
 def _after_the_first(times: Sequence[int]) -> list[float]:

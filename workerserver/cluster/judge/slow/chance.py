@@ -14,6 +14,8 @@ __all__ = ["binomial_tail", "independent", "median_interval", "places_tail", "sh
 Z = 1.96
 #: A sum that is less than so many standard deviations out is nothing special.
 CLEAR = 2.5
+#: Beyond this, the largest possible sum is all that is left.
+FARTHEST = 1e3
 
 
 def binomial_tail(least: int, count: int, chance: float) -> float:
@@ -47,16 +49,17 @@ def places_tail(places: Sequence[int], weights: Sequence[float], ranks: int, par
     distribution where it matters: far out, and with weights that differ.
     """
     middle = (ranks - 1) / 2
-    squares = sum(weight * weight for weight in weights)
-    if squares <= 0:
-        return 1.0
     total = sum(weight * (place - middle) for place, weight in zip(places, weights, strict=True))
+    weights = [weight for weight in weights if weight > 0]
+    squares = sum(weight * weight for weight in weights)
+    if not weights or squares <= 0:
+        return 1.0
     total -= min(weights) / 2  # a sum of equal weights has gaps
     deviation = total / math.sqrt(squares * (ranks * ranks - 1) / 12)
     if deviation < CLEAR:
         return _normal_tail(deviation * math.sqrt(part))
     low, high = 0.0, 1 / max(weights)
-    while _moments(high, weights, ranks)[1] < total:
+    while _moments(high, weights, ranks)[1] < total and high < FARTHEST / min(weights):
         low, high = high, 2 * high
     for _ in range(40):
         theta = (low + high) / 2

@@ -37,9 +37,9 @@ ACCIDENTS = 7
 @dataclass(frozen=True, slots=True)
 class Standing:
     """One rank in one series. It came last on *last* occasions: on *share* of them. *late_s*: by
-    how much, then, after the middle one of the others; the median. *behind_s*: by how much it usually
-    comes after that one through its own work; below 0 if it comes earlier. The pairs are 95 %
-    intervals. *chance*: the probability that any of the job's ranks would stand out so."""
+    how much, then, after the middle one of the others; the median. *behind_s*: by how much it
+    usually comes after that one through its own work; below 0 if it comes earlier. The pairs are
+    95 % intervals. *chance*: the probability that any of the job's ranks would stand out so."""
 
     rank: int
     last: int
