@@ -25,7 +25,7 @@ from workerserver.cluster.ask.client import Client
 from workerserver.cluster.ask.histories import History, histories
 from workerserver.cluster.failures import unusable
 from workerserver.cluster.judge.flight import combine
-from workerserver.cluster.judge.sentences import came_last, duration
+from workerserver.cluster.judge.sentences import MANY, came_last, duration
 from workerserver.cluster.judge.slow.arrivals import LAST, Source, all_series
 from workerserver.cluster.judge.slow.pace import same_pace, series_of_steps, usual_steps
 from workerserver.cluster.judge.slow.study import MIN_OPERATIONS, Finding, Standing, Study, compare
@@ -191,7 +191,8 @@ def _missing(
 ) -> list[str]:
     """Which ranks could not be compared, and why."""
     notes = []
-    compared = {rank for each in study.findings for rank in each.series.ranks}
+    by_operations = [each.series for each in study.findings if each.series.group is not None]
+    compared = {rank for series in by_operations for rank in series.ranks}
     alone = sorted(set(known) - compared)
     empty = [rank for rank in alone if rank not in records or records[rank].empty]
     if empty:
@@ -325,7 +326,7 @@ def _show(finding: Finding, usual: Mapping[int, float], out: Output, *, everythi
     series = finding.series
     operations = sum(each.operations for each in finding.occasions)
     which = f"{operations} {series.name or 'operation'}s"
-    if operations != len(finding.occasions):
+    if operations > MANY * len(finding.occasions):
         which += f" on {len(finding.occasions)} occasions"
     every = f"one every {duration(finding.every_s)}" if finding.every_s else "one"
     out.line(f"{_label(finding)}: ranks {short_fold(series.ranks)}, {which}, {every}", "bold")

@@ -24,6 +24,8 @@ MAX_ADDRESSES = 4
 #: Of a ring, waits. Of a verdict, clauses.
 MAX_STEPS = 4
 MAX_CLAUSES = 5
+#: More operations than so many on each occasion are told.
+MANY = 1.25
 
 Names = Callable[[Sequence[int]], str]
 """Ranks in words: "rank 2", "ranks 0-1,3"."""
@@ -384,8 +386,8 @@ def came_last(fact: facts.Slow) -> str:
     if fact.group not in ("", "default_pg"):
         kind = f"{kind} of {fact.group}"
     which = kind
-    if fact.occasions != fact.operations:
-        which = f"steps ({fact.operations} {kind})"
+    if fact.operations > MANY * fact.occasions:
+        which = f"occasions ({fact.operations} {kind})"
     if fact.waits:
         which += " that kept ranks waiting"
     last = f"{fact.share * 100:.0f} % of the last {fact.occasions} {which}"
