@@ -19,6 +19,7 @@ from support.torchrun import training
 from support.waiting import wait_until
 
 from workerserver.cli import main
+from workerserver.collector.service import Collector
 from workerserver.http.registry import Registry
 from workerserver.server import WorkerServer
 from workerserver.types import Response
@@ -106,6 +107,20 @@ def test_as_json(serve_job: Served, run: Run) -> None:
     ]
     assert (fields["notes"], fields["problems"], fields["unreachable"]) == ([], [], [])
     assert fields["cost"].keys() == {"rounds", "seconds", "questions", "bytes_received"}
+
+
+def test_through_a_collector(serve_job: Served, run: Run) -> None:
+    target = serve_job(synchronous(1, 4, 60, slow={2: 1.5}, beats=True))
+    collector = Collector([target])
+    server = WorkerServer("127.0.0.1", 0, registry=collector.registry)
+    try:
+        status, out = run("slow", "--collectors", f"127.0.0.1:{server.port}", "--json")
+    finally:
+        server.shutdown()
+    fields = json.loads(out)
+    assert (status, fields["responded"], fields["problems"]) == (1, 4, [])
+    assert [each["rank"] for each in fields["slow"]] == [2]
+    assert [each["steps"] for each in fields["steps"]] == [60] * 4
 
 
 def test_equal_ranks_are_healthy(serve_job: Served, run: Run) -> None:

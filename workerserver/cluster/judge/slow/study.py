@@ -30,6 +30,8 @@ MIN_SECONDS = 0.0005
 TELLING = 0.95
 #: If most occasions are of that kind, all are counted for what is told.
 MIN_TELLING = 0.5
+#: Seconds, of sums of times.
+ROUNDING = 1e-9
 #: So many of the longest waits may be accidents: none of them counts for more than the next one.
 ACCIDENTS = 7
 
@@ -109,28 +111,37 @@ def _finding(series: Series, tests: int) -> Finding:
     ranks = len(series.ranks)
     everything = len(telling) >= MIN_TELLING * len(series.occasions)
     counted = series.occasions if everything else telling
-    trials = _Trials(
-        telling, weights, [_places(each, series.resolution) for each in telling], tests
-    )
-    shown = _Trials(counted, [], [_places(each, series.resolution) for each in counted], tests)
+    trials = _Trials.of_all(telling, series.resolution, weights)
+    shown = _Trials.of_all(counted, series.resolution, []) if everything else trials
     times = [each.at for each in telling]
     every = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
     enough = (
         series.operations >= MIN_OPERATIONS
         and chance.binomial_tail(len(telling), len(telling), 1 / ranks) * tests <= ALPHA
     )
-    standings = [_standing(series, index, trials, shown, every) for index in range(ranks)]
+    standings = [_standing(series, index, trials, shown, every, tests) for index in range(ranks)]
     return Finding(series, tuple(counted), everything, every, enough, tuple(standings))
 
 
 class _Trials(NamedTuple):
-    """*occasions*, with the *weights* and the *places* of all ranks on them. *tests*: how many are
-    made of the whole job."""
+    """Of all occasions the *weights*, and for each rank its *places* and how far it came *late*
+    behind the middle one of the others, with all that it waited for and by its *own* work."""
 
-    occasions: Sequence[Occasion]
     weights: Sequence[float]
     places: Sequence[Sequence[int]]
-    tests: int
+    late: Sequence[Sequence[float]]
+    own: Sequence[Sequence[float]]
+
+    @classmethod
+    def of_all(
+        cls, occasions: Sequence[Occasion], resolution: float, weights: Sequence[float]
+    ) -> _Trials:
+        return cls(
+            weights,
+            [_places(each, resolution) for each in occasions],
+            [_behind(each.late) for each in occasions],
+            [_behind(each.own) for each in occasions],
+        )
 
     def of(self, index: int) -> list[int]:
         return [each[index] for each in self.places]
@@ -165,31 +176,33 @@ def _places(occasion: Occasion, resolution: float) -> list[int]:
     own: list[float] = []
     waiting: list[int] = []  # those whose lateness is within the resolution
     order = sorted(range(len(places)), key=occasion.late.__getitem__)
+    least = resolution - ROUNDING if resolution else 0.0
     done = 0
     for index in order:
-        limit = occasion.late[index] - resolution
-        while done < len(waiting) and occasion.late[waiting[done]] <= limit:
+        limit = occasion.late[index] - least
+        while done < len(waiting) and occasion.late[waiting[done]] < limit:
             insort(own, occasion.own[waiting[done]])
             done += 1
-        places[index] = bisect_left(own, occasion.own[index] - resolution + 1e-12)
+        places[index] = bisect_left(own, occasion.own[index] - least)
         waiting.append(index)
     return places
 
 
 def _standing(
-    series: Series, index: int, trials: _Trials, shown: _Trials, every: float
+    series: Series, index: int, trials: _Trials, shown: _Trials, every: float, tests: int
 ) -> Standing:
     most = len(series.ranks) - 1
     part, probability = _chance(trials, index, most + 1)
-    own = sorted(_behind(each.own, index) for each in trials.occasions)
-    late = sorted(_behind(each.late, index) for each in trials.occasions)
+    probability = min(probability * tests, 1.0)
+    own = sorted(each[index] for each in trials.own)
+    late = sorted(each[index] for each in trials.late)
     behind = min(_median(own), _median(late))
     when_last = sorted(
-        _behind(each.late, index)
-        for each, place in zip(shown.occasions, shown.of(index), strict=True)
+        each[index]
+        for each, place in zip(shown.late, shown.of(index), strict=True)
         if place == most
     )
-    count = len(shown.occasions)
+    count = len(shown.places)
     share = len(when_last) / count if count else 0.0
     matters = max(MIN_SECONDS, series.resolution, MIN_PART * every)
     return Standing(
@@ -206,8 +219,8 @@ def _standing(
 
 
 def _chance(trials: _Trials, index: int, ranks: int) -> tuple[float, float]:
-    """Which part of the trials is independent, and the probability that any rank does as this one,
-    or worse."""
+    """Which part of the trials is independent, and the probability that a rank does as this one, or
+    worse, in the better one of two tests."""
     places = trials.of(index)
     if not places:
         return 1.0, 1.0
@@ -218,12 +231,18 @@ def _chance(trials: _Trials, index: int, ranks: int) -> tuple[float, float]:
         chance.binomial_tail(int(last * part), count, 1 / ranks),
         chance.places_tail(places, trials.weights, ranks, part),
     )
-    return part, min(probability * trials.tests, 1.0)
+    return part, probability
 
 
-def _behind(values: Sequence[float], index: int) -> float:
-    """By how much one came after the middle one of the others."""
-    return values[index] - _middle([*values[:index], *values[index + 1 :]])
+def _behind(values: Sequence[float]) -> list[float]:
+    """By how much each came after the middle one of the others; of an even number the earlier."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    middle = (len(values) - 2) // 2
+    behind = [0.0] * len(values)
+    for place, index in enumerate(order):
+        other = order[middle + 1] if place <= middle else order[middle]
+        behind[index] = values[index] - values[other]
+    return behind
 
 
 def _median(ordered: Sequence[float]) -> float:
