@@ -154,6 +154,32 @@ def test_several_descriptors_of_a_poll_tell_nothing(mode: Mode) -> None:
     two.close()
 
 
+def test_the_store_of_the_job(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known by its port, on either address family."""
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        try:
+            server = socket.create_server((host, 0), family=family)
+        except OSError:
+            continue  # no IPv6 here
+        client = socket.create_connection(server.getsockname()[:2])
+        answers, _ = server.accept()
+        for port, kind in (
+            (server.getsockname()[1], "store"),
+            (1, "descriptor"),
+            ("x", "descriptor"),
+        ):
+            monkeypatch.setenv("MASTER_PORT", str(port))
+            prepare()
+            found = wait_of(mode, lambda: client.recv(1), lambda: answers.send(b"x"))
+            assert found is not None
+            assert (found["kind"], found["syscall"]) == (kind, "recvfrom")
+            assert found["descriptor"] == client.fileno()
+        for each in (client, answers, server):
+            each.close()
+    monkeypatch.delenv("MASTER_PORT")
+    prepare()
+
+
 def test_a_fifo_that_nobody_writes(mode: Mode, tmp_path: Path) -> None:
     path = tmp_path / "it's \x1b[31m a \N{EURO SIGN} fifo\n"
     os.mkfifo(path)
@@ -279,7 +305,12 @@ def test_a_futex_that_is_no_mutex_has_no_owner(mode: Mode) -> None:
 def test_a_lock_of_python_has_no_owner_in_the_kernel(mode: Mode) -> None:
     lock = threading.Lock()
     lock.acquire()
-    found = wait_of(mode, lambda: [lock.acquire(), lock.release()], lock.release, futex=True)
+
+    def take() -> None:
+        with lock:
+            pass
+
+    found = wait_of(mode, take, lock.release, futex=True)
     assert found is None or found["source"] != "kernel"
 
 

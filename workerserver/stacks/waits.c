@@ -7,8 +7,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <netinet/in.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -31,6 +34,12 @@ typedef struct {
     long number;
     unsigned long arguments[ARGUMENTS];
 } call;
+
+static atomic_int store_port; /* 0: not known */
+
+void ws_waits_store(int port) {
+    atomic_store_explicit(&store_port, port > 0 && port < 65536 ? port : 0, memory_order_relaxed);
+}
 
 /* ---- reading ---- */
 
@@ -172,6 +181,29 @@ static void put_kind(sink *out, const char *kind, const char *name) {
     ws_put_json_text(out, kind);
     ws_put(out, ",\"source\":\"kernel\",\"syscall\":");
     ws_put_json_text(out, name);
+}
+
+/* The descriptor is a connection to the job's store. */
+static bool is_store(int fd) {
+    struct sockaddr_storage address;
+    socklen_t size = sizeof address;
+    int port = atomic_load_explicit(&store_port, memory_order_relaxed), before = errno, told = 0;
+    if (port == 0)
+        return false;
+    if (getpeername(fd, (struct sockaddr *)&address, &size) == 0) {
+        if (address.ss_family == AF_INET)
+            told = ntohs(((struct sockaddr_in *)&address)->sin_port);
+        else if (address.ss_family == AF_INET6)
+            told = ntohs(((struct sockaddr_in6 *)&address)->sin6_port);
+    }
+    errno = before;
+    return told == port;
+}
+
+/* A wait in the system call `name` for a descriptor. */
+static void put_wait_for(sink *out, int fd, const char *name) {
+    put_kind(out, is_store(fd) ? "store" : "descriptor", name);
+    put_descriptor(out, fd);
 }
 
 static void put_number(sink *out, const char *key, uint64_t value) {
@@ -347,8 +379,7 @@ static const named_call ON_DESCRIPTOR[] = {
 static bool put_on_descriptor(sink *out, const call *made) {
     for (size_t i = 0; i < sizeof ON_DESCRIPTOR / sizeof *ON_DESCRIPTOR; i++) {
         if (made->number == ON_DESCRIPTOR[i].number) {
-            put_kind(out, "descriptor", ON_DESCRIPTOR[i].name);
-            put_descriptor(out, (int)made->arguments[0]);
+            put_wait_for(out, (int)made->arguments[0], ON_DESCRIPTOR[i].name);
             return true;
         }
     }
@@ -364,8 +395,7 @@ static bool put_poll(sink *out, const call *made) {
     if (!is_poll || made->arguments[1] != 1
         || !read_memory(made->arguments[0], &first, sizeof first) || first.fd < 0)
         return false;
-    put_kind(out, "descriptor", "poll");
-    put_descriptor(out, first.fd);
+    put_wait_for(out, first.fd, "poll");
     return true;
 }
 
@@ -434,6 +464,10 @@ void ws_put_waits(sink *out, const ws_thread *thread, char state, ws_waits_budge
 }
 
 #else
+
+void ws_waits_store(int port) {
+    (void)port;
+}
 
 void ws_put_waits(sink *out, const ws_thread *thread, char state, ws_waits_budget *left) {
     (void)out, (void)thread, (void)state, (void)left;

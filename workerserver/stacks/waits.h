@@ -19,6 +19,7 @@ typedef struct {
  *             knows exactly one
  * descriptor  read, write and their kin, accept, connect, epoll_wait, poll of one: `path` or
  *             `target` (pipe:[1], socket:[2]) of the descriptor; open of a path, as of a FIFO
+ * store       the same on a connection to the port of ws_waits_store()
  * process     wait4, waitid for one child: its `pid`, where one is named
  * mutex       a futex that is a locked pthread mutex beyond doubt: `object`, its address, and the
  *             native id of the thread that holds it
@@ -29,5 +30,8 @@ typedef struct {
  * System calls and the stack only: no malloc, no lock, no Python; any thread, any number of
  * callers. Other threads run on meanwhile, so a fact may be of a wait that has just ended. */
 void ws_put_waits(sink *out, const ws_thread *thread, char state, ws_waits_budget *left);
+
+/* The port of the job's store; 0: not known. */
+void ws_waits_store(int port);
 
 #endif
