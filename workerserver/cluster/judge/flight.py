@@ -58,6 +58,8 @@ class Wait:
     silent: tuple[int, ...] = ()
     since_ns: int | None = None
     """When the ranks that wait issued it, by their own clocks: the middle one."""
+    by_stack: bool = False
+    """No recorder holds it: the stack of the rank that waits tells it (:mod:`chains.peers`)."""
 
     @property
     def name(self) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
 from workerserver.cluster.failures import SILENT, UNKNOWN_WORKER, unusable
+from workerserver.cluster.judge.chains.peers import Chains
 from workerserver.cluster.judge.facts import NAMELESS, Entered, Gone
 from workerserver.cluster.judge.flight import Analysis, Group, Wait, combine
 from workerserver.cluster.model import Frame, RankState, RoundLike, Thread, cores_used
@@ -151,7 +152,14 @@ class Job:
         size = self.world_size
         if size is None and self.expected and self.expected[-1] < NAMELESS:
             size = self.expected[-1] + 1
-        return combine(self.now.records, size)
+        found = combine(self.now.records, size)
+        more = tuple(self.chains.waits(found.groups, found.waits))
+        return replace(found, waits=(*found.waits, *more)) if more else found
+
+    @cached_property
+    def chains(self) -> Chains:
+        """Who waits for whom by what stacks tell."""
+        return Chains(self)
 
     # --- where a rank is asked
 
@@ -281,6 +289,8 @@ class Job:
 
     def age(self, wait: Wait) -> float | None:
         """For how many seconds the ranks have waited. None if no clock tells that sensibly."""
+        if wait.by_stack:
+            return self.chains.age(wait)
         age = None
         if wait.since_ns is not None and self.now.time > 0:
             age = self.now.time - wait.since_ns / 1e9
@@ -356,6 +366,8 @@ class Job:
 
     def hangs(self, wait: Wait) -> bool:
         """The wait has lasted too long, and has not changed since the round before."""
+        if wait.by_stack:
+            return self.chains.hangs(wait)
         if self.before is not None and wait.seq is not None:
             old = [each for rank in wait.waiting if (each := self._recorded_before(rank))]
             if old and not any(_first(each, wait.group) == wait.seq for each in old):

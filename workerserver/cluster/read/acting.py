@@ -14,6 +14,7 @@ from workerserver.cluster.model import Frame, Thread
 from workerserver.cluster.read.library_calls import ON_RANKS, by_frames
 from workerserver.cluster.read.owners import code_file
 from workerserver.cluster.read.roles import is_idle, main_thread
+from workerserver.cluster.read.waits_for import by_id, follow
 
 __all__ = ["Root", "acting", "root", "roots_of_waits", "roots_of_work"]
 
@@ -75,8 +76,9 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
     """The thread that stands for the rank: the one on which the other ranks depend.
 
     *roots*: where the threads of other ranks began that wait for ranks; one that began there owes
-    them something. Else the main thread acts, unless it only waits for a thread of its own, and
-    one single other thread is in user code and doesn't wait for work.
+    them something. Else the main thread acts, unless it only waits for a thread of its own: the
+    one that it joins or that has its lock, if that is known, or one single other thread in user
+    code that doesn't wait for work.
     """
     main = main_thread(threads)
     if len(threads) < 2:
@@ -91,6 +93,9 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
     kind = by_frames(main.frames).kind
     if kind in ON_RANKS:
         return main
+    end = follow(main, by_id(threads))[-1]
+    if end is not main and root(end) is not None:
+        return end
     others = [thread for thread in threads if thread is not main and _works(thread)]
     bound = [thread for thread in others if by_frames(thread.frames).kind in ON_RANKS]
     waits = kind in ("lock", "wait", "shutdown") or (kind is None and _sleeps(main))
