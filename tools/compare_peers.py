@@ -1,10 +1,10 @@
 """Asks the same hung jobs with workerserver and with other tools, and prints what each one tells.
 
-``compare_peers.py [--rounds N] [--scene NAME]``: needs py-spy; pystack, gdb, setpriv and torchfrtrace
-are left out, with a line that says so, where they are missing. For each tool the table has: the
-commands that a person types for the whole job, the seconds of all of them one after the other
-(median of the rounds), the lines they print, and whether these lines have the planted function and
-the rank. A tool that is asked for each process gets one command for each rank.
+``compare_peers.py [--rounds N] [--scene NAME]``. A tool that this machine doesn't have is left out,
+with a line that says so. For each tool the table has: the commands that a person types for the whole
+job, the seconds of all of them one after the other (median of the rounds), the lines that they
+print, and whether these lines name the planted function and the rank. A tool that is asked for each
+process gets one command for each rank.
 """
 
 from __future__ import annotations
@@ -69,6 +69,10 @@ def for_each(*words: str) -> Callable[[Job], list[list[str]]]:
     return lambda job: [[word.replace("PID", str(pid)) for word in words] for pid in job.pids]
 
 
+def frontend(page: str) -> Callable[[Job], list[list[str]]]:
+    return lambda job: [[f"http://localhost:{job.port}/{page}"]]
+
+
 def tools() -> tuple[list[Tool], list[str]]:
     """The tools of this machine, and a line for each one that is missing."""
     ours = python("-m", "workerserver", "diagnose", "--world-size", str(RANKS))
@@ -93,12 +97,7 @@ def tools() -> tuple[list[Tool], list[str]]:
     else:
         missing.append("gdb is not installed")
     for page in ("stacks", "fr_trace"):
-        found.append(
-            Tool(
-                f"torch's debug frontend, /{page}",
-                lambda job, page=page: [[f"http://localhost:{job.port}/{page}"]],
-            )
-        )
+        found.append(Tool(f"torch's debug frontend, /{page}", frontend(page)))
     if traces.exists():
         words = [str(traces), "-p", "trace_", "--allow-incomplete-ranks"]
         found.append(Tool("torchfrtrace", lambda job: [[*words, str(job.folder / "traces")]]))
@@ -148,7 +147,7 @@ def hung(scene: str) -> Iterator[Job]:
 
 
 def ranks_of(folder: Path) -> list[int]:
-    """The pids of the ranks and of their children, which all have *folder* on their command lines."""
+    """The pids of the ranks and of their children: all have *folder* on their command lines."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -159,7 +158,7 @@ def ranks_of(folder: Path) -> list[int]:
 
 
 def wait(job: subprocess.Popen[bytes], folder: Path) -> list[int]:
-    """Wait until no rank makes a step any more. Gives the ranks' pids, in the order of the ranks."""
+    """Wait until no rank makes a step any more. Gives the pids in the order of the ranks."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if job.poll() is not None:

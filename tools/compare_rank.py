@@ -1,6 +1,6 @@
 """One rank of the job that compare_peers.py hangs. It serves torch's debug frontend beside ours.
 
-``compare_rank.py SCENE FOLDER PORT``: rank 2 does what SCENE says, after five all_reduces. The other
+``compare_rank.py SCENE FOLDER PORT``: after five all_reduces, rank 2 does what SCENE says. The other
 ranks go on to the next all_reduce and wait there. PORT is the frontend's.
 """
 
@@ -14,7 +14,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import _dump_fr_trace
+from torch._C._distributed_c10d import (  # type: ignore[attr-defined]
+    _dump_fr_trace,
+)
 from torch.distributed.debug import start_debug_server
 
 from workerserver import heartbeat, worker_main
@@ -50,7 +52,7 @@ SCENES = {each.__name__: each for each in (load_shard, evaluate, native_call, la
 
 
 def write_trace(folder: Path) -> None:
-    """Write this rank's flight recorder into *folder* once its hang is an old one, for torchfrtrace."""
+    """Write this rank's flight recorder into *folder*, for torchfrtrace, once the job has hung."""
     while not (folder / "dump").exists():
         time.sleep(0.2)
     name = f"trace_{dist.get_rank()}"
