@@ -1,10 +1,10 @@
 """Asks the same hung jobs with workerserver and with other tools, and prints what each one tells.
 
 ``compare_peers.py [--rounds N] [--scene NAME]``. A tool that this machine doesn't have is left out,
-with a line that says so. For each tool the table has: the commands that a person types for the whole
-job, the seconds of all of them one after the other (median of the rounds), the lines that they
-print, and whether these lines name the planted function and the rank. A tool that is asked for each
-process gets one command for each rank.
+with a line that says so. For each tool the table has: the commands that a person types for the
+whole job, the seconds of all of them one after the other (median of the rounds), the lines that
+they print, and whether these lines name the planted function and the rank. A tool that is asked for
+each process gets one command for each rank.
 """
 
 from __future__ import annotations

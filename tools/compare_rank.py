@@ -1,7 +1,7 @@
 """One rank of the job that compare_peers.py hangs. It serves torch's debug frontend beside ours.
 
-``compare_rank.py SCENE FOLDER PORT``: after five all_reduces, rank 2 does what SCENE says. The other
-ranks go on to the next all_reduce and wait there. PORT is the frontend's.
+``compare_rank.py SCENE FOLDER PORT``: after five all_reduces, rank 2 does what SCENE says. The
+other ranks go on to the next all_reduce and wait there. PORT is the frontend's.
 """
 
 from __future__ import annotations
