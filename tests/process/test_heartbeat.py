@@ -170,7 +170,7 @@ def test_processor_time_and_memory() -> None:
     before = time.process_time()
     _, cpu, rss = measured(health(0)[0])
     assert before - 1e-6 <= cpu <= time.process_time() + 1e-6
-    # Not from the heap, which may have as much to spare from an earlier test.
+    # The heap may have free memory from an earlier test. So the memory is not from the heap.
     with mmap.mmap(-1, 64 << 20) as held:
         for page in range(0, len(held), 4096):
             held[page] = 1
@@ -304,7 +304,7 @@ def test_nothing_is_written_past_the_capacity() -> None:
     heartbeat(2**63 - 1)
     whole = health(0.0, 0.5, now_ns=2**62)[0]
     fixed = measured(whole)[0]
-    # What is measured anew each time may have some digits more or less.
+    # Values that change at each look may have a digit more or less.
     for capacity in range(len(whole) + 20):
         out = ctypes.create_string_buffer(b"#" * 600)
         status = ctypes.c_int()
