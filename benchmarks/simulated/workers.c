@@ -4,10 +4,10 @@
  * program serves, it prints {"ports": [PORT, ...]}; for Unix sockets, null in place of the list.
  *
  * It speaks the HTTP/1.1 that correct clients need: keep-alive, requests one after another or
- * pipelined, bodies with a Content-Length. It drops the bodies. TABLE is benchmarks/simulated/workers.py's
- * (Table.write): 64-bit numbers, then bytes. A text is its offset in the file and its length. A
- * question is "METHOD target", or the beginning of that and a "*". The first question that fits
- * counts.
+ * pipelined, bodies with a Content-Length. It drops the bodies. Table.write in
+ * benchmarks/simulated/workers.py makes TABLE: 64-bit numbers, then bytes. A text is its offset in
+ * the file and its length. A question is "METHOD target", or the beginning of that and a "*". The
+ * first question that fits counts.
  *
  *     workers, questions, answers
  *     questions x text
