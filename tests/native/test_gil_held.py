@@ -200,6 +200,9 @@ def test_what_is_answered(short_path: Path) -> None:
             assert json.loads(ask(held.path, message("GET", "/handler/")).body) == names
             health = json.loads(ask(held.path, message("GET", "/healthz")).body)
             assert health["gil_unavailable_s"] > 0
+            for address in (held.path, held.tcp):
+                told = json.loads(ask(address, post("steps")).body)
+                assert [step for step, _ in told["beats"]] == [6, 7]
 
             # Each request for a Python handler gets one 503, and no such handler ever runs.
             requests = [

@@ -54,6 +54,7 @@ FIELDS = (
     "gil_unavailable_s",
     "cpu_s",
     "rss_bytes",
+    "step_median_s",
 )
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*[1-9]|\.0)?")
 
@@ -160,8 +161,10 @@ def test_the_last_step_counts(steps: list[int]) -> None:
 
 
 def measured(body: bytes) -> tuple[bytes, float, int]:
-    """A body without the fields that change at every moment: processor time and memory."""
-    found = re.fullmatch(rb'(.*),"cpu_s":([0-9.]+),"rss_bytes":([0-9]+)}', body)
+    """A body without the fields that change at every moment: processor time and memory. Its last
+    field is null here."""
+    form = rb'(.*),"cpu_s":([0-9.]+),"rss_bytes":([0-9]+),"step_median_s":null}'
+    found = re.fullmatch(form, body)
     assert found is not None
     return found[1], float(found[2]), int(found[3])
 
@@ -274,6 +277,7 @@ def test_any_values_are_json_of_fixed_form(
     unavailable = Decimal(max(0, now - max(asked, 1))) / SECOND
     assert abs(found["gil_unavailable_s"] - unavailable) <= micro / 2
     assert found["gil_unavailable_s"] % micro == 0
+    assert found["step_median_s"] is None
     assert 0 <= found["uptime_s"] <= 10**12
     reset()
 

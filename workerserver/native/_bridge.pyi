@@ -86,6 +86,7 @@ LATE: int
 HEALTH: int
 DUMP: int
 RELAY: int
+STEPS: int
 NAME: str
 
 @final

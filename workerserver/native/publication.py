@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from workerserver import handlers
-from workerserver.handlers import ping, stacks
+from workerserver.handlers import ping, stacks, steps
 from workerserver.http._protocol import WorkerProtocol, whole_reply
 from workerserver.http.access import PEER_REFUSED, AccessPolicy, NativeForm
 from workerserver.http.responses import error_response
@@ -18,6 +18,7 @@ from workerserver.native._bridge import (
     LATE,
     RELAY,
     STATIC,
+    STEPS,
     NativeHub,
     NativeListener,
     Table,
@@ -217,6 +218,9 @@ class Publication:
         handler = registry.own("dump_traceback")
         if handler is not None and handler.function is stacks.dump_traceback:
             add("POST", "dump_traceback", f"{PREFIX}dump_traceback", "dump", DUMP)
+        handler = registry.own("steps")
+        if handler is not None and handler.function is steps.steps:
+            add("POST", "steps", f"{PREFIX}steps", "none", STEPS)
         for name in fallback.names():
             handler = registry.own(name)
             ours = handler is None or is_part_of(handlers, handler.function.__module__)
