@@ -127,6 +127,7 @@ class Health:
     gil_unavailable_s: float | None = None
     cpu_s: float | None = None
     rss_bytes: int | None = None
+    step_median_s: float | None = None
 
 
 def cores_used(now: Health | None, before: Health | None) -> float | None:
