@@ -76,7 +76,7 @@ TRACES = {
     ),
     "nccl": Question.handler(
         "dump_nccl_trace_json",
-        "includecollectives=true&onlyactive=true",
+        "includecollectives=true",
         limit=MAX_TRACE_BYTES,
         parse=lambda a: bodies.json_object(a.body),
     ),

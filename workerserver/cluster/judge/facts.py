@@ -404,11 +404,12 @@ class NoEvidence:
 
 
 Hindrance = Literal[
-    "moves", "changes", "computes", "writes", "early", "waits", "majority", "unseen"
+    "moves", "changes", "computes", "writes", "early", "late", "waits", "majority", "unseen"
 ]
 """Why a rank that has not come isn't accused. moves: it counts on. changes: its stack does. early:
-its step is no older than usual. waits: it may wait for another rank itself. majority: most ranks
-are where it is. unseen: where it is can't be told."""
+its step is no older than usual. late: it pauses, for no longer than a pause may last. waits: it
+may wait for another rank itself. majority: most ranks are where it is. unseen: where it is can't be
+told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,11 @@ def _mismatch(claim: facts.Issued, many: bool, names: Names) -> str:
     )
 
 
-def _order(claim: facts.Issued | facts.Crossed | facts.Meeting, many: bool, names: Names) -> str:
+def _order(
+    claim: facts.Issued | facts.Crossed | facts.Meeting | facts.Ring, many: bool, names: Names
+) -> str:
+    if isinstance(claim, facts.Ring):
+        return _p2p_cycle(claim, many, names)
     if isinstance(claim, facts.Issued):
         return f"{_mismatch(claim, many, names)}, in another order"
     verb = "wait" if many else "waits"
@@ -331,6 +335,7 @@ HINDRANCES: Mapping[facts.Hindrance, tuple[str, str]] = {
     "changes": ("moves, and may only be slow", "move, and may only be slow"),
     "computes": ("computes or writes, and may only be slow", "compute or write, and may be slow"),
     "early": ("takes no longer than usual so far", "take no longer than usual so far"),
+    "late": ("pauses, and may only be late", "pause, and may only be late"),
     "waits": (
         "may itself wait for another rank, in what no recorder holds",
         "may themselves wait for other ranks, in what no recorder holds",
