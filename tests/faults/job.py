@@ -34,7 +34,8 @@ def main(family: str, name: str, kind: str) -> None:
             timeout = timedelta(seconds=scenes.FOREVER)
             dist.init_process_group("gloo", timeout=timeout)
             scenes.train(scene.how.steps)
-            scenes.begun()
+            if scene.how.begins:
+                scenes.begun()
         scene.play()
         time.sleep(scenes.FOREVER)
 

@@ -84,11 +84,12 @@ class How:
     *words*: torchrun's. *settings*: environment variables. *ring*: entries of the recorders of the
     ranks in *recorded* (None: of all). *kind*: "workerserver", "torch" (stock workers) or "mixed":
     odd ranks are stock. *joined*: all ranks make the default group before the scene, and *steps*
-    steps. *beats*: with heartbeats. *settled_s*: seconds from the last rank's start of the scene to
-    the first question. *patience_s*: so long the question may be repeated. *sockets*: the pattern
-    of the workers' sockets, where it isn't the usual one. *processes*: how many torchrun starts, if
-    they are not the ranks. *watched_by_torchrun*: it looks after its workers each second, and not
-    only when all is over.
+    steps. *begins*: the scene begins then, else it says so itself. *beats*: with heartbeats.
+    *settled_s*: seconds from the last rank's start of the scene to the first question.
+    *patience_s*: so long the question may be repeated. *sockets*: the pattern of the workers'
+    sockets, where it isn't the usual one. *processes*: how many torchrun starts, if they are not
+    the ranks. *watched_by_torchrun*: it looks after its workers each second, and not only when all
+    is over.
     """
 
     words: Sequence[str] = ()
@@ -97,6 +98,7 @@ class How:
     recorded: Sequence[int] | None = None
     kind: str = "workerserver"
     joined: bool = True
+    begins: bool = True
     steps: int = STEPS
     beats: bool = True
     settled_s: float = 2.0
@@ -110,9 +112,11 @@ class How:
 @dataclass(frozen=True)
 class Scene:
     """*status*: of the right verdict. *suspects*: whom it names. *says*: a part of its sentence.
-    *stock*: whom it names on stock workers; None if the job isn't run on them. *pauses*: the job is
-    healthy, and looked at several times; *earns*: heartbeats or recorders tell that it goes on, so
-    that "could not tell" would be wrong."""
+    *stock*: whom it names on stock workers; None if the job isn't run on them.
+
+    Of a healthy job: *moments*: when it is looked at, in seconds. *earns*: heartbeats or recorders
+    tell that it goes on, so that "could not tell" would be wrong. *slow_rank*: the straggler that
+    is named; -1 if any may be. *wrong*: why some verdict on it is still wrong."""
 
     name: str
     play: Play
@@ -126,6 +130,7 @@ class Scene:
     earns: bool = False
     slow_rank: int | None = None
     moments: Sequence[float] = ()
+    wrong: str = ""
 
     @property
     def family(self) -> str:
@@ -193,6 +198,7 @@ def healthy(
     slow_rank: int | None = None,
     moments: Sequence[float] = MOMENTS,
     stock: bool = False,
+    wrong: str = "",
 ) -> Decorator:
     """A job without any fault, looked at at *moments*."""
 
@@ -208,6 +214,7 @@ def healthy(
                 slow_rank=slow_rank,
                 moments=moments,
                 stock=() if stock else None,
+                wrong=wrong,
             )
         )
         return play

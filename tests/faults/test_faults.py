@@ -8,7 +8,6 @@ import pytest
 import scenes
 from running import diagnose, diagnose_hung, job, suspects, told
 
-pytest.importorskip("torch")
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.torch, pytest.mark.timeout(400)]
 
 for family in scenes.FAMILIES:

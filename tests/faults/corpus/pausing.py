@@ -14,8 +14,10 @@ import subprocess
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -27,8 +29,9 @@ from .launching import OWN_STORES
 
 #: Three times what a wait may last, and what stacks alone may show.
 WAIT_S, STACKS_S = 9.0, 15.0
-#: Its pauses come before it is looked at, too.
-USED_TO_IT = How(steps=2)
+#: It has paused three times before it is looked at: then a pause is a usual one.
+USED_TO_IT = How(begins=False)
+USUAL = 3
 NO_GROUP = How(joined=False)
 
 
@@ -50,36 +53,45 @@ def digest() -> None:
     hashlib.sha256(bytes(1 << 22)).digest()
 
 
-def pause(steps: int, play_pause: str, seconds: float, every: int = 3) -> None:
+def pause(every: int, alone: Callable[[], object]) -> None:
     """Steps, and each few of them rank 1 keeps the others waiting."""
-    for step in range(STEPS, STEPS + steps):
+    for step in range(STEPS, FOR_GOOD):
         beat(step)
-        time.sleep(0.1)
+        if step == STEPS + USUAL * every:
+            begun()
+        time.sleep(0.2)
         if step % every == 0 and RANK == 1:
-            PAUSES[play_pause](seconds)
+            alone()
         reduce()
-
-
-PAUSES = {"sleep": time.sleep, "work": work}
 
 
 @healthy(3, how=USED_TO_IT)
 def pauses_that_are_usual() -> None:
-    """Twice already before it is looked at; a pause stands at one line."""
-    pause(7, "sleep", WAIT_S)
-    pause(FOR_GOOD, "sleep", WAIT_S)
+    """At one line."""
+    pause(3, partial(time.sleep, WAIT_S))
+
+
+@healthy(3, how=USED_TO_IT)
+def waits_for_a_tool() -> None:
+    """Rank 1 runs a program now and then."""
+    pause(5, partial(subprocess.run, ["sleep", str(WAIT_S)], check=False))
+
+
+@healthy(3, how=USED_TO_IT)
+def keeps_gil_for_long() -> None:
+    pause(5, partial(ctypes.PyDLL(None).sleep, int(WAIT_S)))
 
 
 @healthy(3)
 def works_alone() -> None:
     """Nobody has paused before; rank 1 computes for 20 s."""
-    pause(FOR_GOOD, "work", 20.0)
+    pause(3, partial(work, 20.0))
 
 
 # Nothing but stacks tells, for three times what counts with them.
 @healthy(3, how=How(ring=0, beats=False))
 def works_alone_unseen() -> None:
-    pause(FOR_GOOD, "work", STACKS_S)
+    pause(3, partial(work, STACKS_S))
 
 
 @healthy(3, earns=True)
@@ -124,7 +136,7 @@ def write_packed(seconds: float) -> None:
             os.fsync(file.fileno())
 
 
-@healthy(3)
+@healthy(3, wrong="no worker tells how many bytes it has written: it looks as if it stood still")
 def writes_a_checkpoint_slowly() -> None:
     """To a store that takes 1 MiB a second; rank 0's bytes grow, and nothing else tells."""
     for step in range(STEPS, FOR_GOOD):
@@ -221,28 +233,6 @@ def prepares_in_a_pool() -> None:
                 pool.submit(work, 12.0).result()
             time.sleep(0.1)
             reduce()
-
-
-@healthy(3, how=USED_TO_IT)
-def waits_for_a_tool() -> None:
-    """Rank 1 runs a program now and then, as it has done before."""
-    for step in range(FOR_GOOD):
-        beat(step)
-        if RANK == 1 and step % 5 == 0:
-            subprocess.run(["sleep", str(WAIT_S)], check=False)
-        time.sleep(0.2)
-        reduce()
-
-
-@healthy(3, how=USED_TO_IT)
-def keeps_gil_for_long() -> None:
-    """Three times as long as a wait may last; the second time it is usual."""
-    for step in range(FOR_GOOD):
-        beat(step)
-        if RANK == 1 and step % 5 == 0:
-            ctypes.PyDLL(None).sleep(int(WAIT_S))
-        time.sleep(0.2)
-        reduce()
 
 
 @healthy(4)
