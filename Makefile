@@ -54,9 +54,10 @@ test: build
 test-debug: build
 	$(PY) tools/run_debug.py $(ARGS)
 
-# Takes about 15 min. ARGS="-k healthy" runs some of the jobs; -m 'faults and quick' runs six, in 1 min.
+# Takes about 25 min. ARGS="-k pipeline" runs some of the jobs; ARGS="-m faults" also those that are
+# watched for minutes, in 40 min; ARGS="-m 'faults and quick'" six, in 1 min.
 faults: build
-	$(PY) -m pytest -m faults tests/faults $(ARGS)
+	$(PY) -m pytest -n $(TESTERS) -m 'faults and not long' tests/faults $(ARGS)
 
 # In ten minutes at most. The old NCCL backend, whose recorder the dump_nccl_* handlers read: from
 # torch 2.15 on, "nccl" is NCCL2 unless this says otherwise.

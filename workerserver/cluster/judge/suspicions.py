@@ -12,6 +12,7 @@ from workerserver.cluster.judge.facts import (
     Awaited,
     Claim,
     Crossed,
+    Crowd,
     Doubt,
     Endless,
     Everywhere,
@@ -217,7 +218,7 @@ class Suspicions:
             self._ring(ranks, [self.hanging[number] for number in numbers])
         # A rank in a wait that no recorder holds is a victim too, if there is anybody else.
         ends = {rank: numbers for rank, numbers in blame.ends.items() if not self._on_ranks(rank)}
-        if not ends and self._from_meetings(blame.ends):
+        if not ends and (self._from_apart(blame.ends) or self._from_meetings(blame.ends)):
             return
         ends = ends or dict(blame.ends)
         certain = self._certain(ends)
@@ -255,6 +256,25 @@ class Suspicions:
             return True
         polls = self.job.blocked[rank].kind == "sleep" and self.job.pending(rank)
         return not polls and is_elsewhere(self.job, rank)
+
+    def _from_apart(self, ends: Mapping[int, Sequence[int]]) -> bool:
+        """Handles the case where every awaited rank is itself in a wait that no recorder holds, and
+        other ranks wait for nobody: the chain may end at those. False if there are none."""
+        job = self.job
+        others = [rank for rank in job.ranks if rank not in ends and not surely_waits(job, rank)]
+        if not ends or not others:
+            return False
+        for rank, numbers in ends.items():
+            self.refused.setdefault(rank, ("waits", self.hanging[numbers[0]]))
+        rest = [rank for rank in job.ranks if rank not in others]
+        calls = {job.blocked[rank].call for rank in rest}
+        claim = Apart(Crowd(rest, calls.pop() if len(calls) == 1 else None))
+        waits = [WaitsIn(job.entered(wait)) for wait in self.hanging[:MAX_AWAITED]]
+        for rank in others if all(map(self._is_certain, others)) else ():
+            reason = self._why(rank, None)
+            if is_stuck(job, rank) and self._admit(rank, reason, others):
+                self._accuse(Accusation(rank, reason, claim, evidence=[*waits, StacksAlone()]))
+        return True
 
     def _from_meetings(self, ends: Mapping[int, Sequence[int]]) -> bool:
         """Handles the case where every awaited rank is itself inside new_group or the like, which
