@@ -77,7 +77,7 @@ def hub_of(thread: LoopThread) -> NativeHub:
         if isinstance(attached, NativeHub):
             return attached
     watch = seconds("WORKERSERVER_GIL_WATCH", GIL_WATCH_SECONDS)
-    hub = NativeHub(thread.loop, watch)
+    hub = NativeHub(thread.loop, watch, thread.canary)
 
     def close() -> None:
         hub.close()
