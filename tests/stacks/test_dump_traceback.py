@@ -71,16 +71,19 @@ def test_json() -> None:
         value = json.loads(dump_traceback("json").body)
     assert list(value) == [
         "version", "pid", "mode", "time", "gil_holder", "truncated", "threads",
+        "pid_namespace",
     ]  # fmt: skip
     assert (value["version"], value["pid"], value["mode"]) == (1, os.getpid(), "gil")
     assert value["gil_holder"] == threading.get_ident()
     assert value["truncated"] is False
+    assert value["pid_namespace"] == Path("/proc/self/ns/pid").stat().st_ino
     assert abs(value["time"] - Path("/proc/self/stat").stat().st_mtime) < 10**7
     for thread in value["threads"]:
-        assert list(thread) == [
+        assert list(thread)[:10] == [
             "ident", "native_id", "name", "daemon", "current",
             "state", "wchan", "truncated", "unstable", "frames",
         ]  # fmt: skip
+        assert {*list(thread)[10:]} <= {"waits_for", "switches"}
         assert all(list(f) == ["file", "line", "function", "qualname"] for f in thread["frames"])
     by_name = {thread["name"]: thread for thread in value["threads"]}
     assert by_name["MainThread"]["current"]

@@ -112,7 +112,7 @@ def ends_at(done: subprocess.CompletedProcess[str], assertion: str) -> None:
     assert assertion.replace(" ", "") in said[1].replace(" ", "")
 
 
-PROMISING = ["check", "render", "put", "dump", "kernel", "blake2b", "selfread/memory"]
+PROMISING = ["check", "render", "put", "dump", "kernel", "waits", "blake2b", "selfread/memory"]
 WALKING = ["check", *(f"selfread/{name}" for name in ("selfread", "stack", "code", "lines"))]
 
 

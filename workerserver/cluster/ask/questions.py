@@ -38,9 +38,10 @@ def _mode(answer: Answer) -> str | None:
 @dataclass(slots=True)
 class Memory:
     """One copy of what is equal on many ranks or in many rounds: stacks by digest and mode, and
-    each worker's last summary."""
+    each worker's last summary. *telling*: of which stacks each rank knows more for itself."""
 
     threads: dict[tuple[str, str | None], tuple[Thread, ...]] = field(default_factory=dict)
+    telling: set[tuple[str, str | None]] = field(default_factory=set)
     summaries: dict[Worker, Mapping[str, Any]] = field(default_factory=dict)
 
     def kept(self, worker: Worker, summary: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -65,7 +66,7 @@ STACKS = Question.handler(
     "dump_traceback",
     "format=json",
     limit=MAX_STACKS_BYTES,
-    parse=lambda a: tuple(stacks.parse_json(a.body)),
+    parse=lambda a: stacks.read_json(a.body),
 )
 TEXT = Question.handler("dump_traceback", limit=MAX_STACKS_BYTES, parse=_text)
 SUMMARY = Question.handler("fr_summary", limit=1 << 20, parse=lambda a: bodies.json_object(a.body))
