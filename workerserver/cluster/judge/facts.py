@@ -253,11 +253,11 @@ class InCall:
 
 @dataclass(frozen=True, slots=True)
 class LastOperation:
-    """The last operation of *group* that it has issued."""
+    """The last operation of *group* that it has issued. *ended* is None if no recorder tells."""
 
     group: str
     operation: str
-    ended: bool
+    ended: bool | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -345,7 +345,8 @@ class Suspicions:
         record = main.group.records.get(rank)
         last = record.last_issued if record is not None else None
         if last is not None:
-            evidence.append(LastOperation(label, last.name, last.done))
+            ended = None if last.unknown else last.done
+            evidence.append(LastOperation(label, last.name, ended))
         elif rank not in main.silent:
             evidence.append(NothingIssued(label))
         if not self._admit(rank, "behind", absent, main):
@@ -380,7 +381,7 @@ class Suspicions:
         if self.job.computes(rank):
             return False
         record = self.job.now.records.get(rank)
-        pending = record is None or any(group.first_pending for group in record.groups.values())
+        pending = record is None or any(group.may_go_on for group in record.groups.values())
         return not pending and (blocked.thread.wchan or "").startswith("futex")
 
     # --- the rest
