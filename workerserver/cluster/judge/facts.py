@@ -366,11 +366,12 @@ class NobodyAnswered:
 
 @dataclass(frozen=True, slots=True)
 class Endless:
-    """All ranks have entered *operation*, which does not end. *whole*: they are all its ranks, not
-    only all that are known."""
+    """All ranks but *absent* have entered *operation*, which does not end. *whole*: they are all its
+    ranks, not only all that are known."""
 
     operation: Entered
     whole: bool
+    absent: Ranks = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -401,8 +401,16 @@ class Job:
         record = self.now.of_rank(rank)
         if record is None:
             return False
+        if rank in self._inferred:
+            return True
         groups = record.groups.values()
         return any(each.first_pending or any(op.pending for op in each.p2p) for each in groups)
+
+    @cached_property
+    def _inferred(self) -> frozenset[int]:
+        """Ranks whose recorder tells no end, and whose operation can't have ended."""
+        waits = (wait.waiting for wait in self.analysis.waits if wait.inferred)
+        return frozenset().union(*waits)
 
     @cached_property
     def _pending_at(self) -> dict[tuple[Frame, str], set[int]]:

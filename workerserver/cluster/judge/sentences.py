@@ -285,6 +285,12 @@ def _failed(fact: facts.FailedQuestion, names: Names) -> str:
 def _endless(fact: facts.Endless, names: Names) -> str:
     known = "all its ranks" if fact.whole else "its known ranks"
     inside = names(fact.operation.ranks)
+    if fact.absent:
+        have = "has" if len(fact.absent) == 1 else "have"
+        return (
+            f"{_in(fact.operation)} does not end: {inside} in it, and {names(fact.absent)} {have}"
+            " not entered it"
+        )
     return f"{known} have entered {_in(fact.operation)}, which does not end ({inside} in it)"
 
 
