@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,7 +171,7 @@ def test_the_store_of_the_job(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> No
         ):
             monkeypatch.setenv("MASTER_PORT", str(port))
             prepare()
-            found = wait_of(mode, lambda: client.recv(1), lambda: answers.send(b"x"))
+            found = wait_of(mode, partial(client.recv, 1), partial(answers.send, b"x"))
             assert found is not None
             assert (found["kind"], found["syscall"]) == (kind, "recvfrom")
             assert found["descriptor"] == client.fileno()

@@ -245,10 +245,20 @@ class RankState:
     another round, with the same stacks."""
     flight_summary: Mapping[str, Any] | None = None
     flight: Mapping[str, Any] | None = None
-    """``fr_trace_json``, parsed."""
+    """``fr_trace_json``, parsed: of the first recorder that was asked for."""
+    more_flights: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The same of the process's other recorders, by backend."""
+    recorders: frozenset[str] | None = None
+    """Which handlers of recorders the worker has; None if it was not asked."""
     failures: dict[str, Failure] = field(default_factory=dict)
     responded: bool = False
     bytes_received: int = 0
+
+    @property
+    def recorded(self) -> bool:
+        """Some recorder has answered."""
+        answers = (self.flight, self.flight_summary)
+        return bool(self.more_flights) or any(each is not None for each in answers)
 
 
 class RoundLike(Protocol):

@@ -83,9 +83,11 @@ class RoundByRank:
         """What the rank's recorder says. It is read only once, and only if somebody asks."""
         if rank not in self.read:
             state = self.states.get(rank)
-            if state is None or (state.flight is None and state.flight_summary is None):
+            if state is None or not state.recorded:
                 return None
-            self.read[rank] = read(state.flight, state.flight_summary, self.shared)
+            self.read[rank] = read(
+                state.flight, state.flight_summary, self.shared, state.more_flights
+            )
         return self.read[rank]
 
     def record(self, rank: int, group: Group) -> GroupRecord | None:
@@ -288,6 +290,7 @@ class Job:
         if old is None or new is None or old.flight_summary is None:
             return self.before.of_rank(rank)
         same = old.flight_summary == new.flight_summary and old.flight == new.flight
+        same = same and old.more_flights == new.more_flights
         return self.now.of_rank(rank) if same else self.before.of_rank(rank)
 
     @cached_property
@@ -337,7 +340,7 @@ class Job:
         since = self.now.time
         for look in reversed(self.rounds[:-1]):
             old = [each for rank in wait.waiting[:MAX_PAUSE_RANKS] if (each := look.of_rank(rank))]
-            if not old or not all(_first(each, wait.group) == wait.seq for each in old):
+            if not old or not all(_is_in(each, wait) for each in old):
                 break
             since = look.time
         return self.now.time - since
@@ -396,7 +399,7 @@ class Job:
         """The wait has lasted too long, and has not changed since the round before."""
         if self.before is not None and wait.seq is not None:
             old = [each for rank in wait.waiting if (each := self._recorded_before(rank))]
-            if old and not any(_first(each, wait.group) == wait.seq for each in old):
+            if old and not any(_is_in(each, wait) for each in old):
                 return False
         elif self.before is not None:
             then = self._recorded_before(wait.waiting[0])
@@ -449,8 +452,16 @@ class Job:
         record = self.now.of_rank(rank)
         if record is None:
             return False
+        if rank in self._inferred:
+            return True
         groups = record.groups.values()
-        return any(each.first_pending or any(not op.done for op in each.p2p) for each in groups)
+        return any(each.first_pending or any(op.pending for op in each.p2p) for each in groups)
+
+    @cached_property
+    def _inferred(self) -> frozenset[int]:
+        """Ranks whose recorder tells no end, and whose operation can't have ended."""
+        waits = (wait.waiting for wait in self.analysis.waits if wait.inferred)
+        return frozenset().union(*waits)
 
     @cached_property
     def _pending_at(self) -> dict[tuple[Frame, str], set[int]]:
@@ -485,17 +496,21 @@ def _issued(record: RankRecord, group: Group) -> int:
     return own.issued[0] if own is not None else -1
 
 
-def _first(record: RankRecord, group: Group) -> int | None:
-    own = record.groups.get(group.key)
-    first = own.first_pending if own is not None else None
-    return first.seq if first is not None else None
+def _is_in(record: RankRecord, wait: Wait) -> bool:
+    """The collective of *wait* was under way, and no earlier one of its group."""
+    own = record.groups.get(wait.group.key)
+    if own is None:
+        return False
+    if wait.inferred:  # the recorder tells no end
+        return wait.seq is not None and own.issued[0] >= wait.seq
+    return own.first_pending is not None and own.first_pending.seq == wait.seq
 
 
 def _has_pending(record: RankRecord, wait: Wait) -> bool:
     """The send or receive of *wait* was under way."""
     own = record.groups.get(wait.group.key)
     operations = own.p2p if own is not None else ()
-    return any(each.created_ns == wait.since_ns for each in operations if not each.done)
+    return any(each.created_ns == wait.since_ns for each in operations if each.pending)
 
 
 def _step(state: RankState | None) -> int | None:

@@ -294,6 +294,12 @@ def _failed(fact: facts.FailedQuestion, names: Names) -> str:
 def _endless(fact: facts.Endless, names: Names) -> str:
     known = "all its ranks" if fact.whole else "its known ranks"
     inside = names(fact.operation.ranks)
+    if fact.absent:
+        have = "has" if len(fact.absent) == 1 else "have"
+        return (
+            f"{_in(fact.operation)} does not end: {inside} in it, and {names(fact.absent)} {have}"
+            " not entered it"
+        )
     return f"{known} have entered {_in(fact.operation)}, which does not end ({inside} in it)"
 
 
@@ -409,8 +415,7 @@ LINES: Mapping[type, Callable[[Any, Names], str]] = {
     facts.WaitsIn: _waits_in,
     facts.InCall: lambda fact, names: f"{names(fact.ranks)} in {_meeting(fact.call)}",
     facts.LastOperation: lambda fact, names: (
-        f"its last operation of {fact.group}: {fact.operation},"
-        f" {'ended' if fact.ended else 'not ended'}"
+        f"its last operation of {fact.group}: {fact.operation}, {ENDED[fact.ended]}"
     ),
     facts.NothingIssued: lambda fact, names: f"it has issued no operation of {fact.group}",
     facts.FailedQuestion: _failed,
@@ -444,6 +449,12 @@ LINES: Mapping[type, Callable[[Any, Names], str]] = {
 }
 
 
+#: What is said of an operation's end.
+ENDED: Mapping[bool | None, str] = {
+    True: "ended",
+    False: "not ended",
+    None: "whose end no recorder tells",
+}
 #: What ranks don't tell.
 UNSEEN: Mapping[str, str] = {
     "stock": "torch's own server: no heartbeat, no holder of the GIL, nothing of the kernel",

@@ -346,8 +346,9 @@ class Suspicions:
         elif equal:
             numbered = all(wait.seq is not None for wait in own.values())
             ring = Ring([entered(wait) for wait in dict.fromkeys(own.values())])
+            reason: Reason = "order" if numbered else "p2p cycle"
             for rank in ranks:
-                self._accuse_in(own[rank], rank, "order" if numbered else "p2p cycle", ring, evidence)
+                self._accuse_in(own[rank], rank, reason, ring, evidence)
         else:
             self.doubts.append(Tangled([entered(wait) for wait in waits]))
 
@@ -368,7 +369,8 @@ class Suspicions:
         record = main.group.records.get(rank)
         last = record.last_issued if record is not None else None
         if last is not None:
-            evidence.append(LastOperation(label, last.name, last.done))
+            ended = None if last.unknown else last.done
+            evidence.append(LastOperation(label, last.name, ended))
         elif rank not in main.silent:
             evidence.append(NothingIssued(label))
         if not self._admit(rank, "behind", absent, main):
@@ -403,7 +405,7 @@ class Suspicions:
         if self.job.computes(rank):
             return False
         record = self.job.now.records.get(rank)
-        pending = record is None or any(group.first_pending for group in record.groups.values())
+        pending = record is None or any(group.may_go_on for group in record.groups.values())
         return not pending and (blocked.thread.wchan or "").startswith("futex")
 
     # --- the rest
