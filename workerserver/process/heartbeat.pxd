@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 
 
 cdef enum:
-    HEALTH_CAPACITY = 512  # bytes; no body of GET /healthz is longer
+    HEALTH_CAPACITY = 1536  # bytes; no body of GET /healthz is longer
 
 # The GIL watch. on/off, asked: the I/O thread. answered: the loop's thread, once it has the GIL.
 cpdef void watch_switch(bint on) noexcept nogil
