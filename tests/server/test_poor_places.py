@@ -15,10 +15,9 @@ import pytest
 from support.lifecycle import run_isolated
 
 from workerserver.cli.errors import UsageError
-from workerserver.cli.run import default_socket
 from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.find.discovery import Options, discover
-from workerserver.control_plane import serve_from_environment
+from workerserver.control_plane import default_socket, serve_from_environment
 from workerserver.process.run_folder import run_folder, run_folders
 from workerserver.server import WorkerServer
 

@@ -12,6 +12,7 @@ from workerserver.http._protocol import WorkerProtocol, whole_reply
 from workerserver.http.access import PEER_REFUSED, AccessPolicy, NativeForm
 from workerserver.http.responses import error_response
 from workerserver.http.routes import INDEX, PREFIX, Router
+from workerserver.job import presence
 from workerserver.native._bridge import (
     DUMP,
     HEALTH,
@@ -146,6 +147,7 @@ class Publication:
             self._hub.set_relay(fallback.path_bytes() or b"", *fallback.listener())
             self._relayed = True
         prepare()  # again, after a shortage that may have passed
+        presence.tell()  # the rank may have become known
         self.refresh()
 
     def refresh(self) -> None:

@@ -497,7 +497,9 @@ class GoesOn:
 class Unseen:
     """What *ranks* don't tell. *seconds*: by how much their clocks are ahead."""
 
-    kind: Literal["stock", "records", "operations", "stacks", "heartbeat", "clock"]
+    kind: Literal[
+        "elsewhere", "inferred", "stock", "records", "operations", "stacks", "heartbeat", "clock"
+    ]
     ranks: Ranks
     seconds: float = 0.0
 

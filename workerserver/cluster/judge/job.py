@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -114,7 +114,12 @@ def _rank(state: RankState) -> int | None:
 class Job:
     """The last round, and what changed since the one before it."""
 
-    def __init__(self, rounds: Sequence[RoundLike], world_size: int | None) -> None:
+    def __init__(
+        self,
+        rounds: Sequence[RoundLike],
+        world_size: int | None,
+        elsewhere: Collection[int] = (),
+    ) -> None:
         self.rounds = [RoundByRank.of(each) for each in rounds]
         self.now = self.rounds[-1] if self.rounds else RoundByRank(0.0)
         self.before = self.rounds[-2] if len(self.rounds) > 1 else None
@@ -133,12 +138,10 @@ class Job:
             {*known, *(rank for rank in self.now.states if rank >= NAMELESS)}
             | {rank for rank in self.now.gone if rank >= NAMELESS}
         )
-        nameless = sum(rank >= NAMELESS for rank in self.now.states)
+        self.elsewhere = frozenset(elsewhere)
         missing = [each for each in sorted(known) if each not in self.now.states]
         missing = [each for each in missing if each not in self.now.gone]
-        if len(missing) <= nameless:  # those are they, and which one is which nobody knows
-            self.expected = [each for each in self.expected if each not in missing]
-            missing = []
+        missing = self._without_nameless(missing)
         for rank in missing:
             self.now.gone[rank] = Gone(rank, UNKNOWN_WORKER.reason, UNKNOWN_WORKER.text)
         self.ranks = sorted(self.now.states)
@@ -171,6 +174,27 @@ class Job:
             if ident is not None and thread is not None and (its := root(thread)) is not None:
                 found[its] += 1
         return tuple(sorted(found, key=lambda each: (-found[each], each)))
+
+    def _without_nameless(self, missing: list[int]) -> list[int]:
+        """*missing* ranks, without those that may be workers whose rank nobody knows.
+
+        Those are they, and which one is which nobody knows. So of a few more missing ranks than
+        such workers none is named: each may be one of the workers. They stay nameless too.
+        """
+        nameless = [rank for rank in (*self.now.states, *self.now.gone) if rank >= NAMELESS]
+        if not nameless or not missing:
+            return missing
+        if len(nameless) == len(missing) == 1 and nameless[0] in self.now.gone:
+            # A rank that is missing, and an address that does not answer, are one thing.
+            gone = self.now.gone.pop(nameless[0])
+            self.now.gone[missing[0]] = replace(gone, rank=missing[0])
+            self.expected.remove(nameless[0])
+            return []
+        self.expected = [each for each in self.expected if each not in missing]
+        more = len(missing) - len(nameless)
+        first = max(nameless) + 1
+        self.expected += range(first, first + max(more, 0))
+        return list(range(first, first + max(more, 0)))
 
     @cached_property
     def analysis(self) -> Analysis:

@@ -457,6 +457,8 @@ ENDED: Mapping[bool | None, str] = {
 }
 #: What ranks don't tell.
 UNSEEN: Mapping[str, str] = {
+    "elsewhere": "nobody looked for them here: name their hosts too (--store, --hosts, ...)",
+    "inferred": "the rank is inferred: the worker does not tell it",
     "stock": "torch's own server: no heartbeat, no holder of the GIL, nothing of the kernel",
     "records": "no flight recorder holds anything: set TORCH_FR_BUFFER_SIZE",
     "operations": "operations that no recorder holds, as gloo's send and recv",

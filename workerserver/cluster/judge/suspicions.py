@@ -359,7 +359,12 @@ class Suspicions:
         main = min(waits, key=lambda wait: (len(wait.group.ranks), wait.group.key, wait.seq or 0))
         entered, label = job.entered(main), main.group.label
         gone = job.now.gone.get(rank)
-        if gone is not None and gone.reason == "missing" and not self._rest_waits():
+        looked_for = rank not in job.elsewhere
+        if (
+            gone is not None
+            and gone.reason == "missing"
+            and not (looked_for and self._rest_waits())
+        ):
             self.refused.setdefault(rank, ("unseen", main))
             return
         if gone is not None:
@@ -414,7 +419,7 @@ class Suspicions:
         """Ranks without an answer for which nobody waits, as far as can be seen."""
         job = self.job
         for rank, gone in job.now.gone.items():
-            if rank in self.accused:
+            if rank in self.accused or rank in job.elsewhere:
                 continue
             if job.moves:
                 self.doubts.append(SilentButMoving(rank, gone.reason))
