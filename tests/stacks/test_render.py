@@ -35,7 +35,7 @@ Mode = Literal["gil", "nogil"]
 SOURCES = TESTS.parent / "workerserver" / "stacks"
 RENDERER = ("render", "put", "check", "kernel", "waits", "blake2b")
 
-#: Characters of a name in the text, and in everything else.
+#: Characters of a name in the text, and in all other forms.
 TEXT_NAME, LONG_NAME = 500, 1024
 
 
@@ -124,7 +124,7 @@ Show = Callable[[IO[bytes], Mode], Snapshot]
 
 
 def show(file: IO[bytes], mode: Mode) -> Snapshot:
-    # One line, so that our own frame is the same in both.
+    # Both calls are on one line, so that our own frame is the same in both.
     # fmt: off
     faulthandler.dump_traceback(file); return snapshot(mode=mode)  # noqa: E702
     # fmt: on
@@ -210,7 +210,7 @@ def test_names_of_every_kind_and_length(mode: Mode, kind: str, length: int) -> N
 @example(file="", function="", qualname="", name="")
 @example(file="".join(map(chr, range(0x120))), function="\ud83d\ude00", qualname="\0", name="\x7f")
 def test_any_names(mode: Mode, file: str, function: str, qualname: str, name: str) -> None:
-    # CPython 3.14 ends a thread's name at its first NUL, and its own lines can't be told from ours.
+    # CPython 3.14 ends a thread's name at its first NUL. And its own lines look like ours.
     names_are_rendered(mode, file, function, qualname, re.sub(r"[\[\]\n]", "", name))
 
 

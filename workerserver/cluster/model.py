@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
+
+if TYPE_CHECKING:
+    from workerserver.job.identity import Identity
 
 __all__ = [
     "MAX_HOST_WORKERS",
@@ -38,7 +41,9 @@ answered as another rank."""
 FAILURE_REASONS: tuple[FailureReason, ...] = get_args(FailureReason)
 
 Kind = Literal["workerserver", "torch", "unknown"]
-Source = Literal["argument", "glob", "hosts file", "store", "torchrun", "slurm", "dns"]
+Source = Literal[
+    "argument", "glob", "template", "hosts file", "store", "torchrun", "slurm", "dns", "process"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class Worker:
     *collector*: this is no rank but a collector, which answers for the ranks of its host: for
     *ranks*, where they are known. *via*: the collector through which this worker is asked; the
     *address* is then one on the collector's host.
+
+    *known*: who the worker is, from its record or from what its process was started with.
     """
 
     address: str
@@ -65,6 +72,7 @@ class Worker:
     collector: bool = False
     ranks: tuple[int, ...] = ()
     via: Worker | None = None
+    known: Identity | None = field(default=None, compare=False, repr=False)
 
     def __hash__(self) -> int:
         # Workers are keys of the tables of answers. To hash all fields would add a twentieth to the
@@ -194,7 +202,8 @@ class Own:
 @dataclass(frozen=True, slots=True)
 class Health:
     """``GET /healthz``; a field is None if the worker didn't tell it. Ages and waits are in
-    seconds, and so is *cpu_s*, the processor time of the process."""
+    seconds, and so is *cpu_s*, the processor time of the process. From *job* on, it is the
+    process's Identity (:mod:`workerserver.job.identity`)."""
 
     status: str
     pid: int | None = None
@@ -207,6 +216,17 @@ class Health:
     gil_unavailable_s: float | None = None
     cpu_s: float | None = None
     rss_bytes: int | None = None
+    step_median_s: float | None = None
+    job: str | None = None
+    job_from: str | None = None
+    agent: str | None = None
+    restart: int | None = None
+    world_size: int | None = None
+    local_rank: int | None = None
+    local_world_size: int | None = None
+    group_rank: int | None = None
+    host: str | None = None
+    started: float | None = None
 
 
 def cores_used(now: Health | None, before: Health | None) -> float | None:
@@ -244,10 +264,24 @@ class RankState:
     another round, with the same stacks."""
     flight_summary: Mapping[str, Any] | None = None
     flight: Mapping[str, Any] | None = None
-    """``fr_trace_json``, parsed."""
+    """``fr_trace_json``, parsed: of the first recorder that was asked for."""
+    more_flights: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The same of the process's other recorders, by backend."""
+    recorders: frozenset[str] | None = None
+    """Which handlers of recorders the worker has; None if it was not asked."""
     failures: dict[str, Failure] = field(default_factory=dict)
     responded: bool = False
     bytes_received: int = 0
+    inferred: str | None = None
+    """From what the rank was inferred, if nobody told it."""
+    peer_pid: int | None = None
+    """Who listens on its Unix socket, as the kernel tells it."""
+
+    @property
+    def recorded(self) -> bool:
+        """Some recorder has answered."""
+        answers = (self.flight, self.flight_summary)
+        return bool(self.more_flights) or any(each is not None for each in answers)
 
 
 class RoundLike(Protocol):

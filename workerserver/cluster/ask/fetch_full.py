@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any
 
 from workerserver.cluster.ask.client import Client, Visit
-from workerserver.cluster.ask.questions import DIGEST, STACKS, TRACES, Memory
+from workerserver.cluster.ask.questions import DIGEST, STACKS, Memory
+from workerserver.cluster.ask.recorders import ask_for_traces, unasked
 from workerserver.cluster.failures import Failed
 from workerserver.cluster.model import Failure, Own, RankState, Worker
 from workerserver.cluster.read.stacks import Stacks
-from workerserver.cluster.read.summary import positions, recorders
+from workerserver.cluster.read.summary import GLOO, NCCL, positions, recorders
 from workerserver.cluster.read.waits_for import tells, without_facts
 
 #: A digest, and the mode in which the stacks were taken.
@@ -149,16 +150,20 @@ def _ends(ordered: Sequence[Any], most: int) -> list[Any]:
 
 
 async def full_traces(client: Client, states: Sequence[RankState]) -> int:
-    """Fill in ``flight`` where the summaries differ; return how many were fetched."""
-    by_worker = {state.worker: state for state in worth_tracing(states)[:MAX_TRACES]}
+    """Fill in ``flight`` where the summaries differ, and the traces of recorders that only other
+    ranks have named; return of how many ranks."""
+    chosen = worth_tracing(states)[:MAX_TRACES]
+    more = unasked(states)
+    chosen += [state for state in states if id(state) in more][:MAX_TRACES]
+    by_worker = {state.worker: state for state in chosen}
     if client.stopped:
         return 0
 
     async def talk(visit: Visit) -> None:
         state = by_worker[visit.worker]
-        recorder = "nccl" if "nccl" in recorders(state.flight_summary) else "fr"
+        wanted = more.get(id(state)) or _in_order(recorders(state.flight_summary))
         try:
-            state.flight = await visit.ask(TRACES[recorder])
+            await ask_for_traces(visit, state, wanted)
         finally:
             state.bytes_received += visit.received
 
@@ -168,22 +173,33 @@ async def full_traces(client: Client, states: Sequence[RankState]) -> int:
     return sum(state.flight is not None for state in by_worker.values())
 
 
+def _in_order(backends: set[str]) -> list[str]:
+    """NCCL's first: it is what a hung job mostly waits in."""
+    return sorted(backends, key=lambda name: (name != NCCL, name)) or [GLOO]
+
+
 def worth_tracing(states: Sequence[RankState]) -> list[RankState]:
     """The ranks whose full traces are worth fetching, the rarest states first.
 
     If the members of a process group have different summaries: one member with each summary. If all
     summaries agree and an operation is pending: one member.
     """
-    groups: dict[str, dict[str, list[RankState]]] = {}
+    groups: dict[str, dict[str | None, dict[str, list[RankState]]]] = {}
     pending: list[RankState] = []
     for state in states:
-        for name, position, waits in positions(state.flight_summary):
-            groups.setdefault(name, {}).setdefault(position, []).append(state)
+        for name, recorder, position, waits in positions(state.flight_summary):
+            of_group = groups.setdefault(name, {})
+            of_group.setdefault(recorder, {}).setdefault(position, []).append(state)
             if waits:
                 pending.append(state)
     found: list[tuple[int, int, RankState]] = []
-    for places in groups.values():
-        if len(places) > 1:
+    for of_group in groups.values():
+        # Who has issued nothing in the group differs from those who have.
+        nothing = of_group.pop(None, {}) if len(of_group) > 1 else {}
+        for places in of_group.values():
+            places = {**places, **nothing}
+            if len(places) < 2:
+                continue
             found += ((len(m), _order(m[0]), m[0]) for m in places.values())
     if not found and pending:
         found = [(0, _order(state), state) for state in pending[:1]]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from workerserver.cluster.model import Hold, Thread, WaitKind, WaitsFor
+from workerserver.ranks import unpack
 
 __all__ = [
     "DIRECTIONS",
@@ -49,7 +50,6 @@ TELLING: frozenset[WaitKind] = frozenset(
         "mutex",
         "thread",
         "process",
-        "operation",
         "store",
         "rendezvous",
         "file_lock",
@@ -131,11 +131,13 @@ def _keys(value: Any) -> tuple[str, ...]:
 
 
 def _ranks(value: Any) -> tuple[int, ...]:
-    """All of a group's ranks, or none: a part would be taken for all of them."""
-    if type(value) is not list or len(value) > MAX_RANKS:
+    """All of a group's ranks ("0-3,8"), or none: a part would be taken for all of them."""
+    if type(value) is not str or len(value) > MAX_TEXT:
         return ()
-    good = all(type(each) is int and 0 <= each <= MAX_NUMBER for each in value)
-    return tuple(sorted(set(value))) if good else ()
+    try:
+        return tuple(sorted({*unpack(value, MAX_RANKS)}))
+    except ValueError:
+        return ()
 
 
 # ---- the threads of one process that wait for each other
@@ -222,7 +224,8 @@ def on_others(thread: Thread | None) -> bool:
 
 def tells(threads: Sequence[Thread]) -> bool:
     """One of *threads* waits for something that may have an owner."""
-    return any(each.waits is not None and each.waits.kind in TELLING for each in threads)
+    found = (each.waits for each in threads if each.waits is not None)
+    return any(each.kind in TELLING or each.op in DIRECTIONS for each in found)
 
 
 def without_facts(threads: Sequence[Thread]) -> tuple[Thread, ...]:
@@ -256,7 +259,14 @@ def _operation(waits: WaitsFor) -> str:
 
 
 #: Operations between two ranks, and the word before the other rank.
-DIRECTIONS = {"send": "to", "isend": "to", "recv": "from", "irecv": "from"}
+DIRECTIONS = {
+    "send": "to",
+    "isend": "to",
+    "send_object_list": "to",
+    "recv": "from",
+    "irecv": "from",
+    "recv_object_list": "from",
+}
 
 
 def _store(waits: WaitsFor) -> str:
