@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from workerserver.cluster.judge.chains.deadlocks import from_threads, weigh_ring
+from workerserver.cluster.judge.chains.words import FILE_LOCK
 from workerserver.cluster.judge.facts import (
     Absent,
     Accusation,
@@ -142,6 +143,9 @@ class Suspicions:
         self, wait: Wait, rank: int, reason: Reason, claim: Claim, evidence: Iterable[Evidence]
     ) -> None:
         """Accuse *rank* of something in the operation of *wait*."""
+        if wait.op == FILE_LOCK:  # that is no operation of a process group
+            self.accuse(Accusation(rank, reason, claim, evidence=[*evidence]))
+            return
         label = wait.group.label
         self.accuse(Accusation(rank, reason, claim, label, wait.op, wait.seq, [*evidence]))
 
