@@ -28,6 +28,7 @@ from scenes import (
     only,
     prepare,
     reduce,
+    standing,
     unclear,
 )
 from torch.utils.data import DataLoader
@@ -55,7 +56,7 @@ def saves_against_itself() -> None:
     meet(cache, log, meeting)
 
 
-@only(1, late(1, "meet", "deadlock"), 3, how=How(beats=False, ring=0))
+@only(1, standing(1, "meet", "deadlock"), 3, how=How(beats=False, ring=0))
 def saves_against_itself_unseen() -> None:
     """No recorder and no heartbeat: the locks alone tell."""
     cache, log, meeting = threading.RLock(), threading.RLock(), threading.Barrier(2)
