@@ -8,7 +8,7 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo test test-debug faults test-cuda test-cpythons test-torch soak bench bench-check coverage sanitize lint format clean
+.PHONY: help build demo test test-debug faults test-cuda test-cpythons test-torch soak bench bench-check compare coverage sanitize lint format clean
 
 help:
 	@echo "make demo           start a training job that hangs, and find the rank to blame"
@@ -24,6 +24,7 @@ help:
 	@echo "make soak           run long tests: snapshots, the GIL held, half-open clients, restarts"
 	@echo "make bench          compare the server's cost with torch's server and others (ARGS='--list', 'latency --quick')"
 	@echo "make bench-check    compare the ratios of a short run with benchmarks/baseline.json"
+	@echo "make compare        ask four hung jobs with this tool, py-spy, gdb and torch's own frontend"
 	@echo "make build          make only the virtual environment and the extension modules"
 	@echo "PYTHON=... chooses the interpreter ($(PYTHON)), VENV=... chooses the environment ($(VENV))"
 
@@ -90,6 +91,10 @@ bench: build
 
 bench-check: build
 	$(PY) -m benchmarks --quick --check $(ARGS)
+
+# In ten minutes. pystack is asked too, if it is installed in the environment.
+compare: build
+	$(PY) tools/compare_peers.py $(ARGS)
 
 coverage: build
 	$(PY) tools/measure_coverage.py $(ARGS)

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from support.native import Rig
 
 
-# Each verdict is checked against what must be true of all of them.
+# Each verdict is checked against the rules that hold for all verdicts.
 os.environ["WORKERSERVER_CHECK"] = "1"
-# An example may take any time on a busy machine.
+# On a busy machine one example may take long.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 

@@ -226,7 +226,7 @@ def test_the_thread_that_owes_what_the_victims_wait_for() -> None:
     assert roots == ((CODE, "loop"),)
     assert acting((*guilty, logger), roots) is guilty[1]
     assert acting(guilty) is guilty[1]
-    assert acting((*guilty, logger)) is guilty[0]  # nothing tells which one it waits for
+    assert acting((*guilty, logger)) is guilty[0]  # nothing tells which thread main waits for
     assert acting(main("step", "train")) is not None
 
 
@@ -263,7 +263,7 @@ def test_a_debugger_is_called_one() -> None:
     assert blocked.location == Frame(CODE, 12, "step")
 
 
-# --- how sure it is, and what it rests on
+# --- how sure the verdict is, and its evidence
 
 
 def test_an_old_wait_needs_no_second_look() -> None:

@@ -68,7 +68,11 @@ def _mismatch(claim: facts.Issued, many: bool, names: Names) -> str:
     )
 
 
-def _order(claim: facts.Issued | facts.Crossed | facts.Meeting, many: bool, names: Names) -> str:
+def _order(
+    claim: facts.Issued | facts.Crossed | facts.Meeting | facts.Ring, many: bool, names: Names
+) -> str:
+    if isinstance(claim, facts.Ring):
+        return _p2p_cycle(claim, many, names)
     if isinstance(claim, facts.Issued):
         return f"{_mismatch(claim, many, names)}, in another order"
     verb = "wait" if many else "waits"
@@ -290,6 +294,12 @@ def _failed(fact: facts.FailedQuestion, names: Names) -> str:
 def _endless(fact: facts.Endless, names: Names) -> str:
     known = "all its ranks" if fact.whole else "its known ranks"
     inside = names(fact.operation.ranks)
+    if fact.absent:
+        have = "has" if len(fact.absent) == 1 else "have"
+        return (
+            f"{_in(fact.operation)} does not end: {inside} in it, and {names(fact.absent)} {have}"
+            " not entered it"
+        )
     return f"{known} have entered {_in(fact.operation)}, which does not end ({inside} in it)"
 
 
@@ -336,6 +346,7 @@ HINDRANCES: Mapping[facts.Hindrance, tuple[str, str]] = {
     "changes": ("moves, and may only be slow", "move, and may only be slow"),
     "computes": ("computes or writes, and may only be slow", "compute or write, and may be slow"),
     "early": ("takes no longer than usual so far", "take no longer than usual so far"),
+    "late": ("pauses, and may only be late", "pause, and may only be late"),
     "waits": (
         "may itself wait for another rank, in what no recorder holds",
         "may themselves wait for other ranks, in what no recorder holds",
@@ -404,8 +415,7 @@ LINES: Mapping[type, Callable[[Any, Names], str]] = {
     facts.WaitsIn: _waits_in,
     facts.InCall: lambda fact, names: f"{names(fact.ranks)} in {_meeting(fact.call)}",
     facts.LastOperation: lambda fact, names: (
-        f"its last operation of {fact.group}: {fact.operation},"
-        f" {'ended' if fact.ended else 'not ended'}"
+        f"its last operation of {fact.group}: {fact.operation}, {ENDED[fact.ended]}"
     ),
     facts.NothingIssued: lambda fact, names: f"it has issued no operation of {fact.group}",
     facts.FailedQuestion: _failed,
@@ -439,8 +449,16 @@ LINES: Mapping[type, Callable[[Any, Names], str]] = {
 }
 
 
+#: What is said of an operation's end.
+ENDED: Mapping[bool | None, str] = {
+    True: "ended",
+    False: "not ended",
+    None: "whose end no recorder tells",
+}
 #: What ranks don't tell.
 UNSEEN: Mapping[str, str] = {
+    "elsewhere": "nobody looked for them here: name their hosts too (--store, --hosts, ...)",
+    "inferred": "the rank is inferred: the worker does not tell it",
     "stock": "torch's own server: no heartbeat, no holder of the GIL, nothing of the kernel",
     "records": "no flight recorder holds anything: set TORCH_FR_BUFFER_SIZE",
     "operations": "operations that no recorder holds, as gloo's send and recv",

@@ -47,6 +47,7 @@ from workerserver.cluster.judge.grounds.crowd import (
     is_stuck,
     surely_waits,
 )
+from workerserver.cluster.judge.grounds.lateness import patience
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import STRENGTH, Reason
 from workerserver.cluster.judge.waits import Need, resolve
@@ -223,6 +224,9 @@ class Suspicions:
         certain = self._certain(ends)
         for rank, numbers in ends.items():
             waits = [self.hanging[number] for number in numbers]
+            if all(rank in wait.queued for wait in waits):  # it has come to all of them
+                self.refused.setdefault(rank, ("waits", waits[0]))
+                continue
             if certain and rank not in certain:  # it may well wait for those
                 self.refused.setdefault(rank, ("waits", waits[0]))
             else:
@@ -310,6 +314,7 @@ class Suspicions:
         absent = [rank for rank in wait.absent if not job.issued_more(rank, wait.group)]
         gone = [rank for rank in wait.silent if rank in job.now.gone]
         yield from absent
+        yield from wait.queued
         yield from gone
         for rank in wait.silent:
             blocked = job.blocked.get(rank)
@@ -321,32 +326,31 @@ class Suspicions:
                 yield rank
 
     def _ring(self, ranks: Sequence[int], waits: Sequence[Wait]) -> None:
+        """Ranks that wait for each other. Of two sides the smaller one is to blame; of sides that
+        are equal nothing tells which."""
         entered = self.job.entered
-        evidence = [WaitsIn(entered(wait), wait.absent) for wait in waits]
+        evidence = [WaitsIn(entered(wait), (*wait.absent, *wait.queued)) for wait in waits]
         own = {rank: next(wait for wait in waits if rank in wait.waiting) for rank in ranks}
-        if len(waits) > 2 and any(wait.seq is not None for wait in waits):
-            self.doubts.append(Tangled([entered(wait) for wait in waits]))
-            return
-        if any(wait.seq is None for wait in waits):
-            if any(wait.seq is not None for wait in waits):
-                self.doubts.append(Tangled([entered(wait) for wait in waits]))
-                return
-            ring = Ring([entered(wait) for wait in waits])
-            for rank in ranks:
-                self._accuse_in(own[rank], rank, "p2p cycle", ring, evidence)
-            return
-        members = set(ranks)
-        sides = sorted(
-            ([rank for rank in wait.waiting if rank in members] for wait in waits),
-            key=lambda side: (-len(side), side),
-        )
-        majority = set(sides[0] if len(sides) < 2 or len(sides[0]) > len(sides[1]) else ())
+        sides: dict[int, list[int]] = {}
         for rank in ranks:
-            if rank not in majority:
+            sides.setdefault(id(own[rank]), []).append(rank)
+        sizes = sorted(map(len, sides.values()))
+        equal = sizes[0] == sizes[-1]
+        if len(sides) == 2 and all(wait.seq is not None for wait in own.values()):
+            for rank in ranks:
                 mine = own[rank]
-                other = next(wait for wait in waits if wait is not mine and rank in wait.absent)
-                crossed = Crossed(entered(mine), entered(other))
-                self._accuse_in(mine, rank, "order", crossed, evidence)
+                if equal or len(sides[id(mine)]) == sizes[0]:
+                    other = next(wait for wait in own.values() if wait is not mine)
+                    crossed = Crossed(entered(mine), entered(other))
+                    self._accuse_in(mine, rank, "order", crossed, evidence)
+        elif equal:
+            numbered = all(wait.seq is not None for wait in own.values())
+            ring = Ring([entered(wait) for wait in dict.fromkeys(own.values())])
+            reason: Reason = "order" if numbered else "p2p cycle"
+            for rank in ranks:
+                self._accuse_in(own[rank], rank, reason, ring, evidence)
+        else:
+            self.doubts.append(Tangled([entered(wait) for wait in waits]))
 
     def _behind(self, rank: int, waits: Sequence[Wait], absent: Collection[int]) -> None:
         job = self.job
@@ -355,7 +359,12 @@ class Suspicions:
         main = min(waits, key=lambda wait: (len(wait.group.ranks), wait.group.key, wait.seq or 0))
         entered, label = job.entered(main), main.group.label
         gone = job.now.gone.get(rank)
-        if gone is not None and gone.reason == "missing" and not self._rest_waits():
+        looked_for = rank not in job.elsewhere
+        if (
+            gone is not None
+            and gone.reason == "missing"
+            and not (looked_for and self._rest_waits())
+        ):
             self.refused.setdefault(rank, ("unseen", main))
             return
         if gone is not None:
@@ -365,7 +374,8 @@ class Suspicions:
         record = main.group.records.get(rank)
         last = record.last_issued if record is not None else None
         if last is not None:
-            evidence.append(LastOperation(label, last.name, last.done))
+            ended = None if last.unknown else last.done
+            evidence.append(LastOperation(label, last.name, ended))
         elif rank not in main.silent:
             evidence.append(NothingIssued(label))
         if not self._admit(rank, "behind", absent, main):
@@ -400,7 +410,7 @@ class Suspicions:
         if self.job.computes(rank):
             return False
         record = self.job.now.records.get(rank)
-        pending = record is None or any(group.first_pending for group in record.groups.values())
+        pending = record is None or any(group.may_go_on for group in record.groups.values())
         return not pending and (blocked.thread.wchan or "").startswith("futex")
 
     # --- the rest
@@ -409,7 +419,7 @@ class Suspicions:
         """Ranks without an answer for which nobody waits, as far as can be seen."""
         job = self.job
         for rank, gone in job.now.gone.items():
-            if rank in self.accused:
+            if rank in self.accused or rank in job.elsewhere:
                 continue
             if job.moves:
                 self.doubts.append(SilentButMoving(rank, gone.reason))
@@ -479,7 +489,10 @@ class Suspicions:
             if health is None or age is None or job.blocked[rank].on_ranks:
                 continue
             still = job.same_stack(rank) and not job.too_early(rank)
-            least = STALLED_STILL_SECONDS if still else STALLED_SECONDS
+            least = STALLED_SECONDS
+            if still:
+                known = job.usual_step(rank) is not None
+                least = patience(job, rank, None) if known else STALLED_STILL_SECONDS
             if age >= least and (not still or self._admit(rank, "stalled", [])):
                 self._accuse(Accusation(rank, "stalled", NoStep(age, health.step)))
 
