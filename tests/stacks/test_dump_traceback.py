@@ -77,10 +77,12 @@ def test_json() -> None:
     assert value["truncated"] is False
     assert abs(value["time"] - Path("/proc/self/stat").stat().st_mtime) < 10**7
     for thread in value["threads"]:
-        assert list(thread) == [
+        keys = [
             "ident", "native_id", "name", "daemon", "current",
             "state", "wchan", "truncated", "unstable", "frames",
         ]  # fmt: skip
+        assert list(thread)[: len(keys)] == keys
+        assert set(list(thread)[len(keys) :]) <= {"waits_for", "holds"}  # where they are known
         assert all(list(f) == ["file", "line", "function", "qualname"] for f in thread["frames"])
     by_name = {thread["name"]: thread for thread in value["threads"]}
     assert by_name["MainThread"]["current"]
@@ -224,8 +226,8 @@ def test_one_turn_of_a_loop_shares_one_snapshot(kind: str) -> None:
     taken: list[int] = []
 
     def ask() -> None:
+        dump_traceback("json")  # which says more, so the text needs no snapshot of its own
         bodies.append(dump_traceback().body)
-        dump_traceback("json")
 
     async def main() -> None:
         for _ in range(3):
@@ -245,6 +247,19 @@ def test_one_turn_of_a_loop_shares_one_snapshot(kind: str) -> None:
     # One object for each turn: rendered once, too.
     assert len({id(body) for body in bodies}) == 3
     assert len(loop_turn._turns) == 0
+
+
+def test_json_after_text_takes_a_snapshot_of_its_own() -> None:
+    """The text's snapshot doesn't say what threads wait for. However many ask: two."""
+
+    async def main() -> list[Any]:
+        formats: tuple[stacks.Format, ...] = ("text", "digest", "json", "text", "json")
+        return [dump_traceback(format) for format in formats]
+
+    before = snapshots_taken()
+    replies = asyncio.run(main())
+    assert snapshots_taken() == before + 2
+    assert replies[2].body is replies[4].body
 
 
 def test_modes_share_nothing_with_each_other() -> None:

@@ -83,7 +83,8 @@ def compiled(folder: Path, program: str, parts: list[str], *flags: str) -> Path:
     done = subprocess.run(
         [
             *(compiler, "-std=gnu11", "-O1", "-Wall", *flags, "-o", str(built)),
-            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", f"-I{sysconfig.get_path('include')}"),
+            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", f"-I{SOURCES}/facts"),
+            f"-I{sysconfig.get_path('include')}",
             str(PROGRAMS / f"stacks/{program}.c"),
             *(str(SOURCES / f"{part}.c") for part in parts),
             "-pthread",
@@ -112,7 +113,16 @@ def ends_at(done: subprocess.CompletedProcess[str], assertion: str) -> None:
     assert assertion.replace(" ", "") in said[1].replace(" ", "")
 
 
-PROMISING = ["check", "render", "put", "dump", "kernel", "blake2b", "selfread/memory"]
+PROMISING = [
+    "check",
+    "render",
+    "put",
+    "facts/put_facts",
+    "dump",
+    "kernel",
+    "blake2b",
+    "selfread/memory",
+]
 WALKING = ["check", *(f"selfread/{name}" for name in ("selfread", "stack", "code", "lines"))]
 
 

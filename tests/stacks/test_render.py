@@ -328,11 +328,12 @@ def test_by_hand(tmp_path: Path, flags: list[str]) -> None:
     built = subprocess.run(
         [
             *(compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", *flags),
-            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", "-o", str(program)),
+            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", f"-I{SOURCES}/facts"),
+            *("-o", str(program)),
             str(PROGRAMS / "stacks/render_scene.c"),
             *(
                 str(SOURCES / f"{name}.c")
-                for name in ("render", "put", "check", "kernel", "blake2b")
+                for name in ("render", "put", "facts/put_facts", "check", "kernel", "blake2b")
             ),
         ],
         capture_output=True,

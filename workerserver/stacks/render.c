@@ -8,6 +8,7 @@
 #include "blake2b.h"
 #include "check.h"
 #include "put.h"
+#include "put_facts.h"
 #include "selfread.h"
 
 /* Characters of a name in the "top" of a digest. */
@@ -188,7 +189,8 @@ static void put_json_frame(sink *out, const ws_frame *frame) {
     ws_put(out, "}");
 }
 
-static void put_json_thread(sink *out, const ws_snapshot *snapshot, const ws_thread *thread) {
+static void put_json_thread(sink *out, const ws_snapshot *snapshot, size_t index) {
+    const ws_thread *thread = &snapshot->threads[index];
     ws_kernel kernel;
     ws_kernel_state(thread->native_id, &kernel);
     ws_put(out, "{\"ident\":");
@@ -226,7 +228,10 @@ static void put_json_thread(sink *out, const ws_snapshot *snapshot, const ws_thr
         ws_put(out, i > 0 ? "," : "");
         put_json_frame(out, frame_of(snapshot, thread, i));
     }
-    ws_put(out, "]}");
+    ws_put(out, "]");
+    if (!is_ours(thread))
+        ws_put_facts(out, snapshot, index);
+    ws_put(out, "}");
 }
 
 static void put_json(sink *out, const ws_snapshot *snapshot) {
@@ -243,7 +248,7 @@ static void put_json(sink *out, const ws_snapshot *snapshot) {
     ws_put(out, ",\"threads\":[");
     for (size_t i = 0; i < snapshot->thread_count; i++) {
         ws_put(out, i > 0 ? "," : "");
-        put_json_thread(out, snapshot, &snapshot->threads[i]);
+        put_json_thread(out, snapshot, i);
     }
     ws_put(out, "]}");
 }

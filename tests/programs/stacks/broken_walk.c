@@ -81,7 +81,7 @@ static void make(void) {
     }
 }
 
-/* --- what layout.c and names.c would do with a Python */
+/* --- what layout.c, names.c and facts.c would do with a Python */
 
 const char *ws_layout_learn(void) {
     ws_layout = (ws_layout_t){
@@ -117,6 +117,12 @@ void ws_names_take(ws_arena *arena, ws_snapshot *out) {
     (void)out;
 }
 
+void ws_waits_take(ws_arena *arena, ws_snapshot *out, const ws_place *places) {
+    (void)arena;
+    (void)out;
+    (void)places;
+}
+
 /* --- what memory.c would do, and between two readings the planted changes */
 
 static void change(uintptr_t address, size_t size) {
@@ -132,7 +138,7 @@ static void change(uintptr_t address, size_t size) {
         made.gil.holder = &made.states[1];
     }
     if (breaks("a second reader"))
-        ws_selfread_take(&other);
+        ws_selfread_take(&other, false);
 }
 
 void ws_read_many(ws_read *reads, size_t count) {
@@ -217,7 +223,7 @@ int main(int count, char **words) {
     }
     break_layout();
     armed = true;
-    if (ws_selfread_take(&snapshot) != 0)
+    if (ws_selfread_take(&snapshot, true) != 0)
         return 1;
     break_cache();
     printf("%zu threads, %zu frames, line %d\n", snapshot.thread_count, snapshot.frame_count,
