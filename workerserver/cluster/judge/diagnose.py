@@ -7,7 +7,7 @@ every verdict.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from workerserver.cluster.judge.evidence import evidence
 from workerserver.cluster.judge.facts import (
@@ -38,9 +38,12 @@ MAX_REMARKS = 8
 MAX_PROCESS_GROUPS = 100
 
 
-def diagnose(rounds: Sequence[RoundLike], world_size: int | None = None) -> Verdict:
-    """The verdict on the last of *rounds*; the rounds before tell what moves."""
-    return _Diagnosis(Job(rounds, world_size)).verdict()
+def diagnose(
+    rounds: Sequence[RoundLike], world_size: int | None = None, elsewhere: Collection[int] = ()
+) -> Verdict:
+    """The verdict on the last of *rounds*; the rounds before tell what moves. *elsewhere*: ranks
+    that nobody looked for, so nothing accuses them."""
+    return _Diagnosis(Job(rounds, world_size, elsewhere)).verdict()
 
 
 class _Diagnosis:

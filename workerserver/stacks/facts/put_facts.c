@@ -56,7 +56,13 @@ static void put_keys(sink *out, const ws_wait *wait) {
     ws_put(out, module ? "" : "]");
 }
 
-static void put_wait(sink *out, const ws_wait *wait) {
+bool ws_put_wait(sink *out, const ws_snapshot *snapshot, size_t index) {
+    if (snapshot->waits == NULL)
+        return false;
+    assert(index < snapshot->thread_count);
+    const ws_wait *wait = &snapshot->waits[index];
+    if (wait->kind == WS_WAIT_NONE)
+        return false;
     assert(wait->kind > WS_WAIT_NONE && wait->kind < WS_WAIT_KINDS);
     ws_put(out, ",\"waits_for\":{\"kind\":");
     ws_put_json_text(out, KINDS[wait->kind]);
@@ -91,16 +97,11 @@ static void put_wait(sink *out, const ws_wait *wait) {
     if (wait->keys[0].kind != 0)
         put_keys(out, wait);
     ws_put(out, "}");
+    return true;
 }
 
-bool ws_put_facts(sink *out, const ws_snapshot *snapshot, size_t index) {
+void ws_put_holds(sink *out, const ws_snapshot *snapshot, size_t index) {
     bool first = true;
-    if (snapshot->waits == NULL)
-        return false;
-    assert(index < snapshot->thread_count);
-    const ws_wait *wait = &snapshot->waits[index];
-    if (wait->kind != WS_WAIT_NONE)
-        put_wait(out, wait);
     for (size_t i = 0; i < snapshot->hold_count; i++) {
         const ws_hold *hold = &snapshot->holds[i];
         if (hold->thread != index)
@@ -115,5 +116,4 @@ bool ws_put_facts(sink *out, const ws_snapshot *snapshot, size_t index) {
     }
     if (!first)
         ws_put(out, "]");
-    return wait->kind != WS_WAIT_NONE;
 }

@@ -4,8 +4,10 @@
 
 #include "put.h"
 
-/* Writes `,"waits_for":{...}` and `,"holds":[...]` of the thread at `index`, each only if something
- * is known. Returns whether `waits_for` was written. docs/protocol.md has the fields. */
-bool ws_put_facts(sink *out, const ws_snapshot *snapshot, size_t index);
+/* Writes `,"waits_for":{...}` of the thread at `index`; false: nothing is known. */
+bool ws_put_wait(sink *out, const ws_snapshot *snapshot, size_t index);
+
+/* Writes `,"holds":[...]` of that thread, unless it is empty. docs/protocol.md has the fields. */
+void ws_put_holds(sink *out, const ws_snapshot *snapshot, size_t index);
 
 #endif

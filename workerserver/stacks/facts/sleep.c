@@ -2,38 +2,18 @@
 #define _GNU_SOURCE
 #include "sleep.h"
 
-#include <assert.h>
-#include <fcntl.h>
+#include "render.h"
+
 #include <string.h>
-#include <unistd.h>
 
 #ifdef __linux__
 
 #include <sys/syscall.h>
 
-/* /proc/self/task/ID/NAME, at most size - 1 bytes and a NUL; returns how many. */
 static size_t read_task(long id, const char *name, char *to, size_t size) {
-    static const char FOLDER[] = "/proc/self/task/";
-    char path[64], digits[24];
-    char *at = path + strlen(FOLDER);
-    size_t count = 0;
-    assert(strlen(FOLDER) + sizeof digits + strlen(name) < sizeof path);
-    memcpy(path, FOLDER, strlen(FOLDER));
-    for (; id > 0; id /= 10) {
-        digits[count++] = (char)('0' + id % 10);
-    }
-    while (count > 0) {
-        *at++ = digits[--count];
-    }
-    memcpy(at, name, strlen(name) + 1);
-    int file = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t got = -1;
-    if (file >= 0) {
-        got = read(file, to, size - 1);
-        close(file);
-    }
-    to[got > 0 ? got : 0] = 0;
-    return got > 0 ? (size_t)got : 0;
+    char path[64];
+    ws_path(path, sizeof path, "/proc/self/task/", (unsigned long)id, name);
+    return ws_read_file(path, to, size);
 }
 
 static const char *blanks(const char *text) {
