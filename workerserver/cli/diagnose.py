@@ -8,6 +8,7 @@ from typing import Any
 
 from workerserver.cli.console import Output
 from workerserver.cli.job_command import (
+    add_backends,
     add_rounds,
     cost,
     find,
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
         "Exit status: 0 healthy, 1 suspects found, 2 could not tell.",
     )
     add_rounds(parser, None)
+    add_backends(parser)
     parser.add_argument(
         "--all", action="store_true", help="show every suspect and every group of stacks"
     )

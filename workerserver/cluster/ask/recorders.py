@@ -47,7 +47,7 @@ async def ask_without_summary(visit: Visit, state: RankState, memory: Memory) ->
         wanted.append(NCCL)
     if has_backends(state):
         wanted += HOOKED
-        told = recorders(memory.summaries.get(state.worker))
+        told = {*recorders(memory.summaries.get(state.worker)), *memory.backends}
         wanted += sorted(told - {GLOO, NCCL, *HOOKED})
     await ask_for_traces(visit, state, wanted)
 
@@ -66,7 +66,7 @@ async def _recorders(visit: Visit, memory: Memory) -> frozenset[str] | None:
 
 
 async def ask_for_traces(visit: Visit, state: RankState, backends: Iterable[str]) -> None:
-    """Fill in ``flight`` and ``more_flights``. What holds no entries is kept only if nothing does."""
+    """Fill in ``flight`` and ``more_flights``. An empty trace is kept only if all are empty."""
     failed: Failed | None = None
     for backend in list(backends)[:MAX_RECORDERS]:
         try:

@@ -7,7 +7,7 @@ every verdict.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from workerserver.cluster.judge.evidence import evidence
 from workerserver.cluster.judge.facts import (
@@ -27,7 +27,7 @@ from workerserver.cluster.judge.sentences import Narrator
 from workerserver.cluster.judge.stragglers import stragglers
 from workerserver.cluster.judge.suspicions import Suspicions
 from workerserver.cluster.judge.verdict import GroupState, Straggler, Suspect, Verdict
-from workerserver.cluster.model import RoundLike
+from workerserver.cluster.model import EVERYTHING, Part, RoundLike
 from workerserver.cluster.read.groups import groups
 
 __all__ = ["diagnose"]
@@ -38,14 +38,20 @@ MAX_REMARKS = 8
 MAX_PROCESS_GROUPS = 100
 
 
-def diagnose(rounds: Sequence[RoundLike], world_size: int | None = None) -> Verdict:
-    """The verdict on the last of *rounds*; the rounds before tell what moves."""
-    return _Diagnosis(Job(rounds, world_size)).verdict()
+def diagnose(
+    rounds: Sequence[RoundLike],
+    world_size: int | None = None,
+    asked: Collection[Part] = EVERYTHING,
+) -> Verdict:
+    """The verdict on the last of *rounds*; the rounds before tell what moves. *asked*: what the
+    ranks were asked for."""
+    return _Diagnosis(Job(rounds, world_size), asked).verdict()
 
 
 class _Diagnosis:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, asked: Collection[Part]) -> None:
         self.job = job
+        self.asked = asked
         self.narrator = Narrator(job.address)
         suspicions = Suspicions(job)
         suspicions.weigh()
@@ -85,7 +91,7 @@ class _Diagnosis:
             progress=conclusion.progress,
             again_s=conclusion.again_s,
             sure=conclusion.sure,
-            not_looked_at=tuple(map(narrator.unseen, unseen(job))),
+            not_looked_at=tuple(map(narrator.unseen, unseen(job, self.asked))),
         )
 
     def _suspect(self, accusation: Accusation) -> Suspect:

@@ -366,8 +366,8 @@ class NobodyAnswered:
 
 @dataclass(frozen=True, slots=True)
 class Endless:
-    """All ranks but *absent* have entered *operation*, which does not end. *whole*: they are all its
-    ranks, not only all that are known."""
+    """All ranks but *absent* have entered *operation*, which does not end. *whole*: they are all
+    its ranks, not only all that are known."""
 
     operation: Entered
     whole: bool
@@ -494,9 +494,10 @@ class GoesOn:
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """What *ranks* don't tell. *seconds*: by how much their clocks are ahead."""
+    """What *ranks* don't tell. *seconds*: by how much their clocks differ."""
 
-    kind: Literal["stock", "records", "operations", "stacks", "heartbeat", "clock"]
+    kind: str
+    """A key of ``sentences.UNSEEN``."""
     ranks: Ranks
     seconds: float = 0.0
 

@@ -286,7 +286,7 @@ class Job:
         """For how many seconds the ranks have waited. None if no clock tells that sensibly."""
         age = None
         if wait.since_ns is not None and self.now.time > 0:
-            age = self.now.time - wait.since_ns / 1e9
+            age = self.now.time - wait.since_ns / 1e9 + self._ahead(wait)
             if not -1.0 <= age < 3.2e7:
                 age = None
         seen = self._seen_for(wait)
@@ -305,6 +305,16 @@ class Job:
                 own = ages[len(ages) // 2]
                 return own if age is None else min(age, own)
         return age
+
+    def _ahead(self, wait: Wait) -> float:
+        """By how much the clocks of the ranks that wait are ahead of this machine's: the middle."""
+        states = (self.now.states.get(rank) for rank in wait.waiting[:MAX_PAUSE_RANKS])
+        told = sorted(
+            state.clock_ahead_s
+            for state in states
+            if state is not None and state.clock_ahead_s is not None
+        )
+        return told[len(told) // 2] if told else 0.0
 
     def _seen_for(self, wait: Wait) -> float:
         """For how many seconds each round has seen a rank in this wait, and no other one."""
