@@ -286,8 +286,10 @@ class Job:
         """For how many seconds the ranks have waited. None if no clock tells that sensibly."""
         age = None
         if wait.since_ns is not None and self.now.time > 0:
-            age = self.now.time - wait.since_ns / 1e9 + self._ahead(wait)
-            if not -1.0 <= age < 3.2e7:
+            ahead = self._ahead(wait)
+            age = self.now.time - wait.since_ns / 1e9 + ahead
+            # A clock that differs is known to whole seconds, and by an answer that took its time.
+            if not (-5.0 if ahead else -1.0) <= age < 3.2e7:
                 age = None
         seen = self._seen_for(wait)
         if seen > 0:  # by this machine's clock alone, whatever the workers' clocks say
