@@ -297,11 +297,7 @@ class Job:
         if self.before is None:
             # With one look only this machine's clock would decide, so ask the workers' clocks too.
             ages = sorted(
-                age
-                for rank in wait.waiting
-                if (state := self.now.states.get(rank)) is not None
-                and state.health is not None
-                and (age := state.health.step_age_s) is not None
+                told for rank in wait.waiting if (told := self.step_age(rank)) is not None
             )
             if ages:
                 own = ages[len(ages) // 2]
