@@ -34,8 +34,8 @@ def mismatches(analysis: Analysis) -> list[tuple[str, int, str, tuple[int, ...]]
 
 # --- recordings ---------------------------------------------------------------------------------
 
-#: Of each scene: who waits where for whom, and what differs. The torch variants have no summary, so
-#: the members of a group are only those that have issued something.
+#: For each scene: which ranks wait for which ranks, where, and what differs. torch's workers give
+#: no summary. So the known members of a group are the ranks that have issued an operation.
 FOUND: dict[str, tuple[list[Any], list[Any]]] = {
     "asleep": ([("default_pg", "all_reduce #6", (0, 1, 3), (2,))], []),
     "crossed": (

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from workerserver.cli.console import Output
 from workerserver.cli.job_command import (
     add_backends,
     add_rounds,
+    by_job,
     cost,
-    find,
+    find_some,
     job_parser,
     look,
+    nobody,
+    of_jobs,
     show_gone,
-    world_size,
+    show_job,
     write_json,
 )
 from workerserver.cluster.ask.rounds import Part, Round
@@ -35,33 +38,42 @@ MAX_ROWS = 20
 
 def main(argv: Sequence[str]) -> int:
     """Exit status 0: nothing differs or hangs, 1: something does, or a rank's recorder could not be
-    read, 2: no recorder has an entry."""
+    read, 2: no recorder has an entry, 3: no job."""
     parser = job_parser(
         "fr",
         "Show the flight recorders of all ranks together. For each process group: the last issued "
         "and the last retired operation of each rank, which ranks wait for which ranks, and which "
         "operations differ. "
         "Exit status: 0 nothing hangs or differs, 1 something does, or a rank could not be read, "
-        "2 no recorder has an entry.",
+        "2 no recorder has an entry, 3 no job.",
     )
     add_rounds(parser, 1)
     add_backends(parser)
     parser.add_argument("--all", action="store_true", help="show every process group and position")
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
-    workers = find(options)
-    rounds = look(options, workers, ASKED)
-    fields = report(rounds, world_size(options, workers))
+    found = find_some(options)
+    rounds = look(options, found.workers, ASKED)
+    views = by_job(options, found, rounds)
+    parts = [report(view.rounds, view.world_size, view.elsewhere) for view in views]
     if options.json:
-        write_json(sys.stdout, fields)
+        write_json(sys.stdout, of_jobs(views, parts))
     else:
-        render(fields, Output(sys.stdout), everything=options.all)
-    return _status(fields)
+        out = Output(sys.stdout)
+        for view, fields in zip(views, parts, strict=True):
+            show_job(view, len(views), out)
+            render(fields, out, everything=options.all)
+    if all(nobody(view.rounds[-1].states) for view in views):
+        return 3
+    # Something hangs, or all recorders tell that nothing does.
+    return min(map(_status, parts), key=(1, 2, 0).index)
 
 
-def report(rounds: Sequence[Round], size: int | None = None) -> dict[str, Any]:
+def report(
+    rounds: Sequence[Round], size: int | None = None, elsewhere: Collection[int] = ()
+) -> dict[str, Any]:
     """The JSON form of the part of a verdict that needs no stacks."""
-    fields = verdict_dict(diagnose(rounds, size, ASKED))
+    fields = verdict_dict(diagnose(rounds, size, elsewhere, ASKED))
     parts = ("ranks", "responded", "unreachable", "process_groups", "not_looked_at", "problems")
     failures = [
         f"{'worker ' + state.worker.address if state.rank is None else f'rank {state.rank}'}: "

@@ -49,9 +49,11 @@ def _mode(answer: Answer) -> str | None:
 @dataclass(slots=True)
 class Memory:
     """One copy of what is equal on many ranks or in many rounds: stacks by digest and mode, each
-    worker's last summary, and which handlers of recorders a worker has."""
+    worker's last summary, and which handlers of recorders a worker has. *telling*: the stacks of
+    which each rank knows more for itself."""
 
     threads: dict[tuple[str, str | None], tuple[Thread, ...]] = field(default_factory=dict)
+    telling: set[tuple[str, str | None]] = field(default_factory=set)
     summaries: dict[Worker, Mapping[str, Any]] = field(default_factory=dict)
     recorders: dict[Worker, frozenset[str]] = field(default_factory=dict)
     backends: Sequence[str] = ()
@@ -82,7 +84,7 @@ STACKS = Question.handler(
     "dump_traceback",
     "format=json",
     limit=MAX_STACKS_BYTES,
-    parse=lambda a: tuple(stacks.parse_json(a.body)),
+    parse=lambda a: stacks.read_json(a.body),
 )
 TEXT = Question.handler("dump_traceback", limit=MAX_STACKS_BYTES, parse=_text)
 SUMMARY = Question.handler("fr_summary", limit=1 << 20, parse=lambda a: bodies.json_object(a.body))
@@ -99,5 +101,5 @@ def trace(target: str) -> Question:
 #: The recorders with handlers of their own.
 TRACES = {
     GLOO: trace("fr_trace_json"),
-    NCCL: trace("dump_nccl_trace_json?includecollectives=true&onlyactive=true"),
+    NCCL: trace("dump_nccl_trace_json?includecollectives=true"),
 }

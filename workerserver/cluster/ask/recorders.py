@@ -66,7 +66,7 @@ async def _recorders(visit: Visit, memory: Memory) -> frozenset[str] | None:
 
 
 async def ask_for_traces(visit: Visit, state: RankState, backends: Iterable[str]) -> None:
-    """Fill in ``flight`` and ``more_flights``. An empty trace is kept only if all are empty."""
+    """Fill in ``flight`` and ``more_flights``. An empty trace is kept only if all traces are."""
     failed: Failed | None = None
     for backend in list(backends)[:MAX_RECORDERS]:
         try:

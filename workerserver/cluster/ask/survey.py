@@ -75,6 +75,7 @@ async def _first_questions(
                 await _summary(visit, state, memory)
     finally:
         state.bytes_received = visit.received
+        state.peer_pid = visit.peer_pid
     if state.kind == "torch" and state.failures and not state.digest and not state.flight:
         state.kind = "unknown"
     return state

@@ -41,11 +41,12 @@ MAX_PROCESS_GROUPS = 100
 def diagnose(
     rounds: Sequence[RoundLike],
     world_size: int | None = None,
+    elsewhere: Collection[int] = (),
     asked: Collection[Part] = EVERYTHING,
 ) -> Verdict:
-    """The verdict on the last of *rounds*; the rounds before tell what moves. *asked*: what the
-    ranks were asked for."""
-    return _Diagnosis(Job(rounds, world_size), asked).verdict()
+    """The verdict on the last of *rounds*; the rounds before tell what moves. *elsewhere*: ranks
+    that nobody looked for, so nothing accuses them. *asked*: what the ranks were asked for."""
+    return _Diagnosis(Job(rounds, world_size, elsewhere), asked).verdict()
 
 
 class _Diagnosis:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from workerserver.cluster.judge import sentences
+from workerserver.cluster.judge.streams import Head, heads, is_queued
 from workerserver.cluster.judge.waits import Need, resolve
 from workerserver.cluster.read.flight_records import read
 from workerserver.cluster.read.recorder import GroupRecord, Key, Operation, RankRecord, Shared
@@ -52,7 +53,8 @@ class Group:
 @dataclass(frozen=True, slots=True, eq=False)
 class Wait:
     """*waiting* have entered an operation that has not ended. *absent* have not entered it;
-    *silent* are members whose recorder says nothing. Point-to-point: *seq* is None."""
+    *silent* are members whose recorder says nothing. *queued* have issued it behind another one
+    that has not ended. Point-to-point: *seq* is None."""
 
     group: Group
     seq: int | None
@@ -62,6 +64,7 @@ class Wait:
     silent: tuple[int, ...] = ()
     since_ns: int | None = None
     """When the ranks that wait issued it, by their own clocks: the middle one."""
+    queued: tuple[int, ...] = ()
     inferred: bool = False
     """The recorder tells no end: that it goes on follows from who has not entered it."""
 
@@ -105,7 +108,7 @@ class Analysis:
 
 
 def need(wait: Wait) -> Need:
-    return Need(wait.waiting, (*wait.absent, *wait.silent))
+    return Need(wait.waiting, (*wait.absent, *wait.queued, *wait.silent))
 
 
 def analyse(
@@ -126,8 +129,9 @@ def combine(records: Mapping[int, RankRecord], world_size: int | None = None) ->
     """As :func:`analyse`, from records that have been read."""
     problems = {rank: list(record.problems) for rank, record in sorted(records.items())}
     groups = _groups(records, world_size, problems)
-    waits = [wait for group in groups for wait in _waits(group, records)]
-    waits += [wait for group in groups for wait in _peer_waits(group, problems)]
+    first = heads(records)
+    waits = [wait for group in groups for wait in _waits(group, records, first)]
+    waits += [wait for group in groups for wait in _peer_waits(group, problems, first)]
     mismatches = [found for group in groups if (found := _mismatch(group)) is not None]
     blame = resolve([need(wait) for wait in waits])
     return Analysis(
@@ -228,13 +232,17 @@ def _split(
 # --- waits --------------------------------------------------------------------------------------
 
 
-def _waits(group: Group, records: Mapping[int, RankRecord]) -> list[Wait]:
+def _waits(
+    group: Group, records: Mapping[int, RankRecord], first_of: Mapping[int, Head]
+) -> list[Wait]:
     pending: dict[int, list[int]] = {}
+    queued: dict[int, list[int]] = {}
     last: dict[int, int] = {}
     for rank, record in group.records.items():
         first = record.first_pending
         if first is not None:
-            pending.setdefault(first.seq, []).append(rank)
+            later = is_queued(first_of.get(rank), group.key, first)
+            (queued if later else pending).setdefault(first.seq, []).append(rank)
         last[rank] = max(record.collectives, default=-1)
     # If an operation has ended, all ranks have issued it: an empty record then tells nothing.
     begun = any(record.last_retired is not None for record in group.records.values())
@@ -250,6 +258,7 @@ def _waits(group: Group, records: Mapping[int, RankRecord]) -> list[Wait]:
         waiting = tuple(sorted(pending[seq]))
         names = Counter(group.records[rank].collectives[seq][-1].op for rank in waiting)
         absent = [rank for rank in group.ranks if rank not in unknown and last.get(rank, -1) < seq]
+        behind = [rank for each, ranks in queued.items() if each <= seq for rank in ranks]
         waits.append(
             Wait(
                 group=group,
@@ -258,6 +267,7 @@ def _waits(group: Group, records: Mapping[int, RankRecord]) -> list[Wait]:
                 waiting=waiting,
                 absent=tuple(absent),
                 silent=tuple(silent),
+                queued=tuple(sorted({*behind} - {*absent, *unknown})),
                 since_ns=_middle(
                     created
                     for rank in waiting
@@ -309,10 +319,12 @@ def _middle(values: Iterable[int]) -> int | None:
     return ordered[len(ordered) // 2] if ordered else None
 
 
-def _peer_waits(group: Group, problems: dict[int, list[str]]) -> list[Wait]:
+def _peer_waits(
+    group: Group, problems: dict[int, list[str]], first_of: Mapping[int, Head]
+) -> list[Wait]:
     """Sends and receives whose peer has not posted its part. Only backends with NCCL's recorder
     record them: "nccl:send 0->1", with ranks within the group."""
-    posted: set[tuple[str, int, int]] = set()
+    posted: dict[tuple[str, int, int], bool] = {}  # whether it is behind another operation
     first: list[tuple[int, Operation, int, int]] = []
     for rank, record in sorted(group.records.items()):
         pending = [op for op in record.p2p if op.pending]
@@ -325,17 +337,20 @@ def _peer_waits(group: Group, problems: dict[int, list[str]]) -> list[Wait]:
                 continue
             source, target = group.ranks[op.source], group.ranks[op.target]
             word = "recv" if op.op.startswith("recv") else "send"
-            posted.add((word, source, target))
-            if op.p2p_seq == pending[0].p2p_seq:  # what comes later waits behind it
+            later = is_queued(first_of.get(rank), group.key, op)
+            posted.setdefault((word, source, target), later)
+            if op.p2p_seq == pending[0].p2p_seq and not later:
                 first.append((rank, op, source, target))
     waits = []
     for rank, op, source, target in first:
         receives = op.op.startswith("recv")
         peer, other = (source, "send") if receives else (target, "recv")
-        if peer == rank or (other, source, target) in posted:
+        behind = posted.get((other, source, target))
+        if peer == rank or behind is False:
             continue
         name = sentences.send_or_receive(receives, peer)
-        waits.append(Wait(group, None, name, (rank,), (peer,), (), op.created_ns))
+        absent, queued = ((peer,), ()) if behind is None else ((), (peer,))
+        waits.append(Wait(group, None, name, (rank,), absent, (), op.created_ns, queued))
     return waits
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
 from workerserver.cluster.failures import SILENT, UNKNOWN_WORKER, unusable
 from workerserver.cluster.judge.facts import NAMELESS, Entered, Gone
 from workerserver.cluster.judge.flight import Analysis, Group, Wait, combine
+from workerserver.cluster.judge.streams import issuer
 from workerserver.cluster.model import Frame, RankState, RoundLike, Thread, cores_used
 from workerserver.cluster.read import progress
-from workerserver.cluster.read.acting import acting, roots_of_waits, roots_of_work
+from workerserver.cluster.read.acting import (
+    Root,
+    acting,
+    root,
+    roots_of_waits,
+    roots_of_work,
+)
 from workerserver.cluster.read.blocked_on import UNKNOWN, Blocked, blocked_on
 from workerserver.cluster.read.flight_records import read
-from workerserver.cluster.read.recorder import GroupRecord, RankRecord, Shared
+from workerserver.cluster.read.recorder import WATCHED, GroupRecord, RankRecord, Shared
 from workerserver.cluster.read.summary import rank_of
 
 __all__ = ["Job", "RoundByRank"]
@@ -26,6 +34,8 @@ MAX_WORLD = 1 << 20
 STUCK_AFTER_SECONDS = 3.0
 #: Nor is a wait that isn't this many times as long as the pauses between operations have been.
 MIN_PAUSES = 3.0
+#: So many operations of a group tell how long a step takes.
+MIN_RHYTHM = 8
 #: Of so many ranks the pauses are measured.
 MAX_PAUSE_RANKS = 32
 #: A process that uses so much of a core computes.
@@ -104,7 +114,12 @@ def _rank(state: RankState) -> int | None:
 class Job:
     """The last round, and what changed since the one before it."""
 
-    def __init__(self, rounds: Sequence[RoundLike], world_size: int | None) -> None:
+    def __init__(
+        self,
+        rounds: Sequence[RoundLike],
+        world_size: int | None,
+        elsewhere: Collection[int] = (),
+    ) -> None:
         self.rounds = [RoundByRank.of(each) for each in rounds]
         self.now = self.rounds[-1] if self.rounds else RoundByRank(0.0)
         self.before = self.rounds[-2] if len(self.rounds) > 1 else None
@@ -123,17 +138,17 @@ class Job:
             {*known, *(rank for rank in self.now.states if rank >= NAMELESS)}
             | {rank for rank in self.now.gone if rank >= NAMELESS}
         )
-        nameless = sum(rank >= NAMELESS for rank in self.now.states)
+        self.elsewhere = frozenset(elsewhere)
         missing = [each for each in sorted(known) if each not in self.now.states]
         missing = [each for each in missing if each not in self.now.gone]
-        if len(missing) <= nameless:  # those are they, and which one is which nobody knows
-            self.expected = [each for each in self.expected if each not in missing]
-            missing = []
+        missing = self._without_nameless(missing)
         for rank in missing:
             self.now.gone[rank] = Gone(rank, UNKNOWN_WORKER.reason, UNKNOWN_WORKER.text)
         self.ranks = sorted(self.now.states)
         told: dict[int, Blocked] = {}  # by the identity of the threads, which ranks may share
         self.roots = roots_of_waits(state.threads for state in self.now.states.values())
+        if not self.roots:
+            self.roots = self._roots_of_operations()
         if not self.roots:
             self.roots = roots_of_work(
                 [state.threads for rank, state in self.now.states.items() if self.pending(rank)]
@@ -147,6 +162,39 @@ class Job:
         self._progress: dict[int, progress.Progress] = {}
         self._still: dict[int, bool | None] = {}
         self._entered: dict[int, Entered] = {}
+
+    def _roots_of_operations(self) -> tuple[Root, ...]:
+        """Where the threads began that issued the newest recorded operation of their rank, or the
+        oldest one that has not ended: work.wait() and item() leave no frame."""
+        found: Counter[Root] = Counter()
+        for rank, state in self.now.states.items():
+            record = self.now.of_rank(rank) if state.flight is not None else None
+            ident = issuer(record) if record is not None else None
+            thread = next((each for each in state.threads if each.ident == ident), None)
+            if ident is not None and thread is not None and (its := root(thread)) is not None:
+                found[its] += 1
+        return tuple(sorted(found, key=lambda each: (-found[each], each)))
+
+    def _without_nameless(self, missing: list[int]) -> list[int]:
+        """*missing* ranks, without those that may be workers whose rank nobody knows.
+
+        Those are they, and which one is which nobody knows. So of a few more missing ranks than
+        such workers none is named: each may be one of the workers. They stay nameless too.
+        """
+        nameless = [rank for rank in (*self.now.states, *self.now.gone) if rank >= NAMELESS]
+        if not nameless or not missing:
+            return missing
+        if len(nameless) == len(missing) == 1 and nameless[0] in self.now.gone:
+            # A rank that is missing, and an address that does not answer, are one thing.
+            gone = self.now.gone.pop(nameless[0])
+            self.now.gone[missing[0]] = replace(gone, rank=missing[0])
+            self.expected.remove(nameless[0])
+            return []
+        self.expected = [each for each in self.expected if each not in missing]
+        more = len(missing) - len(nameless)
+        first = max(nameless) + 1
+        self.expected += range(first, first + max(more, 0))
+        return list(range(first, first + max(more, 0)))
 
     @cached_property
     def analysis(self) -> Analysis:
@@ -284,14 +332,8 @@ class Job:
 
     def age(self, wait: Wait) -> float | None:
         """For how many seconds the ranks have waited. None if no clock tells that sensibly."""
-        age = None
-        if wait.since_ns is not None and self.now.time > 0:
-            ahead = self._ahead(wait)
-            age = self.now.time - wait.since_ns / 1e9 + ahead
-            # A clock that differs is known to whole seconds, and by an answer that took its time.
-            if not (-5.0 if ahead else -1.0) <= age < 3.2e7:
-                age = None
-        seen = self._seen_for(wait)
+        age = self.told_age(wait)
+        seen = self.seen_for(wait)
         if seen > 0:  # by this machine's clock alone, whatever the workers' clocks say
             age = max(age or 0.0, seen)
         if self.before is None:
@@ -314,7 +356,16 @@ class Job:
         )
         return told[len(told) // 2] if told else 0.0
 
-    def _seen_for(self, wait: Wait) -> float:
+    def told_age(self, wait: Wait) -> float | None:
+        """The same by the clocks of the ranks that wait alone."""
+        if wait.since_ns is None or self.now.time <= 0:
+            return None
+        ahead = self._ahead(wait)
+        age = self.now.time - wait.since_ns / 1e9 + ahead
+        # A clock that differs is known to whole seconds, and by an answer that took its time.
+        return age if (-5.0 if ahead else -1.0) <= age < 3.2e7 else None
+
+    def seen_for(self, wait: Wait) -> float:
         """For how many seconds each round has seen a rank in this wait, and no other one."""
         if wait.seq is None or not wait.waiting:
             return 0.0
@@ -365,6 +416,17 @@ class Job:
         )
         return (gaps[-2] if len(gaps) > 2 else gaps[-1]) if gaps else 0.0
 
+    @cached_property
+    def rhythm(self) -> float | None:
+        """The longest usual pause of any group, by the ranks that tell of enough operations."""
+        found = [
+            self.pause(rank, group)
+            for group in self.analysis.groups
+            for rank, record in group.records.items()
+            if len(record.collectives) >= MIN_RHYTHM
+        ]
+        return max(found, default=0.0) or None
+
     def hangs(self, wait: Wait) -> bool:
         """The wait has lasted too long, and has not changed since the round before."""
         if self.before is not None and wait.seq is not None:
@@ -403,6 +465,19 @@ class Job:
         if owed is None and holder is not None and state.mode == "nogil":
             return holder, None
         return None
+
+    def on_device(self, rank: int) -> bool:
+        """It has issued an operation of NCCL's, or the like, that has not ended."""
+        record = self.now.of_rank(rank)
+        if record is None:
+            return False
+        for group in record.groups.values():
+            first = group.first_pending
+            if first is not None and first.backend in WATCHED:
+                return True
+            if any(not each.done and each.backend in WATCHED for each in group.p2p):
+                return True
+        return False
 
     def pending(self, rank: int) -> bool:
         """It has issued an operation that has not ended, of those that are recorded."""

@@ -44,6 +44,10 @@ def _wait(ranks: Sequence[int]) -> str:
     return "waits" if len(ranks) == 1 else "wait"
 
 
+def _stand(ranks: Sequence[int]) -> str:
+    return "stands" if len(ranks) == 1 else "stand"
+
+
 # --- one sentence a reason ----------------------------------------------------------------------
 
 
@@ -64,7 +68,11 @@ def _mismatch(claim: facts.Issued, many: bool, names: Names) -> str:
     )
 
 
-def _order(claim: facts.Issued | facts.Crossed | facts.Meeting, many: bool, names: Names) -> str:
+def _order(
+    claim: facts.Issued | facts.Crossed | facts.Meeting | facts.Ring, many: bool, names: Names
+) -> str:
+    if isinstance(claim, facts.Ring):
+        return _p2p_cycle(claim, many, names)
     if isinstance(claim, facts.Issued):
         return f"{_mismatch(claim, many, names)}, in another order"
     verb = "wait" if many else "waits"
@@ -104,7 +112,8 @@ def _swallowed(claim: facts.Issued | facts.Absent, many: bool, names: Names) -> 
 
 def _behind(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> str:
     if isinstance(claim, facts.Apart):
-        crowd = f"{names(claim.crowd.ranks)} stand {_whereabouts(claim.crowd)}"
+        ranks = claim.crowd.ranks
+        crowd = f"{names(ranks)} {_stand(ranks)} {_whereabouts(claim.crowd)}"
         return f"{'seem' if many else 'seems'} to keep the others waiting: {crowd}"
     wait = claim.wait
     if not wait.numbered:
@@ -119,7 +128,7 @@ def _behind(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> str:
 def _whereabouts(crowd: Crowd) -> str:
     if crowd.together:
         return "together" if crowd.location is None else f"together in {at(crowd.location)}"
-    return "in collectives" if crowd.call is None else f"in {crowd.call}"
+    return "in calls that need other ranks" if crowd.call is None else f"in {crowd.call}"
 
 
 def _gil_held(claim: facts.Absent | facts.Apart | facts.KeepsGil, many: bool, names: Names) -> str:
@@ -313,7 +322,7 @@ def _unproven(fact: facts.Unproven, names: Names) -> str:
     many = len(fact.ranks) > 1
     have = "have" if many else "has"
     if fact.wait is None:
-        start = f"{names(fact.ranks)} {'stand' if many else 'stands'} apart from the others"
+        start = f"{names(fact.ranks)} {_stand(fact.ranks)} apart from the others"
     elif not fact.wait.numbered:
         who = fact.wait.ranks
         start = f"{names(who)} {_wait(who)} in {_in(fact.wait)}{_for(fact.wait)}"
@@ -337,6 +346,7 @@ HINDRANCES: Mapping[facts.Hindrance, tuple[str, str]] = {
     "changes": ("moves, and may only be slow", "move, and may only be slow"),
     "computes": ("computes or writes, and may only be slow", "compute or write, and may be slow"),
     "early": ("takes no longer than usual so far", "take no longer than usual so far"),
+    "late": ("pauses, and may only be late", "pause, and may only be late"),
     "waits": (
         "may itself wait for another rank, in what no recorder holds",
         "may themselves wait for other ranks, in what no recorder holds",
@@ -348,8 +358,7 @@ HINDRANCES: Mapping[facts.Hindrance, tuple[str, str]] = {
 
 def _standing(fact: facts.Standing, names: Names) -> str:
     places = "; ".join(
-        f"{names(ranks)} {'stand' if len(ranks) > 1 else 'stands'} {_spot(call, frame)}"
-        for ranks, call, frame in fact.places
+        f"{names(ranks)} {_stand(ranks)} {_spot(call, frame)}" for ranks, call, frame in fact.places
     )
     return f"nothing has moved for {fact.seconds:.0f} s: {places}"
 
@@ -448,6 +457,8 @@ ENDED: Mapping[bool | None, str] = {
 }
 #: What ranks don't tell.
 UNSEEN: Mapping[str, str] = {
+    "elsewhere": "nobody looked for them here: name their hosts too (--store, --hosts, ...)",
+    "inferred": "the rank is inferred: the worker does not tell it",
     "stock": "torch's own server: no heartbeat, no holder of the GIL, nothing of the kernel",
     "handlers": "this torch has no handler for flight recorders (torch has one from 2.10 on)",
     "unread": "the flight recorders could not be read",

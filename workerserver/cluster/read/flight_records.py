@@ -14,6 +14,7 @@ Each counts the operations of its backend, and numbers the groups in its own way
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from workerserver.cluster.read.recorder import (
@@ -33,6 +34,8 @@ from workerserver.cluster.read.summary import read_groups
 
 __all__ = ["read"]
 
+#: What closes a batch of operations.
+COALESCED = "coalesced"
 #: Of one trace. torch's ring holds 2,000 operations by default.
 MAX_ENTRIES = 20_000
 
@@ -117,6 +120,7 @@ def _identity(operation: Operation, record: int) -> tuple[bool, int, int, str, i
 def _fill(group: GroupRecord, operations: Iterable[Operation], cut: int | None) -> None:
     """Sort *operations* into *group*. *cut*: the sequence number at which the recorder may have
     lost some of them."""
+    operations = _closed(list(operations))
     ordered = sorted(operations, key=lambda each: (each.seq, each.record, each.p2p_seq, each.op))
     collectives: dict[int, list[Operation]] = {}
     for operation in ordered:
@@ -130,6 +134,21 @@ def _fill(group: GroupRecord, operations: Iterable[Operation], cut: int | None) 
     if cut is not None:
         partial.add(cut)
     group.partial = frozenset(partial)
+
+
+def _closed(operations: list[Operation]) -> list[Operation]:
+    """NCCL's recorder never hears that a part of a batch has ended: what closes the batch tells."""
+    ended = {
+        (each.p2p, each.seq, each.p2p_seq)
+        for each in operations
+        if each.done and each.op == COALESCED
+    }
+    if not ended:
+        return operations
+    return [
+        replace(each, done=True) if (each.p2p, each.seq, each.p2p_seq) in ended else each
+        for each in operations
+    ]
 
 
 # --- fr_trace_json ------------------------------------------------------------------------------

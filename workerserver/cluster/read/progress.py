@@ -304,8 +304,10 @@ def too_early(state: RankState) -> str | None:
 
 
 def usual_step(health: Health | None) -> float | None:
-    """Seconds that a step of this rank has taken on average, with all that came before the first
-    one; None where that can't be told."""
+    """Seconds that a step of this rank usually takes. If the worker doesn't know: on average, with
+    all that came before the first one. None where that can't be told."""
+    if health is not None and health.step_median_s is not None:
+        return health.step_median_s
     if health is None or health.uptime_s is None or health.step_age_s is None:
         return None
     if health.step is None or health.step < MIN_STEPS:

@@ -111,6 +111,8 @@ class Operation:
     created_ns: int | None = None
     record: int = -1
     """Its place in the recorder; -1 from a summary, which has only a few of the operations."""
+    thread: int | None = None
+    """The thread that issued it, by its ident; None where that isn't told, as in a summary."""
 
     @property
     def name(self) -> str:
@@ -285,6 +287,7 @@ def operation_of(
         state=state,
         created_ns=integer(created) or None,
         record=-1 if number is None else number,
+        thread=ident if (ident := _counter(facts.get("thread_id"))) > 0 else None,
     )
 
 

@@ -18,6 +18,12 @@ def unseen(job: Job, asked: Collection[Part]) -> Iterator[Unseen]:
     """One fact for each kind, with its ranks. *asked*: what the ranks were asked for."""
     states = {rank: job.now.states[rank] for rank in job.ranks}
     stock = [rank for rank, state in states.items() if state.kind == "torch"]
+    elsewhere = [rank for rank in sorted(job.elsewhere) if rank in job.now.gone]
+    inferred = [rank for rank, state in states.items() if state.inferred]
+    if elsewhere:
+        yield Unseen("elsewhere", elsewhere)
+    if inferred:
+        yield Unseen("inferred", inferred)
     if stock:
         yield Unseen("stock", stock)
     if "flight" in asked:
