@@ -37,7 +37,7 @@ def workerserver(*words: str, **more: str) -> Said:
         env=environment(**more),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     value: object = done.stdout.splitlines()
@@ -47,9 +47,9 @@ def workerserver(*words: str, **more: str) -> Said:
 
 
 def until(status: int, *words: str) -> Said:
-    """What the command says once it ends with *status*: a hang has to be old enough. After a
-    minute, what it says then."""
-    give_up = time.monotonic() + 60
+    """What the command says once it ends with *status*: a hang has to be old enough. After two
+    minutes, what it says then."""
+    give_up = time.monotonic() + 120
     while True:
         said = workerserver(*words)
         if said["status"] == status or time.monotonic() > give_up:
@@ -98,7 +98,7 @@ def begun(folder: Path, ranks: int, restart: int = 0) -> list[int]:
         return all(each.exists() and each.read_text() for each in files)
 
     try:
-        wait_until(all_there, 90)
+        wait_until(all_there, 300)
     except AssertionError:
         print((folder / "log").read_text(errors="replace"), file=sys.stderr)
         raise
