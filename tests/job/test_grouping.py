@@ -190,7 +190,7 @@ def test_nobody_listens() -> None:
 
 def test_ranks_that_nobody_looked_for() -> None:
     """The ranks of another host are no suspects; those of this host are looked for."""
-    told = {"world_size": 4, "local_world_size": 2}
+    told: Any = {"world_size": 4, "local_world_size": 2}
     (view,) = views(living(0, local_rank=0, **told), living(1, local_rank=1, **told))
     assert view.elsewhere == {2, 3}
     verdict = diagnose(view.rounds, view.world_size, view.elsewhere)

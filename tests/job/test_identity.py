@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.lifecycle import ask, environment
@@ -102,7 +103,8 @@ EVIL = 'a"b\\c\x1b[2J\n\x00é\U0001f600\ud800'
 
 @pytest.mark.parametrize("text", ["x" * 500, EVIL * 20, '"' * 500, "\x00" * 500, "é" * 500])
 def test_texts_are_escaped_and_bounded(text: str) -> None:
-    identity = Identity(text, text, text, *[2**62] * 6, text, 1e11)  # type: ignore[arg-type]
+    numbers: Any = [2**62] * 6
+    identity = Identity(text, text, text, *numbers, text, 1e11)
     data = text_fields(identity)
     assert data.isascii()
     assert len(data) <= 768
