@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "server": {"handlers", "http", "job", "native", "process", "types"},
     "control_plane": {"collector", "job", "process", "registration", "server"},
     "loadgen": {"process"},
-    # The operator's side. Its base are five modules; "cluster" itself has only lazy names.
+    # The operator's side. Five modules are its base. "cluster" itself has only lazy names.
     "cluster": {"process"},
     "cluster.errors": set(),
     "cluster.model": set(),

@@ -163,6 +163,7 @@ class WorkerServer:
                 self._pool,
                 is_unix=self._unix,
                 limits=limits.within_descriptors(),
+                thread=self._thread,
             )
             self._thread.run(self._listen(), START_SECONDS)
         except BaseException:
@@ -281,6 +282,9 @@ class WorkerServer:
             self._listener.remove()
         give_up = time.monotonic() + timeout
         self._pool.close()
+        if not self._thread.canary.alive:
+            self._leave()
+            return
         closing = self._thread.submit(self._close(min(GRACE_SECONDS, timeout / 4)))
         if threading.current_thread() is self._thread.thread or self._pool.inside():
             # Called by a handler, and _close() waits for that handler's own reply.
@@ -300,6 +304,17 @@ class WorkerServer:
                 self._socket.shutdown(socket.SHUT_RDWR)
         if not ended:
             logger.warning("a handler keeps the server's loop busy: leaving its thread behind")
+
+    def _leave(self) -> None:
+        """Something has closed the process's descriptors. Their numbers are others' by now, so
+        nothing that has one is closed, and the loop's thread, if it sleeps, is not woken."""
+        self._thread.canary.report()
+        self._thread.abandon()
+        self._immortalise()
+        immortalise(self._thread)
+        immortalise(self._thread.loop)
+        self._socket.detach()
+        _live.discard(self)
 
     async def _close(self, grace: float) -> None:
         """On the loop: accept no more, and wait up to *grace* seconds for replies under way."""
@@ -334,18 +349,16 @@ class WorkerServer:
         they must neither run nor be destroyed.
         """
         connections: list[WorkerProtocol] = list(self.state.connections)
-        for thing in (
-            self,
-            self._asyncio_server,
-            self._native,
-            self.state,
-            self._socket,
-            *connections,
-        ):
-            immortalise(thing)
+        self._immortalise()
         self._lock = threading.RLock()
         self._closed = True
+        try:
+            ours = self._socket.getsockname() == self._bound
+        except OSError:
+            ours = False  # closed, perhaps with everything else (see canary.py)
         listener = self._socket.detach()
+        if not ours:
+            return
         # The native thread's descriptors are closed already, by pthread_atfork().
         mine = [] if self._native and not self._taken_back else [listener]
         if self._native is None:
@@ -354,6 +367,18 @@ class WorkerServer:
             if fd >= 0:
                 with contextlib.suppress(OSError):
                     os.close(fd)
+
+    def _immortalise(self) -> None:
+        """Keep everything that would close a descriptor when it is freed."""
+        for thing in (
+            self,
+            self._asyncio_server,
+            self._native,
+            self.state,
+            self._socket,
+            *self.state.connections,
+        ):
+            immortalise(thing)
 
 
 def _choose_transport(asked: str | None) -> Transport:

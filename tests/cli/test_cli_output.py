@@ -63,7 +63,7 @@ def test_the_status_stays(name: str, targets: str) -> None:
     for behind in (">&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/null 2>/dev/full"):
         done = shell(words, behind)
         assert (done.returncode, done.stdout) == (usual.returncode, "")
-    # A pipe whose reader has gone.
+    # A pipe without a reader.
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as pipe:
@@ -153,7 +153,7 @@ def test_top_ends_with_its_reader(targets: str) -> None:
 
 def test_profile_says_what_is_full(serve: Serve, registry: Registry, folder: Path) -> None:
     registry.unregister("torch_profile")
-    # torch's own handler of that name is there if an earlier test has imported torch.
+    # If an earlier test has imported torch, torch has a handler of that name.
     traces = {"traceEvents": ["x"] * 10_000}
     registry.register("torch_profile", lambda duration: traces, shadow=True)
     path = str(serve("unix").address)

@@ -144,7 +144,7 @@ def test_another_user_was_first(tempdir: Path, kind: str) -> None:
     else:
         usual.touch()
     os.chown(usual, NOBODY, NOBODY)
-    for name in ("x", "0"):  # nor does that user choose the folder that is made instead
+    for name in ("x", "0"):  # and that user can't choose the folder that is made instead
         stranger = Path(f"{usual}-{name}")
         stranger.mkdir()
         os.chown(stranger, NOBODY, NOBODY)

@@ -64,7 +64,17 @@ def case_of(played: Played) -> str:
 def _reasons(played: Played, rank: int) -> frozenset[str]:
     """What may be said of a guilty rank. A stock worker tells nothing of its kernel and its GIL."""
     found = REASONS[played.truth.reasons[rank]]
+    if not played.job.ranks[rank].served:
+        return found | {"unreachable"}
     return found | {"behind", "unreachable"} if played.job.ranks[rank].stock else found
+
+
+def _evidence(played: Played) -> str:
+    """What can be seen of the job. A full recorder without the hang counts as none."""
+    told = played.job.evidence
+    if played.job.world == 1:
+        return f"one process, {told}"
+    return told if played.truth.recorded else told.replace(", recorders", ", recorders without it")
 
 
 def violations(played: Played, verdict: VerdictLike) -> Iterator[Violation]:
@@ -81,10 +91,10 @@ def violations(played: Played, verdict: VerdictLike) -> Iterator[Violation]:
                 yield Violation("late and standing still, accused", case, seed, said)
             else:
                 yield Violation("healthy, and accused", case, seed, said)
+        elif not job.ranks[rank].served and suspect.reason == "unreachable":
+            continue  # it could as well have ended: test_twins
         elif rank not in truth.allowed:
             kind = "a victim accused" if rank in truth.stuck else "one that goes on accused"
-            if not job.ranks[rank].served:
-                kind = "a victim without a server accused"
             yield Violation(kind, case, seed, said)
         elif rank in truth.guilty and suspect.reason not in _reasons(played, rank):
             yield Violation("right rank, wrong reason", case, seed, said)
@@ -117,7 +127,7 @@ class Tally:
                 seen.append(violation)
         outcome = self._outcome(played, verdict, found)
         true = self._true(played)
-        self.shares.setdefault((true, played.job.evidence), Counter())[outcome] += 1
+        self.shares.setdefault((true, _evidence(played)), Counter())[outcome] += 1
         self.cases.setdefault((true, case_of(played)), Counter())[outcome] += 1
 
     @staticmethod

@@ -16,7 +16,7 @@ import pytest
 from support.waiting import wait_until
 from workerserver.stacks._stacks import Snapshot, ThreadStack, kernel_state
 
-#: For tests whose subject changes under line tracing: coverage can't take every name, and traces
+#: For tests whose subject changes under line tracing. Coverage can't take every name, and it traces
 #: compiled calls.
 untraced = pytest.mark.skipif(
     os.environ.get("WORKERSERVER_COVERAGE") == "1", reason="line tracing changes what is looked at"

@@ -18,9 +18,13 @@ __all__ = [
     "Failure",
     "Frame",
     "Health",
+    "Hold",
+    "Own",
     "RankState",
     "RoundLike",
     "Thread",
+    "WaitKind",
+    "WaitsFor",
     "Worker",
     "cores_used",
 ]
@@ -98,13 +102,76 @@ class Frame(NamedTuple):
     function: str
 
 
+WaitKind = Literal[
+    "lock",
+    "rlock",
+    "condition",
+    "event",
+    "semaphore",
+    "barrier",
+    "thread",
+    "process",
+    "queue",
+    "future",
+    "gil",
+    "import_lock",
+    "store",
+    "operation",
+    "rendezvous",
+    "file_lock",
+    "descriptor",
+    "mutex",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class WaitsFor:
+    """What a thread waits for, as its worker tells it (docs/protocol.md); None: not known.
+
+    *frame*: the number of the thread's frame that tells it. *item*: the address of the lock or the
+    like. *holder*: the native id of the thread that surely holds it. *joined*: that of the thread
+    that is joined. *pid*: the process that is waited for, or that holds the file lock. *op*: the
+    operation of torch.distributed, with *peer*, the rank on the other side, and *group*, the name
+    of its process group for people.
+    """
+
+    kind: WaitKind
+    source: str | None = None
+    frame: int | None = None
+    item: str | None = None
+    holder: int | None = None
+    joined: int | None = None
+    name: str | None = None
+    pid: int | None = None
+    op: str | None = None
+    peer: int | None = None
+    group: str | None = None
+    ranks: tuple[int, ...] = ()
+    tag: int | None = None
+    keys: tuple[str, ...] = ()
+    path: str | None = None
+    target: str | None = None
+    descriptor: int | None = None
+    syscall: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A lock that a thread surely holds. *frame*: the number of the frame that took it."""
+
+    kind: str
+    item: str
+    frame: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Thread:
     """One Python thread. *frames* are newest first. *holds_gil*: the thread held the GIL when its
     stack was read.
 
     From a worker that only gives text, *name*, *state* and *wchan* are None, and *main* is a guess:
-    the oldest frame is a module's.
+    the oldest frame is a module's. *waits*, *holds* and *switches* (how often the kernel has
+    stopped running it) are facts of one process: a rank whose stacks are another rank's has none.
     """
 
     frames: tuple[Frame, ...]
@@ -117,6 +184,19 @@ class Thread:
     holds_gil: bool = False
     truncated: bool = False
     unstable: bool = False
+    waits: WaitsFor | None = None
+    holds: tuple[Hold, ...] = ()
+    switches: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What a rank's own dump tells beside its stacks. *mode*: how it was taken. *namespace*: the
+    one of its process ids, a number that means something only on its host."""
+
+    mode: str | None = None
+    pid: int | None = None
+    namespace: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +216,7 @@ class Health:
     gil_unavailable_s: float | None = None
     cpu_s: float | None = None
     rss_bytes: int | None = None
+    step_median_s: float | None = None
     job: str | None = None
     job_from: str | None = None
     agent: str | None = None
@@ -178,9 +259,16 @@ class RankState:
     mode: str | None = None
     """How the stacks were taken: gil, nogil, kernel; None from a stock torch worker."""
     threads: Sequence[Thread] = ()
+    own: Own | None = None
+    """*threads* are the rank's own, of this round. Else they may be those of another rank, or of
+    another round, with the same stacks."""
     flight_summary: Mapping[str, Any] | None = None
     flight: Mapping[str, Any] | None = None
-    """``fr_trace_json``, parsed."""
+    """``fr_trace_json``, parsed: of the first recorder that was asked for."""
+    more_flights: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The same of the process's other recorders, by backend."""
+    recorders: frozenset[str] | None = None
+    """Which handlers of recorders the worker has; None if it was not asked."""
     failures: dict[str, Failure] = field(default_factory=dict)
     responded: bool = False
     bytes_received: int = 0
@@ -188,6 +276,12 @@ class RankState:
     """From what the rank was inferred, if nobody told it."""
     peer_pid: int | None = None
     """Who listens on its Unix socket, as the kernel tells it."""
+
+    @property
+    def recorded(self) -> bool:
+        """Some recorder has answered."""
+        answers = (self.flight, self.flight_summary)
+        return bool(self.more_flights) or any(each is not None for each in answers)
 
 
 class RoundLike(Protocol):

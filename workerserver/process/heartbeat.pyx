@@ -27,18 +27,25 @@ cdef extern from *:
         int64_t stamp; /* ns; 0: no step yet */
     } ws_beat;
 
-    /* Beat n lies in slot n % 2, so the last one stays whole while the next is written. */
+    /* Beat n lies in slot n % WS_SLOTS, so the last ones stay whole while the next is written.
+     * steps.pyx gives the last half of them: a reader that is overtaken still has room. */
+    enum { WS_SLOTS = 2048 };
     static struct {
         int64_t count;
-        ws_beat slots[2];
+        ws_beat slots[WS_SLOTS] __attribute__((aligned(64)));
     } ws_pulse __attribute__((aligned(64)));
+
+    static inline ws_beat *ws_slot(int64_t beat)
+    {
+        return &ws_pulse.slots[beat & (WS_SLOTS - 1)];
+    }
 
     /* One writer at a time: the thread that holds the GIL. Each store is a release. So a reader
      * that sees a value of beat n also sees that beat n - 1 was counted. */
     static inline void ws_beat_write(int64_t step, int64_t stamp)
     {
         int64_t count = __atomic_load_n(&ws_pulse.count, __ATOMIC_RELAXED) + 1;
-        ws_beat *slot = &ws_pulse.slots[count & 1];
+        ws_beat *slot = ws_slot(count);
         __atomic_store_n(&slot->step, step, __ATOMIC_RELEASE);
         __atomic_store_n(&slot->stamp, stamp, __ATOMIC_RELEASE);
         __atomic_store_n(&ws_pulse.count, count, __ATOMIC_RELEASE);
@@ -52,10 +59,30 @@ cdef extern from *:
         int tries = 100;
         do {
             count = __atomic_load_n(&ws_pulse.count, __ATOMIC_ACQUIRE);
-            ws_beat *slot = &ws_pulse.slots[count & 1];
+            ws_beat *slot = ws_slot(count);
             beat.step = __atomic_load_n(&slot->step, __ATOMIC_ACQUIRE);
             beat.stamp = __atomic_load_n(&slot->stamp, __ATOMIC_ACQUIRE);
         } while (count != __atomic_load_n(&ws_pulse.count, __ATOMIC_RELAXED) && --tries);
+        return beat;
+    }
+
+    static inline int64_t ws_beat_count(void)
+    {
+        return __atomic_load_n(&ws_pulse.count, __ATOMIC_ACQUIRE);
+    }
+
+    /* Beat *number*, one of the last WS_SLOTS - 1; its stamp is 0 if there is no such beat (any
+     * more). The beat that is being written now may lie in the slot of the oldest one. */
+    static inline ws_beat ws_beat_at(int64_t number)
+    {
+        ws_beat beat = {0, 0};
+        if (number <= 0)
+            return beat;
+        ws_beat *slot = ws_slot(number);
+        beat.step = __atomic_load_n(&slot->step, __ATOMIC_ACQUIRE);
+        beat.stamp = __atomic_load_n(&slot->stamp, __ATOMIC_ACQUIRE);
+        if (__atomic_load_n(&ws_pulse.count, __ATOMIC_RELAXED) - number >= WS_SLOTS - 1)
+            beat.stamp = 0;
         return beat;
     }
 
@@ -128,6 +155,8 @@ cdef extern from *:
         int64_t stamp
     void ws_beat_write(int64_t step, int64_t stamp) noexcept nogil
     ws_beat ws_beat_read() noexcept nogil
+    int64_t ws_beat_count() noexcept nogil
+    ws_beat ws_beat_at(int64_t number) noexcept nogil
 
     cdef struct ws_watch_fields:
         int64_t on
@@ -171,6 +200,11 @@ as an integer; on a GPU, reading it waits for the GPU.
     else:
         value = PyNumber_Index(step)  # C conversion alone would take floats
     ws_beat_write(value, monotonic_coarse_ns())
+
+
+cpdef void beat_at(int64_t step, int64_t now_ns) noexcept nogil:
+    """heartbeat(*step*) at the time *now_ns* of monotonic_ns()."""
+    ws_beat_write(step, now_ns)
 
 
 def last_heartbeat():
@@ -247,6 +281,7 @@ def set_identity(bytes fields):
 def reset():
     """Forget everything: a forked child has made no step of its own, and nobody watches it."""
     ws_beat_write(-1, 0)
+    forget_median()
     watch_switch(False)
     ws_store(&ws_watch.last, -1)
     ws_store(&ws_watch.longest, -1)
@@ -401,6 +436,8 @@ cdef Py_ssize_t health_body(
     nanoseconds(&text, process_cpu_ns())
     word(&text, b',"rss_bytes":')
     bytes_or_null(&text, ws_resident_bytes())
+    word(&text, b',"step_median_s":')
+    nanoseconds(&text, step_median_ns())
     put(&text, identity, ws_identity_read(identity))
     word(&text, b"}")
     status[0] = 503 if stalled else 200

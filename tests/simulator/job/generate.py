@@ -60,7 +60,7 @@ def generate(seed: int) -> Job:
     draft.epochs = [[] for _ in range(world)]
     draft.extras = [[] for _ in range(world)]
     draft.starts = [[] for _ in range(world)]
-    draft.warm = 1 + int(draw() * 8)
+    draft.warm = 1 + int(16 * draw() ** 1.5)
     _see(draft)
     STEPS[layout](draft)
     _epoch(draft)
@@ -101,6 +101,9 @@ def _see(draft: Draft) -> None:
     elif odd < 0.08:
         for plan in job.ranks:
             plan.stride = 1 + plan.rank % 3
+    timing = draw() < 0.3
+    for plan in job.ranks:
+        plan.timing = timing
     kinds = {plan.stock for plan in job.ranks}
     rings = {plan.ring for plan in job.ranks}
     told = "some recorders" if len(rings) > 1 else "short rings" if 0 < ring < 2000 else "recorders"

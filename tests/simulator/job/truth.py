@@ -30,11 +30,12 @@ REASONS: dict[str, frozenset[str]] = {
 @dataclass(slots=True)
 class Truth:
     """*deadlocked*: some of the job's threads will never go on, and *stuck* are their ranks.
-    *settled*: that began longer before the first look than usual pauses last. *guilty*: the root
+    *settled*: that began longer before the first look than any pause lasts. *guilty*: the root
     cause. *allowed*: whom an accusation may name; more than the guilty only where what can be seen
     is the same from both sides. *moving*: ranks of which some acting thread goes on after all.
     *still*: late ranks that stand still meanwhile, as if for good. *victims*: stuck, and only
-    waiting."""
+    waiting. *recorded*: recorders hold operations of all kinds by which its ranks may wait for each
+    other."""
 
     deadlocked: bool
     settled: bool = False
@@ -45,6 +46,7 @@ class Truth:
     still: frozenset[int] = frozenset()
     reasons: dict[int, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = ()
+    recorded: bool = True
 
     @property
     def victims(self) -> frozenset[int]:
@@ -66,6 +68,7 @@ More = Callable[[Job, list[tuple[float, Any]]], bool]
 
 #: A command that looks again by itself does so for at most so many seconds in all.
 LOOKS_S = 10.0
+INTERVAL_S = 2.0
 
 
 def play(
@@ -93,8 +96,10 @@ def play(
     machine.run(second)
     looks.append((second, tell(machine, second) if tell else None))
     last = first + LOOKS_S
-    while more is not None and second < last and more(job, looks):
-        second = min(second + max(job.gap, 2.0), last)
+    while more is not None and more(job, looks):
+        second += INTERVAL_S
+        if second > last:
+            break
         machine.run(second)
         looks.append((second, tell(machine, second) if tell else None))
     if not lasting:
@@ -166,14 +171,27 @@ def _truth(job: Job, machine: Machine, first: float, recent: float) -> Truth:
             allowed |= _parties(machine, rank)
     return Truth(
         deadlocked=True,
-        settled=first - last >= max(3.5 * job.usual * 1.6, 5.0) and last <= first,
+        settled=job.look == "settled" and last <= first,
         guilty=guilty,
         allowed=frozenset(allowed),
         stuck=frozenset(stuck),
         moving=frozenset(moving - stuck.keys()),
         reasons={plant.rank: plant.reason for plant in plants},
         kinds=tuple(plant.kind for plant in plants),
+        recorded=all(_recorded(thread) for threads in stuck.values() for thread in threads)
+        and not (job.backend == "gloo" and job.layout in ("pipeline", "ring")),
     )
+
+
+def _recorded(thread: Thread) -> bool:
+    """gloo's recorder holds no point-to-point operation, and none holds what goes by the store."""
+    if thread.op is not None and thread.op.kind in ("store_wait", "flock"):
+        return False
+    for meeting in thread.wants:
+        gloo = any(entry.group.backend == "gloo" for entry in meeting.entries)
+        if meeting.what[0] in "mn" or (meeting.what[0] == "p" and gloo):
+            return False
+    return True
 
 
 # --- who waits for whom
@@ -184,7 +202,7 @@ def _head(thread: Thread) -> list[Meeting]:
     op = thread.op
     if op is None or thread.state != "blocked":
         return []
-    if op.kind == "sync":
+    if thread.in_stream:
         stream = thread.rank.stream
         return [entry.meeting for entry in stream[0] if entry.meeting] if stream else []
     return [meeting for meeting in thread.wants if meeting.done == inf]

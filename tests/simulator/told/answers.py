@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 from ..job.machine import Machine, Rank, Thread
@@ -119,7 +119,7 @@ def _spent(rank: Rank, now: float) -> tuple[float, float]:
         op = thread.op
         if op is None:
             continue
-        if op.kind == "sync" and thread.state == "blocked" and op.name != "event":
+        if thread.in_stream and op.name != "event":
             cpu += now - thread.since  # CUDA waits by spinning
         elif op.kind == "compute" and thread.state == "forever":
             cpu += now - thread.since
@@ -147,7 +147,25 @@ def _health(machine: Machine, rank: Rank, now: float) -> Json:
         "gil_unavailable_s": round(now - rank.frozen, 6) if rank.gil is not None else 0.0,
         "cpu_s": round(_spent(rank, now)[0] + 5.0, 6),
         "rss_bytes": 250_000_000,
+        "step_median_s": _median(rank),
     }
+
+
+#: As ``workerserver.heartbeat()`` times steps: by a clock that ticks so often, so many ticks at a
+#: time, but at most so many steps; and not before there are so many times.
+TICK_S, TICKS, STEPS_AT_ONCE, LEAST_TIMES = 0.004, 64, 64, 8
+
+
+def _median(rank: Rank) -> float | None:
+    beats = rank.beats
+    if len(beats) < LEAST_TIMES + 1 or beats[-1] == beats[0]:
+        return None
+    step = (beats[-1] - beats[0]) / (len(beats) - 1)
+    many = min(max(ceil(TICKS * TICK_S / step), 1), STEPS_AT_ONCE)
+    if len(beats) <= max(many, LEAST_TIMES):
+        return None
+    times = sorted((beats[n] - beats[n - many]) / many for n in range(many, len(beats), many))
+    return round(times[len(times) // 2] / rank.plan.stride, 6)
 
 
 # --- stacks

@@ -104,6 +104,7 @@ def health_of(fields: Mapping[str, Any]) -> Health:
         _seconds(fields, "gil_unavailable_s"),
         _seconds(fields, "cpu_s"),
         _integer(fields, "rss_bytes"),
+        _seconds(fields, "step_median_s"),
         _text(fields, "job"),
         _text(fields, "job_from"),
         _text(fields, "agent"),

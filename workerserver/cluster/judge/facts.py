@@ -253,11 +253,11 @@ class InCall:
 
 @dataclass(frozen=True, slots=True)
 class LastOperation:
-    """The last operation of *group* that it has issued."""
+    """The last operation of *group* that it has issued. *ended* is None if no recorder tells."""
 
     group: str
     operation: str
-    ended: bool
+    ended: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,11 +366,12 @@ class NobodyAnswered:
 
 @dataclass(frozen=True, slots=True)
 class Endless:
-    """All ranks have entered *operation*, which does not end. *whole*: they are all its ranks, not
-    only all that are known."""
+    """All ranks but *absent* have entered *operation*, which does not end. *whole*: these are all
+    ranks of the operation, not only all that are known."""
 
     operation: Entered
     whole: bool
+    absent: Ranks = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,11 +405,12 @@ class NoEvidence:
 
 
 Hindrance = Literal[
-    "moves", "changes", "computes", "writes", "early", "waits", "majority", "unseen"
+    "moves", "changes", "computes", "writes", "early", "late", "waits", "majority", "unseen"
 ]
 """Why a rank that has not come isn't accused. moves: it counts on. changes: its stack does. early:
-its step is no older than usual. waits: it may wait for another rank itself. majority: most ranks
-are where it is. unseen: where it is can't be told."""
+its step is no older than usual. late: it pauses, for no longer than a pause may last. waits: it
+may wait for another rank itself. majority: most ranks are where it is. unseen: where it is can't be
+told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,12 +11,19 @@ from itertools import pairwise
 from workerserver.cluster.failures import SILENT, UNKNOWN_WORKER, unusable
 from workerserver.cluster.judge.facts import NAMELESS, Entered, Gone
 from workerserver.cluster.judge.flight import Analysis, Group, Wait, combine
+from workerserver.cluster.judge.streams import issuer
 from workerserver.cluster.model import Frame, RankState, RoundLike, Thread, cores_used
 from workerserver.cluster.read import progress
-from workerserver.cluster.read.acting import acting, roots_of_waits, roots_of_work
+from workerserver.cluster.read.acting import (
+    Root,
+    acting,
+    root,
+    roots_of_waits,
+    roots_of_work,
+)
 from workerserver.cluster.read.blocked_on import UNKNOWN, Blocked, blocked_on
 from workerserver.cluster.read.flight_records import read
-from workerserver.cluster.read.recorder import GroupRecord, RankRecord, Shared
+from workerserver.cluster.read.recorder import WATCHED, GroupRecord, RankRecord, Shared
 from workerserver.cluster.read.summary import rank_of
 
 __all__ = ["Job", "RoundByRank"]
@@ -26,6 +34,8 @@ MAX_WORLD = 1 << 20
 STUCK_AFTER_SECONDS = 3.0
 #: Nor is a wait that isn't this many times as long as the pauses between operations have been.
 MIN_PAUSES = 3.0
+#: So many operations of a group tell how long a step takes.
+MIN_RHYTHM = 8
 #: Of so many ranks the pauses are measured.
 MAX_PAUSE_RANKS = 32
 #: A process that uses so much of a core computes.
@@ -73,9 +83,11 @@ class RoundByRank:
         """What the rank's recorder says. It is read only once, and only if somebody asks."""
         if rank not in self.read:
             state = self.states.get(rank)
-            if state is None or (state.flight is None and state.flight_summary is None):
+            if state is None or not state.recorded:
                 return None
-            self.read[rank] = read(state.flight, state.flight_summary, self.shared)
+            self.read[rank] = read(
+                state.flight, state.flight_summary, self.shared, state.more_flights
+            )
         return self.read[rank]
 
     def record(self, rank: int, group: Group) -> GroupRecord | None:
@@ -136,6 +148,8 @@ class Job:
         told: dict[int, Blocked] = {}  # by the identity of the threads, which ranks may share
         self.roots = roots_of_waits(state.threads for state in self.now.states.values())
         if not self.roots:
+            self.roots = self._roots_of_operations()
+        if not self.roots:
             self.roots = roots_of_work(
                 [state.threads for rank, state in self.now.states.items() if self.pending(rank)]
             )
@@ -148,6 +162,18 @@ class Job:
         self._progress: dict[int, progress.Progress] = {}
         self._still: dict[int, bool | None] = {}
         self._entered: dict[int, Entered] = {}
+
+    def _roots_of_operations(self) -> tuple[Root, ...]:
+        """Where the threads began that issued the newest recorded operation of their rank, or the
+        oldest one that has not ended: work.wait() and item() leave no frame."""
+        found: Counter[Root] = Counter()
+        for rank, state in self.now.states.items():
+            record = self.now.of_rank(rank) if state.flight is not None else None
+            ident = issuer(record) if record is not None else None
+            thread = next((each for each in state.threads if each.ident == ident), None)
+            if ident is not None and thread is not None and (its := root(thread)) is not None:
+                found[its] += 1
+        return tuple(sorted(found, key=lambda each: (-found[each], each)))
 
     def _without_nameless(self, missing: list[int]) -> list[int]:
         """*missing* ranks, without those that may be workers whose rank nobody knows.
@@ -288,6 +314,7 @@ class Job:
         if old is None or new is None or old.flight_summary is None:
             return self.before.of_rank(rank)
         same = old.flight_summary == new.flight_summary and old.flight == new.flight
+        same = same and old.more_flights == new.more_flights
         return self.now.of_rank(rank) if same else self.before.of_rank(rank)
 
     @cached_property
@@ -305,12 +332,8 @@ class Job:
 
     def age(self, wait: Wait) -> float | None:
         """For how many seconds the ranks have waited. None if no clock tells that sensibly."""
-        age = None
-        if wait.since_ns is not None and self.now.time > 0:
-            age = self.now.time - wait.since_ns / 1e9
-            if not -1.0 <= age < 3.2e7:
-                age = None
-        seen = self._seen_for(wait)
+        age = self.told_age(wait)
+        seen = self.seen_for(wait)
         if seen > 0:  # by this machine's clock alone, whatever the workers' clocks say
             age = max(age or 0.0, seen)
         if self.before is None:
@@ -327,14 +350,21 @@ class Job:
                 return own if age is None else min(age, own)
         return age
 
-    def _seen_for(self, wait: Wait) -> float:
+    def told_age(self, wait: Wait) -> float | None:
+        """The same by the clocks of the ranks that wait alone."""
+        if wait.since_ns is None or self.now.time <= 0:
+            return None
+        age = self.now.time - wait.since_ns / 1e9
+        return age if -1.0 <= age < 3.2e7 else None
+
+    def seen_for(self, wait: Wait) -> float:
         """For how many seconds each round has seen a rank in this wait, and no other one."""
         if wait.seq is None or not wait.waiting:
             return 0.0
         since = self.now.time
         for look in reversed(self.rounds[:-1]):
             old = [each for rank in wait.waiting[:MAX_PAUSE_RANKS] if (each := look.of_rank(rank))]
-            if not old or not all(_first(each, wait.group) == wait.seq for each in old):
+            if not old or not all(_is_in(each, wait) for each in old):
                 break
             since = look.time
         return self.now.time - since
@@ -378,11 +408,22 @@ class Job:
         )
         return (gaps[-2] if len(gaps) > 2 else gaps[-1]) if gaps else 0.0
 
+    @cached_property
+    def rhythm(self) -> float | None:
+        """The longest usual pause of any group, by the ranks that tell of enough operations."""
+        found = [
+            self.pause(rank, group)
+            for group in self.analysis.groups
+            for rank, record in group.records.items()
+            if len(record.collectives) >= MIN_RHYTHM
+        ]
+        return max(found, default=0.0) or None
+
     def hangs(self, wait: Wait) -> bool:
         """The wait has lasted too long, and has not changed since the round before."""
         if self.before is not None and wait.seq is not None:
             old = [each for rank in wait.waiting if (each := self._recorded_before(rank))]
-            if old and not any(_first(each, wait.group) == wait.seq for each in old):
+            if old and not any(_is_in(each, wait) for each in old):
                 return False
         elif self.before is not None:
             then = self._recorded_before(wait.waiting[0])
@@ -417,13 +458,34 @@ class Job:
             return holder, None
         return None
 
+    def on_device(self, rank: int) -> bool:
+        """It has issued an operation of NCCL's, or the like, that has not ended."""
+        record = self.now.of_rank(rank)
+        if record is None:
+            return False
+        for group in record.groups.values():
+            first = group.first_pending
+            if first is not None and first.backend in WATCHED:
+                return True
+            if any(not each.done and each.backend in WATCHED for each in group.p2p):
+                return True
+        return False
+
     def pending(self, rank: int) -> bool:
         """It has issued an operation that has not ended, of those that are recorded."""
         record = self.now.of_rank(rank)
         if record is None:
             return False
+        if rank in self._inferred:
+            return True
         groups = record.groups.values()
-        return any(each.first_pending or any(not op.done for op in each.p2p) for each in groups)
+        return any(each.first_pending or any(op.pending for op in each.p2p) for each in groups)
+
+    @cached_property
+    def _inferred(self) -> frozenset[int]:
+        """Ranks whose recorder tells no end, and whose operation can't have ended."""
+        waits = (wait.waiting for wait in self.analysis.waits if wait.inferred)
+        return frozenset().union(*waits)
 
     @cached_property
     def _pending_at(self) -> dict[tuple[Frame, str], set[int]]:
@@ -458,17 +520,21 @@ def _issued(record: RankRecord, group: Group) -> int:
     return own.issued[0] if own is not None else -1
 
 
-def _first(record: RankRecord, group: Group) -> int | None:
-    own = record.groups.get(group.key)
-    first = own.first_pending if own is not None else None
-    return first.seq if first is not None else None
+def _is_in(record: RankRecord, wait: Wait) -> bool:
+    """The collective of *wait* was under way, and no earlier one of its group."""
+    own = record.groups.get(wait.group.key)
+    if own is None:
+        return False
+    if wait.inferred:  # the recorder tells no end
+        return wait.seq is not None and own.issued[0] >= wait.seq
+    return own.first_pending is not None and own.first_pending.seq == wait.seq
 
 
 def _has_pending(record: RankRecord, wait: Wait) -> bool:
     """The send or receive of *wait* was under way."""
     own = record.groups.get(wait.group.key)
     operations = own.p2p if own is not None else ()
-    return any(each.created_ns == wait.since_ns for each in operations if not each.done)
+    return any(each.created_ns == wait.since_ns for each in operations if each.pending)
 
 
 def _step(state: RankState | None) -> int | None:

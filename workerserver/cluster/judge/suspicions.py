@@ -12,6 +12,7 @@ from workerserver.cluster.judge.facts import (
     Awaited,
     Claim,
     Crossed,
+    Crowd,
     Doubt,
     Endless,
     Everywhere,
@@ -46,6 +47,7 @@ from workerserver.cluster.judge.grounds.crowd import (
     is_stuck,
     surely_waits,
 )
+from workerserver.cluster.judge.grounds.lateness import patience
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import STRENGTH, Reason
 from workerserver.cluster.judge.waits import Need, resolve
@@ -216,12 +218,15 @@ class Suspicions:
             self._ring(ranks, [self.hanging[number] for number in numbers])
         # A rank in a wait that no recorder holds is a victim too, if there is anybody else.
         ends = {rank: numbers for rank, numbers in blame.ends.items() if not self._on_ranks(rank)}
-        if not ends and self._from_meetings(blame.ends):
+        if not ends and (self._from_apart(blame.ends) or self._from_meetings(blame.ends)):
             return
         ends = ends or dict(blame.ends)
         certain = self._certain(ends)
         for rank, numbers in ends.items():
             waits = [self.hanging[number] for number in numbers]
+            if all(rank in wait.queued for wait in waits):  # it has come to all of them
+                self.refused.setdefault(rank, ("waits", waits[0]))
+                continue
             if certain and rank not in certain:  # it may well wait for those
                 self.refused.setdefault(rank, ("waits", waits[0]))
             else:
@@ -251,6 +256,25 @@ class Suspicions:
             return True
         polls = self.job.blocked[rank].kind == "sleep" and self.job.pending(rank)
         return not polls and is_elsewhere(self.job, rank)
+
+    def _from_apart(self, ends: Mapping[int, Sequence[int]]) -> bool:
+        """Handles the case where every awaited rank is itself in a wait that no recorder holds, and
+        other ranks wait for nobody: the chain may end at those. False if there are none."""
+        job = self.job
+        others = [rank for rank in job.ranks if rank not in ends and not surely_waits(job, rank)]
+        if not ends or not others:
+            return False
+        for rank, numbers in ends.items():
+            self.refused.setdefault(rank, ("waits", self.hanging[numbers[0]]))
+        rest = [rank for rank in job.ranks if rank not in others]
+        calls = {job.blocked[rank].call for rank in rest}
+        claim = Apart(Crowd(rest, calls.pop() if len(calls) == 1 else None))
+        waits = [WaitsIn(job.entered(wait)) for wait in self.hanging[:MAX_AWAITED]]
+        for rank in others if all(map(self._is_certain, others)) else ():
+            reason = self._why(rank, None)
+            if is_stuck(job, rank) and self._admit(rank, reason, others):
+                self._accuse(Accusation(rank, reason, claim, evidence=[*waits, StacksAlone()]))
+        return True
 
     def _from_meetings(self, ends: Mapping[int, Sequence[int]]) -> bool:
         """Handles the case where every awaited rank is itself inside new_group or the like, which
@@ -290,6 +314,7 @@ class Suspicions:
         absent = [rank for rank in wait.absent if not job.issued_more(rank, wait.group)]
         gone = [rank for rank in wait.silent if rank in job.now.gone]
         yield from absent
+        yield from wait.queued
         yield from gone
         for rank in wait.silent:
             blocked = job.blocked.get(rank)
@@ -301,32 +326,31 @@ class Suspicions:
                 yield rank
 
     def _ring(self, ranks: Sequence[int], waits: Sequence[Wait]) -> None:
+        """Ranks that wait for each other. Of two sides the smaller one is to blame; of sides that
+        are equal nothing tells which."""
         entered = self.job.entered
-        evidence = [WaitsIn(entered(wait), wait.absent) for wait in waits]
+        evidence = [WaitsIn(entered(wait), (*wait.absent, *wait.queued)) for wait in waits]
         own = {rank: next(wait for wait in waits if rank in wait.waiting) for rank in ranks}
-        if len(waits) > 2 and any(wait.seq is not None for wait in waits):
-            self.doubts.append(Tangled([entered(wait) for wait in waits]))
-            return
-        if any(wait.seq is None for wait in waits):
-            if any(wait.seq is not None for wait in waits):
-                self.doubts.append(Tangled([entered(wait) for wait in waits]))
-                return
-            ring = Ring([entered(wait) for wait in waits])
-            for rank in ranks:
-                self._accuse_in(own[rank], rank, "p2p cycle", ring, evidence)
-            return
-        members = set(ranks)
-        sides = sorted(
-            ([rank for rank in wait.waiting if rank in members] for wait in waits),
-            key=lambda side: (-len(side), side),
-        )
-        majority = set(sides[0] if len(sides) < 2 or len(sides[0]) > len(sides[1]) else ())
+        sides: dict[int, list[int]] = {}
         for rank in ranks:
-            if rank not in majority:
+            sides.setdefault(id(own[rank]), []).append(rank)
+        sizes = sorted(map(len, sides.values()))
+        equal = sizes[0] == sizes[-1]
+        if len(sides) == 2 and all(wait.seq is not None for wait in own.values()):
+            for rank in ranks:
                 mine = own[rank]
-                other = next(wait for wait in waits if wait is not mine and rank in wait.absent)
-                crossed = Crossed(entered(mine), entered(other))
-                self._accuse_in(mine, rank, "order", crossed, evidence)
+                if equal or len(sides[id(mine)]) == sizes[0]:
+                    other = next(wait for wait in own.values() if wait is not mine)
+                    crossed = Crossed(entered(mine), entered(other))
+                    self._accuse_in(mine, rank, "order", crossed, evidence)
+        elif equal:
+            numbered = all(wait.seq is not None for wait in own.values())
+            ring = Ring([entered(wait) for wait in dict.fromkeys(own.values())])
+            reason: Reason = "order" if numbered else "p2p cycle"
+            for rank in ranks:
+                self._accuse_in(own[rank], rank, reason, ring, evidence)
+        else:
+            self.doubts.append(Tangled([entered(wait) for wait in waits]))
 
     def _behind(self, rank: int, waits: Sequence[Wait], absent: Collection[int]) -> None:
         job = self.job
@@ -350,7 +374,8 @@ class Suspicions:
         record = main.group.records.get(rank)
         last = record.last_issued if record is not None else None
         if last is not None:
-            evidence.append(LastOperation(label, last.name, last.done))
+            ended = None if last.unknown else last.done
+            evidence.append(LastOperation(label, last.name, ended))
         elif rank not in main.silent:
             evidence.append(NothingIssued(label))
         if not self._admit(rank, "behind", absent, main):
@@ -385,7 +410,7 @@ class Suspicions:
         if self.job.computes(rank):
             return False
         record = self.job.now.records.get(rank)
-        pending = record is None or any(group.first_pending for group in record.groups.values())
+        pending = record is None or any(group.may_go_on for group in record.groups.values())
         return not pending and (blocked.thread.wchan or "").startswith("futex")
 
     # --- the rest
@@ -464,7 +489,10 @@ class Suspicions:
             if health is None or age is None or job.blocked[rank].on_ranks:
                 continue
             still = job.same_stack(rank) and not job.too_early(rank)
-            least = STALLED_STILL_SECONDS if still else STALLED_SECONDS
+            least = STALLED_SECONDS
+            if still:
+                known = job.usual_step(rank) is not None
+                least = patience(job, rank, None) if known else STALLED_STILL_SECONDS
             if age >= least and (not still or self._admit(rank, "stalled", [])):
                 self._accuse(Accusation(rank, "stalled", NoStep(age, health.step)))
 

@@ -174,9 +174,9 @@ def progress(before: RankState, after: RankState, records: Records | None = None
 
 def _read(before: RankState, after: RankState) -> tuple[RankRecord | None, RankRecord | None]:
     def record(state: RankState) -> RankRecord | None:
-        if state.flight is None and state.flight_summary is None:
+        if not state.recorded:
             return None
-        return read(state.flight, state.flight_summary)
+        return read(state.flight, state.flight_summary, more=state.more_flights)
 
     return record(before), record(after)
 
@@ -193,10 +193,10 @@ def _operations(before: RankRecord, after: RankRecord) -> str | None:
         finished = zip(then.finished, now.finished, strict=True)
         if then.issued != now.issued or any(late > early for early, late in finished):
             return f"process group {key.label}: operations went on"
-    for number in sorted(before.counters.keys() & after.counters.keys()):
-        counted = zip(before.counters[number], after.counters[number], strict=True)
+    for its in sorted(before.counters.keys() & after.counters.keys()):
+        counted = zip(before.counters[its], after.counters[its], strict=True)
         if any(late > early for early, late in counted):
-            return f"process group number {number}: operations went on"
+            return f"process group number {its[1]}: operations went on"
     return None
 
 
@@ -304,8 +304,10 @@ def too_early(state: RankState) -> str | None:
 
 
 def usual_step(health: Health | None) -> float | None:
-    """Seconds that a step of this rank has taken on average, with all that came before the first
-    one; None where that can't be told."""
+    """Seconds that a step of this rank usually takes. If the worker doesn't know: on average, with
+    all that came before the first one. None where that can't be told."""
+    if health is not None and health.step_median_s is not None:
+        return health.step_median_s
     if health is None or health.uptime_s is None or health.step_age_s is None:
         return None
     if health.step is None or health.step < MIN_STEPS:

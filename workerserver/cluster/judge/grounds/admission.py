@@ -11,14 +11,17 @@ from collections.abc import Collection
 
 from workerserver.cluster.judge.facts import Hindrance
 from workerserver.cluster.judge.flight import Wait
+from workerserver.cluster.judge.grounds.lateness import late_for, patience
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import Reason
-from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL
+from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL, Kind
 
 __all__ = ["RECORDED", "hindrance", "is_elsewhere"]
 
 #: Reasons that rest on recorded operations.
 RECORDED: frozenset[Reason] = frozenset({"mismatch", "order", "p2p cycle"})
+#: What ends only if somebody does something about it.
+ENDLESS: frozenset[Kind] = frozenset({"debugger", "stopped", "shutdown"})
 #: A rank that computes or writes where it is may only be slow, for this long, and for so many usual
 #: pauses.
 WORKING_SECONDS = 30.0
@@ -47,7 +50,9 @@ def hindrance(
         return "unseen"
     if blocked.on_ranks:
         few = 2 * len(absent) < len(job.expected)
-        return None if blocked.kind == "p2p" and wait is not None and few else "waits"
+        if blocked.kind != "p2p" or wait is None or not few:
+            return "waits"
+        return _if_late(job, rank, wait)
     if blocked.helped or blocked.kind == "device" or job.victims_at(rank):
         return "waits"
     unseen = blocked.thread is not None and blocked.thread.state is None
@@ -57,8 +62,16 @@ def hindrance(
     ):
         return "computes"
     if blocked.guessed or blocked.kind == "unknown":
-        return _of_guess(job, rank, absent)
-    return None
+        guess = _of_guess(job, rank, absent)
+        if guess is not None:
+            return guess
+    return _if_late(job, rank, wait)
+
+
+def _if_late(job: Job, rank: int, wait: Wait | None) -> Hindrance | None:
+    if job.blocked[rank].kind in ENDLESS:
+        return None
+    return "late" if late_for(job, rank, wait) < patience(job, rank, wait) else None
 
 
 def is_elsewhere(job: Job, rank: int) -> bool:

@@ -123,7 +123,7 @@ def _hanging(job: Job, suspicions: Suspicions, doubts: Sequence[Doubt]) -> Itera
     for wait in suspicions.hanging:
         entered = job.entered(wait)
         if id(entered) not in said:
-            yield Endless(entered, wait.group.complete and not wait.silent)
+            yield Endless(entered, wait.group.complete and not wait.silent, wait.absent)
             return
 
 
