@@ -313,7 +313,7 @@ def test_a_hung_job_of_another_backend(short_path: Path, kind: str, scene: str) 
     named = ("--backend", "mine") if kind == "torch" else ()
     with training(["--standalone", str(JOB), kind, scene], settings, short_path, 3):
         give_up = time.monotonic() + 60
-        status, verdict = 2, {}
+        status, verdict = 2, dict[str, Any]()
         while status != 1 and time.monotonic() < give_up:
             status, verdict = command("diagnose", *named, "--world-size", "3", sockets)
         assert [(each["rank"], each["seq"]) for each in verdict["suspects"]] == [(2, 4)]
