@@ -509,11 +509,10 @@ class GoesOn:
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """What *ranks* don't tell. *seconds*: by how much their clocks are ahead."""
+    """What *ranks* don't tell. *seconds*: by how much their clocks differ."""
 
-    kind: Literal[
-        "elsewhere", "inferred", "stock", "records", "operations", "stacks", "heartbeat", "clock"
-    ]
+    kind: str
+    """A key of ``sentences.UNSEEN``."""
     ranks: Ranks
     seconds: float = 0.0
 

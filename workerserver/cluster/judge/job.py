@@ -355,23 +355,31 @@ class Job:
         if self.before is None:
             # With one look only this machine's clock would decide, so ask the workers' clocks too.
             ages = sorted(
-                age
-                for rank in wait.waiting
-                if (state := self.now.states.get(rank)) is not None
-                and state.health is not None
-                and (age := state.health.step_age_s) is not None
+                told for rank in wait.waiting if (told := self.step_age(rank)) is not None
             )
             if ages:
                 own = ages[len(ages) // 2]
                 return own if age is None else min(age, own)
         return age
 
+    def _ahead(self, wait: Wait) -> float:
+        """By how much the clocks of the ranks that wait are ahead of this machine's: the middle."""
+        states = (self.now.states.get(rank) for rank in wait.waiting[:MAX_PAUSE_RANKS])
+        told = sorted(
+            state.clock_ahead_s
+            for state in states
+            if state is not None and state.clock_ahead_s is not None
+        )
+        return told[len(told) // 2] if told else 0.0
+
     def told_age(self, wait: Wait) -> float | None:
         """The same by the clocks of the ranks that wait alone."""
         if wait.since_ns is None or self.now.time <= 0:
             return None
-        age = self.now.time - wait.since_ns / 1e9
-        return age if -1.0 <= age < 3.2e7 else None
+        ahead = self._ahead(wait)
+        age = self.now.time - wait.since_ns / 1e9 + ahead
+        # A clock that differs is known to whole seconds, and by an answer that took its time.
+        return age if (-5.0 if ahead else -1.0) <= age < 3.2e7 else None
 
     def seen_for(self, wait: Wait) -> float:
         """For how many seconds each round has seen a rank in this wait, and no other one."""

@@ -475,11 +475,24 @@ UNSEEN: Mapping[str, str] = {
     "elsewhere": "nobody looked for them here: name their hosts too (--store, --hosts, ...)",
     "inferred": "the rank is inferred: the worker does not tell it",
     "stock": "torch's own server: no heartbeat, no holder of the GIL, nothing of the kernel",
-    "records": "no flight recorder holds anything: set TORCH_FR_BUFFER_SIZE",
+    "handlers": "this torch has no handler for flight recorders (torch has one from 2.10 on)",
+    "unread": "the flight recorders could not be read",
+    "records": (
+        "no flight recorder holds anything: nothing was issued, or TORCH_FR_BUFFER_SIZE is 0"
+        " (before torch 2.13 gloo is recorded only if it is set)"
+    ),
+    "more": "not every flight recorder could be read",
+    "backends": (
+        "recorders of backends other than gloo, nccl and nccl2, whose names torch's own server"
+        " doesn't tell: --backend NAME asks for one"
+    ),
     "operations": "operations that no recorder holds, as gloo's send and recv",
     "stacks": "no stacks",
     "heartbeat": "no heartbeat",
     "clock": "a clock that is ahead of this machine's; ages are by each worker's own clock",
+    "clock_behind": "a clock that is behind this machine's; ages are by each worker's own clock",
+    "clock_unknown": "a clock that tells no time: ages of operations may be wrong by as much as the"
+    " clocks differ",
 }
 
 
@@ -581,7 +594,7 @@ class Narrator:
 
     def unseen(self, fact: facts.Unseen) -> str:
         """What was not looked at."""
-        by = f" (by {fact.seconds:.0f} s)" if fact.kind == "clock" else ""
+        by = f" (by {fact.seconds:.0f} s)" if fact.seconds else ""
         return f"{self._names(fact.ranks)}: {UNSEEN[fact.kind]}{by}"
 
     def problem(self, rank: int, text: str) -> str:

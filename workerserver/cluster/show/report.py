@@ -85,6 +85,7 @@ def _process_group(state: GroupState) -> dict[str, Any]:
     return {
         "name": group.key.name,
         "desc": group.key.desc,
+        "backend": group.key.backend or None,
         "ranks": fold(group.ranks),
         "complete": group.complete,
         "positions": _positions(group),

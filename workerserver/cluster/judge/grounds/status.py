@@ -148,10 +148,11 @@ def _without_sign(
         return
     if going:
         yield NoSign(silent)
-    elif not doubts and not _stands(job):
-        yield NoEvidence(len(job.rounds))
     elif not doubts or all(isinstance(each, Unproven) for each in doubts):
-        yield Standing(_since(job), tuple(_places(job)))
+        if _stands(job):
+            yield Standing(_since(job), tuple(_places(job)))
+        elif not doubts or job.before is None:
+            yield NoEvidence(len(job.rounds))
 
 
 def _stands(job: Job) -> bool:
