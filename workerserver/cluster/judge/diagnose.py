@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+from workerserver.cluster.judge.chains.facts import Deadlock
 from workerserver.cluster.judge.evidence import evidence
 from workerserver.cluster.judge.facts import (
     Accusation,
@@ -116,6 +117,8 @@ class _Diagnosis:
             step=health.step if health is not None else None,
             step_age_s=health.step_age_s if health is not None else None,
             evidence=(*lines, *map(self.narrator.line, evidence(job, rank))),
+            waits_for=(blocked.told or None) if blocked is not None else None,
+            deadlock=accusation.claim.threads if isinstance(accusation.claim, Deadlock) else (),
         )
 
     @staticmethod
