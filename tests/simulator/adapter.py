@@ -8,11 +8,13 @@ parsers make the same of the real bodies.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from workerserver.cluster.judge.diagnose import diagnose
+from workerserver.cluster.judge.job import Memory
+from workerserver.cluster.judge.verdict import Verdict
 from workerserver.cluster.model import Failure, Frame, Health, RankState, Thread, Worker
 
 from .job.program import Job
@@ -30,13 +32,36 @@ class Round:
     started: float
 
 
+@dataclass(slots=True)
+class _Last:
+    """The job that was judged last, and its verdict after so many looks."""
+
+    job: Job | None = None
+    rounds: list[Round] = field(default_factory=list)
+    memory: Memory = field(default_factory=dict)
+    verdict: Verdict | None = None
+
+
+_last = _Last()
+
+
+def _judged(job: Job, looks: Sequence[tuple[float, Any]]) -> Verdict:
+    if _last.job is not job or len(_last.rounds) > len(looks):
+        _last.job, _last.rounds, _last.memory = job, [], {}
+    elif _last.verdict is not None and len(_last.rounds) == len(looks):
+        return _last.verdict
+    _last.rounds += rounds(job, looks[len(_last.rounds) :])
+    _last.verdict = diagnose(_last.rounds, job.world, _last.memory)
+    return _last.verdict
+
+
 def judge(played: Played) -> VerdictLike:
-    return diagnose(rounds(played.job, played.looks), played.job.world)
+    return _judged(played.job, played.looks)
 
 
 def more(job: Job, looks: Sequence[tuple[float, Any]]) -> bool:
     """As ``diagnose`` looks again by itself."""
-    return diagnose(rounds(job, looks), job.world).again_s is not None
+    return _judged(job, looks).again_s is not None
 
 
 def rounds(job: Job, looks: Sequence[tuple[float, Any]]) -> list[Round]:

@@ -21,6 +21,7 @@ from workerserver.cli.stacks import show_groups
 from workerserver.cli.text import seconds
 from workerserver.cluster.ask.rounds import EVERYTHING, Round
 from workerserver.cluster.judge.diagnose import diagnose
+from workerserver.cluster.judge.job import Memory
 from workerserver.cluster.judge.sentences import SENTENCES
 from workerserver.cluster.judge.verdict import Verdict
 from workerserver.cluster.show.report import verdict_dict
@@ -51,8 +52,9 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(argv))
     workers = find(options)
     size = world_size(options, workers)
-    rounds = look(options, workers, EVERYTHING, lambda rounds: is_enough(rounds, size))
-    verdict = diagnose(rounds, size)
+    memory: Memory = {}
+    rounds = look(options, workers, EVERYTHING, lambda rounds: is_enough(rounds, size, memory))
+    verdict = diagnose(rounds, size, memory)
     if options.json:
         write_json(sys.stdout, report(verdict, rounds))
     else:
@@ -60,11 +62,11 @@ def main(argv: Sequence[str]) -> int:
     return verdict.status
 
 
-def is_enough(rounds: Sequence[Round], size: int | None) -> bool:
+def is_enough(rounds: Sequence[Round], size: int | None, memory: Memory | None = None) -> bool:
     """Another look would tell no more: after one look only of a hang that is old enough."""
     if len(rounds) == 1 and len(rounds[0].states) > MAX_EARLY:
         return False
-    verdict = diagnose(rounds, size)
+    verdict = diagnose(rounds, size, memory)
     return verdict.sure if len(rounds) == 1 else verdict.again_s is None
 
 

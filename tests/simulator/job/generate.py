@@ -60,7 +60,7 @@ def generate(seed: int) -> Job:
     draft.epochs = [[] for _ in range(world)]
     draft.extras = [[] for _ in range(world)]
     draft.starts = [[] for _ in range(world)]
-    draft.warm = 1 + int(16 * draw() ** 1.5)
+    draft.warm = 1 + int(10 * draw() ** 1.3)
     _see(draft)
     STEPS[layout](draft)
     _epoch(draft)

@@ -21,7 +21,7 @@ from workerserver.cluster.judge.facts import (
 from workerserver.cluster.judge.grounds import invariants
 from workerserver.cluster.judge.grounds.status import conclude
 from workerserver.cluster.judge.grounds.unseen import unseen
-from workerserver.cluster.judge.job import STUCK_AFTER_SECONDS, Job
+from workerserver.cluster.judge.job import STUCK_AFTER_SECONDS, Job, Memory
 from workerserver.cluster.judge.reasons import STRENGTH
 from workerserver.cluster.judge.sentences import Narrator
 from workerserver.cluster.judge.stragglers import stragglers
@@ -38,9 +38,12 @@ MAX_REMARKS = 8
 MAX_PROCESS_GROUPS = 100
 
 
-def diagnose(rounds: Sequence[RoundLike], world_size: int | None = None) -> Verdict:
-    """The verdict on the last of *rounds*; the rounds before tell what moves."""
-    return _Diagnosis(Job(rounds, world_size)).verdict()
+def diagnose(
+    rounds: Sequence[RoundLike], world_size: int | None = None, memory: Memory | None = None
+) -> Verdict:
+    """The verdict on the last of *rounds*; the rounds before tell what moves. *memory*: the same
+    dict for calls with more and more rounds, each of which is then read only once."""
+    return _Diagnosis(Job(rounds, world_size, memory)).verdict()
 
 
 class _Diagnosis:

@@ -26,7 +26,7 @@ from workerserver.cluster.read.flight_records import read
 from workerserver.cluster.read.recorder import WATCHED, GroupRecord, RankRecord, Shared
 from workerserver.cluster.read.summary import rank_of
 
-__all__ = ["Job", "RoundByRank"]
+__all__ = ["Job", "Memory", "RoundByRank"]
 
 MAX_WORLD = 1 << 20
 
@@ -109,11 +109,28 @@ def _rank(state: RankState) -> int | None:
     return rank_of(state.flight_summary if isinstance(state.flight_summary, Mapping) else None)
 
 
+Memory = dict[int, tuple[RoundLike, RoundByRank]]
+"""Rounds that have been read, by their identity: a command judges the same ones again and again."""
+
+
+def _known(round_: RoundLike, memory: Memory | None) -> RoundByRank:
+    if memory is None:
+        return RoundByRank.of(round_)
+    if id(round_) not in memory:
+        memory[id(round_)] = (round_, RoundByRank.of(round_))
+    return memory[id(round_)][1]
+
+
 class Job:
     """The last round, and what changed since the one before it."""
 
-    def __init__(self, rounds: Sequence[RoundLike], world_size: int | None) -> None:
-        self.rounds = [RoundByRank.of(each) for each in rounds]
+    def __init__(
+        self,
+        rounds: Sequence[RoundLike],
+        world_size: int | None,
+        memory: Memory | None = None,
+    ) -> None:
+        self.rounds = [_known(each, memory) for each in rounds]
         self.now = self.rounds[-1] if self.rounds else RoundByRank(0.0)
         self.before = self.rounds[-2] if len(self.rounds) > 1 else None
         known = {rank for rank in (*self.now.states, *self.now.gone) if rank < NAMELESS}
