@@ -17,7 +17,7 @@ from workerserver.cluster.judge.job import Memory
 from workerserver.cluster.judge.verdict import Verdict
 from workerserver.cluster.model import Failure, Frame, Health, RankState, Thread, Worker
 
-from .job.program import Job
+from .job.program import Job, RankPlan
 from .job.truth import Played
 from .judged import VerdictLike
 from .told.answers import Answers, Told
@@ -67,17 +67,17 @@ def more(job: Job, looks: Sequence[tuple[float, Any]]) -> bool:
 def rounds(job: Job, looks: Sequence[tuple[float, Any]]) -> list[Round]:
     found = []
     for when, told in looks:
-        states = [_state(each, job.ranks[each.rank].named) for each in told]
+        states = [_state(each, job.ranks[each.rank]) for each in told]
         _fetch_traces(told, states)
         found.append(Round(states, EPOCH + when))
     return found
 
 
 @lru_cache(maxsize=1024)
-def _worker(number: int, named: bool) -> Worker:
+def _worker(number: int, named: bool, here: bool) -> Worker:
     if named:
-        return Worker(f"/run/rank{number}.sock", True, number)
-    return Worker(f"/run/worker{number}.sock", True)
+        return Worker(f"/run/rank{number}.sock", here, number)
+    return Worker(f"/run/worker{number}.sock", here)
 
 
 @lru_cache(maxsize=65536)
@@ -105,8 +105,10 @@ def _thread(told: Told, told_by: Answers) -> Thread:
     )
 
 
-def _state(told: Answers, named: bool) -> RankState:
-    state = RankState(_worker(told.rank, named), told.rank if named else None)
+def _state(told: Answers, plan: RankPlan) -> RankState:
+    # Who has a clock of its own is on another host.
+    worker = _worker(told.rank, plan.named, not plan.clock)
+    state = RankState(worker, told.rank if plan.named else None)
     for question, reason in told.failures.items():
         state.failures[question] = Failure(reason, "simulated")  # type: ignore[arg-type]
     if told.silent:

@@ -48,7 +48,7 @@ PAUSE_STEPS = 30.0
 PAUSE_MOST_S = 100.0
 #: ... and may always last for so long; where nothing tells how long a step takes, for no longer:
 #: test_twins shows that such a rank and one that never comes back give the same answers.
-PAUSE_LEAST_S = 7.5
+PAUSE_LEAST_S = 4.5
 #: Steps after which the answers tell how long one takes.
 PACED_STEPS = 4
 #: A hang is settled after so many usual steps, and so many seconds. Both are more than any pause.

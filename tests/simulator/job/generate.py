@@ -107,7 +107,7 @@ def _see(draft: Draft) -> None:
     kinds = {plan.stock for plan in job.ranks}
     rings = {plan.ring for plan in job.ranks}
     told = "some recorders" if len(rings) > 1 else "short rings" if 0 < ring < 2000 else "recorders"
-    told = told if ring else "no recorder"
+    told = told if any(rings) else "no recorder"
     beating = {plan.beats and not plan.stock for plan in job.ranks}
     pulse = "some heartbeats" if len(beating) > 1 else "heartbeats"
     pulse = pulse if True in beating else "no heartbeat"

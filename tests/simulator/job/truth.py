@@ -260,6 +260,12 @@ def _tied(
     ring = {other for other in _reach(rank, edges) if rank in _reach(other, edges)}
     if not ring:
         return {rank}
+    for other in edges[rank] & ring:
+        if rank in edges[other]:
+            mine = [each for each in edges[other] if classes.get(each) == classes[rank]]
+            theirs = {each for each in edges[rank] if classes.get(each) == classes[other]}
+            if len(theirs) <= len(mine):  # word against word
+                return _sides(rank, ring, edges, classes)
     recorded = {other for other in ring if plans[other].ring and plans[other].served}
     for seen in (ring, recorded | {rank}):
         sizes: dict[Any, int] = {}
@@ -268,6 +274,16 @@ def _tied(
         if sizes[classes[rank]] == max(sizes.values()):
             return ring
     return {rank}
+
+
+def _sides(
+    rank: int, ring: set[int], edges: dict[int, set[int]], classes: dict[int, Any]
+) -> set[int]:
+    """*rank*, those that stand where it does, and those of *ring* with which it waits in turn."""
+    same = {other for other in ring if classes[other] == classes[rank]}
+    return same | {
+        other for each in same for other in edges[each] & ring if edges[other] & same
+    }
 
 
 def _parties(machine: Machine, rank: int) -> set[int]:

@@ -20,6 +20,7 @@ from workerserver.cluster.read.acting import (
     root,
     roots_of_waits,
     roots_of_work,
+    roots_seen_waiting,
 )
 from workerserver.cluster.read.blocked_on import UNKNOWN, Blocked, blocked_on
 from workerserver.cluster.read.flight_records import read
@@ -158,13 +159,7 @@ class Job:
             self.now.gone[rank] = Gone(rank, UNKNOWN_WORKER.reason, UNKNOWN_WORKER.text)
         self.ranks = sorted(self.now.states)
         told: dict[int, Blocked] = {}  # by the identity of the threads, which ranks may share
-        self.roots = roots_of_waits(state.threads for state in self.now.states.values())
-        if not self.roots:
-            self.roots = self._roots_of_operations()
-        if not self.roots:
-            self.roots = roots_of_work(
-                [state.threads for rank, state in self.now.states.items() if self.pending(rank)]
-            )
+        self.roots = self._roots()
         self.blocked: dict[int, Blocked] = {}
         for rank, state in sorted(self.now.states.items()):
             if state.threads and id(state.threads) not in told:
@@ -174,6 +169,16 @@ class Job:
         self._progress: dict[int, progress.Progress] = {}
         self._still: dict[int, bool | None] = {}
         self._entered: dict[int, Entered] = {}
+
+    def _roots(self) -> tuple[Root, ...]:
+        """Where the threads began that act: as for :func:`acting`."""
+        many = [state.threads for state in self.now.states.values()]
+        found = roots_seen_waiting(many) or self._roots_of_operations() or roots_of_waits(many)
+        if found:
+            return found
+        return roots_of_work(
+            [state.threads for rank, state in self.now.states.items() if self.pending(rank)]
+        )
 
     def _roots_of_operations(self) -> tuple[Root, ...]:
         """Where the threads began that issued the newest recorded operation of their rank, or the

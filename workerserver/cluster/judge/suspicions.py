@@ -39,6 +39,7 @@ from workerserver.cluster.judge.facts import (
     WaitsIn,
 )
 from workerserver.cluster.judge.flight import Mismatch, Wait
+from workerserver.cluster.judge.conflicts import contrary
 from workerserver.cluster.judge.grounds.admission import hindrance, is_elsewhere
 from workerserver.cluster.judge.grounds.crowd import (
     crowd_of,
@@ -213,6 +214,8 @@ class Suspicions:
         free = held | {rank for rank in job.ranks if is_free(job, rank)}
         unsure = {rank for rank in job.ranks if not surely_waits(job, rank)}
         blame = resolve(needs, free, unsure)
+        if not blame.ends and not blame.rings:  # who sleeps with an operation under way polls
+            blame = resolve(needs, held, unsure)
         for ranks, numbers in blame.rings:
             self._ring(ranks, [self.hanging[number] for number in numbers])
         # A rank in a wait that no recorder holds is a victim too, if there is anybody else.
@@ -306,30 +309,25 @@ class Suspicions:
                 yield rank
 
     def _ring(self, ranks: Sequence[int], waits: Sequence[Wait]) -> None:
-        """Ranks that wait for each other. Of two sides the smaller one is to blame; of sides that
-        are equal nothing tells which."""
+        """Ranks that wait for each other."""
         entered = self.job.entered
-        evidence = [WaitsIn(entered(wait), (*wait.absent, *wait.queued)) for wait in waits]
         own = {rank: next(wait for wait in waits if rank in wait.waiting) for rank in ranks}
-        sides: dict[int, list[int]] = {}
-        for rank in ranks:
-            sides.setdefault(id(own[rank]), []).append(rank)
-        sizes = sorted(map(len, sides.values()))
-        equal = sizes[0] == sizes[-1]
-        if len(sides) == 2 and all(wait.seq is not None for wait in own.values()):
-            for rank in ranks:
-                mine = own[rank]
-                if equal or len(sides[id(mine)]) == sizes[0]:
-                    other = next(wait for wait in own.values() if wait is not mine)
-                    crossed = Crossed(entered(mine), entered(other))
-                    self._accuse_in(mine, rank, "order", crossed, evidence)
-        elif equal:
-            numbered = all(wait.seq is not None for wait in own.values())
-            ring = Ring([entered(wait) for wait in dict.fromkeys(own.values())])
-            for rank in ranks:
-                self._accuse_in(own[rank], rank, "order" if numbered else "p2p cycle", ring, evidence)
-        else:
+        ring = list(dict.fromkeys(own.values()))
+        evidence = [WaitsIn(entered(wait), (*wait.absent, *wait.queued)) for wait in ring]
+        guilty = contrary(waits)
+        if not guilty and all(len(wait.waiting) == len(ring[0].waiting) for wait in ring):
+            guilty = {rank: None for rank in ranks}
+        if not guilty:
             self.doubts.append(Tangled([entered(wait) for wait in waits]))
+        whole = Ring([entered(wait) for wait in ring])
+        for rank, other in guilty.items():
+            mine = own[rank]
+            if mine.seq is not None and other is not None and other.seq is not None:
+                crossed = Crossed(entered(mine), entered(other))
+                self._accuse_in(mine, rank, "order", crossed, evidence)
+            else:
+                numbered = all(wait.seq is not None for wait in ring)
+                self._accuse_in(mine, rank, "order" if numbered else "p2p cycle", whole, evidence)
 
     def _behind(self, rank: int, waits: Sequence[Wait], absent: Collection[int]) -> None:
         job = self.job

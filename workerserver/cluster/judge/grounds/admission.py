@@ -131,6 +131,8 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
     record = job.now.of_rank(rank)
     if len(job.expected) == 1:
         return None
+    if blocked.kind == "unknown" and len(absent) > 1:
+        return "waits"  # nothing is told of the kernel: one of them may wait for another
     if blocked.call == FILE_LOCK and _alone(job, rank, absent):
         return None  # whoever has the lock, no other rank can go on before this one comes
     if blocked.call == FILE_LOCK or (record is not None and record.unrecorded):

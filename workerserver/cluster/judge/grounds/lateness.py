@@ -13,11 +13,11 @@ __all__ = ["late_for", "patience"]
 
 #: A pause may be as long as so many usual steps...
 LATE_STEPS = 40.0
-#: ... and always as long as this: a command that looks again by itself sees longer ones end ...
-LATE_LEAST_SECONDS = 8.0
+#: ... and always as long as this ...
+LATE_LEAST_SECONDS = 5.0
 #: ... but no longer than this.
 LATE_MOST_SECONDS = 120.0
-#: By so much may the clocks of two hosts differ without a sign of that.
+#: By so much may another host's clock differ from this one's without a sign of that.
 CLOCK_SECONDS = 5.0
 
 
@@ -37,7 +37,14 @@ def late_for(job: Job, rank: int, wait: Wait | None) -> float:
     ages = [age for each in wait.waiting if (age := job.step_age(each)) is not None]
     if ages:  # each of them has waited since its last heartbeat at most
         return max(seconds, min(told, min(ages)))
-    return max(seconds, told - CLOCK_SECONDS)
+    here = all(_is_here(job, each) for each in wait.waiting)
+    return max(seconds, told if here else told - CLOCK_SECONDS)
+
+
+def _is_here(job: Job, rank: int) -> bool:
+    """On this host: its clock is this one's."""
+    worker = job.now.states[rank].worker
+    return worker.unix and worker.via is None
 
 
 def patience(job: Job, rank: int, wait: Wait | None) -> float:
