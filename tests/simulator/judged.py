@@ -74,7 +74,18 @@ def _evidence(played: Played) -> str:
     told = played.job.evidence
     if played.job.world == 1:
         return f"one process, {told}"
+    if not played.truth.deadlocked and _few_beats(played):
+        told = told.replace(" heartbeats", " first heartbeats")
+    if "compute" in played.truth.kinds:
+        return f"a rank computes, {told}"
     return told if played.truth.recorded else told.replace(", recorders", ", recorders without it")
+
+
+def _few_beats(played: Played) -> bool:
+    """Too few to tell how long a step takes."""
+    told = [each.healthz for each in played.looks[-1][1] if each.healthz is not None]
+    plans = played.job.ranks
+    return any((each["step"] or 0) < 3 * plans[each["pid"] % 1000].stride for each in told)
 
 
 def violations(played: Played, verdict: VerdictLike) -> Iterator[Violation]:

@@ -165,7 +165,9 @@ def _pause(draft: Draft, fault: list[list[Op]]) -> None:
     kind = PAUSES[int(draw() * len(PAUSES))]
     longest = PAUSE_LEAST_S
     if _paced(draft):
-        longest = max(min(PAUSE_STEPS * job.usual, PAUSE_MOST_S), longest)
+        # The stages of a pipeline work at the same time.
+        step = job.usual / 3 if job.layout == "pipeline" else job.usual
+        longest = max(min(PAUSE_STEPS * step, PAUSE_MOST_S), longest)
     seconds = longest * (0.1 + 0.9 * draw())
     rank = _victim(draft)
     key = ("io", "cpu", "still")[int(draw() * 3)] if kind == "write" else ""

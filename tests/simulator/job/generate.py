@@ -108,7 +108,7 @@ def _see(draft: Draft) -> None:
     rings = {plan.ring for plan in job.ranks}
     told = "some recorders" if len(rings) > 1 else "short rings" if 0 < ring < 2000 else "recorders"
     told = told if any(rings) else "no recorder"
-    beating = {plan.beats and not plan.stock for plan in job.ranks}
+    beating = {plan.beats and not plan.stock and plan.served for plan in job.ranks}
     pulse = "some heartbeats" if len(beating) > 1 else "heartbeats"
     pulse = pulse if True in beating else "no heartbeat"
     served = "mixed" if len(kinds) > 1 else "stock" if True in kinds else "ours"

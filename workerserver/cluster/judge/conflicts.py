@@ -29,10 +29,8 @@ def contrary(waits: Sequence[Wait]) -> dict[int, Wait | None]:
         sides = [(one, other)] if len(one.ranks) <= len(other.ranks) else []
         sides += [(other, one)] if len(other.ranks) <= len(one.ranks) else []
         return {rank: theirs.wait for own, theirs in sides for rank in sorted(own.ranks)}
-    alone = [
-        {rank for side in sides if len(side.ranks) == 1 for rank in side.ranks} for sides in found
-    ]
-    everywhere = set.intersection(*alone) if alone else set()
+    both = [one.ranks | other.ranks for one, other in found]
+    everywhere = frozenset.intersection(*both) if both else frozenset()
     if len(everywhere) != 1:
         return {}
     (rank,) = everywhere
@@ -49,14 +47,9 @@ def _conflicts(waits: Sequence[Wait]) -> Iterator[tuple[_Side, _Side]]:
         for others, theirs in sides[number + 1 :]:
             mine = frozenset(some) & _needed(theirs)
             yours = frozenset(others) & _needed(own)
-            missed = mine & _absent(theirs) or yours & _absent(own)
-            if mine and yours and missed and mine.isdisjoint(yours):
+            if mine and yours and mine.isdisjoint(yours):
                 yield _Side(mine, own[0]), _Side(yours, theirs[0])
 
 
-def _absent(waits: Sequence[Wait]) -> frozenset[int]:
-    return frozenset(rank for wait in waits for rank in wait.absent)
-
-
 def _needed(waits: Sequence[Wait]) -> frozenset[int]:
-    return _absent(waits) | {rank for wait in waits for rank in wait.queued}
+    return frozenset(rank for wait in waits for rank in (*wait.absent, *wait.queued))

@@ -496,6 +496,16 @@ class Job:
         state = self.now.states.get(rank)
         return state.health.step_age_s if state is not None and state.health is not None else None
 
+    def longest_step(self, rank: int) -> float:
+        """How long its steps have been at most, on average: all that came before the last one."""
+        state = self.now.states.get(rank)
+        health = state.health if state is not None else None
+        if health is None or health.uptime_s is None or health.step_age_s is None:
+            return 0.0
+        if health.step_median_s is not None:
+            return health.step_median_s
+        return max(health.uptime_s - health.step_age_s, 0.0) / max(health.step or 0, 1)
+
     def usual_step(self, rank: int) -> float | None:
         state = self.now.states.get(rank)
         return progress.usual_step(state.health) if state is not None else None

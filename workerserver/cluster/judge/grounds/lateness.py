@@ -24,7 +24,7 @@ CLOCK_SECONDS = 5.0
 def late_for(job: Job, rank: int, wait: Wait | None) -> float:
     """For how many seconds *rank* has not come, at least: by its own heartbeat, by the clocks of
     those that wait for it, and by what the rounds have seen."""
-    seconds = max(job.still_for(rank), job.step_age(rank) or 0.0)
+    seconds = max(job.still_for(rank), (job.step_age(rank) or 0.0) - job.longest_step(rank))
     held = job.gil(rank)
     if held is not None:
         seconds = max(seconds, held[1] or 0.0)
