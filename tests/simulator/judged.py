@@ -78,7 +78,33 @@ def _evidence(played: Played) -> str:
         told = told.replace(" heartbeats", " first heartbeats")
     if "compute" in played.truth.kinds:
         return f"a rank computes, {told}"
+    if ", no recorder," in told and played.truth.deadlocked and not _shown(played):
+        return told.replace("no recorder", "stacks that don't tell")
     return told if played.truth.recorded else told.replace(", recorders", ", recorders without it")
+
+
+#: In these a rank surely waits for no other one, as its frames tell...
+SHOWN = frozenset(
+    {"data", "child", "open", "write", "get", "await", "condition", "join", "result", "stop", "die"}
+)
+#: ... or what the kernel says, of which a stock worker's answer has nothing.
+BY_KERNEL = frozenset({"sleep", "gil"})
+#: In these a rank is seen to wait for others.
+SEEN = frozenset({"call", "monitored", "new_group", "send", "recv"})
+
+
+def _shown(played: Played) -> bool:
+    """Stacks tell the guilty ranks from the others, of which some are seen to wait for ranks."""
+    guilty, acting = played.truth.guilty, {}
+    for rank in played.machine.ranks:
+        threads = [each for each in rank.threads if each.strand.acting]
+        acting[rank.number] = next((each.op for each in threads if each.op is not None), None)
+    for rank in guilty:
+        op, plan = acting[rank], played.job.ranks[rank]
+        if op is None or not (op.kind in SHOWN or (op.kind in BY_KERNEL and not plan.stock)):
+            return False
+    others = [op for rank, op in acting.items() if rank not in guilty and op is not None]
+    return any(op.kind in SEEN or (op.kind == "sync" and op.name != "item") for op in others)
 
 
 def _few_beats(played: Played) -> bool:

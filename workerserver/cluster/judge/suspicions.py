@@ -452,7 +452,7 @@ class Suspicions:
         if self.accused or job.moves or self.hanging:
             return
         late = [rank for rank in job.ranks if not job.blocked[rank].on_ranks]
-        if len(late) > 1:
+        if len(late) > 1 or (late and job.now.gone):
             return  # some of them may only wait for another
         for rank in late:
             health = job.now.states[rank].health
@@ -464,6 +464,8 @@ class Suspicions:
             if still:
                 known = job.usual_step(rank) is not None
                 least = patience(job, rank, None) if known else STALLED_STILL_SECONDS
+            if len(job.expected) > 1 and not is_elsewhere(job, rank):
+                continue
             if age >= least and (not still or self._admit(rank, "stalled", [])):
                 self._accuse(Accusation(rank, "stalled", NoStep(age, health.step)))
 
