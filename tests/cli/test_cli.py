@@ -295,7 +295,7 @@ def test_call_when_the_output_cannot_be_written(live: tuple[str, Path, int], fol
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()  # as `| true` does
-        assert process.stderr.read() == b"0\n"  # the reader's own affair
+        assert process.stderr.read() == b"0\n"  # the reader has its own exit status
 
 
 # --- wrong use --------------------------------------------------------------------------------

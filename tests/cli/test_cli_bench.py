@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.hostile import Answer, always, peer, reply
+from support.parking import untraced
 from support.served import Serve, Served
 from support.wire import PATIENCE
 
@@ -131,7 +132,7 @@ def test_the_token_comes_from_the_environment(
 
 def test_failures_are_shown_and_told(short_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def answer(connection: socket.socket, number: int) -> bool:
-        # The first is the one that isn't measured.
+        # The first request is not measured.
         if number % 5 == 4:
             return True
         connection.sendall(reply(status=b"503 Busy" if number % 5 == 3 else b"200 OK"))
@@ -238,12 +239,13 @@ def test_wrong_options(words: list[str]) -> None:
     assert left.value.code == 2
 
 
+@untraced
 @pytest.mark.parametrize("words", [[], ["--json"]])
 def test_ctrl_c_prints_what_was_measured(short_path: Path, words: list[str]) -> None:
     gate, reached = threading.Event(), threading.Event()
 
     def answer(connection: socket.socket, number: int) -> None:
-        if number == 8:  # after the one that isn't measured and seven that are
+        if number == 8:  # after one request that is not measured, and seven that are
             reached.set()
             gate.wait(PATIENCE)
         connection.sendall(reply())

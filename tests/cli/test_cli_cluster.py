@@ -244,7 +244,7 @@ def test_who_waits(job: Job, run: Run) -> None:
 def test_no_recorder(folder: Path, serve: Callable[..., Any], run: Run) -> None:
     served = serve("unix")
     status, out = run("fr", served.path)
-    assert status in (0, 2)  # torch may be loaded here, and its recorder on
+    assert status in (0, 2)  # an earlier test may have loaded torch and switched its recorder on
     assert out.startswith("1 of 1 ranks answered, process groups: ")
 
 
@@ -365,7 +365,7 @@ def test_profile(folder: Path, run: Run, no_leaks: None) -> None:
 
         def torch_profile(duration: float) -> Response:
             asked.append(duration)
-            # The same pid, as in containers, and times that count from another moment.
+            # Containers have equal pids. Their clocks begin at different moments.
             return answer(trace(77, now - rank * 1000) if rank < 2 else {"traceEvents": None})
 
         registry.register("torch_profile", torch_profile)
@@ -440,7 +440,7 @@ def test_wrong_use(
     assert "'0' is not a positive number of seconds" in capsys.readouterr().err
 
 
-# ---- what workers say is not to be trusted
+# ---- texts from workers are not trusted
 
 
 @pytest.mark.parametrize("command", ["diagnose", "stacks", "fr", "ping"])

@@ -286,6 +286,26 @@ def test_store() -> None:
     assert found[MAX_GAP_RANKS].address == "z:3"
 
 
+def test_a_store_that_says_too_much() -> None:
+    """A store that lies costs an operator a bounded amount of memory: each entry may be as long as
+    an entry may be, and there may be one for each rank of the largest job."""
+    entries = dict(entry(rank, b"http://a:1/" + b"x" * 4000) for rank in range(1 << 15))
+    with (
+        serve_one(fake_store(entries)) as address,
+        pytest.raises(ClusterError, match="64 MiB in all"),
+    ):
+        find(store=address, deadline=60)
+
+
+def test_collectors_that_claim_too_much() -> None:
+    entries = dict(collector(rank, b"http://a:1#0-4095") for rank in range(70))
+    with (
+        serve_one(fake_store(entries)) as address,
+        pytest.raises(ClusterError, match="claim more than 262144 ranks"),
+    ):
+        find(store=address)
+
+
 def test_store_with_a_known_number_of_ranks() -> None:
     with serve_one(fake_store(dict([entry(0, b"http://a:1"), entry(4, b"http://b:1")]))) as address:
         found = find(store=address, world_size=3)

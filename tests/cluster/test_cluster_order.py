@@ -21,7 +21,8 @@ from workerserver.cluster.judge.suspicions import RULES, Suspicions
 CLUSTER = Path(workerserver.cluster.__file__).parent
 FILES = sorted(CLUSTER.rglob("*.py"))
 
-#: By folder: what it may import of the other ones. Everybody may import the modules beside them.
+#: For each folder, the other folders that it may import. Modules of one folder may import one
+#: another.
 ARROWS: dict[str, set[str]] = {
     "find": {"ask", "read"},
     "read": set(),

@@ -206,8 +206,30 @@ def test_the_thread_that_owes_what_the_victims_wait_for() -> None:
     assert roots == ((CODE, "loop"),)
     assert acting((*guilty, logger), roots) is guilty[1]
     assert acting(guilty) is guilty[1]
-    assert acting((*guilty, logger)) is guilty[0]  # nothing tells which one it waits for
+    assert acting((*guilty, logger)) is guilty[0]  # nothing tells which thread main waits for
     assert acting(main("step", "train")) is not None
+
+
+@pytest.mark.parametrize(
+    ("file", "function"),
+    [
+        (THREADING, "join"),
+        (THREADING, "_shutdown"),
+        ("/usr/lib/python3.11/concurrent/futures/_base.py", "result"),
+        ("/usr/lib/python3.11/concurrent/futures/thread.py", "shutdown"),
+    ],
+)
+def test_a_thread_that_the_guilty_one_joins(file: str, function: str) -> None:
+    """The others wait in their main threads, and this one's main thread waits for its saver."""
+    roots = roots_of_waits([WAITING, WAITING])
+    saver = thread("write", "save", wchan="pipe_write")
+    frames = (Frame(file, 7, function), Frame(CODE, 90, "save"), *WAITING[0].frames[1:])
+    joins = Thread(frames, "MainThread", main=True, wchan="futex_do_wait", state="S")
+    assert acting((joins, saver), roots) is saver
+    logger = thread("flush", "log", wchan="hrtimer_nanosleep")
+    assert acting((joins, saver, logger), roots) is joins  # which of them it joins nothing tells
+    gets = replace(joins, frames=(Frame("/usr/lib/python3.11/queue.py", 7, "get"), *frames[1:]))
+    assert acting((gets, saver), roots) is gets  # it waits for an item, and not for the saver
 
 
 def test_a_debugger_is_called_one() -> None:
@@ -221,7 +243,7 @@ def test_a_debugger_is_called_one() -> None:
     assert blocked.location == Frame(CODE, 12, "step")
 
 
-# --- how sure it is, and what it rests on
+# --- how sure the verdict is, and its evidence
 
 
 def test_an_old_wait_needs_no_second_look() -> None:

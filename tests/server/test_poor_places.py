@@ -15,10 +15,9 @@ import pytest
 from support.lifecycle import run_isolated
 
 from workerserver.cli.errors import UsageError
-from workerserver.cli.run import default_socket
 from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.find.discovery import Options, discover
-from workerserver.control_plane import serve_from_environment
+from workerserver.control_plane import default_socket, serve_from_environment
 from workerserver.process.run_folder import run_folder, run_folders
 from workerserver.server import WorkerServer
 
@@ -141,7 +140,7 @@ def test_another_user_was_first(tempdir: Path, kind: str) -> None:
     else:
         usual.touch()
     os.chown(usual, NOBODY, NOBODY)
-    for name in ("x", "0"):  # nor does that user choose the folder that is made instead
+    for name in ("x", "0"):  # and that user can't choose the folder that is made instead
         stranger = Path(f"{usual}-{name}")
         stranger.mkdir()
         os.chown(stranger, NOBODY, NOBODY)

@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any
 
 from workerserver.cluster.judge.diagnose import diagnose
-from workerserver.cluster.judge.job import Memory
 from workerserver.cluster.judge.verdict import Verdict
 from workerserver.cluster.model import Failure, Frame, Health, RankState, Thread, Worker
 
@@ -38,7 +37,6 @@ class _Last:
 
     job: Job | None = None
     rounds: list[Round] = field(default_factory=list)
-    memory: Memory = field(default_factory=dict)
     verdict: Verdict | None = None
 
 
@@ -47,11 +45,11 @@ _last = _Last()
 
 def _judged(job: Job, looks: Sequence[tuple[float, Any]]) -> Verdict:
     if _last.job is not job or len(_last.rounds) > len(looks):
-        _last.job, _last.rounds, _last.memory = job, [], {}
+        _last.job, _last.rounds = job, []
     elif _last.verdict is not None and len(_last.rounds) == len(looks):
         return _last.verdict
     _last.rounds += rounds(job, looks[len(_last.rounds) :])
-    _last.verdict = diagnose(_last.rounds, job.world, _last.memory)
+    _last.verdict = diagnose(_last.rounds, job.world)
     return _last.verdict
 
 

@@ -70,7 +70,7 @@ def _reasons(played: Played, rank: int) -> frozenset[str]:
 
 
 def _evidence(played: Played) -> str:
-    """What can be seen of the job. Full recorders that hold nothing of what it hangs in are none."""
+    """What can be seen of the job. A full recorder without the hang counts as none."""
     told = played.job.evidence
     if played.job.world == 1:
         return f"one process, {told}"

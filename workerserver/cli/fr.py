@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from workerserver.cli.console import Output
 from workerserver.cli.job_command import (
     add_rounds,
+    by_job,
     cost,
-    find,
+    find_some,
     job_parser,
     look,
+    nobody,
+    of_jobs,
     show_gone,
-    world_size,
+    show_job,
     write_json,
 )
 from workerserver.cluster.ask.rounds import Round
@@ -30,31 +33,42 @@ MAX_ROWS = 20
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0: nothing differs or hangs, 1: something does, 2: no recorder has an entry."""
+    """Exit status 0: nothing differs or hangs, 1: something does, 2: no recorder has an entry, 3:
+    no job."""
     parser = job_parser(
         "fr",
         "Show the flight recorders of all ranks together. For each process group: the last issued "
         "and the last retired operation of each rank, which ranks wait for which ranks, and which "
         "operations differ. "
-        "Exit status: 0 nothing hangs or differs, 1 something does, 2 no recorder has an entry.",
+        "Exit status: 0 nothing hangs or differs, 1 something does, 2 no recorder has an entry, "
+        "3 no job.",
     )
     add_rounds(parser, 1)
     parser.add_argument("--all", action="store_true", help="show every process group and position")
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
-    workers = find(options)
-    rounds = look(options, workers, ("health", "flight"))
-    fields = report(rounds, world_size(options, workers))
+    found = find_some(options)
+    rounds = look(options, found.workers, ("health", "flight"))
+    views = by_job(options, found, rounds)
+    parts = [report(view.rounds, view.world_size, view.elsewhere) for view in views]
     if options.json:
-        write_json(sys.stdout, fields)
+        write_json(sys.stdout, of_jobs(views, parts))
     else:
-        render(fields, Output(sys.stdout), everything=options.all)
-    return _status(fields["process_groups"])
+        out = Output(sys.stdout)
+        for view, fields in zip(views, parts, strict=True):
+            show_job(view, len(views), out)
+            render(fields, out, everything=options.all)
+    if all(nobody(view.rounds[-1].states) for view in views):
+        return 3
+    # Something hangs, or all recorders tell that nothing does.
+    return min((_status(fields["process_groups"]) for fields in parts), key=(1, 2, 0).index)
 
 
-def report(rounds: Sequence[Round], size: int | None = None) -> dict[str, Any]:
+def report(
+    rounds: Sequence[Round], size: int | None = None, elsewhere: Collection[int] = ()
+) -> dict[str, Any]:
     """The JSON form of the part of a verdict that needs no stacks."""
-    fields = verdict_dict(diagnose(rounds, size))
+    fields = verdict_dict(diagnose(rounds, size, elsewhere))
     parts = ("ranks", "responded", "unreachable", "process_groups", "problems")
     failures = [
         f"{'worker ' + state.worker.address if state.rank is None else f'rank {state.rank}'}: "

@@ -7,17 +7,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from workerserver import handlers
-from workerserver.handlers import ping, stacks
+from workerserver.handlers import ping, stacks, steps
 from workerserver.http._protocol import WorkerProtocol, whole_reply
 from workerserver.http.access import PEER_REFUSED, AccessPolicy, NativeForm
 from workerserver.http.responses import error_response
 from workerserver.http.routes import INDEX, PREFIX, Router
+from workerserver.job import presence
 from workerserver.native._bridge import (
     DUMP,
     HEALTH,
     LATE,
     RELAY,
     STATIC,
+    STEPS,
     NativeHub,
     NativeListener,
     Table,
@@ -76,7 +78,7 @@ def hub_of(thread: LoopThread) -> NativeHub:
         if isinstance(attached, NativeHub):
             return attached
     watch = seconds("WORKERSERVER_GIL_WATCH", GIL_WATCH_SECONDS)
-    hub = NativeHub(thread.loop, watch)
+    hub = NativeHub(thread.loop, watch, thread.canary)
 
     def close() -> None:
         hub.close()
@@ -145,6 +147,7 @@ class Publication:
             self._hub.set_relay(fallback.path_bytes() or b"", *fallback.listener())
             self._relayed = True
         prepare()  # again, after a shortage that may have passed
+        presence.tell()  # the rank may have become known
         self.refresh()
 
     def refresh(self) -> None:
@@ -217,6 +220,9 @@ class Publication:
         handler = registry.own("dump_traceback")
         if handler is not None and handler.function is stacks.dump_traceback:
             add("POST", "dump_traceback", f"{PREFIX}dump_traceback", "dump", DUMP)
+        handler = registry.own("steps")
+        if handler is not None and handler.function is steps.steps:
+            add("POST", "steps", f"{PREFIX}steps", "none", STEPS)
         for name in fallback.names():
             handler = registry.own(name)
             ours = handler is None or is_part_of(handlers, handler.function.__module__)

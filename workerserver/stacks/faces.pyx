@@ -1,9 +1,11 @@
 """What others use: Python functions, and functions for other compiled modules."""
 
+import os
+
 from posix.unistd cimport usleep
 from workerserver.stacks.snapshot cimport (
     ws_dump, ws_dump_init, ws_dump_prepare, ws_dump_take, ws_dumps_taken, ws_gil, ws_kernel,
-    ws_kernel_state, ws_kernel_take, ws_selfread_gil, ws_selfread_problem,
+    ws_kernel_state, ws_kernel_take, ws_selfread_gil, ws_selfread_problem, ws_waits_store,
 )
 
 if ws_dump_init() != 0:
@@ -82,8 +84,13 @@ def prepare():
 
     Call it once in a process, and again in a forked child; further calls are cheap. Returns None,
     or the reason why stacks can't be read without the GIL here.
+
+    It also learns the port of the job's store from the environment: whoever waits for an answer
+    from there waits for other ranks.
     """
     cdef const char *problem
+    cdef str port = os.environ.get("MASTER_PORT", "")
+    ws_waits_store(int(port) if port.isdecimal() and len(port) < 6 else 0)
     while ws_selfread_problem() != NULL and ws_dump_prepare() != 0:
         with nogil:
             usleep(200)

@@ -68,6 +68,9 @@ cdef extern from "render.h":
     int ws_kernel_take(ws_snapshot *out) noexcept nogil
     void ws_kernel_free(ws_snapshot *snapshot) noexcept nogil
 
+cdef extern from "waits.h":
+    void ws_waits_store(int port) noexcept nogil
+
 cdef extern from "check.h":
     void ws_check_snapshot(const ws_snapshot *snapshot) noexcept nogil
 

@@ -120,8 +120,8 @@ class Rank:
     """A process."""
 
     __slots__ = (
-        "alive", "beat", "beats", "cpu", "drained", "ended", "events", "frozen", "gil", "io_s", "issued",
-        "local", "locks", "number", "plan", "queues", "rings", "seqs", "step", "stopped",
+        "alive", "beat", "beats", "cpu", "drained", "ended", "events", "frozen", "gil", "io_s",
+        "issued", "local", "locks", "number", "plan", "queues", "rings", "seqs", "step", "stopped",
         "stream", "threads", "totals", "trainer",
     )  # fmt: skip
 

@@ -24,6 +24,8 @@ __all__ = [
 
 #: Ranks beyond this are a mistake or a lie.
 MAX_RANKS = 1 << 24
+#: A name that a worker tells.
+MAX_TEXT_CHARACTERS = 256
 _HASH = re.compile(r"[0-9a-f]{1,64}\Z")
 
 
@@ -103,6 +105,16 @@ def health_of(fields: Mapping[str, Any]) -> Health:
         _seconds(fields, "cpu_s"),
         _integer(fields, "rss_bytes"),
         _seconds(fields, "step_median_s"),
+        _text(fields, "job"),
+        _text(fields, "job_from"),
+        _text(fields, "agent"),
+        _integer(fields, "restart"),
+        _integer(fields, "world_size"),
+        _integer(fields, "local_rank"),
+        _integer(fields, "local_world_size"),
+        _integer(fields, "group_rank"),
+        _text(fields, "host"),
+        _seconds(fields, "started"),
     )
 
 
@@ -120,6 +132,15 @@ def digest_of(fields: Mapping[str, Any]) -> Digest:
         if not isinstance(value, str) or not _HASH.match(value):
             raise ValueError(f"{name} is {short(value)}")
     return Digest(fields["digest"], fields.get("main"))
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT_CHARACTERS:
+        raise ValueError(f"{name} is {short(value)}")
+    return value
 
 
 def _integer(fields: Mapping[str, Any], name: str) -> int | None:

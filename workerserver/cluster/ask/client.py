@@ -45,8 +45,9 @@ class Client:
 
     *deadline*: seconds for one worker, from the look-up of its name to the last byte of the last
     answer. *concurrency*: the number of workers that are asked at one time; with *strict*, slow
-    workers count too. *token* goes to every worker; *token_name* tells in messages where the token
-    came from. *tls* has the authorities for https addresses; the default is the system's.
+    workers count too. *token* goes to every worker, but to no Unix socket of a user whom we have no
+    reason to trust (trust.py); *token_name* tells in messages where the token came from. *tls* has
+    the authorities for https addresses; the default is the system's.
 
     ``patience`` holds shorter deadlines for workers that did not answer before. ``stop()`` ends all
     visits under way; the caller gets the results until then. ``questions`` and ``bytes_received``
@@ -94,6 +95,11 @@ class Client:
     ) -> None:
         self.stop()
         self._end_overdue_at(math.inf)
+
+    @property
+    def sends_token(self) -> bool:
+        """Whether every question carries a token."""
+        return self._token_name is not None
 
     @property
     def tls(self) -> ssl.SSLContext:

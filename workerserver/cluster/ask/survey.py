@@ -11,7 +11,8 @@ from hashlib import blake2b
 from typing import Literal
 
 from workerserver.cluster.ask.client import Client, Visit
-from workerserver.cluster.ask.questions import DIGEST, HEALTH, SUMMARY, TEXT, TRACES, Memory
+from workerserver.cluster.ask.questions import DIGEST, HEALTH, SUMMARY, TEXT, Memory
+from workerserver.cluster.ask.recorders import ask_without_summary
 from workerserver.cluster.failures import Failed, short
 from workerserver.cluster.model import Failure, RankState, Thread, Worker
 from workerserver.cluster.read import stacks
@@ -66,11 +67,12 @@ async def _first_questions(
             await (_text if state.kind == "torch" else _ask_digest)(visit, state, memory)
         if "flight" in want and state.responded and "healthz" not in state.failures:
             if state.kind == "torch" or _gil_is_held(state):
-                await _stock_trace(visit, state)
+                await ask_without_summary(visit, state, memory)
             else:
                 await _summary(visit, state, memory)
     finally:
         state.bytes_received = visit.received
+        state.peer_pid = visit.peer_pid
     if state.kind == "torch" and state.failures and not state.digest and not state.flight:
         state.kind = "unknown"
     return state
@@ -130,19 +132,6 @@ def _gil_is_held(state: RankState) -> bool:
     """A summary would have to wait for the GIL. torch's own server gives traces without it."""
     held = state.health.gil_unavailable_s if state.health is not None else None
     return held is not None and held >= GIL_HELD_SECONDS
-
-
-async def _stock_trace(visit: Visit, state: RankState) -> None:
-    """Ask for the full trace: a stock worker has no summary."""
-    try:
-        trace = state.flight = await visit.ask(TRACES["fr"])
-        if not trace.get("entries"):
-            nccl = await visit.ask(TRACES["nccl"])
-            if nccl.get("entries"):
-                state.flight = nccl
-    except Failed as failed:
-        if state.flight is None:
-            state.failures["flight"] = failed.failure
 
 
 async def _text(visit: Visit, state: RankState, memory: Memory) -> None:

@@ -7,7 +7,7 @@ every verdict.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from workerserver.cluster.judge.evidence import evidence
 from workerserver.cluster.judge.facts import (
@@ -21,7 +21,7 @@ from workerserver.cluster.judge.facts import (
 from workerserver.cluster.judge.grounds import invariants
 from workerserver.cluster.judge.grounds.status import conclude
 from workerserver.cluster.judge.grounds.unseen import unseen
-from workerserver.cluster.judge.job import STUCK_AFTER_SECONDS, Job, Memory
+from workerserver.cluster.judge.job import STUCK_AFTER_SECONDS, Job
 from workerserver.cluster.judge.reasons import STRENGTH
 from workerserver.cluster.judge.sentences import Narrator
 from workerserver.cluster.judge.stragglers import stragglers
@@ -39,11 +39,11 @@ MAX_PROCESS_GROUPS = 100
 
 
 def diagnose(
-    rounds: Sequence[RoundLike], world_size: int | None = None, memory: Memory | None = None
+    rounds: Sequence[RoundLike], world_size: int | None = None, elsewhere: Collection[int] = ()
 ) -> Verdict:
-    """The verdict on the last of *rounds*; the rounds before tell what moves. *memory*: the same
-    dict for calls with more and more rounds, each of which is then read only once."""
-    return _Diagnosis(Job(rounds, world_size, memory)).verdict()
+    """The verdict on the last of *rounds*; the rounds before tell what moves. *elsewhere*: ranks
+    that nobody looked for, so nothing accuses them."""
+    return _Diagnosis(Job(rounds, world_size, elsewhere)).verdict()
 
 
 class _Diagnosis:

@@ -253,11 +253,11 @@ class InCall:
 
 @dataclass(frozen=True, slots=True)
 class LastOperation:
-    """The last operation of *group* that it has issued."""
+    """The last operation of *group* that it has issued. *ended* is None if no recorder tells."""
 
     group: str
     operation: str
-    ended: bool
+    ended: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,11 +366,12 @@ class NobodyAnswered:
 
 @dataclass(frozen=True, slots=True)
 class Endless:
-    """All ranks have entered *operation*, which does not end. *whole*: they are all its ranks, not
-    only all that are known."""
+    """All ranks but *absent* have entered *operation*, which does not end. *whole*: these are all
+    ranks of the operation, not only all that are known."""
 
     operation: Entered
     whole: bool
+    absent: Ranks = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -496,7 +497,9 @@ class GoesOn:
 class Unseen:
     """What *ranks* don't tell. *seconds*: by how much their clocks are ahead."""
 
-    kind: Literal["stock", "records", "operations", "stacks", "heartbeat", "clock"]
+    kind: Literal[
+        "elsewhere", "inferred", "stock", "records", "operations", "stacks", "heartbeat", "clock"
+    ]
     ranks: Ranks
     seconds: float = 0.0
 

@@ -7,8 +7,8 @@ compared between ranks, because torch counts a group's collectives in the same w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from workerserver.cluster.judge import sentences
@@ -24,6 +24,8 @@ MAX_WAITS = 64
 #: By how many numbers an operation may be off to count as issued in another order.
 MAX_SHIFT = 64
 
+#: How the operations begin that no rank can end before every rank has entered them.
+TOGETHER = ("all", "_all", "barrier", "reduce_scatter", "_reduce_scatter")
 #: Operations in which the ranks may have inputs, or outputs, of different sizes.
 UNEVEN_INPUTS = ("all_to_all", "alltoall", "scatter", "all_gather_v", "reduce_scatter_v")
 UNEVEN_OUTPUTS = ("all_to_all", "alltoall", "gather", "all_gather_v", "reduce_scatter_v")
@@ -40,10 +42,12 @@ class Group:
     ranks: tuple[int, ...]
     complete: bool
     records: Mapping[int, GroupRecord]
+    one_of: bool = False
+    """Its ranks use several backends in the group; this is the part of one of them."""
 
     @property
     def label(self) -> str:
-        return self.key.label
+        return f"{self.key.label} ({self.key.backend})" if self.one_of else self.key.label
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +65,8 @@ class Wait:
     since_ns: int | None = None
     """When the ranks that wait issued it, by their own clocks: the middle one."""
     queued: tuple[int, ...] = ()
+    inferred: bool = False
+    """The recorder tells no end: that it goes on follows from who has not entered it."""
 
     @property
     def name(self) -> str:
@@ -148,9 +154,19 @@ def _groups(
     for rank, record in sorted(records.items()):
         for key, group in record.groups.items():
             by_key.setdefault(key, {})[rank] = group
+    backends: dict[Key, list[Key]] = {}
+    for key in by_key:
+        if key.backend:
+            backends.setdefault(key._replace(backend=""), []).append(key)
+    for nameless, keys in backends.items():  # who has issued nothing belongs to each of them
+        for rank, group in by_key.pop(nameless, {}).items():
+            for key in keys:
+                by_key[key].setdefault(rank, GroupRecord(key, group.ranks))
     groups: list[Group] = []
     for key, members in sorted(by_key.items()):
-        groups += _split(key, _newest(key, members), world_size, problems)
+        one_of = len(backends.get(key._replace(backend=""), ())) > 1
+        found = _split(key, _newest(key, members), world_size, problems)
+        groups += (replace(each, one_of=True) for each in found) if one_of else found
     return groups
 
 
@@ -225,8 +241,8 @@ def _waits(
     for rank, record in group.records.items():
         first = record.first_pending
         if first is not None:
-            behind = is_queued(first_of.get(rank), group.key, first)
-            (queued if behind else pending).setdefault(first.seq, []).append(rank)
+            later = is_queued(first_of.get(rank), group.key, first)
+            (queued if later else pending).setdefault(first.seq, []).append(rank)
         last[rank] = max(record.collectives, default=-1)
     # If an operation has ended, all ranks have issued it: an empty record then tells nothing.
     begun = any(record.last_retired is not None for record in group.records.values())
@@ -237,7 +253,7 @@ def _waits(
         if whole is None or (lost and (begun or (whole.empty and whole.enqueued > 0))):
             silent.append(rank)
     unknown = set(silent)
-    waits = []
+    waits = list(_inferred(group, last, pending, silent))
     for seq in sorted(pending)[:MAX_WAITS]:
         waiting = tuple(sorted(pending[seq]))
         names = Counter(group.records[rank].collectives[seq][-1].op for rank in waiting)
@@ -262,6 +278,42 @@ def _waits(
     return waits
 
 
+def _inferred(
+    group: Group, last: Mapping[int, int], pending: Mapping[int, Sequence[int]], silent: list[int]
+) -> Iterator[Wait]:
+    """The wait for the members that are the furthest behind, where the recorder tells no end: no
+    rank can have ended an operation of all ranks that one of them has not entered."""
+    known = [rank for rank in group.ranks if rank not in set(silent)]
+    least = min((last.get(rank, -1) for rank in known), default=-1)
+    waiting: dict[int, Operation] = {}
+    for rank, record in group.records.items():
+        later = (
+            op
+            for seq in sorted(record.collectives)
+            if seq > least
+            for op in record.collectives[seq]
+            if op.unknown
+        )
+        first = next(later, None)
+        if first is not None:
+            waiting[rank] = first
+    if not group.complete or not waiting or pending:
+        return
+    first = min(waiting.values(), key=lambda op: op.seq)
+    absent = [rank for rank in known if last.get(rank, -1) < first.seq]
+    if absent and first.op.startswith(TOGETHER):
+        yield Wait(
+            group=group,
+            seq=first.seq,
+            op=first.op,
+            waiting=tuple(sorted(waiting)),
+            absent=tuple(absent),
+            silent=tuple(silent),
+            since_ns=_middle(op.created_ns for op in waiting.values() if op.created_ns),
+            inferred=True,
+        )
+
+
 def _middle(values: Iterable[int]) -> int | None:
     ordered = sorted(values)
     return ordered[len(ordered) // 2] if ordered else None
@@ -275,7 +327,7 @@ def _peer_waits(
     posted: dict[tuple[str, int, int], bool] = {}  # whether it is behind another operation
     first: list[tuple[int, Operation, int, int]] = []
     for rank, record in sorted(group.records.items()):
-        pending = [op for op in record.p2p if not op.done]
+        pending = [op for op in record.p2p if op.pending]
         for op in pending:
             if op.source is None or op.target is None:
                 continue  # "coalesced" closes a batch
@@ -285,9 +337,9 @@ def _peer_waits(
                 continue
             source, target = group.ranks[op.source], group.ranks[op.target]
             word = "recv" if op.op.startswith("recv") else "send"
-            behind = is_queued(first_of.get(rank), group.key, op)
-            posted.setdefault((word, source, target), behind)
-            if op.p2p_seq == pending[0].p2p_seq and not behind:
+            later = is_queued(first_of.get(rank), group.key, op)
+            posted.setdefault((word, source, target), later)
+            if op.p2p_seq == pending[0].p2p_seq and not later:
                 first.append((rank, op, source, target))
     waits = []
     for rank, op, source, target in first:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -27,7 +27,7 @@ from workerserver.cluster.read.flight_records import read
 from workerserver.cluster.read.recorder import WATCHED, GroupRecord, RankRecord, Shared
 from workerserver.cluster.read.summary import rank_of
 
-__all__ = ["Job", "Memory", "RoundByRank"]
+__all__ = ["Job", "RoundByRank"]
 
 MAX_WORLD = 1 << 20
 
@@ -84,9 +84,11 @@ class RoundByRank:
         """What the rank's recorder says. It is read only once, and only if somebody asks."""
         if rank not in self.read:
             state = self.states.get(rank)
-            if state is None or (state.flight is None and state.flight_summary is None):
+            if state is None or not state.recorded:
                 return None
-            self.read[rank] = read(state.flight, state.flight_summary, self.shared)
+            self.read[rank] = read(
+                state.flight, state.flight_summary, self.shared, state.more_flights
+            )
         return self.read[rank]
 
     def record(self, rank: int, group: Group) -> GroupRecord | None:
@@ -110,18 +112,6 @@ def _rank(state: RankState) -> int | None:
     return rank_of(state.flight_summary if isinstance(state.flight_summary, Mapping) else None)
 
 
-Memory = dict[int, tuple[RoundLike, RoundByRank]]
-"""Rounds that have been read, by their identity: a command judges the same ones again and again."""
-
-
-def _known(round_: RoundLike, memory: Memory | None) -> RoundByRank:
-    if memory is None:
-        return RoundByRank.of(round_)
-    if id(round_) not in memory:
-        memory[id(round_)] = (round_, RoundByRank.of(round_))
-    return memory[id(round_)][1]
-
-
 class Job:
     """The last round, and what changed since the one before it."""
 
@@ -129,9 +119,9 @@ class Job:
         self,
         rounds: Sequence[RoundLike],
         world_size: int | None,
-        memory: Memory | None = None,
+        elsewhere: Collection[int] = (),
     ) -> None:
-        self.rounds = [_known(each, memory) for each in rounds]
+        self.rounds = [RoundByRank.of(each) for each in rounds]
         self.now = self.rounds[-1] if self.rounds else RoundByRank(0.0)
         self.before = self.rounds[-2] if len(self.rounds) > 1 else None
         known = {rank for rank in (*self.now.states, *self.now.gone) if rank < NAMELESS}
@@ -149,12 +139,10 @@ class Job:
             {*known, *(rank for rank in self.now.states if rank >= NAMELESS)}
             | {rank for rank in self.now.gone if rank >= NAMELESS}
         )
-        nameless = sum(rank >= NAMELESS for rank in self.now.states)
+        self.elsewhere = frozenset(elsewhere)
         missing = [each for each in sorted(known) if each not in self.now.states]
         missing = [each for each in missing if each not in self.now.gone]
-        if len(missing) <= nameless:  # those are they, and which one is which nobody knows
-            self.expected = [each for each in self.expected if each not in missing]
-            missing = []
+        missing = self._without_nameless(missing)
         for rank in missing:
             self.now.gone[rank] = Gone(rank, UNKNOWN_WORKER.reason, UNKNOWN_WORKER.text)
         self.ranks = sorted(self.now.states)
@@ -191,6 +179,27 @@ class Job:
             if ident is not None and thread is not None and (its := root(thread)) is not None:
                 found[its] += 1
         return tuple(sorted(found, key=lambda each: (-found[each], each)))
+
+    def _without_nameless(self, missing: list[int]) -> list[int]:
+        """*missing* ranks, without those that may be workers whose rank nobody knows.
+
+        Those are they, and which one is which nobody knows. So of a few more missing ranks than
+        such workers none is named: each may be one of the workers. They stay nameless too.
+        """
+        nameless = [rank for rank in (*self.now.states, *self.now.gone) if rank >= NAMELESS]
+        if not nameless or not missing:
+            return missing
+        if len(nameless) == len(missing) == 1 and nameless[0] in self.now.gone:
+            # A rank that is missing, and an address that does not answer, are one thing.
+            gone = self.now.gone.pop(nameless[0])
+            self.now.gone[missing[0]] = replace(gone, rank=missing[0])
+            self.expected.remove(nameless[0])
+            return []
+        self.expected = [each for each in self.expected if each not in missing]
+        more = len(missing) - len(nameless)
+        first = max(nameless) + 1
+        self.expected += range(first, first + max(more, 0))
+        return list(range(first, first + max(more, 0)))
 
     @cached_property
     def analysis(self) -> Analysis:
@@ -310,6 +319,7 @@ class Job:
         if old is None or new is None or old.flight_summary is None:
             return self.before.of_rank(rank)
         same = old.flight_summary == new.flight_summary and old.flight == new.flight
+        same = same and old.more_flights == new.more_flights
         return self.now.of_rank(rank) if same else self.before.of_rank(rank)
 
     @cached_property
@@ -359,7 +369,7 @@ class Job:
         since = self.now.time
         for look in reversed(self.rounds[:-1]):
             old = [each for rank in wait.waiting[:MAX_PAUSE_RANKS] if (each := look.of_rank(rank))]
-            if not old or not all(_first(each, wait.group) == wait.seq for each in old):
+            if not old or not all(_is_in(each, wait) for each in old):
                 break
             since = look.time
         return self.now.time - since
@@ -418,7 +428,7 @@ class Job:
         """The wait has lasted too long, and has not changed since the round before."""
         if self.before is not None and wait.seq is not None:
             old = [each for rank in wait.waiting if (each := self._recorded_before(rank))]
-            if old and not any(_first(each, wait.group) == wait.seq for each in old):
+            if old and not any(_is_in(each, wait) for each in old):
                 return False
         elif self.before is not None:
             then = self._recorded_before(wait.waiting[0])
@@ -471,8 +481,16 @@ class Job:
         record = self.now.of_rank(rank)
         if record is None:
             return False
+        if rank in self._inferred:
+            return True
         groups = record.groups.values()
-        return any(each.first_pending or any(not op.done for op in each.p2p) for each in groups)
+        return any(each.first_pending or any(op.pending for op in each.p2p) for each in groups)
+
+    @cached_property
+    def _inferred(self) -> frozenset[int]:
+        """Ranks whose recorder tells no end, and whose operation can't have ended."""
+        waits = (wait.waiting for wait in self.analysis.waits if wait.inferred)
+        return frozenset().union(*waits)
 
     @cached_property
     def _pending_at(self) -> dict[tuple[Frame, str], set[int]]:
@@ -517,17 +535,21 @@ def _issued(record: RankRecord, group: Group) -> int:
     return own.issued[0] if own is not None else -1
 
 
-def _first(record: RankRecord, group: Group) -> int | None:
-    own = record.groups.get(group.key)
-    first = own.first_pending if own is not None else None
-    return first.seq if first is not None else None
+def _is_in(record: RankRecord, wait: Wait) -> bool:
+    """The collective of *wait* was under way, and no earlier one of its group."""
+    own = record.groups.get(wait.group.key)
+    if own is None:
+        return False
+    if wait.inferred:  # the recorder tells no end
+        return wait.seq is not None and own.issued[0] >= wait.seq
+    return own.first_pending is not None and own.first_pending.seq == wait.seq
 
 
 def _has_pending(record: RankRecord, wait: Wait) -> bool:
     """The send or receive of *wait* was under way."""
     own = record.groups.get(wait.group.key)
     operations = own.p2p if own is not None else ()
-    return any(each.created_ns == wait.since_ns for each in operations if not each.done)
+    return any(each.created_ns == wait.since_ns for each in operations if each.pending)
 
 
 def _step(state: RankState | None) -> int | None:

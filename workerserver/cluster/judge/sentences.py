@@ -44,6 +44,10 @@ def _wait(ranks: Sequence[int]) -> str:
     return "waits" if len(ranks) == 1 else "wait"
 
 
+def _stand(ranks: Sequence[int]) -> str:
+    return "stands" if len(ranks) == 1 else "stand"
+
+
 # --- one sentence a reason ----------------------------------------------------------------------
 
 
@@ -108,7 +112,8 @@ def _swallowed(claim: facts.Issued | facts.Absent, many: bool, names: Names) -> 
 
 def _behind(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> str:
     if isinstance(claim, facts.Apart):
-        crowd = f"{names(claim.crowd.ranks)} stand {_whereabouts(claim.crowd)}"
+        ranks = claim.crowd.ranks
+        crowd = f"{names(ranks)} {_stand(ranks)} {_whereabouts(claim.crowd)}"
         return f"{'seem' if many else 'seems'} to keep the others waiting: {crowd}"
     wait = claim.wait
     if not wait.numbered:
@@ -123,7 +128,7 @@ def _behind(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> str:
 def _whereabouts(crowd: Crowd) -> str:
     if crowd.together:
         return "together" if crowd.location is None else f"together in {at(crowd.location)}"
-    return "in collectives" if crowd.call is None else f"in {crowd.call}"
+    return "in calls that need other ranks" if crowd.call is None else f"in {crowd.call}"
 
 
 def _gil_held(claim: facts.Absent | facts.Apart | facts.KeepsGil, many: bool, names: Names) -> str:
@@ -289,6 +294,12 @@ def _failed(fact: facts.FailedQuestion, names: Names) -> str:
 def _endless(fact: facts.Endless, names: Names) -> str:
     known = "all its ranks" if fact.whole else "its known ranks"
     inside = names(fact.operation.ranks)
+    if fact.absent:
+        have = "has" if len(fact.absent) == 1 else "have"
+        return (
+            f"{_in(fact.operation)} does not end: {inside} in it, and {names(fact.absent)} {have}"
+            " not entered it"
+        )
     return f"{known} have entered {_in(fact.operation)}, which does not end ({inside} in it)"
 
 
@@ -311,7 +322,7 @@ def _unproven(fact: facts.Unproven, names: Names) -> str:
     many = len(fact.ranks) > 1
     have = "have" if many else "has"
     if fact.wait is None:
-        start = f"{names(fact.ranks)} {'stand' if many else 'stands'} apart from the others"
+        start = f"{names(fact.ranks)} {_stand(fact.ranks)} apart from the others"
     elif not fact.wait.numbered:
         who = fact.wait.ranks
         start = f"{names(who)} {_wait(who)} in {_in(fact.wait)}{_for(fact.wait)}"
@@ -347,8 +358,7 @@ HINDRANCES: Mapping[facts.Hindrance, tuple[str, str]] = {
 
 def _standing(fact: facts.Standing, names: Names) -> str:
     places = "; ".join(
-        f"{names(ranks)} {'stand' if len(ranks) > 1 else 'stands'} {_spot(call, frame)}"
-        for ranks, call, frame in fact.places
+        f"{names(ranks)} {_stand(ranks)} {_spot(call, frame)}" for ranks, call, frame in fact.places
     )
     return f"nothing has moved for {fact.seconds:.0f} s: {places}"
 
@@ -405,8 +415,7 @@ LINES: Mapping[type, Callable[[Any, Names], str]] = {
     facts.WaitsIn: _waits_in,
     facts.InCall: lambda fact, names: f"{names(fact.ranks)} in {_meeting(fact.call)}",
     facts.LastOperation: lambda fact, names: (
-        f"its last operation of {fact.group}: {fact.operation},"
-        f" {'ended' if fact.ended else 'not ended'}"
+        f"its last operation of {fact.group}: {fact.operation}, {ENDED[fact.ended]}"
     ),
     facts.NothingIssued: lambda fact, names: f"it has issued no operation of {fact.group}",
     facts.FailedQuestion: _failed,
@@ -440,8 +449,16 @@ LINES: Mapping[type, Callable[[Any, Names], str]] = {
 }
 
 
+#: What is said of an operation's end.
+ENDED: Mapping[bool | None, str] = {
+    True: "ended",
+    False: "not ended",
+    None: "whose end no recorder tells",
+}
 #: What ranks don't tell.
 UNSEEN: Mapping[str, str] = {
+    "elsewhere": "nobody looked for them here: name their hosts too (--store, --hosts, ...)",
+    "inferred": "the rank is inferred: the worker does not tell it",
     "stock": "torch's own server: no heartbeat, no holder of the GIL, nothing of the kernel",
     "records": "no flight recorder holds anything: set TORCH_FR_BUFFER_SIZE",
     "operations": "operations that no recorder holds, as gloo's send and recv",

@@ -12,6 +12,7 @@ from workerserver.cluster.judge.facts import (
     Awaited,
     Claim,
     Crossed,
+    Crowd,
     Doubt,
     Endless,
     Everywhere,
@@ -220,7 +221,7 @@ class Suspicions:
             self._ring(ranks, [self.hanging[number] for number in numbers])
         # A rank in a wait that no recorder holds is a victim too, if there is anybody else.
         ends = {rank: numbers for rank, numbers in blame.ends.items() if not self._on_ranks(rank)}
-        if not ends and self._from_meetings(blame.ends):
+        if not ends and (self._from_apart(blame.ends) or self._from_meetings(blame.ends)):
             return
         ends = ends or dict(blame.ends)
         certain = self._certain(ends)
@@ -258,6 +259,25 @@ class Suspicions:
             return True
         polls = self.job.blocked[rank].kind == "sleep" and self.job.pending(rank)
         return not polls and is_elsewhere(self.job, rank)
+
+    def _from_apart(self, ends: Mapping[int, Sequence[int]]) -> bool:
+        """Handles the case where every awaited rank is itself in a wait that no recorder holds, and
+        other ranks wait for nobody: the chain may end at those. False if there are none."""
+        job = self.job
+        others = [rank for rank in job.ranks if rank not in ends and not surely_waits(job, rank)]
+        if not ends or not others:
+            return False
+        for rank, numbers in ends.items():
+            self.refused.setdefault(rank, ("waits", self.hanging[numbers[0]]))
+        rest = [rank for rank in job.ranks if rank not in others]
+        calls = {job.blocked[rank].call for rank in rest}
+        claim = Apart(Crowd(rest, calls.pop() if len(calls) == 1 else None))
+        waits = [WaitsIn(job.entered(wait)) for wait in self.hanging[:MAX_AWAITED]]
+        for rank in others if all(map(self._is_certain, others)) else ():
+            reason = self._why(rank, None)
+            if is_stuck(job, rank) and self._admit(rank, reason, others):
+                self._accuse(Accusation(rank, reason, claim, evidence=[*waits, StacksAlone()]))
+        return True
 
     def _from_meetings(self, ends: Mapping[int, Sequence[int]]) -> bool:
         """Handles the case where every awaited rank is itself inside new_group or the like, which
@@ -336,7 +356,12 @@ class Suspicions:
         main = min(waits, key=lambda wait: (len(wait.group.ranks), wait.group.key, wait.seq or 0))
         entered, label = job.entered(main), main.group.label
         gone = job.now.gone.get(rank)
-        if gone is not None and gone.reason == "missing" and not self._rest_waits():
+        looked_for = rank not in job.elsewhere
+        if (
+            gone is not None
+            and gone.reason == "missing"
+            and not (looked_for and self._rest_waits())
+        ):
             self.refused.setdefault(rank, ("unseen", main))
             return
         if gone is not None:
@@ -346,7 +371,8 @@ class Suspicions:
         record = main.group.records.get(rank)
         last = record.last_issued if record is not None else None
         if last is not None:
-            evidence.append(LastOperation(label, last.name, last.done))
+            ended = None if last.unknown else last.done
+            evidence.append(LastOperation(label, last.name, ended))
         elif rank not in main.silent:
             evidence.append(NothingIssued(label))
         if not self._admit(rank, "behind", absent, main):
@@ -381,7 +407,7 @@ class Suspicions:
         if self.job.computes(rank):
             return False
         record = self.job.now.records.get(rank)
-        pending = record is None or any(group.first_pending for group in record.groups.values())
+        pending = record is None or any(group.may_go_on for group in record.groups.values())
         return not pending and (blocked.thread.wchan or "").startswith("futex")
 
     # --- the rest
@@ -390,7 +416,7 @@ class Suspicions:
         """Ranks without an answer for which nobody waits, as far as can be seen."""
         job = self.job
         for rank, gone in job.now.gone.items():
-            if rank in self.accused:
+            if rank in self.accused or rank in job.elsewhere:
                 continue
             if job.moves:
                 self.doubts.append(SilentButMoving(rank, gone.reason))

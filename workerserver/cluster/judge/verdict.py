@@ -13,7 +13,7 @@ from workerserver.cluster.judge.reasons import Reason
 from workerserver.cluster.model import Frame
 from workerserver.cluster.read import groups
 
-__all__ = ["GroupState", "Status", "Straggler", "Suspect", "Verdict"]
+__all__ = ["GroupState", "Status", "Straggler", "Suspect", "Verdict", "over"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +81,8 @@ class Verdict:
     """It rests on one round, and another round would change nothing."""
     not_looked_at: tuple[str, ...] = ()
     """What it does not rest on, one line for each kind."""
+
+
+def over(sentence: str) -> Verdict:
+    """On a job that has ended, which nobody can be asked about."""
+    return Verdict(sentence, 3, 0, 0)

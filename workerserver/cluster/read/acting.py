@@ -80,7 +80,8 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
 
     *roots*: where the threads of other ranks began that wait for ranks; one that began there owes
     them something. Else the main thread acts, unless it only waits for a thread of its own, and
-    one single other thread is in user code and doesn't wait for work.
+    one single other thread is in user code and doesn't wait for work. So does that other thread
+    where the one that owes something joins it, or waits for its result.
     """
     main = main_thread(threads)
     if len(threads) < 2:
@@ -89,7 +90,8 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
         same = [thread for thread in threads if thread.frames and root(thread) == each]
         if same:
             bound = [thread for thread in same if by_frames(thread.frames).kind in ON_RANKS]
-            return next(iter(bound or [thread for thread in same if thread is main] or same))
+            owes = next(iter(bound or [thread for thread in same if thread is main] or same))
+            return _joined(owes, threads, main) or owes
     if main is None:
         return None
     kind = by_frames(main.frames).kind
@@ -103,6 +105,34 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
     if kind in ("lock", "wait", "shutdown") and len(others) == 1:
         return others[0]
     return main
+
+
+#: Calls that end when another thread of the process has done its work.
+_JOINS = frozenset(
+    {
+        ("threading.py", "join"),
+        ("threading.py", "_shutdown"),
+        ("concurrent/futures/_base.py", "result"),
+        ("concurrent/futures/_base.py", "exception"),
+        ("concurrent/futures/_base.py", "wait"),
+        ("concurrent/futures/_base.py", "as_completed"),
+        ("concurrent/futures/thread.py", "shutdown"),
+    }
+)
+
+
+def _joined(thread: Thread, threads: Sequence[Thread], main: Thread | None) -> Thread | None:
+    """The thread that *thread* waits for the end of, if it is the only one that works."""
+    if not any((code_file(each.file).path, each.function) in _JOINS for each in _called(thread)):
+        return None
+    others = [each for each in threads if each not in (thread, main) and _works(each)]
+    return others[0] if len(others) == 1 else None
+
+
+def _called(thread: Thread) -> Sequence[Frame]:
+    """The frames that are newer than the user's newest line."""
+    own = (n for n, each in enumerate(thread.frames) if code_file(each.file).owner == "user")
+    return thread.frames[: next(own, 0)]
 
 
 def _works(thread: Thread) -> bool:

@@ -174,9 +174,9 @@ def progress(before: RankState, after: RankState, records: Records | None = None
 
 def _read(before: RankState, after: RankState) -> tuple[RankRecord | None, RankRecord | None]:
     def record(state: RankState) -> RankRecord | None:
-        if state.flight is None and state.flight_summary is None:
+        if not state.recorded:
             return None
-        return read(state.flight, state.flight_summary)
+        return read(state.flight, state.flight_summary, more=state.more_flights)
 
     return record(before), record(after)
 
@@ -193,10 +193,10 @@ def _operations(before: RankRecord, after: RankRecord) -> str | None:
         finished = zip(then.finished, now.finished, strict=True)
         if then.issued != now.issued or any(late > early for early, late in finished):
             return f"process group {key.label}: operations went on"
-    for number in sorted(before.counters.keys() & after.counters.keys()):
-        counted = zip(before.counters[number], after.counters[number], strict=True)
+    for its in sorted(before.counters.keys() & after.counters.keys()):
+        counted = zip(before.counters[its], after.counters[its], strict=True)
         if any(late > early for early, late in counted):
-            return f"process group number {number}: operations went on"
+            return f"process group number {its[1]}: operations went on"
     return None
 
 

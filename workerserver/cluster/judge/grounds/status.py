@@ -43,8 +43,9 @@ SURE_STEPS = 10.0
 #: Places that are told of a job that stands still.
 MAX_PLACES = 6
 
-Status = Literal[0, 1, 2]
-"""0: healthy. 1: suspects. 2: could not tell; the sentence says why."""
+Status = Literal[0, 1, 2, 3]
+"""0: healthy. 1: suspects. 2: could not tell; the sentence says why. 3: the job has ended; nobody
+is judged then (:func:`~workerserver.cluster.judge.verdict.over`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def _hanging(job: Job, suspicions: Suspicions, doubts: Sequence[Doubt]) -> Itera
     for wait in suspicions.hanging:
         entered = job.entered(wait)
         if id(entered) not in said:
-            yield Endless(entered, wait.group.complete and not wait.silent)
+            yield Endless(entered, wait.group.complete and not wait.silent, wait.absent)
             return
 
 

@@ -21,6 +21,12 @@ def unseen(job: Job) -> Iterator[Unseen]:
     partly = [rank for rank, record in records.items() if record is not None and record.unrecorded]
     stacks = [rank for rank in job.ranks if not job.now.states[rank].threads]
     beats = [rank for rank in job.ranks if rank not in stock and job.step_age(rank) is None]
+    elsewhere = [rank for rank in sorted(job.elsewhere) if rank in job.now.gone]
+    inferred = [rank for rank in job.ranks if job.now.states[rank].inferred]
+    if elsewhere:
+        yield Unseen("elsewhere", elsewhere)
+    if inferred:
+        yield Unseen("inferred", inferred)
     if stock:
         yield Unseen("stock", stock)
     if none:
