@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from workerserver.cluster.judge.chains.deadlocks import from_threads, weigh_ring
 from workerserver.cluster.judge.facts import (
     Absent,
     Accusation,
@@ -124,7 +125,7 @@ class Suspicions:
             self.refused.setdefault(rank, (why, wait))
         return why is None
 
-    def _accuse(self, accusation: Accusation) -> None:
+    def accuse(self, accusation: Accusation) -> None:
         """The strongest reason stays; the evidence of all of them is kept."""
         known = self.accused.get(accusation.rank)
         if known is None:
@@ -134,13 +135,16 @@ class Suspicions:
             self.accused[accusation.rank] = accusation
         else:
             known.evidence += accusation.evidence
+            if known.process_group is None:  # what others wait for is worth knowing all the same
+                known.process_group, known.seq = accusation.process_group, accusation.seq
+                known.collective = accusation.collective
 
-    def _accuse_in(
+    def accuse_in(
         self, wait: Wait, rank: int, reason: Reason, claim: Claim, evidence: Iterable[Evidence]
     ) -> None:
         """Accuse *rank* of something in the operation of *wait*."""
         label = wait.group.label
-        self._accuse(Accusation(rank, reason, claim, label, wait.op, wait.seq, [*evidence]))
+        self.accuse(Accusation(rank, reason, claim, label, wait.op, wait.seq, [*evidence]))
 
     def _steps_if_ahead(self, rank: int, others: Sequence[int]) -> tuple[int, int] | None:
         """The rank's step and the others', if its own is the higher one. Ranks may count steps of
@@ -185,7 +189,7 @@ class Suspicions:
             for party in mismatch.parties:
                 for rank in party[0]:
                     if rank in suspects:
-                        self._accuse(self._mismatched(mismatch, rank, party, evidence))
+                        self.accuse(self._mismatched(mismatch, rank, party, evidence))
 
     def _mismatched(
         self,
@@ -212,8 +216,9 @@ class Suspicions:
         job = self.job
         needs = [Need(wait.waiting, tuple(self._missing(wait))) for wait in self.hanging]
         held = {rank for rank in job.ranks if job.gil(rank) is not None}
-        free = held | {rank for rank in job.ranks if is_free(job, rank)}
-        unsure = {rank for rank in job.ranks if not surely_waits(job, rank)}
+        chained = job.chains.edges
+        free = held | {rank for rank in job.ranks if is_free(job, rank) and rank not in chained}
+        unsure = {rank for rank in job.ranks if not surely_waits(job, rank)} - chained.keys()
         blame = resolve(needs, free, unsure)
         if not blame.ends and not blame.rings:  # who sleeps with an operation under way polls
             blame = resolve(needs, held, unsure)
@@ -276,7 +281,7 @@ class Suspicions:
         for rank in others if all(map(self._is_certain, others)) else ():
             reason = self._why(rank, None)
             if is_stuck(job, rank) and self._admit(rank, reason, others):
-                self._accuse(Accusation(rank, reason, claim, evidence=[*waits, StacksAlone()]))
+                self.accuse(Accusation(rank, reason, claim, evidence=[*waits, StacksAlone()]))
         return True
 
     def _from_meetings(self, ends: Mapping[int, Sequence[int]]) -> bool:
@@ -304,7 +309,7 @@ class Suspicions:
         for ranks, is_inside in sides:
             claim = Meeting(call, inside, outside, job.entered(main), is_inside)
             for rank in ranks:
-                self._accuse_in(main, rank, "order", claim, evidence)
+                self.accuse_in(main, rank, "order", claim, evidence)
         return True
 
     def _on_ranks(self, rank: int) -> bool:
@@ -330,6 +335,8 @@ class Suspicions:
 
     def _ring(self, ranks: Sequence[int], waits: Sequence[Wait]) -> None:
         """Ranks that wait for each other."""
+        if weigh_ring(self, ranks, waits):
+            return
         entered = self.job.entered
         own = {rank: next(wait for wait in waits if rank in wait.waiting) for rank in ranks}
         ring = list(dict.fromkeys(own.values()))
@@ -344,10 +351,10 @@ class Suspicions:
             mine = own[rank]
             if mine.seq is not None and other is not None and other.seq is not None:
                 crossed = Crossed(entered(mine), entered(other))
-                self._accuse_in(mine, rank, "order", crossed, evidence)
+                self.accuse_in(mine, rank, "order", crossed, evidence)
             else:
                 numbered = all(wait.seq is not None for wait in ring)
-                self._accuse_in(mine, rank, "order" if numbered else "p2p cycle", whole, evidence)
+                self.accuse_in(mine, rank, "order" if numbered else "p2p cycle", whole, evidence)
 
     def _behind(self, rank: int, waits: Sequence[Wait], absent: Collection[int]) -> None:
         job = self.job
@@ -366,21 +373,21 @@ class Suspicions:
             return
         if gone is not None:
             evidence.append(FailedQuestion(None, gone.reason, gone.text))
-            self._accuse_in(main, rank, "unreachable", Silent(gone.reason, entered), evidence)
+            self.accuse_in(main, rank, "unreachable", Silent(gone.reason, entered), evidence)
             return
         record = main.group.records.get(rank)
         last = record.last_issued if record is not None else None
         if last is not None:
             ended = None if last.unknown else last.done
             evidence.append(LastOperation(label, last.name, ended))
-        elif rank not in main.silent:
+        elif rank not in main.silent and not main.by_stack:
             evidence.append(NothingIssued(label))
         if not self._admit(rank, "behind", absent, main):
             return
         why = self._why(rank, main)
         ahead = self._steps_if_ahead(rank, main.waiting) if main.seq is not None else None
         claim = Absent(entered, rank in main.silent, ahead)
-        self._accuse_in(main, rank, why, claim, evidence)
+        self.accuse_in(main, rank, why, claim, evidence)
 
     def _why(self, rank: int, wait: Wait | None) -> Reason:
         """What keeps a rank from where the others wait for it."""
@@ -425,7 +432,7 @@ class Suspicions:
                 continue
             failed = FailedQuestion(None, gone.reason, gone.text)
             claim = Silent(gone.reason)
-            self._accuse(Accusation(rank, "unreachable", claim, evidence=[failed]))
+            self.accuse(Accusation(rank, "unreachable", claim, evidence=[failed]))
 
     def _rest_waits(self) -> bool:
         """Every rank that answered waits for others, and none of them is accused yet."""
@@ -439,7 +446,7 @@ class Suspicions:
             if held is None or rank in self.accused:
                 continue
             if (held[1] or 0.0) >= GIL_ALONE_SECONDS:
-                self._accuse(Accusation(rank, "gil held", KeepsGil(held[1] or 0.0)))
+                self.accuse(Accusation(rank, "gil held", KeepsGil(held[1] or 0.0)))
 
     def from_stacks(self) -> None:
         """Without a word of the flight recorders: ranks wait for others, and a few stand where they
@@ -469,7 +476,7 @@ class Suspicions:
         for rank in certain or outside:
             reason = self._why(rank, None)
             if self._admit(rank, reason, outside):
-                self._accuse(Accusation(rank, reason, claim, evidence=[StacksAlone()]))
+                self.accuse(Accusation(rank, reason, claim, evidence=[StacksAlone()]))
         if not others and not job.now.gone:
             self.doubts.append(Everywhere(crowd))
 
@@ -493,7 +500,7 @@ class Suspicions:
             if len(job.expected) > 1 and not is_elsewhere(job, rank):
                 continue
             if age >= least and (not still or self._admit(rank, "stalled", [])):
-                self._accuse(Accusation(rank, "stalled", NoStep(age, health.step)))
+                self.accuse(Accusation(rank, "stalled", NoStep(age, health.step)))
 
 
 class Rule(NamedTuple):
@@ -505,6 +512,7 @@ class Rule(NamedTuple):
 
 #: In this order.
 RULES: tuple[Rule, ...] = (
+    Rule(from_threads, ("deadlock",)),
     Rule(Suspicions.from_mismatches, ("mismatch", "order", "swallowed")),
     Rule(
         Suspicions.from_waits,
@@ -512,6 +520,7 @@ RULES: tuple[Rule, ...] = (
             "p2p cycle",
             "order",
             "swallowed",
+            "deadlock",
             "gil held",
             *BLOCKED.values(),
             "behind",

@@ -22,6 +22,7 @@ from workerserver.cluster.read.library_calls import (
     Rule,
     by_frames,
 )
+from workerserver.cluster.read.waits_for import LOCKS, in_words, on_others
 
 __all__ = ["FILE_LOCK", "POLL", "TABLE", "UNKNOWN", "Blocked", "Kind", "Rule", "blocked_on"]
 
@@ -53,6 +54,18 @@ class Blocked:
     def on_ranks(self) -> bool:
         """It surely waits for other ranks."""
         return self.kind in ON_RANKS
+
+    @property
+    def told(self) -> str:
+        """What it waits for, in words, if its worker tells more than its stack: a peer, a key, a
+        path, a process; "" if not."""
+        waits = self.thread.waits if self.thread is not None else None
+        return in_words(waits) if waits is not None else ""
+
+    @property
+    def on_others(self) -> bool:
+        """It surely waits for what other ranks do, by what its worker tells."""
+        return on_others(self.thread)
 
     @property
     def on_no_rank(self) -> bool:
@@ -105,8 +118,8 @@ def blocked_on(threads: Sequence[Thread], thread: Thread | None = None) -> Block
     kind, call, guessed = told.kind, told.call, False
     if kind is None:
         others = any(each.holds_gil for each in threads if each is not thread)
-        kind, call = _by_kernel(thread.state, thread.wchan, others)
-        guessed = call in _GUESSES
+        kind, call = _by_waits(thread) or _by_kernel(thread.state, thread.wchan, others)
+        guessed = call in _GUESSES and kind != "lock"
     return Blocked(
         kind,
         call,
@@ -121,6 +134,20 @@ def blocked_on(threads: Sequence[Thread], thread: Thread | None = None) -> Block
         ),
         guessed,
     )
+
+
+# ---- by what the worker tells
+
+
+def _by_waits(thread: Thread) -> tuple[Kind, str] | None:
+    """Of a thread at a line of the user's that calls C code."""
+    if thread.waits is None:
+        return None
+    if thread.waits.kind in LOCKS:
+        return ("lock", "a lock")
+    if thread.waits.kind == "file_lock":
+        return ("wait", FILE_LOCK)
+    return None
 
 
 # ---- by what the kernel says
