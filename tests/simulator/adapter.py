@@ -22,7 +22,7 @@ from .judged import VerdictLike
 from .told.answers import Answers, Told
 from .told.recorder import EPOCH
 
-__all__ = ["Round", "judge", "more", "rounds"]
+__all__ = ["Round", "judge", "judge_anew", "more", "rounds"]
 
 
 @dataclass(slots=True)
@@ -55,6 +55,11 @@ def _judged(job: Job, looks: Sequence[tuple[float, Any]]) -> Verdict:
 
 def judge(played: Played) -> VerdictLike:
     return _judged(played.job, played.looks)
+
+
+def judge_anew(played: Played) -> VerdictLike:
+    """Without a memory of what was judged last: for a judge that was changed."""
+    return diagnose(rounds(played.job, played.looks), played.job.world)
 
 
 def more(job: Job, looks: Sequence[tuple[float, Any]]) -> bool:
@@ -100,6 +105,7 @@ def _thread(told: Told, told_by: Answers) -> Thread:
         wchan=told.wchan,
         main=told.main,
         holds_gil=told.holds_gil,
+        switches=told.switches,
     )
 
 

@@ -162,10 +162,20 @@ class Tally:
             seen = self.kinds.setdefault(key, [])
             if len(seen) < self.keep:
                 seen.append(violation)
-        outcome = self._outcome(played, verdict, found)
+        outcome = self.outcome(played, verdict, found)
         true = self._true(played)
         self.shares.setdefault((true, _evidence(played)), Counter())[outcome] += 1
         self.cases.setdefault((true, case_of(played)), Counter())[outcome] += 1
+
+    def merge(self, other: Tally) -> None:
+        self.jobs += other.jobs
+        self.counts += other.counts
+        for mine, theirs in ((self.shares, other.shares), (self.cases, other.cases)):
+            for key, counted in theirs.items():
+                mine.setdefault(key, Counter()).update(counted)
+        for kind, found in other.kinds.items():
+            known = self.kinds.setdefault(kind, [])
+            known += found[: self.keep - len(known)]
 
     @staticmethod
     def _true(played: Played) -> str:
@@ -175,7 +185,7 @@ class Tally:
         return "late" if played.job.plants else "healthy"
 
     @staticmethod
-    def _outcome(played: Played, verdict: VerdictLike, found: list[Violation]) -> str:
+    def outcome(played: Played, verdict: VerdictLike, found: list[Violation]) -> str:
         if found:
             return "wrong"
         if verdict.status != 1:

@@ -21,6 +21,7 @@ REASONS: dict[str, frozenset[str]] = {
     "behind": frozenset({"behind", "stalled"}),
     "dataloader": frozenset({"dataloader", "stalled"}),
     "lock": frozenset({"lock", "stalled"}),
+    "joined": frozenset({"lock", "behind", "stalled"}),
     "gil held": frozenset({"gil held"}),
     "unreachable": frozenset({"unreachable"}),
     "deviates": frozenset({"mismatch", "order", "swallowed", "p2p cycle", "behind", "p2p"}),
@@ -165,6 +166,7 @@ def _truth(job: Job, machine: Machine, first: float, recent: float) -> Truth:
     edges = {rank: _waits_for(machine, threads) for rank, threads in stuck.items()}
     allowed = set(guilty)
     for rank in guilty:
+        allowed |= _issued_alike(machine, rank)
         if rank in stuck:
             allowed |= _tied(rank, edges, classes, job.ranks)
         else:
@@ -284,6 +286,23 @@ def _sides(
     return same | {
         other for each in same for other in edges[each] & ring if edges[other] & same
     }
+
+
+def _issued_alike(machine: Machine, rank: int) -> set[int]:
+    """Who has put something else on its stream where *rank* has put something, if *rank* is in no
+    minority there."""
+    signs: dict[Any, dict[int, Any]] = {}
+    for each in machine.ranks:
+        for entry in (entry for item in each.stream for entry in item):
+            op, meeting = entry.op, entry.meeting
+            if meeting is not None and op.peer < 0:
+                signs.setdefault(meeting.what, {})[each.number] = (op.name, op.shape, op.dtype)
+    found: set[int] = set()
+    for came in signs.values():
+        same = [other for other, sign in came.items() if sign == came.get(rank)]
+        if rank in came and 2 * len(same) >= len(came) > len(same):
+            found.update(came)
+    return found
 
 
 def _parties(machine: Machine, rank: int) -> set[int]:

@@ -7,11 +7,11 @@ than pauses usually are: for many usual steps, but not for ever.
 from __future__ import annotations
 
 from workerserver.cluster.judge.flight import Wait
-from workerserver.cluster.judge.job import Job
+from workerserver.cluster.judge.job import MIN_PAUSES, Job
 
 __all__ = ["late_for", "patience"]
 
-#: A pause may be as long as so many usual steps...
+#: A pause may be as long as so many usual steps, and longer than those that the job has made...
 LATE_STEPS = 40.0
 #: ... and always as long as this ...
 LATE_LEAST_SECONDS = 5.0
@@ -49,8 +49,8 @@ def _is_here(job: Job, rank: int) -> bool:
 
 def patience(job: Job, rank: int, wait: Wait | None) -> float:
     """So many seconds a pause may last."""
-    usual = _usual(job, rank, wait)
-    return min(max(LATE_STEPS * usual, LATE_LEAST_SECONDS), LATE_MOST_SECONDS)
+    usual = max(LATE_STEPS * _usual(job, rank, wait), MIN_PAUSES * (job.rhythm or 0.0))
+    return min(max(usual, LATE_LEAST_SECONDS), LATE_MOST_SECONDS)
 
 
 def _usual(job: Job, rank: int, wait: Wait | None) -> float:
