@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument("--judge", action="store_true", help="judge them, and tell what is wrong")
     parser.add_argument("--seed", type=int, help="print the job with this seed, and its verdict")
     parser.add_argument("--shrink", type=int, metavar="SEED", help="make a failing job smaller")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="judge in N processes")
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="judge in N processes"
+    )
     options = parser.parse_args()
     if options.seed is not None:
         show(play(generate(options.seed), tell, more=more))
@@ -56,7 +58,9 @@ def many(first: int, jobs: int, judged: bool, processes: int) -> None:
         tally = Tally()
         starts = range(first, first + jobs, CHUNK)
         with multiprocessing.Pool(processes) as pool:
-            work = pool.imap_unordered(chunk, ((seed, min(CHUNK, first + jobs - seed)) for seed in starts))
+            work = pool.imap_unordered(
+                chunk, ((seed, min(CHUNK, first + jobs - seed)) for seed in starts)
+            )
             for number, each in enumerate(work, 1):
                 tally.merge(each)
                 if number % 50 == 0:

@@ -52,9 +52,7 @@ def _all_go_on(seen: Any) -> tuple[GoesOn, ...]:
 
 def _largest_party(*given: Any) -> Any:
     found = _disagreement(*given)
-    return flight.Mismatch(
-        found.group, found.seq, found.kind, found.parties, found.parties[0][0]
-    )
+    return flight.Mismatch(found.group, found.seq, found.kind, found.parties, found.parties[0][0])
 
 
 _disagreement = flight._disagreement

@@ -83,9 +83,7 @@ def test_stacks_alone_do_not_tell_whose_tensor_has_another_shape() -> None:
     def another(job: Job) -> None:
         guilty = job.plants[0].rank
         innocent = (guilty + 1) % job.world
-        for mine, yours in zip(
-            job.ranks[guilty].strands, job.ranks[innocent].strands, strict=True
-        ):
+        for mine, yours in zip(job.ranks[guilty].strands, job.ranks[innocent].strands, strict=True):
             for index, op in enumerate(mine.ops):
                 if op.planted:
                     mine.ops[index], yours.ops[index] = yours.ops[index], op

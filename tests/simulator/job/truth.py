@@ -283,9 +283,7 @@ def _sides(
 ) -> set[int]:
     """*rank*, those that stand where it does, and those of *ring* with which it waits in turn."""
     same = {other for other in ring if classes[other] == classes[rank]}
-    return same | {
-        other for each in same for other in edges[each] & ring if edges[other] & same
-    }
+    return same | {other for each in same for other in edges[each] & ring if edges[other] & same}
 
 
 def _issued_alike(machine: Machine, rank: int) -> set[int]:

@@ -52,4 +52,4 @@ def _conflicts(waits: Sequence[Wait]) -> Iterator[tuple[_Side, _Side]]:
 
 
 def _needed(waits: Sequence[Wait]) -> frozenset[int]:
-    return frozenset(rank for wait in waits for rank in (*wait.absent, *wait.queued))
+    return frozenset(rank for wait in waits for rank in (*wait.absent, *wait.queued, *wait.silent))

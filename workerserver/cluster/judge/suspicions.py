@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from workerserver.cluster.judge.chains.deadlocks import from_threads, weigh_ring
+from workerserver.cluster.judge.conflicts import contrary
 from workerserver.cluster.judge.facts import (
     Absent,
     Accusation,
@@ -41,7 +42,6 @@ from workerserver.cluster.judge.facts import (
     WaitsIn,
 )
 from workerserver.cluster.judge.flight import Mismatch, Wait
-from workerserver.cluster.judge.conflicts import contrary
 from workerserver.cluster.judge.grounds.admission import hindrance, is_elsewhere
 from workerserver.cluster.judge.grounds.crowd import (
     crowd_of,
@@ -343,7 +343,7 @@ class Suspicions:
         evidence = [WaitsIn(entered(wait), (*wait.absent, *wait.queued)) for wait in ring]
         guilty = contrary(waits)
         if not guilty and all(len(wait.waiting) == len(ring[0].waiting) for wait in ring):
-            guilty = {rank: None for rank in ranks}
+            guilty = dict.fromkeys(ranks)
         if not guilty:
             self.doubts.append(Tangled([entered(wait) for wait in waits]))
         whole = Ring([entered(wait) for wait in ring])

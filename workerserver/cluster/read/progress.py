@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from workerserver.cluster.model import Frame, Health, RankState, RoundLike
+from workerserver.cluster.model import Frame, Health, RankState, RoundLike, Thread
 from workerserver.cluster.read.acting import Root, acting
 from workerserver.cluster.read.blocked_on import Blocked, blocked_on
 from workerserver.cluster.read.flight_records import read

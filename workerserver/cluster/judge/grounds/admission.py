@@ -137,7 +137,7 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
     record = job.now.of_rank(rank)
     if len(job.expected) == 1:
         return None
-    if blocked.kind == "unknown" and len(absent) > 1:
+    if blocked.kind == "unknown" and (len(absent) > 1 or len(job.expected) == 2):
         return "waits"  # nothing is told of the kernel: one of them may wait for another
     if blocked.call == FILE_LOCK and _alone(job, rank, absent):
         return None  # whoever has the lock, no other rank can go on before this one comes

@@ -49,8 +49,8 @@ def _is_here(job: Job, rank: int) -> bool:
 
 def patience(job: Job, rank: int, wait: Wait | None) -> float:
     """So many seconds a pause may last."""
-    usual = max(LATE_STEPS * _usual(job, rank, wait), MIN_PAUSES * (job.rhythm or 0.0))
-    return min(max(usual, LATE_LEAST_SECONDS), LATE_MOST_SECONDS)
+    least = max(LATE_LEAST_SECONDS, MIN_PAUSES * (job.rhythm or 0.0), 2 * job.longest_pause)
+    return min(max(LATE_STEPS * _usual(job, rank, wait), least), LATE_MOST_SECONDS)
 
 
 def _usual(job: Job, rank: int, wait: Wait | None) -> float:
