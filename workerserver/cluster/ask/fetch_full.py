@@ -170,11 +170,13 @@ def _ends(ordered: Sequence[Any], most: int) -> list[Any]:
     return [*ordered[: most // 2], *ordered[len(ordered) - (most - most // 2) :]]
 
 
-async def full_traces(client: Client, states: Sequence[RankState]) -> int:
+async def full_traces(
+    client: Client, states: Sequence[RankState], backends: Sequence[str] = ()
+) -> int:
     """Fill in ``flight`` where the summaries differ, and the traces of recorders that only other
     ranks have named; return of how many ranks."""
     chosen = worth_tracing(states)[:MAX_TRACES]
-    more = unasked(states)
+    more = unasked(states, backends)
     chosen += [state for state in states if id(state) in more][:MAX_TRACES]
     by_worker = {state.worker: state for state in chosen}
     if client.stopped:

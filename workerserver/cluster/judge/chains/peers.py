@@ -21,7 +21,8 @@ from workerserver.cluster.read.recorder import Key
 from workerserver.cluster.read.waits_for import DIRECTIONS, by_id, follow
 
 if TYPE_CHECKING:
-    from workerserver.cluster.judge.job import Job, RoundByRank
+    from workerserver.cluster.judge.job import Job
+    from workerserver.cluster.judge.looks import RoundByRank
 
 __all__ = ["Chains", "Edge"]
 

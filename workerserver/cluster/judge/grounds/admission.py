@@ -140,6 +140,8 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
     record = job.now.of_rank(rank)
     if len(job.expected) == 1:
         return None
+    if blocked.kind == "unknown" and (len(absent) > 1 or len(job.expected) == 2):
+        return "waits"  # nothing is told of the kernel: one of them may wait for another
     if blocked.call in (FILE_LOCK, STORE) and _alone(job, rank, absent):
         return None  # whoever ends that wait, no other rank can go on before this one comes
     if blocked.call in (FILE_LOCK, STORE) or (record is not None and record.unrecorded):
