@@ -62,7 +62,8 @@ faults: build
 # In ten minutes at most. The old NCCL backend, whose recorder the dump_nccl_* handlers read: from
 # torch 2.15 on, "nccl" is NCCL2 unless this says otherwise.
 test-cuda: build
-	TORCH_DIST_USE_NCCL2=0 timeout 600 $(PY) -m pytest -m cuda tests/handlers/test_cuda.py $(ARGS)
+	TORCH_DIST_USE_NCCL2=0 timeout 600 $(PY) -m pytest -m cuda tests/handlers/test_cuda.py \
+	    tests/handlers/test_cuda_jobs.py $(ARGS)
 
 # CHROOT=FOLDER: CPython 3.14 and 3.15 in a Debian testing there, which is made if need be (root).
 CHROOT ?=
