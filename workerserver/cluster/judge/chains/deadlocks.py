@@ -35,8 +35,17 @@ def from_threads(suspicions: Suspicions) -> None:
             certain = state.own.mode == "gil" and all(map(_waits_for_python_lock, circle))
             if certain or _stood_before(job, rank, circle):
                 claim = Deadlock(_threads(circle), certain)
-                suspicions.accuse(Accusation(rank, "deadlock", claim))
+                suspicions.accuse(_accusation(job, rank, claim))
                 break
+
+
+def _accusation(job: Job, rank: int, claim: Deadlock) -> Accusation:
+    """With the operation to which the rank has not come, whether or not that is a hang yet."""
+    for wait in job.recorded.waits:
+        if rank in wait.absent:
+            label = wait.group.label
+            return Accusation(rank, "deadlock", claim, label, wait.op, wait.seq)
+    return Accusation(rank, "deadlock", claim)
 
 
 def _waits_for_python_lock(thread: Thread) -> bool:
