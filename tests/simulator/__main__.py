@@ -9,6 +9,7 @@ from collections import Counter
 
 from .adapter import judge, more
 from .job.generate import generate
+from .job.machine import EndlessError
 from .job.program import text
 from .job.truth import Played, play
 from .judged import Tally, case_of, violations
@@ -82,7 +83,10 @@ def chunk(which: tuple[int, int]) -> Tally:
     first, jobs = which
     tally = Tally()
     for seed in range(first, first + jobs):
-        played = play(generate(seed), tell, more=more)
+        try:
+            played = play(generate(seed), tell, more=more)
+        except EndlessError:
+            continue
         tally.add(played, judge(played))
     return tally
 

@@ -1,5 +1,6 @@
-"""Who is to blame where ranks wait for each other: each rank's records testify to the order in which
-it took its operations, and to that of no other rank.
+"""Who is to blame where ranks wait for each other.
+
+Each rank's records testify to the order in which it took its operations, and to that of no other.
 """
 
 from __future__ import annotations
