@@ -29,7 +29,7 @@ from workerserver.cluster.read.recorder import Key
 
 JOB = Path(__file__).resolve().parent.parent / "programs/cluster/hooked_rank.py"
 TRACE = "/handler/fr_trace_json"
-NCCL_TRACE = "/handler/dump_nccl_trace_json?includecollectives=true&onlyactive=true"
+NCCL_TRACE = "/handler/dump_nccl_trace_json?includecollectives=true"
 
 
 @pytest.fixture
