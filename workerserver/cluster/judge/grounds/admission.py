@@ -51,7 +51,8 @@ def hindrance(
     if job.before is not None and job.same_stack(rank) is None and _readable(job, rank):
         return "unseen"
     if blocked.on_ranks:
-        few = 2 * len(absent) < len(job.expected)
+        pairs = [each for each in job.blocked if job.blocked[each].kind == "p2p"]
+        few = 2 * len(absent) < len(job.expected) and pairs == [rank]
         if blocked.kind != "p2p" or wait is None or not few:
             return "waits"
         return _if_late(job, rank, wait)
@@ -137,8 +138,14 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
     record = job.now.of_rank(rank)
     if len(job.expected) == 1:
         return None
-    if blocked.kind == "unknown" and (len(absent) > 1 or len(job.expected) == 2):
-        return "waits"  # nothing is told of the kernel: one of them may wait for another
+    if blocked.kind == "unknown":  # nothing is told of the kernel
+        others = [
+            each
+            for each, its in job.blocked.items()
+            if each != rank and its.kind == "unknown" and not job.pending(each)
+        ]
+        if others or len(absent) > 1 or len(job.expected) == 2:
+            return "waits"  # one of them may wait for another
     if blocked.call == FILE_LOCK and _alone(job, rank, absent):
         return None  # whoever has the lock, no other rank can go on before this one comes
     if blocked.call == FILE_LOCK or (record is not None and record.unrecorded):
