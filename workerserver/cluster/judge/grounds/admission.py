@@ -16,7 +16,7 @@ from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import Reason
 from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL, Kind
 
-__all__ = ["RECORDED", "hindrance", "is_elsewhere"]
+__all__ = ["RECORDED", "hindrance", "is_elsewhere", "is_late"]
 
 #: Reasons that rest on recorded operations.
 RECORDED: frozenset[Reason] = frozenset({"mismatch", "order", "p2p cycle"})
@@ -51,11 +51,10 @@ def hindrance(
     if job.before is not None and job.same_stack(rank) is None and _readable(job, rank):
         return "unseen"
     if blocked.on_ranks:
-        pairs = [each for each in job.blocked if job.blocked[each].kind == "p2p"]
-        few = 2 * len(absent) < len(job.expected) and pairs == [rank]
-        if blocked.kind != "p2p" or wait is None or not few:
+        few = 2 * len(absent) < len(job.expected) and set(absent) == {rank}
+        if blocked.kind != "p2p" or wait is None or wait.silent or not few:
             return "waits"
-        return _if_late(job, rank, wait)
+        return is_late(job, rank, wait)
     if blocked.helped or blocked.kind == "device" or job.victims_at(rank):
         return "waits"
     if blocked.on_others or rank in job.chains.edges:
@@ -70,11 +69,12 @@ def hindrance(
         guess = _of_guess(job, rank, absent)
         if guess is not None:
             return guess
-    return _if_late(job, rank, wait)
+    return is_late(job, rank, wait)
 
 
-def _if_late(job: Job, rank: int, wait: Wait | None) -> Hindrance | None:
-    if job.blocked[rank].kind in ENDLESS:
+def is_late(job: Job, rank: int, wait: Wait | None) -> Hindrance | None:
+    """"late" if it may only pause."""
+    if rank in job.blocked and job.blocked[rank].kind in ENDLESS:
         return None
     return "late" if late_for(job, rank, wait) < patience(job, rank, wait) else None
 
