@@ -73,7 +73,7 @@ def hindrance(
 
 
 def is_late(job: Job, rank: int, wait: Wait | None) -> Hindrance | None:
-    """"late" if it may only pause."""
+    """ "late" if it may only pause."""
     if rank in job.blocked and job.blocked[rank].kind in ENDLESS:
         return None
     return "late" if late_for(job, rank, wait) < patience(job, rank, wait) else None
