@@ -26,6 +26,7 @@ from workerserver.http.access import AccessPolicy, hosts_from_environment, stand
 from workerserver.http.limits import Limits
 from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
+from workerserver.job import presence
 from workerserver.process._pulse import immortalise
 from workerserver.process.credentials import token_from_environment
 from workerserver.process.loop_thread import LoopThread
@@ -127,6 +128,7 @@ class WorkerServer:
             place = host_or_file if self._unix else f"{host_or_file}:{port}"
             raise RuntimeError(f"Error binding to {place}") from error
         _live.add(self)
+        presence.serves(self, self.address, unix=self._unix, tls=self.tls)
 
     def _check_exposure(self, host: str, port: int) -> None:
         if self._token is not None or _is_loopback(host):
@@ -161,6 +163,7 @@ class WorkerServer:
                 self._pool,
                 is_unix=self._unix,
                 limits=limits.within_descriptors(),
+                thread=self._thread,
             )
             self._thread.run(self._listen(), START_SECONDS)
         except BaseException:
@@ -274,10 +277,14 @@ class WorkerServer:
             self._closed = True
         if self._pid != os.getpid():
             return  # the parent's server: nothing of it is ours to touch
+        presence.stops(self)
         if self._listener is not None:
             self._listener.remove()
         give_up = time.monotonic() + timeout
         self._pool.close()
+        if not self._thread.canary.alive:
+            self._leave()
+            return
         closing = self._thread.submit(self._close(min(GRACE_SECONDS, timeout / 4)))
         if threading.current_thread() is self._thread.thread or self._pool.inside():
             # Called by a handler, and _close() waits for that handler's own reply.
@@ -297,6 +304,17 @@ class WorkerServer:
                 self._socket.shutdown(socket.SHUT_RDWR)
         if not ended:
             logger.warning("a handler keeps the server's loop busy: leaving its thread behind")
+
+    def _leave(self) -> None:
+        """Something has closed the process's descriptors. Their numbers are others' by now, so
+        nothing that has one is closed, and the loop's thread, if it sleeps, is not woken."""
+        self._thread.canary.report()
+        self._thread.abandon()
+        self._immortalise()
+        immortalise(self._thread)
+        immortalise(self._thread.loop)
+        self._socket.detach()
+        _live.discard(self)
 
     async def _close(self, grace: float) -> None:
         """On the loop: accept no more, and wait up to *grace* seconds for replies under way."""
@@ -331,18 +349,16 @@ class WorkerServer:
         they must neither run nor be destroyed.
         """
         connections: list[WorkerProtocol] = list(self.state.connections)
-        for thing in (
-            self,
-            self._asyncio_server,
-            self._native,
-            self.state,
-            self._socket,
-            *connections,
-        ):
-            immortalise(thing)
+        self._immortalise()
         self._lock = threading.RLock()
         self._closed = True
+        try:
+            ours = self._socket.getsockname() == self._bound
+        except OSError:
+            ours = False  # closed, perhaps with everything else (see canary.py)
         listener = self._socket.detach()
+        if not ours:
+            return
         # The native thread's descriptors are closed already, by pthread_atfork().
         mine = [] if self._native and not self._taken_back else [listener]
         if self._native is None:
@@ -351,6 +367,18 @@ class WorkerServer:
             if fd >= 0:
                 with contextlib.suppress(OSError):
                     os.close(fd)
+
+    def _immortalise(self) -> None:
+        """Keep everything that would close a descriptor when it is freed."""
+        for thing in (
+            self,
+            self._asyncio_server,
+            self._native,
+            self.state,
+            self._socket,
+            *self.state.connections,
+        ):
+            immortalise(thing)
 
 
 def _choose_transport(asked: str | None) -> Transport:
@@ -383,6 +411,12 @@ def serving(host_or_file: str, port: int = -1) -> bool:
     """Whether a server of this process was asked for this very address and still serves."""
     key = _address_key(host_or_file, port)
     return any(server._asked == key and not server._closed for server in list(_live))
+
+
+def running_server() -> WorkerServer | None:
+    """A server of this process with the default handlers; None if there is none."""
+    ours = (each for each in list(_live) if each.registry is default_registry and not each._closed)
+    return next(ours, None)
 
 
 def _address_key(host_or_file: str, port: int) -> tuple[str, int]:

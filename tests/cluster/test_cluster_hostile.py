@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,14 @@ from support.jobs.workers import (
 from support.jobs.workers import digest as digest_answer
 from support.jobs.workers import summary as summary_answer
 from support.lifecycle import environment
+from support.waiting import becomes
 
+from workerserver.cli import main
 from workerserver.cluster.ask.client import run, tls_context
 from workerserver.cluster.ask.rounds import Round, collect
 from workerserver.cluster.model import Failure, RankState, Worker
 
-#: Enough for all that is sent here, on a busy machine too; misbehaving.py names it.
+#: Seconds. Enough for everything that is sent here, on a busy machine too; see misbehaving.py.
 DEADLINE = 3.0
 MISBEHAVING = "support.jobs.misbehaving"
 
@@ -88,7 +92,7 @@ def test_a_hostile_worker_is_its_own_problem(outcome: tuple[str, Outcome], name:
     assert word in failure.text
     assert len(failure.text) < 400
     assert "\n" not in failure.text
-    if place != "healthz":  # what came before it is kept
+    if place != "healthz":  # the parts before the bad one are kept
         assert state.health is not None
         assert state.responded
     if place in ("digest", "stacks"):
@@ -111,7 +115,7 @@ def test_nothing_large_is_read(outcome: tuple[str, Outcome]) -> None:
     assert max(state.bytes_received for state in endless) < 64 << 20
 
 
-# --- values that JSON can hold and a worker can't mean -------------------------------------------
+# --- valid JSON that makes no sense ---------------------------------------------------------------
 
 STRANGE = {
     "rank abc": b'{"status":"ok","rank":"abc"}',
@@ -322,3 +326,81 @@ def test_a_trace_that_is_broken(short_path: Path) -> None:
     assert result.states[0].flight_summary is not None
     assert result.states[1].flight == {"entries": []}
     assert json.dumps(result.states[1].flight) == '{"entries": []}'
+
+
+# --- the token and other users' sockets ----------------------------------------------------------
+
+NOBODY = 65534
+COMMANDS = (
+    "diagnose --rounds 1 --deadline 3 TARGET", "stacks --deadline 3 TARGET",
+    "ping --deadline 3 TARGET", "fr --deadline 3 TARGET", "top --count 1 TARGET",
+    "profile --deadline 3 -o FOLDER/profile TARGET",
+    "watch --count 1 --deadline 3 --folder FOLDER TARGET",
+    "ls TARGET", "call ping TARGET", "bench TARGET --requests 1",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def another_users_worker(folder: Path, owner: int, mode: int) -> Iterator[Canned]:
+    """A worker of user nobody whose socket is in *folder*, of *owner*."""
+    folder.mkdir()
+    os.chown(folder, owner, owner)
+    folder.chmod(mode)
+    folder.parent.chmod(0o711)
+    os.seteuid(NOBODY)  # the kernel notes the user that calls listen()
+    try:
+        worker = Canned(good(0), folder / "rank0.sock")
+    finally:
+        os.seteuid(0)
+    try:
+        yield worker
+    finally:
+        worker.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make another user's socket")
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda text: text.split()[0])
+@pytest.mark.parametrize("target", ["rank0.sock", "*.sock", "rank{rank}.sock"])
+def test_roots_token_stays_out_of_a_shared_folder(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, target: str
+) -> None:
+    """In a folder like /tmp any user can make a socket, so root can't know whose worker it is."""
+    monkeypatch.setenv("WORKERSERVER_TOKEN", "the-secret")
+    with another_users_worker(short_path / "shared", 0, 0o1777) as worker:
+        command = command.replace("TARGET", str(short_path / "shared" / target))
+        with contextlib.suppress(SystemExit):
+            main(command.replace("FOLDER", str(short_path)).split())
+        assert becomes(lambda: worker.accepted), "the command did not even try"
+        assert not any(b"the-secret" in head for head in worker.heads)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make another user's socket")
+@pytest.mark.parametrize(
+    ("owner", "mode", "goes"),
+    [
+        (NOBODY, 0o700, True),  # a job's own folder
+        (0, 0o755, True),  # root has put the socket there
+        (NOBODY, 0o770, False),
+        (1, 0o755, False),  # the folder of a third user
+    ],
+)
+def test_roots_token_goes_where_only_one_user_writes(
+    short_path: Path, owner: int, mode: int, goes: bool
+) -> None:
+    folder = short_path / "job"
+    if owner == NOBODY:
+        prepared = another_users_worker(folder, owner, mode)
+    else:  # nobody could make a socket there
+        prepared = another_users_worker(folder, 0, 0o1777)
+    with prepared as worker:
+        os.chown(folder, owner, owner)
+        folder.chmod(mode)
+        (result,) = run(
+            lambda client: collect([worker.worker(0)], client=client),
+            deadline=DEADLINE,
+            token="the-secret",
+        )
+        sent = any(b"the-secret" in head for head in worker.heads)
+    assert sent == goes
+    failure = result.states[0].failures.get("healthz")
+    assert goes or (failure is not None and "token" in failure.text)

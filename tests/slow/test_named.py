@@ -16,8 +16,8 @@ from workerserver.cluster.judge.flight import analyse
 from workerserver.cluster.judge.sentences import came_last
 from workerserver.cluster.judge.slow.arrivals import Occasion, Series, Source
 from workerserver.cluster.judge.slow.pace import series_of_steps
+from workerserver.cluster.judge.slow.stragglers import slow_fact
 from workerserver.cluster.judge.slow.study import Study, compare, study
-from workerserver.cluster.judge.stragglers import slow_fact
 from workerserver.cluster.read.steps import Pace, read_steps
 
 #: Jobs of equal loads; half as many with a slow rank.

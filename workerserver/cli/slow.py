@@ -12,9 +12,10 @@ from workerserver.cli.console import Output, counting
 from workerserver.cli.errors import UsageError
 from workerserver.cli.job_command import (
     ask,
-    find,
+    find_one,
     job_parser,
     name,
+    nobody,
     show_gone,
     unreachable,
     world_size,
@@ -22,14 +23,14 @@ from workerserver.cli.job_command import (
 )
 from workerserver.cli.text import count
 from workerserver.cluster.ask.client import Client
-from workerserver.cluster.ask.histories import History, histories
+from workerserver.cluster.ask.full.histories import History, histories
 from workerserver.cluster.failures import unusable
 from workerserver.cluster.judge.flight import combine
 from workerserver.cluster.judge.sentences import MANY, came_last, duration
 from workerserver.cluster.judge.slow.arrivals import LAST, Source, all_series
 from workerserver.cluster.judge.slow.pace import same_pace, series_of_steps, usual_steps
+from workerserver.cluster.judge.slow.stragglers import slow_fact
 from workerserver.cluster.judge.slow.study import MIN_OPERATIONS, Finding, Standing, Study, compare
-from workerserver.cluster.judge.stragglers import slow_fact
 from workerserver.cluster.model import Worker
 from workerserver.cluster.read.steps import Pace
 from workerserver.cluster.show.tree import short_fold
@@ -46,7 +47,7 @@ MAX_TABLES = 4
 MAX_LAST = 20_000
 
 HEADER = ("RANK", "CAME LAST", "BY (MEDIAN)", "USUALLY", "STEP")
-STYLES = ("bold green", "bold red", "bold yellow")
+STYLES = ("bold green", "bold red", "bold yellow", "bold")
 
 
 class Answers(NamedTuple):
@@ -69,13 +70,13 @@ class Weighed(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0: no rank is slow, 1: at least one is, 2: could not tell."""
+    """Exit status 0: no rank is slow, 1: at least one is, 2: could not tell, 3: no job."""
     parser = job_parser(
         "slow",
         "Say which rank comes last to the operations, how often and by how much, from the flight "
         "recorders and the step times of all ranks. A rank is named only if chance would name one "
         "of equal ranks in at most one of 1,000 jobs. "
-        "Exit status: 0 no rank is slow, 1 at least one is, 2 could not tell.",
+        "Exit status: 0 no rank is slow, 1 at least one is, 2 could not tell, 3 no job.",
     )
     parser.add_argument(
         "--last",
@@ -89,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(argv))
     if not MIN_OPERATIONS <= options.last <= MAX_LAST:
         raise UsageError(f"--last: {MIN_OPERATIONS} to {MAX_LAST} operations")
-    workers = find(options)
+    workers = find_one(options)
     answers = ask_all(options, workers, options.last)
     weighed = weigh(answers)
     if options.json:
@@ -142,6 +143,8 @@ def weigh(answers: Answers) -> Weighed:
 
 def _verdict(study: Study, answers: Answers, notes: Sequence[str]) -> tuple[str, int]:
     named = study.named
+    if answers.histories and nobody(each.state for each in answers.histories):
+        return "no job here: nobody listens at any of these addresses", 3
     if named:
         texts = [_text(*each) for each in named]
         return "; ".join(texts[:MAX_TABLES]) + ("; ..." if len(texts) > MAX_TABLES else ""), 1

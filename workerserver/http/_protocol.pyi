@@ -1,15 +1,18 @@
 import asyncio
+from collections.abc import Callable
 from typing import final
 
 from workerserver.http.access import AccessPolicy
 from workerserver.http.limits import Limits
 from workerserver.http.routes import Router
+from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
 from workerserver.types import Response
 
 @final
 class ServerState:
     loop: asyncio.AbstractEventLoop
+    call_soon: Callable[..., object]
     router: Router
     policy: AccessPolicy
     pool: DaemonPool
@@ -29,6 +32,7 @@ class ServerState:
         *,
         is_unix: bool,
         limits: Limits,
+        thread: LoopThread | None = None,
     ) -> None: ...
 
 def date_field(second: int) -> bytes: ...

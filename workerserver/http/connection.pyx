@@ -427,6 +427,8 @@ cdef class WorkerProtocol:
         cdef double left = self._deadline - monotonic()
         cdef Py_ssize_t unsent
         self._timer = None
+        if self._state._hold_on is not None:
+            self._state._hold_on()
         if self._stage == STAGE_LOST or self._deadline == 0.0:
             return
         if left > 0.001:
@@ -511,8 +513,6 @@ cdef class _ThreadJob:
         finally:
             self._handler.release()
         try:
-            self._protocol._state.loop.call_soon_threadsafe(
-                self._protocol._on_result, self._turn, response
-            )
+            self._protocol._state.call_soon(self._protocol._on_result, self._turn, response)
         except RuntimeError:
             _logger.debug("the loop closed before handler %s answered", name)

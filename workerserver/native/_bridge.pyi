@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, final
 
 from workerserver.http.access import NativeForm
 from workerserver.http.limits import Limits
+from workerserver.process.canary import Canary
 
 class Look(NamedTuple):
     length: int
@@ -93,7 +94,9 @@ NAME: str
 class NativeHub:
     loop: asyncio.AbstractEventLoop
     thread: threading.Thread
-    def __init__(self, loop: asyncio.AbstractEventLoop, watch: float) -> None: ...
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, watch: float, canary: Canary | None = None
+    ) -> None: ...
     def await_thread(self, seconds: float) -> bool: ...
     def set_relay(self, path: bytes, listener: int, inode: int) -> None: ...
     def close(self) -> None: ...

@@ -12,6 +12,7 @@ from workerserver.http._protocol import WorkerProtocol, whole_reply
 from workerserver.http.access import PEER_REFUSED, AccessPolicy, NativeForm
 from workerserver.http.responses import error_response
 from workerserver.http.routes import INDEX, PREFIX, Router
+from workerserver.job import presence
 from workerserver.native._bridge import (
     DUMP,
     HEALTH,
@@ -30,7 +31,7 @@ from workerserver.process._pulse import watch_switch
 from workerserver.process.environment import seconds
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.own import is_part_of
-from workerserver.stacks._stacks import prepare
+from workerserver.stacks.known import publish
 from workerserver.types import Forbidden, RequestTimeout, Response, ServerBusy, WorkerServerError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def hub_of(thread: LoopThread) -> NativeHub:
         if isinstance(attached, NativeHub):
             return attached
     watch = seconds("WORKERSERVER_GIL_WATCH", GIL_WATCH_SECONDS)
-    hub = NativeHub(thread.loop, watch)
+    hub = NativeHub(thread.loop, watch, thread.canary)
 
     def close() -> None:
         hub.close()
@@ -132,7 +133,7 @@ class Publication:
             forbidden=_final(Forbidden(PEER_REFUSED)),
             head_late=_final(RequestTimeout("head", limits.head_timeout)),
         )
-        prepare()  # with the GIL, what reading stacks without it needs to know
+        publish()  # with the GIL, what reading stacks and waits without it needs to know
         self._router.registry.on_change(self.refresh)
         self.refresh()
         # torch's own server takes milliseconds to start, some of them with the GIL. The start of
@@ -145,7 +146,8 @@ class Publication:
         if not self._relayed and fallback.start_if_possible():
             self._hub.set_relay(fallback.path_bytes() or b"", *fallback.listener())
             self._relayed = True
-        prepare()  # again, after a shortage that may have passed
+        publish()  # again: after a shortage that may have passed, and what was imported since
+        presence.tell()  # the rank may have become known
         self.refresh()
 
     def refresh(self) -> None:

@@ -92,6 +92,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef extern from "<sys/stat.h>" nogil:
     ctypedef struct stat_t "struct stat":
+        unsigned long st_dev
         unsigned long st_ino
     int fstat(int fd, stat_t *found)
 

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 
 
 cdef enum:
-    HEALTH_CAPACITY = 512  # bytes; no body of GET /healthz is longer
+    HEALTH_CAPACITY = 1536  # bytes; no body of GET /healthz is longer
     STEPS_CAPACITY = 48 * 1024  # bytes; no body of the handler steps is longer
 
 # A step of the training loop. With the GIL held.

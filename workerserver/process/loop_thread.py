@@ -14,6 +14,7 @@ import uvloop
 
 from workerserver.process import threads
 from workerserver.process._pulse import immortalise
+from workerserver.process.canary import Canary
 
 __all__ = ["LoopThread"]
 
@@ -28,14 +29,21 @@ class LoopThread:
 
     ``acquire()`` returns the process's loop thread, and starts one if there is none. The last
     ``release()`` ends the thread. If a handler blocks the thread for ever, ``abandon()`` gives the
-    thread up, and the next ``acquire()`` starts another one.
+    thread up, and the next ``acquire()`` starts another one. So does the next ``acquire()`` after
+    something has closed the process's descriptors: ``canary`` tells, and then nothing wakes the
+    thread any more.
     """
 
     _current: LoopThread | None = None
     _lock = threading.RLock()  # a signal handler may interrupt the holder and shut a server down
 
     def __init__(self) -> None:
-        self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        self.canary = Canary()
+        try:
+            self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        except BaseException:
+            self.canary.close()
+            raise
         self._users = 0
         self._ended = False
         #: Each object that serves this loop, with the function that closes the object. A forked
@@ -47,6 +55,7 @@ class LoopThread:
             threads.start(self.thread)
         except BaseException:
             self.loop.close()
+            self.canary.close()
             raise
         if not self._ready.wait(READY_SECONDS):
             self._ended = True  # if it comes to life after all
@@ -56,7 +65,7 @@ class LoopThread:
     def acquire(cls) -> LoopThread:
         with cls._lock:
             current = cls._current
-            if current is None or not current.thread.is_alive():
+            if current is None or not current.thread.is_alive() or not current.canary.alive:
                 current = cls._current = cls()
             current._users += 1
             return current
@@ -77,11 +86,18 @@ class LoopThread:
                 LoopThread._current = None
         self._ended = True
         with contextlib.suppress(RuntimeError):  # closed already
-            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.call_soon(self.loop.stop)
         if threading.current_thread() is self.thread:
             return True  # the thread ends when the callback that called release() returns
         self.thread.join(timeout)
         return not self.thread.is_alive()
+
+    def call_soon(self, callback: Callable[..., object], *args: object) -> None:
+        """Call *callback* on the loop; any thread may call this. RuntimeError if the loop is
+        closed, or if something has closed its descriptors."""
+        if not self.canary.alive:
+            raise RuntimeError("the loop's descriptors are gone")
+        self.loop.call_soon_threadsafe(callback, *args)
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Start *coroutine* on the loop. Any thread may call this."""
@@ -119,8 +135,10 @@ class LoopThread:
         for close in self.attached.values():
             with contextlib.suppress(BaseException):
                 close()
+        self.canary.hold()
         with contextlib.suppress(BaseException):
             self.loop.close()
+        self.canary.close()
 
     @classmethod
     def after_fork(cls) -> None:
@@ -132,3 +150,4 @@ class LoopThread:
                 immortalise(thing)
         cls._current = None
         cls._lock = threading.RLock()
+        Canary.after_fork()

@@ -22,6 +22,7 @@ import httptools
 
 from workerserver.cluster.addresses import host_port
 from workerserver.cluster.ask.exchange import Answer, Progress
+from workerserver.cluster.ask.trust import distrust
 from workerserver.cluster.errors import NotATarget
 from workerserver.cluster.failures import Failed, closed, no_connection, not_http
 from workerserver.cluster.model import FailureReason, Worker
@@ -89,16 +90,27 @@ class Connection(asyncio.Protocol):
     def peer_pid(self) -> int | None:
         """The pid that called listen() on a Unix socket (unix(7)). None on TCP, and if the platform
         or a pid namespace hides the pid."""
+        pid = self._peer()[0]
+        return pid if pid is not None and pid > 0 else None
+
+    @property
+    def peer_uid(self) -> int | None:
+        """The user that called listen() on a Unix socket. None where the platform hides the user.
+        A user that this namespace does not know counts as the kernel's "nobody"."""
+        return self._peer()[1]
+
+    def _peer(self) -> tuple[int, int] | tuple[None, None]:
+        """Pid and user of the process at the other end of a Unix socket."""
         sock = self._transport.get_extra_info("socket") if self._worker.unix else None
         if sock is None or not hasattr(socket, "SO_PEERCRED"):
-            return None
+            return None, None
         form = struct.Struct("3i")
         try:
             answer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, form.size)
         except OSError:
-            return None
-        pid: int = form.unpack(answer)[0]
-        return pid if pid > 0 else None
+            return None, None
+        pid, uid, _ = form.unpack(answer)
+        return pid, uid
 
     async def ask(self, request: bytes, limit: int, progress: Progress) -> Answer:
         """Send *request* and read its answer, with a body of at most *limit* bytes.
@@ -284,6 +296,9 @@ class Means(Protocol):
     @property
     def tls(self) -> ssl.SSLContext: ...
 
+    @property
+    def sends_token(self) -> bool: ...
+
 
 async def connect(
     worker: Worker, means: Means, loop: asyncio.AbstractEventLoop, deadline: float
@@ -295,7 +310,13 @@ async def connect(
             raise Failed("unreachable", f"the path is too long: {MAX_PATH_BYTES} bytes at most")
         if "\0" in path:
             raise Failed("unreachable", "the path holds a NUL")
-        return await _connect(worker, loop, {"path": path})
+        connection = await _connect(worker, loop, {"path": path})
+        # After connect(), and of the connection itself: what a path names may change at any time.
+        why = distrust(path, connection.peer_uid) if means.sends_token else None
+        if why is not None:
+            await connection.close()
+            raise Failed("refused", why)
+        return connection
     if not worker.address:
         raise Failed("unreachable", "not registered")
     try:

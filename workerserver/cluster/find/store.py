@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from workerserver.cluster.addresses import host_port, tcp_worker
-from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.errors import ClusterError, NoJob, Unanswered
 from workerserver.cluster.failures import Failed, describe
 from workerserver.cluster.find.host_lists import MAX_HOSTS, unfold
 from workerserver.cluster.model import MAX_HOST_WORKERS, Worker
@@ -45,6 +45,10 @@ BATCH_KEYS = 512
 MAX_GAP_RANKS = 4096
 #: The value of a key: one URL.
 MAX_VALUE_BYTES = 4096
+#: All values of a store. A whole job of MAX_HOSTS ranks needs a quarter of that.
+MAX_VALUES_BYTES = 64 << 20
+#: Ranks that all collectors of a store claim together.
+MAX_CLAIMED_RANKS = MAX_HOSTS
 
 
 def workers_in_store(
@@ -56,7 +60,7 @@ def workers_in_store(
     A rank without an entry gets a worker with an empty address, unless a collector answers for that
     rank. So every rank below *world_size* has a worker. Without *world_size*, every rank below the
     highest known rank has one. *deadline* is for the whole call, in seconds. ClusterError if the
-    store can't be read or has no worker at all.
+    store can't be read, has no worker at all, or has more in it than a job can have.
     """
     host, port = host_port(address)
     until = time.monotonic() + deadline
@@ -66,18 +70,26 @@ def workers_in_store(
             found = store.values(RANK, store.registered(RANK, world_size))
             hosts = store.values(COLLECTOR, store.registered(COLLECTOR, world_size))
     except TimeoutError:
-        raise ClusterError(f"store {address}: no answer in {deadline:g} s") from None
+        raise Unanswered(f"store {address}: no answer in {deadline:g} s") from None
     except Failed as failed:
-        raise ClusterError(f"store {address}: {failed.failure.text}") from None
+        raise Unanswered(f"store {address}: {failed.failure.text}") from None
     except (ConnectionResetError, BrokenPipeError):
-        raise ClusterError(f"store {address}: connection closed; is it a TCPStore?") from None
+        raise Unanswered(f"store {address}: connection closed; is it a TCPStore?") from None
     except OSError as error:
-        raise ClusterError(f"store {address}: {describe(error)}") from None
+        kind = NoJob if isinstance(error, ConnectionRefusedError) else Unanswered
+        raise kind(f"store {address}: {describe(error)}") from None
     if not found and not hosts:
-        raise ClusterError(
-            f"store {address}: no worker has registered there (no key debug_server/rank0)"
-        )
-    collectors = [_collector(value) for _, value in sorted(hosts.items())]
+        raise NoJob(f"store {address}: no worker has registered there (no key debug_server/rank0)")
+    collectors: list[Worker] = []
+    claimed = 0
+    for _, value in sorted(hosts.items()):
+        collectors.append(_collector(value))
+        claimed += len(collectors[-1].ranks)
+        if claimed > MAX_CLAIMED_RANKS:
+            raise ClusterError(
+                f"store {address}: its collectors claim more than {MAX_CLAIMED_RANKS} ranks, so "
+                "somebody writes false entries there"
+            )
     covered = {rank for collector in collectors for rank in collector.ranks}
     end = max({*found, *covered}, default=-1) + 1 if world_size is None else world_size
     ranks = [rank for rank in range(end) if rank in found or rank not in covered]
@@ -111,6 +123,7 @@ class _Store:
         self._sock = sock
         self._until = until
         self._unread = bytearray()
+        self._value_bytes = 0  # of all values so far
         self._send(struct.pack("<BI", VALIDATE, MAGIC))
 
     def registered(self, key: str, world_size: int | None) -> list[int]:
@@ -137,6 +150,10 @@ class _Store:
                 if size > MAX_VALUE_BYTES:
                     name = key.rpartition("/")[2].format(rank)
                     raise Failed("malformed", f"the entry of {name} has {size} bytes")
+                self._value_bytes += size
+                if self._value_bytes > MAX_VALUES_BYTES:
+                    text = f"its entries have more than {MAX_VALUES_BYTES >> 20} MiB in all"
+                    raise Failed("too large", f"{text}, so somebody writes false entries there")
                 values[rank] = self._read(size)
         return values
 

@@ -40,6 +40,9 @@ STEPS = ACTION_STEPS
 
 NAME = "workerserver-io"
 
+#: A turn that took longer looks at the canary before the loop goes on.
+cdef double LONG_TURN_SECONDS = 0.001
+
 cdef enum:
     MAX_ANSWERS = 64  # of one listener
     MAX_TURN_CONNECTIONS = 256  # served in one turn of the loop; then other callbacks run
@@ -50,22 +53,25 @@ cdef class NativeHub:
     """One I/O thread and the loop that it works for.
 
     Made, attached and closed on the loop's thread. *watch*: every so many seconds the I/O thread
-    asks the loop for a turn, to see how long the loop takes to get the GIL; 0 is never.
+    asks the loop for a turn, to see how long the loop takes to get the GIL; 0 is never. *canary*
+    tells whether something has closed the process's descriptors: then the hub touches none.
     """
 
     cdef Hub *_hub
     cdef readonly object loop  # asyncio.AbstractEventLoop
     cdef readonly object thread  # threading.Thread
     cdef set _listeners  # of NativeListener
+    cdef object _canary  # canary.Canary | None
     cdef double _refreshed_at
 
     def __cinit__(self):
         self._hub = NULL
 
-    def __init__(self, loop, double watch):
+    def __init__(self, loop, double watch, canary=None):
         self.loop = loop
         self._listeners = set()
-        self._hub = hub_new(watch)
+        self._canary = canary
+        self._hub = hub_new(watch, -1 if canary is None else canary.fd)
         if self._hub == NULL:
             raise OSError(errno, os.strerror(errno))
         loop.add_reader(self._hub.turn, self._turn)
@@ -75,6 +81,8 @@ cdef class NativeHub:
         name_this_thread(NAME)
         with nogil:
             hub_run(self._hub)
+        if self._hub.gone:
+            self._canary.report()
 
     def await_thread(self, double seconds):
         """Wait, without the GIL, until the started thread no longer needs the GIL: from then on it
@@ -103,12 +111,13 @@ cdef class NativeHub:
         cdef unsigned char counter[8]
         cdef Connection *connection = NULL
         cdef int _i
-        cdef double now
+        cdef double began, now
         cdef uint64_t number, before
         if self._hub == NULL:
             return
         if read(self._hub.turn, counter, 8) < 0:
             pass  # another turn has read it
+        began = monotonic()
         self._release(turn_begin(self._hub, &number))
         loop_turn.begin()
         try:
@@ -128,6 +137,8 @@ cdef class NativeHub:
                 hub_unlock(self._hub)
             loop_turn.end()
         now = monotonic()
+        if now - began > LONG_TURN_SECONDS and self._canary is not None:
+            self._canary.hold()
         if now - self._refreshed_at > 1.0:
             self._refreshed_at = now
             for listener in tuple(self._listeners):
@@ -165,6 +176,8 @@ cdef class NativeHub:
         cdef uint64_t number
         if self._hub == NULL:
             return
+        if self._canary is not None and not self._canary.alive:
+            return  # the I/O thread may sleep for ever; what it uses stays
         hub_stop(self._hub)
         if self.thread.ident is not None:
             self.thread.join(5.0)

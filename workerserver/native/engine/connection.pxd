@@ -208,6 +208,10 @@ cdef struct Hub:
     char relay_path[108]  # of torch's own server; empty: there is none
     int relay_listener  # its descriptor and inode
     uint64_t relay_inode
+    int canary  # a descriptor of the process's, with its device and inode; -1: there is none
+    uint64_t canary_device
+    uint64_t canary_inode
+    bint gone  # the canary is dead: no descriptor is ours any more
     HttpDate date
     char *page  # READ_SIZE bytes to read into
     char *joined  # JOINED bytes, for answers to pipelined requests
@@ -227,6 +231,7 @@ cdef struct Event:  # what the loop tells one protocol, in this order
 # --- either side
 cdef void hub_lock(Hub *hub) noexcept nogil
 cdef void hub_unlock(Hub *hub) noexcept nogil
+cdef bint hub_gone(Hub *hub) noexcept nogil  # whether the descriptors are lost; under the lock
 cdef void ask_turn(Hub *hub) noexcept nogil  # under the lock
 
 # --- the loop's thread, which holds the GIL; these take the lock

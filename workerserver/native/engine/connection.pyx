@@ -104,7 +104,7 @@ cdef int connection_descriptor(Connection *connection) noexcept nogil:
     """A duplicate of the descriptor, which the caller closes; -1 if the connection is closed."""
     cdef int fd = -1
     hub_lock(connection.hub)
-    if connection.stage != STAGE_DEAD:
+    if connection.stage != STAGE_DEAD and not hub_gone(connection.hub):
         fd = fcntl(connection.fd, F_DUPFD_CLOEXEC, 3)
     hub_unlock(connection.hub)
     return fd
@@ -235,7 +235,7 @@ cdef void connection_shut(Connection *connection) noexcept nogil:
     hub_lock(connection.hub)
     if _claim(connection) and not connection.shut:
         connection.shut = True
-        if connection.out == NULL:
+        if connection.out == NULL and not hub_gone(connection.hub):
             shutdown(connection.fd, SHUT_WR)
     elif connection.stage == STAGE_ANSWERING:
         connection.closing = True

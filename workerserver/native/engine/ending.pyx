@@ -25,7 +25,8 @@ cdef void finish(Connection *connection) noexcept nogil:
         die(connection)
         return
     if connection.out == NULL:
-        shutdown(connection.fd, SHUT_WR)
+        if not hub_gone(hub):
+            shutdown(connection.fd, SHUT_WR)
         if connection.eof:
             die(connection)
             return
@@ -47,9 +48,12 @@ cdef void die(Connection *connection) noexcept nogil:
     connection.deadline = 0.0
     # close() alone is not enough: if a forked child has a copy of the descriptor, epoll goes on to
     # report events, which would point to a freed connection.
-    unpoll(connection)
     connection.listener.connections -= 1
-    close(connection.fd)
+    if hub_gone(hub):
+        connection.polled = False
+    else:
+        unpoll(connection)
+        close(connection.fd)
     discard_out(connection)
     free(connection.data)
     connection.data = NULL

@@ -1,7 +1,7 @@
 """The life of a hub and of its listeners; from any thread, without the GIL."""
 
 
-cdef Hub *hub_new(double watch) noexcept nogil
+cdef Hub *hub_new(double watch, int canary) noexcept nogil
 cdef bint hub_await(Hub *hub, double seconds) noexcept nogil
 cdef void hub_stop(Hub *hub) noexcept nogil
 cdef void hub_free(Hub *hub) noexcept nogil

@@ -18,8 +18,12 @@ cdef Hub *_hubs = NULL
 cdef pthread_mutex_t _hubs_lock
 
 
-cdef Hub *hub_new(double watch) noexcept nogil:
-    """A hub with its descriptors; NULL, with errno set, if the system refuses one."""
+cdef Hub *hub_new(double watch, int canary) noexcept nogil:
+    """A hub with its descriptors; NULL, with errno set, if the system refuses one.
+
+    *canary* is a socket that the process keeps for as long as nothing closes all its descriptors;
+    -1: there is none.
+    """
     global _hubs
     cdef Hub *hub = <Hub *>calloc(1, sizeof(Hub))
     cdef int i
@@ -33,6 +37,7 @@ cdef Hub *hub_new(double watch) noexcept nogil:
     hub.wake.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     hub.turn = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     hub.watch = watch
+    set_canary(hub, canary)
     hub.timer.kind = KIND_TIMER
     hub.timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
     hub.scan_at = hub.timer_at = hub.watch_at = NEVER
@@ -209,21 +214,27 @@ cdef void _after_fork_in_child() noexcept nogil:
         connection = hub.connections
         while connection != NULL:
             if connection.stage != STAGE_DEAD:
-                close(connection.fd)
+                if not hub_gone(hub):
+                    close(connection.fd)
                 connection.fd = -1
                 move(connection, connection.stage, STAGE_DEAD)
             connection = connection.next
         listener = hub.listeners
         while listener != NULL:
             if listener.fd >= 0:
-                close(listener.fd)
+                if not hub_gone(hub):
+                    close(listener.fd)
                 listener.fd = -1
             listener.accepting = False
             listener = listener.next
         for i in range(RELAYS):
-            if hub.relays[i].busy:
+            if hub.relays[i].busy and not hub_gone(hub):
                 close(hub.relays[i].relay.fd)
-        _close_descriptors(hub)
+        if not hub_gone(hub):
+            _close_descriptors(hub)
+            if hub.canary >= 0:
+                close(hub.canary)
+        hub.canary = -1
         hub.epoll = hub.turn = hub.wake.fd = hub.timer.fd = -1
         hub.woken = hub.asked = True
         pthread_mutex_init(&hub.lock, NULL)

@@ -104,8 +104,8 @@ cdef void check_hub(Hub *hub) noexcept nogil:
     cdef Connection *connection = hub.connections
     cdef Connection *before = NULL
     cdef Seen seen
-    if hub.epoll < 0:
-        return  # a forked child's, which is never used
+    if hub.epoll < 0 or hub.gone:
+        return  # a forked child's, or one without descriptors: it is never used
     if witness.count > MANY and witness.skipped < witness.count // MANY:
         witness.skipped += 1
         return

@@ -173,6 +173,8 @@ cdef void _scan(Hub *hub) noexcept nogil:
     cdef bint over
     cdef int i
     hub.scan_at = NEVER
+    if hub_gone(hub):
+        return  # what follows from a deadline is a last reply, or a close
     connection = hub.queue
     while connection != NULL:
         following = connection.queue_next
@@ -328,16 +330,18 @@ cdef void _handle(Hub *hub, Source *source, uint32_t events) noexcept nogil:
 
 
 cdef void hub_run(Hub *hub) noexcept nogil:
-    """Serve until hub_stop(); at the end every connection is closed."""
+    """Serve until hub_stop(); at the end every connection is closed. If something closes the
+    process's descriptors, return and leave everything as it is (hub.gone)."""
     cdef epoll_event events[EVENTS]
     cdef int i, n, timeout
+    cdef bint failed
     cdef Connection *connection
     if WS_DEBUG:
         enter_side(SIDE_IO)
     hub_lock(hub)
     hub.entered = True
     hub.now = monotonic()
-    while not hub.stopping:
+    while not hub.stopping and not hub.gone:
         if hub.reap != NULL or hub.sweep:
             hub.sweep = False
             _sweep(hub)
@@ -345,7 +349,7 @@ cdef void hub_run(Hub *hub) noexcept nogil:
             _scan(hub)
         if hub.dumps != NULL:
             answer_dumps(hub)
-        if hub.reap != NULL:
+        if hub.reap != NULL or hub.gone:
             continue
         if hub.scan_at < hub.timer_at:
             _set_timer(hub)
@@ -355,13 +359,21 @@ cdef void hub_run(Hub *hub) noexcept nogil:
             hub.witness.waiting = timeout < 0
         hub_unlock(hub)
         n = epoll_wait(hub.epoll, events, EVENTS, timeout)
+        failed = n < 0 and errno != EINTR
         hub_lock(hub)
         if WS_DEBUG:
             hub.witness.waiting = False
         hub.now = monotonic()
+        if failed:
+            hub.gone = True  # closed while this thread was at work; a sleeping one would sleep on
         for i in range(n):
             _handle(hub, <Source *>events[i].data.ptr, events[i].events)
             give_way(hub)
+    if hub_gone(hub):
+        hub_unlock(hub)
+        if WS_DEBUG:
+            enter_side(SIDE_LOOP)
+        return
     connection = hub.connections
     while connection != NULL:
         die(connection)

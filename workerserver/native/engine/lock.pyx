@@ -8,7 +8,7 @@ from libc.stdint cimport uint64_t
 from posix.unistd cimport write
 
 from workerserver.native.system cimport (
-    pthread_mutex_lock, pthread_mutex_trylock, pthread_mutex_unlock, sched_yield,
+    fstat, pthread_mutex_lock, pthread_mutex_trylock, pthread_mutex_unlock, sched_yield, stat_t,
 )
 from workerserver.process.clock cimport monotonic, monotonic_ns
 from workerserver.process._pulse cimport watch_asked
@@ -59,8 +59,43 @@ cdef void give_way(Hub *hub) noexcept nogil:
     hub_lock(hub)
 
 
-cdef void _signal(int fd) noexcept nogil:
+# --- the canary
+
+
+cdef void set_canary(Hub *hub, int fd) noexcept nogil:
+    cdef stat_t found
+    hub.canary = -1
+    if fd >= 0 and fstat(fd, &found) == 0:
+        hub.canary = fd
+        hub.canary_device = found.st_dev
+        hub.canary_inode = found.st_ino
+
+
+cdef bint hub_gone(Hub *hub) noexcept nogil:
+    """Whether something has closed the process's descriptors (os.closerange(), say).
+
+    Then every number of ours may be somebody else's file, and none is touched again. Asked before a
+    descriptor is closed or written to outside of an event for it, and before a thread is woken.
+    Between this question and the system call behind it, a microsecond, the numbers may change
+    hands: nothing can be done about that.
+    """
+    cdef stat_t found
+    if hub.canary >= 0 and not hub.gone:
+        hub.gone = (
+            fstat(hub.canary, &found) != 0
+            or found.st_ino != hub.canary_inode
+            or found.st_dev != hub.canary_device
+        )
+    return hub.gone
+
+
+# --- waking
+
+
+cdef void _signal(Hub *hub, int fd) noexcept nogil:
     cdef uint64_t one = 1
+    if hub_gone(hub):
+        return
     if write(fd, &one, sizeof(one)) < 0:
         pass  # the counter is full, so a signal is already there
 
@@ -69,7 +104,7 @@ cdef void wake_io(Hub *hub) noexcept nogil:
     """Wake the I/O thread: a list or a deadline of the hub has changed."""
     if not hub.woken:
         hub.woken = True
-        _signal(hub.wake.fd)
+        _signal(hub, hub.wake.fd)
 
 
 cdef void ask_turn(Hub *hub) noexcept nogil:
@@ -78,7 +113,7 @@ cdef void ask_turn(Hub *hub) noexcept nogil:
         hub.asked = True
         hub.asked_at = monotonic()
         watch_asked(monotonic_ns())
-        _signal(hub.turn)
+        _signal(hub, hub.turn)
 
 
 cdef void arm(Hub *hub, double at) noexcept nogil:

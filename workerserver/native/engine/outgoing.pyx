@@ -114,7 +114,7 @@ cdef void flush(Connection *connection) noexcept nogil:
         enqueue(connection)
     if connection.out == NULL:
         set_events(connection)
-        if connection.shut:
+        if connection.shut and not hub_gone(hub):
             shutdown(connection.fd, SHUT_WR)
         if connection.stage == STAGE_DRAIN:
             if connection.eof:

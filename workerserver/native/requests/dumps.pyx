@@ -35,6 +35,8 @@ cdef void answer_dumps(Hub *hub) noexcept nogil:
     failed = dump_reply(wanted, bodies, &headers)
     hub_lock(hub)
     hub.now = monotonic()
+    while hub_gone(hub) and hub.dumping != NULL:
+        hub.dumping = hub.dumping.dump_next  # a snapshot takes milliseconds
     while hub.dumping != NULL:
         connection = hub.dumping
         hub.dumping = connection.dump_next

@@ -6,34 +6,27 @@ asked for where it is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from workerserver.cluster.ask import bodies
 from workerserver.cluster.ask.client import Client, Visit
 from workerserver.cluster.ask.collectors import first_answers
 from workerserver.cluster.ask.exchange import Question
-from workerserver.cluster.ask.questions import MAX_TRACE_BYTES, TRACES, Memory
+from workerserver.cluster.ask.questions import Memory
+from workerserver.cluster.ask.recorders import ask_for_traces
 from workerserver.cluster.ask.rounds import Part, settle_ranks
 from workerserver.cluster.failures import Failed, unusable
 from workerserver.cluster.model import Failure, RankState, Worker
 from workerserver.cluster.read.flight_records import read
 from workerserver.cluster.read.recorder import RankRecord, Shared
 from workerserver.cluster.read.steps import Pace, read_steps
-from workerserver.cluster.read.summary import recorders
+from workerserver.cluster.read.summary import GLOO, recorders
 
 __all__ = ["STEPS", "History", "histories"]
 
 STEPS = Question.handler(
     "steps", limit=1 << 18, parse=lambda answer: read_steps(bodies.json_object(answer.body))
-)
-#: NCCL's recorder with the operations that have ended, too.
-WHOLE_NCCL = Question.handler(
-    "dump_nccl_trace_json",
-    "includecollectives=true&onlyactive=false",
-    limit=MAX_TRACE_BYTES,
-    parse=lambda answer: bodies.json_object(answer.body),
 )
 
 
@@ -71,6 +64,7 @@ async def histories(
             state.bytes_received += visit.received
             if state.flight is not None:
                 state.flight = {}  # those of a large job would be gigabytes
+            state.more_flights = {}
 
     usable = sorted((each for each in found.values() if unusable(each.state) is None), key=_order)
     for history in usable[most:]:
@@ -89,42 +83,25 @@ def _order(history: History) -> tuple[bool, int, str]:
 
 async def _ask(visit: Visit, history: History, shared: Shared, last: int) -> None:
     state = history.state
-    traces: list[Mapping[str, Any]] = []
-    names = recorders(state.flight_summary) if state.kind == "workerserver" else {"nccl"}
-    if state.kind == "workerserver":
+    if state.kind == "workerserver":  # a stock worker has given its whole trace already
         try:
             history.pace = await visit.ask(STEPS)
         except Failed as failed:
             history.failures["steps"] = failed.failure
-    elif state.flight is not None:
-        traces.append(state.flight)
-    questions = [TRACES["fr"]] if state.kind == "workerserver" and names != {"nccl"} else []
-    questions += [WHOLE_NCCL] if "nccl" in names else []
-    for question in questions:
-        try:
-            traces.append(await visit.ask(question))
-        except Failed as failed:
-            if state.kind == "workerserver":  # a stock worker need not have NCCL
-                history.failures["flight"] = failed.failure
-    records = [read(trace, None, shared) for trace in traces]
-    if records:
-        history.record = _merged(records, last)
-    if history.record is not None and state.flight_summary is not None:
-        for key, group in read(None, state.flight_summary, shared).groups.items():
-            if key in history.record.groups:
-                known = history.record.groups[key]
-                known.ranks = known.ranks or group.ranks  # gloo's trace has no ranks
+        state.flight, state.more_flights = None, {}
+        state.failures.pop("flight", None)
+        await ask_for_traces(visit, state, sorted(recorders(state.flight_summary)) or [GLOO])
+    if "flight" in state.failures:
+        history.failures["flight"] = state.failures["flight"]
+    if state.flight is not None:
+        history.record = _last(
+            read(state.flight, state.flight_summary, shared, state.more_flights), last
+        )
 
 
-def _merged(records: Iterable[RankRecord], last: int) -> RankRecord:
-    """All groups of a worker's recorders, each with its *last* operations."""
-    whole = RankRecord()
-    for record in records:
-        for key, group in record.groups.items():
-            known = whole.groups.get(key)
-            if known is None or len(known.collectives) < len(group.collectives):
-                kept = sorted(group.collectives)[-last:]
-                group.collectives = {seq: group.collectives[seq] for seq in kept}
-                whole.groups[key] = group
-        whole.problems += record.problems
-    return whole
+def _last(record: RankRecord, last: int) -> RankRecord:
+    """*record* with the *last* operations of each group."""
+    for group in record.groups.values():
+        kept = sorted(group.collectives)[-last:]
+        group.collectives = {seq: group.collectives[seq] for seq in kept}
+    return record
