@@ -27,17 +27,17 @@ from workerserver.http.limits import Limits
 from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
 from workerserver.process._pulse import immortalise
+from workerserver.process.acceptor import Acceptor, Rules
 from workerserver.process.credentials import token_from_environment
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
 from workerserver.process.sockets import (
-    BACKLOG,
     UnixListener,
     bind_tcp,
     close_accepted,
     fill_standard_descriptors,
 )
-from workerserver.process.tls import Acceptor, tls_from_environment
+from workerserver.process.tls import tls_from_environment
 from workerserver.types import Response
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class WorkerServer:
         self._listener: UnixListener | None = None
         self._native: Publication | None = None
         self._taken_back = False  # the native listener's descriptor is ours again
-        self._asyncio_server: asyncio.AbstractServer | Acceptor | None = None
+        self._acceptor: Acceptor | None = None
         try:
             fill_standard_descriptors()
             if self._unix:
@@ -169,18 +169,20 @@ class WorkerServer:
             raise
 
     async def _listen(self) -> None:
-        loop = self._thread.loop
         hub = self._native_hub() if self._transport == "native" else None
         if hub is not None:
             self._native = Publication(hub, self._socket.fileno(), self.state)
             return
         factory: Any = partial(WorkerProtocol, self.state)  # asyncio's methods, not its base class
-        if self._tls is not None:
-            timeout = self.state.limits.head_timeout
-            self._asyncio_server = Acceptor(self._socket, self._tls, factory, timeout)
-            return
-        create = loop.create_unix_server if self._unix else loop.create_server
-        self._asyncio_server = await create(factory, sock=self._socket, backlog=BACKLOG)
+        limits = self.state.limits
+        secret = self.state.policy.asks_secret
+        rules = Rules(
+            standing="trusted" if self._unix else "unproven" if secret else "open",
+            max_unproven=limits.max_unproven,
+            max_peer=limits.max_peer,
+            timeout=limits.head_timeout,
+        )
+        self._acceptor = Acceptor(self._socket, self._tls, factory, self._thread.places, rules)
 
     def _native_hub(self) -> NativeHub | None:
         """The I/O thread; None, with a warning, where a filter of the container or an old kernel
@@ -316,8 +318,8 @@ class WorkerServer:
     async def _close(self, grace: float) -> None:
         """On the loop: accept no more, and wait up to *grace* seconds for replies under way."""
         self.state.closing = True
-        if self._asyncio_server is not None:
-            self._asyncio_server.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         elif self._native is not None:
             self._taken_back = True
             self._native.listener.ignore(closing=True)
@@ -369,7 +371,7 @@ class WorkerServer:
         """Keep everything that would close a descriptor when it is freed."""
         for thing in (
             self,
-            self._asyncio_server,
+            self._acceptor,
             self._native,
             self.state,
             self._socket,

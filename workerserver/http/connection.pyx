@@ -33,6 +33,8 @@ cdef object _logger = logging.getLogger("workerserver")
 
 cdef Py_ssize_t MAX_READ_AHEAD_BYTES = 64 * 1024  # bytes kept for requests whose turn has not come
 cdef Py_ssize_t MAX_JOINED_BYTES = 16 * 1024  # bodies up to this are copied behind their head
+cdef Py_ssize_t MAX_SMALL_BYTES = 1024  # bodies up to this are sent whatever is unsent
+cdef str _UNSENT = "replies that their clients don't read fill the memory set aside for them"
 
 
 cdef enum Stage:
@@ -58,6 +60,9 @@ cdef class WorkerProtocol:
     cdef object _transport  # asyncio.Transport | None
     cdef object _want_bytes  # the transport's want_bytes(), None if it has none
     cdef RequestParser _parser
+    cdef public object place  # acceptor.Place | None: the transport's own, if it has none itself
+    cdef object _trust  # to be called once, when the client has shown the token; else None
+    cdef double _owes_since  # monotonic seconds
     cdef readonly int fileno  # -1 if the transport has none; for the child of a fork
     cdef Stage _stage
     cdef bint _reading_paused
@@ -69,6 +74,9 @@ cdef class WorkerProtocol:
     cdef double _deadline  # monotonic seconds; 0: none
     cdef Py_ssize_t _unsent  # bytes in the transport's buffer at the last look
     cdef Py_ssize_t _drained
+    cdef bint _blind  # TLS: the transport does not tell how much of a reply is unsent
+    cdef Py_ssize_t _counted  # our share of _state.unsent_here
+    cdef object _sent  # of the reply under way: to be called when it is sent; else None
     cdef Py_ssize_t _body_bytes  # our share of _state.body_bytes
     # --- request
     cdef ParsedRequest _request
@@ -94,6 +102,11 @@ cdef class WorkerProtocol:
         self._transport = transport
         state.connections.add(self)
         self._want_bytes = getattr(transport, "want_bytes", None)
+        if self.place is not None:
+            self.place.owes_since = self._owes
+            self.place.close = transport.abort
+        if state.policy.asks_secret and not state.is_unix:
+            self._trust = getattr(transport if self.place is None else self.place, "trust", None)
         if self._want_bytes is not None:
             # The native I/O thread counts connections and keeps the time between messages. It has
             # admitted this one if it knows every rule; to ask again would cost a descriptor.
@@ -102,6 +115,7 @@ cdef class WorkerProtocol:
             elif state.policy.native is None:
                 self._admit(transport.get_extra_info("socket"))
             return
+        self._blind = transport.get_extra_info("sslcontext") is not None
         sock = transport.get_extra_info("socket")
         if sock is not None:
             self.fileno = sock.fileno()
@@ -137,12 +151,22 @@ cdef class WorkerProtocol:
         self._stage = STAGE_LOST
         self._state.connections.discard(self)
         self._hold(0)
+        self._count_unsent(0)
+        self._tell_sent()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._task is not None:
             self._task.cancel()
-        self._transport = self._want_bytes = None
+        if self.place is not None:
+            self.place.leave()
+        self.place = self._trust = self._transport = self._want_bytes = None
+
+    def _owes(self):
+        """Since when the client owes us bytes; None if it doesn't, or if we owe it something."""
+        if self._stage == STAGE_BUSY or self._stage == STAGE_LOST or self._transport is None:
+            return None
+        return None if self._transport.get_write_buffer_size() else self._owes_since
 
     def data_received(self, bytes data):
         if self._stage == STAGE_DRAIN:
@@ -178,6 +202,10 @@ cdef class WorkerProtocol:
 
     def resume_writing(self):
         self._writing_paused = False
+        if not self._blind:
+            if self._counted:
+                self._count_unsent(self._transport.get_write_buffer_size())
+            self._tell_sent()
         if self._stage == STAGE_BUSY and self._handler is None:
             self._stage = STAGE_IDLE
             self._advance()
@@ -258,6 +286,32 @@ cdef class WorkerProtocol:
         self._fail(ServerBusy("request bodies fill the memory set aside for them"))
         return False
 
+    cdef int _count_unsent(self, Py_ssize_t size) except -1:
+        """Note that *size* bytes of our reply are unsent, on a transport that doesn't count."""
+        self._state.unsent_here += size - self._counted
+        self._counted = size
+        return 0
+
+    cdef int _tell_sent(self) except -1:
+        """The reply is sent, or never will be."""
+        sent = self._sent
+        if sent is not None:
+            self._sent = None
+            try:
+                sent()
+            except Exception:
+                _logger.warning("a response's sent() failed", exc_info=True)
+        return 0
+
+    cdef bint _takes(self, Py_ssize_t size) except -1:
+        """Whether a reply of *size* bytes may be written: the unsent ones of all clients have a
+        limit. Where all is sent, a reply may have any size."""
+        cdef Py_ssize_t unsent
+        if size <= MAX_SMALL_BYTES:
+            return True
+        unsent = self._state.unsent
+        return unsent == 0 or unsent + size <= self._state.limits.max_unsent
+
     # --- dispatch
 
     cdef int _handle(self, ParsedRequest request) except -1:
@@ -267,11 +321,18 @@ cdef class WorkerProtocol:
         cdef dict values
         self._request = request
         self._stage = STAGE_IDLE
+        if self._counted or self._sent is not None:
+            # The client asks again: as a rule it has read the reply before.
+            self._count_unsent(0 if self._blind else self._transport.get_write_buffer_size())
+            self._tell_sent()
         handler = None
         try:
             # As policy.check() does, without the time for another call.
             for check in state._checks if request.cross_site else state._plain_checks:
                 check(request)
+            if self._trust is not None:
+                self._trust()
+                self._trust = None
             handler, path = state.router.resolve(request.method, request.path)
             validator = handler.validator
             if request.query or request.body:
@@ -284,6 +345,8 @@ cdef class WorkerProtocol:
             if validator.request_name is not None:
                 values[validator.request_name] = request.to_request(path, self._peer())
             kind = handler.kind
+            if kind != "inline" and not self._takes(MAX_SMALL_BYTES + 1):
+                raise ServerBusy(_UNSENT)
             if kind != "inline" and not handler.acquire():
                 raise HandlerBusy(handler.name, handler.limit)
         except WorkerServerError as error:
@@ -332,6 +395,8 @@ cdef class WorkerProtocol:
         self._handler = None
         self._task = None
         if self._stage == STAGE_LOST:
+            self._sent = response.sent
+            self._tell_sent()
             return
         self._stage = STAGE_IDLE
         self._respond(name, response)
@@ -353,6 +418,8 @@ cdef class WorkerProtocol:
         except BaseException:  # out of memory, say; a part of it may be written already
             _logger.debug("reply of %s not written", name, exc_info=True)
             self._transport.abort()
+            self._sent = response.sent
+            self._tell_sent()
             return 0
         if close:
             self._finish()
@@ -369,9 +436,15 @@ cdef class WorkerProtocol:
         self, str name, response, bint close, bint head_only, bint http_1_0
     ) except -1:
         cdef dict requests = self._state.requests
-        cdef int status = response.status
-        cdef bytes body = response.body
+        cdef int status
+        cdef bytes body
         cdef bytes head
+        self._sent = response.sent
+        if not self._takes(PyBytes_GET_SIZE(response.body)):
+            self._tell_sent()
+            response = error_response(ServerBusy(_UNSENT))
+        status = response.status
+        body = response.body
         key = (name, status)
         requests[key] = requests.get(key, 0) + 1
         if status == 204 or status == 304:
@@ -384,6 +457,12 @@ cdef class WorkerProtocol:
         else:
             self._transport.write(head)
             self._transport.write(body)
+            if self._want_bytes is None:
+                self._count_unsent(
+                    len(body) if self._blind else self._transport.get_write_buffer_size()
+                )
+        if self._sent is not None and not self._writing_paused and not self._blind:
+            self._tell_sent()
         return 0
 
     cdef int _finish(self) except -1:
@@ -414,6 +493,7 @@ cdef class WorkerProtocol:
         """Call ``_on_timer`` in *seconds*. One timer serves all deadlines of a connection: it
         is set anew only for an earlier one, so a request costs no timer."""
         cdef double now = monotonic()
+        self._owes_since = now
         self._deadline = now + seconds
         if self._timer is not None:
             if self._timer_at <= self._deadline:

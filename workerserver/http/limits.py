@@ -19,7 +19,10 @@ _WHOLE = {
     "max_headers": MAX_COUNT,
     "max_body": MAX_BYTES,
     "max_bodies": MAX_BYTES,
+    "max_unsent": MAX_BYTES,
     "max_connections": MAX_COUNT,
+    "max_unproven": MAX_COUNT,
+    "max_peer": MAX_COUNT,
 }
 
 
@@ -36,7 +39,14 @@ class Limits:
     max_headers: int = _parser.MAX_HEADERS
     max_body: int = _parser.MAX_BODY
     max_bodies: int = 8 * _parser.MAX_BODY  # over all connections
+    #: Bytes of replies that their clients have not taken yet, over all connections. One reply alone
+    #: may have more.
+    max_unsent: int = 128 << 20
     max_connections: int = 4096
+    #: TCP connections that have not shown the token yet, where there is one.
+    max_unproven: int = 64
+    #: TCP connections from one address.
+    max_peer: int = 256
     head_timeout: float = 10.0
     body_timeout: float = 30.0
     idle_timeout: float = 75.0

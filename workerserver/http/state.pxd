@@ -16,6 +16,8 @@ cdef class ServerState:
     cdef public double drain_seconds  # the client's time to end its side after the last reply
     cdef public bint closing
     cdef Py_ssize_t body_bytes
+    cdef public object unsent_elsewhere  # the transport's own count of unsent bytes: a function
+    cdef Py_ssize_t unsent_here  # bytes of replies that this side's protocols count
     cdef tuple _checks  # the policy's own
     cdef object _check_head
     cdef tuple _plain_checks

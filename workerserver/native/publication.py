@@ -129,8 +129,10 @@ class Publication:
             started=self._router.started,
             too_many=_final(ServerBusy(f"{limits.max_connections} connections")),
             forbidden=_final(Forbidden(PEER_REFUSED)),
+            asks_secret=self._policy.asks_secret,
             head_late=_final(RequestTimeout("head", limits.head_timeout)),
         )
+        state.unsent_elsewhere = lambda: self.listener.unsent
         prepare()  # with the GIL, what reading stacks without it needs to know
         self._router.registry.on_change(self.refresh)
         self.refresh()

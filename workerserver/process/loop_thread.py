@@ -14,6 +14,7 @@ import uvloop
 
 from workerserver.process import threads
 from workerserver.process._pulse import immortalise
+from workerserver.process.acceptor import Places
 from workerserver.process.canary import Canary
 
 __all__ = ["LoopThread"]
@@ -44,6 +45,7 @@ class LoopThread:
         except BaseException:
             self.canary.close()
             raise
+        self.places = Places()
         self._users = 0
         self._ended = False
         #: Each object that serves this loop, with the function that closes the object. A forked

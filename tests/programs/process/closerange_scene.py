@@ -58,7 +58,11 @@ def state_of(thread: int) -> str | None:
 
 def waits_for_events(thread: int) -> bool:
     """Whether the thread has ended, or sleeps in the kernel each time one looks."""
-    return all(state_of(thread) in (None, "S") for _ in range(50) if not time.sleep(0.002))
+    for _ in range(50):
+        if state_of(thread) not in (None, "S"):
+            return False
+        time.sleep(0.002)
+    return True
 
 
 def main(transport: str, busy: str) -> None:

@@ -223,7 +223,7 @@ cdef class NativeListener:
 
     def __init__(
         self, NativeHub hub, int fd, factory, refresh, Table table not None, *, bint local, limits,
-        double started, bytes too_many, bytes forbidden, bytes head_late,
+        double started, bytes too_many, bytes forbidden, bytes head_late, bint asks_secret=False,
     ):
         cdef Listener model
         if hub._hub == NULL:
@@ -239,6 +239,10 @@ cdef class NativeListener:
         model.fd = fd
         model.local = local
         model.max_connections = limits.max_connections
+        model.max_unproven = limits.max_unproven
+        model.max_peer = limits.max_peer
+        model.max_unsent = limits.max_unsent
+        model.asks_secret = asks_secret
         model.head_timeout = limits.head_timeout
         model.idle_timeout = limits.idle_timeout
         model.gil_deadline = limits.gil_deadline
@@ -327,6 +331,17 @@ cdef class NativeListener:
         number = self._listener.connections
         hub_unlock(self._hub._hub)
         return number
+
+    @property
+    def unsent(self):
+        """Bytes of replies that their clients have not taken yet."""
+        cdef size_t unsent
+        if self._listener == NULL:
+            return 0
+        hub_lock(self._hub._hub)
+        unsent = self._listener.unsent
+        hub_unlock(self._hub._hub)
+        return unsent
 
     def ignore(self, bint closing=False):
         """Accept no more connections. With *closing*, the caller closes the socket, and a forked
