@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from workerserver.handlers import default_registry
 from workerserver.handlers.metrics import metrics_response
+from workerserver.handlers.stacks import limit_snapshots, snapshots_of_this_second
 from workerserver.http._protocol import ServerState, WorkerProtocol
 from workerserver.http.access import AccessPolicy, hosts_from_environment, standard_rules
-from workerserver.http.limits import Limits
+from workerserver.http.limits import Budget, Limits
 from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
 from workerserver.process._pulse import immortalise
-from workerserver.process.acceptor import Acceptor, Rules
+from workerserver.process.acceptor import Acceptor, Figures, Rules, descriptor_line
 from workerserver.process.credentials import token_from_environment
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
@@ -151,7 +152,7 @@ class WorkerServer:
             )
         )
         self._router = Router(self.registry, self._metrics)
-        self._pool = DaemonPool()
+        self._pool = DaemonPool(limits.max_threads)
         self._thread = LoopThread.acquire()
         try:
             self.state = ServerState(
@@ -163,6 +164,8 @@ class WorkerServer:
                 limits=limits.within_descriptors(),
                 thread=self._thread,
             )
+            self._thread.share.share = limits.gil_share
+            limit_snapshots(limits.max_snapshots)
             self._thread.run(self._listen(), START_SECONDS)
         except BaseException:
             self._thread.release(GRACE_SECONDS)
@@ -244,6 +247,28 @@ class WorkerServer:
     def standby_threads(self) -> int | None:
         """Threads of torch's own server, which stands by; None where there can be none."""
         return standby_threads() if sys.platform == "linux" else None
+
+    @property
+    def places(self) -> Figures:
+        """What is taken of the places for connections of the process, on this transport."""
+        return self._thread.places.figures if self._native is None else self._native.figures
+
+    @property
+    def budgets(self) -> list[Budget]:
+        """What is used of each resource that is bounded."""
+        limits, state = self.state.limits, self.state
+        places = self.places
+        return [
+            Budget("descriptors", _descriptors(), descriptor_line()),
+            Budget("connections", self.connections, limits.max_connections),
+            Budget("connections_without_token", places.unproven, limits.max_unproven),
+            Budget("connections_of_one_address", places.busiest_peer, limits.max_peer),
+            Budget("request_bytes", state.held_bodies, limits.max_bodies),
+            Budget("unsent_bytes", state.unsent, limits.max_unsent),
+            Budget("handler_threads", self._pool.threads, limits.max_threads),
+            Budget("gil_share", self._thread.share.spent, limits.gil_share),
+            Budget("snapshots", snapshots_of_this_second(), limits.max_snapshots),
+        ]
 
     def _metrics(self, **ignored: str) -> Response:
         return metrics_response(self)
@@ -401,6 +426,16 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _descriptors() -> int:
+    """The lowest number that no descriptor of the process has; -1 if there is none."""
+    try:
+        fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    os.close(fd)
+    return fd
 
 
 _live: set[WorkerServer] = set()

@@ -13,7 +13,7 @@ from workerserver._parser cimport ParsedRequest, QueryValidator, RequestParser
 
 import logging
 import select
-from asyncio import CancelledError
+from asyncio import CancelledError, Future
 from functools import partial
 
 from workerserver.http.responses import error_response, failure, to_response
@@ -22,6 +22,7 @@ from workerserver.types import (
     HandlerBusy,
     ProtocolError,
     RequestTimeout,
+    Response,
     ServerBusy,
     WorkerServerError,
 )
@@ -34,6 +35,7 @@ cdef object _logger = logging.getLogger("workerserver")
 cdef Py_ssize_t MAX_READ_AHEAD_BYTES = 64 * 1024  # bytes kept for requests whose turn has not come
 cdef Py_ssize_t MAX_JOINED_BYTES = 16 * 1024  # bodies up to this are copied behind their head
 cdef Py_ssize_t MAX_SMALL_BYTES = 1024  # bodies up to this are sent whatever is unsent
+cdef str _SHARE = "its loop has used its share of the processor; this request was not run"
 cdef str _UNSENT = "replies that their clients don't read fill the memory set aside for them"
 
 
@@ -82,6 +84,7 @@ cdef class WorkerProtocol:
     cdef ParsedRequest _request
     cdef object _handler  # registry.Handler | None
     cdef object _task  # asyncio.Task | None
+    cdef bint _waits  # for the loop's share of the processor; then STAGE_BUSY
     cdef long _turn  # which request: a late result of an earlier one is dropped
     cdef object __weakref__
 
@@ -232,12 +235,37 @@ cdef class WorkerProtocol:
                     return 0
                 if not self._hold(PyBytes_GET_SIZE(request.body)):
                     return 0
+                if self._state._share is not None and not self._state._share.open():
+                    self._request = request
+                    self._stage = STAGE_BUSY
+                    self._deadline = 0.0
+                    self._waits = True
+                    self._state._share.wait(self._go_on, self._state.limits.gil_timeout)
+                    self._limit_reading()
+                    return 0
                 self._handle(request)
                 if self._stage != STAGE_IDLE:
                     self._limit_reading()
                     return 0
         finally:
             self._advancing = False
+
+    def _go_on(self, bint open):
+        """The loop has time for the request that waits; or, if not *open*, it has waited for too
+        long."""
+        cdef ParsedRequest request = self._request
+        if not self._waits or self._stage != STAGE_BUSY:
+            return  # the connection is closed, or about to be
+        self._waits = False
+        self._stage = STAGE_IDLE
+        if open:
+            self._handle(request)
+        else:
+            self._respond("", error_response(ServerBusy(_SHARE)))
+        if self._stage == STAGE_IDLE:
+            self._advance()
+        elif self._stage == STAGE_BUSY:
+            self._limit_reading()
 
     cdef int _await_bytes(self) except -1:
         cdef ServerState state = self._state
@@ -361,7 +389,14 @@ cdef class WorkerProtocol:
             return 0
         if kind == "inline":  # one at a time by nature: no place to take
             try:
-                response = to_response(handler.name, handler.function(**values))
+                response = handler.function(**values)
+                if type(response) is not Response:
+                    if isinstance(response, Future):
+                        self._await(handler, response)
+                        return 0
+                    response = to_response(handler.name, response)
+                else:
+                    response = response.checked()
             except BaseException as error:
                 # SystemExit and KeyboardInterrupt too: a handler can't end the server.
                 response = failure(handler.name, error)
@@ -380,6 +415,22 @@ cdef class WorkerProtocol:
             self._stage = STAGE_IDLE
             self._respond(handler.name, error_response(ServerBusy("no thread for the handler")))
         return 0
+
+    cdef int _await(self, handler, future) except -1:
+        """An inline handler has its answer later: *future*."""
+        self._stage = STAGE_BUSY
+        self._handler = handler
+        self._turn += 1
+        self._deadline = 0.0
+        future.add_done_callback(partial(self._on_future, self._turn, handler))
+        return 0
+
+    def _on_future(self, long turn, handler, future):
+        try:
+            response = to_response(handler.name, future.result())
+        except BaseException as error:
+            response = failure(handler.name, error)
+        self._on_result(turn, response)
 
     def _on_task_done(self, long turn, handler, task):
         """A task that was cancelled before its first step never came to _run_async's own end."""

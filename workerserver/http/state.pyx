@@ -26,6 +26,7 @@ cdef class ServerState:
     def __init__(self, loop, router, policy, pool, *, is_unix, limits, thread=None):
         self.loop = loop
         self.call_soon = loop.call_soon_threadsafe if thread is None else thread.call_soon
+        self._share = None if thread is None else thread.share
         self._hold_on = None if thread is None else thread.canary.hold
         self.router = router
         self.policy = policy

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
-__all__ = ["Acceptor", "Place", "Places", "Rules"]
+__all__ = ["Acceptor", "Figures", "Place", "Places", "Rules", "descriptor_line"]
 
 logger = logging.getLogger("workerserver")
 
@@ -49,6 +49,16 @@ class Rules(NamedTuple):
     max_unproven: int
     max_peer: int
     timeout: float  # seconds for a TLS handshake
+
+
+class Figures(NamedTuple):
+    """Connections that have not shown the token yet, those of the peer that has most, and how many
+    so far were closed for a newcomer, or were newcomers for whom there was no place."""
+
+    unproven: int
+    busiest_peer: int
+    evicted: int
+    refused: int
 
 
 class Place:
@@ -83,9 +93,10 @@ class Places:
         self.refused = 0  # newcomers without a place
 
     @property
-    def unproven(self) -> int:
-        """Connections that have not shown the token yet."""
-        return self._standing["unproven"]
+    def figures(self) -> Figures:
+        """What is taken; from any thread."""
+        busiest = max(list(self._peers.values()), default=0)
+        return Figures(self._standing["unproven"], busiest, self.evicted, self.refused)
 
     def take(self, sock: socket.socket, peer: str | None, rules: Rules) -> Place | None:
         """A place for *sock*, which was just accepted; None if there is none. The socket may get
@@ -123,7 +134,7 @@ class Places:
         crowded = peer is not None and self._peers[peer] >= rules.max_peer
         if crowded and not self.evict(get_args(Standing), peer):
             return False
-        if sock.fileno() <= _line() or len(self._taken) < KEPT:
+        if sock.fileno() <= descriptor_line() or len(self._taken) < KEPT:
             return True
         if rules.standing == "trusted" and trusted < KEPT:
             return True
@@ -156,7 +167,7 @@ class Places:
         return True
 
 
-def _line() -> float:
+def descriptor_line() -> float:
     """The highest number that a connection's descriptor may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from workerserver.process import threads
-from workerserver.process._pulse import immortalise
+from workerserver.process._pulse import LoopShare, immortalise
 from workerserver.process.acceptor import Places
 from workerserver.process.canary import Canary
 
@@ -46,6 +46,7 @@ class LoopThread:
             self.canary.close()
             raise
         self.places = Places()
+        self.share = LoopShare(self.loop, 1.0)
         self._users = 0
         self._ended = False
         #: Each object that serves this loop, with the function that closes the object. A forked

@@ -25,11 +25,12 @@ CLIENT = """
 import socket, sys
 port, clients, requests = map(int, sys.argv[1:])
 socks = []
+request = b"POST /handler/dump_traceback HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n"
 for _ in range(clients):
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.connect(("127.0.0.1", port))
-    sock.sendall(b"POST /handler/dump_traceback HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n" * requests)
+    sock.sendall(request * requests)
     socks.append(sock)
 print("sent", flush=True)
 sys.stdin.read()

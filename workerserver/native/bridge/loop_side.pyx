@@ -16,8 +16,8 @@ from posix.unistd cimport read
 from workerserver.http.date cimport DATE_AT
 from workerserver.process.clock cimport monotonic
 from workerserver.native._engine cimport (
-    ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, COUNTS, Answer, Chunk,
-    Connection, Count, Hub, Listener, ask_turn, connection_close, hub_lock, hub_unlock,
+    ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, COUNTS, PEER_BUCKETS,
+    STANDING_UNPROVEN, Answer, Chunk, Connection, Count, Hub, Listener, Peer, ask_turn, connection_close, hub_lock, hub_unlock,
     turn_begin, turn_next,
 )
 from workerserver.native._engine cimport (
@@ -29,6 +29,7 @@ import os
 import threading
 
 from workerserver.process import loop_turn
+from workerserver.process.acceptor import Figures
 from workerserver.process.threads import name_this_thread
 
 STATIC = ACTION_STATIC
@@ -103,6 +104,34 @@ cdef class NativeHub:
         memcpy(self._hub.relay_path, PyBytes_AS_STRING(path), len(path))
         self._hub.relay_listener = listener
         self._hub.relay_inode = inode
+        hub_unlock(self._hub)
+
+    @property
+    def figures(self):
+        """What is taken of the places for connections."""
+        cdef Peer *peer
+        cdef int i, unproven = 0, busiest = 0
+        cdef uint64_t evicted = 0, refused = 0
+        if self._hub != NULL:
+            hub_lock(self._hub)
+            unproven = self._hub.standing[<int>STANDING_UNPROVEN]
+            evicted = self._hub.evicted
+            refused = self._hub.refused
+            for i in range(PEER_BUCKETS):
+                peer = self._hub.peers[i]
+                while peer != NULL:
+                    busiest = max(busiest, peer.connections)
+                    peer = peer.next
+            hub_unlock(self._hub)
+        return Figures(unproven, busiest, evicted, refused)
+
+    def set_snapshots(self, double rate):
+        """How many snapshots the I/O thread may take in a second; 0: any number."""
+        if self._hub == NULL:
+            return
+        hub_lock(self._hub)
+        self._hub.dump_rate = self._hub.dumps_left = rate
+        self._hub.dumps_at = monotonic()
         hub_unlock(self._hub)
 
     def _turn(self):

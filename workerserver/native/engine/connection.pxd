@@ -227,6 +227,10 @@ cdef struct Hub:
     Connection *reap  # to be closed or freed
     bint sweep  # a listener may be ready to be freed
     Connection *dumps  # those that want a snapshot
+    double dump_rate  # snapshots in a second; 0: no limit
+    double dumps_left  # of this second
+    double dumps_at  # when that was reckoned
+    double dump_wait_until  # when the next snapshot may be taken; 0: now
     Connection *dumping  # those whose snapshot is taken now
     Chunk *done  # sent; the loop drops the references
     RelaySlot relays[RELAYS]

@@ -386,7 +386,11 @@ cdef void _check_wakes(const Hub *hub) noexcept nogil:
     cdef bint awake = not hub.witness.waiting or hub.woken
     _must(awake or hub.reap == NULL, b"the I/O thread sleeps, with connections to close", hub, NULL)
     _must(awake or not hub.sweep, b"the I/O thread sleeps, with listeners to free", hub, NULL)
-    _must(awake or hub.dumps == NULL, b"the I/O thread sleeps, with snapshots to take", hub, NULL)
+    _must(
+        awake or hub.dumps == NULL
+        or (hub.dump_wait_until > 0.0 and _seen(hub, hub.dump_wait_until)),
+        b"the I/O thread sleeps, with snapshots to take", hub, NULL,
+    )
     _must(awake or not hub.stopping, b"the I/O thread sleeps, and should stop", hub, NULL)
     _must(
         awake or hub.timer_at <= hub.scan_at, b"the I/O thread sleeps beyond its next scan", hub,

@@ -238,6 +238,8 @@ cdef void _scan(Hub *hub) noexcept nogil:
             else:
                 arm(hub, listener.resume_at)
         listener = listener.next
+    if hub.dumps != NULL and hub.dump_wait_until > 0.0:
+        arm(hub, hub.dump_wait_until)
     if hub.watch > 0.0 and hub.listeners != NULL:
         if hub.now >= hub.watch_at:
             hub.watch_at = hub.now + hub.watch
@@ -369,7 +371,7 @@ cdef void hub_run(Hub *hub) noexcept nogil:
         if hub.scan_at < hub.timer_at:
             _set_timer(hub)
         # A second snapshot may be wanted behind an answered one. Other connections come first.
-        timeout = -1 if hub.dumps == NULL else 0
+        timeout = -1 if hub.dumps == NULL or hub.dump_wait_until > 0.0 else 0
         if WS_DEBUG:
             hub.witness.waiting = timeout < 0
         hub_unlock(hub)
