@@ -8,7 +8,7 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo test test-debug faults test-cuda test-cpythons test-torch soak bench bench-check coverage sanitize lint format clean
+.PHONY: help build demo test test-debug faults test-cuda test-cpythons test-torch soak bench bench-check compare coverage sanitize lint format clean
 
 help:
 	@echo "make demo           start a training job that hangs, and find the rank to blame"
@@ -24,6 +24,7 @@ help:
 	@echo "make soak           run long tests: snapshots, the GIL held, half-open clients, restarts"
 	@echo "make bench          compare the server's cost with torch's server and others (ARGS='--list', 'latency --quick')"
 	@echo "make bench-check    compare the ratios of a short run with benchmarks/baseline.json"
+	@echo "make compare        ask four hung jobs with this tool, py-spy, gdb and torch's own frontend"
 	@echo "make build          make only the virtual environment and the extension modules"
 	@echo "PYTHON=... chooses the interpreter ($(PYTHON)), VENV=... chooses the environment ($(VENV))"
 
@@ -53,9 +54,10 @@ test: build
 test-debug: build
 	$(PY) tools/run_debug.py $(ARGS)
 
-# Takes about 15 min. ARGS="-k healthy" runs some of the jobs; -m 'faults and quick' runs six, in 1 min.
+# Takes about 25 min. ARGS="-k pipeline" runs some of the jobs; ARGS="-m faults" also those that are
+# watched for minutes, in 40 min; ARGS="-m 'faults and quick'" six, in 1 min.
 faults: build
-	$(PY) -m pytest -m faults tests/faults $(ARGS)
+	$(PY) -m pytest -n $(TESTERS) -m 'faults and not long' tests/faults $(ARGS)
 
 # In ten minutes at most. The old NCCL backend, whose recorder the dump_nccl_* handlers read: from
 # torch 2.15 on, "nccl" is NCCL2 unless this says otherwise.
@@ -89,6 +91,10 @@ bench: build
 
 bench-check: build
 	$(PY) -m benchmarks --quick --check $(ARGS)
+
+# In ten minutes. pystack is asked too, if it is installed in the environment.
+compare: build
+	$(PY) tools/compare_peers.py $(ARGS)
 
 coverage: build
 	$(PY) tools/measure_coverage.py $(ARGS)

@@ -178,7 +178,7 @@ def test_errors(
     parameters = getattr(type(error).__init__, "__code__", None)
     names = parameters.co_varnames[1 : 1 + len(args)] if parameters else ()
     for attribute, value in zip(names, args, strict=False):
-        if hasattr(error, attribute):  # errors carry data, not only a sentence
+        if hasattr(error, attribute):  # an error has data besides its sentence
             assert getattr(error, attribute) == value
 
 

@@ -37,7 +37,7 @@ TESTS = (
     "tests/server/test_registration.py",
     "tests/cluster/test_cluster_flight.py",
 )
-#: Two files side by side: much of what they do is to wait.
+#: Two files run side by side, because tests mostly wait.
 PYTEST = ("-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-m", "not cuda and not faults")
 
 DESCRIBE = """

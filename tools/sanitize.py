@@ -29,9 +29,9 @@ SHOWN = 80
 #: Folders with tests of compiled code of ours.
 TESTS = ("http", "loadgen", "native", "parser", "process", "server", "stacks")
 
-#: Parts of the names of tests that are left out: other people's transports, which take twice as
-#: long; programs that fail with the preloaded library or bring their own sanitizer; tests that
-#: measure time or memory.
+#: Parts of the names of tests that are left out. These are: transports of other projects, which
+#: take twice as long; programs that fail with the preloaded library, or that have a sanitizer of
+#: their own; tests that measure time or memory.
 LEFT_OUT = (
     "asyncio", "uvloop", "tls", "curl", "by_hand", "no_reader_sees_half", "the_last_step_counts",
     "snapshots_leak_nothing", "a_shortage_at_the_start",
@@ -192,7 +192,7 @@ def check(kind: Kind, tree: Path, logs: Path, options: argparse.Namespace) -> bo
         return False
     fine = run("stress", STRESS, "--seconds", str(options.seconds), "--seed", str(options.seed))
     if not options.quick:
-        tests = [f"tests/{name}" for name in TESTS]  # pytest objects to one that isn't there
+        tests = [f"tests/{name}" for name in TESTS]  # pytest fails if a folder does not exist
         chosen = options.pytest_args or [
             "-q", "-p", "no:cacheprovider", "-k", f"not ({' or '.join(LEFT_OUT)})",
             "-m", "not slow and not torch and not cuda and not curl", *tests,

@@ -13,7 +13,12 @@ from workerserver.process.lazy import lazy_names
 from workerserver.types import Range, Request, Response, WorkerServerError
 
 if TYPE_CHECKING:
-    from workerserver.control_plane import TORCH_WORKER_SERVER_SOCKET, install, worker_main
+    from workerserver.control_plane import (
+        TORCH_WORKER_SERVER_SOCKET,
+        install,
+        start,
+        worker_main,
+    )
     from workerserver.handlers import (
         get_handler_names,
         handler,
@@ -36,6 +41,7 @@ __all__ = [
     "heartbeat",
     "install",
     "register_handler",
+    "start",
     "unregister_handler",
     "worker_main",
 ]
@@ -47,6 +53,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "TORCH_WORKER_SERVER_SOCKET": f"{__name__}.control_plane",
     "install": f"{__name__}.control_plane",
+    "start": f"{__name__}.control_plane",
     "worker_main": f"{__name__}.control_plane",
     "get_handler_names": f"{__name__}.handlers",
     "handler": f"{__name__}.handlers",

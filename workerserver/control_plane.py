@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import logging
@@ -13,18 +14,25 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from workerserver.job import identity, presence
+from workerserver.job.records import sweep
 from workerserver.process.loaded import imported
+from workerserver.process.run_folder import make_run_folder, run_folder, run_folders
+from workerserver.process.sockets import is_listening
 from workerserver.process.threads import why_no_real_threads
 from workerserver.registration import StoreRegistration
-from workerserver.server import WorkerServer, serving
+from workerserver.server import WorkerServer, running_server, serving
 
 __all__ = [
     "TORCH_WORKER_SERVER_SOCKET",
     "WORKERSERVER_COLLECTOR",
+    "WORKERSERVER_STRICT",
     "WORKERSERVER_TCP",
     "expand_placeholders",
     "install",
     "serve_from_environment",
+    "start",
+    "start_at",
     "worker_main",
 ]
 
@@ -35,14 +43,19 @@ logger = logging.getLogger("workerserver")
 TORCH_WORKER_SERVER_SOCKET = "TORCH_WORKER_SERVER_SOCKET"
 WORKERSERVER_TCP = "WORKERSERVER_TCP"
 WORKERSERVER_COLLECTOR = "WORKERSERVER_COLLECTOR"
+WORKERSERVER_STRICT = "WORKERSERVER_STRICT"
 
 PLACEHOLDERS = {"rank": "RANK", "local_rank": "LOCAL_RANK"}
+#: A process that has one of these was started by a launcher, which should have set RANK.
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "RANK", "LOCAL_RANK")
 
 
 def expand_placeholders(template: str) -> str:
     """Fill in ``{rank}``, ``{local_rank}`` (from the launcher's RANK, LOCAL_RANK) and ``{pid}``.
 
-    Raises ValueError, naming it, for any other placeholder and for a variable that isn't set.
+    Slurm's own numbers count where it started several tasks. Where no launcher did, a rank is 0.
+    Raises ValueError, naming it, for any other placeholder and for a variable that a launcher
+    should have set.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -55,11 +68,27 @@ def expand_placeholders(template: str) -> str:
                 "there are {rank}, {local_rank} and {pid}"
             )
         variable = PLACEHOLDERS[name]
-        if not os.environ.get(variable):
+        text = os.environ.get(variable)
+        if text:
+            return text
+        if _is_guessed(name):
+            return "0"
+        rank = None if identity.is_spawned() else identity.rank_in(os.environ, local=name != "rank")
+        if rank is None:
             raise ValueError(f"{{{name}}} in {template!r} needs {variable}, which isn't set")
-        return os.environ[variable]
+        return str(rank)
 
     return re.sub(r"\{([^{}]*)\}", value, template)
+
+
+def _is_guessed(name: str) -> bool:
+    """Whether nobody has told the rank yet, because no launcher started this process."""
+    if os.environ.get(PLACEHOLDERS[name]):
+        return False
+    if identity.is_spawned():
+        return True
+    told = identity.rank_in(os.environ, local=name != "rank")
+    return told is None and not any(os.environ.get(each) for each in LAUNCHED)
 
 
 def parse_host_port(text: str) -> tuple[str, int]:
@@ -84,45 +113,191 @@ def serve_from_environment(
     With neither, the environment says: TORCH_WORKER_SERVER_SOCKET, WORKERSERVER_TCP; nothing set
     serves nothing. A TCP server announces itself in the job's TCPStore, in the background. With
     WORKERSERVER_COLLECTOR (``host:port``) the worker of LOCAL_RANK 0 starts its host's collector.
-    Raises what WorkerServer and expand_placeholders raise, before the block begins. Where gevent or
-    eventlet has replaced threads, it warns, and the block runs without a server.
+
+    The block runs in any case. What keeps a server from starting is a warning of one line; with
+    WORKERSERVER_STRICT=1 it raises what WorkerServer and expand_placeholders raise, before the
+    block begins. Where gevent or eventlet has replaced threads, there is no server.
     """
     if socket is None and tcp is None:
         socket = os.environ.get(TORCH_WORKER_SERVER_SOCKET)
         tcp = os.environ.get(WORKERSERVER_TCP) or None
-    servers: list[WorkerServer] = []
     why_not = why_no_real_threads()
-    if why_not is not None and (socket is not None or tcp is not None):
-        logger.warning("this worker runs without a server: %s", why_not)
-        yield servers
-        return
     with contextlib.ExitStack() as stack:
-        path = None if socket is None else expand_placeholders(socket)
-        # Under "workerserver run" the address is served already when the script's own
-        # worker_main() comes here.
-        if path is not None and not serving(path):
-            servers.append(stack.enter_context(WorkerServer(path)))
-        host, port = (None, 0) if tcp is None else parse_host_port(expand_placeholders(tcp))
-        if host is not None and not serving(host, port):
-            servers.append(stack.enter_context(WorkerServer(host, port)))
-            server = servers[-1]
-            registration = StoreRegistration.from_environment(host, server.port, server.tls)
-            if registration is not None:
-                stack.callback(registration.stop)
-                registration.start()
-        collector = os.environ.get(WORKERSERVER_COLLECTOR)
-        if collector and servers and os.environ.get("LOCAL_RANK", "0") == "0":
-            host, port = parse_host_port(collector)
-            if socket is None or path is None:
-                logger.warning(
-                    "no collector was started: WORKERSERVER_COLLECTOR needs this process to serve "
-                    "on a Unix socket too (TORCH_WORKER_SERVER_SOCKET)"
-                )
-            else:
-                from workerserver.collector.process import started
-
-                stack.enter_context(started(host, port, socket, path))
+        servers: list[WorkerServer] = []
+        if socket is None and tcp is None:
+            pass
+        elif why_not is not None:
+            logger.warning("this worker runs without a server: %s", why_not)
+        else:
+            try:
+                with contextlib.ExitStack() as started:
+                    servers = _serve(socket, tcp, started)
+                    stack.push(started.pop_all())
+            except Exception as error:
+                if os.environ.get(WORKERSERVER_STRICT) == "1":
+                    raise
+                servers = []
+                logger.warning("this worker runs without a server: %s", _reason(error))
         yield servers
+
+
+def _reason(error: Exception) -> str:
+    """Why no server could start, in one line."""
+    cause = error.__cause__
+    text = str(error) or type(error).__name__
+    if cause is not None and str(cause):
+        text += f": {cause}"
+    return " ".join(text.split())
+
+
+def _serve(socket: str | None, tcp: str | None, stack: contextlib.ExitStack) -> list[WorkerServer]:
+    """The servers that were started; *stack* ends them."""
+    servers: list[WorkerServer] = []
+    path = None if socket is None else expand_placeholders(socket)
+    # Under "workerserver run" the address is served already when the script's own worker_main()
+    # comes here.
+    if socket is not None and path is not None and not serving(path):
+        _make_folder(path)
+        servers.append(stack.enter_context(_unix_server(socket, path)))
+    host, port = (None, 0) if tcp is None else parse_host_port(expand_placeholders(tcp))
+    if host is not None and not serving(host, port):
+        servers.append(stack.enter_context(WorkerServer(host, port)))
+        server = servers[-1]
+        registration = StoreRegistration.from_environment(host, server.port, server.tls)
+        if registration is not None:
+            stack.callback(registration.stop)
+            registration.start()
+    collector = os.environ.get(WORKERSERVER_COLLECTOR)
+    if collector and servers and os.environ.get("LOCAL_RANK", "0") == "0":
+        host, port = parse_host_port(collector)
+        if socket is None or path is None:
+            logger.warning(
+                "no collector was started: WORKERSERVER_COLLECTOR needs this process to serve "
+                "on a Unix socket too (TORCH_WORKER_SERVER_SOCKET)"
+            )
+        else:
+            from workerserver.collector.process import started
+
+            stack.enter_context(started(host, port, socket, path))
+    if servers:
+        _welcome(servers, path)
+    return servers
+
+
+def _make_folder(path: str) -> None:
+    """Make the folder of a socket, for this user alone, if only that folder is missing."""
+    with contextlib.suppress(OSError):  # the server says what is wrong
+        os.mkdir(os.path.dirname(path) or ".", 0o700)
+
+
+def _unix_server(template: str, path: str) -> WorkerServer:
+    """A server on *path*. If nobody has told the rank, siblings take rank 0's path too: the first
+    one has it, and the others put their pid into the name."""
+    try:
+        return WorkerServer(path)
+    except RuntimeError:
+        guessed = any(f"{{{name}}}" in template and _is_guessed(name) for name in PLACEHOLDERS)
+        if not guessed or not is_listening(path):
+            raise
+    base, dot, suffix = os.path.basename(path).rpartition(".")
+    name = f"{base}.{os.getpid()}.{suffix}" if dot else f"{suffix}.{os.getpid()}"
+    return WorkerServer(os.path.join(os.path.dirname(path), name))
+
+
+def _welcome(servers: list[WorkerServer], path: str | None) -> None:
+    """One line on rank 0's stderr: where the job serves, and how to ask it. And what ended jobs of
+    this user have left in the run folder goes."""
+    me = presence.told()
+    if me is None:
+        return
+    if not me.local_rank:
+        sweep(run_folders(), me)
+    if me.rank or (me.rank is None and path is not None and servers[0].address not in (path, "")):
+        return  # not rank 0, or a sibling was first
+    if sys.stderr is None:
+        return
+    addresses = ", ".join(server.address for server in servers)
+    where = "" if presence.is_recorded() else f" {servers[0].address}"
+    with contextlib.suppress(OSError, ValueError):
+        print(
+            f"workerserver: serving on {addresses}; if the job hangs: workerserver diagnose{where}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+# ---- without a variable
+
+
+def start() -> WorkerServer | None:
+    """Serve until the process ends, without any variable: in the user's run folder.
+
+    For notebooks, for integrations, and where no block can be put around the work. Where
+    TORCH_WORKER_SERVER_SOCKET or WORKERSERVER_TCP is set, that is where it serves. Returns the
+    server; the one that runs already, if there is one. None, after a warning of one line, if no
+    server can start; WORKERSERVER_STRICT=1 raises instead.
+    """
+    with _start_lock:
+        running = running_server()
+        if running is not None:
+            return running
+        servers = start_at()
+        return servers[0] if servers else None
+
+
+def start_at(socket: str | None = None, tcp: str | None = None) -> list[WorkerServer]:
+    """As ``start()``, at the given places, as in ``serve_from_environment``.
+
+    atexit closes the servers, and not the end of the program's last line: the program's remaining
+    threads and exit handlers can hang too, and then the server has to answer.
+    """
+    names = (TORCH_WORKER_SERVER_SOCKET, WORKERSERVER_TCP)
+    if socket is None and tcp is None and not any(os.environ.get(name) for name in names):
+        try:
+            socket = default_socket()
+        except OSError as error:
+            if os.environ.get(WORKERSERVER_STRICT) == "1":
+                raise RuntimeError(str(error)) from error
+            logger.warning("this worker runs without a server: %s", error)
+            return []
+    stack = contextlib.ExitStack()
+    servers = stack.enter_context(serve_from_environment(socket=socket, tcp=tcp))
+    owner = os.getpid()
+
+    def close() -> None:
+        if os.getpid() == owner:  # a forked child that ends normally calls this too
+            stack.close()
+
+    atexit.register(close)
+    return servers
+
+
+def default_socket() -> str:
+    """``<tempdir>/workerserver-<uid>/rank<RANK>-<pid>.sock``, or ``<pid>.sock`` without a RANK.
+
+    Makes the folder with mode 0700. If another user has made a folder of that name, makes one with
+    a longer name instead. OSError, which says what to do, if the folder is ours but other users
+    have access: another user could replace our socket.
+    """
+    usual = run_folder()
+    try:
+        folder = make_run_folder()
+    except NotADirectoryError:
+        raise OSError(f"{usual} is not a folder; remove it, or name a socket") from None
+    except PermissionError as error:
+        if error.errno is not None:
+            raise OSError(f"can't make {usual}: {error.strerror}; name a socket") from None
+        raise OSError(
+            f"{usual} is open to other users; make it yours (0700), or name a socket"
+        ) from None
+    except OSError as error:
+        raise OSError(f"can't make {usual}: {error.strerror}; name a socket") from None
+    rank = os.environ.get("RANK", "")
+    prefix = f"rank{rank}-" if rank.isdecimal() else ""
+    return os.path.join(folder, f"{prefix}{os.getpid()}.sock")
+
+
+_start_lock = threading.RLock()
 
 
 class worker_main:

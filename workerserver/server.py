@@ -27,6 +27,7 @@ from workerserver.http.access import AccessPolicy, hosts_from_environment, stand
 from workerserver.http.limits import Budget, Limits
 from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
+from workerserver.job import presence
 from workerserver.process._pulse import immortalise
 from workerserver.process.acceptor import Acceptor, Figures, Rules, descriptor_line
 from workerserver.process.credentials import token_from_environment
@@ -128,6 +129,7 @@ class WorkerServer:
             place = host_or_file if self._unix else f"{host_or_file}:{port}"
             raise RuntimeError(f"Error binding to {place}") from error
         _live.add(self)
+        presence.serves(self, self.address, unix=self._unix, tls=self.tls)
 
     def _check_exposure(self, host: str, port: int) -> None:
         if self._token is not None or _is_loopback(host):
@@ -302,6 +304,7 @@ class WorkerServer:
             self._closed = True
         if self._pid != os.getpid():
             return  # the parent's server: nothing of it is ours to touch
+        presence.stops(self)
         if self._listener is not None:
             self._listener.remove()
         give_up = time.monotonic() + timeout
@@ -445,6 +448,12 @@ def serving(host_or_file: str, port: int = -1) -> bool:
     """Whether a server of this process was asked for this very address and still serves."""
     key = _address_key(host_or_file, port)
     return any(server._asked == key and not server._closed for server in list(_live))
+
+
+def running_server() -> WorkerServer | None:
+    """A server of this process with the default handlers; None if there is none."""
+    ours = (each for each in list(_live) if each.registry is default_registry and not each._closed)
+    return next(ours, None)
 
 
 def _address_key(host_or_file: str, port: int) -> tuple[str, int]:

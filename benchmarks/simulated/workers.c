@@ -1,12 +1,13 @@
 /* simulated_workers TABLE FOLDER, or TABLE 127.0.0.1: a job of thousands of workers in one process.
- * One epoll loop, a listener for each worker (FOLDER/rank0.sock and so on, or a free port), and
- * canned answers, so that what is measured is whoever asks them. Prints {"ports": [PORT, ...]},
- * null for Unix sockets, when it serves.
+ * It has one epoll loop, and a listener for each worker (FOLDER/rank0.sock and so on, or a free
+ * port). The answers are ready-made, so a measurement shows the cost of the client. When the
+ * program serves, it prints {"ports": [PORT, ...]}; for Unix sockets, null in place of the list.
  *
- * It speaks as much HTTP/1.1 as decent clients need: keep-alive, requests one after another or
- * pipelined, bodies with a Content-Length, which are thrown away. TABLE is benchmarks/simulated/workers.py's
- * (Table.write): 64-bit numbers, then bytes. A text is its offset in the file and its length. A
- * question is "METHOD target", or what that begins with and a "*"; the first that fits counts.
+ * It speaks the HTTP/1.1 that correct clients need: keep-alive, requests one after another or
+ * pipelined, bodies with a Content-Length. It drops the bodies. Table.write in
+ * benchmarks/simulated/workers.py makes TABLE: 64-bit numbers, then bytes. A text is its offset in
+ * the file and its length. A question is "METHOD target", or the beginning of that and a "*". The
+ * first question that fits counts.
  *
  *     workers, questions, answers
  *     questions x text
@@ -46,19 +47,19 @@ static const struct text *questions, *answers;
 static const uint64_t *answer_of;
 static uint64_t workers, question_count;
 
-/* A connection reads, or it writes: the next request is looked at when an answer has gone out. */
+/* A connection reads or writes: it looks at the next request when the answer has gone out. */
 struct connection {
     int fd;
     uint64_t worker;
     uint64_t body;          /* bytes of the request's body that are still to come */
-    const char *answer;     /* what is still to be sent, */
-    uint64_t left;          /* so many bytes */
+    const char *answer;     /* the rest of the answer, */
+    uint64_t left;          /* of this many bytes */
     size_t filled;
     char head[HEAD];
 };
 
 static int poller;
-/* By descriptor; a listener has none, and its worker stands in the other one. */
+/* Both by descriptor: connections, and the workers of listeners. */
 static struct connection **connections;
 static uint64_t *worker_of;
 
@@ -85,7 +86,7 @@ static void map_table(const char *path) {
     answer_of = (const uint64_t *)(answers + numbers[2]);
 }
 
-/* A listening socket, non-blocking; its port on TCP. */
+/* Makes a non-blocking listening socket. On TCP, *port* gets its port. */
 static int listening(const char *where, uint64_t worker, int *port) {
     struct sockaddr_un path = {.sun_family = AF_UNIX};
     struct sockaddr_in address = {.sin_family = AF_INET};
@@ -93,7 +94,7 @@ static int listening(const char *where, uint64_t worker, int *port) {
     int fd, one = 1;
     if (inet_pton(AF_INET, where, &address.sin_addr) == 1) {
         fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
-        /* What is accepted has it too. */
+        /* Accepted sockets inherit this. */
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
         if (bind(fd, (struct sockaddr *)&address, size) < 0
             || getsockname(fd, (struct sockaddr *)&address, &size) < 0)
@@ -161,7 +162,7 @@ static void understand(struct connection *peer, size_t size) {
     *end = last;
 }
 
-/* 1: all of the answer is out. 0: the socket is full. -1: nobody is there any more. */
+/* 1: all of the answer is out. 0: the socket is full. -1: the peer has gone. */
 static int send_on(struct connection *peer) {
     while (peer->left != 0) {
         ssize_t n = write(peer->fd, peer->answer, peer->left);
@@ -173,7 +174,8 @@ static int send_on(struct connection *peer) {
     return 1;
 }
 
-/* Answers what has come in, as far as the socket takes it. -1: the connection is done with. */
+/* Answers the requests that have come, as far as the socket takes the answers. -1: the connection
+ * has ended. */
 static int answer(struct connection *peer) {
     for (;;) {
         int sent = send_on(peer);
@@ -210,7 +212,7 @@ static void serve(struct connection *peer, uint32_t events) {
         watch(EPOLL_CTL_MOD, peer->fd, open == 0 ? EPOLLOUT : EPOLLIN);
 }
 
-/* As many descriptors as it takes, and the tables that are indexed by them. */
+/* Raises the limit of descriptors, and makes the tables that descriptors index. */
 static void make_room(void) {
     struct rlimit most;
     getrlimit(RLIMIT_NOFILE, &most);

@@ -1,6 +1,6 @@
-/* epoll_server PATH, or 127.0.0.1 for a free port: the physical limit. One epoll loop that answers
- * every read with the same "pong", whatever was read: no parser, no limits, nothing that a server
- * has to have. Prints {"port": PORT}, null on a Unix socket, when it serves. */
+/* epoll_server PATH, or 127.0.0.1 for a free port: the physical limit. One epoll loop answers
+ * every read with the same "pong". It has no parser, no limits, and nothing else of a server. When
+ * it serves, it prints {"port": PORT}; on a Unix socket, null in place of the port. */
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -16,7 +16,7 @@
 static const char REPLY[] =
     "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 4\r\n\r\npong";
 
-/* A listening socket; its port, -1 on a path. */
+/* Makes a listening socket. *port* gets its port, or -1 for a path. */
 static int listening(const char *where, int *port) {
     struct sockaddr_un path = {.sun_family = AF_UNIX};
     struct sockaddr_in address = {.sin_family = AF_INET};

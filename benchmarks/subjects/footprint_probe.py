@@ -44,7 +44,7 @@ def state() -> dict[str, Any]:
         "pss": memory["Pss"],
         "dirty": memory["Private_Dirty"],
         "threads": threads,
-        "descriptors": len(os.listdir("/proc/self/fd")) - 1,  # without the one that lists
+        "descriptors": len(os.listdir("/proc/self/fd")) - 1,  # without listdir's own
     }
 
 

@@ -67,8 +67,8 @@ CASES = (
 #: The cases of a short run, and of the regression gate.
 SHORT = ("ping idle one-core", "dump idle one-core", "ping python", "dump python")
 
-#: The ratios for the regression gate. Both sides of a ratio are slow for the same reasons. Beside a
-#: busy loop that is not so: one side waits for the switch interval, the other side computes.
+#: The ratios for the regression gate. Both sides of a ratio are slow for the same reasons, but not
+#: beside a busy loop: there one side waits for the switch interval, and the other side computes.
 GATED = (
     ("ping idle one-core", "ours", "torch"),
     ("ping idle one-core", "ours", "epoll"),

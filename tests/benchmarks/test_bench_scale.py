@@ -80,8 +80,9 @@ def test_the_command_line_sees_a_job_that_hangs(sockets: str) -> None:
     assert status == 0
     # Three stages of a pipeline, one of them without rank 5.
     assert [each["ranks"] for each in stacks["groups"]] == ["5", "0-4", "6-10", "11-15"]
-    # Each worker's health and digest; of each group one full answer, and where it speaks for
-    # others its digest again.
+    # Each worker is asked for its health and its digest. One worker of each group gives the
+    # full answer. If that answer stands for other workers too, the worker is asked for its
+    # digest once more.
     assert stacks["cost"]["questions"] == 2 * 16 + 4 + 3
 
 

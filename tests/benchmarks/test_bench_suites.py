@@ -63,7 +63,7 @@ def test_snapshot(context: Context) -> None:
     parked = 3 * 20
     assert inside["frames in naive walk"] == parked
     for mode in ("gil", "nogil"):
-        # Those of the main thread and of the server's own come on top.
+        # The main thread and the server's own threads are counted besides.
         assert parked < inside[f"frames in ours {mode}"] < parked + 30
     assert 0 < inside["walk, again µs"] < 1e6
     assert all(longest[name] <= total[name] for name in longest)

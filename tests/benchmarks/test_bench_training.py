@@ -35,7 +35,7 @@ def well_formed(report: Report) -> None:
         assert {len(ranges) for ranges in plot.errors.values()} <= {len(plot.groups)}
 
 
-# --- training: what is made of the blocks
+# --- training: the figures that come from the blocks
 
 
 def test_a_block_is_compared_with_its_neighbours() -> None:
@@ -136,7 +136,7 @@ def test_it_trains_while_it_is_polled(trainer: training.Trainer) -> None:
 def test_polling_goes_on_until_the_block_is_over(
     trainer: training.Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "WARM", -0.3)  # so the poller takes the block to be shorter
+    monkeypatch.setattr(training, "WARM", -0.3)  # so the poller expects a shorter block
     trainer.serve("ours")
     block = trainer.block(0.3, pings=100)
     results = block.polls["ping"]

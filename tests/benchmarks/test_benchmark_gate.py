@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.report import gate
 
-# SLACK decides below that.
+# Below that, SLACK decides.
 medians = st.floats(0.02, 100)
 spreads = st.floats(1.0, 3.0)
 
@@ -24,7 +24,7 @@ def triples(draw: st.DrawFn) -> gate.Triple:
 
 
 recordings = st.lists(triples(), min_size=1, max_size=5).map(gate.Recorded)
-# Runs that agree within a third, whatever their rounds did.
+# These runs agree within a third, although their rounds vary more.
 agreeing = st.builds(
     lambda triple, factors: gate.Recorded([scaled(triple, factor) for factor in factors]),
     triples(),

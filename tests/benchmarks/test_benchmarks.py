@@ -56,7 +56,7 @@ QUESTION = "Is it here?"
 def run(context):
     raise Missing("gdb is not installed")
 """
-# A child and its child, both stopped, as subjects are while it isn't their turn.
+# A child and a grandchild, both stopped, as a subject is between its turns.
 CHILDREN = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
@@ -94,7 +94,7 @@ def suite(package: ModuleType, name: str, source: str) -> None:
     """Write the suite *name*, in the place of an older one."""
     Path(package.__path__[0], f"{name}.py").write_text(source)
     sys.modules.pop(f"{package.__name__}.{name}", None)
-    # Its size may be the same, and its date too: times of files are coarse.
+    # Size and date of the file may stay the same, because times of files are coarse.
     for compiled in Path(package.__path__[0]).glob(f"__pycache__/{name}.*"):
         compiled.unlink()
     importlib.invalidate_caches()
@@ -195,7 +195,7 @@ def test_list_shows_the_questions(package: ModuleType, capsys: pytest.CaptureFix
     suite(package, "another", BROKEN)
     assert main(["--list"], package) == 0
     lines = capsys.readouterr().out.splitlines()
-    # The list's order first, then the alphabet.
+    # First in the order of the list, then in the order of the alphabet.
     assert [line.split()[0] for line in lines] == ["latency", "another", "good"]
     assert lines[0].endswith("Nothing to compare?")
 
@@ -270,7 +270,7 @@ def test_record_then_check_then_regress(
     assert main(["--quick", "--save-baseline", "--runs", "2", "--baseline", path], package) == 0
     assert "recorded good" in capsys.readouterr().err
     runs = json.loads(Path(path).read_text())["suites"]
-    # One without ratios runs once, and is not run again by --check.
+    # A suite without ratios runs once: --check has nothing to repeat.
     assert runs == {"good": {"ping ours/torch p50": [[0.6, 0.5, 0.7]] * 2}, "plain": {}}
 
     status, shown, progress = checked()
@@ -294,7 +294,7 @@ def test_record_then_check_then_regress(
     status, shown, _ = checked()
     assert (status, "1 gone, 1 new" in shown) == (0, True)
 
-    # Recorded on a calm machine, a suite that fails spoils nothing.
+    # A suite that fails changes nothing in the figures of the other suites.
     suite(package, "good", BROKEN)
     before = Path(path).read_text()
     assert main(["--quick", "--save-baseline", "--baseline", path], package) == 1

@@ -15,6 +15,7 @@ from typing import IO
 import pytest
 from support.jobs.peers import make_socket
 from support.lifecycle import environment
+from support.parking import untraced
 from support.served import Serve
 from support.waiting import wait_until
 
@@ -63,7 +64,7 @@ def test_the_status_stays(name: str, targets: str) -> None:
     for behind in (">&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/null 2>/dev/full"):
         done = shell(words, behind)
         assert (done.returncode, done.stdout) == (usual.returncode, "")
-    # A pipe whose reader has gone.
+    # A pipe without a reader.
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as pipe:
@@ -151,9 +152,10 @@ def test_top_ends_with_its_reader(targets: str) -> None:
         assert len(shown.stdout.splitlines()) == 1
 
 
+@untraced
 def test_profile_says_what_is_full(serve: Serve, registry: Registry, folder: Path) -> None:
     registry.unregister("torch_profile")
-    # torch's own handler of that name is there if an earlier test has imported torch.
+    # If an earlier test has imported torch, torch has a handler of that name.
     traces = {"traceEvents": ["x"] * 10_000}
     registry.register("torch_profile", lambda duration: traces, shadow=True)
     path = str(serve("unix").address)

@@ -309,7 +309,7 @@ def test_nothing_is_left_open(start: Start, kind: str) -> None:
     async def main(client: Client) -> None:
         before = open_sockets()
         await collect(workers, client=client)
-        while open_sockets() > before:  # the servers close theirs, too
+        while open_sockets() > before:  # the servers close their connections too
             await asyncio.sleep(0.01)
 
     run(main)

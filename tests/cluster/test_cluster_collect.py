@@ -190,7 +190,7 @@ def test_one_full_trace_where_all_wait_for_the_same(start: Start) -> None:
 
 
 def test_nccl_has_a_recorder_of_its_own(start: Start) -> None:
-    trace = "/handler/dump_nccl_trace_json?includecollectives=true&onlyactive=true"
+    trace = "/handler/dump_nccl_trace_json?includecollectives=true"
     servers = []
     for rank in range(2):
         more = {SUMMARY: summary(rank, recorder="nccl"), trace: http({"entries": [rank]})}
@@ -201,7 +201,7 @@ def test_nccl_has_a_recorder_of_its_own(start: Start) -> None:
 
 def test_one_question_for_stacks_of_a_known_rank(start: Start) -> None:
     ours, torchs = start(good(0)), start(stock("train"))
-    torchs.answers[DIGEST] = torchs.answers[TEXT]  # it ignores the format
+    torchs.answers[DIGEST] = torchs.answers[TEXT]  # the worker ignores the format
     (result,) = look([ours, torchs], want={"stacks"})
     assert [target for _, target in ours.asked] == [DIGEST, STACKS]
     assert [target for _, target in torchs.asked] == [DIGEST]
@@ -350,5 +350,5 @@ def test_rounds_until_they_are_enough(start: Start) -> None:
 
     assert len(look([server], enough=enough, interval=0.01)) == 3
     assert seen == [1, 2, 3]
-    # However little is enough, what can't begin in time isn't begun, but for a second round.
+    # A question that can't begin in time is not asked. Only a second round is asked all the same.
     assert len(look([server], enough=lambda rounds: False, interval=0.01, longest=0.0)) == 2

@@ -139,7 +139,7 @@ def test_most_ranks_in_a_recv_are_not_accused(rounds_: int) -> None:
     assert verdict.again_s is not None
 
 
-#: The recorder of the rank that holds the GIL is then out of reach.
+#: In these, the recorder of the rank that holds the GIL can't be read.
 @pytest.mark.parametrize("scene", sorted(set(VERDICTS) - {"gil"}))
 def test_summaries_alone_are_enough(scene: str) -> None:
     given = without_traces(rounds(f"{scene}-ours"))
@@ -159,7 +159,7 @@ def test_gil_holder_without_a_word_of_its_recorder() -> None:
     assert "the GIL is held, for 4.8 s, by MainThread in gil(), scenes.py:170" in suspect.evidence
 
 
-#: What needs a second look is not told from a lock.
+#: One look can't tell these from a lock.
 ONE_ROUND = {"lock": "behind"}
 
 
@@ -172,8 +172,8 @@ def test_one_round_is_enough_where_ages_tell(scene: str) -> None:
     assert reasons == {ONE_ROUND.get(scene, VERDICTS[scene][1][0][1])}
 
 
-#: Without heartbeats a rank's step doesn't show that it has left out a collective, and nothing says
-#: who holds the GIL: then even the stacks are missing.
+#: Without heartbeats, no step shows that a rank has left out a collective. And nothing says who
+#: holds the GIL, because even the stacks are missing.
 STOCK = {
     "swallowed": (
         1,
@@ -275,6 +275,7 @@ def test_as_json() -> None:
             {
                 "name": "0",
                 "desc": "default_pg",
+                "backend": "gloo",
                 "ranks": "0-3",
                 "complete": True,
                 "positions": [

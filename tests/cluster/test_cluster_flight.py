@@ -20,7 +20,8 @@ from workerserver.cluster.read import flight_records
 from workerserver.cluster.read.flight_records import read
 from workerserver.cluster.read.recorder import MAX_RANKS, Key, Shared
 
-DEFAULT = Key("0", "default_pg")
+GLOO = Key("0", "default_pg", "gloo")
+NCCL = Key("0", "default_pg", "nccl")
 
 
 def waits(analysis: Analysis) -> list[tuple[str, str, tuple[int, ...], tuple[int, ...]]]:
@@ -33,8 +34,8 @@ def mismatches(analysis: Analysis) -> list[tuple[str, int, str, tuple[int, ...]]
 
 # --- recordings ---------------------------------------------------------------------------------
 
-#: Of each scene: who waits where for whom, and what differs. The torch variants have no summary, so
-#: the members of a group are only those that have issued something.
+#: For each scene: which ranks wait for which ranks, where, and what differs. torch's workers give
+#: no summary. So the known members of a group are the ranks that have issued an operation.
 FOUND: dict[str, tuple[list[Any], list[Any]]] = {
     "asleep": ([("default_pg", "all_reduce #6", (0, 1, 3), (2,))], []),
     "crossed": (
@@ -130,7 +131,7 @@ def test_last_issued_and_last_retired() -> None:
     assert record.first_pending is not None
     assert (record.last_issued.name, record.last_retired.name) == ("all_reduce #6", "all_reduce #4")
     assert record.first_pending.name == "all_reduce #5"
-    assert (group.key, group.ranks, group.complete) == (DEFAULT, (0, 1), True)
+    assert (group.key, group.ranks, group.complete) == (GLOO, (0, 1), True)
 
 
 # --- torch's own analyser -----------------------------------------------------------------------
@@ -430,15 +431,15 @@ def test_the_order_of_answers_changes_nothing(order: list[int]) -> None:
 def test_counts_and_lengths_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flight_records, "MAX_ENTRIES", 3)
     record = read({"entries": [entry(number, number) for number in range(5)]})
-    assert list(record.groups[DEFAULT].collectives) == [2, 3, 4]
+    assert list(record.groups[NCCL].collectives) == [2, 3, 4]
     assert record.problems == ["more than 3 entries: the first ones were left out"]
     monkeypatch.setattr(flight_records, "MAX_GROUPS", 1)
     record = read({"entries": [entry(0, 1), entry(1, 1, process_group=["1", "tp"])]})
-    assert list(record.groups) == [DEFAULT]
+    assert list(record.groups) == [NCCL]
     assert record.problems == ["more than 1 process groups"]
     assert read({"entries": [entry(0, 1, process_group=["x" * 10_000, ""])]}).groups == {}
     record = read({"entries": [entry(0, 1, input_sizes=[[1] * 1000])]})
-    assert record.groups[DEFAULT].collectives[1][0].inputs.shapes is None
+    assert record.groups[NCCL].collectives[1][0].inputs.shapes is None
 
 
 @pytest.mark.parametrize(
@@ -453,7 +454,7 @@ def test_counts_and_lengths_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_entry_with_a_wrong_field_is_left_out_and_named(change: Any, problem: str) -> None:
     record = read({"entries": [entry(0, 1, **change), entry(1, 2)]})
-    assert list(record.groups[DEFAULT].collectives) == [2]
+    assert list(record.groups[NCCL].collectives) == [2]
     assert record.problems == [problem]
 
 

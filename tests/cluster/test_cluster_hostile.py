@@ -42,7 +42,7 @@ from workerserver.cluster.ask.client import run, tls_context
 from workerserver.cluster.ask.rounds import Round, collect
 from workerserver.cluster.model import Failure, RankState, Worker
 
-#: Enough for all that is sent here, on a busy machine too; misbehaving.py names it.
+#: Seconds. Enough for everything that is sent here, on a busy machine too; see misbehaving.py.
 DEADLINE = 3.0
 MISBEHAVING = "support.jobs.misbehaving"
 
@@ -92,7 +92,7 @@ def test_a_hostile_worker_is_its_own_problem(outcome: tuple[str, Outcome], name:
     assert word in failure.text
     assert len(failure.text) < 400
     assert "\n" not in failure.text
-    if place != "healthz":  # what came before it is kept
+    if place != "healthz":  # the parts before the bad one are kept
         assert state.health is not None
         assert state.responded
     if place in ("digest", "stacks"):
@@ -115,7 +115,7 @@ def test_nothing_large_is_read(outcome: tuple[str, Outcome]) -> None:
     assert max(state.bytes_received for state in endless) < 64 << 20
 
 
-# --- values that JSON can hold and a worker can't mean -------------------------------------------
+# --- valid JSON that makes no sense ---------------------------------------------------------------
 
 STRANGE = {
     "rank abc": b'{"status":"ok","rank":"abc"}',

@@ -75,16 +75,16 @@ def test_what_parts_ranks_and_what_does_not() -> None:
         f"/opt/conda/lib/python3.11/site-packages/{C10D.file[len(SITE) + 1 :]}", *C10D[1:]
     )
     same = [
-        state(1, main(*REDUCE)),  # no pool at all
+        state(1, main(*REDUCE)),  # these are no pool
         state(2, POOL, main(*REDUCE, state="S", wchan="x"), POOL),
-        state(3, main(moved, *REDUCE[1:])),  # another folder of the same library
+        state(3, main(moved, *REDUCE[1:])),  # a file in another folder of the library
         state(4, Thread((), "pt_autograd_0"), main(*REDUCE)),
     ]
     other = [
         state(5, main(C10D._replace(line=1), *REDUCE[1:])),
         state(6, main(*REDUCE), BUSY),
         state(7, main(*REDUCE), Thread((WAIT, STEP))),
-        state(8, Thread(REDUCE)),  # none is the main thread
+        state(8, Thread(REDUCE)),  # no thread is the main thread
         state(9, main(*REDUCE[:-1], MODULE._replace(file="/other/train.py"))),
         state(10, main(*REDUCE), Thread(POOL.frames, "pool_0", holds_gil=True)),
         state(11, main(state="S", wchan="futex_wait")),  # mode "kernel"
@@ -93,7 +93,7 @@ def test_what_parts_ranks_and_what_does_not() -> None:
     found = groups([base, *same, *other])
     assert [group.ranks for group in found] == [[n] for n in range(5, 13)] + [[0, 1, 2, 3, 4]]
     assert found[-1].idle == {"autograd": (0, 1), "pool": (0, 2)}
-    # How many threads share a stack doesn't count, nor their order.
+    # Neither the number of threads with one stack nor their order counts.
     assert (
         len(groups([state(0, main(*REDUCE), BUSY, POOL), state(1, BUSY, BUSY, main(*REDUCE))])) == 1
     )
@@ -156,7 +156,7 @@ def test_everybody_is_in_one_group(threads: list[list[Thread]], chance: random.R
     order = [(group.count, group.ranks[0]) for group in found]
     assert order == sorted(order)
     assert all(group.threads or group.idle for group in found)
-    # Of the states' order nothing depends.
+    # The order of the states changes nothing.
     shuffled = list(states)
     chance.shuffle(shuffled)
     assert groups(shuffled) == found
@@ -184,7 +184,7 @@ def test_the_tree_s_counts_add_up(threads: list[list[Thread]], chance: random.Ra
         assert len(inner) == len(set(inner))
         assert set(inner) <= set(node.ranks)
         assert node is root or node.frames
-        # A chain ends only where somebody ends, or where ranks part.
+        # A chain ends only where a stack ends, or where the stacks of two ranks differ.
         assert node is root or node.ended or len(node.children) > 1
         assert len({child.frames[0] for child in node.children}) == len(node.children)
         stack = above + node.frames
@@ -224,7 +224,7 @@ def test_long_texts_are_cut() -> None:
     assert len(line) < 2000
     lines = short_frames(tuple(deep))
     assert (len(lines), lines[20]) == (41, "... 960 lines ...")
-    # Each stack a beginning of the next one: as deep a tree as there can be.
+    # Each stack is the beginning of the next one. No tree is deeper than this one.
     states = [state(n, main(*deep[n:])) for n in range(1000)]
     lines = render_tree(tree(states))
     assert len(lines) == 1001

@@ -82,7 +82,7 @@ ADAM = [(Frame(f"{SITE}/torch/optim/adam.py", line, "step"), MODULE) for line in
 
 SEEN: list[tuple[list[Round], str, str]] = [
     (looks(at(*REDUCE)), "unknown", "looked at only once"),
-    # Nothing is counted: the stack is all there is.
+    # There are no counters, so only the stack tells.
     (looks(at(*REDUCE), at(*REDUCE)), "stuck", "the same line in 2 looks"),
     (looks(at(*SPIN[0]), at(*SPIN[1])), "busy", "its stack changes"),
     (looks(at(STEP, MODULE), at(LOAD, MODULE)), "moving", "its functions change"),
@@ -137,7 +137,7 @@ SEEN: list[tuple[list[Round], str, str]] = [
         "moving",
         "process group number 0",
     ),
-    # Too early: a step usually takes (80 - 1) / 10 s.
+    # It is too early to tell: a step usually takes (80 - 1) / 10 s.
     (
         looks(
             at(*REDUCE, step=10, age=0.5, uptime_s=79.5),
@@ -162,13 +162,13 @@ SEEN: list[tuple[list[Round], str, str]] = [
         "stuck",
         "the same line",
     ),
-    # What can't be compared.
+    # Looks that can't be compared.
     (looks(at(*REDUCE), None), "unknown", "no answer in look 2 of 2"),
     (looks(at(*REDUCE, pid=1), at(*REDUCE, pid=2)), "unknown", "restarted"),
     (looks(at(*REDUCE), at(*REDUCE, unstable=True)), "unknown", "while it was read"),
     (looks(at(*REDUCE, step=1), at(*REDUCE, unstable=True, step=2)), "moving", "step 1 -> 2"),
     (looks(at(state="S"), at(state="S")), "unknown", "could not be read"),
-    # Digests will do where the stacks themselves weren't fetched.
+    # Digests are enough where the stacks were not fetched.
     (looks(at(main_digest="a"), at(main_digest="a")), "stuck", "the same stack"),
     (looks(at(main_digest="a"), at(main_digest="b")), "busy", "its stack changes"),
 ]  # fmt: skip
@@ -222,7 +222,7 @@ def test_odd_flight_recorders(odd: dict[str, Any]) -> None:
 # ---- one notion for all commands
 
 
-#: What each motion may rest on: whether the rank went on, whether its stack is the same.
+#: Whether the rank went on and whether its stack is the same, and the motions that allow this.
 FACTS: dict[str, list[tuple[bool | None, bool | None]]] = {
     "stuck": [(False, True), (None, True)],
     "busy": [(False, False), (None, False)],
@@ -284,7 +284,7 @@ def retired_by_a_watchdog(retired: bool) -> dict[str, Any]:
     return {"groups": [group | {"last_retired": late if retired else done}]}
 
 
-#: Where the commands disagreed once: what is seen now, the more careful of both.
+#: Cases in which the commands once disagreed. Both now say what the more careful one said.
 DISPUTED: dict[str, tuple[RankState, RankState, str, bool | None, bool | None]] = {
     # diagnose saw no progress.
     "a heartbeat of the same step": (
@@ -312,7 +312,7 @@ DISPUTED: dict[str, tuple[RankState, RankState, str, bool | None, bool | None]] 
     "frames that moved after the digest": (
         at(*SPIN[0], main_digest="a"), at(*SPIN[1], main_digest="a"), "busy", None, False,
     ),
-    # diagnose saw another stack, and the job moving.
+    # diagnose saw another stack, and saw the job move.
     "a wait with a timeout for a process": (at(*POLLS[0]), at(*POLLS[1]), "stuck", None, True),
     "a stack that changed while it was read": (
         at(*SPIN[0]), at(*SPIN[1], unstable=True), "unknown", None, None,

@@ -156,7 +156,7 @@ def _at(place: tuple[str, str]) -> tuple[str, int, str]:
 @pytest.mark.parametrize(
     ("places", "kind", "call", "polls"),
     [
-        # Other ranks go before everything else, whatever has called torch.distributed.
+        # A wait for other ranks comes first, whatever function has called torch.distributed.
         ((REDUCE, NEXT, USER), "collective", "torch.distributed.all_reduce", True),
         ((REDUCE, BACKWARD, USER), "collective", "torch.distributed.all_reduce", True),
         ((GET, NEXT, USER), "dataloader", "next batch of a DataLoader", True),
@@ -164,9 +164,9 @@ def _at(place: tuple[str, str]) -> tuple[str, int, str]:
         ((GET, BACKWARD, USER), "lock", "backward pass", False),
         ((BACKWARD, USER), "backward", "backward pass", False),
         ((GET, USER), "lock", "queue.get", True),
-        # What the user's own code does is nearer than what has called it.
+        # The user's code is nearer to the wait than the library that has called this code.
         ((USER, NEXT, USER), "wait", "a lock", True),
-        # Where all code is installed, a package may have wrapped the call from inside.
+        # If all code is installed, a package may have wrapped a call of another package.
         ((FIT, REDUCE, FIT), "collective", "torch.distributed.all_reduce", True),
         ((FIT, BACKWARD, FIT), "wait", "a lock", True),
     ],
@@ -342,7 +342,7 @@ def test_calls_of_real_processes(scenes: Scenes, scene: str, call: str) -> None:
 def test_calls_without_a_frame(scenes: Scenes, scene: str, call: str) -> None:
     by_json, by_text = scenes[scene]
     if roles.main_thread(by_json).wchan is None:  # type: ignore[union-attr]
-        call = "waiting"  # this kernel doesn't tell
+        call = "waiting"  # this kernel doesn't tell where a thread sleeps
     assert (blocked_on(by_json).call, blocked_on(by_text).call) == (call, "")
 
 

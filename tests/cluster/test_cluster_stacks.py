@@ -49,7 +49,7 @@ def taken(request: pytest.FixtureRequest) -> Iterator[Snapshot]:
         yield snapshot(mode=request.param)
 
 
-# ---- what workerserver sends
+# ---- answers of workerserver
 
 
 @untraced
@@ -91,7 +91,7 @@ def test_text_of_faulthandler() -> None:
             text = file.read().decode()
         expected = frames_of(snapshot())
     threads = parse_text(text)
-    # Of this thread, which went on in between, all but the newest frame.
+    # This thread went on between the two dumps, so its newest frame is not compared.
     assert [each.frames for each in threads][:-1] == expected[:-1]
     assert threads[-1].frames[1:] == expected[-1][1:]
     assert (threads[-1].main, threads[-1].holds_gil) == (True, True)
@@ -142,7 +142,7 @@ def test_kernel_mode() -> None:
         each.native_id for each in by_text.threads
     ]
     assert [each.name for each in by_json.threads] == [each.name for each in by_text.threads]
-    # Threads of other tests may end in between.
+    # Threads of other tests may end between the two dumps.
     assert all(each.state for each in by_text.threads if each.native_id in alive)
 
 
@@ -173,12 +173,12 @@ def test_over_the_wire(ours_unix: Served, connect: Connect, query: str) -> None:
     assert sum(thread.main for thread in threads) == 1
     names = roles(threads)
     assert names.count("main") == 1
-    # The loop; where it can be told from its name alone, the I/O thread too.
+    # The loop's thread, and the I/O thread where its name is enough to know it.
     assert names.count("workerserver") >= 1
     assert not [thread for name, thread in busy(threads) if name == "workerserver"]
 
 
-# ---- texts of other versions, as they were seen
+# ---- texts that other versions have written
 
 SEEN = {
     "3.10": """Thread 0x00007f28573a36c0 (most recent call first):
@@ -280,7 +280,7 @@ def test_a_hundred_frames_may_be_all_that_cpython_writes() -> None:
         True,
         False,
     ]
-    # The main thread, without its first frame, is the oldest one.
+    # The main thread has lost its first frame, and is the oldest thread.
     (first, last) = parse_text(f"{header}{line}\n{header}{line * 100}")
     assert (first.main, last.main) == (False, True)
     assert not parse_text(f"{header}{line}\n{header}{line * 99}")[1].main

@@ -93,8 +93,7 @@ def test_end_of_a_chain_of_receives() -> None:
     )
     assert reasons(verdict) == [(0, "behind")]
     assert verdict.sentence == (
-        "rank 0 has not posted what rank 1 waits for: recv from rank 0;"
-        " it stands in load(), train.py:10"
+        "rank 0 owes a send: rank 1 waits in recv from rank 0; it stands in load(), train.py:10"
     )
 
 
@@ -457,7 +456,7 @@ looks = st.builds(Round, st.lists(states, max_size=4), st.floats(0, 4e9))
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(looks, max_size=3), st.none() | st.integers(0, 5))
 def test_nothing_makes_it_raise(given: list[Round], world_size: int | None) -> None:
-    for each in given:  # no two workers have one address
+    for each in given:  # two workers never have the same address
         for number, state in enumerate(each.states):
             state.worker = replace(state.worker, address=f"/run/{number}.sock")
     verdict = diagnose(given, world_size)

@@ -39,16 +39,16 @@ pytestmark = [
 ]
 
 SCRIPT = PROGRAMS / "cluster/two_hosts_rank.py"
-#: Inside of the namespaces only.
+#: This network exists only inside the namespaces.
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 STORE = f"{ADDRESSES[0]}:29500"
-#: What a worker that does not answer may take of each look, in seconds.
+#: Seconds that each look waits for a worker that does not answer.
 DEADLINE = 2.0
-#: Python's start, and a busy machine.
+#: Seconds for Python's start on a busy machine.
 SLACK = 15.0
-#: Until a hang is one: several times the usual pace, which a busy machine makes slow.
+#: Seconds until a hang counts as one: several usual steps, which are slow on a busy machine.
 PATIENCE = 60.0
-#: Of ip, where it may not do what it should.
+#: What ip prints where it may not make a namespace.
 REFUSALS = ("not permitted", "not supported", "denied", "Read-only", "Unknown device type")
 TOKEN = {"WORKERSERVER_TOKEN": "of-this-job"}
 

@@ -96,7 +96,7 @@ def addresses(servers: list[Canned]) -> list[str]:
     return [server.address for server in servers]
 
 
-# --- what it says -------------------------------------------------------------------------------
+# --- the collector's answers --------------------------------------------------------------------
 
 
 def test_all_ranks_in_one_answer(start: Start, serve: Serve) -> None:
@@ -109,7 +109,7 @@ def test_all_ranks_in_one_answer(start: Start, serve: Serve) -> None:
     assert [learnt(each) for each in through.states] == [learnt(each) for each in direct.states]
     assert [each.worker.via for each in through.states] == [door] * 4
     assert {each.worker.host for each in through.states} == {"node7"}
-    # Two groups of stacks, of which one has to be seen twice, and two states of the recorder.
+    # There are two groups of stacks, and two states of the recorder. One group must be seen twice.
     assert through.stacks_fetched == direct.stacks_fetched == 2
     assert through.traces_fetched == direct.traces_fetched == 2
     assert direct.questions - through.questions == 3 * 4 - 1
@@ -126,7 +126,7 @@ def test_workers_are_looked_for_each_time(start: Start, serve: Serve, short_path
     start(good(0), "unix")
     start(good(1), "unix")
     second = look(door)
-    # The sockets' names tell no rank, so these are only known from the answers.
+    # The sockets' names tell no rank. So the ranks are known only from the answers.
     assert sorted((each.rank, each.responded) for each in second.states) == [(0, True), (1, True)]
 
 
@@ -231,12 +231,12 @@ def test_collector_that_has_gone(start: Start) -> None:
     assert (one.rank, one.worker.host, one.responded) == (1, "node7", False)
     assert one.failures["healthz"].reason == "unreachable"
     assert one.failures["healthz"].text.startswith(f"the collector of its host ({gone}): ")
-    # Where its ranks aren't known, it is told of itself.
+    # If its ranks are not known, the verdict names the collector itself.
     (alone,) = look(Worker(gone, False, collector=True)).states
     assert (alone.rank, alone.worker.address) == (None, gone)
 
 
-# --- what it is asked ---------------------------------------------------------------------------
+# --- questions to the collector -----------------------------------------------------------------
 
 
 def asked(door: Worker, target: str) -> tuple[int, str]:
@@ -305,7 +305,7 @@ def said(**changes: Any) -> dict[str, Any]:
     }
 
 
-#: What comes, and what then is told of ranks 0 and 1.
+#: The collector's answer, and what the command then says about ranks 0 and 1.
 ALL_MALFORMED, ONE_MALFORMED = ("malformed", "malformed"), ("malformed", "missing")
 LIES: dict[str, tuple[Answer, tuple[str, str]]] = {
     "no JSON": (http(b"{"), ALL_MALFORMED),
@@ -420,13 +420,13 @@ def test_two_collectors_of_one_folder(
     stack: contextlib.ExitStack, serve: Serve, folder: Path
 ) -> None:
     """Two agents of a launcher on one host: each collector answers for its own ranks."""
-    for rank in range(5):  # the last one is left over from a larger job
+    for rank in range(5):  # the last socket is left over from a larger job
         stack.callback(Canned(good(rank), folder / f"rank{rank}.sock").close)
     template = [f"{folder}/rank{{rank}}.sock"]
     doors = [serve(template, (0, 1)), serve(template, (2, 3))]
     states = look(*doors).states
     assert [(each.rank, each.failures) for each in states] == [(rank, {}) for rank in range(4)]
-    # Where nobody says which are whose, both tell of all: each counts once.
+    # If no collector says which ranks it has, both answer for all ranks. Each rank counts once.
     states = look(serve(template), serve(template)).states
     assert [(each.rank, each.failures) for each in states] == [(rank, {}) for rank in range(5)]
 

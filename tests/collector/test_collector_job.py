@@ -103,17 +103,17 @@ def test_a_whole_job(job: Job) -> None:
     status, said = job.asked("diagnose")
     assert (status, said["ranks"], said["responded"]) == (0, RANKS, RANKS), said
     assert said["suspects"] == []
-    # One collector, which is nobody's child and stands back behind training.
+    # There is one collector. It is no child of the job, and training goes before it.
     (collector,) = job.collectors
     stat = Path(f"/proc/{collector}/stat").read_text().rpartition(")")[2].split()
     assert int(stat[1]) not in {job.torchrun.pid, *map(job.pid, range(RANKS))}
     assert int(stat[16]) >= 10
-    # Both rounds together: a look at the host, who has its stacks, and no rank by itself.
+    # In both rounds, the host is asked, then one rank of each group of stacks. No other rank is.
     assert said["cost"]["questions"] < 2 * 3 * RANKS
 
     status, said = job.asked("stacks")
     assert (said["responded"], said["unreachable"]) == (RANKS, [])
-    # At least one of them is met in a step that it shares with nobody.
+    # At least one rank is seen in a step in which no other rank is.
     assert (status, sum(each["count"] for each in said["groups"])) in [(0, RANKS), (1, 1), (1, 2)]
     status, said = job.asked("top", "--count", "1")
     assert (status, len(said["workers"])) == (0, RANKS)
@@ -123,12 +123,12 @@ def test_a_whole_job(job: Job) -> None:
     status, said = job.asked("profile", "-o", str(profile), "--duration", "0.1")
     assert (status, len(said["workers"])) == (0, RANKS)
 
-    # The rank that started it dies: it goes on, and tells.
+    # The rank that started the collector dies. The collector goes on, and reports that rank.
     first = job.pid(0)
     job.kill(first)
     before = wakings(collector)
-    wait_until(lambda: any(job.folder.glob("stands*")))  # the others have noticed
-    wait_until(lambda: wakings(collector) > before)  # to look who is still there
+    wait_until(lambda: any(job.folder.glob("stands*")))  # the other ranks have noticed the death
+    wait_until(lambda: wakings(collector) > before)  # time to look which ranks live
     status, said = job.asked("diagnose", "--world-size", str(RANKS))
     assert status == 1, said
     assert [each["rank"] for each in said["unreachable"]] == [0]
@@ -136,7 +136,7 @@ def test_a_whole_job(job: Job) -> None:
     assert re.search(r"rank 0 does not answer", said["verdict"])
     assert job.collectors == [collector]
 
-    # The job ends, and with it what it was for.
+    # The job ends, so the collector ends too.
     job.kill(*map(job.pid, range(1, RANKS)))
     wait_until(lambda: job.collectors == [], 30)
 

@@ -317,7 +317,7 @@ def test_summary_names_the_operation_that_a_rank_has_not_entered(tmp_path: Path)
     assert groups[0]["evens"]["ranks"] == "0"
 
     for answer in answers:
-        # thread_name and the rest are the same recorder's: the answers are equal to the letter.
+        # Both answers come from one recorder. So thread_name and all other fields are equal.
         assert answer["fr_trace_json"] == answer["torch"]
         assert answer["torch"][0] == "application/json"
 
@@ -334,7 +334,7 @@ def test_a_recorder_for_each_backend(short_path: Path) -> None:
     answers = json.loads(done.stdout.splitlines()[-1])
     summary, afterwards = answers.pop("fr_summary"), answers.pop("afterwards")
     for target, (ours, theirs) in answers.items():
-        if target == "fr_dump_file?backend=mine":  # the second may find the first one at it
+        if target == "fr_dump_file?backend=mine":  # the first dump may still run
             assert (ours[0], theirs[0]) == (200, 200)
             assert ours[2] == "Flight Recorder dump initiated for rank 0"
         else:

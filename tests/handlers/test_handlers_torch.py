@@ -352,7 +352,7 @@ def test_profile_beside_the_trainers_own(case: str, statuses: list[int]) -> None
     # The trainer's own profile holds what the trainer did.
     assert all(outcome["trainer_mm"] > 0 for outcome in outcomes if "trainer_mm" in outcome)
     assert result["next"]["status"] == 200
-    assert result["next"]["mm"] > 0  # the operators of another thread than the profile's
+    assert result["next"]["mm"] > 0  # the operators of a thread that is not the profile's
     assert result["restored"]
     if case == "start_fails":
         assert outcomes == [{"enabled": False}]
@@ -369,7 +369,7 @@ def test_profile_beside_the_trainers_own(case: str, statuses: list[int]) -> None
 def test_nothing_touches_a_torch_that_is_being_imported() -> None:
     result = isolated("handlers/half_imported.py")
     assert result["import"] == 3.0
-    assert result["half"] > 10  # rounds of questions that met a torch half imported
+    assert result["half"] > 10  # rounds of questions while torch was half imported
     assert set(map(tuple, result["during"].values())) == {(501,)}
     assert result["names"] == [0]
     assert set(result["after"].values()) == {200}

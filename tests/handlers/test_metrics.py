@@ -116,7 +116,7 @@ def test_global_registry_is_left_alone(state: State) -> None:
 def test_without_prometheus_client_501_names_the_extra() -> None:
     code = (
         "import sys\n"
-        "sys.modules['prometheus_client'] = None\n"  # an import of it fails, as when not installed
+        "sys.modules['prometheus_client'] = None\n"  # its import fails, as if not installed
         "from workerserver.handlers.metrics import metrics_response\n"
         "from workerserver.types import NotImplementedHere\n"
         "try:\n"

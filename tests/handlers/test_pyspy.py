@@ -106,7 +106,7 @@ def test_program_without_end_is_killed(only_path: Path, monkeypatch: pytest.Monk
     outcome = pyspy.run_bounded(["sh", "-c", f"echo begun; exec {sleep} 1000"], timeout=2)
     assert outcome.status is None
     assert (outcome.stdout, outcome.killed) == (b"begun\n", "no end after 2 s")
-    # One that closes its output and goes on is waited for no longer than that either.
+    # A py-spy that closes its output and goes on does not get more time either.
     outcome = pyspy.run_bounded(["sh", "-c", f"exec >&- 2>&-; exec {sleep} 1000"], timeout=2)
     assert outcome.killed == "no end after 2 s"
 
@@ -135,7 +135,7 @@ def test_child_gets_no_input_and_no_descriptor_of_ours() -> None:
         os.close(reading)
         os.close(writing)
     assert outcome.status == 0
-    # ls opens the folder itself: 0, 1, 2 and that.
+    # 0, 1, 2, and the folder that ls opens to read it.
     assert outcome.stdout.split() == [b"0", b"1", b"2", b"3"]
 
 

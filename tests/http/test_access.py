@@ -51,7 +51,7 @@ def test_token(serve: Serve, connect: Connect, kind: Kind) -> None:
             reply = client.ask(request)
             assert (reply.status, reply.header("WWW-Authenticate")) == (401, "Bearer")
             assert TOKEN not in reply.text
-    # Nobody learns without a token which handlers there are.
+    # Without a token, no client learns the names of the handlers.
     assert client.ask(post("nope")).status == 401
 
 
@@ -246,7 +246,7 @@ def test_refused_before_the_body(serve: Serve, kind: Kind) -> None:
             message("POST", "/handler/ping", None, [BEARER, ("Origin", "x"), length])
         )
         assert (reply.status, reply.header("Connection")) == (403, "close")
-    # The same answer if the body comes with the head; one with a token is read.
+    # The answer is the same if the body comes with the head. A body with a token is read.
     with Client(served.address) as client:
         reply = client.ask(post("ping", b"x=1"))
         assert (reply.status, reply.header("Connection")) == (401, "close")

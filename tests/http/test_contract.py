@@ -113,7 +113,7 @@ def test_handler_list(target: Target) -> None:
     theirs = {"ping", "dump_traceback", "fr_trace_json", "wait_counter_values", "torch_profile"}
     assert theirs | {"pyspy_dump", "echo_body", "with space"} <= set(names)
     assert len(names) == len(set(names))
-    own = {"dump_nccl_trace_pickle", "dump_nccl_trace_json", "fr_summary"}
+    own = {"dump_nccl_trace_pickle", "dump_nccl_trace_json", "fr_summary", "steps"}
     if target.kind == "ours":
         assert own <= set(names)
         assert names == sorted(names)

@@ -36,7 +36,7 @@ def statuses(served: Served, folder: Path, *targets: str) -> list[str]:
     """What another process is answered while this one holds its GIL: system() is called with it,
     and returns when that process has ended."""
     assert isinstance(served.address, str)
-    # The I/O thread runs: it needs the GIL once, to begin.
+    # The I/O thread must run already, because it needs the GIL once at its start.
     assert ask(served.address, post("ping")).body == b"pong"
     words = ["timeout", "100", sys.executable, "-c", CLIENT, served.address, *targets]
     said = folder / "said"

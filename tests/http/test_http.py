@@ -190,7 +190,7 @@ def test_half_close_while_the_reply_waits(served: Served, connect: Connect) -> N
     client.send(post("large"))
     client.half_close()
     wait_until(lambda: ("large", 200) in served.state.requests)
-    # What comes in behind the end is answered, so the end has been noticed.
+    # The request behind the end is answered. So the server has noticed the end.
     assert ask(served.address, post("ping")).body == b"pong"
     assert client.reply().body == body
     assert client.rest() == b""

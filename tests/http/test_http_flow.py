@@ -84,7 +84,8 @@ def test_stalled_client_is_dropped(served: Served, connect: Connect) -> None:
     """A client that takes no byte of its reply for so long is gone; one that takes some is not."""
     if served.kind == "tls":
         pytest.skip("TLS doesn't tell what waits below it; test_tls.py has what ends such a client")
-    # Many times the pause between two reads, or a busy machine makes the slow one a stalled one.
+    # This is many times the pause between two reads. Else a slow reader on a busy machine would
+    # count as a reader that has stopped.
     served.state.stall_seconds = 2.0
     body = os.urandom(MIB) * 64
     served.registry.register("large", lambda: body)
@@ -125,7 +126,7 @@ def test_client_that_never_stops_sending(served: Served, connect: Connect) -> No
     """After its last reply a client may go on for a while, not for ever."""
     client = connect(served.address)
     client.send(b"bad\r\n\r\n")
-    # Below TLS it is seconds that end it, and not bytes.
+    # With TLS the connection ends after some seconds, whatever bytes have gone out.
     with contextlib.nullcontext() if served.kind == "tls" else pytest.raises(ConnectionError):
         client.send(b"x" * (64 * MIB))
     wait_until(lambda: not served.connections)
@@ -157,7 +158,8 @@ def test_async_handler_is_cancelled_when_its_client_goes(served: Served, connect
     client.send(post("forever"))
     assert started.wait(10)
     assert ask(served.address, post("forever")).status == 503
-    # On TCP a reset: the end of the client's side alone doesn't mean that it wants no answer.
+    # On TCP the client resets. The end of its own side alone would not mean that it wants no
+    # answer.
     client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
     assert cancelled.wait(10)
@@ -223,7 +225,7 @@ def test_busy_handler(served: Served, connect: Connect, gate: threading.Event) -
 
 def test_no_thread_left(serve: Serve, kind: Kind, connect: Connect, gate: threading.Event) -> None:
     """More blocking requests than the pool takes: 503, and the server goes on."""
-    # However long 120 TLS handshakes take, and the loop to come to all of them.
+    # 120 TLS handshakes may take long, and the loop may be late for each of them.
     served = serve(kind, limits=Limits(head_timeout=100.0, idle_timeout=100.0, gil_timeout=100.0))
     served.registry.register("wait", lambda: str(gate.wait()), limit=1000)
     clients = []

@@ -108,7 +108,7 @@ def test_a_rule_that_only_checks(
     client = connect(served.address)
     for request in REQUESTS.values():
         refused(client.ask(request), "closed today")
-    # The same bytes again, alone and many at a time: nothing may be remembered of them.
+    # The same bytes come again, alone and many at a time. The server may remember nothing of them.
     for request in REQUESTS.values():
         for _ in range(2):
             refused(client.ask(request), "closed today")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from workerserver.loadgen._loadgen import Histogram
 
 LONGEST = 2**42 - 1
-#: Half of a bucket's width to its values is less than this; a percentile is a bucket's top.
+#: A percentile is the top of a bucket. Half of a bucket's width, as a part of its values, is less
+#: than this.
 ERROR = 1 / 1024
 
 durations = st.one_of(
@@ -119,7 +120,7 @@ def test_the_correction_of_long_values_is_right_to_a_bucket(
     found = histogram(values)
     corrected = found.corrected(interval)
     right = values + omitted(values, interval)
-    # A bucket's top stands for its values, and may have one step more.
+    # The top of a bucket stands for all its values, and may be one step above them.
     assert len(right) <= corrected.count <= len(right) * (1 + ERROR) + len(values)
     assert corrected.max == max(values)
     assert corrected.count >= found.count

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from support.hostile import Answer, always, peer, reply
+from support.parking import untraced
 from support.served import Served
 from support.waiting import wait_until
 from support.wire import PATIENCE, Address, message, post
@@ -96,7 +97,7 @@ def test_other_transports_too(served: Served) -> None:
 def test_a_schedule_is_kept(server: Served, connections: int, fresh: bool) -> None:
     result = load(server.address, seconds=0.2, rate=500.0, connections=connections, fresh=fresh)
     assert (result.sent, result.answered, result.failed) == (100, 100, {})
-    # The last is due after 99 intervals, and not before.
+    # The last request is due after 99 intervals, and not before.
     assert result.seconds >= 99 / 500
     assert result.late.count > 0
     # A request is not sent before it is due, and a reply takes its time after that.
@@ -200,7 +201,7 @@ def torch_socket(short_path: Path) -> Iterator[str]:
 
 @pytest.mark.torch
 def test_torchs_server(torch_socket: str) -> None:
-    # It closes a connection after some requests, and says so in the last reply.
+    # The server closes a connection after some requests, and says so in the last reply.
     for options in ({}, {"connections": 4}, {"per_connection": 7}, {"fresh": True}):
         result = load(torch_socket, requests=200, **options)
         assert (result.answered, result.failed) == (200, {}), options
@@ -280,7 +281,7 @@ def test_a_large_reply_is_counted_and_not_kept(short_path: Path, options: dict[s
         result = load(served.address, requests=4, **options)
     assert (result.answered, result.failed) == (4, {})
     assert result.received > 4 * size
-    # Kilobytes; the histograms and the buffer are one MiB.
+    # In kilobytes. The histograms and the buffer take one MiB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10
 
 
@@ -296,7 +297,7 @@ def test_a_large_request_is_sent_whole(folder: Path | None) -> None:
 def test_a_reply_that_comes_before_the_request_is_sent(folder: Path | None) -> None:
     def answer(connection: socket.socket, number: int) -> None:
         connection.sendall(reply(status=b"413 Too Large"))
-        gate.wait(PATIENCE)  # and takes no more
+        gate.wait(PATIENCE)  # and takes no more connections
 
     gate = threading.Event()
     with peer(answer, folder, bodies=False) as served:
@@ -329,7 +330,7 @@ def test_per_connection_reconnects(folder: Path | None) -> None:
 def test_a_connection_that_the_server_closed_meanwhile_is_not_used(folder: Path | None) -> None:
     def answer(connection: socket.socket, number: int) -> bool:
         connection.sendall(reply())
-        return True  # without a word about it
+        return True  # without a Connection field that says so
 
     with peer(answer, folder) as served:
         result = load(served.address, requests=3, rate=5.0, connections=2)
@@ -424,7 +425,7 @@ def test_a_server_that_says_nothing(folder: Path | None, options: dict[str, Any]
         finally:
             gate.set()
     assert (result.sent, result.answered) == (3, 0)
-    # An open loop gives up on what was never sent when its time is over.
+    # At the end of its time, an open loop drops the requests that it never sent.
     assert set(result.failed) <= {"timeout", "not sent"}
     assert result.failed["timeout"] >= 1
     if "rate" not in options:
@@ -458,7 +459,7 @@ def test_the_time_is_bounded(short_path: Path, rate: float) -> None:
     assert result.answered == 0
     assert result.failed["timeout"] >= 4
     if rate:
-        # Each connection gave up on five at most.
+        # Each connection dropped five requests at most.
         assert (result.sent, result.failed["not sent"] >= 40) == (60, True)
 
 
@@ -505,14 +506,14 @@ def test_a_stall_counts_for_every_request_that_was_due(folder: Path | None) -> N
     with peer(stalling(20), folder) as served:
         result = load(served.address, seconds=0.6, rate=rate)
     assert (result.sent, result.answered, result.failed) == (120, 120, {})
-    # Due in the stall's first 300 ms: answered 100 ms late at least, however fast all else is.
+    # These were due in the first 300 ms of the stall. So their answers are at least 100 ms late.
     held = int(rate * 0.3) - 1
     assert result.response.above(90 * MS) >= held
     assert result.response.percentile(100) >= STALL * 1e9
-    # The server itself was slow once, and on a busy machine some more times, one after the other.
+    # The server was slow once. On a busy machine it may have been slow a few more times.
     assert result.service.above(90 * MS) >= 1
     one_at_a_time(result)
-    # The client had no connection free for those: it was not late itself.
+    # The client was not late. It had no free connection for these requests.
     assert result.late.count <= 120 - held
 
 
@@ -526,7 +527,7 @@ def test_with_more_connections_they_are_sent_in_time(folder: Path | None) -> Non
         with lock:
             answered += 1
             if answered == 21:
-                # None is answered before all have come, so none of them waits for an answer.
+                # The server answers only when all requests have come. So none waits.
                 wait_until(lambda: served.requests == 120, PATIENCE / 2)
                 time.sleep(STALL)
             connection.sendall(reply())
@@ -537,7 +538,7 @@ def test_with_more_connections_they_are_sent_in_time(folder: Path | None) -> Non
     for times in (result.response, result.service):
         assert times.above(90 * MS) >= 100
         assert times.percentile(100) >= STALL * 1e9
-    # No more than were needed.
+    # No more connections than were needed.
     assert 100 <= served.accepted <= 120
 
 
@@ -547,7 +548,7 @@ def test_a_closed_loop_hides_it_until_corrected(short_path: Path) -> None:
     assert (result.answered, result.failed) == (100, {})
     assert same(result.service, result.response)
     one_at_a_time(result)
-    # Those that a schedule would have had beside the one that was slow.
+    # The requests that a schedule would have sent beside the slow one.
     hidden = int((STALL - 0.1) * 200)
     seen = result.response.above(90 * MS)
     assert seen >= 1
@@ -578,6 +579,7 @@ def test_the_timers_of_the_thread_are_as_before(ours_unix: Served) -> None:
     assert found == ["43210\n"]
 
 
+@untraced
 @pytest.mark.parametrize(
     "options",
     [{}, {"connections": 3}, {"rate": 50.0}, {"fresh": True}],

@@ -18,7 +18,7 @@ def test_once_for_an_inline_handler(short_path: Path) -> None:
         counted = acquisitions.measure("ours", short_path)
     except acquisitions.CantCount as reason:
         pytest.skip(str(reason))
-    # A timer of somebody's may fall among the forty requests of each kind.
+    # Another part's timer may run between the forty requests of each kind.
     assert {name: round(number, 1) for name, number in counted.items()} == {
         "ping": 0,
         "dump_traceback?mode=nogil": 0,

@@ -24,7 +24,7 @@ from support.wire import Address, Client, Reply, ask, message, post
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the native I/O thread is Linux's")
 
-#: Seconds that the GIL is held, 0: the short form. Seconds of the race.
+#: Seconds that the GIL is held (0: the short form), and seconds of the race.
 SOAK = float(os.environ.get("WORKERSERVER_SOAK_GIL", "0"))
 RACE = float(os.environ.get("WORKERSERVER_SOAK_RACE", "2"))
 PINGS = 1_000_000 if SOAK else 300
@@ -150,7 +150,7 @@ def test_no_rule_is_forgotten(short_path: Path) -> None:
             for place in closed:
                 waiting.append(Client(place))
                 waiting[-1].send(post("ping") * 3)
-            # Answered late, and it was asked last: the others have had their deadline, too.
+            # This request came last, and its deadline has passed. So all deadlines have passed.
             assert ask(held.path, message("GET", "/handler/")).status == 200
             assert ask(held.path, message("GET", "/")).status == 200
         for client in waiting[-2:]:
@@ -165,7 +165,7 @@ def test_a_missing_token_is_refused(short_path: Path) -> None:
     environment = {"WORKERSERVER_TOKEN": "s3cret", "WORKERSERVER_GIL_TIMEOUT": "60"}
     token = [("Authorization", "Bearer s3cret")]
     with scene(short_path, **environment) as held:
-        unsure = [("Authorization", "Bearer  wrong")]  # for the policy itself to judge
+        unsure = [("Authorization", "Bearer  wrong")]  # so that the policy itself decides
         with held.held(fields=token):
             waiting = asked_at_once(held.path, [post("dump_traceback", b"", unsure)] * 2)
             waiting += asked_at_once(held.tcp, [message("GET", "/handler/", None, unsure)] * 2)
@@ -200,8 +200,11 @@ def test_what_is_answered(short_path: Path) -> None:
             assert json.loads(ask(held.path, message("GET", "/handler/")).body) == names
             health = json.loads(ask(held.path, message("GET", "/healthz")).body)
             assert health["gil_unavailable_s"] > 0
+            for address in (held.path, held.tcp):
+                told = json.loads(ask(address, post("steps")).body)
+                assert [step for step, _ in told["beats"]] == [6, 7]
 
-            # Requests for Python handlers: one 503 for each, and none of them ever runs.
+            # Each request for a Python handler gets one 503, and no such handler ever runs.
             requests = [
                 post(f"{('inline', 'plain', 'coroutine')[id % 3]}?id={id}")
                 for id in range(REQUESTS)

@@ -25,7 +25,7 @@ from workerserver.native import _engine
 SOURCES = ROOT / "workerserver" / "native"
 if not SOURCES.exists():
     pytest.skip("needs the sources, not a wheel alone", allow_module_level=True)
-#: What says what kind of build is tested; the tests themselves are shielded from it.
+#: The variable that names the kind of build. The tests themselves run without it.
 CHECKED = bool(
     os.environ.get("WORKERSERVER_DEBUG") == "1" or os.environ.get("WORKERSERVER_SANITIZE")
 )

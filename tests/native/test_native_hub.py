@@ -65,7 +65,7 @@ class Echo(Recorder):
 
 def end_is_noticed(rig: Rig, sock: socket.socket) -> None:
     """The I/O thread has seen that *sock* sends no more: it came in before what is answered."""
-    wait_until(lambda: not has_unread(sock))  # TCP counts the end until it is acknowledged
+    wait_until(lambda: not has_unread(sock))  # TCP counts an unacknowledged end as one byte
     with rig.client() as other:
         other.sendall(PING)
         assert receive(other, len(PONG)) == PONG
@@ -148,7 +148,7 @@ def test_what_is_sent_behind_the_last_reply_is_no_reset(rigs: Any) -> None:
         assert rest(endless) == TOO_MANY
         sent = 0
         with contextlib.suppress(ConnectionError):
-            while sent < 256:  # MiB; a few are thrown away, then that's that
+            while sent < 256:  # MiB. The server reads and drops a few of them, then it closes
                 endless.sendall(bytes(1 << 20))
                 sent += 1
         assert sent < 256
@@ -297,7 +297,7 @@ def test_a_half_closed_client_gets_all_of_its_reply_from_a_stuck_loop(rigs: Any)
         end_is_noticed(rig, sock)
         ended.set()
         assert replied.wait(20)
-        others_are_refused(rig)  # most of the reply is not sent yet
+        others_are_refused(rig)  # most of the reply is not yet sent
         assert rest(sock) == bytes(8 << 20)
         free.set()
     wait_until(lambda: protocol.told[-1] == "lost")

@@ -21,7 +21,7 @@ from support.wire import ask
 from workerserver.http.registry import Registry
 from workerserver.types import Request, Response
 
-LARGE = 300_000  # bytes: more than goes out at once
+LARGE = 300_000  # bytes: more than one send takes
 
 
 def _register(registry: Registry) -> None:
@@ -48,7 +48,7 @@ def _request(kind: str, n: int) -> tuple[bytes, bytes]:
     line = b"POST /handler/%s HTTP/1.1\r\nHost: localhost\r\n"
     if kind == "ping":
         return line % b"ping" + b"\r\n", b"pong"
-    if kind == "body":  # bytes that look like a request to whoever loses count
+    if kind == "body":  # bytes that look like a request if the count of the body is wrong
         body = line % b"ping" + b"X-Number: %d\r\n\r\n" % n
         return line % b"echo" + b"Content-Length: %d\r\n\r\n" % len(body) + body, body
     if kind == "chunked":
@@ -152,7 +152,7 @@ def test_a_ping_does_not_overtake_what_came_before_a_resume(
         assert busy.wait(20)
         body = late[:41] if expected is None else late
         client.send(line % request + extra + b"\r\n")
-        while got < 16 << 20:  # all but the head's length; the rest is in the buffers
+        while got < 16 << 20:  # all but the length of the head. The rest is in the buffers
             got += len(client.socket.recv(min(1 << 20, (16 << 20) - got)))
         has_come()
         free.set()

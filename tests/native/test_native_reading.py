@@ -30,7 +30,7 @@ from support.native import (
 )
 from support.waiting import becomes, wait_until
 
-MANY = 8 << 20  # bytes: more than a socket takes while nobody reads
+MANY = 8 << 20  # bytes: more than a socket takes while its peer does not read
 
 
 # --- flow control in
@@ -79,7 +79,7 @@ def test_nothing_is_received_while_paused(rig: Rig) -> None:
         paused = list(protocol.told)
         rig.call(protocol.transport.resume_reading)
         wait_until(lambda: "lost" in protocol.told)
-        # The loop may have come to the data before it came to the pause, but not to half of it.
+        # The loop may have read some data before the pause, but less than half of it.
         assert paused in (["made", "data"], ["made", "data", "eof", "lost"])
         assert bytes(protocol.data) == b"hello world"
         assert protocol.told == ["made", "data", "eof", "lost"]
@@ -90,7 +90,7 @@ def test_paused_by_data_received(rig: Rig) -> None:
     seen = threading.Event()
 
     def once(data: bytes) -> None:
-        assert seen.wait(20)  # more has come meanwhile
+        assert seen.wait(20)  # more data has come meanwhile
         protocol.transport.pause_reading()
 
     with sock:
@@ -156,7 +156,7 @@ def test_eof_received_false_closes(rig: Rig) -> None:
     with sock:
         rig.call(lambda: protocol.transport.write(bytes(MANY)))
         sock.shutdown(socket.SHUT_WR)
-        assert rest(sock) == bytes(MANY)  # not before all of it is sent
+        assert rest(sock) == bytes(MANY)  # not before everything is sent
     wait_until(lambda: protocol.told[-1] == "lost")
     assert [what for what in protocol.told if what not in ("pause", "resume")] == [
         "made",
@@ -197,7 +197,7 @@ def test_what_came_before_the_end_is_received(rig: Rig) -> None:
 
 def test_a_client_that_sends_much_and_is_gone(rig: Rig) -> None:
     sock, protocol = rig.open()
-    protocol.stays = True  # whoever waits for the end must not wait for ever
+    protocol.stays = True  # a task that waits for the end must not wait for ever
     free = rig.hold()
     with sock:
         sock.setblocking(False)
@@ -250,7 +250,7 @@ def test_want_bytes_inside_a_message(rig: Rig) -> None:
         rig.call(lambda: protocol.transport.want_bytes(False))
         sock.sendall(PING)
         wait_until(lambda: bytes(protocol.data) == b"hello" + PING)
-        # Not wanted again: the connection is the protocol's until it says so.
+        # The protocol does not call want_bytes() again. So the connection stays the protocol's.
         sock.sendall(PING)
         wait_until(lambda: bytes(protocol.data) == b"hello" + 2 * PING)
         rig.call(lambda: protocol.transport.want_bytes(True))
@@ -294,7 +294,7 @@ def test_wanting_bytes_in_resume_writing(rig: Rig) -> None:
         wait_until(lambda: not protocol.paused)
         wait_until(lambda: len(protocol.data) == 18)
         rig.call(lambda: None)
-        if protocol.told[-1] == "resume":  # ... came last, and wanted a new message
+        if protocol.told[-1] == "resume":  # ... came last, and called want_bytes()
             return
         sock.sendall(PING)
         wait_until(lambda: bytes(protocol.data).endswith(PING))

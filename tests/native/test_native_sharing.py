@@ -58,7 +58,7 @@ def test_a_later_dump_is_a_later_snapshot(short_path: Path) -> None:
         registry.register(function.__name__, function, inline=True)
     try:
         with (
-            # However long the loop is held up, the requests in its queue are its own.
+            # The loop may be held up for long. The requests in its queue stay the loop's.
             WorkerServer(
                 path,
                 registry=registry,

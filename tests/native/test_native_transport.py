@@ -19,10 +19,10 @@ from support.waiting import wait_until
 
 from workerserver.native._bridge import NativeTransport
 
-MANY = 8 << 20  # bytes: more than a socket takes while nobody reads
+MANY = 8 << 20  # bytes: more than a socket takes while its peer does not read
 
 
-# --- what it is
+# --- the transport's attributes
 
 
 def test_is_a_transport(rig: Rig) -> None:
@@ -57,7 +57,7 @@ def test_extra_info(rig: Rig) -> None:
         names = [sock.getsockname(), sock.getpeername()]
     wait_until(lambda: protocol.told[-1] == "lost")
     assert protocol.names == names
-    assert same.fileno() == -1  # not a number that somebody else may have by now
+    assert same.fileno() == -1  # not a number that another file may have by now
 
 
 def test_extra_info_after_a_reset(rig: Rig) -> None:
@@ -204,7 +204,7 @@ def test_writing_is_paused_and_resumed_at_the_marks(rig: Rig) -> None:
 
     with sock:
         rig.call(fill)
-        # A kernel that has meanwhile taken some makes room for more; exactly the mark is no pause.
+        # The kernel may have taken some bytes meanwhile. Exactly at the mark there is no pause.
         assert not protocol.paused
         rig.call(lambda: transport.write(bytes(high)))
         assert protocol.paused
@@ -226,7 +226,7 @@ def test_a_pause_that_is_due_again_is_not_said_twice(rig: Rig) -> None:
 
     def write() -> None:
         protocol.transport.write(bytes(MANY))
-        assert done.wait(20)  # the client has read it all, which the loop has not been told
+        assert done.wait(20)  # the client has read everything, but the loop does not know this yet
         protocol.transport.write(bytes(2 * MANY))
 
     with sock:
@@ -274,7 +274,7 @@ def test_close_sends_what_was_written(rig: Rig) -> None:
         rig.call(close)
         sock.sendall(b"is not received")
         assert "lost" not in protocol.told
-        # Unread bytes make the kernel end with a reset on TCP; what was written comes first.
+        # On TCP, unread bytes make the kernel reset the connection. The written bytes come first.
         assert receive(sock, MANY) == bytes(MANY)
         wait_until(lambda: protocol.told[-1] == "lost")
     assert protocol.error is None

@@ -88,7 +88,7 @@ def test_what_is_seen() -> None:
 
 
 BAD = {
-    # --- the request line; the last byte is the one that shows it
+    # --- the request line: its last byte decides
     "TLS hello": b"\x16",
     "empty line": b"\r",
     "bare LF": b"\n",
@@ -124,7 +124,7 @@ BAD = {
     "CR without LF": b"GET / HTTP/1.1\rH",
     "no Host": b"GET / HTTP/1.1\r\n\r",
 }
-#: Fields, the last byte of each is the one that shows it.
+#: Fields. The last byte of each field decides.
 BAD_FIELDS = {
     "obs-fold at first": b" ",
     "obs-fold": b"A: b\r\n ",
@@ -392,7 +392,7 @@ def test_token(value: str | None, good: bool) -> None:
     field = b"" if value is None else f"Authorization: {value}\r\n".encode()
     data = head(b"GET / HTTP/1.1", b"Host: localhost\r\n" + field)
     assert let_in(*guarded("s3cret"), data) == good
-    # Whatever is not plain is for the policy to judge.
+    # The policy decides about every request that is not plain.
     assert seen(data, guarded("s3cret")[0]).refused == (not good and value != "Bearer  s3cret")
     assert let_in(*guarded(), data)
     wrong_host = head(b"GET / HTTP/1.1", b"Host: evil\r\n" + field)
@@ -548,7 +548,7 @@ def test_handlers_take_what_is_recognised(registry: Registry) -> None:
                 ):
                     taken += judge_query(method, path, query, router).action is not None
                 look = judge_query("POST", "/handler/dump_traceback", query, router)
-                if look.action is None and "&&" not in f"&{query}&":  # not just oddly written
+                if look.action is None and "&&" not in f"&{query}&":  # wrong, not only odd
                     with pytest.raises(ParameterError):
                         validate(parse_query(query.encode()))
     assert taken > 500

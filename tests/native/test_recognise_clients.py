@@ -193,7 +193,7 @@ def test_our_own_command_line(unix: tuple[str, Recorder], tcp: tuple[str, Record
     judged(tcp[1], 3)
 
 
-# --- clients that are not here, as they write their requests --------------------------------------
+# --- requests of clients that are not installed here ----------------------------------------------
 
 
 def lines(*parts: str) -> bytes:

@@ -72,7 +72,7 @@ def test_mutated(data: bytes, mutations: list[tuple[str, int, int, bytes]]) -> N
     event(check(mutate(data, mutations)).strip("i")[:1] or "i")
 
 
-# Its requests are dear to make, and few of them are plain.
+# Such requests take long to make, and few of them are plain.
 @settings(profile, max_examples=8000 if LONG else 200)
 @given(PIPELINE.map(b"".join) | MUTATED | RAW)
 def test_what_the_parser_is_tried_with(data: bytes) -> None:

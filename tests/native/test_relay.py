@@ -198,7 +198,7 @@ def test_odd_reply_fails(path: Path, reply: bytes, reason: str) -> None:
     with pytest.raises(RelayError, match=reason) as caught:
         ask(path, reply)
     assert caught.value.errno == 0
-    # Nor does it pass if it comes in two halves.
+    # The reply does not pass in two halves either.
     with pytest.raises(RelayError, match=reason):
         ask(path.with_name("t"), *filter(None, (reply[:17], reply[17:])))
 

@@ -30,7 +30,7 @@ CPP_HANDLERS = (
     "torch_comms_fr_trace_json",
 )
 
-# One Python process runs them all, each in a fork: importing torch is most of the time.
+# One Python process imports torch, which takes most of the time. Each scene runs in a fork of it.
 SCENES = (
     "start",
     "under_install",
@@ -45,7 +45,7 @@ SCENES = (
     "exits",
     "held",
 )
-# Says that it runs, and stays for an hour; or says how it was called.
+# The script prints that it runs, and stays for an hour. Or it prints its arguments.
 PYSPY = """#!/bin/sh
 if [ -n "$PYSPY_MARK" ]; then : > "$PYSPY_MARK"; exec sleep 3600; fi
 echo "$@" | sed 's/[0-9][0-9]*/PID/'
@@ -61,7 +61,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     said = tmp_path_factory.mktemp("said")
     out, errors = said / "out", said / "errors"
     with out.open("w") as stdout, errors.open("w") as stderr:
-        # To files: the shells that wait for a py-spy would hold a pipe open.
+        # The output goes to files. Shells that wait for a py-spy would hold a pipe open.
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -116,7 +116,7 @@ def test_it_starts_once_and_leaves_nothing_on_disk(said: dict[str, Any], names: 
         "again": True,
         "reason": None,
         "threads": 0,
-        "blocked": True,  # every signal: the process's own go where they went
+        "blocked": True,  # every signal, so that the process's own threads still get their signals
         "mask": True,
         "names": names,
         "inheritable": [False, False],

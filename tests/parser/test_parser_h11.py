@@ -32,7 +32,7 @@ from workerserver.types import ProtocolError
 STATUSES = {400, 413, 414, 417, 431, 501, 505}
 
 
-# Small enough for generated input to get past them.
+# Limits that are small enough for generated input to exceed them.
 LIMITS = {"max_head": 400, "max_headers": 12, "max_body": 64, "max_chunks": 3}
 
 
@@ -51,7 +51,7 @@ class Seen:
     """One implementation's result for a stream."""
 
     messages: list[Message] = field(default_factory=list)
-    starts: list[int] = field(default_factory=lambda: [0])  # of each message and of what follows
+    starts: list[int] = field(default_factory=lambda: [0])  # of each message, and of the rest
     error: str | None = None
     status: int | None = None
     closed: bool = False
@@ -90,7 +90,7 @@ def ours(pieces: Iterable[bytes], **limits: int) -> Seen:
 def h11s(data: bytes) -> Seen:
     """h11 as a server that answers each request as soon as it is complete."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 30)
-    if data:  # b"" is how h11 is told of the end of the stream
+    if data:  # b"" means the end of the stream to h11
         connection.receive_data(data)
     seen = Seen()
     request = None

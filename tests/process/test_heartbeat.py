@@ -54,6 +54,20 @@ FIELDS = (
     "gil_unavailable_s",
     "cpu_s",
     "rss_bytes",
+    "step_median_s",
+)
+#: What a server adds, as the last fields.
+IDENTITY = (
+    "job",
+    "job_from",
+    "agent",
+    "restart",
+    "world_size",
+    "local_rank",
+    "local_world_size",
+    "group_rank",
+    "host",
+    "started",
 )
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*[1-9]|\.0)?")
 
@@ -160,8 +174,10 @@ def test_the_last_step_counts(steps: list[int]) -> None:
 
 
 def measured(body: bytes) -> tuple[bytes, float, int]:
-    """A body without the fields that change at every moment: processor time and memory."""
-    found = re.fullmatch(rb'(.*),"cpu_s":([0-9.]+),"rss_bytes":([0-9]+)}', body)
+    """A body without the fields that change at every moment: processor time and memory. Its last
+    field is null here."""
+    form = rb'(.*),"cpu_s":([0-9.]+),"rss_bytes":([0-9]+),"step_median_s":null}'
+    found = re.fullmatch(form, body)
     assert found is not None
     return found[1], float(found[2]), int(found[3])
 
@@ -170,7 +186,7 @@ def test_processor_time_and_memory() -> None:
     before = time.process_time()
     _, cpu, rss = measured(health(0)[0])
     assert before - 1e-6 <= cpu <= time.process_time() + 1e-6
-    # Not from the heap, which may have as much to spare from an earlier test.
+    # The heap may have free memory from an earlier test. So the memory is not from the heap.
     with mmap.mmap(-1, 64 << 20) as held:
         for page in range(0, len(held), 4096):
             held[page] = 1
@@ -265,7 +281,7 @@ def test_any_values_are_json_of_fixed_form(
     body, status = health(started, now_ns=now)
     found = json.loads(body, parse_float=Decimal)
     assert status == 200
-    assert len(body) <= 512
+    assert len(body) <= 512  # so that there is room for the identity
     assert tuple(found) == FIELDS
     assert (found["pid"], found["rank"], found["step"]) == (os.getpid(), rank, step)
     for text in re.findall(rb":([^\",}]+)", body):
@@ -274,6 +290,7 @@ def test_any_values_are_json_of_fixed_form(
     unavailable = Decimal(max(0, now - max(asked, 1))) / SECOND
     assert abs(found["gil_unavailable_s"] - unavailable) <= micro / 2
     assert found["gil_unavailable_s"] % micro == 0
+    assert found["step_median_s"] is None
     assert 0 <= found["uptime_s"] <= 10**12
     reset()
 
@@ -304,7 +321,7 @@ def test_nothing_is_written_past_the_capacity() -> None:
     heartbeat(2**63 - 1)
     whole = health(0.0, 0.5, now_ns=2**62)[0]
     fixed = measured(whole)[0]
-    # What is measured anew each time may have some digits more or less.
+    # Values that change at each look may have a digit more or less.
     for capacity in range(len(whole) + 20):
         out = ctypes.create_string_buffer(b"#" * 600)
         status = ctypes.c_int()
@@ -425,7 +442,8 @@ def test_the_server_answers_with_these_bytes(served: Served) -> None:
         reply = ask(served.address, message(method, f"/healthz{query}"))
         assert reply.header("content-type") == "application/json"
         found: dict[str, Any] = json.loads(reply.body)
-        assert tuple(found) == FIELDS
+        assert tuple(found) == FIELDS + IDENTITY
+        assert len(reply.body) <= 1536
         assert found["uptime_s"] <= served.state.router.uptime_s + 0.001  # rounded
         return reply.status, found
 

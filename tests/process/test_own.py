@@ -19,10 +19,10 @@ FILES = sorted(
     for path in FOLDER.rglob("*")
     if path.suffix in (".py", ".pyx")
 )
-#: Where the package may be, on any machine.
+#: Places of the package on different machines.
 PLACES = (
     f"{FOLDER}/",
-    f"{PACKAGE}/",  # as compiled code names its source
+    f"{PACKAGE}/",  # compiled code names its source in this way
     f"/home/me/src/{PACKAGE}/",
     f"/home/me/{PACKAGE}/{PACKAGE}/",
     f"/opt/venv/lib/python3.12/site-packages/{PACKAGE}/",

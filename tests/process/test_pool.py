@@ -198,7 +198,7 @@ def test_an_idle_thread_keeps_no_job_alive() -> None:
     assert pool.threads == 1
     del gate
     wait_until(lambda: there() is None)
-    assert pool.threads == 1  # it idles still: the job has not only gone with its thread
+    assert pool.threads == 1  # the thread lives, so its end is not what freed the job
     pool.close()
 
 

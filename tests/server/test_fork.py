@@ -29,7 +29,7 @@ def scene(tmp_path: Path, name: str) -> list[dict[str, Any]]:
 def test_child_holds_no_socket_of_ours(tmp_path: Path) -> None:
     child, parent = scene(tmp_path, "descriptors")
     assert child == {"child": [], "running": 0, "heartbeat": None}
-    # Two listeners and three connections; the parent's and its clients' are untouched.
+    # Two listeners and three connections. The parent's descriptors and those of its clients stay.
     assert parent == {"code": 0, "before": 5, "after": True, "unix": 2, "heartbeat": 7}
 
 

@@ -191,7 +191,7 @@ def test_path_of_the_greatest_length(tmp_path: Path) -> None:
 
 def test_folder_without_write_permission(tmp_path: Path) -> None:
     if os.geteuid() == 0:
-        folder = Path("/proc/self")  # nobody may make a file there
+        folder = Path("/proc/self")  # where no user may make a file
     else:
         folder = tmp_path
         folder.chmod(0o500)
@@ -265,7 +265,7 @@ def test_one_of_two_starters_wins(tmp_path: Path) -> None:
     ):
         for _ in range(20):
             with socket.socket(socket.AF_UNIX) as sock:
-                sock.bind(str(path))  # and never listens: stale
+                sock.bind(str(path))  # and never listens, so its file is stale
             both = (first, second)
             for each in both:
                 each.say("start")

@@ -125,7 +125,7 @@ def test_registered_as_https(monkeypatch: pytest.MonkeyPatch) -> None:
     assert registration.url == "https://10.0.0.1:80"
 
 
-# --- who doesn't get as far as a request --------------------------------------------------------
+# --- connections that end before their first request --------------------------------------------
 
 
 def plain(served: Served, source: str = "127.0.0.1") -> socket.socket:
@@ -155,7 +155,7 @@ def test_handshakes_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -
         silent = [stack.enter_context(plain(served)) for _ in range(40)]
         wait_until(lambda: sum(ended(sock) for sock in silent) >= 32)
         ours = len(os.listdir("/proc/self/fd")) - before - here - len(silent)
-        assert ours <= 8 + 2  # and one that is just taken, and the loop's own
+        assert ours <= 8 + 2  # one just accepted, and the loop's own
         wait_until(lambda: all(ended(sock) for sock in silent))
         assert ask(served.address, post("ping")).body == b"pong"
 

@@ -71,16 +71,19 @@ def test_json() -> None:
         value = json.loads(dump_traceback("json").body)
     assert list(value) == [
         "version", "pid", "mode", "time", "gil_holder", "truncated", "threads",
+        "pid_namespace",
     ]  # fmt: skip
     assert (value["version"], value["pid"], value["mode"]) == (1, os.getpid(), "gil")
     assert value["gil_holder"] == threading.get_ident()
     assert value["truncated"] is False
+    assert value["pid_namespace"] == Path("/proc/self/ns/pid").stat().st_ino
     assert abs(value["time"] - Path("/proc/self/stat").stat().st_mtime) < 10**7
     for thread in value["threads"]:
-        assert list(thread) == [
+        assert list(thread)[:10] == [
             "ident", "native_id", "name", "daemon", "current",
             "state", "wchan", "truncated", "unstable", "frames",
         ]  # fmt: skip
+        assert {*list(thread)[10:]} <= {"waits_for", "switches", "holds"}
         assert all(list(f) == ["file", "line", "function", "qualname"] for f in thread["frames"])
     by_name = {thread["name"]: thread for thread in value["threads"]}
     assert by_name["MainThread"]["current"]
@@ -138,9 +141,9 @@ def test_digest_groups_processes(tmp_path: Path) -> None:
     assert base["top"].startswith("program.py:")
     assert base["threads"] == 3
     assert len(json.dumps(base)) < 200
-    # The same program, with its threads in another order and by other names.
+    # The same program. Its threads have another order and other names.
     assert digest_of(path, "right:x", "left:y") == base
-    # One more thread that stands where another stands: the same picture.
+    # One more thread with the stack of another thread changes nothing.
     assert digest_of(path, "right", "left", "left") == {**base, "threads": 4}
     # Our own threads are no part of it.
     assert digest_of(path, "right", "left", "left:workerserver-io") == base
@@ -224,8 +227,8 @@ def test_one_turn_of_a_loop_shares_one_snapshot(kind: str) -> None:
     taken: list[int] = []
 
     def ask() -> None:
+        dump_traceback("json")  # which says more, so the text needs no snapshot of its own
         bodies.append(dump_traceback().body)
-        dump_traceback("json")
 
     async def main() -> None:
         for _ in range(3):
@@ -242,9 +245,22 @@ def test_one_turn_of_a_loop_shares_one_snapshot(kind: str) -> None:
         loop.close()
     assert taken == [1, 1, 1]
     assert len(bodies) == 150
-    # One object for each turn: rendered once, too.
+    # Each turn of the loop has one object, which is rendered once.
     assert len({id(body) for body in bodies}) == 3
     assert len(loop_turn._turns) == 0
+
+
+def test_json_after_text_takes_a_snapshot_of_its_own() -> None:
+    """The text's snapshot doesn't say what threads wait for. However many ask: two."""
+
+    async def main() -> list[Any]:
+        formats: tuple[stacks.Format, ...] = ("text", "digest", "json", "text", "json")
+        return [dump_traceback(format) for format in formats]
+
+    before = snapshots_taken()
+    replies = asyncio.run(main())
+    assert snapshots_taken() == before + 2
+    assert replies[2].body is replies[4].body
 
 
 def test_modes_share_nothing_with_each_other() -> None:
@@ -302,7 +318,7 @@ def test_turns() -> None:
             loop_turn.begin()
             turn = loop_turn.shared()
             turn["key"] = name
-            await asyncio.sleep(0)  # in a callback's own time the turn goes on
+            await asyncio.sleep(0)  # while a callback runs, the turn goes on
             assert loop_turn.shared() is turn
             thread = threading.Thread(target=lambda: found.update(other=loop_turn.shared()))
             thread.start()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.cpython
 
 SOURCES = TESTS.parent / "workerserver" / "stacks"
 
-#: What breaks a promise, and the assertion that says so.
+#: Code that breaks a promise, and the assertion that reports this.
 PROMISES = {
     "threads": "thread_count <= WS_MAX_THREADS",
     "frames": "frame_count <= WS_MAX_FRAMES",
@@ -83,7 +83,8 @@ def compiled(folder: Path, program: str, parts: list[str], *flags: str) -> Path:
     done = subprocess.run(
         [
             *(compiler, "-std=gnu11", "-O1", "-Wall", *flags, "-o", str(built)),
-            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", f"-I{sysconfig.get_path('include')}"),
+            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", f"-I{SOURCES}/facts"),
+            f"-I{sysconfig.get_path('include')}",
             str(PROGRAMS / f"stacks/{program}.c"),
             *(str(SOURCES / f"{part}.c") for part in parts),
             "-pthread",
@@ -105,14 +106,15 @@ def runner(program: Path) -> Run:
 
 def ends_at(done: subprocess.CompletedProcess[str], assertion: str) -> None:
     assert done.returncode == -signal.SIGABRT, done.stdout + done.stderr
-    # The C library quotes the source with or without its line breaks.
+    # The C library quotes the source, with its line breaks or without them.
     failed = re.sub(r"\s+", " ", done.stderr)
     said = re.search(r"Assertion `(.*)' failed", failed)
     assert said is not None, done.stderr
     assert assertion.replace(" ", "") in said[1].replace(" ", "")
 
 
-PROMISING = ["check", "render", "put", "dump", "kernel", "blake2b", "selfread/memory"]
+PROMISING = ["check", "render", "put", "dump", "kernel", "waits", "blake2b", "selfread/memory"]
+PROMISING += ["facts/put_facts", "facts/sleep"]
 WALKING = ["check", *(f"selfread/{name}" for name in ("selfread", "stack", "code", "lines"))]
 
 

@@ -33,9 +33,18 @@ pytestmark = [pytest.mark.cpython, untraced]
 Mode = Literal["gil", "nogil"]
 
 SOURCES = TESTS.parent / "workerserver" / "stacks"
-RENDERER = ("render", "put", "check", "kernel", "blake2b")
+RENDERER = (
+    "render",
+    "put",
+    "check",
+    "kernel",
+    "waits",
+    "blake2b",
+    "facts/put_facts",
+    "facts/sleep",
+)
 
-#: Characters of a name in the text, and in everything else.
+#: Characters of a name in the text, and in all other forms.
 TEXT_NAME, LONG_NAME = 500, 1024
 
 
@@ -51,8 +60,9 @@ def mode(request: pytest.FixtureRequest) -> Mode:
 # --- the slow way ------------------------------------------------------------------------------
 
 
-def json_of(taken: Snapshot, seen: list[dict[str, Any]]) -> bytes:
+def json_of(taken: Snapshot, seen: dict[str, Any]) -> bytes:
     """What json makes of *taken*; the kernel's part, which moves, is from *seen*."""
+    moves = ("waits_for", "switches")
     value: dict[str, Any] = {
         "version": 1,
         "pid": taken.pid,
@@ -72,9 +82,11 @@ def json_of(taken: Snapshot, seen: list[dict[str, Any]]) -> bytes:
                 "truncated": thread.truncated,
                 "unstable": thread.unstable,
                 "frames": [frame._asdict() for frame in thread.frames],
+                **{key: entry[key] for key in moves if key in entry},
             }
-            for thread, entry in zip(taken.threads, seen, strict=True)
+            for thread, entry in zip(taken.threads, seen["threads"], strict=True)
         ],
+        "pid_namespace": seen["pid_namespace"],
     }
     for thread in value["threads"]:
         for frame in thread["frames"]:
@@ -110,7 +122,7 @@ def digest_of(taken: Snapshot) -> bytes:
 
 def check(taken: Snapshot) -> None:
     rendered = taken.render("json")
-    assert rendered == json_of(taken, json.loads(rendered)["threads"])
+    assert rendered == json_of(taken, json.loads(rendered))
     assert taken.render("digest") == digest_of(taken)
     assert taken.render("text").decode("ascii") == taken.text()
 
@@ -121,7 +133,7 @@ Show = Callable[[IO[bytes], Mode], Snapshot]
 
 
 def show(file: IO[bytes], mode: Mode) -> Snapshot:
-    # One line, so that our own frame is the same in both.
+    # Both calls are on one line, so that our own frame is the same in both.
     # fmt: off
     faulthandler.dump_traceback(file); return snapshot(mode=mode)  # noqa: E702
     # fmt: on
@@ -207,7 +219,7 @@ def test_names_of_every_kind_and_length(mode: Mode, kind: str, length: int) -> N
 @example(file="", function="", qualname="", name="")
 @example(file="".join(map(chr, range(0x120))), function="\ud83d\ude00", qualname="\0", name="\x7f")
 def test_any_names(mode: Mode, file: str, function: str, qualname: str, name: str) -> None:
-    # CPython 3.14 ends a thread's name at its first NUL, and its own lines can't be told from ours.
+    # CPython 3.14 ends a thread's name at its first NUL. And its own lines look like ours.
     names_are_rendered(mode, file, function, qualname, re.sub(r"[\[\]\n]", "", name))
 
 
@@ -328,12 +340,10 @@ def test_by_hand(tmp_path: Path, flags: list[str]) -> None:
     built = subprocess.run(
         [
             *(compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", *flags),
-            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", "-o", str(program)),
+            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", f"-I{SOURCES}/facts"),
+            *("-o", str(program)),
             str(PROGRAMS / "stacks/render_scene.c"),
-            *(
-                str(SOURCES / f"{name}.c")
-                for name in ("render", "put", "check", "kernel", "blake2b")
-            ),
+            *(str(SOURCES / f"{name}.c") for name in RENDERER),
         ],
         capture_output=True,
         text=True,

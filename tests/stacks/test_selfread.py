@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -227,7 +227,7 @@ def test_lines_of_any_program(program: str) -> None:
         assert ours == theirs
 
 
-# --- what it says of threads -------------------------------------------------------------------
+# --- threads -----------------------------------------------------------------------------------
 
 
 def test_names_and_ids_are_threadings() -> None:
@@ -239,7 +239,7 @@ def test_names_and_ids_are_threadings() -> None:
         taken = steady(without_gil)
         with_gil = snapshot()
         threads = {thread.ident: thread for thread in threading.enumerate()}
-        there = set(sys._current_frames())  # whoever runs the tests may have threads of its own
+        there = set(sys._current_frames())  # the test runner may have threads of its own
     found = {stack.ident: stack for stack in taken.threads}
     assert set(found) == there >= set(threads)
     for ident, thread in threads.items():
@@ -299,7 +299,7 @@ def test_names_the_holder_of_the_gil() -> None:
 
 def test_digest_is_the_same_in_both_modes() -> None:
     with parked(plain), parked(recursive), parked(plain, name="workerserver-x"):
-        # From the main thread, and from one that serves.
+        # From the main thread, and from a thread that serves.
         pair: list[Snapshot] = []
 
         def take() -> Snapshot:
@@ -374,7 +374,7 @@ def test_snapshots_leak_nothing() -> None:
 def test_bounds_are_for_the_gil() -> None:
     for bound in ("max_depth", "max_threads", "max_frames"):
         with pytest.raises(ValueError, match="bounds are for mode gil"):
-            snapshot(mode="nogil", **{bound: 5})
+            snapshot(mode="nogil", **cast(Any, {bound: 5}))
 
 
 def test_many_at_once() -> None:
@@ -387,7 +387,7 @@ def test_many_at_once() -> None:
         for _ in range(100):
             try:
                 taken = snapshot(mode="nogil")
-            except RuntimeError:  # the kernel gave it no time, here and below
+            except RuntimeError:  # the kernel may give the thread no time, here and below
                 continue
             if taken.truncated:
                 continue

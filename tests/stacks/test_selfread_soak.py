@@ -11,7 +11,7 @@ import pytest
 from support.lifecycle import PROGRAMS
 from support.parking import where_it_works
 
-#: A number of snapshots, or a time; "make soak" asks for more.
+#: A number of snapshots or a time. "make soak" asks for more.
 AMOUNT = os.environ.get("WORKERSERVER_SELFREAD_SOAK", "2s")
 
 pytestmark = [pytest.mark.cpython, where_it_works]
@@ -28,6 +28,6 @@ def test_soak(beside: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert found["snapshots"] > 20
-    # Threads that wait for the GIL stand still: most stacks are of such.
+    # Threads that wait for the GIL stand still, and most stacks belong to such threads.
     assert found["unstable"] < found["stacks"] / 2
     print(beside, done.stdout, end="")  # what "make soak" shows

@@ -38,7 +38,7 @@ def both() -> tuple[str, str]:
         # fmt: on
         file.seek(0)
         theirs = file.read().decode("utf-8", "replace")
-    # CPython 3.14 adds the thread's name, as it is: newlines too.
+    # CPython 3.14 adds the thread's name unchanged, with its newlines.
     pattern = re.compile(r" \[[^\]]*\] (\(most recent call first\):)", re.DOTALL)
     return pattern.sub(r" \1", theirs), text
 
@@ -248,7 +248,7 @@ def test_no_bytecode_runs_in_a_snapshot() -> None:
     finally:
         sys.setprofile(was)
     assert taken.threads
-    # A coverage build reports its compiled functions as calls, but never those of the walk.
+    # A coverage build reports its compiled functions as calls. It never reports those of the walk.
     calls = {line for line in ran if line.startswith("call ")}
     assert calls <= {"call snapshot", "call name_threads", "call _attribute"}
 
@@ -277,7 +277,7 @@ def test_snapshots_leak_nothing() -> None:
                 render()
         after = counts()
     assert after[:3] == before[:3]
-    # Others of the process may have let go of something meanwhile.
+    # Other parts of the process may have freed objects meanwhile.
     assert after[3] - before[3] < 50
     assert after[4] - before[4] < 5
 
@@ -337,7 +337,7 @@ def test_our_walk_sees_one_moment() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     match = re.fullmatch(r"whole \{'alpha': (\d+), 'beta': (\d+)\}\n", done.stdout)
     assert match is not None, done.stdout
-    # The witness was really met in both places.
+    # The test met the witness in both places.
     assert int(match[1]) > 10
     assert int(match[2]) > 10
 

@@ -22,7 +22,7 @@ PROGRAMS = TESTS / "programs"
 #: A path, or host and port.
 Address = str | tuple[str, int]
 
-# Variables that a launcher or a user may have set for the test run.
+# A launcher or a user may have set these variables for the test run.
 _OURS = (
     "TORCH_WORKER_SERVER_SOCKET",
     "WORKERSERVER_",
@@ -87,7 +87,7 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-#: torch's own server beside ours prints a line and adds threads. So only tests of it switch it on.
+#: torch's own server prints a line and adds threads. So only the tests of that server switch it on.
 FALLBACK = "WORKERSERVER_TORCH_FALLBACK"
 
 

@@ -49,7 +49,7 @@ def final(status: bytes) -> bytes:
 TOO_MANY, FORBIDDEN, LATE_HEAD = final(b"503 Busy"), final(b"403 No"), final(b"408 Late")
 
 
-#: The loop is never given up here unless a test says so.
+#: Here a request never stops to wait for the loop, unless a test says so.
 PATIENT = Limits(gil_deadline=60.0, gil_timeout=60.0, max_peer=4096)
 
 
@@ -58,7 +58,7 @@ class Recorder(asyncio.Protocol):
     Consecutive data gets one note. ``on_data`` is called after the note."""
 
     transport: NativeTransport
-    stays = False  # what eof_received() gives
+    stays = False  # the result of eof_received()
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -120,7 +120,7 @@ class Rig:
     ) -> None:
         self.tcp = kind.endswith("tcp")
         self.protocols: list[Any] = []
-        self.reports: list[dict[str, Any]] = []  # what the loop's exception handler was told
+        self.reports: list[dict[str, Any]] = []  # what the loop's exception handler got
         self.factory: Callable[[], Any] = factory
         self.limits = replace(PATIENT, **limits)  # type: ignore[arg-type]
         self.loop: asyncio.AbstractEventLoop = (
@@ -142,7 +142,7 @@ class Rig:
         self.listener: NativeListener = self.call(lambda: self.listen(self.hub, self.socket))
 
     def _run(self) -> None:
-        while not self.ended:  # a BaseException of a callback ends run_forever()
+        while not self.ended:  # a BaseException in a callback ends run_forever()
             try:
                 self.loop.run_forever()
             except SystemExit:

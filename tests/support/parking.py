@@ -16,8 +16,8 @@ import pytest
 from support.waiting import wait_until
 from workerserver.stacks._stacks import Snapshot, ThreadStack, kernel_state
 
-#: For tests whose subject changes under line tracing: coverage can't take every name, and traces
-#: compiled calls.
+#: For tests whose subject changes under line tracing. Coverage can't take every name, and it traces
+#: compiled calls. It swallows what a signal handler raises while it runs, and it writes files.
 untraced = pytest.mark.skipif(
     os.environ.get("WORKERSERVER_COVERAGE") == "1", reason="line tracing changes what is looked at"
 )

@@ -17,23 +17,29 @@ __all__ = ["descendants", "end", "training"]
 
 @contextlib.contextmanager
 def training(
-    words: Sequence[str], settings: Mapping[str, str], folder: Path, ranks: int
+    words: Sequence[str],
+    settings: Mapping[str, str],
+    folder: Path,
+    ranks: int,
+    interval: int = 3600,
+    processes: int | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """torchrun with *words*, once each rank has put a file ``begun{rank}`` into *folder*. When the
-    block ends, the whole job is killed. After a failure its output is printed."""
-    # A long interval, so that torchrun doesn't end the other ranks when one rank has died.
-    command = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval", "3600"]
+    block ends, the whole job is killed. After a failure its output is printed. *interval*: seconds
+    between two looks of torchrun's at its workers; a long one, so that it doesn't end the other
+    ranks when one rank has died. *processes*: how many it starts, if they are not the ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval", str(interval)]
     log = folder / "job.log"
     with log.open("wb") as output:
         torchrun = subprocess.Popen(
-            [*command, "--nproc-per-node", str(ranks), *words],
+            [*command, "--nproc-per-node", str(processes or ranks), *words],
             env=settings,
             stdout=output,
             stderr=output,
         )
     try:
         begun = [folder / f"begun{rank}" for rank in range(ranks)]
-        wait_until(lambda: torchrun.poll() is not None or all(each.exists() for each in begun), 90)
+        wait_until(lambda: torchrun.poll() is not None or all(each.exists() for each in begun), 180)
         assert torchrun.returncode is None
         yield torchrun
     except BaseException:

@@ -25,7 +25,7 @@ usage: workerserver COMMAND ...
   run [--socket TEMPLATE] [--tcp HOST:PORT] (script.py | -m module) [ARGS...]
                                    run an unchanged program with a server inside it
   call NAME [key=value...] TARGET  call a handler and print what it answers
-  ls TARGET...                     list workers, and how each is doing
+  ls [TARGET...]                   list workers, and how each is doing
   diagnose [TARGET...]             if a job hangs, say which rank is to blame, and why
   stacks [TARGET...]               show what all ranks do; equal stacks are shown once
   fr [TARGET...]                   show the flight recorders, by process group
@@ -37,9 +37,10 @@ usage: workerserver COMMAND ...
                                    answer for all workers of this host
   bench TARGET [NAME[?key=value]]  measure how fast a handler answers
 
-TARGET is a Unix socket, a folder or pattern of them, host:port, or https://host:port. Workers are
-also found through --store, --hosts, --dns, --collectors and --slurm. The commands whose TARGET is
-optional look into torchrun's environment if nothing is named.
+TARGET is a Unix socket, a folder or pattern of them, host:port, https://host:port, or the pid of a
+worker or of its launcher. Workers are also found through --job, --store, --hosts, --dns,
+--collectors and --slurm. The commands whose TARGET is optional find the jobs of this user on this
+machine by themselves.
 "workerserver COMMAND --help" says more.
 """
 COMMANDS = (
@@ -58,9 +59,12 @@ COMMANDS = (
 )
 
 
+#: With which argparse ends the process.
+ARGPARSE_WRONG_USE = 2
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: as a rule 0, 1 (it failed) or 2 (wrong use); 74
-    if its output could not be written."""
+    """Run one command and return its exit status: see :mod:`errors`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["run"]:  # its output, and its errors, are the program's own
         return _run(arguments)
@@ -69,9 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = _run(arguments)
         except SystemExit as end:  # of argparse: --help, or wrong use
             status = end.code if isinstance(end.code, int) else 0
+            if status == ARGPARSE_WRONG_USE:
+                status = UsageError.exit_status
             sys.stdout.flush()
             if losses.error is None:
-                raise
+                raise SystemExit(status) from None
         sys.stdout.flush()
         if losses.error is not None:
             complain(f"the output could not be written: {losses.error.strerror}")

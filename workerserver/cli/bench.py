@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 from urllib.parse import quote
 
-from workerserver.cli.errors import TargetError, UsageError
+from workerserver.cli.errors import NoJobError, TargetError, UsageError
+from workerserver.cli.places import failed
 from workerserver.cli.text import count, escape_line, positive_seconds, write_table, write_text
 from workerserver.cli.token import read_token, token_name
 from workerserver.cluster.addresses import host_port
@@ -21,6 +22,7 @@ from workerserver.cluster.ask.client import Visit
 from workerserver.cluster.ask.exchange import Question, request_parts
 from workerserver.cluster.ask.in_order import in_order
 from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.failures import NO_SOCKET, REFUSED
 from workerserver.cluster.find.discovery import Options, discover
 from workerserver.cluster.model import Failure, Worker
 from workerserver.loadgen._loadgen import Histogram, Load, Result
@@ -69,7 +71,8 @@ class Plan:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0 if every request was answered with 2xx, else 1, and 130 if interrupted."""
+    """Exit status 0 if every request was answered with 2xx, 1 if some were not, 2 if nothing could
+    be measured, 3 if nobody listens there, and 130 if interrupted."""
     options = _parser().parse_intermixed_args(list(argv))
     plan = Plan(
         _worker(options.target),
@@ -175,7 +178,7 @@ def _worker(target: str) -> Worker:
     try:
         found = discover(Options([target], environment={}))
     except ClusterError as error:
-        raise UsageError(str(error)) from None
+        raise failed(error) from None
     if len(found) > 1:
         raise UsageError(f"bench asks one worker, and {target} stands for {len(found)}")
     (worker,) = found
@@ -219,6 +222,8 @@ def _ask_once(plan: Plan, timeout: float, token: str | None) -> None:
     options = {"deadline": timeout, "token": token, "token_name": token_name()}
     for worker, outcome in in_order([plan.worker], talk, **options):
         if isinstance(outcome, Failure):
+            if outcome.text.startswith((NO_SOCKET, REFUSED)):
+                raise NoJobError(f"{worker.address}: {outcome.text}")
             raise TargetError(worker.address, outcome.text)
 
 

@@ -28,7 +28,7 @@ from workerserver.cluster.ask.client import Visit
 from workerserver.cluster.ask.exchange import Answer, Question
 from workerserver.cluster.ask.in_order import in_order
 from workerserver.cluster.ask.questions import HANDLERS
-from workerserver.cluster.failures import Failed, web_server
+from workerserver.cluster.failures import NO_SOCKET, REFUSED, Failed, web_server
 from workerserver.cluster.model import Failure, Worker
 
 __all__ = ["main"]
@@ -66,8 +66,30 @@ class Result:
         return self.answer is not None and self.answer.ok
 
 
+@dataclass(slots=True)
+class Tally:
+    """How many targets gave what was asked; *silent*: at how many nobody listens."""
+
+    good: int = 0
+    bad: int = 0
+    silent: int = 0
+
+    def count(self, result: Result, good: bool) -> None:
+        self.good += good
+        self.bad += not good
+        self.silent += (result.error or "").startswith((NO_SOCKET, REFUSED))
+
+    @property
+    def status(self) -> int:
+        """The exit status."""
+        if self.good:
+            return 1 if self.bad else 0
+        return 3 if self.silent == self.bad else 2
+
+
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0 if every target answered 2xx, else 1; UsageError for wrong use."""
+    """Exit status 0 if every target answered 2xx, 1 if some did, 2 if none did, 3 if nobody
+    listens; UsageError for wrong use."""
     options = _parser().parse_intermixed_args(list(argv))
     if not options.name:
         raise UsageError("NAME is empty: which handler?")
@@ -198,20 +220,20 @@ def render(results: Iterable[Result], out: TextIO, err: TextIO, *, raw: bool, he
     *raw* writes bodies unchanged. Else they are made safe for a terminal, and binary ones are
     refused. *headers* puts ``== TARGET`` above each answer.
     """
-    status = 0
+    tally = Tally()
     for result in results:
         if headers:
             write_text(out, f"== {escape_line(result.target)}\n")
             out.flush()
         answer = result.answer
         complaint = _complaint(result, terminal=not raw)
+        tally.count(result, complaint is None)
         if complaint is not None:
-            status = 1
             write_text(err, f"workerserver: {escape_line(result.target)}: {complaint}\n")
             err.flush()
         elif answer is not None:
             _write_body(answer.body, out, raw=raw, line_end=headers)
-    return status
+    return tally.status
 
 
 def _complaint(result: Result, *, terminal: bool) -> str | None:
@@ -247,15 +269,15 @@ def _write_body(body: bytes, out: TextIO, *, raw: bool, line_end: bool) -> None:
 
 def render_json(results: Iterable[Result], out: TextIO) -> int:
     """Write one array with an object per target; return the exit status."""
-    status = 0
+    tally = Tally()
     out.write("[")
     for index, result in enumerate(results):
-        status = status if result.ok else 1
+        tally.count(result, result.ok)
         out.write(",\n " if index else "\n ")
         out.write(json.dumps(_as_json(result)))
     out.write("\n]\n")
     out.flush()
-    return status
+    return tally.status
 
 
 def _as_json(result: Result) -> dict[str, Any]:
@@ -285,7 +307,9 @@ def _save(results: Iterable[Result], path: str, *, as_json: bool) -> int:
         complaint = _complaint(answers[0], terminal=False)
         if complaint is not None:
             write_text(sys.stderr, f"workerserver: {escape_line(answers[0].target)}: {complaint}\n")
-            return 1
+            tally = Tally()
+            tally.count(answers[0], False)
+            return tally.status
         answer = answers[0].answer
         with open(path, "wb") as binary:
             binary.write(answer.body if answer else b"")

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from workerserver.cli.console import Output
 from workerserver.cli.job_command import (
+    add_backends,
     add_rounds,
+    by_job,
     cost,
-    find,
+    ended,
+    find_all,
     job_parser,
     look,
     show_gone,
-    world_size,
     write_json,
 )
 from workerserver.cli.stacks import show_groups
 from workerserver.cli.text import seconds
 from workerserver.cluster.ask.rounds import EVERYTHING, Round
+from workerserver.cluster.find.discovery import Found
+from workerserver.cluster.find.group import base_name
+from workerserver.cluster.find.jobs import JobView
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.sentences import SENTENCES
-from workerserver.cluster.judge.verdict import Verdict
+from workerserver.cluster.judge.verdict import Verdict, over
 from workerserver.cluster.show.report import verdict_dict
 
-__all__ = ["STYLES", "main", "render", "report"]
+__all__ = ["STYLES", "Judged", "judge", "main", "render", "render_all", "report", "report_all"]
 
 #: The style of the verdict, by exit status.
-STYLES = ("bold green", "bold red", "bold yellow")
+STYLES = ("bold green", "bold red", "bold yellow", "bold")
+#: Of several jobs, by status: which one is shown.
+ORDER = (2, 0, 1, 3)
 #: Suspects and other lines that a person sees without --all.
 MAX_SUSPECTS = 8
 MAX_LINES = 20
@@ -37,48 +46,132 @@ MAX_EARLY = 4096
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0: no rank is suspected, 1: at least one is, 2: could not tell."""
+    """Exit status 0: no rank is suspected, 1: at least one is, 2: could not tell, 3: no job, or it
+    has ended. Of several jobs the worst one counts."""
     parser = job_parser(
         "diagnose",
-        "Say whether a job hangs, which rank is to blame, and why. "
-        "Exit status: 0 healthy, 1 suspects found, 2 could not tell.",
+        "Say whether a job hangs, which rank is to blame, and why. Without a TARGET, all jobs of "
+        "this user on this machine are judged, and the one that hangs is shown. "
+        "Exit status: 0 healthy, 1 suspects found, 2 could not tell, 3 no job, or it has ended.",
     )
     add_rounds(parser, None)
+    add_backends(parser)
     parser.add_argument(
         "--all", action="store_true", help="show every suspect and every group of stacks"
     )
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
-    workers = find(options)
-    size = world_size(options, workers)
-    rounds = look(options, workers, EVERYTHING, lambda rounds: is_enough(rounds, size))
-    verdict = diagnose(rounds, size)
+    found = find_all(options)
+    rounds: list[Round] = []
+    if found.workers:
+        rounds = look(
+            options,
+            found.workers,
+            EVERYTHING,
+            lambda rounds: all(
+                is_enough(each.rounds, each.world_size, each.elsewhere)
+                for each in by_job(options, found, rounds)
+                if not each.is_over
+            ),
+        )
+    judged = judge(by_job(options, found, rounds), found, options.slurm)
     if options.json:
-        write_json(sys.stdout, report(verdict, rounds))
+        write_json(sys.stdout, report_all(judged))
     else:
-        render(verdict, rounds, Output(sys.stdout), everything=options.all)
-    return verdict.status
+        render_all(judged, Output(sys.stdout), everything=options.all)
+    return judged[0].verdict.status
 
 
-def is_enough(rounds: Sequence[Round], size: int | None) -> bool:
+class Judged(NamedTuple):
+    """One job and the verdict on it."""
+
+    view: JobView[Round]
+    verdict: Verdict
+
+
+def judge(views: Sequence[JobView[Round]], found: Found, slurm: bool = False) -> list[Judged]:
+    """A verdict on each job, that on a hung one first: 1, then 2, then 0. *slurm*: the workers were
+    found through the nodes of a Slurm job, on which other jobs may run."""
+    judged = []
+    for view in views:
+        if view.is_over or not view.rounds:
+            verdict = over(ended(view, found))
+        else:
+            stranger = another_job(view) if slurm else None
+            verdict = diagnose(view.rounds, view.world_size, view.elsewhere)
+            if stranger is not None:
+                verdict = replace(verdict, sentence=stranger, status=2, suspects=(), again_s=None)
+        judged.append(Judged(view, verdict))
+    return sorted(judged, key=lambda each: ORDER[each.verdict.status])
+
+
+def another_job(view: JobView[Round]) -> str | None:
+    """That the workers on this Slurm job's nodes are those of another one; None if they aren't."""
+    mine = os.environ.get("SLURM_JOB_ID", "")
+    if os.environ.get("SLURM_ARRAY_TASK_ID"):
+        array = os.environ.get("SLURM_ARRAY_JOB_ID", mine)
+        mine = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    theirs = base_name(view.name or "")
+    if not mine or not theirs.startswith("slurm-") or theirs == f"slurm-{mine}":
+        return None
+    return (
+        f"could not tell: the workers on these ports belong to {theirs}, and this is slurm-{mine}"
+    )
+
+
+def is_enough(rounds: Sequence[Round], size: int | None, elsewhere: Collection[int] = ()) -> bool:
     """Another look would tell no more: after one look only of a hang that is old enough."""
     if len(rounds) == 1 and len(rounds[0].states) > MAX_EARLY:
         return False
-    verdict = diagnose(rounds, size)
+    verdict = diagnose(rounds, size, elsewhere)
     return verdict.sure if len(rounds) == 1 else verdict.again_s is None
 
 
 def report(verdict: Verdict, rounds: Sequence[Round]) -> dict[str, Any]:
     """The verdict and its cost, for JSON."""
-    return {**verdict_dict(verdict), "time": rounds[-1].started, "cost": cost(rounds)}
+    started = rounds[-1].started if rounds else None
+    return {**verdict_dict(verdict), "time": started, "cost": cost(rounds)}
+
+
+def report_all(judged: Sequence[Judged]) -> dict[str, Any]:
+    """The verdict on the first job in full, and the others' sentences, for JSON."""
+    (view, verdict), *others = judged
+    return {
+        **report(verdict, view.rounds),
+        "job": view.label,
+        "leftovers": [line for each in judged for line in each.view.leftovers],
+        "other_jobs": [
+            {
+                "job": each.view.label,
+                "status": each.verdict.status,
+                "verdict": each.verdict.sentence,
+            }
+            for each in others
+        ],
+    }
+
+
+def render_all(judged: Sequence[Judged], out: Output, *, everything: bool = False) -> None:
+    """Print the verdict on the first job, with one line for each other job."""
+    (view, verdict), *others = judged
+    out.line(verdict.sentence, STYLES[verdict.status])
+    if others:
+        out.line(f"job {view.label or 'of no known name'}, 1 of {len(judged)}; the others:", "bold")
+        for each in others:
+            name = each.view.label or "no known name"
+            out.line(f"  {name}: {each.verdict.sentence}", STYLES[each.verdict.status])
+    for line in (line for each in judged for line in each.view.leftovers):
+        out.line(line, "dim")
+    if verdict.status != 3:
+        render(verdict, view.rounds, out, everything=everything)
 
 
 def render(
     verdict: Verdict, rounds: Sequence[Round], out: Output, *, everything: bool = False
 ) -> None:
-    """Print the sentence, then the suspects with their evidence, then the stacks of all ranks."""
+    """Print what is behind the sentence: the suspects with their evidence, then the stacks of all
+    ranks."""
     fields = verdict_dict(verdict)
-    out.line(verdict.sentence, STYLES[verdict.status])
     spent = cost(rounds)
     out.line(
         f"{verdict.responded} of {verdict.ranks} ranks answered; {spent['questions']} questions, "

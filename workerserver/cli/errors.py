@@ -1,20 +1,31 @@
-"""What a command raises to end with one line on stderr and an exit status."""
+"""What a command raises to end with one line on stderr and an exit status.
+
+The exit statuses of all commands: 0 all that was asked, or healthy; 1 a part, or suspects; 2
+nothing of what was asked, or could not tell; 3 no job, or one that has ended; 64 wrong use, or a
+place that may not be read; 74 the output could not be written; 130 interrupted.
+"""
 
 from __future__ import annotations
 
-__all__ = ["CommandError", "OutputError", "TargetError", "UsageError"]
+__all__ = ["CommandError", "NoJobError", "OutputError", "TargetError", "UsageError"]
 
 
 class CommandError(Exception):
     """The command could not do what it was asked."""
 
-    exit_status = 1
+    exit_status = 2
+
+
+class NoJobError(CommandError):
+    """There is no job here, or it has ended."""
+
+    exit_status = 3
 
 
 class UsageError(CommandError):
-    """The command was used wrongly."""
+    """The command was used wrongly, or names a place that may not be read."""
 
-    exit_status = 2
+    exit_status = 64
 
 
 class OutputError(CommandError):

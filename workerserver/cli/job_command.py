@@ -1,6 +1,7 @@
 """What the commands on whole jobs share: how they find and ask workers, and report failures.
 
-Such a command ends with status 2 if it could not begin: status 1 is for what it found.
+Such a command ends with status 3 if there is no job, and 64 for wrong use: 0, 1 and 2 are for what
+it found.
 """
 
 from __future__ import annotations
@@ -12,24 +13,36 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, TextIO, TypeVar
 
 from workerserver.cli.console import Output, counting
-from workerserver.cli.places import TOKEN_HELP, add_places, client_options, find
-from workerserver.cli.text import count, positive_seconds
+from workerserver.cli.errors import NoJobError, UsageError
+from workerserver.cli.places import TOKEN_HELP, add_places, client_options, find_all
+from workerserver.cli.text import backend_name, count, positive_seconds
 from workerserver.cluster.ask.client import Client, run
 from workerserver.cluster.ask.rounds import Part, Round, collect
-from workerserver.cluster.failures import unusable
+from workerserver.cluster.failures import nobody_listens, unusable
+from workerserver.cluster.find.discovery import Found, why_nobody
+from workerserver.cluster.find.jobs import JobView, split
 from workerserver.cluster.model import RankState, Worker
 from workerserver.cluster.show.tree import short_fold
 
 __all__ = [
+    "add_backends",
     "add_rounds",
     "ask",
+    "by_job",
     "cost",
     "count",
-    "find",
+    "ended",
+    "find_all",
+    "find_one",
+    "find_some",
     "job_parser",
     "look",
+    "nobody",
+    "of_jobs",
     "problems",
+    "share",
     "show_gone",
+    "show_job",
     "unreachable",
     "world_size",
     "write_json",
@@ -48,8 +61,8 @@ def job_parser(name: str, description: str, *, deadline: float = 10.0) -> argpar
         description=description,
         allow_abbrev=False,
         epilog="If no place is named, the workers are found through torchrun's environment "
-        "(MASTER_ADDR, MASTER_PORT), Slurm's, TORCH_WORKER_SERVER_SOCKET, or the folder in which "
-        f"`workerserver run` puts its sockets. {TOKEN_HELP}",
+        "(MASTER_ADDR, MASTER_PORT), Slurm's, TORCH_WORKER_SERVER_SOCKET, or else all jobs of this "
+        f"user on this machine. {TOKEN_HELP}",
     )
     add_places(parser, targets=True)
     how = parser.add_argument_group("how to ask")
@@ -68,6 +81,19 @@ def job_parser(name: str, description: str, *, deadline: float = 10.0) -> argpar
         help="workers asked at one time (default 128)",
     )
     return parser
+
+
+def add_backends(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        dest="backends",
+        action="append",
+        type=backend_name,
+        default=[],
+        metavar="NAME",
+        help="ask torch's own servers for the flight recorder of this backend, too: they don't "
+        "tell the names of backends that torch doesn't bring itself",
+    )
 
 
 def add_rounds(parser: argparse.ArgumentParser, rounds: int | None) -> None:
@@ -99,6 +125,72 @@ def world_size(options: argparse.Namespace, workers: Iterable[Worker]) -> int | 
     return None
 
 
+def find_some(options: argparse.Namespace) -> Found:
+    """The workers of one job or of several. NoJobError if none is left."""
+    found = find_all(options)
+    if not found.workers:
+        raise NoJobError(why_nobody(found))
+    return found
+
+
+def find_one(options: argparse.Namespace) -> list[Worker]:
+    """The workers of one job, for commands that can't keep two apart."""
+    found = find_some(options)
+    labels = found.labels
+    if len(labels) > 1:
+        raise UsageError(f"{len(labels)} jobs: choose one with --job: {', '.join(labels)}")
+    return found.workers
+
+
+def by_job(
+    options: argparse.Namespace, found: Found, rounds: Sequence[Round]
+) -> list[JobView[Round]]:
+    """The looks at each job by itself. With --job, at that one."""
+    likely = world_size(options, found.workers)
+    views = split(rounds, found.ended, options.world_size, likely)
+    if options.job is not None:
+        wanted = [view for view in views if options.job in (view.name, view.label)]
+        return wanted or views
+    return views
+
+
+def nobody(states: Iterable[RankState]) -> bool:
+    """Whether the job has ended: nobody listens at any address."""
+    return all(map(nobody_listens, states))
+
+
+def share(have: int, asked: int, states: Iterable[RankState]) -> int:
+    """The exit status of a command that wants something of all workers."""
+    if have:
+        return 0 if have == asked else 1
+    return 3 if nobody(states) else 2
+
+
+def of_jobs(views: Sequence[JobView[Round]], parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is told of each job, for JSON: the first one's fields, and the others beside it."""
+    first, *others = (
+        {**fields, "job": view.label} for view, fields in zip(views, parts, strict=True)
+    )
+    return {**first, "other_jobs": others}
+
+
+def show_job(view: JobView[Round], count: int, out: Output) -> None:
+    """The head of what is told of one job, if there are more."""
+    if count > 1:
+        out.line(f"job {view.label or 'of no known name'}", "bold")
+    for line in view.leftovers:
+        out.line(line, "dim")
+
+
+def ended(view: JobView[Round], found: Found) -> str:
+    """That a job has ended, in words."""
+    addresses = [state.worker.address for look in view.rounds[-1:] for state in look.states]
+    if not addresses:
+        return why_nobody(found)
+    more = f" and {len(addresses) - 1} more" if len(addresses) > 1 else ""
+    return f"the job has ended: nobody listens at {min(addresses)}{more}"
+
+
 def ask(options: argparse.Namespace, main: Callable[[Client], Awaitable[T]]) -> T:
     """``main(client)`` with a client as the options want it. The first Ctrl-C ends the questions,
     and *main* goes on with the answers that came."""
@@ -124,6 +216,7 @@ def look(
                 on_done=lambda state: done(),
                 client=client,
                 enough=enough if options.rounds is None else None,
+                backends=getattr(options, "backends", ()),
             ),
         )
 

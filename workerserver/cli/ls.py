@@ -13,13 +13,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
-from workerserver.cli.errors import UsageError
 from workerserver.cli.places import (
     TOKEN_HELP,
     add_places,
     client_options,
     find,
-    is_place_named,
     target_name,
 )
 from workerserver.cli.text import positive_seconds, seconds, write_table
@@ -27,6 +25,7 @@ from workerserver.cluster.ask.bodies import handler_names
 from workerserver.cluster.ask.client import Visit
 from workerserver.cluster.ask.exchange import Answer, Question
 from workerserver.cluster.ask.in_order import in_order
+from workerserver.cluster.failures import NO_SOCKET, REFUSED
 from workerserver.cluster.model import Failure, Worker
 
 __all__ = ["main"]
@@ -52,10 +51,12 @@ class Row:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0 if every target could be asked, else 1; UsageError for wrong use."""
+    """Exit status 0 if every target could be asked, 1 if some could, 2 if none could, 3 if there is
+    no job; UsageError for wrong use."""
     parser = argparse.ArgumentParser(
         "workerserver ls",
-        description="Show every worker that TARGET stands for: rank, pid, uptime, training step.",
+        description="Show every worker that TARGET stands for: rank, pid, uptime, training step. "
+        "Without a TARGET, every worker of this user on this machine.",
         epilog=TOKEN_HELP,
         allow_abbrev=False,
     )
@@ -76,11 +77,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="an array of objects, with the names")
     options = parser.parse_intermixed_args(list(argv))
-    if not options.targets and not is_place_named(options):
-        raise UsageError("TARGET is missing: workerserver ls TARGET...")
     found = rows(find(options), max_step_age=options.max_step_age, **client_options(options))
     (render_json if options.json else render)(found, sys.stdout)
-    return 1 if any(row.error is not None for row in found) else 0
+    good = sum(row.error is None for row in found)
+    if not good and all((row.error or "").startswith((NO_SOCKET, REFUSED)) for row in found):
+        return 3
+    return 0 if good == len(found) else 1 if good else 2
 
 
 def rows(

@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from workerserver.cli.console import Output, counting
-from workerserver.cli.job_command import ask, count, find, job_parser, write_json
+from workerserver.cli.job_command import ask, count, find_some, job_parser, write_json
 from workerserver.cli.text import seconds
 from workerserver.cluster.ask.client import Client, Question, Visit
 from workerserver.cluster.ask.collectors import behind_collectors
 from workerserver.cluster.ask.questions import HEALTH
-from workerserver.cluster.failures import Failed
+from workerserver.cluster.failures import NO_SOCKET, REFUSED, Failed
 from workerserver.cluster.model import Failure, Health, Worker
 
 __all__ = ["Ping", "main", "render"]
@@ -47,11 +47,11 @@ class Ping:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0: all workers answer, 1: some do, 2: none does."""
+    """Exit status 0: all workers answer, 1: some do, 2: none does, 3: no job, or it has ended."""
     parser = job_parser(
         "ping",
         "Send pings to every worker of a job, and show how long the answers took. "
-        "Exit status: 0 all workers answer, 1 some do, 2 none does.",
+        "Exit status: 0 all workers answer, 1 some do, 2 none does, 3 no job.",
         deadline=3.0,
     )
     parser.add_argument(
@@ -59,13 +59,15 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
-    pings = sorted(_ask_all(options, find(options)), key=_order)
+    pings = sorted(_ask_all(options, find_some(options).workers), key=_order)
     answered = sum(each.fastest_s is not None for each in pings)
     if options.json:
         rows = [asdict(each) for each in pings]
         write_json(sys.stdout, {"ranks": len(pings), "responded": answered, "workers": rows})
     else:
         render(pings, Output(sys.stdout))
+    if not answered and all((each.text or "").startswith((NO_SOCKET, REFUSED)) for each in pings):
+        return 3
     return 0 if answered == len(pings) else 1 if answered else 2
 
 

@@ -5,17 +5,29 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from workerserver.cli.errors import UsageError
+from workerserver.cli.errors import CommandError, NoJobError, UsageError
 from workerserver.cli.text import count
 from workerserver.cli.token import read_token, token_name
 from workerserver.cluster.ask.client import tls_context
-from workerserver.cluster.errors import ClusterError
-from workerserver.cluster.find.discovery import Options, discover
+from workerserver.cluster.errors import ClusterError, NoJob, Unanswered
+from workerserver.cluster.find.discovery import Found, Options, discover, look_around
 from workerserver.cluster.model import Worker
 
-__all__ = ["TARGET_HELP", "add_places", "client_options", "find", "is_place_named", "target_name"]
+__all__ = [
+    "TARGET_HELP",
+    "add_places",
+    "client_options",
+    "failed",
+    "find",
+    "find_all",
+    "is_place_named",
+    "target_name",
+]
 
-TARGET_HELP = "a Unix socket, a folder, pattern or template ({rank}) of them, host:port, a URL"
+TARGET_HELP = (
+    "a Unix socket, a folder, pattern or template ({rank}) of them, host:port, a URL, or the pid "
+    "of a worker or of its launcher"
+)
 TOKEN_HELP = "A token is taken from WORKERSERVER_TOKEN or WORKERSERVER_TOKEN_FILE."
 
 
@@ -24,6 +36,9 @@ def add_places(parser: argparse.ArgumentParser, *, targets: bool) -> None:
     where = parser.add_argument_group("where the workers are (all that is given counts)")
     if targets:
         where.add_argument("targets", nargs="*", metavar="TARGET", help=TARGET_HELP)
+    where.add_argument(
+        "--job", metavar="NAME", help="of this user's jobs on this machine, the one of that name"
+    )
     where.add_argument("--store", metavar="HOST:PORT", help="the job's TCPStore (rendezvous)")
     where.add_argument(
         "--hosts", metavar="FILE", help="lines such as node[001-128]:25[000-007]; # is a comment"
@@ -59,27 +74,47 @@ def add_places(parser: argparse.ArgumentParser, *, targets: bool) -> None:
 def is_place_named(options: argparse.Namespace) -> bool:
     """Whether an option other than TARGET says where workers are."""
     places = (options.store, options.hosts, options.dns, options.collectors, options.slurm)
-    return any(places)
+    return any(places) or options.job is not None
 
 
 def find(options: argparse.Namespace) -> list[Worker]:
-    """The workers that the options name; UsageError if there are none."""
+    """The workers that the options name. NoJobError if nobody is there, UsageError for a place that
+    can't be one."""
     try:
-        return discover(
-            Options(
-                targets=options.targets,
-                hosts_file=options.hosts,
-                store=options.store,
-                dns=options.dns,
-                collectors=options.collectors,
-                slurm=options.slurm,
-                port=options.port,
-                world_size=options.world_size,
-                deadline=options.deadline,
-            )
-        )
+        return discover(_places(options, whole=False))
     except ClusterError as error:
-        raise UsageError(str(error)) from None
+        raise failed(error) from None
+
+
+def find_all(options: argparse.Namespace) -> Found:
+    """As :func:`find`, with what ended workers have left. A pid stands for its whole job."""
+    try:
+        return look_around(_places(options, whole=True))
+    except ClusterError as error:
+        raise failed(error) from None
+
+
+def _places(options: argparse.Namespace, *, whole: bool) -> Options:
+    return Options(
+        targets=options.targets,
+        hosts_file=options.hosts,
+        store=options.store,
+        dns=options.dns,
+        collectors=options.collectors,
+        slurm=options.slurm,
+        port=options.port,
+        world_size=options.world_size,
+        deadline=options.deadline,
+        job=options.job,
+        whole=whole,
+    )
+
+
+def failed(error: ClusterError) -> CommandError:
+    """How a command ends for which *error* leaves nobody to ask."""
+    if isinstance(error, NoJob):
+        return NoJobError(str(error))
+    return CommandError(str(error)) if isinstance(error, Unanswered) else UsageError(str(error))
 
 
 def client_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -20,13 +20,13 @@ from typing import IO, Any, TextIO
 
 from workerserver.cli.console import Output, counting
 from workerserver.cli.errors import OutputError, UsageError
-from workerserver.cli.job_command import ask, find, job_parser, write_json
+from workerserver.cli.job_command import ask, find_one, job_parser, write_json
 from workerserver.cli.text import positive_seconds
 from workerserver.cluster.ask import bodies
 from workerserver.cluster.ask.client import Client, Question, Visit
 from workerserver.cluster.ask.collectors import behind_collectors
 from workerserver.cluster.ask.questions import HEALTH
-from workerserver.cluster.failures import Failed
+from workerserver.cluster.failures import NO_SOCKET, REFUSED, Failed
 from workerserver.cluster.model import Failure, Worker
 
 __all__ = ["main", "processes"]
@@ -58,13 +58,13 @@ class Profiled:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0: got the traces of all workers, 1: of some, 2: of none."""
+    """Exit status 0: got the traces of all workers, 1: of some, 2: of none, 3: no job."""
     parser = job_parser(
         "profile",
         "Run torch's profiler on all ranks of a job at one time, and merge the traces into one "
         "Chrome trace (for ui.perfetto.dev) in which each rank is a process. A rank is slower "
         "while its profile runs. Exit status: 0 with the traces of all workers, 1 of some, 2 of "
-        "none.",
+        "none, 3 no job.",
         deadline=60.0,
     )
     parser.add_argument(
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
     options.deadline += options.duration
-    workers = find(options)
+    workers = find_one(options)
     started = time.time_ns()
     with contextlib.ExitStack() as stack:
         found = _ask_all(options, workers, stack)
@@ -97,6 +97,9 @@ def main(argv: Sequence[str]) -> int:
                 note = f"; {each.note}" if each.note else ""
                 out.line(f"{each.name}: {each.events} events{note}")
         out.line(f"{good} of {len(found)} in {options.output}", "bold")
+    failures = [each.failure for each in found if each.failure is not None]
+    if not good and all(each.text.startswith((NO_SOCKET, REFUSED)) for each in failures):
+        return 3
     return 0 if good == len(found) else 1 if good else 2
 
 

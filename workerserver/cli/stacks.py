@@ -9,12 +9,16 @@ from typing import Any
 from workerserver.cli.console import Output
 from workerserver.cli.job_command import (
     add_rounds,
+    by_job,
     cost,
-    find,
+    find_some,
     job_parser,
     look,
+    of_jobs,
     problems,
+    share,
     show_gone,
+    show_job,
     unreachable,
     write_json,
 )
@@ -36,26 +40,40 @@ MAX_BRANCHES = 200
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0: got the stacks of all workers, 1: of some, 2: of none."""
+    """Exit status 0: got the stacks of all workers, 1: of some, 2: of none; 3: no job."""
     parser = job_parser(
         "stacks",
         "Show the stacks of all ranks. Equal stacks are shown once; rare stacks come first. "
-        "Exit status: 0 with the stacks of all workers, 1 of some, 2 of none.",
+        "Exit status: 0 with the stacks of all workers, 1 of some, 2 of none, 3 no job.",
     )
     add_rounds(parser, 1)
     parser.add_argument("--tree", action="store_true", help="show main threads as a prefix tree")
     parser.add_argument("--all", action="store_true", help="show every group, or the whole tree")
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
-    workers = find(options)
-    rounds = look(options, workers, ("health", "stacks"))
-    found = groups(rounds[-1].states)
+    found = find_some(options)
+    rounds = look(options, found.workers, ("health", "stacks"))
+    views = by_job(options, found, rounds)
+    alike = [groups(view.rounds[-1].states) for view in views]
     if options.json:
-        write_json(sys.stdout, report(rounds, found, with_tree=options.tree))
+        write_json(
+            sys.stdout,
+            of_jobs(
+                views,
+                [
+                    report(view.rounds, some, with_tree=options.tree)
+                    for view, some in zip(views, alike, strict=True)
+                ],
+            ),
+        )
     else:
-        _render(rounds, found, Output(sys.stdout), as_tree=options.tree, everything=options.all)
-    have = sum(group.count for group in found)
-    return 0 if have == len(rounds[-1].states) else 1 if have else 2
+        out = Output(sys.stdout)
+        for view, some in zip(views, alike, strict=True):
+            show_job(view, len(views), out)
+            _render(view.rounds, some, out, as_tree=options.tree, everything=options.all)
+    have = sum(group.count for some in alike for group in some)
+    states = [state for view in views for state in view.rounds[-1].states]
+    return share(have, len(states), states)
 
 
 def report(

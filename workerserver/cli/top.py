@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from workerserver.cli.console import Output, rich_table
-from workerserver.cli.job_command import ask, find, job_parser, unreachable
+from workerserver.cli.job_command import ask, find_one, job_parser, share, unreachable
 from workerserver.cli.looks import add_every, looks
 from workerserver.cli.streams import reader_left
 from workerserver.cli.text import seconds
@@ -30,20 +30,21 @@ GIL_AWAY_SECONDS = 1.0
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit status of the last look: 0 if all workers answer, 1 if some do, 2 if none does."""
+    """The exit status of the last look: 0 if all workers answer, 1 if some do, 2 if none does, 3 if
+    the job has ended."""
     parser = job_parser(
         "top",
         "Show all ranks of a job as a live table: the step, the age of the step, the time that the "
         "server waited for the GIL, the processor time since the last look (100% is one core), and "
         "the memory. Ranks that don't answer come first, then the ranks with the lowest steps. "
         "Ctrl-C ends the table. "
-        "Exit status: 0 all workers answered the last look, 1 some, 2 none.",
+        "Exit status: 0 all workers answered the last look, 1 some, 2 none, 3 no job.",
         deadline=3.0,
     )
     add_every(parser, 2.0)
     parser.add_argument("--json", action="store_true", help="print one object per look and line")
     options = parser.parse_intermixed_args(list(argv))
-    workers = find(options)
+    workers = find_one(options)
     out = Output(sys.stdout)
 
     async def watch(client: Client) -> int:
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
                 sys.stdout.flush()
                 if reader_left():
                     break
-        return 2 if not answered else 0 if answered == asked else 1
+        return share(answered, asked, before.states if before is not None else ())
 
     return ask(options, watch)
 

@@ -14,24 +14,23 @@ from typing import Any
 
 from workerserver.cli import complain
 from workerserver.cli.console import Output
-from workerserver.cli.diagnose import STYLES, report
+from workerserver.cli.diagnose import STYLES, judge, report_all
 from workerserver.cli.errors import UsageError
-from workerserver.cli.job_command import ask, count, find, job_parser, world_size
+from workerserver.cli.job_command import ask, by_job, count, find_some, job_parser
 from workerserver.cli.looks import add_every, looks
 from workerserver.cluster.ask.client import Client
 from workerserver.cluster.ask.rounds import EVERYTHING, Round
-from workerserver.cluster.judge.diagnose import diagnose
 
 __all__ = ["Folder", "main"]
 
 #: Looks behind one verdict. Without flight recorders, only several looks tell stuck from slow.
 MAX_HISTORY = 4
-WORDS = ("healthy", "SUSPECT", "unclear")
+WORDS = ("healthy", "SUSPECT", "unclear", "ended")
 _NAME = re.compile(r"round-[0-9]{8}T[0-9]{6}\.[0-9]{3}Z\.json\Z")
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit status of the last verdict; 2 without a verdict."""
+    """The exit status of the last verdict; 2 without a verdict, 3 without a job."""
     parser = job_parser(
         "watch",
         "Diagnose a job again and again. Print a line for each look. Keep the verdicts, with "
@@ -50,8 +49,7 @@ def main(argv: Sequence[str]) -> int:
     )
     add_every(parser, 30.0)
     options = parser.parse_intermixed_args(list(argv))
-    workers = find(options)
-    size = world_size(options, workers)
+    found = find_some(options)
     out = Output(sys.stdout)
     folder = Folder(options.folder, options.keep)
 
@@ -59,17 +57,20 @@ def main(argv: Sequence[str]) -> int:
         history: deque[Round] = deque(maxlen=MAX_HISTORY)
         status = 2
         async for look in looks(
-            client, workers, EVERYTHING, every=options.every, most=options.count
+            client, found.workers, EVERYTHING, every=options.every, most=options.count
         ):
             history.append(look)
-            verdict = diagnose(list(history), size)
-            status = verdict.status
+            judged = judge(by_job(options, found, list(history)), found, options.slurm)
+            status = judged[0].verdict.status
             try:
-                folder.add(look.started, report(verdict, [look]))
+                folder.add(look.started, report_all(judged))
             except OSError as error:  # the disk is full, say; the next round may find room
                 complain(f"{options.folder}: {error.strerror}; this round's file is left out")
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(look.started))
-            out.line(f"{at}  {WORDS[status]}  {verdict.sentence}", STYLES[status])
+            for view, verdict in judged:
+                name = f"{view.label or 'no known name'}: " if len(judged) > 1 else ""
+                word = WORDS[verdict.status]
+                out.line(f"{at}  {word}  {name}{verdict.sentence}", STYLES[verdict.status])
             sys.stdout.flush()
         return status
 

@@ -8,7 +8,7 @@ import re
 import stat
 from functools import lru_cache
 
-from workerserver.cluster.errors import ClusterError, NotATarget
+from workerserver.cluster.errors import ClusterError, NoJob, NotATarget, NotPermitted
 from workerserver.cluster.failures import not_permitted
 from workerserver.cluster.model import Source, Worker
 
@@ -83,30 +83,45 @@ def _host_port(address: str) -> tuple[str, int] | None:
     return match["six"] or match["host"], int(match["port"])
 
 
-def sockets(path: str) -> list[Worker]:
+def sockets(path: str, *, needed: bool = True) -> list[Worker]:
     """The Unix sockets in folder *path*, or that match pattern *path*; else *path* itself.
 
     Sorted as people count (rank2 before rank10). ClusterError for a folder or pattern without
-    sockets.
+    sockets, if one is *needed*.
     """
     if os.path.isdir(path):
         try:
             names = [os.path.join(path, name) for name in os.listdir(path)]
         except PermissionError:
-            raise ClusterError(f"{path}: {not_permitted(path)}") from None
+            raise NotPermitted(f"{path}: {not_permitted(path)}") from None
         except OSError as error:
             raise ClusterError(f"{path}: {error.strerror}") from None
     elif glob.has_magic(path) and not os.path.lexists(path):
         names = glob.glob(path)
+        if not names:
+            _check_readable(path)
     else:
         return [Worker(path, unix=True)]
     workers = [
         Worker(name, unix=True, source="glob")
         for name in sorted(filter(_is_socket, names), key=_natural)
     ]
-    if not workers:
-        raise ClusterError(f"{path}: no socket there")
+    if not workers and needed:
+        raise NoJob(f"{path}: no socket there")
     return workers
+
+
+def _check_readable(pattern: str) -> None:
+    """NotPermitted if a folder on the way to *pattern* may not be read: glob then finds nothing."""
+    folder = os.path.dirname(pattern) or "."
+    while glob.has_magic(folder):
+        folder = os.path.dirname(folder) or "."
+    try:
+        os.listdir(folder)
+    except PermissionError:
+        raise NotPermitted(f"{pattern}: {not_permitted(folder)}") from None
+    except OSError:
+        return
 
 
 def _is_socket(path: str) -> bool:

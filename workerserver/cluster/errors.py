@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ClusterError", "NotATarget"]
+__all__ = ["ClusterError", "NoJob", "NotATarget", "NotPermitted", "Unanswered"]
 
 
 class ClusterError(Exception):
@@ -11,3 +11,15 @@ class ClusterError(Exception):
 
 class NotATarget(ClusterError):
     """A text that can't be the address of a worker."""
+
+
+class NotPermitted(ClusterError):
+    """A place that this user may not read."""
+
+
+class NoJob(ClusterError):
+    """There is no worker at the place, and nobody listens: no job, or one that has ended."""
+
+
+class Unanswered(ClusterError):
+    """Where the workers are could not be learned, because somebody gave no answer in time."""

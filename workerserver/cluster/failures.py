@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from workerserver.cluster.model import Failure, FailureReason, RankState, Worker
 
 __all__ = [
+    "ENDED",
+    "NO_SOCKET",
+    "REFUSED",
     "SILENT",
     "UNKNOWN_WORKER",
     "Failed",
     "closed",
     "describe",
     "no_connection",
+    "nobody_listens",
     "not_http",
     "not_permitted",
     "short",
@@ -31,6 +35,10 @@ _NOT_TLS = frozenset(
 #: How a TLS server's alert begins (RFC 8446, section 5.1).
 _TLS_ALERT = b"\x15\x03"
 SILENT = Failure("unreachable", "it did not answer")
+#: Nobody listens at the address: the worker has ended.
+NO_SOCKET = "no such socket"
+REFUSED = "connection refused: nobody listens there"
+ENDED = "its process has ended"
 #: Of a rank that has to exist.
 UNKNOWN_WORKER = Failure("missing", "no worker is known for it")
 
@@ -71,9 +79,9 @@ def closed(worker: Worker) -> Failed:
 def describe(error: OSError) -> str:
     """*error*, for people."""
     if isinstance(error, FileNotFoundError):
-        return "no such socket"
+        return NO_SOCKET
     if isinstance(error, ConnectionRefusedError):
-        return "connection refused: nobody listens there"
+        return REFUSED
     if isinstance(error, ConnectionResetError):
         return "connection reset"
     return " ".join((error.strerror or str(error) or type(error).__name__)[:200].split())
@@ -157,6 +165,13 @@ def short(value: object) -> str:
     text = str(value) if isinstance(value, Exception) else repr(value)
     text = " ".join(text.split())
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def nobody_listens(state: RankState) -> bool:
+    """Whether the worker has ended, as far as its address tells: nobody listens there."""
+    failure = state.failures.get("healthz") or state.failures.get("digest")
+    texts = (NO_SOCKET, REFUSED)
+    return not state.responded and failure is not None and failure.text.startswith((*texts, ENDED))
 
 
 def unusable(state: RankState) -> Failure | None:

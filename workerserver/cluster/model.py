@@ -6,18 +6,27 @@ Nothing here does I/O. A text is as the worker sent it. Code that prints a text 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
+
+if TYPE_CHECKING:
+    from workerserver.job.identity import Identity
 
 __all__ = [
+    "EVERYTHING",
     "MAX_HOST_WORKERS",
     "Failure",
     "Frame",
     "Health",
+    "Hold",
+    "Own",
+    "Part",
     "RankState",
     "RoundLike",
     "Thread",
+    "WaitKind",
+    "WaitsFor",
     "Worker",
     "cores_used",
 ]
@@ -34,7 +43,9 @@ answered as another rank."""
 FAILURE_REASONS: tuple[FailureReason, ...] = get_args(FailureReason)
 
 Kind = Literal["workerserver", "torch", "unknown"]
-Source = Literal["argument", "glob", "hosts file", "store", "torchrun", "slurm", "dns"]
+Source = Literal[
+    "argument", "glob", "template", "hosts file", "store", "torchrun", "slurm", "dns", "process"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,8 @@ class Worker:
     *collector*: this is no rank but a collector, which answers for the ranks of its host: for
     *ranks*, where they are known. *via*: the collector through which this worker is asked; the
     *address* is then one on the collector's host.
+
+    *known*: who the worker is, from its record or from what its process was started with.
     """
 
     address: str
@@ -61,6 +74,7 @@ class Worker:
     collector: bool = False
     ranks: tuple[int, ...] = ()
     via: Worker | None = None
+    known: Identity | None = field(default=None, compare=False, repr=False)
 
     def __hash__(self) -> int:
         # Workers are keys of the tables of answers. To hash all fields would add a twentieth to the
@@ -90,13 +104,76 @@ class Frame(NamedTuple):
     function: str
 
 
+WaitKind = Literal[
+    "lock",
+    "rlock",
+    "condition",
+    "event",
+    "semaphore",
+    "barrier",
+    "thread",
+    "process",
+    "queue",
+    "future",
+    "gil",
+    "import_lock",
+    "store",
+    "operation",
+    "rendezvous",
+    "file_lock",
+    "descriptor",
+    "mutex",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class WaitsFor:
+    """What a thread waits for, as its worker tells it (docs/protocol.md); None: not known.
+
+    *frame*: the number of the thread's frame that tells it. *item*: the address of the lock or the
+    like. *holder*: the native id of the thread that surely holds it. *joined*: that of the thread
+    that is joined. *pid*: the process that is waited for, or that holds the file lock. *op*: the
+    operation of torch.distributed, with *peer*, the rank on the other side, and *group*, the name
+    of its process group for people.
+    """
+
+    kind: WaitKind
+    source: str | None = None
+    frame: int | None = None
+    item: str | None = None
+    holder: int | None = None
+    joined: int | None = None
+    name: str | None = None
+    pid: int | None = None
+    op: str | None = None
+    peer: int | None = None
+    group: str | None = None
+    ranks: tuple[int, ...] = ()
+    tag: int | None = None
+    keys: tuple[str, ...] = ()
+    path: str | None = None
+    target: str | None = None
+    descriptor: int | None = None
+    syscall: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A lock that a thread surely holds. *frame*: the number of the frame that took it."""
+
+    kind: str
+    item: str
+    frame: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Thread:
     """One Python thread. *frames* are newest first. *holds_gil*: the thread held the GIL when its
     stack was read.
 
     From a worker that only gives text, *name*, *state* and *wchan* are None, and *main* is a guess:
-    the oldest frame is a module's.
+    the oldest frame is a module's. *waits*, *holds* and *switches* (how often the kernel has
+    stopped running it) are facts of one process: a rank whose stacks are another rank's has none.
     """
 
     frames: tuple[Frame, ...]
@@ -109,12 +186,26 @@ class Thread:
     holds_gil: bool = False
     truncated: bool = False
     unstable: bool = False
+    waits: WaitsFor | None = None
+    holds: tuple[Hold, ...] = ()
+    switches: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What a rank's own dump tells beside its stacks. *mode*: how it was taken. *namespace*: the
+    one of its process ids, a number that means something only on its host."""
+
+    mode: str | None = None
+    pid: int | None = None
+    namespace: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
     """``GET /healthz``; a field is None if the worker didn't tell it. Ages and waits are in
-    seconds, and so is *cpu_s*, the processor time of the process."""
+    seconds, and so is *cpu_s*, the processor time of the process. From *job* on, it is the
+    process's Identity (:mod:`workerserver.job.identity`)."""
 
     status: str
     pid: int | None = None
@@ -127,6 +218,17 @@ class Health:
     gil_unavailable_s: float | None = None
     cpu_s: float | None = None
     rss_bytes: int | None = None
+    step_median_s: float | None = None
+    job: str | None = None
+    job_from: str | None = None
+    agent: str | None = None
+    restart: int | None = None
+    world_size: int | None = None
+    local_rank: int | None = None
+    local_world_size: int | None = None
+    group_rank: int | None = None
+    host: str | None = None
+    started: float | None = None
 
 
 def cores_used(now: Health | None, before: Health | None) -> float | None:
@@ -138,6 +240,11 @@ def cores_used(now: Health | None, before: Health | None) -> float | None:
         return None
     passed, used = now.uptime_s - before.uptime_s, now.cpu_s - before.cpu_s
     return used / passed if passed > 0 and used >= 0 else None
+
+
+Part = Literal["health", "stacks", "flight"]
+"""What workers are asked for."""
+EVERYTHING: Collection[Part] = ("health", "stacks", "flight")
 
 
 @dataclass(slots=True)
@@ -159,12 +266,32 @@ class RankState:
     mode: str | None = None
     """How the stacks were taken: gil, nogil, kernel; None from a stock torch worker."""
     threads: Sequence[Thread] = ()
+    own: Own | None = None
+    """*threads* are the rank's own, of this round. Else they may be those of another rank, or of
+    another round, with the same stacks."""
     flight_summary: Mapping[str, Any] | None = None
     flight: Mapping[str, Any] | None = None
-    """``fr_trace_json``, parsed."""
+    """``fr_trace_json``, parsed: of the first recorder that was asked for."""
+    more_flights: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The same of the process's other recorders, by backend."""
+    clock_ahead_s: float | None = None
+    """By how much the worker's clock is ahead of this machine's, as far as whole seconds tell. None
+    if the worker told no time, or if a collector answered for it."""
+    recorders: frozenset[str] | None = None
+    """Which handlers of recorders the worker has; None if it was not asked."""
     failures: dict[str, Failure] = field(default_factory=dict)
     responded: bool = False
     bytes_received: int = 0
+    inferred: str | None = None
+    """From what the rank was inferred, if nobody told it."""
+    peer_pid: int | None = None
+    """Who listens on its Unix socket, as the kernel tells it."""
+
+    @property
+    def recorded(self) -> bool:
+        """Some recorder has answered."""
+        answers = (self.flight, self.flight_summary)
+        return bool(self.more_flights) or any(each is not None for each in answers)
 
 
 class RoundLike(Protocol):

@@ -8,6 +8,7 @@ from workerserver.handlers import (
     profiler,
     pyspy,
     stacks,
+    steps,
     wait_counters,
 )
 from workerserver.handlers.torch_bridge import TorchBridge
@@ -26,7 +27,7 @@ __all__ = [
 def register_builtins(registry: Registry) -> None:
     """Register every built-in handler in *registry*, with torch's registry as the fallback."""
     registry.fallback = TorchBridge()
-    for family in (ping, stacks, flight_recorder, wait_counters, profiler, pyspy):
+    for family in (ping, stacks, steps, flight_recorder, wait_counters, profiler, pyspy):
         family.register(registry)
 
 

@@ -153,7 +153,7 @@ def summarize(dumps: Mapping[str, Json], world: dict[str, Json]) -> Json:
                       :mod:`workerserver.ranks`), null if torch doesn't say
         status        {"enqueued", "started", "completed"}: torch's own counters, -1 for none;
                       null if it keeps none. They also count operations that it doesn't record
-        pending       number of recorded operations that haven't retired
+        pending       number of recorded operations that haven't ended
         last_issued, last_retired, first_pending   OPERATION or null
         backend       whose recorder it is, as torch's ``fr_trace_json?backend=`` takes it; null if
                       recorder is. A group with several backends is there once for each
@@ -212,11 +212,16 @@ def _group(
 ) -> Json:
     last_issued = last_retired = first_pending = None
     pending = 0
+    operations = list(operations)
+    closed = {
+        _batch(entry)
+        for entry in operations
+        if _ended(entry) and str(entry.get("profiling_name")).endswith(":coalesced")
+    }
     for last_issued in operations:
-        # NCCL's watchdog retires an operation some time after its end; gloo never says "completed".
-        if last_issued.get("retired") or last_issued.get("state") == "completed":
+        if _ended(last_issued):
             last_retired = last_issued
-        else:
+        elif _batch(last_issued) not in closed:
             pending += 1
             first_pending = first_pending or last_issued
     return {
@@ -232,6 +237,16 @@ def _group(
         "first_pending": _operation(first_pending),
         "backend": GLOO if recorder == "fr" else recorder,
     }
+
+
+def _ended(entry: Json) -> bool:
+    """NCCL's watchdog retires an operation some time after its end; gloo never says "completed"."""
+    return bool(entry.get("retired")) or entry.get("state") == "completed"
+
+
+def _batch(entry: Json) -> tuple[Any, ...]:
+    """NCCL's recorder hears of a batch only that the operation which closes it has ended."""
+    return tuple(entry.get(each) for each in ("is_p2p", "collective_seq_id", "p2p_seq_id"))
 
 
 def _operation(entry: Json | None) -> Json | None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from workerserver.http.limits import Budget
 from workerserver.http.registry import Registry
-from workerserver.process._pulse import gil_watch, last_heartbeat
+from workerserver.process._pulse import gil_watch, last_heartbeat, step_median
 from workerserver.process.acceptor import Figures
 from workerserver.types import HandlerNotFound, NotImplementedHere, Response
 
@@ -118,6 +118,12 @@ class _Collector:
             )
             yield GaugeMetricFamily(
                 "workerserver_heartbeat_age_seconds", "Seconds since that step.", value=age
+            )
+
+        usual = step_median()
+        if usual is not None:
+            yield GaugeMetricFamily(
+                "workerserver_step_median_seconds", "Median time of the last steps.", value=usual
             )
 
         last, longest, unavailable = gil_watch()

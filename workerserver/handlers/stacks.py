@@ -1,9 +1,10 @@
 """``dump_traceback``: what every Python thread of this process is doing.
 
 The handler is inline: it runs on the server's loop, and costs the one GIL acquisition that brought
-the request there. Requests of the same turn of the loop share one snapshot and its renderings. So
-many requests at once cost the trainer no more than one. Once a second has had all its snapshots,
-requests wait for the next one, and share that. A snapshot is never older than its request.
+the request there. Requests of the same turn of the loop share one snapshot and its renderings, or
+two: JSON also says what threads wait for, and to read that takes longer. So many requests at once
+cost the trainer no more than one of each. Once a second has had all its snapshots, requests wait
+for the next one, and share that. A snapshot is never older than its request.
 
 The native I/O thread answers two kinds of request itself: ``mode=nogil``, and any that the loop
 doesn't claim in time. On the other transports this handler answers them. ``render.h`` has the
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from workerserver.http.limits import Limits
 from workerserver.process import loop_turn
 from workerserver.process._pulse import Pace
+from workerserver.stacks import known
 from workerserver.stacks._stacks import Snapshot, snapshot, snapshots_taken
 from workerserver.types import NotImplementedHere, Response
 
@@ -66,15 +68,19 @@ class _Shared:
         return Response(self.body(format), 200, _TYPES[format], self.headers)
 
 
-def _with_gil() -> Snapshot:
-    return snapshot()
+def _with_gil(facts: bool) -> Snapshot:
+    if facts:
+        known.publish()
+    return snapshot(facts=facts)
 
 
-def _without_gil() -> Snapshot:
+def _without_gil(facts: bool) -> Snapshot:
     """If the reading failed this time, what the kernel knows. Raises NotImplementedHere where no
     stacks can be read without the GIL."""
+    if facts:
+        known.publish()
     try:
-        return snapshot(mode="nogil")
+        return snapshot(mode="nogil", facts=facts)
     except NotImplementedError as error:
         raise NotImplementedHere(
             f"mode=nogil is not available: {error}; ask with mode=auto or mode=gil"
@@ -85,6 +91,8 @@ def _without_gil() -> Snapshot:
 
 #: Of all snapshots that requests cause on loops of this process.
 _pace = Pace(Limits.max_snapshots)
+#: How a snapshot is taken, with facts or without them.
+Take = Callable[[bool], Snapshot]
 
 
 def limit_snapshots(rate: float) -> None:
@@ -103,7 +111,7 @@ class _Next:
     """The requests of one loop that wait for the next snapshot of one kind."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, take: Callable[[], Snapshot], wait: float
+        self, loop: asyncio.AbstractEventLoop, take: Take, wait: float
     ) -> None:
         self._loop = loop
         self._take = take
@@ -119,7 +127,8 @@ class _Next:
         del _next[self._loop, self._take]  # who asks from now on wants a later one
         _pace.wait()
         try:
-            shared = _Shared(self._take())
+            facts = any(format == "json" for _, format in self._waiting)
+            shared = _Shared(self._take(facts))
             answers = [shared.response(format) for _, format in self._waiting]
         except Exception as error:
             for future, _ in self._waiting:
@@ -130,11 +139,11 @@ class _Next:
 
 
 #: Who waits, for each loop and kind of snapshot. Only the loop's own thread touches its entries.
-_next: dict[tuple[asyncio.AbstractEventLoop, Callable[[], Snapshot]], _Next] = {}
+_next: dict[tuple[asyncio.AbstractEventLoop, Take], _Next] = {}
 os.register_at_fork(after_in_child=_next.clear)
 
 
-def _to_wait_for(take: Callable[[], Snapshot]) -> _Next | None:
+def _to_wait_for(take: Take) -> _Next | None:
     """The next snapshot, if it may not be taken now."""
     if not _next:
         wait = _pace.wait()
@@ -156,7 +165,8 @@ def dump_traceback(format: Format = "text", mode: Mode = "auto") -> Any:
     """The stacks of all Python threads.
 
     *format*: ``text`` in faulthandler's form, ``json`` with each thread's name and kernel state,
-    ``digest`` for grouping many ranks cheaply.
+    and with what it waits for and which locks it holds, as far as that is known, ``digest`` for
+    grouping many ranks cheaply.
 
     *mode*: ``gil`` and ``auto`` take the stacks under the GIL, which this function has. ``nogil``
     reads them without the GIL, and raises NotImplementedHere (501) where that is impossible.
@@ -168,13 +178,14 @@ def dump_traceback(format: Format = "text", mode: Mode = "auto") -> Any:
     The result is a Response, or a future of one where the snapshots of this second are used up.
     """
     take = _without_gil if mode == "nogil" else _with_gil
+    facts = format == "json"
     turn = loop_turn.shared()
-    shared: _Shared | None = turn.get(take)
+    shared: _Shared | None = turn.get((take, True)) or (None if facts else turn.get((take, False)))
     if shared is None:
         coming = _to_wait_for(take)
         if coming is not None:
             return coming.join(format)
-        shared = turn[take] = _Shared(take())
+        shared = turn[take, facts] = _Shared(take(facts))
     return shared.response(format)
 
 

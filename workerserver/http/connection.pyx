@@ -34,7 +34,6 @@ cdef object _logger = logging.getLogger("workerserver")
 
 cdef Py_ssize_t MAX_READ_AHEAD_BYTES = 64 * 1024  # bytes kept for requests whose turn has not come
 cdef Py_ssize_t MAX_JOINED_BYTES = 16 * 1024  # bodies up to this are copied behind their head
-cdef Py_ssize_t MAX_SMALL_BYTES = 1024  # bodies up to this are sent whatever is unsent
 cdef str _SHARE = "its loop has used its share of the processor; this request was not run"
 cdef str _UNSENT = "replies that their clients don't read fill the memory set aside for them"
 
@@ -76,9 +75,7 @@ cdef class WorkerProtocol:
     cdef double _deadline  # monotonic seconds; 0: none
     cdef Py_ssize_t _unsent  # bytes in the transport's buffer at the last look
     cdef Py_ssize_t _drained
-    cdef bint _blind  # TLS: the transport does not tell how much of a reply is unsent
-    cdef Py_ssize_t _counted  # our share of _state.unsent_here
-    cdef object _sent  # of the reply under way: to be called when it is sent; else None
+    cdef Unsent _out  # replies on their way
     cdef Py_ssize_t _body_bytes  # our share of _state.body_bytes
     # --- request
     cdef ParsedRequest _request
@@ -95,6 +92,7 @@ cdef class WorkerProtocol:
             max_head=limits.max_head, max_headers=limits.max_headers, max_body=limits.max_body,
             judge=state._check_head,
         )
+        self._out = Unsent(state)
         self.fileno = -1
         self._stage = STAGE_IDLE
 
@@ -118,7 +116,8 @@ cdef class WorkerProtocol:
             elif state.policy.native is None:
                 self._admit(transport.get_extra_info("socket"))
             return
-        self._blind = transport.get_extra_info("sslcontext") is not None
+        self._out.counts = True
+        self._out.blind = transport.get_extra_info("sslcontext") is not None
         sock = transport.get_extra_info("socket")
         if sock is not None:
             self.fileno = sock.fileno()
@@ -154,8 +153,7 @@ cdef class WorkerProtocol:
         self._stage = STAGE_LOST
         self._state.connections.discard(self)
         self._hold(0)
-        self._count_unsent(0)
-        self._tell_sent()
+        self._out.end()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -205,10 +203,7 @@ cdef class WorkerProtocol:
 
     def resume_writing(self):
         self._writing_paused = False
-        if not self._blind:
-            if self._counted:
-                self._count_unsent(self._transport.get_write_buffer_size())
-            self._tell_sent()
+        self._out.went_out(self._transport)
         if self._stage == STAGE_BUSY and self._handler is None:
             self._stage = STAGE_IDLE
             self._advance()
@@ -258,14 +253,14 @@ cdef class WorkerProtocol:
             return  # the connection is closed, or about to be
         self._waits = False
         self._stage = STAGE_IDLE
-        if open:
-            self._handle(request)
-        else:
+        if not open:
             self._respond("", error_response(ServerBusy(_SHARE)))
+        else:
+            self._handle(request)
         if self._stage == STAGE_IDLE:
             self._advance()
-        elif self._stage == STAGE_BUSY:
-            self._limit_reading()
+        else:
+            self._limit_reading()  # which looks at the stage itself
 
     cdef int _await_bytes(self) except -1:
         cdef ServerState state = self._state
@@ -314,32 +309,6 @@ cdef class WorkerProtocol:
         self._fail(ServerBusy("request bodies fill the memory set aside for them"))
         return False
 
-    cdef int _count_unsent(self, Py_ssize_t size) except -1:
-        """Note that *size* bytes of our reply are unsent, on a transport that doesn't count."""
-        self._state.unsent_here += size - self._counted
-        self._counted = size
-        return 0
-
-    cdef int _tell_sent(self) except -1:
-        """The reply is sent, or never will be."""
-        sent = self._sent
-        if sent is not None:
-            self._sent = None
-            try:
-                sent()
-            except Exception:
-                _logger.warning("a response's sent() failed", exc_info=True)
-        return 0
-
-    cdef bint _takes(self, Py_ssize_t size) except -1:
-        """Whether a reply of *size* bytes may be written: the unsent ones of all clients have a
-        limit. Where all is sent, a reply may have any size."""
-        cdef Py_ssize_t unsent
-        if size <= MAX_SMALL_BYTES:
-            return True
-        unsent = self._state.unsent
-        return unsent == 0 or unsent + size <= self._state.limits.max_unsent
-
     # --- dispatch
 
     cdef int _handle(self, ParsedRequest request) except -1:
@@ -349,10 +318,7 @@ cdef class WorkerProtocol:
         cdef dict values
         self._request = request
         self._stage = STAGE_IDLE
-        if self._counted or self._sent is not None:
-            # The client asks again: as a rule it has read the reply before.
-            self._count_unsent(0 if self._blind else self._transport.get_write_buffer_size())
-            self._tell_sent()
+        self._out.asked_again(self._transport)
         handler = None
         try:
             # As policy.check() does, without the time for another call.
@@ -373,7 +339,7 @@ cdef class WorkerProtocol:
             if validator.request_name is not None:
                 values[validator.request_name] = request.to_request(path, self._peer())
             kind = handler.kind
-            if kind != "inline" and not self._takes(MAX_SMALL_BYTES + 1):
+            if kind != "inline" and not self._out.takes(MAX_SMALL_BYTES + 1):
                 raise ServerBusy(_UNSENT)
             if kind != "inline" and not handler.acquire():
                 raise HandlerBusy(handler.name, handler.limit)
@@ -388,18 +354,10 @@ cdef class WorkerProtocol:
             self._respond(name, failure(name or "look-up", error))
             return 0
         if kind == "inline":  # one at a time by nature: no place to take
-            try:
-                response = handler.function(**values)
-                if type(response) is not Response:
-                    if isinstance(response, Future):
-                        self._await(handler, response)
-                        return 0
-                    response = to_response(handler.name, response)
-                else:
-                    response = response.checked()
-            except BaseException as error:
-                # SystemExit and KeyboardInterrupt too: a handler can't end the server.
-                response = failure(handler.name, error)
+            response = _run_inline(handler, values)
+            if isinstance(response, Future):
+                self._await(handler, response)
+                return 0
             self._respond(handler.name, response)
             return 0
         self._stage = STAGE_BUSY
@@ -416,21 +374,16 @@ cdef class WorkerProtocol:
             self._respond(handler.name, error_response(ServerBusy("no thread for the handler")))
         return 0
 
-    cdef int _await(self, handler, future) except -1:
+    cdef int _await(self, handler, future) except? -1:
         """An inline handler has its answer later: *future*."""
         self._stage = STAGE_BUSY
         self._handler = handler
         self._turn += 1
         self._deadline = 0.0
         future.add_done_callback(partial(self._on_future, self._turn, handler))
-        return 0
 
     def _on_future(self, long turn, handler, future):
-        try:
-            response = to_response(handler.name, future.result())
-        except BaseException as error:
-            response = failure(handler.name, error)
-        self._on_result(turn, response)
+        self._on_result(turn, _response_of(handler, future))
 
     def _on_task_done(self, long turn, handler, task):
         """A task that was cancelled before its first step never came to _run_async's own end."""
@@ -446,8 +399,8 @@ cdef class WorkerProtocol:
         self._handler = None
         self._task = None
         if self._stage == STAGE_LOST:
-            self._sent = response.sent
-            self._tell_sent()
+            self._out.begin(response.sent)
+            self._out.end()
             return
         self._stage = STAGE_IDLE
         self._respond(name, response)
@@ -469,8 +422,8 @@ cdef class WorkerProtocol:
         except BaseException:  # out of memory, say; a part of it may be written already
             _logger.debug("reply of %s not written", name, exc_info=True)
             self._transport.abort()
-            self._sent = response.sent
-            self._tell_sent()
+            self._out.begin(response.sent)
+            self._out.end()
             return 0
         if close:
             self._finish()
@@ -490,9 +443,9 @@ cdef class WorkerProtocol:
         cdef int status
         cdef bytes body
         cdef bytes head
-        self._sent = response.sent
-        if not self._takes(PyBytes_GET_SIZE(response.body)):
-            self._tell_sent()
+        self._out.begin(response.sent)
+        if not self._out.takes(PyBytes_GET_SIZE(response.body)):
+            self._out.went_out(self._transport)
             response = error_response(ServerBusy(_UNSENT))
         status = response.status
         body = response.body
@@ -508,12 +461,9 @@ cdef class WorkerProtocol:
         else:
             self._transport.write(head)
             self._transport.write(body)
-            if self._want_bytes is None:
-                self._count_unsent(
-                    len(body) if self._blind else self._transport.get_write_buffer_size()
-                )
-        if self._sent is not None and not self._writing_paused and not self._blind:
-            self._tell_sent()
+            self._out.wrote(len(body), self._transport)
+        if not self._writing_paused:
+            self._out.went_out(self._transport)
         return 0
 
     cdef int _finish(self) except -1:
@@ -598,52 +548,3 @@ cdef class WorkerProtocol:
     def abort(self):
         if self._transport is not None:
             self._transport.abort()
-
-
-cdef bint _hung_up(int fd) except -1:
-    """Whether the other end of a Unix socket is closed, and not only its writing half."""
-    poll = select.poll()
-    poll.register(fd, 0)
-    return any(events & select.POLLHUP for _, events in poll.poll(0))
-
-
-async def _run_async(WorkerProtocol protocol, long turn, handler, dict values):
-    """Run a coroutine handler to its response. Whatever it raises ends here: asyncio lets
-    SystemExit and KeyboardInterrupt of a task through to the loop, and that would stop it."""
-    try:
-        response = to_response(handler.name, await handler.function(**values))
-    except BaseException as error:
-        response = failure(handler.name, error)
-    finally:
-        handler.release()
-    protocol._on_result(turn, response)
-
-
-@cython.final
-@cython.internal
-cdef class _ThreadJob:
-    """A plain handler's call, run by a thread of the pool."""
-
-    cdef WorkerProtocol _protocol
-    cdef long _turn
-    cdef object _handler
-    cdef dict _values
-
-    def __init__(self, WorkerProtocol protocol, long turn, handler, dict values):
-        self._protocol = protocol
-        self._turn = turn
-        self._handler = handler
-        self._values = values
-
-    def __call__(self):
-        name = self._handler.name
-        try:
-            response = to_response(name, self._handler.function(**self._values))
-        except BaseException as error:
-            response = failure(name, error)
-        finally:
-            self._handler.release()
-        try:
-            self._protocol._state.call_soon(self._protocol._on_result, self._turn, response)
-        except RuntimeError:
-            _logger.debug("the loop closed before handler %s answered", name)

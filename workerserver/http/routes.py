@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Annotated
 
 from workerserver._parser import unquote
 from workerserver.http.registry import Handler
-from workerserver.process._pulse import health, set_rank
+from workerserver.job import presence
+from workerserver.process._pulse import health
 from workerserver.types import (
     MethodNotAllowed,
     NotFound,
@@ -34,7 +34,7 @@ class Router:
     def __init__(self, registry: Registry, metrics: Callable[[], Response] | None = None) -> None:
         self.registry = registry
         self.started = time.monotonic()
-        set_rank(_rank())
+        presence.tell(anew=True)
         # Made per server: their counters of running requests are the server's own.
         self._pages = {
             "/": Handler("/", self._index, inline=True),
@@ -97,11 +97,6 @@ class Router:
     def _healthz(self, max_step_age: Annotated[float | None, Range(0.0, 1e9)] = None) -> Response:
         """200: the process answers. With *max_step_age*, 503 if the last step is older than that
         many seconds."""
+        presence.tell()
         body, status = health(self.started, max_step_age)
         return Response(body, status, "application/json")
-
-
-def _rank() -> int | None:
-    """The launcher's RANK; None if it isn't set or can't be a rank."""
-    text = os.environ.get("RANK", "")
-    return int(text) if text.isdecimal() and text.isascii() and len(text) < 19 else None

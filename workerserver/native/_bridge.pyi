@@ -90,6 +90,7 @@ LATE: int
 HEALTH: int
 DUMP: int
 RELAY: int
+STEPS: int
 NAME: str
 
 @final

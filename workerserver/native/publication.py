@@ -7,17 +7,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from workerserver import handlers
-from workerserver.handlers import ping, stacks
+from workerserver.handlers import ping, stacks, steps
 from workerserver.http._protocol import WorkerProtocol, whole_reply
 from workerserver.http.access import PEER_REFUSED, AccessPolicy, NativeForm
 from workerserver.http.responses import error_response
 from workerserver.http.routes import INDEX, PREFIX, Router
+from workerserver.job import presence
 from workerserver.native._bridge import (
     DUMP,
     HEALTH,
     LATE,
     RELAY,
     STATIC,
+    STEPS,
     NativeHub,
     NativeListener,
     Table,
@@ -29,7 +31,7 @@ from workerserver.process._pulse import watch_switch
 from workerserver.process.environment import seconds
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.own import is_part_of
-from workerserver.stacks._stacks import prepare
+from workerserver.stacks.known import publish
 from workerserver.types import Forbidden, RequestTimeout, Response, ServerBusy, WorkerServerError
 
 if TYPE_CHECKING:
@@ -135,7 +137,7 @@ class Publication:
         )
         hub.set_snapshots(max(limits.max_snapshots, 1.0))
         state.unsent_elsewhere = lambda: self.listener.unsent
-        prepare()  # with the GIL, what reading stacks without it needs to know
+        publish()  # with the GIL, what reading stacks and waits without it needs to know
         self._router.registry.on_change(self.refresh)
         self.refresh()
         # torch's own server takes milliseconds to start, some of them with the GIL. The start of
@@ -153,7 +155,8 @@ class Publication:
         if not self._relayed and fallback.start_if_possible():
             self._hub.set_relay(fallback.path_bytes() or b"", *fallback.listener())
             self._relayed = True
-        prepare()  # again, after a shortage that may have passed
+        publish()  # again: after a shortage that may have passed, and what was imported since
+        presence.tell()  # the rank may have become known
         self.refresh()
 
     def refresh(self) -> None:
@@ -226,6 +229,9 @@ class Publication:
         handler = registry.own("dump_traceback")
         if handler is not None and handler.function is stacks.dump_traceback:
             add("POST", "dump_traceback", f"{PREFIX}dump_traceback", "dump", DUMP)
+        handler = registry.own("steps")
+        if handler is not None and handler.function is steps.steps:
+            add("POST", "steps", f"{PREFIX}steps", "none", STEPS)
         for name in fallback.names():
             handler = registry.own(name)
             ours = handler is None or is_part_of(handlers, handler.function.__module__)

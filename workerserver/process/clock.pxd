@@ -29,13 +29,21 @@ cdef extern from *:
         clock_gettime(clock, &now);
         return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
     }
+
+    static inline int64_t ws_clock_tick_ns(clockid_t clock)
+    {
+        struct timespec tick;
+        return clock_getres(clock, &tick) ? 0 : (int64_t)tick.tv_sec * 1000000000 + tick.tv_nsec;
+    }
     """
     ctypedef int clockid_t
     const clockid_t CLOCK_PROCESS_CPUTIME_ID
+    const clockid_t CLOCK_REALTIME
     const clockid_t CLOCK_THREAD_CPUTIME_ID
     const clockid_t WS_CLOCK
     const clockid_t WS_CLOCK_COARSE
     int64_t ws_clock_ns(clockid_t clock) noexcept nogil
+    int64_t ws_clock_tick_ns(clockid_t clock) noexcept nogil
 
 
 cdef inline int64_t monotonic_ns() noexcept nogil:
@@ -44,6 +52,16 @@ cdef inline int64_t monotonic_ns() noexcept nogil:
 
 cdef inline int64_t monotonic_coarse_ns() noexcept nogil:
     return ws_clock_ns(WS_CLOCK_COARSE)
+
+
+cdef inline int64_t coarse_tick_ns() noexcept nogil:
+    """Nanoseconds between two ticks of monotonic_coarse_ns()."""
+    return ws_clock_tick_ns(WS_CLOCK_COARSE)
+
+
+cdef inline int64_t wall_ns() noexcept nogil:
+    """Since the epoch."""
+    return ws_clock_ns(CLOCK_REALTIME)
 
 
 cdef inline int64_t process_cpu_ns() noexcept nogil:

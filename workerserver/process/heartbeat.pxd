@@ -4,7 +4,11 @@ from libc.stdint cimport int64_t
 
 
 cdef enum:
-    HEALTH_CAPACITY = 512  # bytes; no body of GET /healthz is longer
+    HEALTH_CAPACITY = 1536  # bytes; no body of GET /healthz is longer
+    STEPS_CAPACITY = 48 * 1024  # bytes; no body of the handler steps is longer
+
+# A step of the training loop. With the GIL held.
+cpdef void beat_at(int64_t step, int64_t now_ns) noexcept nogil
 
 # The GIL watch. on/off, asked: the I/O thread. answered: the loop's thread, once it has the GIL.
 cpdef void watch_switch(bint on) noexcept nogil
@@ -22,3 +26,6 @@ cdef Py_ssize_t health_body(
     double max_step_age,
     int *status,
 ) noexcept nogil
+
+# Writes the body of the handler steps to *out*. Returns its length, or -1 if it does not fit.
+cdef Py_ssize_t steps_body(char *out, size_t capacity) noexcept nogil

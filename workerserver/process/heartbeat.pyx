@@ -20,24 +20,32 @@ from workerserver.process.clock cimport monotonic_coarse_ns, monotonic_ns, proce
 cdef extern from *:
     """
     #include <stdint.h>
+    #include <string.h>
 
     typedef struct {
         int64_t step;
         int64_t stamp; /* ns; 0: no step yet */
     } ws_beat;
 
-    /* Beat n lies in slot n % 2, so the last one stays whole while the next is written. */
+    /* Beat n lies in slot n % WS_SLOTS, so the last ones stay whole while the next is written.
+     * steps.pyx gives the last half of them: a reader that is overtaken still has room. */
+    enum { WS_SLOTS = 2048 };
     static struct {
         int64_t count;
-        ws_beat slots[2];
+        ws_beat slots[WS_SLOTS] __attribute__((aligned(64)));
     } ws_pulse __attribute__((aligned(64)));
+
+    static inline ws_beat *ws_slot(int64_t beat)
+    {
+        return &ws_pulse.slots[beat & (WS_SLOTS - 1)];
+    }
 
     /* One writer at a time: the thread that holds the GIL. Each store is a release. So a reader
      * that sees a value of beat n also sees that beat n - 1 was counted. */
     static inline void ws_beat_write(int64_t step, int64_t stamp)
     {
         int64_t count = __atomic_load_n(&ws_pulse.count, __ATOMIC_RELAXED) + 1;
-        ws_beat *slot = &ws_pulse.slots[count & 1];
+        ws_beat *slot = ws_slot(count);
         __atomic_store_n(&slot->step, step, __ATOMIC_RELEASE);
         __atomic_store_n(&slot->stamp, stamp, __ATOMIC_RELEASE);
         __atomic_store_n(&ws_pulse.count, count, __ATOMIC_RELEASE);
@@ -51,10 +59,30 @@ cdef extern from *:
         int tries = 100;
         do {
             count = __atomic_load_n(&ws_pulse.count, __ATOMIC_ACQUIRE);
-            ws_beat *slot = &ws_pulse.slots[count & 1];
+            ws_beat *slot = ws_slot(count);
             beat.step = __atomic_load_n(&slot->step, __ATOMIC_ACQUIRE);
             beat.stamp = __atomic_load_n(&slot->stamp, __ATOMIC_ACQUIRE);
         } while (count != __atomic_load_n(&ws_pulse.count, __ATOMIC_RELAXED) && --tries);
+        return beat;
+    }
+
+    static inline int64_t ws_beat_count(void)
+    {
+        return __atomic_load_n(&ws_pulse.count, __ATOMIC_ACQUIRE);
+    }
+
+    /* Beat *number*, one of the last WS_SLOTS - 1; its stamp is 0 if there is no such beat (any
+     * more). The beat that is being written now may lie in the slot of the oldest one. */
+    static inline ws_beat ws_beat_at(int64_t number)
+    {
+        ws_beat beat = {0, 0};
+        if (number <= 0)
+            return beat;
+        ws_beat *slot = ws_slot(number);
+        beat.step = __atomic_load_n(&slot->step, __ATOMIC_ACQUIRE);
+        beat.stamp = __atomic_load_n(&slot->stamp, __ATOMIC_ACQUIRE);
+        if (__atomic_load_n(&ws_pulse.count, __ATOMIC_RELAXED) - number >= WS_SLOTS - 1)
+            beat.stamp = 0;
         return beat;
     }
 
@@ -77,6 +105,44 @@ cdef extern from *:
         __atomic_store_n(field, value, __ATOMIC_RELEASE);
     }
 
+    /* What the process is told apart by, as the last fields of a JSON object. Text n lies in slot
+     * n % 4: it stays whole while the next three are written, and no reader takes so long. One
+     * writer at a time: the thread that holds the GIL. */
+    enum { WS_TEXTS = 4, WS_TEXT_BYTES = 768 };
+    static struct {
+        int64_t count;
+        struct {
+            int64_t size;
+            char bytes[WS_TEXT_BYTES];
+        } slots[WS_TEXTS];
+    } ws_identity;
+
+    static inline void ws_identity_write(const char *bytes, size_t size)
+    {
+        int64_t count = __atomic_load_n(&ws_identity.count, __ATOMIC_RELAXED) + 1;
+        memcpy(ws_identity.slots[count % WS_TEXTS].bytes, bytes, size);
+        ws_identity.slots[count % WS_TEXTS].size = (int64_t)size;
+        __atomic_store_n(&ws_identity.count, count, __ATOMIC_RELEASE);
+    }
+
+    /* Copies the text to *out*, which has room for WS_TEXT_BYTES, and returns its size. */
+    static inline size_t ws_identity_read(char *out)
+    {
+        int tries = 100;
+        for (;;) {
+            int64_t count = __atomic_load_n(&ws_identity.count, __ATOMIC_ACQUIRE);
+            int64_t size = ws_identity.slots[count % WS_TEXTS].size;
+            if (size < 0 || size > WS_TEXT_BYTES)
+                size = 0;
+            memcpy(out, ws_identity.slots[count % WS_TEXTS].bytes, (size_t)size);
+            int64_t now = __atomic_load_n(&ws_identity.count, __ATOMIC_ACQUIRE);
+            if (now < count + WS_TEXTS - 1)
+                return (size_t)size;
+            if (--tries == 0)
+                return 0;
+        }
+    }
+
     /* Whether this call turned *field* from *before* into *after*. */
     static inline int ws_turn(int64_t *field, int64_t before, int64_t after)
     {
@@ -89,6 +155,8 @@ cdef extern from *:
         int64_t stamp
     void ws_beat_write(int64_t step, int64_t stamp) noexcept nogil
     ws_beat ws_beat_read() noexcept nogil
+    int64_t ws_beat_count() noexcept nogil
+    ws_beat ws_beat_at(int64_t number) noexcept nogil
 
     cdef struct ws_watch_fields:
         int64_t on
@@ -100,6 +168,10 @@ cdef extern from *:
     int64_t ws_load(const int64_t *field) noexcept nogil
     void ws_store(int64_t *field, int64_t value) noexcept nogil
     bint ws_turn(int64_t *field, int64_t before, int64_t after) noexcept nogil
+    enum:
+        WS_TEXT_BYTES
+    void ws_identity_write(const char *bytes, size_t size) noexcept nogil
+    size_t ws_identity_read(char *out) noexcept nogil
 
 
 cdef inline int64_t _since(int64_t then, int64_t now) noexcept nogil:
@@ -128,6 +200,11 @@ as an integer; on a GPU, reading it waits for the GPU.
     else:
         value = PyNumber_Index(step)  # C conversion alone would take floats
     ws_beat_write(value, monotonic_coarse_ns())
+
+
+cpdef void beat_at(int64_t step, int64_t now_ns) noexcept nogil:
+    """heartbeat(*step*) at the time *now_ns* of monotonic_ns()."""
+    ws_beat_write(step, now_ns)
 
 
 def last_heartbeat():
@@ -191,13 +268,25 @@ def set_rank(rank):
     ws_store(&ws_watch.rank, value)
 
 
+def set_identity(bytes fields):
+    """What ``/healthz`` tells last: *fields* of a JSON object, each with a comma before it, or b"".
+
+    ValueError if they are longer than 768 bytes.
+    """
+    if len(fields) > WS_TEXT_BYTES:
+        raise ValueError(f"an identity of {len(fields)} bytes")
+    ws_identity_write(fields, len(fields))
+
+
 def reset():
     """Forget everything: a forked child has made no step of its own, and nobody watches it."""
     ws_beat_write(-1, 0)
+    forget_median()
     watch_switch(False)
     ws_store(&ws_watch.last, -1)
     ws_store(&ws_watch.longest, -1)
     ws_store(&ws_watch.rank, -1)
+    ws_identity_write(b"", 0)
 
 
 # Here and not in the server: a program may call heartbeat() and fork without importing the server.
@@ -308,6 +397,7 @@ cdef Py_ssize_t health_body(
     int *status,
 ) noexcept nogil:
     cdef Text text
+    cdef char identity[WS_TEXT_BYTES]
     cdef ws_beat beat = ws_beat_read()
     cdef bint never = beat.stamp == 0
     cdef int64_t age = -1 if never else _since(beat.stamp, now_ns)
@@ -346,13 +436,16 @@ cdef Py_ssize_t health_body(
     nanoseconds(&text, process_cpu_ns())
     word(&text, b',"rss_bytes":')
     bytes_or_null(&text, ws_resident_bytes())
+    word(&text, b',"step_median_s":')
+    nanoseconds(&text, step_median_ns())
+    put(&text, identity, ws_identity_read(identity))
     word(&text, b"}")
     status[0] = 503 if stalled else 200
     return -1 if text.at is NULL else text.at - out
 
 
-# 512 is HEALTH_CAPACITY, a name of C that the signature can't show to Python.
-def health(double started, max_step_age=None, *, now_ns=None, size_t capacity=512):
+# 1536 is HEALTH_CAPACITY, a name of C that the signature can't show to Python.
+def health(double started, max_step_age=None, *, now_ns=None, size_t capacity=1536):
     """``(body, status)`` of GET /healthz, as health_body gives them to the native I/O thread.
 
     *started* is the server's start by ``time.monotonic()``, *now_ns* the time to answer for.

@@ -12,7 +12,15 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = ["BACKLOG", "UnixListener", "bind_tcp", "close_accepted", "fill_standard_descriptors"]
+__all__ = [
+    "BACKLOG",
+    "UnixListener",
+    "bind_tcp",
+    "close_accepted",
+    "fill_standard_descriptors",
+    "is_listening",
+    "remove_stale",
+]
 
 BACKLOG = 1024
 LOCK_SECONDS = 1.0
@@ -90,6 +98,28 @@ class UnixListener:
             info = os.lstat(self.path)
             if (info.st_dev, info.st_ino) == self._identity:
                 os.unlink(self.path)
+
+
+def remove_stale(path: str) -> bool:
+    """Remove the socket file *path* if it is our own user's and no process listens on it any more.
+    Whether it was removed."""
+    try:
+        with _locked_folder(os.path.dirname(path)):
+            if _is_stale(path):
+                os.unlink(path)
+                return True
+    except OSError:
+        pass
+    return False
+
+
+def is_listening(path: str) -> bool:
+    """Whether *path* is a socket of our own user on which a process listens."""
+    try:
+        info = os.lstat(path)
+        return stat.S_ISSOCK(info.st_mode) and info.st_uid == os.geteuid() and not _is_stale(path)
+    except OSError:
+        return False
 
 
 def _is_stale(path: str) -> bool:

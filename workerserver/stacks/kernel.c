@@ -9,6 +9,33 @@
 #include <string.h>
 #include <unistd.h>
 
+void ws_path(char *to, size_t size, const char *start, unsigned long id, const char *end) {
+    char digits[24];
+    char *at = to + strlen(start);
+    int count = 0;
+    assert(strlen(start) + sizeof digits + strlen(end) < size);
+    memcpy(to, start, strlen(start));
+    do {
+        digits[count++] = (char)('0' + id % 10);
+        id /= 10;
+    } while (id > 0);
+    while (count > 0)
+        *at++ = digits[--count];
+    memcpy(at, end, strlen(end) + 1);
+}
+
+size_t ws_read_file(const char *path, char *to, size_t size) {
+    ssize_t n = -1;
+    assert(size > 1);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        n = read(fd, to, size - 1);
+        close(fd);
+    }
+    to[n > 0 ? n : 0] = 0;
+    return n > 0 ? (size_t)n : 0;
+}
+
 #ifdef __linux__
 
 #include <sys/mman.h>
@@ -32,28 +59,10 @@ typedef struct {
 
 /* Reads at most size - 1 bytes of /proc/self/task/ID/NAME and adds a NUL; returns how many. */
 static size_t read_task(long id, const char *name, char *to, size_t size) {
-    char path[64] = "/proc/self/task/";
-    char digits[24];
-    char *at = path + strlen(path);
-    int count = 0;
-    assert(id > 0 && size > 1);
-    do {
-        digits[count++] = (char)('0' + id % 10);
-        id /= 10;
-    } while (id > 0);
-    while (count > 0)
-        *at++ = digits[--count];
-    *at++ = '/';
-    assert(strlen(name) < (size_t)(path + sizeof path - at));
-    strcpy(at, name);
-    ssize_t n = -1;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd >= 0) {
-        n = read(fd, to, size - 1);
-        close(fd);
-    }
-    to[n > 0 ? n : 0] = 0;
-    return n > 0 ? (size_t)n : 0;
+    char path[64];
+    assert(id > 0);
+    ws_path(path, sizeof path, "/proc/self/task/", (unsigned long)id, name);
+    return ws_read_file(path, to, size);
 }
 
 void ws_kernel_state(long native_id, ws_kernel *out) {
@@ -61,15 +70,26 @@ void ws_kernel_state(long native_id, ws_kernel *out) {
     memset(out, 0, sizeof *out);
     if (native_id <= 0)
         return;
-    size_t size = read_task(native_id, "stat", stat, sizeof stat);
+    size_t size = read_task(native_id, "/stat", stat, sizeof stat);
     /* The second field is the command in parentheses and may itself hold any character. */
     const char *end = memrchr(stat, ')', size);
     if (end != NULL && end[1] == ' ' && end[2] > ' ' && end[2] < 127)
         out->state = end[2];
-    read_task(native_id, "wchan", out->wchan, sizeof out->wchan);
+    read_task(native_id, "/wchan", out->wchan, sizeof out->wchan);
     if (strcmp(out->wchan, "0") == 0)
         out->wchan[0] = 0;
     ws_check_kernel(out);
+}
+
+uint64_t ws_pid_namespace(void) {
+    char target[64]; /* "pid:[4026531836]" */
+    uint64_t number = 0;
+    ssize_t size = readlink("/proc/self/ns/pid", target, sizeof target);
+    for (ssize_t i = 0; i < size; i++) {
+        if (target[i] >= '0' && target[i] <= '9')
+            number = 10 * number + (uint64_t)(target[i] - '0');
+    }
+    return number;
 }
 
 static void add(ws_snapshot *out, const char *name) {
@@ -85,7 +105,7 @@ static void add(ws_snapshot *out, const char *name) {
         out->truncated = true;
         return;
     }
-    size_t size = read_task(id, "comm", comm, COMM);
+    size_t size = read_task(id, "/comm", comm, COMM);
     if (size > 0 && comm[size - 1] == '\n')
         size--;
     thread->native_id = id;
@@ -138,6 +158,10 @@ void ws_kernel_free(ws_snapshot *snapshot) {
 void ws_kernel_state(long native_id, ws_kernel *out) {
     (void)native_id;
     memset(out, 0, sizeof *out);
+}
+
+uint64_t ws_pid_namespace(void) {
+    return 0;
 }
 
 int ws_kernel_take(ws_snapshot *out) {

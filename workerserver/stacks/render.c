@@ -8,7 +8,9 @@
 #include "blake2b.h"
 #include "check.h"
 #include "put.h"
+#include "put_facts.h"
 #include "selfread.h"
+#include "waits.h"
 
 /* Characters of a name in the "top" of a digest. */
 enum { TOP_NAME = 60 };
@@ -188,7 +190,20 @@ static void put_json_frame(sink *out, const ws_frame *frame) {
     ws_put(out, "}");
 }
 
-static void put_json_thread(sink *out, const ws_snapshot *snapshot, const ws_thread *thread) {
+/* What frames tell comes first: the kernel knows less of it. */
+static void put_json_waits(
+    sink *out, const ws_snapshot *snapshot, size_t index, char state, ws_waits_budget *left) {
+    const ws_thread *thread = &snapshot->threads[index];
+    if (ws_put_wait(out, snapshot, index))
+        ws_put_switches(out, thread->native_id);
+    else
+        ws_put_waits(out, thread, state, left);
+    ws_put_holds(out, snapshot, index);
+}
+
+static void put_json_thread(
+    sink *out, const ws_snapshot *snapshot, size_t index, ws_waits_budget *left) {
+    const ws_thread *thread = &snapshot->threads[index];
     ws_kernel kernel;
     ws_kernel_state(thread->native_id, &kernel);
     ws_put(out, "{\"ident\":");
@@ -226,10 +241,14 @@ static void put_json_thread(sink *out, const ws_snapshot *snapshot, const ws_thr
         ws_put(out, i > 0 ? "," : "");
         put_json_frame(out, frame_of(snapshot, thread, i));
     }
-    ws_put(out, "]}");
+    ws_put(out, "]");
+    if (!is_ours(thread))
+        put_json_waits(out, snapshot, index, kernel.state, left);
+    ws_put(out, "}");
 }
 
 static void put_json(sink *out, const ws_snapshot *snapshot) {
+    ws_waits_budget left = WS_WAITS_BUDGET;
     ws_put(out, "{\"version\":1,\"pid\":");
     ws_put_decimal(out, (uint64_t)snapshot->pid);
     ws_put(out, ",\"mode\":");
@@ -243,9 +262,15 @@ static void put_json(sink *out, const ws_snapshot *snapshot) {
     ws_put(out, ",\"threads\":[");
     for (size_t i = 0; i < snapshot->thread_count; i++) {
         ws_put(out, i > 0 ? "," : "");
-        put_json_thread(out, snapshot, &snapshot->threads[i]);
+        put_json_thread(out, snapshot, i, &left);
     }
-    ws_put(out, "]}");
+    ws_put(out, "]");
+    uint64_t namespace = ws_pid_namespace();
+    if (namespace != 0) {
+        ws_put(out, ",\"pid_namespace\":");
+        ws_put_decimal(out, namespace);
+    }
+    ws_put(out, "}");
 }
 
 /* ---- digest ---- */

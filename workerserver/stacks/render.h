@@ -24,6 +24,9 @@ typedef struct {
  * and `wchan` (where it waits in the kernel), both read now and null where unreadable, `truncated`
  * (frames were left out), `unstable` and `frames`, newest first: `file`, `line` (null: unknown),
  * `function`, `qualname` (null before CPython 3.11). Names end after 1024 characters with "...".
+ * Where it is known what a thread waits for, `waits_for` and `switches` follow (waits.h); not for
+ * this package's own threads. After the threads comes `pid_namespace`, if it can be read: processes
+ * of one host mean the same by a process id only where these numbers are equal.
  *
  * WS_DIGEST, 100 to 200 bytes of JSON, equal where processes do the same, and in mode "gil" as in
  * mode "nogil": `version` 1; `main`, the hash of the main thread's stack (null if it has none);
@@ -56,6 +59,15 @@ typedef struct {
     char state;     /* the kernel's letter; 0: unreadable */
     char wchan[64]; /* where it waits in the kernel; empty: nowhere, or unreadable */
 } ws_kernel;
+
+/* `start`, the number and `end` as one path, which fits into `size` bytes with 24 to spare. */
+void ws_path(char *to, size_t size, const char *start, unsigned long id, const char *end);
+
+/* Reads at most size - 1 bytes of a file of /proc at once and adds a NUL; returns how many. */
+size_t ws_read_file(const char *path, char *to, size_t size);
+
+/* The number of this process's namespace of process ids, unique on a host; 0: not known. */
+uint64_t ws_pid_namespace(void);
 
 /* A thread of this process, now; waits for nothing but the kernel. */
 void ws_kernel_state(long native_id, ws_kernel *out);

@@ -24,7 +24,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 JOB = HERE / "recorded_job.py"
-#: How many operations of each rank are kept: the last ones.
+#: The last operations of each rank are kept: this many.
 KEEP = 5
 #: Stopped by SIGSTOP once the job has hung or run for a while.
 STOP = {"stopped": 1, "two_asleep": 2}
@@ -35,7 +35,7 @@ QUESTIONS = {
     "fr_summary": ("POST", "/handler/fr_summary"),
     "flight": ("POST", "/handler/fr_trace_json"),
 }
-#: What stock torch answers to.
+#: The questions that stock torch answers.
 STOCK = {
     "text": ("POST", "/handler/dump_traceback"),
     "flight": ("POST", "/handler/fr_trace_json"),

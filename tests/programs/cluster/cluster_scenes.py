@@ -216,7 +216,7 @@ def operations() -> dict[str, Callable[[], Any]]:
 
 def late_rank(orders: int) -> None:
     """Do each operation after an order."""
-    os.read(orders, 1)  # else it would wait for the other rank in long naps
+    os.read(orders, 1)  # else the rank would sleep long between two looks at the other rank
     dist.init_process_group("gloo", f"file://{FOLDER}/store", rank=1, world_size=2)
     for operation in operations().values():
         assert os.read(orders, 1) == b"."

@@ -78,7 +78,7 @@ def trainer_profiles() -> list[dict[str, object]]:
 def trainer_warms_up() -> list[dict[str, object]]:
     outcomes = []
     with profile(schedule=schedule(wait=1, warmup=1, active=1, repeat=1)) as prof:
-        outcomes.append(ask_and_train())  # in the waiting step: nothing of the trainer's is begun
+        outcomes.append(ask_and_train())  # in the waiting step: the trainer's profile has not begun
         prof.step()
         outcomes.append(ask_and_train())
         prof.step()

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-from workerserver import WorkerServer, server
+from workerserver import WorkerServer, heartbeat, server
 from workerserver._parser import ParsedRequest
 from workerserver.handlers import default_registry
 from workerserver.http.access import Rule, standard_rules
@@ -126,6 +126,8 @@ def main(folder: str, *more: str) -> None:
         )
         dist.barrier()
     threading.Thread(target=wait_for_batch, name="loader", daemon=True).start()
+    heartbeat(6)
+    heartbeat(7)
     with contextlib.ExitStack() as stack:
         stack.enter_context(WorkerServer(os.path.join(folder, "s")))
         say(stack.enter_context(WorkerServer("127.0.0.1", 0)).port)

@@ -1,6 +1,6 @@
 /* pings ADDRESS COUNT CONNECTIONS PAUSE_US: COUNT pings over CONNECTIONS keep-alive connections to
  * a socket's path or to 127.0.0.1:PORT, one at a time on each. Every reply is read whole and
- * compared. Prints one line of JSON: replies that came and were right, times in microseconds. */
+ * compared. Prints one line of JSON: the number of right replies, and times in microseconds. */
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -83,7 +83,7 @@ int main(int argc, char **argv) {
             return 1;
     }
     while (right + wrong < sent) {
-        /* One connection: block in read() as the simplest client does. */
+        /* With one connection, wait in read() as the simplest client does. */
         if (number > 1 && poll(polled, (nfds_t)number, PATIENCE_MS) <= 0)
             break;
         for (int i = 0; i < number; i++) {

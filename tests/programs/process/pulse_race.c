@@ -1,6 +1,6 @@
-/* Writers and readers of the pulse's C block at full speed, without any GIL: `PULSE` is that block,
- * taken out of heartbeat.pyx. Prints how much was read; exits with 1 after a torn pair, a step
- * back in time or a wait that nobody waited. */
+/* Writers and readers of the pulse's C block run at full speed, without any GIL. `PULSE` is that
+ * block, taken out of heartbeat.pyx. Prints how much was read. The exit status is 1 after a torn
+ * pair, a step back in time, or a wait that no writer wrote. */
 #include PULSE
 #include <pthread.h>
 #include <stdbool.h>
@@ -19,7 +19,7 @@ static void *train(void *unused)
     for (int64_t step = 1; step <= ROUNDS; step++) {
         ws_beat_write(step, step + BASE);
         for (volatile int pause = 0; pause < 10; pause++) {
-            /* no training loop calls faster than this */
+            /* no training loop calls heartbeat() faster */
         }
     }
     ws_store(&done, 1);

@@ -1,5 +1,6 @@
-/* Breaks one promise of buffers, snapshots or reads, the one that argv[1] names, and goes on. Built
- * without NDEBUG, an assertion ends it; "nothing" breaks none, and the exit status is 0. */
+/* Breaks one promise of buffers, snapshots or reads, and goes on. argv[1] names the promise. Built
+ * without NDEBUG, the program ends by an assertion. "nothing" breaks no promise: then the exit
+ * status is 0. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +11,7 @@
 #include "put.h"
 #include "selfread/internal.h"
 
-/* What dump.c and render.c ask of the walker. */
+/* The walker's functions that dump.c and render.c call. */
 const char *ws_selfread_problem(void) {
     return "not here";
 }
@@ -19,7 +20,8 @@ int ws_selfread_prepare(void) {
     return -1;
 }
 
-int ws_selfread_take(ws_snapshot *out) {
+int ws_selfread_take(ws_snapshot *out, bool facts) {
+    (void)facts;
     memset(out, 0, sizeof *out);
     return -1;
 }

@@ -1,6 +1,7 @@
-/* Reads a hand-made interpreter of two threads with the walker's own files, and breaks what the
- * walker relies on, as argv[1] says. Built without NDEBUG, an assertion ends it; "nothing" breaks
- * none: it prints how many threads and frames were found, and the exit status is 0. */
+/* Reads a hand-made interpreter of two threads with the walker's own files. argv[1] names a promise
+ * that the walker relies on, and the program breaks this promise. Built without NDEBUG, it ends by
+ * an assertion. "nothing" breaks no promise: then it prints how many threads and frames it found,
+ * and its exit status is 0. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,7 +36,7 @@ typedef struct state {
     const chunk *chunk;
 } state;
 
-/* All that can be read. Frames are read by the page, so there is a page behind them. */
+/* All readable memory. The walker reads frames by the page, so a page follows them. */
 static _Alignas(WS_PAGE) struct {
     struct {
         const state *threads;
@@ -52,8 +53,8 @@ static _Alignas(WS_PAGE) struct {
 } made;
 
 static const char *wanted;
-static int readings; /* of the state of the thread that stands still */
-static bool armed;   /* something will be broken at the fourth one */
+static int readings; /* readings of the state of the thread that stands still */
+static bool armed;   /* the fourth reading breaks the promise */
 
 static bool breaks(const char *name) {
     return strcmp(wanted, name) == 0;
@@ -81,7 +82,7 @@ static void make(void) {
     }
 }
 
-/* --- what layout.c and names.c would do with a Python */
+/* --- in the place of layout.c, names.c and facts.c */
 
 const char *ws_layout_learn(void) {
     ws_layout = (ws_layout_t){
@@ -117,11 +118,17 @@ void ws_names_take(ws_arena *arena, ws_snapshot *out) {
     (void)out;
 }
 
-/* --- what memory.c would do, and between two readings the planted changes */
+void ws_waits_take(ws_arena *arena, ws_snapshot *out, const ws_place *places) {
+    (void)arena;
+    (void)out;
+    (void)places;
+}
+
+/* --- in the place of memory.c, with the planted changes between two readings */
 
 static void change(uintptr_t address, size_t size) {
     ws_snapshot other;
-    /* The list of threads was one, two walks that agree were the next ones. */
+    /* The first reading was the list of threads. The next ones were two walks that agree. */
     if (address != (uintptr_t)&made.states[1] || size != sizeof(state) || !armed || ++readings != 4)
         return;
     if (breaks("a stack that stood still moves"))
@@ -132,7 +139,7 @@ static void change(uintptr_t address, size_t size) {
         made.gil.holder = &made.states[1];
     }
     if (breaks("a second reader"))
-        ws_selfread_take(&other);
+        ws_selfread_take(&other, false);
 }
 
 void ws_read_many(ws_read *reads, size_t count) {
@@ -140,7 +147,7 @@ void ws_read_many(ws_read *reads, size_t count) {
         uintptr_t start = (uintptr_t)&made, at = reads[i].address;
         uintptr_t here = (uintptr_t)&start;
         bool own = at >= start && at - start + reads[i].size <= sizeof made;
-        bool local = at > here && at - here < 65536; /* what the reader tries itself on */
+        bool local = at > here && at - here < 65536; /* the reader's trial of itself */
         change(at, reads[i].size);
         reads[i].ok = own || local;
         if (reads[i].ok)
@@ -217,7 +224,7 @@ int main(int count, char **words) {
     }
     break_layout();
     armed = true;
-    if (ws_selfread_take(&snapshot) != 0)
+    if (ws_selfread_take(&snapshot, true) != 0)
         return 1;
     break_cache();
     printf("%zu threads, %zu frames, line %d\n", snapshot.thread_count, snapshot.frame_count,

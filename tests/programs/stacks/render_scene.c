@@ -1,6 +1,6 @@
-/* Renders a snapshot made by hand, as no process can be made to give one: unstable and cut-off
- * stacks, unreadable names, impossible characters, no memory. Prints each rendering between lines
- * of "==== NAME"; exit status 1 and a line on stderr for what must hold besides. */
+/* Renders a hand-made snapshot that no real process gives: unstable and cut-off stacks, unreadable
+ * names, impossible characters, no memory. Prints each rendering between lines of "==== NAME". If
+ * another check fails, it prints a line on stderr, and the exit status is 1. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -8,7 +8,7 @@
 #include "render.h"
 #include "selfread.h"
 
-/* The renderer asks this for a reason only. */
+/* The renderer calls this only to learn a reason. */
 const char *ws_selfread_problem(void) {
     return NULL;
 }
@@ -76,7 +76,7 @@ int main(void) {
     show("kernel", ws_render(&kernel, WS_TEXT, &out), &out);
     ws_kernel_free(&kernel);
 
-    /* Without memory nothing is written, and nothing is lost. */
+    /* Without memory the renderer writes nothing, and loses nothing. */
     static ws_frame many[WS_MAX_FRAMES];
     enum { DEPTH = 512, THREADS = WS_MAX_FRAMES / DEPTH };
     static ws_thread deep[THREADS];

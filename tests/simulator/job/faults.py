@@ -29,8 +29,8 @@ ABSENT: dict[str, str] = {
     "await": "lock",
     "condition": "lock",
     "acquire": "lock",
-    "join": "lock",
-    "result": "lock",
+    "join": "joined",
+    "result": "joined",
     "gil": "gil held",
     "stop": "unreachable",
     "die": "unreachable",
@@ -42,6 +42,21 @@ DEVIATIONS = (
     "skip", "skip", "swallow", "extra", "other", "shape", "dtype", "order", "crossed groups",
     "skip new_group", "key",
 )  # fmt: skip
+
+#: A pause lasts for so many usual steps, but for no longer than so many seconds...
+PAUSE_STEPS = 30.0
+PAUSE_MOST_S = 100.0
+#: ... and may always last for so long; where nothing tells how long a step takes, for no longer:
+#: test_twins shows that such a rank and one that never comes back give the same answers.
+PAUSE_LEAST_S = 4.5
+#: Steps after which the answers tell how long one takes.
+PACED_STEPS = 4
+#: A hang is settled after so many usual steps, and so many seconds. Both are more than any pause.
+SETTLED_STEPS = 48.0
+SETTLED_LEAST_S = 12.0
+SETTLED_MOST_S = 150.0
+#: A job begins so long before its first step, as its uptime tells.
+STARTS_S = 3.5
 
 #: Pauses that end.
 PAUSES = ("sleep", "compute", "write", "data", "child", "beats")
@@ -63,9 +78,10 @@ def plant(draft: Draft) -> None:
         _pause(draft, fault)
     else:
         job.look = "settled" if draw() < 0.85 else "fresh"
-        # Longer than what usually happens, and than every limit: else it is fresh.
-        longest = 3.5 * job.usual * 1.6
-        job.after = max(longest, 6.0) * (1 + 3 * draw() ** 2)
+        # As long as the answers make a step seem: an average has the job's start in it.
+        step = job.usual + (STARTS_S / draft.warm if any(each.beats for each in job.ranks) else 0.0)
+        longest = max(min(SETTLED_STEPS * step, SETTLED_MOST_S), SETTLED_LEAST_S)
+        job.after = longest * (1 + 2 * draw() ** 2)
         if job.look == "fresh":
             job.after = draw() * longest
         if job.world == 1 or draw() < 0.6:
@@ -144,10 +160,15 @@ def _victim(draft: Draft) -> int:
 
 
 def _pause(draft: Draft, fault: list[list[Op]]) -> None:
-    """Up to thirty usual steps, and seen while it lasts or just after."""
+    """Seen while it lasts, or just after."""
     job, draw = draft.job, draft.random.random
     kind = PAUSES[int(draw() * len(PAUSES))]
-    seconds = max(job.usual * (2 + 28 * draw()), 1.0 + 20 * draw())
+    longest = PAUSE_LEAST_S
+    if _paced(draft):
+        # The stages of a pipeline work at the same time.
+        step = job.usual / 3 if job.layout == "pipeline" else job.usual
+        longest = max(min(PAUSE_STEPS * step, PAUSE_MOST_S), longest)
+    seconds = longest * (0.1 + 0.9 * draw())
     rank = _victim(draft)
     key = ("io", "cpu", "still")[int(draw() * 3)] if kind == "write" else ""
     line = draft.next_line()
@@ -163,6 +184,14 @@ def _pause(draft: Draft, fault: list[list[Op]]) -> None:
     _accuse(draft, f"late {kind} {key}".rstrip(), rank, "late", True)
     job.look = "fresh"
     job.after = seconds * draw() * 1.1
+
+
+def _paced(draft: Draft) -> bool:
+    """The answers tell how long a step usually takes: by heartbeats, or by what is recorded."""
+    ranks = draft.job.ranks
+    if draft.warm < PACED_STEPS:
+        return False
+    return all(plan.beats and plan.stride == 1 and not plan.stock for plan in ranks)
 
 
 # --- absent

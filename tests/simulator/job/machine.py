@@ -18,8 +18,10 @@ __all__ = ["LATENCY", "MAX_EVENTS", "Entry", "Machine", "Meeting", "Rank", "Thre
 
 #: Seconds that an operation takes after the last rank has come.
 LATENCY = 0.002
+#: Heartbeats that are remembered.
+BEATS = 65
 #: A job that goes on in so many events, or whose loop takes no time, is none that anybody made.
-MAX_EVENTS = 60_000
+MAX_EVENTS = 300_000
 #: What NCCL records at the end of a batch.
 COALESCED = Op("coalesced", name="coalesced")
 #: Operations that take time, by a clock or for ever.
@@ -58,8 +60,8 @@ class Entry:
     """
 
     __slots__ = (
-        "created", "done", "group", "inner", "meeting", "number", "op", "op_id", "p2p_seq",
-        "parts", "rank", "seq", "started", "thread",
+        "created", "done", "group", "inner", "meeting", "number", "op", "op_id", "order",
+        "p2p_seq", "parts", "rank", "seq", "started", "thread",
     )  # fmt: skip
 
     def __init__(self, rank: Rank, group: Group, op: Op, seq: int, p2p_seq: int, now: float):
@@ -73,6 +75,7 @@ class Entry:
         self.done = inf
         self.number = -1
         self.op_id = 0
+        self.order = 0
         self.thread: Thread | None = None
         self.meeting: Meeting | None = None
         self.inner = False
@@ -104,13 +107,21 @@ class Thread:
         self.works: dict[str, list[Meeting]] = {}
         self.entry: Entry | None = None
 
+    @property
+    def in_stream(self) -> bool:
+        """It waits for its rank's stream: in a synchronise, or in NCCL's barrier."""
+        op = self.op
+        if op is None or self.state != "blocked":
+            return False
+        return op.kind == "sync" or (op.kind == "call" and not self.wants)
+
 
 class Rank:
     """A process."""
 
     __slots__ = (
-        "alive", "beat", "cpu", "drained", "ended", "events", "frozen", "gil", "io_s", "issued",
-        "local", "locks", "number", "plan", "queues", "rings", "seqs", "step", "stopped",
+        "alive", "beat", "beats", "cpu", "drained", "ended", "events", "frozen", "gil", "io_s",
+        "issued", "local", "locks", "number", "plan", "queues", "rings", "seqs", "step", "stopped",
         "stream", "threads", "totals", "trainer",
     )  # fmt: skip
 
@@ -129,6 +140,7 @@ class Rank:
         self.gil: Thread | None = None
         self.step = -plan.stride
         self.beat = -inf
+        self.beats: deque[float] = deque(maxlen=BEATS)
         self.trainer: Thread | None = None
         self.cpu = 0.0
         self.io_s = 0.0
@@ -260,6 +272,7 @@ class Machine:
         rank = thread.rank
         rank.step += rank.plan.stride
         rank.beat = self.now
+        rank.beats.append(self.now)
         rank.trainer = thread
         return 0.0
 
@@ -317,6 +330,7 @@ class Machine:
             number = rank.totals.get(group.backend, 0)
             rank.totals[group.backend] = number + 1
             entry.number = number
+            entry.order = sum(rank.totals.values())
             ring.append(entry)
             rank.issued[group.number] = entry
         return entry
@@ -338,7 +352,7 @@ class Machine:
     def _call(self, thread: Thread, op: Op) -> float | None:
         meeting = self._enter(thread, op)
         if self.job.groups[op.group].backend == "nccl":
-            return 0.0
+            return self._sync(thread, op) if op.name == "barrier" else 0.0
         return self._until(thread, [meeting])
 
     def _until(self, thread: Thread, meetings: list[Meeting]) -> float | None:

@@ -124,7 +124,8 @@ class RankPlan:
     """*stock*: torch's own server. *served*: it has a server at all. *named*: its environment has
     its rank. *beats*: it calls heartbeat(). *ring*: entries of the flight recorder, 0 for
     none. *clock*: by how much its wall clock is wrong. *jitter*: of its steps. *stride*: what a
-    step adds to the number that it tells heartbeat(): ranks may count samples of their own."""
+    step adds to the number that it tells heartbeat(): ranks may count samples of their own.
+    *timing*: TORCH_NCCL_ENABLE_TIMING; without it NCCL's recorder never says "started"."""
 
     rank: int
     strands: list[Strand] = field(default_factory=list)
@@ -136,6 +137,7 @@ class RankPlan:
     named: bool = True
     beats: bool = True
     stride: int = 1
+    timing: bool = False
     jitter: tuple[float, ...] = (1.0,)
 
 

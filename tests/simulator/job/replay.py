@@ -147,6 +147,8 @@ class _Replay:
         if kind in ("call", "issue", "send", "recv", "isend", "irecv", "batch"):
             target = op.parts[0] if op.parts else op
             returns = kind in ("issue", "isend", "irecv", "batch")
+            if self._backend(target) == "nccl" and op.name == "barrier":
+                return self.heads[me] >= len(self.streams[me])
             return returns or self._backend(target) == "nccl" or self._all(mover.waits)
         if kind in ("monitored", "new_group"):
             return self._all(mover.waits)

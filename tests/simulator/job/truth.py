@@ -21,6 +21,7 @@ REASONS: dict[str, frozenset[str]] = {
     "behind": frozenset({"behind", "stalled"}),
     "dataloader": frozenset({"dataloader", "stalled"}),
     "lock": frozenset({"lock", "stalled"}),
+    "joined": frozenset({"lock", "behind", "stalled"}),
     "gil held": frozenset({"gil held"}),
     "unreachable": frozenset({"unreachable"}),
     "deviates": frozenset({"mismatch", "order", "swallowed", "p2p cycle", "behind", "p2p"}),
@@ -30,11 +31,12 @@ REASONS: dict[str, frozenset[str]] = {
 @dataclass(slots=True)
 class Truth:
     """*deadlocked*: some of the job's threads will never go on, and *stuck* are their ranks.
-    *settled*: that began longer before the first look than usual pauses last. *guilty*: the root
+    *settled*: that began longer before the first look than any pause lasts. *guilty*: the root
     cause. *allowed*: whom an accusation may name; more than the guilty only where what can be seen
     is the same from both sides. *moving*: ranks of which some acting thread goes on after all.
     *still*: late ranks that stand still meanwhile, as if for good. *victims*: stuck, and only
-    waiting."""
+    waiting. *recorded*: recorders hold operations of all kinds by which its ranks may wait for each
+    other."""
 
     deadlocked: bool
     settled: bool = False
@@ -45,6 +47,7 @@ class Truth:
     still: frozenset[int] = frozenset()
     reasons: dict[int, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = ()
+    recorded: bool = True
 
     @property
     def victims(self) -> frozenset[int]:
@@ -66,6 +69,7 @@ More = Callable[[Job, list[tuple[float, Any]]], bool]
 
 #: A command that looks again by itself does so for at most so many seconds in all.
 LOOKS_S = 10.0
+INTERVAL_S = 2.0
 
 
 def play(
@@ -93,8 +97,10 @@ def play(
     machine.run(second)
     looks.append((second, tell(machine, second) if tell else None))
     last = first + LOOKS_S
-    while more is not None and second < last and more(job, looks):
-        second = min(second + max(job.gap, 2.0), last)
+    while more is not None and more(job, looks):
+        second += INTERVAL_S
+        if second > last:
+            break
         machine.run(second)
         looks.append((second, tell(machine, second) if tell else None))
     if not lasting:
@@ -160,20 +166,34 @@ def _truth(job: Job, machine: Machine, first: float, recent: float) -> Truth:
     edges = {rank: _waits_for(machine, threads) for rank, threads in stuck.items()}
     allowed = set(guilty)
     for rank in guilty:
+        allowed |= _issued_alike(machine, rank)
         if rank in stuck:
             allowed |= _tied(rank, edges, classes, job.ranks)
         else:
             allowed |= _parties(machine, rank)
     return Truth(
         deadlocked=True,
-        settled=first - last >= max(3.5 * job.usual * 1.6, 5.0) and last <= first,
+        settled=job.look == "settled" and last <= first,
         guilty=guilty,
         allowed=frozenset(allowed),
         stuck=frozenset(stuck),
         moving=frozenset(moving - stuck.keys()),
         reasons={plant.rank: plant.reason for plant in plants},
         kinds=tuple(plant.kind for plant in plants),
+        recorded=all(_recorded(thread) for threads in stuck.values() for thread in threads)
+        and not (job.backend == "gloo" and job.layout in ("pipeline", "ring")),
     )
+
+
+def _recorded(thread: Thread) -> bool:
+    """gloo's recorder holds no point-to-point operation, and none holds what goes by the store."""
+    if thread.op is not None and thread.op.kind in ("store_wait", "flock"):
+        return False
+    for meeting in thread.wants:
+        gloo = any(entry.group.backend == "gloo" for entry in meeting.entries)
+        if meeting.what[0] in "mn" or (meeting.what[0] == "p" and gloo):
+            return False
+    return True
 
 
 # --- who waits for whom
@@ -184,7 +204,7 @@ def _head(thread: Thread) -> list[Meeting]:
     op = thread.op
     if op is None or thread.state != "blocked":
         return []
-    if op.kind == "sync":
+    if thread.in_stream:
         stream = thread.rank.stream
         return [entry.meeting for entry in stream[0] if entry.meeting] if stream else []
     return [meeting for meeting in thread.wants if meeting.done == inf]
@@ -242,6 +262,12 @@ def _tied(
     ring = {other for other in _reach(rank, edges) if rank in _reach(other, edges)}
     if not ring:
         return {rank}
+    for other in edges[rank] & ring:
+        if rank in edges[other]:
+            mine = [each for each in edges[other] if classes.get(each) == classes[rank]]
+            theirs = {each for each in edges[rank] if classes.get(each) == classes[other]}
+            if len(theirs) <= len(mine):  # word against word
+                return _sides(rank, ring, edges, classes)
     recorded = {other for other in ring if plans[other].ring and plans[other].served}
     for seen in (ring, recorded | {rank}):
         sizes: dict[Any, int] = {}
@@ -250,6 +276,31 @@ def _tied(
         if sizes[classes[rank]] == max(sizes.values()):
             return ring
     return {rank}
+
+
+def _sides(
+    rank: int, ring: set[int], edges: dict[int, set[int]], classes: dict[int, Any]
+) -> set[int]:
+    """*rank*, those that stand where it does, and those of *ring* with which it waits in turn."""
+    same = {other for other in ring if classes[other] == classes[rank]}
+    return same | {other for each in same for other in edges[each] & ring if edges[other] & same}
+
+
+def _issued_alike(machine: Machine, rank: int) -> set[int]:
+    """Who has put something else on its stream where *rank* has put something, if *rank* is in no
+    minority there."""
+    signs: dict[Any, dict[int, Any]] = {}
+    for each in machine.ranks:
+        for entry in (entry for item in each.stream for entry in item):
+            op, meeting = entry.op, entry.meeting
+            if meeting is not None and op.peer < 0:
+                signs.setdefault(meeting.what, {})[each.number] = (op.name, op.shape, op.dtype)
+    found: set[int] = set()
+    for came in signs.values():
+        same = [other for other, sign in came.items() if sign == came.get(rank)]
+        if rank in came and 2 * len(same) >= len(came) > len(same):
+            found.update(came)
+    return found
 
 
 def _parties(machine: Machine, rank: int) -> set[int]:

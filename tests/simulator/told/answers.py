@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 from ..job.machine import Machine, Rank, Thread
@@ -36,6 +36,7 @@ class Told:
     wchan: str | None
     main: bool
     holds_gil: bool
+    switches: int | None = None
 
 
 @dataclass(slots=True)
@@ -119,7 +120,7 @@ def _spent(rank: Rank, now: float) -> tuple[float, float]:
         op = thread.op
         if op is None:
             continue
-        if op.kind == "sync" and thread.state == "blocked" and op.name != "event":
+        if thread.in_stream and op.name != "event":
             cpu += now - thread.since  # CUDA waits by spinning
         elif op.kind == "compute" and thread.state == "forever":
             cpu += now - thread.since
@@ -147,7 +148,25 @@ def _health(machine: Machine, rank: Rank, now: float) -> Json:
         "gil_unavailable_s": round(now - rank.frozen, 6) if rank.gil is not None else 0.0,
         "cpu_s": round(_spent(rank, now)[0] + 5.0, 6),
         "rss_bytes": 250_000_000,
+        "step_median_s": _median(rank),
     }
+
+
+#: As ``workerserver.heartbeat()`` times steps: by a clock that ticks so often, so many ticks at a
+#: time, but at most so many steps; and not before there are so many times.
+TICK_S, TICKS, STEPS_AT_ONCE, LEAST_TIMES = 0.004, 64, 64, 8
+
+
+def _median(rank: Rank) -> float | None:
+    beats = rank.beats
+    if len(beats) < LEAST_TIMES + 1 or beats[-1] == beats[0]:
+        return None
+    step = (beats[-1] - beats[0]) / (len(beats) - 1)
+    many = min(max(ceil(TICKS * TICK_S / step), 1), STEPS_AT_ONCE)
+    if len(beats) <= max(many, LEAST_TIMES):
+        return None
+    times = sorted((beats[n] - beats[n - many]) / many for n in range(many, len(beats), many))
+    return round(times[len(times) // 2] / rank.plan.stride, 6)
 
 
 # --- stacks
@@ -161,10 +180,21 @@ def _threads(rank: Rank, now: float) -> list[Told]:
         if not main and (thread.op is None or thread.state == "ended"):
             continue
         stack, (state, wchan) = stack_of(thread, now)
-        found.append(Told(thread, stack, state, wchan, main, thread is rank.gil))
+        switches = None if rank.plan.stock else _switches(thread, now)
+        found.append(Told(thread, stack, state, wchan, main, thread is rank.gil, switches))
     if not any(each.main for each in found):
         return found[::-1]
     return found
+
+
+def _switches(thread: Thread, now: float) -> int:
+    """How often the kernel has switched it: not at all while it sleeps for one thing."""
+    op = thread.op
+    count = 100 * thread.turns + thread.pc
+    if op is not None and (op.kind in ("compute", "poll", "write") or thread.in_stream):
+        still = op.kind == "write" and op.key == "still"
+        return count if still else count + int(now * 50)
+    return count
 
 
 def _digests(threads: list[Told]) -> tuple[str, str | None]:
@@ -210,6 +240,7 @@ def stacks_json(told: Answers) -> Json:
                 "truncated": False,
                 "unstable": False,
                 "frames": each.stack.json,
+                "switches": each.switches,
             }
             for each in threads
         ],

@@ -247,6 +247,8 @@ def stack_of(thread: Thread, now: float) -> tuple[Stack, Kernel]:
         library, moved, kernel = _WRITING[int(now * 997) % 3]
         return _stack(library, function, line, root, main), kernel
     library, kernel = LIBRARY.get(_name(op, thread), ((), FUTEX))
+    if op.kind == "call" and thread.in_stream:
+        kernel = RUNS
     if op.kind == "poll" and int(now * 613) % 4 == 0:
         return _stack(library, function, line - 1, root, main), FUTEX
     return _stack(library, function, line, root, main), kernel

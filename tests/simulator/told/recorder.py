@@ -42,6 +42,7 @@ _NAMES = {
         "reduce_scatter_tensor": "_reduce_scatter_base",
         "all_gather_object": "all_gather",
         "all_gather_object data": "all_gather",
+        "barrier": "all_reduce_barrier",
     },
 }
 
@@ -76,6 +77,11 @@ class Recorded:
             begun > 0 or len(groups) > 1,
             now,
         )
+
+
+def created_ns(entry: Entry) -> int:
+    """Two operations are never issued at the same moment."""
+    return ns(entry.created, entry.rank.plan.clock) + 1000 * entry.order
 
 
 def ns(now: float, clock: float) -> int:
@@ -129,7 +135,7 @@ def _entry(entry: Entry, now: float) -> Json:
     nccl = entry.group.backend == "nccl"
     clock = entry.rank.plan.clock
     start, end = _times(entry)
-    done, started = end <= now, start <= now
+    done, started = end <= now, start <= now and entry.rank.plan.timing
     inputs, outputs, dtypes = _tensors(entry)
     thread = entry.thread.number if entry.thread is not None else 0
     return {
@@ -151,7 +157,7 @@ def _entry(entry: Entry, now: float) -> Json:
         else "scheduled",
         "thread_id": str(140_000_000_000_000 + thread * 8_392_704),
         "thread_name": "python",
-        "time_created_ns": ns(entry.created, clock),
+        "time_created_ns": created_ns(entry),
         "time_discovered_completed_ns": ns(end + 0.04, clock) if nccl and done else 0,
         "time_discovered_started_ns": ns(start + 0.04, clock) if nccl and started else 0,
         "timeout_ms": TIMEOUT_MS,
@@ -164,7 +170,7 @@ def _status(recorded: Recorded, number: int, ring: Sequence[Entry]) -> Json:
     nccl = last.group.backend == "nccl"
     done = [each for each in recorded.ended.get(number, ()) if each.done <= now]
     started = -1
-    if nccl:
+    if nccl and recorded.rank.plan.timing:
         begun = [each.seq for each in (*done, *ring) if each.started <= now]
         started = max(begun, default=-1)
     return {
@@ -174,7 +180,7 @@ def _status(recorded: Recorded, number: int, ring: Sequence[Entry]) -> Json:
     }
 
 
-def trace(recorded: Recorded, backend: str, active: bool = True) -> Json:
+def trace(recorded: Recorded, backend: str, active: bool = False) -> Json:
     """``fr_trace_json``, or ``dump_nccl_trace_json``, of the recorder of *backend*. *active*: only
     what NCCL has not completed; of gloo's operations torch can't tell."""
     ring = recorded.rings.get(backend, ())
@@ -234,7 +240,8 @@ def summary(recorded: Recorded) -> Json:
         group = recorded.groups[number]
         seen.add(number)
         nccl = group.backend == "nccl"
-        pending = [entry for entry in entries if _times(entry)[1] > now]
+        closed = {id(part) for entry in entries for part in entry.parts if _times(entry)[1] <= now}
+        pending = [e for e in entries if _times(e)[1] > now and id(e) not in closed]
         ended = [entry for entry in entries if _times(entry)[1] <= now]
         made: dict[int, Json] = {}
         groups.append(
@@ -280,7 +287,7 @@ def _operation(entry: Entry, now: float, made: dict[int, Json]) -> Json:
         nccl = entry.group.backend == "nccl"
         clock = entry.rank.plan.clock
         start, end = _times(entry)
-        done, started = end <= now, start <= now
+        done, started = end <= now, start <= now and entry.rank.plan.timing
         inputs, outputs, dtypes = _tensors(entry)
         found = made[id(entry)] = {
             "seq": entry.seq,
@@ -294,7 +301,7 @@ def _operation(entry: Entry, now: float, made: dict[int, Json]) -> Json:
             "input_sizes": inputs,
             "input_dtypes": dtypes,
             "output_sizes": outputs,
-            "created_ns": ns(entry.created, clock),
+            "created_ns": created_ns(entry),
             "started_ns": ns(start + 0.04, clock) if nccl and started else None,
             "completed_ns": ns(end + 0.04, clock) if nccl and done else None,
             "duration_ms": None,

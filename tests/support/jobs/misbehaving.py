@@ -60,7 +60,7 @@ DEEP = b"[" * 200_000
 #: Stacks may have 8 MiB, which can take longer than the deadline.
 BOUNDED = {"too large", "timeout"}
 
-#: name -> (what is sent, the reasons that fit, a word of the text)
+#: name -> (the bytes that are sent, the reasons that fit, a word of the text)
 BEHAVIOURS: dict[str, tuple[Answer, set[str], str]] = {
     "hangs in the head": (send(b""), {"timeout"}, "no answer in 3 s"),
     "half a head, then hangs": (send(OK + b"Content-Le"), {"timeout"}, "in 3 s"),
@@ -139,7 +139,7 @@ BEHAVIOURS: dict[str, tuple[Answer, set[str], str]] = {
     "unauthorized": (http(b"who?", "401 Unauthorized"), {"refused"}, "401"),
 }
 
-#: The question at which workers misbehave, and the failure's name in the state.
+#: The question at which workers misbehave, and the name of the failure in the state.
 PLACES = {"healthz": HEALTH, "digest": DIGEST, "stacks": STACKS, "fr_summary": SUMMARY}
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from support.wire import Address, Reply, message, parse_reply, post
 
-#: Handlers that record an id. OTHERS maps the others to the beginning of their answers.
+#: Handlers that record an id. OTHERS maps all other handlers to the beginning of their answers.
 RECORDING = ("inline", "plain", "coroutine")
 OTHERS = {
     "ping": b"pong",

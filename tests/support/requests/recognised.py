@@ -10,7 +10,7 @@ from workerserver.types import ProtocolError
 
 TABLE = Table([])
 
-#: Ends of requests: one of them completes any bytes that a verdict calls incomplete.
+#: Ends of requests. If a verdict calls some bytes incomplete, one of these ends completes them.
 _ENDS = [
     b"GET / HTTP/1.1\r\nHost: h\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: h\r\n\r\n",
@@ -72,7 +72,7 @@ def check(data: bytes) -> str:
     if not isinstance(look, str):
         assert look.length == len(seen) - 1
         same_request(look, data)
-    # Bytes called incomplete must be open for the parser too, or its refusal would come late.
+    # The parser must wait for more too after incomplete bytes. Else its refusal would come late.
     waiting = data[: seen.count("i") - 1]
     assert parse(waiting) == ([], False, len(waiting))
     assert any(not isinstance(TABLE.look(waiting + end), str) for end in ENDS), waiting

@@ -7,10 +7,13 @@ from functools import partial
 from typing import Any
 
 from workerserver.cluster.ask.client import Client, Visit
-from workerserver.cluster.ask.questions import DIGEST, STACKS, TRACES, Memory
+from workerserver.cluster.ask.questions import DIGEST, STACKS, Memory
+from workerserver.cluster.ask.recorders import ask_for_traces, unasked
 from workerserver.cluster.failures import Failed
-from workerserver.cluster.model import Failure, RankState, Thread, Worker
-from workerserver.cluster.read.summary import positions, recorders
+from workerserver.cluster.model import Failure, Own, RankState, Worker
+from workerserver.cluster.read.stacks import Stacks
+from workerserver.cluster.read.summary import GLOO, NCCL, positions, recorders
+from workerserver.cluster.read.waits_for import tells, without_facts
 
 #: A digest, and the mode in which the stacks were taken.
 Key = tuple[str, str | None]
@@ -19,6 +22,8 @@ __all__ = ["full_stacks", "full_traces", "worth_tracing"]
 
 #: Different stacks that are fetched in full. Of more, only the most and the least common ones are.
 MAX_STACKS = 1024
+#: Ranks that are asked for their own stacks because these tell what each of them waits for.
+MAX_OWN = 256
 #: Full flight-recorder traces that are fetched.
 MAX_TRACES = 256
 #: Members of a group that are asked for the group's stacks, one after another.
@@ -26,7 +31,11 @@ MAX_TRIES = 3
 
 
 async def full_stacks(client: Client, states: Sequence[RankState], memory: Memory) -> int:
-    """Fill in ``threads`` by groups of equal digests; return how many were fetched."""
+    """Fill in ``threads`` by groups of equal digests; return how many were fetched.
+
+    Where such stacks wait for what may have an owner, each member is asked for its own: equal
+    stacks may wait for different ranks, and what has to be seen twice is read twice.
+    """
     groups: dict[Key, list[RankState]] = {}
     for state in states:
         if state.digest is not None and state.kind == "workerserver":
@@ -35,7 +44,7 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
     wanted = [key for key in groups if key not in memory.threads]
     chosen = _ends(sorted(wanted, key=lambda key: (-len(groups[key]), key[0])), MAX_STACKS)
     waiting = {key: iter(groups[key][:MAX_TRIES]) for key in chosen}
-    own: dict[Worker, tuple[Thread, ...]] = {}
+    own: dict[Worker, Stacks] = {}
     fetched = 0
     while waiting and not client.stopped:
         asked: dict[Worker, tuple[Key, RankState]] = {}
@@ -51,13 +60,19 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
             if isinstance(outcome, Failure):
                 state.failures["stacks"] = outcome
             else:
-                memory.threads[key] = outcome
+                memory.threads[key] = without_facts(outcome.threads)
+                if tells(outcome.threads):
+                    memory.telling.add(key)
+                own[worker] = outcome
                 fetched += 1
                 del waiting[key]
+    fetched += await _ask_each(client, groups, memory, own)
     for key, members in groups.items():
         for state in members:
-            threads = memory.threads.get(key) or own.get(state.worker)
-            if threads is not None:
+            threads, told = memory.threads.get(key), own.get(state.worker)
+            if told is not None:
+                _take_own(state, told)
+            elif threads is not None:
                 state.threads = threads
                 state.failures.pop("stacks", None)
             elif "stacks" not in state.failures:
@@ -65,22 +80,79 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
     return fetched
 
 
+def _take_own(state: RankState, told: Stacks) -> None:
+    state.threads = told.threads
+    state.own = Own(told.mode, told.pid, told.namespace)
+    state.failures.pop("stacks", None)
+
+
+async def _ask_each(
+    client: Client,
+    groups: Mapping[Key, Sequence[RankState]],
+    memory: Memory,
+    own: dict[Worker, Stacks],
+) -> int:
+    """Ask each member of the groups whose stacks tell more, the smallest groups first, and then the
+    processes that they wait for; return how many have answered. A member that doesn't answer keeps
+    the stacks of its group."""
+    telling = [groups[key] for key in groups if key in memory.telling]
+    members = [state for each in sorted(telling, key=len) for state in each]
+    answered = await _ask_own(client, members, own, MAX_OWN)
+    holders = {
+        each.waits.pid
+        for stacks in own.values()
+        for each in stacks.threads
+        if each.waits is not None and each.waits.kind == "file_lock"
+    } - {None}
+    named = [
+        state
+        for members in groups.values()
+        for state in members
+        if holders and state.health is not None and state.health.pid in holders
+    ]
+    return answered + await _ask_own(client, named, own, MAX_OWN - answered)
+
+
+async def _ask_own(
+    client: Client, states: Sequence[RankState], own: dict[Worker, Stacks], most: int
+) -> int:
+    """Ask each of *states*, at most *most*, for its stacks; return how many have answered."""
+    asked = {state.worker: state for state in states if state.worker not in own}
+    asked = dict(list(asked.items())[:most])
+    if not asked or client.stopped:
+        return 0
+
+    async def talk(visit: Visit) -> Stacks:
+        try:
+            stacks: Stacks = await visit.ask(STACKS)
+            return stacks
+        finally:
+            asked[visit.worker].bytes_received += visit.received
+
+    answered = 0
+    for worker, outcome in (await client.visit(asked, talk)).items():
+        if not isinstance(outcome, Failure):
+            own[worker] = outcome
+            answered += 1
+    return answered
+
+
 async def _speak_for(
     asked: Mapping[Worker, tuple[Key, RankState]],
     groups: Mapping[Key, Sequence[RankState]],
-    own: dict[Worker, tuple[Thread, ...]],
+    own: dict[Worker, Stacks],
     visit: Visit,
-) -> tuple[Thread, ...]:
+) -> Stacks:
     """One member's stacks, for its whole group. Failed if the member's stacks have changed."""
     key, state = asked[visit.worker]
     try:
-        threads: tuple[Thread, ...] = await visit.ask(STACKS)
+        stacks: Stacks = await visit.ask(STACKS)
         if len(groups[key]) > 1:
             again = await visit.ask(DIGEST)
             if isinstance(again, str) or (again[0].digest, again[1]) != key:
-                own[visit.worker] = threads
+                own[visit.worker] = stacks
                 raise Failed("timeout", "its stacks changed while they were fetched")
-        return threads
+        return stacks
     finally:
         state.bytes_received += visit.received
 
@@ -98,17 +170,23 @@ def _ends(ordered: Sequence[Any], most: int) -> list[Any]:
     return [*ordered[: most // 2], *ordered[len(ordered) - (most - most // 2) :]]
 
 
-async def full_traces(client: Client, states: Sequence[RankState]) -> int:
-    """Fill in ``flight`` where the summaries differ; return how many were fetched."""
-    by_worker = {state.worker: state for state in worth_tracing(states)[:MAX_TRACES]}
+async def full_traces(
+    client: Client, states: Sequence[RankState], backends: Sequence[str] = ()
+) -> int:
+    """Fill in ``flight`` where the summaries differ, and the traces of recorders that only other
+    ranks have named; return of how many ranks."""
+    chosen = worth_tracing(states)[:MAX_TRACES]
+    more = unasked(states, backends)
+    chosen += [state for state in states if id(state) in more][:MAX_TRACES]
+    by_worker = {state.worker: state for state in chosen}
     if client.stopped:
         return 0
 
     async def talk(visit: Visit) -> None:
         state = by_worker[visit.worker]
-        recorder = "nccl" if "nccl" in recorders(state.flight_summary) else "fr"
+        wanted = more.get(id(state)) or _in_order(recorders(state.flight_summary))
         try:
-            state.flight = await visit.ask(TRACES[recorder])
+            await ask_for_traces(visit, state, wanted)
         finally:
             state.bytes_received += visit.received
 
@@ -118,22 +196,33 @@ async def full_traces(client: Client, states: Sequence[RankState]) -> int:
     return sum(state.flight is not None for state in by_worker.values())
 
 
+def _in_order(backends: set[str]) -> list[str]:
+    """NCCL's first: it is what a hung job mostly waits in."""
+    return sorted(backends, key=lambda name: (name != NCCL, name)) or [GLOO]
+
+
 def worth_tracing(states: Sequence[RankState]) -> list[RankState]:
     """The ranks whose full traces are worth fetching, the rarest states first.
 
     If the members of a process group have different summaries: one member with each summary. If all
     summaries agree and an operation is pending: one member.
     """
-    groups: dict[str, dict[str, list[RankState]]] = {}
+    groups: dict[str, dict[str | None, dict[str, list[RankState]]]] = {}
     pending: list[RankState] = []
     for state in states:
-        for name, position, waits in positions(state.flight_summary):
-            groups.setdefault(name, {}).setdefault(position, []).append(state)
+        for name, recorder, position, waits in positions(state.flight_summary):
+            of_group = groups.setdefault(name, {})
+            of_group.setdefault(recorder, {}).setdefault(position, []).append(state)
             if waits:
                 pending.append(state)
     found: list[tuple[int, int, RankState]] = []
-    for places in groups.values():
-        if len(places) > 1:
+    for of_group in groups.values():
+        # Who has issued nothing in the group differs from those who have.
+        nothing = of_group.pop(None, {}) if len(of_group) > 1 else {}
+        for places in of_group.values():
+            places = {**places, **nothing}
+            if len(places) < 2:
+                continue
             found += ((len(m), _order(m[0]), m[0]) for m in places.values())
     if not found and pending:
         found = [(0, _order(state), state) for state in pending[:1]]

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from workerserver.cluster.ask import bodies
 from workerserver.cluster.ask.exchange import Answer, Question
 from workerserver.cluster.model import Thread, Worker
 from workerserver.cluster.read import stacks
-from workerserver.cluster.read.summary import share
+from workerserver.cluster.read.summary import GLOO, NCCL, share
 
-__all__ = ["DIGEST", "HANDLERS", "HEALTH", "STACKS", "SUMMARY", "TEXT", "TRACES", "Memory"]
+__all__ = [
+    "DIGEST",
+    "HANDLERS",
+    "HEALTH",
+    "HEALTH_AND_CLOCK",
+    "STACKS",
+    "SUMMARY",
+    "TEXT",
+    "TRACES",
+    "Memory",
+    "trace",
+]
 
 #: Enough for the stacks of 1,000 threads, and for a trace with 20,000 entries.
 MAX_STACKS_BYTES = 8 << 20
@@ -37,11 +48,16 @@ def _mode(answer: Answer) -> str | None:
 
 @dataclass(slots=True)
 class Memory:
-    """One copy of what is equal on many ranks or in many rounds: stacks by digest and mode, and
-    each worker's last summary."""
+    """One copy of what is equal on many ranks or in many rounds: stacks by digest and mode, each
+    worker's last summary, and which handlers of recorders a worker has. *telling*: the stacks of
+    which each rank knows more for itself."""
 
     threads: dict[tuple[str, str | None], tuple[Thread, ...]] = field(default_factory=dict)
+    telling: set[tuple[str, str | None]] = field(default_factory=set)
     summaries: dict[Worker, Mapping[str, Any]] = field(default_factory=dict)
+    recorders: dict[Worker, frozenset[str]] = field(default_factory=dict)
+    backends: Sequence[str] = ()
+    """Recorders that somebody has named, to ask torch's own servers for: they tell no names."""
 
     def kept(self, worker: Worker, summary: Mapping[str, Any]) -> Mapping[str, Any]:
         """*summary*, or an equal summary of the last round. In a job that hangs, summaries don't
@@ -57,6 +73,9 @@ class Memory:
 HEALTH = Question(
     "healthz", "/healthz", "GET", limit=4096, parse=lambda answer: bodies.health(answer.body)
 )
+HEALTH_AND_CLOCK = replace(
+    HEALTH, parse=lambda answer: (bodies.health(answer.body), bodies.clock_ahead(answer.fields))
+)
 HANDLERS = Question(
     "handlers", "/handler/", "GET", limit=1 << 20, parse=lambda a: bodies.handler_names(a.body)
 )
@@ -65,19 +84,22 @@ STACKS = Question.handler(
     "dump_traceback",
     "format=json",
     limit=MAX_STACKS_BYTES,
-    parse=lambda a: tuple(stacks.parse_json(a.body)),
+    parse=lambda a: stacks.read_json(a.body),
 )
 TEXT = Question.handler("dump_traceback", limit=MAX_STACKS_BYTES, parse=_text)
 SUMMARY = Question.handler("fr_summary", limit=1 << 20, parse=lambda a: bodies.json_object(a.body))
-#: torch has two recorders: NCCL's, and one for the other backends.
+
+
+def trace(target: str) -> Question:
+    """The trace that handler *target* gives: its name, with its query."""
+    name, _, query = target.partition("?")
+    return Question.handler(
+        name, query, limit=MAX_TRACE_BYTES, parse=lambda a: bodies.json_object(a.body)
+    )
+
+
+#: The recorders with handlers of their own.
 TRACES = {
-    "fr": Question.handler(
-        "fr_trace_json", limit=MAX_TRACE_BYTES, parse=lambda a: bodies.json_object(a.body)
-    ),
-    "nccl": Question.handler(
-        "dump_nccl_trace_json",
-        "includecollectives=true&onlyactive=true",
-        limit=MAX_TRACE_BYTES,
-        parse=lambda a: bodies.json_object(a.body),
-    ),
+    GLOO: trace("fr_trace_json"),
+    NCCL: trace("dump_nccl_trace_json?includecollectives=true"),
 }

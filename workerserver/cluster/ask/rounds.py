@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from workerserver.cluster.ask.client import DEADLINE_SECONDS, Client
 from workerserver.cluster.ask.collectors import first_answers
@@ -58,9 +59,11 @@ async def collect(
     client: Client | None = None,
     enough: Callable[[Sequence[Round]], bool] | None = None,
     longest: float = LONGEST_SECONDS,
+    backends: Sequence[str] = (),
 ) -> list[Round]:
     """*rounds* rounds over all *workers*, with *interval* or more seconds from start to start.
-    With *enough*, as many as it wants that begin within *longest* seconds.
+    With *enough*, as many as it wants that begin within *longest* seconds. *backends*: recorders to
+    ask torch's own servers for, beside those that torch itself brings.
 
     Every worker has a RankState in each round, even a worker that did not answer. *on_done* gets
     each state as soon as it has its small answers. If the client is stopped, the result is the
@@ -79,9 +82,10 @@ async def collect(
                 client=client,
                 enough=enough,
                 longest=longest,
+                backends=backends,
             )
     everybody = list(dict.fromkeys(workers))
-    memory = Memory()
+    memory = Memory(backends=backends)
     done: list[Round] = []
     loop = asyncio.get_running_loop()
     first = loop.time()
@@ -127,7 +131,7 @@ async def collect_round(
     if "stacks" in want:
         result.stacks_fetched = await full_stacks(client, result.states, memory)
     if "flight" in want:
-        result.traces_fetched = await full_traces(client, result.states)
+        result.traces_fetched = await full_traces(client, result.states, memory.backends)
     result.questions = client.questions - questions
     result.bytes_received = client.bytes_received - received
     result.duration_s = asyncio.get_running_loop().time() - clock
@@ -138,15 +142,9 @@ async def collect_round(
 
 
 def settle_ranks(states: Sequence[RankState]) -> None:
-    """Replace counted ranks by the ranks that the workers report. If several workers report the
-    same rank, each of them gets a failure that names another one."""
-    claims: dict[int, list[RankState]] = {}
-    for state in states:
-        if state.health is not None and state.health.rank is not None:
-            claims.setdefault(state.health.rank, []).append(state)
-    for rank, claimants in claims.items():
-        if len(claimants) == 1:
-            continue
+    """Replace counted ranks by the ranks that the workers report. If several workers of one job
+    report the same rank, each of them gets a failure that names another one."""
+    for rank, claimants in _claims(states):
         for state in claimants:
             others = [other.worker.address for other in claimants if other is not state]
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
@@ -159,16 +157,76 @@ def settle_ranks(states: Sequence[RankState]) -> None:
             if state.health is None or state.health.rank is None:
                 state.rank = None
     for state in states:
-        if state.rank is None and state.kind == "torch":
-            state.rank = _rank_in_name(state.worker)
         if state.rank is None and isinstance(state.flight_summary, Mapping):
             state.rank = rank_of(state.flight_summary)  # torch.distributed knows it
+    _infer_ranks(states)
 
 
-def _rank_in_name(worker: Worker) -> int | None:
-    """3 for ``…/rank3.sock``: only the name of its Unix socket tells a stock worker's rank."""
-    match = re.search(r"(?:\A|[^a-z])rank[_-]?([0-9]{1,7})[^/0-9]*\Z", worker.address)
-    return int(match[1]) if match and worker.unix else None
+def _claims(states: Sequence[RankState]) -> Iterator[tuple[int, list[RankState]]]:
+    """The ranks that more than one worker of a job says it is. Older workers don't tell their job:
+    theirs may be any."""
+    claims: dict[int, list[RankState]] = {}
+    for state in states:
+        if state.health is not None and state.health.rank is not None:
+            claims.setdefault(state.health.rank, []).append(state)
+    for rank, claimants in claims.items():
+        jobs: dict[tuple[object, ...], list[RankState]] = {}
+        for state in claimants:
+            job = (getattr(state.health, name) for name in ("job", "host", "agent", "restart"))
+            jobs.setdefault(tuple(job), []).append(state)
+        if any(state.health is None or state.health.job is None for state in claimants):
+            jobs = {(): claimants}
+        yield from ((rank, each) for each in jobs.values() if len(each) > 1)
+
+
+# ---- stock workers don't tell their rank
+
+_NAMED = re.compile(r"(?:\A|[^a-z])rank[_-]?([0-9]{1,7})[^/0-9]*\Z")
+_NUMBERED = re.compile(r"([0-9]{1,7})[^/0-9]*\Z")
+#: In a recorder's entry of a send or a receive: from, or at, whose side.
+_SIDE = re.compile(r"(?:send|recv) ([0-9]{1,7})(?:->|<-)[0-9]{1,7}\Z")
+
+
+def _infer_ranks(states: Sequence[RankState]) -> None:
+    """The ranks of stock workers: from the recorder's sends and receives, or from the name of the
+    socket."""
+    stock = [state for state in states if state.rank is None and state.kind == "torch"]
+    for state in stock:
+        state.rank = _rank_in_trace(state.flight)
+        if state.rank is not None:
+            state.inferred = "its sends and receives"
+            continue
+        match = _NAMED.search(state.worker.address) if state.worker.unix else None
+        if match is not None:
+            state.rank, state.inferred = int(match[1]), "the number in its path"
+    rest = [state for state in stock if state.rank is None and state.worker.unix]
+    numbers = [_NUMBERED.search(state.worker.address) for state in rest]
+    ranks = [int(match[1]) for match in numbers if match is not None]
+    taken = {state.rank for state in states}
+    # Numbers count ranks only if they are as few as these: a pid or a date is none.
+    if (
+        len(set(ranks)) == len(rest)
+        and taken.isdisjoint(ranks)
+        and max(ranks, default=0) < len(states)
+    ):
+        for state, rank in zip(rest, ranks, strict=True):
+            state.rank, state.inferred = rank, "the number in its path"
+
+
+def _rank_in_trace(trace: Mapping[str, Any] | None) -> int | None:
+    """The rank in the world's sends and receives; None if the trace holds none, or contradicts
+    itself."""
+    entries = trace.get("entries") if trace is not None else None
+    found = set()
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, Mapping) and entry.get("process_group") in (
+            ["0", "default_pg"],
+            ("0", "default_pg"),
+        ):
+            match = _SIDE.search(str(entry.get("profiling_name"))[:200])
+            if match is not None:
+                found.add(int(match[1]))
+    return found.pop() if len(found) == 1 else None
 
 
 async def _pause(client: Client, until: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import os
 import re
@@ -10,13 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from workerserver.cluster.addresses import parse_address, sockets
-from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.errors import ClusterError, NoJob
+from workerserver.cluster.find.group import Group, Member, group
+from workerserver.cluster.find.here import Ended, Here, Living, look_here, of_process_or_launcher
 from workerserver.cluster.find.hosts import from_collectors, from_dns, from_hosts_file, from_slurm
 from workerserver.cluster.find.store import workers_in_store
 from workerserver.cluster.model import Worker
-from workerserver.process.run_folder import run_folder, run_folders
+from workerserver.job.proc import stat_of
 
-__all__ = ["Options", "discover", "from_template"]
+__all__ = ["Found", "Options", "discover", "from_template", "look_around", "why_nobody"]
 
 #: The wait for a store that only the environment names. A longer wait would delay the other places.
 STORE_SECONDS = 3.0
@@ -27,7 +28,9 @@ _PLACEHOLDER = re.compile(r"\{(rank|local_rank|pid)\}")
 class Options:
     """Where to look. All given parts are searched; if no part is given, the environment decides.
 
-    *targets*: sockets, their folders, patterns, templates with ``{rank}``, ``host:port``, URLs.
+    *targets*: sockets, their folders, patterns, templates with ``{rank}``, ``host:port``, URLs, the
+    pids of workers and of launchers. *whole*: a pid stands for its whole job. *job*: the name of a
+    job on this machine.
     *hosts_file*: see :func:`hosts.from_hosts_file`. *port*: the port for *slurm*, and for hosts in
     *hosts_file* and *collectors* that have none. *store*: ``host:port`` of a TCPStore.
     *world_size*: the number of ranks that the store must have. *dns*: ``NAME:PORT[-PORT]``.
@@ -44,21 +47,59 @@ class Options:
     port: str | None = None
     world_size: int | None = None
     deadline: float = 10.0
+    job: str | None = None
+    whole: bool = False
     environment: Mapping[str, str] | None = None
 
 
-def discover(options: Options) -> list[Worker]:
-    """All workers, each address once, in the order in which they are found.
+@dataclass(frozen=True)
+class Found:
+    """*ended*: what workers have left that serve no more. *here*: the workers were found without a
+    word of where they are, so all of this user's on this machine are known."""
 
-    If *options* name no place, this function searches these places in order, and stops at the first
-    one that has workers: the store at torchrun's MASTER_ADDR and MASTER_PORT; the nodes of a Slurm
-    job, if the port is known; the sockets of TORCH_WORKER_SERVER_SOCKET; the sockets of
-    ``workerserver run`` in the folder for temporary files. ClusterError if no worker is found.
+    workers: list[Worker]
+    ended: Sequence[Ended] = ()
+    here: bool = False
+
+    @property
+    def labels(self) -> list[str]:
+        """The jobs of the workers, as far as they are known before anybody is asked."""
+        members = [Member(each, each.known) for each in self.workers if each.known is not None]
+        return sorted(job.label for job in group(members))
+
+
+def discover(options: Options) -> list[Worker]:
+    """All workers, each address once, in the order in which they are found: :func:`look_around`
+    without what ended workers have left. ClusterError if no worker is found."""
+    found = look_around(options)
+    if not found.workers:
+        raise NoJob(why_nobody(found))
+    return found.workers
+
+
+def look_around(options: Options) -> Found:
+    """The workers at the places that *options* name.
+
+    If they name no place, this function searches these places in order, and stops at the first one
+    that has workers: the store at torchrun's MASTER_ADDR and MASTER_PORT; the nodes of a Slurm job,
+    if the port is known; the sockets of TORCH_WORKER_SERVER_SOCKET; all workers of this user on
+    this machine (:mod:`here`). With *job*, only the latter. ClusterError if nothing is found, not
+    even what an ended worker has left.
     """
     environment = os.environ if options.environment is None else options.environment
     found: list[Worker] = []
+    ended: list[Ended] = []
+    here = False
     for target in options.targets:
-        found += from_template(target) if _PLACEHOLDER.search(target) else parse_address(target)
+        if target.isdecimal() and target.isascii() and not os.path.lexists(target):
+            of_pid = _of_pid(int(target), options.whole)
+            found += of_pid.workers
+            ended += of_pid.ended
+            here = True
+        elif _PLACEHOLDER.search(target):
+            found += from_template(target)
+        else:
+            found += parse_address(target)
     if options.hosts_file is not None:
         found += from_hosts_file(options.hosts_file, options.port)
     if options.store is not None:
@@ -71,11 +112,53 @@ def discover(options: Options) -> list[Worker]:
         found += from_dns(name, options.deadline)
     for text in options.collectors:
         found += from_collectors(text, options.port)
-    return _each_once(found or _from_environment(options, environment))
+    if found or ended:
+        return Found(_each_once(found), ended, here)
+    return _from_environment(options, environment)
+
+
+def _of_pid(pid: int, whole: bool) -> Found:
+    """The worker that process *pid* is, or the workers that it has started. *whole*: with all
+    others of its job."""
+    here = look_here()
+    own = of_process_or_launcher(here, pid)
+    if not own:
+        if stat_of(pid) is None:
+            raise NoJob(f"there is no process {pid}")
+        raise NoJob(f"process {pid} is no worker with a server, and has started none")
+    if not whole:
+        return Found([each.worker for each in own])
+    jobs = _jobs(here.living)
+    wanted = [job for job in jobs if any(each in job.keys for each in own)]
+    return _of_jobs(here, wanted, jobs)
+
+
+def _jobs(living: Sequence[Living]) -> list[Group]:
+    return group(
+        [
+            Member(each, each.worker.known, each.pid)
+            for each in living
+            if each.worker.known is not None
+        ]
+    )
+
+
+def _of_jobs(here: Here, wanted: Sequence[Group], jobs: Sequence[Group]) -> Found:
+    """The *wanted* ones of *jobs*, and the ended workers that may have been theirs."""
+    keys = {id(key) for job in wanted for key in job.keys}
+    workers = [each.worker for each in here.living if id(each) in keys]
+    names = {job.name for job in wanted}
+    others = {job.name for job in jobs} - names
+    ended = [each for each in here.ended if each.known is not None and each.known.job not in others]
+    return Found(workers, [each for each in ended if each.known and each.known.job in names], True)
 
 
 def from_template(template: str) -> list[Worker]:
-    """The sockets that match a path with ``{rank}``, ``{local_rank}`` or ``{pid}``."""
+    """The sockets that match a path with ``{rank}``, ``{local_rank}`` or ``{pid}``.
+
+    Where no launcher had told the rank, all but one of the siblings have their pid before the
+    suffix (``rank0.4711.sock``), and only the workers themselves know their ranks.
+    """
     parts = _PLACEHOLDER.split(template.removeprefix("unix:"))
     pattern = "".join("*" if index % 2 else glob.escape(part) for index, part in enumerate(parts))
     expression = "".join(
@@ -85,28 +168,72 @@ def from_template(template: str) -> list[Worker]:
         for index, part in enumerate(parts)
     )
     by_name = re.compile(f"{expression}\\Z")
+    base, dot, suffix = pattern.rpartition(".")
+    if "/" in suffix or not dot:
+        base, suffix = pattern, ""
+    before, dot, after = expression.rpartition(re.escape("."))
+    siblings = re.compile(f"{before}\\.[0-9]+{re.escape('.')}{after}\\Z" if dot else "(?!)")
+    found = sockets(pattern, needed=False)
+    found += sockets(f"{base}.*.{suffix}" if suffix else f"{base}.*", needed=False)
     workers = []
-    for worker in sockets(pattern):
+    guessed = False
+    for worker in {each.address: each for each in found}.values():
         match = by_name.match(worker.address)
         if match is not None:
             rank = int(match["rank"]) if "rank" in by_name.groupindex else None
-            workers.append(replace(worker, rank=rank))
+            workers.append(replace(worker, rank=rank, source="template"))
+        elif siblings.match(worker.address):
+            guessed = True
+            workers.append(replace(worker, source="template"))
     if not workers:
-        raise ClusterError(f"{template}: no socket there")
+        raise NoJob(f"{template}: no socket there")
+    if guessed:  # so the name of the first one tells nothing either
+        workers = [replace(each, assumed=each.rank is not None) for each in workers]
     return workers
 
 
-def _from_environment(options: Options, environment: Mapping[str, str]) -> list[Worker]:
+def _from_environment(options: Options, environment: Mapping[str, str]) -> Found:
     tried: list[str] = []
-    for look in _places(options, environment):
-        try:
-            return look()
-        except ClusterError as error:
-            tried.append(str(error))
-    raise ClusterError(
-        "no worker found. Name one: a socket, a folder of sockets or host:port. To start a program "
-        f"with a worker server: workerserver run SCRIPT. Looked at: {'; '.join(tried)}"
-    )
+    if options.job is None:
+        for look in _places(options, environment):
+            try:
+                return Found(look())
+            except ClusterError as error:
+                tried.append(str(error))
+    here = look_here()
+    jobs = _jobs(here.living)
+    wanted = jobs
+    if options.job is not None:
+        wanted = [job for job in jobs if options.job in (job.name, job.label)]
+        if not wanted:
+            return _no_such_job(options.job, here, jobs)
+        return _of_jobs(here, wanted, jobs)
+    if not here.living and not here.ended:
+        looked = f" Looked at: {'; '.join(tried)}." if tried else ""
+        raise NoJob(
+            "no worker found: no process of this user has a worker server on this machine."
+            f"{looked} Name one: a socket, a folder of sockets, host:port, or --store HOST:PORT. "
+            "To start a program with a worker server: workerserver run SCRIPT"
+        )
+    return Found([each.worker for each in here.living], here.ended, True)
+
+
+def _no_such_job(name: str, here: Here, jobs: Sequence[Group]) -> Found:
+    """The job may have ended."""
+    ended = [each for each in here.ended if each.known is not None and each.known.job == name]
+    if ended:
+        return Found([], ended, True)
+    there = ", ".join(sorted(job.label for job in jobs)) or "none"
+    raise NoJob(f"no job {name} of this user on this machine; there are: {there}")
+
+
+def why_nobody(found: Found) -> str:
+    """Why nobody can be asked: the job has ended."""
+    names = sorted({each.known.job for each in found.ended if each.known is not None})
+    which = f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+    count = len(found.ended)
+    left = f"{count} worker{'s have' if count > 1 else ' has'} left something"
+    return f"the job has ended{which}: {left}, nobody listens"
 
 
 def _places(
@@ -124,26 +251,6 @@ def _places(
     template = environment.get("TORCH_WORKER_SERVER_SOCKET", "")
     if template:
         yield lambda: [replace(worker, source="torchrun") for worker in from_template(template)]
-    yield _own_folder
-
-
-def _own_folder() -> list[Worker]:
-    """The sockets of ``workerserver run``. Any user can make a folder with that name, so this
-    function checks the owner: our token must not go to another user's sockets."""
-    usual = run_folder()
-    found: list[Worker] = []
-    for folder in run_folders():
-        with contextlib.suppress(ClusterError):  # no socket in it
-            found += sockets(os.path.join(folder, "*"))
-    if found:
-        return found
-    try:
-        owner = os.lstat(usual).st_uid
-    except OSError as error:
-        raise ClusterError(f"{usual}: {error.strerror}") from None
-    if owner != os.geteuid():
-        raise ClusterError(f"{usual}: belongs to another user")
-    return sockets(os.path.join(usual, "*"))
 
 
 def _torchrun(address: str, world_size: int | None, options: Options) -> list[Worker]:

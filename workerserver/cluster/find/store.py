@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from workerserver.cluster.addresses import host_port, tcp_worker
-from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.errors import ClusterError, NoJob, Unanswered
 from workerserver.cluster.failures import Failed, describe
 from workerserver.cluster.find.host_lists import MAX_HOSTS, unfold
 from workerserver.cluster.model import MAX_HOST_WORKERS, Worker
@@ -70,17 +70,16 @@ def workers_in_store(
             found = store.values(RANK, store.registered(RANK, world_size))
             hosts = store.values(COLLECTOR, store.registered(COLLECTOR, world_size))
     except TimeoutError:
-        raise ClusterError(f"store {address}: no answer in {deadline:g} s") from None
+        raise Unanswered(f"store {address}: no answer in {deadline:g} s") from None
     except Failed as failed:
-        raise ClusterError(f"store {address}: {failed.failure.text}") from None
+        raise Unanswered(f"store {address}: {failed.failure.text}") from None
     except (ConnectionResetError, BrokenPipeError):
-        raise ClusterError(f"store {address}: connection closed; is it a TCPStore?") from None
+        raise Unanswered(f"store {address}: connection closed; is it a TCPStore?") from None
     except OSError as error:
-        raise ClusterError(f"store {address}: {describe(error)}") from None
+        kind = NoJob if isinstance(error, ConnectionRefusedError) else Unanswered
+        raise kind(f"store {address}: {describe(error)}") from None
     if not found and not hosts:
-        raise ClusterError(
-            f"store {address}: no worker has registered there (no key debug_server/rank0)"
-        )
+        raise NoJob(f"store {address}: no worker has registered there (no key debug_server/rank0)")
     collectors: list[Worker] = []
     claimed = 0
     for _, value in sorted(hosts.items()):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from workerserver.cluster.judge.chains.facts import Deadlock, Knot, Told
 from workerserver.cluster.judge.reasons import Reason
 from workerserver.cluster.model import Frame
 from workerserver.cluster.read.progress import Sign
@@ -51,6 +52,7 @@ __all__ = [
     "NothingIssued",
     "Outside",
     "Overdue",
+    "Owed",
     "Parties",
     "Remark",
     "Ring",
@@ -159,6 +161,14 @@ class Meeting:
 
 
 @dataclass(frozen=True, slots=True)
+class Owed:
+    """It waits in *own*, and owes the ranks of *wait* the other side of a send or a receive."""
+
+    wait: Entered
+    own: Entered
+
+
+@dataclass(frozen=True, slots=True)
 class Absent:
     """It has not entered what others wait in. *silent*: its recorder gave no answer. *steps*: its
     own step and the others', if its own is ahead."""
@@ -203,11 +213,14 @@ Claim = (
     | Ring
     | Crossed
     | Meeting
+    | Owed
     | Absent
     | Silent
     | KeepsGil
     | Apart
     | NoStep
+    | Deadlock
+    | Knot
 )  # fmt: skip
 
 
@@ -253,11 +266,11 @@ class InCall:
 
 @dataclass(frozen=True, slots=True)
 class LastOperation:
-    """The last operation of *group* that it has issued."""
+    """The last operation of *group* that it has issued. *ended* is None if no recorder tells."""
 
     group: str
     operation: str
-    ended: bool
+    ended: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +353,7 @@ Evidence = (
     | Moved
     | GilHeld
     | LastHeartbeat
+    | Told
 )
 
 
@@ -366,11 +380,12 @@ class NobodyAnswered:
 
 @dataclass(frozen=True, slots=True)
 class Endless:
-    """All ranks have entered *operation*, which does not end. *whole*: they are all its ranks, not
-    only all that are known."""
+    """All ranks but *absent* have entered *operation*, which does not end. *whole*: these are all
+    ranks of the operation, not only all that are known."""
 
     operation: Entered
     whole: bool
+    absent: Ranks = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,11 +419,12 @@ class NoEvidence:
 
 
 Hindrance = Literal[
-    "moves", "changes", "computes", "writes", "early", "waits", "majority", "unseen"
+    "moves", "changes", "computes", "writes", "early", "late", "waits", "majority", "unseen"
 ]
 """Why a rank that has not come isn't accused. moves: it counts on. changes: its stack does. early:
-its step is no older than usual. waits: it may wait for another rank itself. majority: most ranks
-are where it is. unseen: where it is can't be told."""
+its step is no older than usual. late: it pauses, for no longer than a pause may last. waits: it
+may wait for another rank itself. majority: most ranks are where it is. unseen: where it is can't be
+told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,9 +509,10 @@ class GoesOn:
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """What *ranks* don't tell. *seconds*: by how much their clocks are ahead."""
+    """What *ranks* don't tell. *seconds*: by how much their clocks differ."""
 
-    kind: Literal["stock", "records", "operations", "stacks", "heartbeat", "clock"]
+    kind: str
+    """A key of ``sentences.UNSEEN``."""
     ranks: Ranks
     seconds: float = 0.0
 

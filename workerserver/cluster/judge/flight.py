@@ -7,11 +7,12 @@ compared between ranks, because torch counts a group's collectives in the same w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from workerserver.cluster.judge import sentences
+from workerserver.cluster.judge.streams import Head, heads, is_queued
 from workerserver.cluster.judge.waits import Need, resolve
 from workerserver.cluster.read.flight_records import read
 from workerserver.cluster.read.recorder import GroupRecord, Key, Operation, RankRecord, Shared
@@ -23,6 +24,8 @@ MAX_WAITS = 64
 #: By how many numbers an operation may be off to count as issued in another order.
 MAX_SHIFT = 64
 
+#: How the operations begin that no rank can end before every rank has entered them.
+TOGETHER = ("all", "_all", "barrier", "reduce_scatter", "_reduce_scatter")
 #: Operations in which the ranks may have inputs, or outputs, of different sizes.
 UNEVEN_INPUTS = ("all_to_all", "alltoall", "scatter", "all_gather_v", "reduce_scatter_v")
 UNEVEN_OUTPUTS = ("all_to_all", "alltoall", "gather", "all_gather_v", "reduce_scatter_v")
@@ -39,16 +42,19 @@ class Group:
     ranks: tuple[int, ...]
     complete: bool
     records: Mapping[int, GroupRecord]
+    one_of: bool = False
+    """Its ranks use several backends in the group; this is the part of one of them."""
 
     @property
     def label(self) -> str:
-        return self.key.label
+        return f"{self.key.label} ({self.key.backend})" if self.one_of else self.key.label
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wait:
     """*waiting* have entered an operation that has not ended. *absent* have not entered it;
-    *silent* are members whose recorder says nothing. Point-to-point: *seq* is None."""
+    *silent* are members whose recorder says nothing. *queued* have issued it behind another one
+    that has not ended. Point-to-point: *seq* is None."""
 
     group: Group
     seq: int | None
@@ -58,6 +64,11 @@ class Wait:
     silent: tuple[int, ...] = ()
     since_ns: int | None = None
     """When the ranks that wait issued it, by their own clocks: the middle one."""
+    queued: tuple[int, ...] = ()
+    inferred: bool = False
+    """The recorder tells no end: that it goes on follows from who has not entered it."""
+    by_stack: bool = False
+    """No recorder holds it: the stack of the rank that waits tells it (:mod:`chains.peers`)."""
 
     @property
     def name(self) -> str:
@@ -99,7 +110,7 @@ class Analysis:
 
 
 def need(wait: Wait) -> Need:
-    return Need(wait.waiting, (*wait.absent, *wait.silent))
+    return Need(wait.waiting, (*wait.absent, *wait.queued, *wait.silent))
 
 
 def analyse(
@@ -120,8 +131,9 @@ def combine(records: Mapping[int, RankRecord], world_size: int | None = None) ->
     """As :func:`analyse`, from records that have been read."""
     problems = {rank: list(record.problems) for rank, record in sorted(records.items())}
     groups = _groups(records, world_size, problems)
-    waits = [wait for group in groups for wait in _waits(group, records)]
-    waits += [wait for group in groups for wait in _peer_waits(group, problems)]
+    first = heads(records)
+    waits = [wait for group in groups for wait in _waits(group, records, first)]
+    waits += [wait for group in groups for wait in _peer_waits(group, problems, first)]
     mismatches = [found for group in groups if (found := _mismatch(group)) is not None]
     blame = resolve([need(wait) for wait in waits])
     return Analysis(
@@ -144,9 +156,19 @@ def _groups(
     for rank, record in sorted(records.items()):
         for key, group in record.groups.items():
             by_key.setdefault(key, {})[rank] = group
+    backends: dict[Key, list[Key]] = {}
+    for key in by_key:
+        if key.backend:
+            backends.setdefault(key._replace(backend=""), []).append(key)
+    for nameless, keys in backends.items():  # who has issued nothing belongs to each of them
+        for rank, group in by_key.pop(nameless, {}).items():
+            for key in keys:
+                by_key[key].setdefault(rank, GroupRecord(key, group.ranks))
     groups: list[Group] = []
     for key, members in sorted(by_key.items()):
-        groups += _split(key, _newest(key, members), world_size, problems)
+        one_of = len(backends.get(key._replace(backend=""), ())) > 1
+        found = _split(key, _newest(key, members), world_size, problems)
+        groups += (replace(each, one_of=True) for each in found) if one_of else found
     return groups
 
 
@@ -212,13 +234,17 @@ def _split(
 # --- waits --------------------------------------------------------------------------------------
 
 
-def _waits(group: Group, records: Mapping[int, RankRecord]) -> list[Wait]:
+def _waits(
+    group: Group, records: Mapping[int, RankRecord], first_of: Mapping[int, Head]
+) -> list[Wait]:
     pending: dict[int, list[int]] = {}
+    queued: dict[int, list[int]] = {}
     last: dict[int, int] = {}
     for rank, record in group.records.items():
         first = record.first_pending
         if first is not None:
-            pending.setdefault(first.seq, []).append(rank)
+            later = is_queued(first_of.get(rank), group.key, first)
+            (queued if later else pending).setdefault(first.seq, []).append(rank)
         last[rank] = max(record.collectives, default=-1)
     # If an operation has ended, all ranks have issued it: an empty record then tells nothing.
     begun = any(record.last_retired is not None for record in group.records.values())
@@ -229,11 +255,12 @@ def _waits(group: Group, records: Mapping[int, RankRecord]) -> list[Wait]:
         if whole is None or (lost and (begun or (whole.empty and whole.enqueued > 0))):
             silent.append(rank)
     unknown = set(silent)
-    waits = []
+    waits = list(_inferred(group, last, pending, silent))
     for seq in sorted(pending)[:MAX_WAITS]:
         waiting = tuple(sorted(pending[seq]))
         names = Counter(group.records[rank].collectives[seq][-1].op for rank in waiting)
         absent = [rank for rank in group.ranks if rank not in unknown and last.get(rank, -1) < seq]
+        behind = [rank for each, ranks in queued.items() if each <= seq for rank in ranks]
         waits.append(
             Wait(
                 group=group,
@@ -242,6 +269,7 @@ def _waits(group: Group, records: Mapping[int, RankRecord]) -> list[Wait]:
                 waiting=waiting,
                 absent=tuple(absent),
                 silent=tuple(silent),
+                queued=tuple(sorted({*behind} - {*absent, *unknown})),
                 since_ns=_middle(
                     created
                     for rank in waiting
@@ -252,18 +280,56 @@ def _waits(group: Group, records: Mapping[int, RankRecord]) -> list[Wait]:
     return waits
 
 
+def _inferred(
+    group: Group, last: Mapping[int, int], pending: Mapping[int, Sequence[int]], silent: list[int]
+) -> Iterator[Wait]:
+    """The wait for the members that are the furthest behind, where the recorder tells no end: no
+    rank can have ended an operation of all ranks that one of them has not entered."""
+    known = [rank for rank in group.ranks if rank not in set(silent)]
+    least = min((last.get(rank, -1) for rank in known), default=-1)
+    waiting: dict[int, Operation] = {}
+    for rank, record in group.records.items():
+        later = (
+            op
+            for seq in sorted(record.collectives)
+            if seq > least
+            for op in record.collectives[seq]
+            if op.unknown
+        )
+        first = next(later, None)
+        if first is not None:
+            waiting[rank] = first
+    if not group.complete or not waiting or pending:
+        return
+    first = min(waiting.values(), key=lambda op: op.seq)
+    absent = [rank for rank in known if last.get(rank, -1) < first.seq]
+    if absent and first.op.startswith(TOGETHER):
+        yield Wait(
+            group=group,
+            seq=first.seq,
+            op=first.op,
+            waiting=tuple(sorted(waiting)),
+            absent=tuple(absent),
+            silent=tuple(silent),
+            since_ns=_middle(op.created_ns for op in waiting.values() if op.created_ns),
+            inferred=True,
+        )
+
+
 def _middle(values: Iterable[int]) -> int | None:
     ordered = sorted(values)
     return ordered[len(ordered) // 2] if ordered else None
 
 
-def _peer_waits(group: Group, problems: dict[int, list[str]]) -> list[Wait]:
+def _peer_waits(
+    group: Group, problems: dict[int, list[str]], first_of: Mapping[int, Head]
+) -> list[Wait]:
     """Sends and receives whose peer has not posted its part. Only backends with NCCL's recorder
     record them: "nccl:send 0->1", with ranks within the group."""
-    posted: set[tuple[str, int, int]] = set()
+    posted: dict[tuple[str, int, int], bool] = {}  # whether it is behind another operation
     first: list[tuple[int, Operation, int, int]] = []
     for rank, record in sorted(group.records.items()):
-        pending = [op for op in record.p2p if not op.done]
+        pending = [op for op in record.p2p if op.pending]
         for op in pending:
             if op.source is None or op.target is None:
                 continue  # "coalesced" closes a batch
@@ -273,17 +339,20 @@ def _peer_waits(group: Group, problems: dict[int, list[str]]) -> list[Wait]:
                 continue
             source, target = group.ranks[op.source], group.ranks[op.target]
             word = "recv" if op.op.startswith("recv") else "send"
-            posted.add((word, source, target))
-            if op.p2p_seq == pending[0].p2p_seq:  # what comes later waits behind it
+            later = is_queued(first_of.get(rank), group.key, op)
+            posted.setdefault((word, source, target), later)
+            if op.p2p_seq == pending[0].p2p_seq and not later:
                 first.append((rank, op, source, target))
     waits = []
     for rank, op, source, target in first:
         receives = op.op.startswith("recv")
         peer, other = (source, "send") if receives else (target, "recv")
-        if peer == rank or (other, source, target) in posted:
+        behind = posted.get((other, source, target))
+        if peer == rank or behind is False:
             continue
         name = sentences.send_or_receive(receives, peer)
-        waits.append(Wait(group, None, name, (rank,), (peer,), (), op.created_ns))
+        absent, queued = ((peer,), ()) if behind is None else ((), (peer,))
+        waits.append(Wait(group, None, name, (rank,), absent, (), op.created_ns, queued))
     return waits
 
 

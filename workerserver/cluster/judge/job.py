@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
 
-from workerserver.cluster.failures import SILENT, UNKNOWN_WORKER, unusable
+from workerserver.cluster.failures import UNKNOWN_WORKER
+from workerserver.cluster.judge import pauses
+from workerserver.cluster.judge.chains.peers import Chains
 from workerserver.cluster.judge.facts import NAMELESS, Entered, Gone
 from workerserver.cluster.judge.flight import Analysis, Group, Wait, combine
-from workerserver.cluster.model import Frame, RankState, RoundLike, Thread, cores_used
+from workerserver.cluster.judge.looks import MAX_WORLD, RoundByRank
+from workerserver.cluster.judge.streams import issuer
+from workerserver.cluster.model import Frame, RoundLike, Thread, cores_used
 from workerserver.cluster.read import progress
-from workerserver.cluster.read.acting import acting, roots_of_waits, roots_of_work
+from workerserver.cluster.read.acting import (
+    Root,
+    acting,
+    root,
+    roots_of_waits,
+    roots_of_work,
+    roots_seen_waiting,
+)
 from workerserver.cluster.read.blocked_on import UNKNOWN, Blocked, blocked_on
-from workerserver.cluster.read.flight_records import read
-from workerserver.cluster.read.recorder import GroupRecord, RankRecord, Shared
-from workerserver.cluster.read.summary import rank_of
+from workerserver.cluster.read.recorder import WATCHED, RankRecord
 
-__all__ = ["Job", "RoundByRank"]
-
-MAX_WORLD = 1 << 20
+__all__ = ["Job"]
 
 #: A wait shorter than this is no hang.
 STUCK_AFTER_SECONDS = 3.0
@@ -34,75 +41,15 @@ MIN_BUSY_CORES = 0.5
 GIL_HELD_SECONDS = 1.0
 
 
-@dataclass
-class RoundByRank:
-    """One round, by rank."""
-
-    time: float
-    states: dict[int, RankState] = field(default_factory=dict)
-    gone: dict[int, Gone] = field(default_factory=dict)
-    shared: Shared = field(default_factory=Shared)
-    read: dict[int, RankRecord] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, round_: RoundLike) -> RoundByRank:
-        result = cls(round_.started)
-        nameless = NAMELESS
-        for state in sorted(round_.states, key=_order):
-            rank = _rank(state)
-            if rank is None or not 0 <= rank < MAX_WORLD:
-                rank = nameless
-                nameless += 1
-            failure = unusable(state)
-            if failure is None and rank not in result.states:
-                result.states[rank] = state
-                result.gone.pop(rank, None)
-            elif rank not in result.states and rank not in result.gone:
-                failure = failure or SILENT
-                result.gone[rank] = Gone(
-                    rank, failure.reason, failure.text, state.worker.address, state.worker.host
-                )
-        return result
-
-    @cached_property
-    def records(self) -> dict[int, RankRecord]:
-        ranks = (rank for rank in self.states if rank < NAMELESS)
-        return {rank: record for rank in ranks if (record := self.of_rank(rank)) is not None}
-
-    def of_rank(self, rank: int) -> RankRecord | None:
-        """What the rank's recorder says. It is read only once, and only if somebody asks."""
-        if rank not in self.read:
-            state = self.states.get(rank)
-            if state is None or (state.flight is None and state.flight_summary is None):
-                return None
-            self.read[rank] = read(state.flight, state.flight_summary, self.shared)
-        return self.read[rank]
-
-    def record(self, rank: int, group: Group) -> GroupRecord | None:
-        record = self.of_rank(rank)
-        return record.groups.get(group.key) if record is not None else None
-
-
-def _order(state: RankState) -> tuple[bool, int, bool, str]:
-    """A fixed order. Of two workers that claim a rank, the one that was found as it comes first."""
-    rank = _rank(state)
-    surprising = state.worker.rank is not None and state.worker.rank != state.rank
-    return (rank is None, rank or 0, surprising, state.worker.address)
-
-
-def _rank(state: RankState) -> int | None:
-    """Where neither discovery nor the environment tells the rank, torch's recorder does."""
-    if state.rank is not None:
-        return state.rank
-    if state.worker.rank is not None:
-        return state.worker.rank
-    return rank_of(state.flight_summary if isinstance(state.flight_summary, Mapping) else None)
-
-
 class Job:
     """The last round, and what changed since the one before it."""
 
-    def __init__(self, rounds: Sequence[RoundLike], world_size: int | None) -> None:
+    def __init__(
+        self,
+        rounds: Sequence[RoundLike],
+        world_size: int | None,
+        elsewhere: Collection[int] = (),
+    ) -> None:
         self.rounds = [RoundByRank.of(each) for each in rounds]
         self.now = self.rounds[-1] if self.rounds else RoundByRank(0.0)
         self.before = self.rounds[-2] if len(self.rounds) > 1 else None
@@ -121,21 +68,15 @@ class Job:
             {*known, *(rank for rank in self.now.states if rank >= NAMELESS)}
             | {rank for rank in self.now.gone if rank >= NAMELESS}
         )
-        nameless = sum(rank >= NAMELESS for rank in self.now.states)
+        self.elsewhere = frozenset(elsewhere)
         missing = [each for each in sorted(known) if each not in self.now.states]
         missing = [each for each in missing if each not in self.now.gone]
-        if len(missing) <= nameless:  # those are they, and which one is which nobody knows
-            self.expected = [each for each in self.expected if each not in missing]
-            missing = []
+        missing = self._without_nameless(missing)
         for rank in missing:
             self.now.gone[rank] = Gone(rank, UNKNOWN_WORKER.reason, UNKNOWN_WORKER.text)
         self.ranks = sorted(self.now.states)
         told: dict[int, Blocked] = {}  # by the identity of the threads, which ranks may share
-        self.roots = roots_of_waits(state.threads for state in self.now.states.values())
-        if not self.roots:
-            self.roots = roots_of_work(
-                [state.threads for rank, state in self.now.states.items() if self.pending(rank)]
-            )
+        self.roots = self._roots()
         self.blocked: dict[int, Blocked] = {}
         for rank, state in sorted(self.now.states.items()):
             if state.threads and id(state.threads) not in told:
@@ -146,12 +87,68 @@ class Job:
         self._still: dict[int, bool | None] = {}
         self._entered: dict[int, Entered] = {}
 
+    def _roots(self) -> tuple[Root, ...]:
+        """Where the threads began that act: as for :func:`acting`."""
+        many = [state.threads for state in self.now.states.values()]
+        found = roots_seen_waiting(many) or self._roots_of_operations() or roots_of_waits(many)
+        if found:
+            return found
+        return roots_of_work(
+            [state.threads for rank, state in self.now.states.items() if self.pending(rank)]
+        )
+
+    def _roots_of_operations(self) -> tuple[Root, ...]:
+        """Where the threads began that issued the newest recorded operation of their rank, or the
+        oldest one that has not ended: work.wait() and item() leave no frame."""
+        found: Counter[Root] = Counter()
+        for rank, state in self.now.states.items():
+            record = self.now.of_rank(rank) if state.flight is not None else None
+            ident = issuer(record) if record is not None else None
+            thread = next((each for each in state.threads if each.ident == ident), None)
+            if ident is not None and thread is not None and (its := root(thread)) is not None:
+                found[its] += 1
+        return tuple(sorted(found, key=lambda each: (-found[each], each)))
+
+    def _without_nameless(self, missing: list[int]) -> list[int]:
+        """*missing* ranks, without those that may be workers whose rank nobody knows.
+
+        Those are they, and which one is which nobody knows. So of a few more missing ranks than
+        such workers none is named: each may be one of the workers. They stay nameless too.
+        """
+        nameless = [rank for rank in (*self.now.states, *self.now.gone) if rank >= NAMELESS]
+        if not nameless or not missing:
+            return missing
+        if len(nameless) == len(missing) == 1 and nameless[0] in self.now.gone:
+            # A rank that is missing, and an address that does not answer, are one thing.
+            gone = self.now.gone.pop(nameless[0])
+            self.now.gone[missing[0]] = replace(gone, rank=missing[0])
+            self.expected.remove(nameless[0])
+            return []
+        self.expected = [each for each in self.expected if each not in missing]
+        more = len(missing) - len(nameless)
+        first = max(nameless) + 1
+        self.expected += range(first, first + max(more, 0))
+        return list(range(first, first + max(more, 0)))
+
     @cached_property
-    def analysis(self) -> Analysis:
+    def recorded(self) -> Analysis:
+        """What the recorders say together."""
         size = self.world_size
         if size is None and self.expected and self.expected[-1] < NAMELESS:
             size = self.expected[-1] + 1
         return combine(self.now.records, size)
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """The same, with the waits that only stacks tell."""
+        found = self.recorded
+        more = tuple(self.chains.waits(found.groups, found.waits))
+        return replace(found, waits=(*found.waits, *more)) if more else found
+
+    @cached_property
+    def chains(self) -> Chains:
+        """Who waits for whom by what stacks tell."""
+        return Chains(self)
 
     # --- where a rank is asked
 
@@ -264,6 +261,7 @@ class Job:
         if old is None or new is None or old.flight_summary is None:
             return self.before.of_rank(rank)
         same = old.flight_summary == new.flight_summary and old.flight == new.flight
+        same = same and old.more_flights == new.more_flights
         return self.now.of_rank(rank) if same else self.before.of_rank(rank)
 
     @cached_property
@@ -281,36 +279,49 @@ class Job:
 
     def age(self, wait: Wait) -> float | None:
         """For how many seconds the ranks have waited. None if no clock tells that sensibly."""
-        age = None
-        if wait.since_ns is not None and self.now.time > 0:
-            age = self.now.time - wait.since_ns / 1e9
-            if not -1.0 <= age < 3.2e7:
-                age = None
-        seen = self._seen_for(wait)
+        if wait.by_stack:
+            return self.chains.age(wait)
+        age = self.told_age(wait)
+        seen = self.seen_for(wait)
         if seen > 0:  # by this machine's clock alone, whatever the workers' clocks say
             age = max(age or 0.0, seen)
         if self.before is None:
             # With one look only this machine's clock would decide, so ask the workers' clocks too.
             ages = sorted(
-                age
-                for rank in wait.waiting
-                if (state := self.now.states.get(rank)) is not None
-                and state.health is not None
-                and (age := state.health.step_age_s) is not None
+                told for rank in wait.waiting if (told := self.step_age(rank)) is not None
             )
             if ages:
                 own = ages[len(ages) // 2]
                 return own if age is None else min(age, own)
         return age
 
-    def _seen_for(self, wait: Wait) -> float:
+    def _ahead(self, wait: Wait) -> float:
+        """By how much the clocks of the ranks that wait are ahead of this machine's: the middle."""
+        states = (self.now.states.get(rank) for rank in wait.waiting[:MAX_PAUSE_RANKS])
+        told = sorted(
+            state.clock_ahead_s
+            for state in states
+            if state is not None and state.clock_ahead_s is not None
+        )
+        return told[len(told) // 2] if told else 0.0
+
+    def told_age(self, wait: Wait) -> float | None:
+        """The same by the clocks of the ranks that wait alone."""
+        if wait.since_ns is None or self.now.time <= 0:
+            return None
+        ahead = self._ahead(wait)
+        age = self.now.time - wait.since_ns / 1e9 + ahead
+        # A clock that differs is known to whole seconds, and by an answer that took its time.
+        return age if (-5.0 if ahead else -1.0) <= age < 3.2e7 else None
+
+    def seen_for(self, wait: Wait) -> float:
         """For how many seconds each round has seen a rank in this wait, and no other one."""
         if wait.seq is None or not wait.waiting:
             return 0.0
         since = self.now.time
         for look in reversed(self.rounds[:-1]):
             old = [each for rank in wait.waiting[:MAX_PAUSE_RANKS] if (each := look.of_rank(rank))]
-            if not old or not all(_first(each, wait.group) == wait.seq for each in old):
+            if not old or not all(_is_in(each, wait) for each in old):
                 break
             since = look.time
         return self.now.time - since
@@ -339,26 +350,23 @@ class Job:
 
     def pause(self, rank: int, group: Group) -> float:
         """The same by one rank's own clock."""
-        record = group.records.get(rank)
-        if record is None:
-            return 0.0
-        times = [
-            ops[0].created_ns
-            for seq, ops in sorted(record.collectives.items())
-            if seq - 1 in record.collectives or seq + 1 in record.collectives
-        ]
-        gaps = sorted(
-            (after - before) / 1e9
-            for before, after in pairwise(times)
-            if before is not None and after is not None and after >= before
-        )
-        return (gaps[-2] if len(gaps) > 2 else gaps[-1]) if gaps else 0.0
+        return pauses.usual(group, rank)
+
+    @cached_property
+    def longest_pause(self) -> float:
+        return pauses.longest(self.analysis.groups)
+
+    @cached_property
+    def rhythm(self) -> float | None:
+        return pauses.rhythm(self.analysis.groups)
 
     def hangs(self, wait: Wait) -> bool:
         """The wait has lasted too long, and has not changed since the round before."""
+        if wait.by_stack:
+            return self.chains.hangs(wait)
         if self.before is not None and wait.seq is not None:
             old = [each for rank in wait.waiting if (each := self._recorded_before(rank))]
-            if old and not any(_first(each, wait.group) == wait.seq for each in old):
+            if old and not any(_is_in(each, wait) for each in old):
                 return False
         elif self.before is not None:
             then = self._recorded_before(wait.waiting[0])
@@ -393,13 +401,34 @@ class Job:
             return holder, None
         return None
 
+    def on_device(self, rank: int) -> bool:
+        """It has issued an operation of NCCL's, or the like, that has not ended."""
+        record = self.now.of_rank(rank)
+        if record is None:
+            return False
+        for group in record.groups.values():
+            first = group.first_pending
+            if first is not None and first.backend in WATCHED:
+                return True
+            if any(not each.done and each.backend in WATCHED for each in group.p2p):
+                return True
+        return False
+
     def pending(self, rank: int) -> bool:
         """It has issued an operation that has not ended, of those that are recorded."""
         record = self.now.of_rank(rank)
         if record is None:
             return False
+        if rank in self._inferred:
+            return True
         groups = record.groups.values()
-        return any(each.first_pending or any(not op.done for op in each.p2p) for each in groups)
+        return any(each.first_pending or any(op.pending for op in each.p2p) for each in groups)
+
+    @cached_property
+    def _inferred(self) -> frozenset[int]:
+        """Ranks whose recorder tells no end, and whose operation can't have ended."""
+        waits = (wait.waiting for wait in self.recorded.waits if wait.inferred)
+        return frozenset().union(*waits)
 
     @cached_property
     def _pending_at(self) -> dict[tuple[Frame, str], set[int]]:
@@ -423,6 +452,16 @@ class Job:
         state = self.now.states.get(rank)
         return state.health.step_age_s if state is not None and state.health is not None else None
 
+    def longest_step(self, rank: int) -> float:
+        """How long its steps have been at most, on average: all that came before the last one."""
+        state = self.now.states.get(rank)
+        health = state.health if state is not None else None
+        if health is None or health.uptime_s is None or health.step_age_s is None:
+            return 0.0
+        if health.step_median_s is not None:
+            return health.step_median_s
+        return max(health.uptime_s - health.step_age_s, 0.0) / max(health.step or 0, 1)
+
     def usual_step(self, rank: int) -> float | None:
         state = self.now.states.get(rank)
         return progress.usual_step(state.health) if state is not None else None
@@ -434,17 +473,21 @@ def _issued(record: RankRecord, group: Group) -> int:
     return own.issued[0] if own is not None else -1
 
 
-def _first(record: RankRecord, group: Group) -> int | None:
-    own = record.groups.get(group.key)
-    first = own.first_pending if own is not None else None
-    return first.seq if first is not None else None
+def _is_in(record: RankRecord, wait: Wait) -> bool:
+    """The collective of *wait* was under way, and no earlier one of its group."""
+    own = record.groups.get(wait.group.key)
+    if own is None:
+        return False
+    if wait.inferred:  # the recorder tells no end
+        return wait.seq is not None and own.issued[0] >= wait.seq
+    return own.first_pending is not None and own.first_pending.seq == wait.seq
 
 
 def _has_pending(record: RankRecord, wait: Wait) -> bool:
     """The send or receive of *wait* was under way."""
     own = record.groups.get(wait.group.key)
     operations = own.p2p if own is not None else ()
-    return any(each.created_ns == wait.since_ns for each in operations if not each.done)
+    return any(each.created_ns == wait.since_ns for each in operations if each.pending)
 
 
 def _step(state: RankState | None) -> int | None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from workerserver.cluster.judge.chains.deadlocks import from_threads, weigh_ring
+from workerserver.cluster.judge.chains.words import FILE_LOCK
+from workerserver.cluster.judge.conflicts import contrary
 from workerserver.cluster.judge.facts import (
     Absent,
     Accusation,
@@ -12,6 +15,7 @@ from workerserver.cluster.judge.facts import (
     Awaited,
     Claim,
     Crossed,
+    Crowd,
     Doubt,
     Endless,
     Everywhere,
@@ -46,6 +50,7 @@ from workerserver.cluster.judge.grounds.crowd import (
     is_stuck,
     surely_waits,
 )
+from workerserver.cluster.judge.grounds.lateness import patience
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import STRENGTH, Reason
 from workerserver.cluster.judge.waits import Need, resolve
@@ -121,7 +126,7 @@ class Suspicions:
             self.refused.setdefault(rank, (why, wait))
         return why is None
 
-    def _accuse(self, accusation: Accusation) -> None:
+    def accuse(self, accusation: Accusation) -> None:
         """The strongest reason stays; the evidence of all of them is kept."""
         known = self.accused.get(accusation.rank)
         if known is None:
@@ -131,13 +136,19 @@ class Suspicions:
             self.accused[accusation.rank] = accusation
         else:
             known.evidence += accusation.evidence
+            if known.process_group is None:  # what others wait for is worth knowing all the same
+                known.process_group, known.seq = accusation.process_group, accusation.seq
+                known.collective = accusation.collective
 
-    def _accuse_in(
+    def accuse_in(
         self, wait: Wait, rank: int, reason: Reason, claim: Claim, evidence: Iterable[Evidence]
     ) -> None:
         """Accuse *rank* of something in the operation of *wait*."""
+        if wait.op == FILE_LOCK:  # that is no operation of a process group
+            self.accuse(Accusation(rank, reason, claim, evidence=[*evidence]))
+            return
         label = wait.group.label
-        self._accuse(Accusation(rank, reason, claim, label, wait.op, wait.seq, [*evidence]))
+        self.accuse(Accusation(rank, reason, claim, label, wait.op, wait.seq, [*evidence]))
 
     def _steps_if_ahead(self, rank: int, others: Sequence[int]) -> tuple[int, int] | None:
         """The rank's step and the others', if its own is the higher one. Ranks may count steps of
@@ -182,7 +193,7 @@ class Suspicions:
             for party in mismatch.parties:
                 for rank in party[0]:
                     if rank in suspects:
-                        self._accuse(self._mismatched(mismatch, rank, party, evidence))
+                        self.accuse(self._mismatched(mismatch, rank, party, evidence))
 
     def _mismatched(
         self,
@@ -209,19 +220,25 @@ class Suspicions:
         job = self.job
         needs = [Need(wait.waiting, tuple(self._missing(wait))) for wait in self.hanging]
         held = {rank for rank in job.ranks if job.gil(rank) is not None}
-        free = held | {rank for rank in job.ranks if is_free(job, rank)}
-        unsure = {rank for rank in job.ranks if not surely_waits(job, rank)}
+        chained = job.chains.edges
+        free = held | {rank for rank in job.ranks if is_free(job, rank) and rank not in chained}
+        unsure = {rank for rank in job.ranks if not surely_waits(job, rank)} - chained.keys()
         blame = resolve(needs, free, unsure)
+        if not blame.ends and not blame.rings:  # who sleeps with an operation under way polls
+            blame = resolve(needs, held, unsure)
         for ranks, numbers in blame.rings:
             self._ring(ranks, [self.hanging[number] for number in numbers])
         # A rank in a wait that no recorder holds is a victim too, if there is anybody else.
         ends = {rank: numbers for rank, numbers in blame.ends.items() if not self._on_ranks(rank)}
-        if not ends and self._from_meetings(blame.ends):
+        if not ends and (self._from_apart(blame.ends) or self._from_meetings(blame.ends)):
             return
         ends = ends or dict(blame.ends)
         certain = self._certain(ends)
         for rank, numbers in ends.items():
             waits = [self.hanging[number] for number in numbers]
+            if all(rank in wait.queued for wait in waits):  # it has come to all of them
+                self.refused.setdefault(rank, ("waits", waits[0]))
+                continue
             if certain and rank not in certain:  # it may well wait for those
                 self.refused.setdefault(rank, ("waits", waits[0]))
             else:
@@ -252,6 +269,25 @@ class Suspicions:
         polls = self.job.blocked[rank].kind == "sleep" and self.job.pending(rank)
         return not polls and is_elsewhere(self.job, rank)
 
+    def _from_apart(self, ends: Mapping[int, Sequence[int]]) -> bool:
+        """Handles the case where every awaited rank is itself in a wait that no recorder holds, and
+        other ranks wait for nobody: the chain may end at those. False if there are none."""
+        job = self.job
+        others = [rank for rank in job.ranks if rank not in ends and not surely_waits(job, rank)]
+        if not ends or not others:
+            return False
+        for rank, numbers in ends.items():
+            self.refused.setdefault(rank, ("waits", self.hanging[numbers[0]]))
+        rest = [rank for rank in job.ranks if rank not in others]
+        calls = {job.blocked[rank].call for rank in rest}
+        claim = Apart(Crowd(rest, calls.pop() if len(calls) == 1 else None))
+        waits = [WaitsIn(job.entered(wait)) for wait in self.hanging[:MAX_AWAITED]]
+        for rank in others if all(map(self._is_certain, others)) else ():
+            reason = self._why(rank, None)
+            if is_stuck(job, rank) and self._admit(rank, reason, others):
+                self.accuse(Accusation(rank, reason, claim, evidence=[*waits, StacksAlone()]))
+        return True
+
     def _from_meetings(self, ends: Mapping[int, Sequence[int]]) -> bool:
         """Handles the case where every awaited rank is itself inside new_group or the like, which
         needs all ranks and is not recorded. Suspects the smaller side, or both if they are equal.
@@ -277,7 +313,7 @@ class Suspicions:
         for ranks, is_inside in sides:
             claim = Meeting(call, inside, outside, job.entered(main), is_inside)
             for rank in ranks:
-                self._accuse_in(main, rank, "order", claim, evidence)
+                self.accuse_in(main, rank, "order", claim, evidence)
         return True
 
     def _on_ranks(self, rank: int) -> bool:
@@ -290,6 +326,7 @@ class Suspicions:
         absent = [rank for rank in wait.absent if not job.issued_more(rank, wait.group)]
         gone = [rank for rank in wait.silent if rank in job.now.gone]
         yield from absent
+        yield from wait.queued
         yield from gone
         for rank in wait.silent:
             blocked = job.blocked.get(rank)
@@ -301,32 +338,27 @@ class Suspicions:
                 yield rank
 
     def _ring(self, ranks: Sequence[int], waits: Sequence[Wait]) -> None:
+        """Ranks that wait for each other."""
+        if weigh_ring(self, ranks, waits):
+            return
         entered = self.job.entered
-        evidence = [WaitsIn(entered(wait), wait.absent) for wait in waits]
         own = {rank: next(wait for wait in waits if rank in wait.waiting) for rank in ranks}
-        if len(waits) > 2 and any(wait.seq is not None for wait in waits):
+        ring = list(dict.fromkeys(own.values()))
+        evidence = [WaitsIn(entered(wait), (*wait.absent, *wait.queued)) for wait in ring]
+        guilty = contrary(waits)
+        if not guilty and all(len(wait.waiting) == len(ring[0].waiting) for wait in ring):
+            guilty = dict.fromkeys(ranks)
+        if not guilty:
             self.doubts.append(Tangled([entered(wait) for wait in waits]))
-            return
-        if any(wait.seq is None for wait in waits):
-            if any(wait.seq is not None for wait in waits):
-                self.doubts.append(Tangled([entered(wait) for wait in waits]))
-                return
-            ring = Ring([entered(wait) for wait in waits])
-            for rank in ranks:
-                self._accuse_in(own[rank], rank, "p2p cycle", ring, evidence)
-            return
-        members = set(ranks)
-        sides = sorted(
-            ([rank for rank in wait.waiting if rank in members] for wait in waits),
-            key=lambda side: (-len(side), side),
-        )
-        majority = set(sides[0] if len(sides) < 2 or len(sides[0]) > len(sides[1]) else ())
-        for rank in ranks:
-            if rank not in majority:
-                mine = own[rank]
-                other = next(wait for wait in waits if wait is not mine and rank in wait.absent)
+        whole = Ring([entered(wait) for wait in ring])
+        for rank, other in guilty.items():
+            mine = own[rank]
+            if mine.seq is not None and other is not None and other.seq is not None:
                 crossed = Crossed(entered(mine), entered(other))
-                self._accuse_in(mine, rank, "order", crossed, evidence)
+                self.accuse_in(mine, rank, "order", crossed, evidence)
+            else:
+                numbered = all(wait.seq is not None for wait in ring)
+                self.accuse_in(mine, rank, "order" if numbered else "p2p cycle", whole, evidence)
 
     def _behind(self, rank: int, waits: Sequence[Wait], absent: Collection[int]) -> None:
         job = self.job
@@ -335,25 +367,31 @@ class Suspicions:
         main = min(waits, key=lambda wait: (len(wait.group.ranks), wait.group.key, wait.seq or 0))
         entered, label = job.entered(main), main.group.label
         gone = job.now.gone.get(rank)
-        if gone is not None and gone.reason == "missing" and not self._rest_waits():
+        looked_for = rank not in job.elsewhere
+        if (
+            gone is not None
+            and gone.reason == "missing"
+            and not (looked_for and self._rest_waits())
+        ):
             self.refused.setdefault(rank, ("unseen", main))
             return
         if gone is not None:
             evidence.append(FailedQuestion(None, gone.reason, gone.text))
-            self._accuse_in(main, rank, "unreachable", Silent(gone.reason, entered), evidence)
+            self.accuse_in(main, rank, "unreachable", Silent(gone.reason, entered), evidence)
             return
         record = main.group.records.get(rank)
         last = record.last_issued if record is not None else None
         if last is not None:
-            evidence.append(LastOperation(label, last.name, last.done))
-        elif rank not in main.silent:
+            ended = None if last.unknown else last.done
+            evidence.append(LastOperation(label, last.name, ended))
+        elif rank not in main.silent and not main.by_stack:
             evidence.append(NothingIssued(label))
         if not self._admit(rank, "behind", absent, main):
             return
         why = self._why(rank, main)
         ahead = self._steps_if_ahead(rank, main.waiting) if main.seq is not None else None
         claim = Absent(entered, rank in main.silent, ahead)
-        self._accuse_in(main, rank, why, claim, evidence)
+        self.accuse_in(main, rank, why, claim, evidence)
 
     def _why(self, rank: int, wait: Wait | None) -> Reason:
         """What keeps a rank from where the others wait for it."""
@@ -380,7 +418,7 @@ class Suspicions:
         if self.job.computes(rank):
             return False
         record = self.job.now.records.get(rank)
-        pending = record is None or any(group.first_pending for group in record.groups.values())
+        pending = record is None or any(group.may_go_on for group in record.groups.values())
         return not pending and (blocked.thread.wchan or "").startswith("futex")
 
     # --- the rest
@@ -389,7 +427,7 @@ class Suspicions:
         """Ranks without an answer for which nobody waits, as far as can be seen."""
         job = self.job
         for rank, gone in job.now.gone.items():
-            if rank in self.accused:
+            if rank in self.accused or rank in job.elsewhere:
                 continue
             if job.moves:
                 self.doubts.append(SilentButMoving(rank, gone.reason))
@@ -398,7 +436,7 @@ class Suspicions:
                 continue
             failed = FailedQuestion(None, gone.reason, gone.text)
             claim = Silent(gone.reason)
-            self._accuse(Accusation(rank, "unreachable", claim, evidence=[failed]))
+            self.accuse(Accusation(rank, "unreachable", claim, evidence=[failed]))
 
     def _rest_waits(self) -> bool:
         """Every rank that answered waits for others, and none of them is accused yet."""
@@ -412,7 +450,7 @@ class Suspicions:
             if held is None or rank in self.accused:
                 continue
             if (held[1] or 0.0) >= GIL_ALONE_SECONDS:
-                self._accuse(Accusation(rank, "gil held", KeepsGil(held[1] or 0.0)))
+                self.accuse(Accusation(rank, "gil held", KeepsGil(held[1] or 0.0)))
 
     def from_stacks(self) -> None:
         """Without a word of the flight recorders: ranks wait for others, and a few stand where they
@@ -442,7 +480,7 @@ class Suspicions:
         for rank in certain or outside:
             reason = self._why(rank, None)
             if self._admit(rank, reason, outside):
-                self._accuse(Accusation(rank, reason, claim, evidence=[StacksAlone()]))
+                self.accuse(Accusation(rank, reason, claim, evidence=[StacksAlone()]))
         if not others and not job.now.gone:
             self.doubts.append(Everywhere(crowd))
 
@@ -451,7 +489,7 @@ class Suspicions:
         if self.accused or job.moves or self.hanging:
             return
         late = [rank for rank in job.ranks if not job.blocked[rank].on_ranks]
-        if len(late) > 1:
+        if len(late) > 1 or (late and job.now.gone):
             return  # some of them may only wait for another
         for rank in late:
             health = job.now.states[rank].health
@@ -459,9 +497,14 @@ class Suspicions:
             if health is None or age is None or job.blocked[rank].on_ranks:
                 continue
             still = job.same_stack(rank) and not job.too_early(rank)
-            least = STALLED_STILL_SECONDS if still else STALLED_SECONDS
+            least = STALLED_SECONDS
+            if still:
+                known = job.usual_step(rank) is not None
+                least = patience(job, rank, None) if known else STALLED_STILL_SECONDS
+            if len(job.expected) > 1 and not is_elsewhere(job, rank):
+                continue
             if age >= least and (not still or self._admit(rank, "stalled", [])):
-                self._accuse(Accusation(rank, "stalled", NoStep(age, health.step)))
+                self.accuse(Accusation(rank, "stalled", NoStep(age, health.step)))
 
 
 class Rule(NamedTuple):
@@ -473,6 +516,7 @@ class Rule(NamedTuple):
 
 #: In this order.
 RULES: tuple[Rule, ...] = (
+    Rule(from_threads, ("deadlock",)),
     Rule(Suspicions.from_mismatches, ("mismatch", "order", "swallowed")),
     Rule(
         Suspicions.from_waits,
@@ -480,6 +524,7 @@ RULES: tuple[Rule, ...] = (
             "p2p cycle",
             "order",
             "swallowed",
+            "deadlock",
             "gil held",
             *BLOCKED.values(),
             "behind",

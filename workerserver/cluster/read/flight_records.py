@@ -1,4 +1,4 @@
-"""Reads what one rank's flight recorder says (``fr_trace_json``, ``fr_summary``) into plain data.
+"""Reads what one rank's flight recorders say (``fr_trace_json``, ``fr_summary``) into plain data.
 
 No JSON makes :func:`read` raise: what does not fit is left out and named in
 :attr:`RankRecord.problems`.
@@ -6,16 +6,19 @@ No JSON makes :func:`read` raise: what does not fit is left out and named in
 Seen on torch 2.13 (docs/torch.md): with gloo a finished operation keeps ``"state": "scheduled"``
 and shows its end by ``"retired": true``. send and recv are not recorded. ``pg_config`` has no
 names, so the owner of a list of ranks is unknown. ``entries`` is absent when there are none.
+
+A process may have several recorders: NCCL's, gloo's, and in torch 2.15 one for each other backend.
+Each counts the operations of its backend, and numbers the groups in its own way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from workerserver.cluster.read.recorder import (
     MAX_GROUPS,
-    WATCHED,
     GroupRecord,
     Key,
     Operation,
@@ -31,6 +34,8 @@ from workerserver.cluster.read.summary import read_groups
 
 __all__ = ["read"]
 
+#: What closes a batch of operations.
+COALESCED = "coalesced"
 #: Of one trace. torch's ring holds 2,000 operations by default.
 MAX_ENTRIES = 20_000
 
@@ -40,10 +45,16 @@ Incarnation = tuple[Key, int | None]
 """A group's name and torch's number of it: a group may be destroyed and made again."""
 
 
-def read(flight: Any, summary: Any = None, shared: Shared | None = None) -> RankRecord:
-    """One rank's parsed ``fr_trace_json`` (or ``dump_nccl_trace_json``) and ``fr_summary``.
+def read(
+    flight: Any,
+    summary: Any = None,
+    shared: Shared | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> RankRecord:
+    """One rank's parsed ``fr_trace_json`` (or ``dump_nccl_trace_json``) and ``fr_summary``. *more*:
+    the traces of the process's other recorders, by backend.
 
-    Either may be None. If both have an operation, the trace's entry counts.
+    Each may be None. If a trace and the summary have an operation, the trace's entry counts.
     """
     shared = shared or Shared()
     record = RankRecord()
@@ -57,12 +68,17 @@ def read(flight: Any, summary: Any = None, shared: Shared | None = None) -> Rank
                 for operation in operations:
                     found.setdefault((key, number), {})[_identity(operation, -1)] = operation
     if flight is not None:
-        _read_trace(flight, record, shared, found, cut)
+        _read_trace(flight, "", record, shared, found, cut)
+    for backend, trace in (more or {}).items():
+        _read_trace(trace, backend, record, shared, found, cut)
+    _drop_nameless(record)
     numbers: dict[Key, list[int | None]] = {}
     for key, number in found:
         numbers.setdefault(key, []).append(number)
     for key, each in numbers.items():
-        group = record.groups[key]
+        group = record.groups.get(key)
+        if group is None:
+            continue
         known = sorted(number for number in each if number is not None)
         group.number = known[-1] if known else None
         group.earlier = frozenset(known[:-1])
@@ -83,6 +99,20 @@ def _group(record: RankRecord, key: Key) -> GroupRecord | None:
     return group
 
 
+def _drop_nameless(record: RankRecord) -> None:
+    """A group in which the rank has issued something is there once for each backend. What is said
+    of the group without a backend holds for all of them."""
+    named: dict[Key, list[GroupRecord]] = {}
+    for key, group in record.groups.items():
+        if key.backend:
+            named.setdefault(key._replace(backend=""), []).append(group)
+    for key, groups in named.items():
+        nameless = record.groups.pop(key, None)
+        ranks = [each.ranks for each in (nameless, *groups) if each is not None and each.ranks]
+        for group in groups:
+            group.ranks = group.ranks or next(iter(ranks), None)
+
+
 def _identity(operation: Operation, record: int) -> tuple[bool, int, int, str, int]:
     return (operation.p2p, operation.seq, operation.p2p_seq, operation.op, record)
 
@@ -90,6 +120,7 @@ def _identity(operation: Operation, record: int) -> tuple[bool, int, int, str, i
 def _fill(group: GroupRecord, operations: Iterable[Operation], cut: int | None) -> None:
     """Sort *operations* into *group*. *cut*: the sequence number at which the recorder may have
     lost some of them."""
+    operations = _closed(list(operations))
     ordered = sorted(operations, key=lambda each: (each.seq, each.record, each.p2p_seq, each.op))
     collectives: dict[int, list[Operation]] = {}
     for operation in ordered:
@@ -105,11 +136,27 @@ def _fill(group: GroupRecord, operations: Iterable[Operation], cut: int | None) 
     group.partial = frozenset(partial)
 
 
+def _closed(operations: list[Operation]) -> list[Operation]:
+    """NCCL's recorder never hears that a part of a batch has ended: what closes the batch tells."""
+    ended = {
+        (each.p2p, each.seq, each.p2p_seq)
+        for each in operations
+        if each.done and each.op == COALESCED
+    }
+    if not ended:
+        return operations
+    return [
+        replace(each, done=True) if (each.p2p, each.seq, each.p2p_seq) in ended else each
+        for each in operations
+    ]
+
+
 # --- fr_trace_json ------------------------------------------------------------------------------
 
 
 def _read_trace(
     flight: Any,
+    backend: str,
     record: RankRecord,
     shared: Shared,
     found: dict[Incarnation, Known],
@@ -127,13 +174,6 @@ def _read_trace(
     if len(entries) > MAX_ENTRIES:
         record.complain(f"more than {MAX_ENTRIES} entries: the first ones were left out")
         entries = entries[-MAX_ENTRIES:]
-    status = flight.get("pg_status")
-    if isinstance(status, Mapping):
-        for number, told in list(status.items())[:MAX_GROUPS]:
-            counters = counters_of(told, "last_{}_collective")
-            if counters is not None and is_name(number):
-                record.counters[number] = counters
-                record.enqueued = max(record.enqueued, counters[0])
     config = flight.get("pg_config")
     if not isinstance(config, Mapping):
         config = {}
@@ -153,6 +193,14 @@ def _read_trace(
         by_trace.setdefault(its, []).append(operation)
         if its not in first or operation.record < first[its].record:
             first[its] = operation
+    backends = {str(number): key.backend for key, number in by_trace}
+    status = flight.get("pg_status")
+    if isinstance(status, Mapping):
+        for number, told in list(status.items())[:MAX_GROUPS]:
+            counters = counters_of(told, "last_{}_collective")
+            if counters is not None and is_name(number):
+                record.counters[backends.get(number, backend), number] = counters
+                record.enqueued = max(record.enqueued, counters[0])
     # A rank may belong to groups in which it has issued nothing; NCCL's configuration says so.
     for name, described in list(config.items())[:MAX_GROUPS]:
         if isinstance(described, Mapping) and is_name(name) and name:
@@ -162,9 +210,9 @@ def _read_trace(
                 if group is not None:
                     group.ranks = group.ranks or ranks
     oldest = min((each.record for each in first.values()), default=0)
-    for (_, number), operations in by_trace.items():
-        counters = record.counters.get(str(number), (-1,))
-        if operations[-1].backend not in WATCHED:
+    for (key, number), operations in by_trace.items():
+        counters = record.counters.get((key.backend, str(number)), (-1,))
+        if key.backend == "gloo":
             record.unrecorded |= max(each.seq for each in operations) < counters[0]
     for its, operations in by_trace.items():
         known = found.setdefault(its, {})
@@ -195,4 +243,4 @@ def _entry(entry: Any, record: RankRecord) -> tuple[Key, Operation] | None:
     if operation is None:
         record.complain("an entry without a sequence number or a name")
         return None
-    return key, operation
+    return key._replace(backend=operation.backend), operation

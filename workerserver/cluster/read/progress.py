@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from workerserver.cluster.model import Frame, Health, RankState, RoundLike
+from workerserver.cluster.model import Frame, Health, RankState, RoundLike, Thread
 from workerserver.cluster.read.acting import Root, acting
 from workerserver.cluster.read.blocked_on import Blocked, blocked_on
 from workerserver.cluster.read.flight_records import read
@@ -174,9 +174,9 @@ def progress(before: RankState, after: RankState, records: Records | None = None
 
 def _read(before: RankState, after: RankState) -> tuple[RankRecord | None, RankRecord | None]:
     def record(state: RankState) -> RankRecord | None:
-        if state.flight is None and state.flight_summary is None:
+        if not state.recorded:
             return None
-        return read(state.flight, state.flight_summary)
+        return read(state.flight, state.flight_summary, more=state.more_flights)
 
     return record(before), record(after)
 
@@ -193,10 +193,10 @@ def _operations(before: RankRecord, after: RankRecord) -> str | None:
         finished = zip(then.finished, now.finished, strict=True)
         if then.issued != now.issued or any(late > early for early, late in finished):
             return f"process group {key.label}: operations went on"
-    for number in sorted(before.counters.keys() & after.counters.keys()):
-        counted = zip(before.counters[number], after.counters[number], strict=True)
+    for its in sorted(before.counters.keys() & after.counters.keys()):
+        counted = zip(before.counters[its], after.counters[its], strict=True)
         if any(late > early for early, late in counted):
-            return f"process group number {number}: operations went on"
+            return f"process group number {its[1]}: operations went on"
     return None
 
 
@@ -222,10 +222,18 @@ def still(
         if before.main_digest is None or after.main_digest is None:
             return None
         return before.main_digest == after.main_digest
-    if then.frames == now.frames:
-        return True
     blocked = blocked or blocked_on(after.threads, now)
+    if then.frames == now.frames:
+        return blocked.polls or not _ran(then, now)
     return blocked.polls and _same_wait(blocked_on(before.threads, then), blocked)
+
+
+def _ran(before: Thread, after: Thread) -> bool:
+    """It slept in both looks, and ran between them: a short loop is often met at the same line. Who
+    is seen to run may spin, so that nothing is told by how often it was switched."""
+    if before.switches is None or after.switches is None or before.native_id != after.native_id:
+        return False
+    return before.state == after.state == "S" and before.switches != after.switches
 
 
 def _same_wait(before: Blocked, after: Blocked) -> bool:
@@ -304,8 +312,10 @@ def too_early(state: RankState) -> str | None:
 
 
 def usual_step(health: Health | None) -> float | None:
-    """Seconds that a step of this rank has taken on average, with all that came before the first
-    one; None where that can't be told."""
+    """Seconds that a step of this rank usually takes. If the worker doesn't know: on average, with
+    all that came before the first one. None where that can't be told."""
+    if health is not None and health.step_median_s is not None:
+        return health.step_median_s
     if health is None or health.uptime_s is None or health.step_age_s is None:
         return None
     if health.step is None or health.step < MIN_STEPS:

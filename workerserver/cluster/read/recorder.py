@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from workerserver.ranks import unpack
 
 __all__ = [
+    "Counters",
     "GroupRecord",
     "Key",
     "Operation",
@@ -39,6 +40,9 @@ MAX_PROBLEMS = 8
 
 #: Backends with a watchdog that also retires what has timed out: only "completed" is done.
 WATCHED = frozenset({"nccl", "ncclx", "rccl", "rcclx", "xccl", "hccl", "mccl"})
+#: Backends that retire an operation at its end, and never say "completed". A name without a
+#: backend is of an old torch.
+RETIRING = frozenset({"gloo", ""})
 
 #: torch's names of the backends' point-to-point operations: "nccl:send 0->1", "nccl:recv 1<-0".
 PEERS = re.compile(r"(?:send (\d{1,9})->(\d{1,9})|recv (\d{1,9})<-(\d{1,9}))\Z")
@@ -47,10 +51,13 @@ Shape = tuple[int, ...]
 
 
 class Key(NamedTuple):
-    """torch's name and description of a group: "0" and "default_pg" for the default group."""
+    """torch's name and description of a group ("0" and "default_pg" for the default group), and the
+    backend whose operations are meant. Each backend of a group counts its own operations, and torch
+    2.15 has a recorder for each. *backend* is empty where nothing of the group is recorded."""
 
     name: str
     desc: str
+    backend: str = ""
 
     @property
     def label(self) -> str:
@@ -90,6 +97,9 @@ class Operation:
     """Without the backend: ``all_reduce``, ``send 0->1``."""
     backend: str
     done: bool
+    """torch knows that it has ended."""
+    unknown: bool = False
+    """torch has retired it when it was issued, because the backend tells no end: it may go on."""
     p2p: bool = False
     p2p_seq: int = 0
     source: int | None = None
@@ -101,10 +111,17 @@ class Operation:
     created_ns: int | None = None
     record: int = -1
     """Its place in the recorder; -1 from a summary, which has only a few of the operations."""
+    thread: int | None = None
+    """The thread that issued it, by its ident; None where that isn't told, as in a summary."""
 
     @property
     def name(self) -> str:
         return f"{self.op} #{self.seq}"
+
+    @property
+    def pending(self) -> bool:
+        """torch knows that it has not ended."""
+        return not self.done and not self.unknown
 
 
 @dataclass(slots=True)
@@ -137,10 +154,16 @@ class GroupRecord:
     @property
     def first_pending(self) -> Operation | None:
         """The first collective that has not ended."""
-        pending = [seq for seq, ops in self.collectives.items() if not all(op.done for op in ops)]
+        pending = [seq for seq, ops in self.collectives.items() if any(op.pending for op in ops)]
         if not pending:
             return None
-        return next(op for op in self.collectives[min(pending)] if not op.done)
+        return next(op for op in self.collectives[min(pending)] if op.pending)
+
+    @property
+    def may_go_on(self) -> bool:
+        """A collective has not ended, or nobody knows whether it has."""
+        last = self.last_issued
+        return self.first_pending is not None or (last is not None and last.unknown)
 
     @property
     def issued(self) -> tuple[int, int]:
@@ -160,16 +183,19 @@ class GroupRecord:
         return seq, max((op.p2p_seq for op in counted), default=-1)
 
 
+Counters = dict[tuple[str, str], tuple[int, ...]]
+
+
 @dataclass(slots=True)
 class RankRecord:
-    """What one rank's recorder holds. It has no groups if the rank has none or sent nonsense."""
+    """What one rank's recorders hold. It has no groups if the rank has none or sent nonsense."""
 
     groups: dict[Key, GroupRecord] = field(default_factory=dict)
     enqueued: int = 0
     """The most that torch's own counters say of any group: 0 if it keeps none."""
-    counters: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """By torch's number of the group: how many operations torch has enqueued, started and
-    completed, also those that it does not record. -1: none, or not told."""
+    counters: Counters = field(default_factory=dict)
+    """By backend and torch's number of the group: how many operations torch has enqueued, started
+    and completed, also those that it does not record. -1: none, or not told."""
     problems: list[str] = field(default_factory=list)
     unrecorded: bool = False
     """It has issued operations that no recorder holds: gloo's point-to-point ones."""
@@ -240,9 +266,8 @@ def operation_of(
     state = facts.get("state")
     if not isinstance(state, str) or not is_name(state):
         state = ""
-    retired = facts.get("retired") is True
-    # gloo never says completed.
-    done = state == "completed" or (retired and backend not in WATCHED)
+    retired = facts.get("retired") is True and state != "completed"
+    done = state == "completed" or (retired and backend in RETIRING)
     source = target = None
     if p2p is True and (match := PEERS.match(op)) is not None:
         ends = [int(each) for each in match.groups() if each is not None]
@@ -252,6 +277,7 @@ def operation_of(
         op=op,
         backend=backend,
         done=done,
+        unknown=retired and not done and backend not in WATCHED,
         p2p=p2p is True,
         p2p_seq=integer(p2p_seq) or 0,
         source=source,
@@ -261,6 +287,7 @@ def operation_of(
         state=state,
         created_ns=integer(created) or None,
         record=-1 if number is None else number,
+        thread=ident if (ident := _counter(facts.get("thread_id"))) > 0 else None,
     )
 
 
@@ -288,10 +315,10 @@ def _shapes(value: Any) -> tuple[Shape, ...] | None:
     for shape in value[:MAX_TENSORS]:
         if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
             return None
-        lengths = [integer(length) for length in shape]
-        if None in lengths:
-            return None
-        shapes.append(tuple(length for length in lengths if length is not None))
+        for length in shape:
+            if type(length) is not int or not 0 <= length < MAX_INTEGER:
+                return None
+        shapes.append(tuple(shape))
     return tuple(shapes)
 
 

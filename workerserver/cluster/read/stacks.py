@@ -17,6 +17,7 @@ from hashlib import blake2b
 from typing import Any, Literal, NoReturn
 
 from workerserver.cluster.model import Frame, Thread
+from workerserver.cluster.read.waits_for import read_holds, read_switches, read_waits
 
 __all__ = ["Stacks", "digest_text", "parse_json", "parse_text", "read_json", "read_text"]
 
@@ -49,6 +50,8 @@ class Stacks:
     mode: Mode | None = None
     time: float | None = None
     truncated: bool = False
+    namespace: int | None = None
+    """Of process ids, on the worker's host."""
 
 
 @lru_cache(maxsize=8192)
@@ -96,7 +99,10 @@ def read_json(body: bytes | str) -> Stacks:
     if main is not None:
         threads[main] = replace(threads[main], main=True)
     time = float(top.get("time", int, float))
-    return Stacks(tuple(threads), pid, mode, time, top.get("truncated", bool))
+    namespace = value.get("pid_namespace")
+    if type(namespace) is not int or not 0 < namespace <= 1 << 64:
+        namespace = None
+    return Stacks(tuple(threads), pid, mode, time, top.get("truncated", bool), namespace)
 
 
 class _Object:
@@ -179,6 +185,9 @@ def _thread(entry: _Object) -> Thread:
         holds_gil=entry.get("current", bool),
         truncated=entry.get("truncated", bool),
         unstable=entry.get("unstable", bool),
+        waits=read_waits(entry.value.get("waits_for")),
+        holds=read_holds(entry.value.get("holds")),
+        switches=read_switches(entry.value.get("switches")),
     )
 
 

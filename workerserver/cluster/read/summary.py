@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,8 +26,13 @@ from workerserver.cluster.read.recorder import (
     operation_of,
 )
 
-__all__ = ["positions", "rank_of", "read_groups", "recorders", "share"]
+__all__ = ["GLOO", "NCCL", "positions", "rank_of", "read_groups", "recorders", "share"]
 
+#: The recorders that have handlers of their own: every backend's but NCCL's before torch 2.15, from
+#: then on gloo's; and the old NCCL's.
+GLOO, NCCL = "gloo", "nccl"
+#: A backend's name may be asked for.
+_BACKEND = re.compile(r"[A-Za-z0-9_.+-]{1,64}\Z")
 #: The operations that a summary has of each group; the last one counts if two are the same.
 _OPERATIONS = ("last_retired", "first_pending", "last_issued")
 #: What says where a rank is; times differ on every rank.
@@ -50,10 +56,12 @@ def read_groups(
             record.complain("a group of the summary without a name")
             continue
         operations = list(_operations(group, record))
+        if operations:
+            key = key._replace(backend=operations[-1].backend)
         counters = counters_of(group.get("status"), "{}")
         if counters is not None:
-            record.counters[str(group.get("id"))[:MAX_NAME]] = counters
-            record.unrecorded |= group.get("recorder") == "fr" and _skipped(operations, counters)
+            record.counters[key.backend, str(group.get("id"))[:MAX_NAME]] = counters
+            record.unrecorded |= key.backend == "gloo" and _skipped(operations, counters)
         members = group.get("ranks")
         if isinstance(members, str):
             ranks = shared.packed(members, left)
@@ -111,15 +119,26 @@ def _groups(summary: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return [group for group in some if isinstance(group, dict)]
 
 
-def recorders(summary: Mapping[str, Any] | None) -> set[Any]:
-    """The recorders that hold something: "fr", "nccl"."""
-    names = (group.get("recorder") for group in _groups(summary))
-    return {name for name in names if isinstance(name, str)}
+def recorders(summary: Mapping[str, Any] | None) -> set[str]:
+    """The backends whose recorders hold something. A worker from before torch 2.15 knows of two."""
+    return {name for group in _groups(summary) if (name := _recorder(group)) is not None}
 
 
-def positions(summary: Mapping[str, Any] | None) -> Iterator[tuple[str, str, bool]]:
-    """For each group: which group it is, where this rank is in it, whether something is pending.
-    Two ranks with equal texts are at the same place of the same group."""
+def _recorder(group: Mapping[str, Any]) -> str | None:
+    recorder, backend = group.get("recorder"), group.get("backend")
+    if recorder == "nccl":
+        return NCCL
+    if not isinstance(recorder, str):
+        return None
+    return backend if isinstance(backend, str) and _BACKEND.match(backend) else GLOO
+
+
+def positions(
+    summary: Mapping[str, Any] | None,
+) -> Iterator[tuple[str, str | None, str, bool]]:
+    """For each group and recorder of it: which group it is, which recorder, where this rank is in
+    it, whether something is pending. Two ranks with equal texts are at the same place of the same
+    group. The recorder is None if none holds anything of the group."""
     for group in _groups(summary):
         place = []
         for word in ("last_issued", "last_retired", "first_pending"):
@@ -128,8 +147,8 @@ def positions(summary: Mapping[str, Any] | None) -> Iterator[tuple[str, str, boo
                 place.append([operation.get(key) for key in _SIGNATURE])
             else:
                 place.append([])
-        identity = [group.get(key) for key in ("recorder", "name", "desc", "ranks")]
-        yield json.dumps(identity), json.dumps(place), bool(place[2])
+        identity = [group.get(key) for key in ("name", "desc", "ranks")]
+        yield json.dumps(identity), _recorder(group), json.dumps(place), bool(place[2])
 
 
 def share(summary: Mapping[str, Any]) -> None:

@@ -16,9 +16,9 @@ from posix.unistd cimport read
 from workerserver.http.date cimport DATE_AT
 from workerserver.process.clock cimport monotonic
 from workerserver.native._engine cimport (
-    ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, COUNTS, PEER_BUCKETS,
-    STANDING_UNPROVEN, Answer, Chunk, Connection, Count, Hub, Listener, Peer, ask_turn, connection_close, hub_lock, hub_unlock,
-    turn_begin, turn_next,
+    ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, ACTION_STEPS, COUNTS,
+    PEER_BUCKETS, STANDING_UNPROVEN, Answer, Chunk, Connection, Count, Hub, Listener, Peer,
+    ask_turn, connection_close, hub_lock, hub_unlock, turn_begin, turn_next,
 )
 from workerserver.native._engine cimport (
     hub_await, hub_drop, hub_forget, hub_free, hub_ignore, hub_listen, hub_new, hub_stop,
@@ -37,6 +37,7 @@ LATE = ACTION_LATE
 HEALTH = ACTION_HEALTH
 DUMP = ACTION_DUMP
 RELAY = ACTION_RELAY
+STEPS = ACTION_STEPS
 
 NAME = "workerserver-io"
 

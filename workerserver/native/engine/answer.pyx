@@ -3,14 +3,15 @@
 On the I/O thread, under the hub's lock, on connections that the loop does not own.
 """
 
-from libc.errno cimport EPIPE
+from libc.errno cimport ENOMEM, EPIPE
 from libc.stdint cimport int64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strlen
 
 from workerserver.http.bounds cimport STALL_SECONDS
 from workerserver.http.date cimport DATE_AT, DATE_FIELD, DATE_SIZE, renew_date
 from workerserver.process.clock cimport monotonic_ns
-from workerserver.process._pulse cimport HEALTH_CAPACITY, health_body
+from workerserver.process._pulse cimport HEALTH_CAPACITY, STEPS_CAPACITY, health_body, steps_body
 
 
 cdef enum:
@@ -163,6 +164,19 @@ cdef void send_health(
         connection, route, status, b"application/json", 16, NULL, 0, body,
         <size_t>max(size, 0), keep_alive,
     )
+
+
+cdef void send_steps(Connection *connection, int route, bint keep_alive) noexcept nogil:
+    cdef char *body = <char *>malloc(STEPS_CAPACITY)
+    if body == NULL:
+        connection.error = ENOMEM
+        return
+    cdef Py_ssize_t size = steps_body(body, STEPS_CAPACITY)
+    send_reply(
+        connection, route, 200, b"application/json", 16, NULL, 0, body, <size_t>max(size, 0),
+        keep_alive,
+    )
+    free(body)
 
 
 cdef void send_reply(

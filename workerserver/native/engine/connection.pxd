@@ -27,6 +27,7 @@ cdef enum Action:
     ACTION_HEALTH
     ACTION_DUMP
     ACTION_RELAY
+    ACTION_STEPS
 
 cdef enum Kind:
     KIND_WAKE

@@ -181,6 +181,8 @@ cdef bint _answer(
         send_health(
             connection, connection.route, parameters.max_step_age, request.keep_alive
         )
+    elif action == ACTION_STEPS:
+        send_steps(connection, connection.route, request.keep_alive)
     elif action == ACTION_DUMP and (
         parameters.mode == DUMP_NOGIL or (late and parameters.mode != DUMP_GIL)
     ):

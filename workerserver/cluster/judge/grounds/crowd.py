@@ -25,7 +25,7 @@ def is_free(job: Job, rank: int) -> bool:
 
 def surely_waits(job: Job, rank: int) -> bool:
     """It stands still with an operation under way, and nothing says that it does something
-    else: work.wait() and item() leave no frame."""
+    else: work.wait() and item() leave no frame, and who waits for a GPU spins."""
     blocked = job.blocked[rank]
     if blocked.on_ranks:
         return True
@@ -33,6 +33,9 @@ def surely_waits(job: Job, rank: int) -> bool:
         return False
     if blocked.kind == "sleep":
         return True
+    spins = blocked.kind in ("computing", "unknown") and job.on_device(rank)
+    if spins:
+        return bool(job.same_stack(rank))
     if job.computes(rank) and blocked.kind != "device":
         return False
     return blocked.guessed or blocked.kind == "device" or blocked.helped

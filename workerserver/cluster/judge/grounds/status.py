@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from workerserver.cluster.judge.chains.facts import Deadlock
 from workerserver.cluster.judge.facts import (
     Accusation,
     Doubt,
@@ -43,8 +44,9 @@ SURE_STEPS = 10.0
 #: Places that are told of a job that stands still.
 MAX_PLACES = 6
 
-Status = Literal[0, 1, 2]
-"""0: healthy. 1: suspects. 2: could not tell; the sentence says why."""
+Status = Literal[0, 1, 2, 3]
+"""0: healthy. 1: suspects. 2: could not tell; the sentence says why. 3: the job has ended; nobody
+is judged then (:func:`~workerserver.cluster.judge.verdict.over`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ def _may_end(doubt: Doubt) -> bool:
 
 def _is_sure(job: Job, suspicions: Suspicions, accusation: Accusation) -> bool:
     """Whoever is accused has been missing for long, and surely waits for nobody."""
+    if isinstance(accusation.claim, Deadlock):
+        return accusation.claim.sure
     if accusation.reason in RECORDED:
         return bool(suspicions.hanging) and all(_is_old(job, each) for each in suspicions.hanging)
     rank = accusation.rank
@@ -122,7 +126,7 @@ def _hanging(job: Job, suspicions: Suspicions, doubts: Sequence[Doubt]) -> Itera
     for wait in suspicions.hanging:
         entered = job.entered(wait)
         if id(entered) not in said:
-            yield Endless(entered, wait.group.complete and not wait.silent)
+            yield Endless(entered, wait.group.complete and not wait.silent, wait.absent)
             return
 
 
@@ -144,10 +148,11 @@ def _without_sign(
         return
     if going:
         yield NoSign(silent)
-    elif not doubts and not _stands(job):
-        yield NoEvidence(len(job.rounds))
     elif not doubts or all(isinstance(each, Unproven) for each in doubts):
-        yield Standing(_since(job), tuple(_places(job)))
+        if _stands(job):
+            yield Standing(_since(job), tuple(_places(job)))
+        elif not doubts or job.before is None:
+            yield NoEvidence(len(job.rounds))
 
 
 def _stands(job: Job) -> bool:
@@ -164,7 +169,8 @@ def _places(job: Job) -> Iterator[tuple[Ranks, str, Frame | None]]:
     alike: dict[tuple[str, Frame | None], list[int]] = {}
     for rank in job.ranks:
         blocked = job.blocked[rank]
-        alike.setdefault((blocked.call, blocked.location), []).append(rank)
+        call = blocked.told or blocked.call
+        alike.setdefault((call, blocked.location), []).append(rank)
     ordered = sorted(alike.items(), key=lambda each: (len(each[1]), each[1]))
     for (call, location), ranks in ordered[:MAX_PLACES]:
         yield tuple(ranks), call, location

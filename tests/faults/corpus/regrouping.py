@@ -1,0 +1,143 @@
+"""Smaller groups than the world, and groups that are destroyed and made again."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from scenes import (
+    FOREVER,
+    RANK,
+    STEPS,
+    Suspect,
+    beat,
+    fault,
+    prepare,
+    reduce,
+    standing,
+    train,
+)
+
+LEFT = Suspect(1, "behind", "left", "all_reduce", 2, "prepare")
+
+
+@fault(4, LEFT, stock=[LEFT], quick=True)
+def subgroup() -> None:
+    """Rank 1 doesn't come to its pair's collective; ranks 2 and 3 wait in the world's."""
+    left = dist.new_group([0, 1], group_desc="left")
+    right = dist.new_group([2, 3], group_desc="right")
+    own = left if RANK < 2 else right
+    beat(STEPS)
+    dist.all_reduce(torch.ones(4), group=own)
+    if RANK == 1:
+        prepare()
+    dist.all_reduce(torch.ones(2), group=own)
+    reduce()
+
+
+@fault(3, Suspect(2, "behind", "two", "all_reduce", 1, "prepare"))
+def chain() -> None:
+    """Rank 2 is late in its pair; rank 1 waits for it there, and rank 0 for rank 1."""
+    one = dist.new_group([0, 1], group_desc="one")
+    two = dist.new_group([1, 2], group_desc="two")
+    beat(STEPS)
+    if RANK == 2:
+        prepare()
+    if RANK:
+        dist.all_reduce(torch.ones(4), group=two)
+    if RANK < 2:
+        dist.all_reduce(torch.ones(4), group=one)
+
+
+# Only stacks tell that the other two wait in new_group for the rank that left it out.
+@fault(3, Suspect(1, "order", "default_pg", "all_reduce", 6, "reduce"))
+def skips_group() -> None:
+    """All but rank 1 make a group; gloo's make one together, through the store."""
+    beat(STEPS)
+    if RANK != 1:
+        dist.new_group([0, 1, 2])
+    reduce()
+
+
+@fault(3, Suspect(1, "behind", "pair", "all_reduce", 2, "prepare"))
+def makes_group_again() -> None:
+    """The second group of the name has made fewer operations than the first one."""
+    pair = dist.new_group([0, 1], group_desc="pair")
+    if RANK < 2:
+        for _ in range(4):
+            dist.all_reduce(torch.ones(4), group=pair)
+        dist.destroy_process_group(pair)
+    pair = dist.new_group([0, 1], group_desc="pair")
+    beat(STEPS)
+    if RANK < 2:
+        dist.all_reduce(torch.ones(4), group=pair)
+        if RANK == 1:
+            prepare()
+        dist.all_reduce(torch.ones(4), group=pair)
+    reduce()
+
+
+@fault(3, Suspect(2, "behind", "epoch", "all_reduce", 2, "prepare"))
+def makes_group_each_epoch() -> None:
+    """The group of the third epoch has the name of the first two."""
+    for epoch in range(3):
+        beat(STEPS + epoch)
+        group = dist.new_group([0, 1, 2], group_desc="epoch")
+        for step in range(3):
+            if RANK == 2 and (epoch, step) == (2, 1):
+                prepare()
+            dist.all_reduce(torch.ones(4), group=group)
+        dist.destroy_process_group(group)
+
+
+@fault(3, standing(1, "prepare"))
+def stays_before_the_second_group() -> None:
+    """Rank 1 has destroyed the first group, too, and doesn't come to where the next one is made."""
+    group = dist.new_group([0, 1, 2], group_desc="epoch")
+    dist.all_reduce(torch.ones(4), group=group)
+    dist.destroy_process_group(group)
+    beat(STEPS)
+    if RANK == 1:
+        prepare()
+    dist.new_group([0, 1, 2], group_desc="epoch")
+
+
+def join_again() -> None:
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", timeout=timedelta(seconds=FOREVER))
+
+
+@fault(3, Suspect(1, "behind", "default_pg", "all_reduce", 3, "prepare"))
+def makes_the_world_again() -> None:
+    """As after a restart within the processes; the recorder holds both worlds."""
+    join_again()
+    train(2, first=STEPS)
+    beat(STEPS + 2)
+    if RANK == 1:
+        prepare()
+    reduce()
+
+
+@fault(3, standing(2, "prepare"))
+def stays_out_of_the_second_world() -> None:
+    if RANK == 2:
+        beat(STEPS)
+        prepare()
+    join_again()
+
+
+@fault(4, Suspect(3, "behind", "right", "all_reduce", 3, "prepare"))
+def one_of_two_groups_again() -> None:
+    """Both pairs are made again, and one of them stops in its second incarnation."""
+    for incarnation in range(2):
+        left = dist.new_group([0, 1], group_desc="left")
+        right = dist.new_group([2, 3], group_desc="right")
+        own = left if RANK < 2 else right
+        for step in range(3):
+            beat(STEPS + 3 * incarnation + step)
+            if RANK == 3 and (incarnation, step) == (1, 2):
+                prepare()
+            dist.all_reduce(torch.ones(4), group=own)
+        dist.destroy_process_group(own)
+    reduce()

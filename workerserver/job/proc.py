@@ -1,0 +1,191 @@
+"""What /proc tells of processes: when they began, what they were started with, what they listen on.
+
+Read by servers of themselves and of their launcher, and by the operator's side of all processes of
+the user. A process that ends meanwhile, or that may not be looked at, has no values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+__all__ = [
+    "Listening",
+    "Stat",
+    "born",
+    "environment_of",
+    "is_elsewhere",
+    "listening",
+    "namespace",
+    "of_user",
+    "own_pid_in",
+    "root_of",
+    "sockets_of",
+    "stat_of",
+    "thread_names",
+    "words_of",
+]
+
+#: Of one process. More is cut, and the last variable may then be lost.
+MAX_ENVIRONMENT_BYTES = 1 << 20
+#: The flag of a socket that accepts connections (SO_ACCEPTCON), and the state LISTEN of tcp(7).
+_ACCEPTS = 1 << 16
+_LISTEN = "0A"
+
+
+class Stat(NamedTuple):
+    """*ticks*: when the process began, in clock ticks since the machine's start (proc(5)). With
+    the pid they name a process for good, because pids are used again."""
+
+    parent: int
+    ticks: int
+
+
+def stat_of(pid: int | str) -> Stat | None:
+    """None if there is no such process, or if it has ended and only its parent knows it."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    if len(fields) < 20 or fields[0] in ("Z", "X"):
+        return None
+    return Stat(int(fields[1]), int(fields[19]))
+
+
+@lru_cache(maxsize=1)
+def _boot_time() -> int | None:
+    with contextlib.suppress(OSError), open("/proc/stat", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("btime "):
+                return int(line.split()[1])
+    return None
+
+
+def born(ticks: int) -> float | None:
+    """*ticks* as seconds since the epoch."""
+    boot = _boot_time()
+    return None if boot is None else round(boot + ticks / os.sysconf("SC_CLK_TCK"), 2)
+
+
+def environment_of(pid: int | str) -> Mapping[str, str]:
+    """What the process was started with; empty if that may not be read."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            data = file.read(MAX_ENVIRONMENT_BYTES)
+    except OSError:
+        return {}
+    pairs = (os.fsdecode(part).partition("=") for part in data.split(b"\0") if b"=" in part)
+    return {name: value for name, _, value in pairs}
+
+
+def words_of(pid: int) -> list[str]:
+    """The words of its command line."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            data = file.read(MAX_ENVIRONMENT_BYTES)
+    except OSError:
+        return []
+    return [os.fsdecode(word) for word in data.split(b"\0")[:-1]]
+
+
+def of_user(user: int) -> Iterator[int]:
+    """The pids of the *user*'s processes."""
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{name}").st_uid == user:
+                    yield int(name)
+
+
+def namespace(kind: str, pid: int | str = "self") -> int | None:
+    """The number of its namespace of that *kind*: mnt, net, pid."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+    except OSError:
+        return None
+
+
+def is_elsewhere(kind: str, pid: int) -> bool:
+    """Whether the process is in another namespace of that *kind* than we are."""
+    theirs = namespace(kind, pid)
+    return theirs is not None and theirs != namespace(kind)
+
+
+def root_of(pid: int) -> str:
+    """A prefix for paths as the process sees them: "" where we see the same files."""
+    return f"/proc/{pid}/root" if is_elsewhere("mnt", pid) else ""
+
+
+def own_pid_in(pid: int) -> int:
+    """Its pid as the process itself knows it, in the innermost pid namespace."""
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file,
+    ):
+        for line in file:
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    return pid
+
+
+def thread_names(pid: int) -> set[str]:
+    """The names of its threads, as the kernel knows them."""
+    found: set[str] = set()
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with (
+                contextlib.suppress(OSError),
+                open(f"/proc/{pid}/task/{task}/comm", encoding="utf-8", errors="replace") as file,
+            ):
+                found.add(file.read().rstrip("\n"))
+    return found
+
+
+class Listening(NamedTuple):
+    """What accepts connections in one network namespace: the inodes of the sockets, by the path as
+    it was bound, and by the TCP port."""
+
+    paths: Mapping[str, set[int]]
+    ports: Mapping[int, set[int]]
+
+
+def listening(pid: int | str = "self") -> Listening:
+    """In the namespace of *pid*."""
+    paths: dict[str, set[int]] = {}
+    ports: dict[int, set[int]] = {}
+    with (
+        contextlib.suppress(OSError),
+        open(f"/proc/{pid}/net/unix", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        next(file, None)  # the titles of the columns
+        for line in file:
+            fields = line.rstrip("\n").split(maxsplit=7)
+            if len(fields) == 8 and int(fields[3], 16) & _ACCEPTS:
+                paths.setdefault(fields[7], set()).add(int(fields[6]))
+    for name in ("tcp", "tcp6"):
+        with (
+            contextlib.suppress(OSError),
+            open(f"/proc/{pid}/net/{name}", encoding="ascii", errors="replace") as file,
+        ):
+            for line in file:
+                fields = line.split()
+                if len(fields) > 9 and fields[3] == _LISTEN:
+                    port = int(fields[1].rpartition(":")[2], 16)
+                    ports.setdefault(port, set()).add(int(fields[9]))
+    return Listening(paths, ports)
+
+
+def sockets_of(pid: int) -> set[int]:
+    """The inodes of the sockets that the process has open."""
+    found: set[int] = set()
+    with contextlib.suppress(OSError):
+        for descriptor in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError, ValueError):
+                link = os.readlink(f"/proc/{pid}/fd/{descriptor}")
+                if link.startswith("socket:["):
+                    found.add(int(link[8:-1]))
+    return found
