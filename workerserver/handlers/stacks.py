@@ -110,9 +110,7 @@ def snapshots_of_this_second() -> float:
 class _Next:
     """The requests of one loop that wait for the next snapshot of one kind."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, take: Take, wait: float
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, take: Take, wait: float) -> None:
         self._loop = loop
         self._take = take
         self._waiting: list[tuple[asyncio.Future[Response], Format]] = []
