@@ -12,17 +12,15 @@ from workerserver.process.clock cimport monotonic
 from workerserver._parser cimport ParsedRequest, QueryValidator, RequestParser
 
 import logging
-import select
 from asyncio import CancelledError, Future
 from functools import partial
 
-from workerserver.http.responses import error_response, failure, to_response
+from workerserver.http.responses import error_response, failure
 from workerserver.types import (
     Forbidden,
     HandlerBusy,
     ProtocolError,
     RequestTimeout,
-    Response,
     ServerBusy,
     WorkerServerError,
 )

@@ -2,6 +2,11 @@
 
 cimport cython
 
+import select
+
+from workerserver.http.responses import to_response
+from workerserver.types import Response
+
 
 cdef object _run_inline(handler, dict values):
     """What an inline handler answers: a Response, or a future of it."""
