@@ -228,6 +228,13 @@ def test_the_joined_thread_acts() -> None:
     assert acting([main, others[0], library]) is main
 
 
+def test_of_threads_that_wait_for_each_other_none_acts_more() -> None:
+    main = thread(1, WaitsFor("thread", "locals", 0, joined=2), 0xA)
+    saver = thread(2, lock(0xA, 1), main=False)
+    assert acting([main, saver]) is main
+    assert acting([main, saver], [(CODE, "f1")]) is main
+
+
 # --- verdicts ----------------------------------------------------------------------------------
 
 

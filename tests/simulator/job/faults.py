@@ -81,7 +81,7 @@ def plant(draft: Draft) -> None:
         # As long as the answers make a step seem: an average has the job's start in it.
         step = job.usual + (STARTS_S / draft.warm if any(each.beats for each in job.ranks) else 0.0)
         longest = max(min(SETTLED_STEPS * step, SETTLED_MOST_S), SETTLED_LEAST_S)
-        job.after = longest * (1 + 2 * draw() ** 2)
+        job.after = longest * (1 + draw() ** 2)
         if job.look == "fresh":
             job.after = draw() * longest
         if job.world == 1 or draw() < 0.6:

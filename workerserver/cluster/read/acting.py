@@ -113,15 +113,15 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
 
 
 def _end(thread: Thread, threads: Sequence[Thread]) -> Thread | None:
-    """The last one of the threads that *thread* waits for, if it is in user code. None if they
-    wait for each other: then none of them acts more than another."""
+    """The last one of the threads that *thread* waits for, if it is in user code. If they wait for
+    each other, *thread*: none of them acts more than another."""
     if thread.waits is None:
         return None
     known = by_id(threads)
     end = follow(thread, known)[-1]
-    if end is thread or awaited(end, known) is not None or root(end) is None:
-        return None
-    return end
+    if awaited(end, known) is not None:
+        return thread
+    return end if end is not thread and root(end) is not None else None
 
 
 #: Calls that end when another thread of the process has done its work.

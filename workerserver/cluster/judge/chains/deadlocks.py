@@ -150,7 +150,10 @@ def _one_left_out(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[
         rank, peer = wait.waiting[0], wait.absent[0] if wait.absent else None
         if peer not in together or not {rank, peer}.issubset(members):
             continue
-        other = next(each for each in waits if peer in each.waiting and each.seq is not None)
+        others = (each for each in waits if peer in each.waiting and each.seq is not None)
+        other = next(others, None)
+        if other is None:
+            continue
         if len(paired) > len(together):
             owed = Owed(job.entered(wait), job.entered(other))
             suspicions.accuse_in(other, peer, "order", owed, evidence)
