@@ -7,7 +7,7 @@ than pauses usually are: for many usual steps, but not for ever.
 from __future__ import annotations
 
 from workerserver.cluster.judge.flight import Wait
-from workerserver.cluster.judge.job import Job
+from workerserver.cluster.judge.job import MIN_PAUSES, Job
 
 __all__ = ["late_for", "patience"]
 
@@ -41,9 +41,11 @@ def late_for(job: Job, rank: int, wait: Wait | None) -> float:
 
 
 def patience(job: Job, rank: int, wait: Wait | None) -> float:
-    """So many seconds a pause may last."""
-    usual = _usual(job, rank, wait)
-    return min(max(LATE_STEPS * usual, LATE_LEAST_SECONDS), LATE_MOST_SECONDS)
+    """So many seconds a pause may last. Most steps may be quick, and some not: then it is the long
+    ones that count, as far as recorded operations tell of them."""
+    usual = LATE_STEPS * _usual(job, rank, wait)
+    longest = MIN_PAUSES * (job.rhythm or 0.0)
+    return min(max(usual, longest, LATE_LEAST_SECONDS), LATE_MOST_SECONDS)
 
 
 def _usual(job: Job, rank: int, wait: Wait | None) -> float:
