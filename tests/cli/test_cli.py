@@ -99,7 +99,7 @@ def test_a_terminal_gets_no_control_characters() -> None:
 def test_a_terminal_gets_no_binary_answer() -> None:
     out, err = stream(), stream()
     results = [result(b"\x80\x04}", "application/octet-stream")]
-    assert call.render(results, out, err, raw=False, headers=False) == 1
+    assert call.render(results, out, err, raw=False, headers=False) == 2
     assert written(out) == b""
     assert b"binary (3 bytes, application/octet-stream): use -o FILE" in written(err)
 
@@ -246,7 +246,7 @@ def test_call_of_an_unknown_handler(live: tuple[str, Path, int], folder: Path) -
     _, path, _ = live
     for output in ([], ["-o", "out.txt"]):
         done = command("call", "no such", "key=a&b=é", "empty=", str(path), *output)
-        assert (done.returncode, done.stdout) == (1, b"")
+        assert (done.returncode, done.stdout) == (2, b"")
         (line,) = done.stderr.decode().splitlines()
         begin, _, names = line.partition("; there are: ")
         assert begin == f"workerserver: {path}: no handler no such"
@@ -282,7 +282,7 @@ def test_call_of_many(live: tuple[str, Path, int], folder: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
     answers = json.loads((folder / "all.json").read_text())
     assert [answer["body"] for answer in answers] == [None, "pong", "pong"]
-    assert command("call", "ping", "*.sock", "-o", "x").returncode == 2
+    assert command("call", "ping", "*.sock", "-o", "x").returncode == 64
 
 
 def test_call_when_the_output_cannot_be_written(live: tuple[str, Path, int], folder: Path) -> None:
@@ -314,14 +314,12 @@ def test_call_when_the_output_cannot_be_written(live: tuple[str, Path, int], fol
         (["call", "ping", "./a", "--timeout", "-1"], "-1"),
         (["call", "ping", "./a", "--timeout", "nan"], "nan"),
         (["call", "ping", "./a", "--js"], "--js"),
-        (["ls"], "TARGET"),
-        (["ls", "a*b"], "a*b"),
         (["ls", "./a", "--timeout", "x"], "'x'"),
     ],
 )
-def test_wrong_use_exits_2(folder: Path, words: list[str], named: str) -> None:
+def test_wrong_use_exits_64(folder: Path, words: list[str], named: str) -> None:
     done = command(*words)
-    assert done.returncode == 2
+    assert done.returncode == 64
     assert done.stdout == b""
     assert named in done.stderr.decode()
     assert b"Traceback" not in done.stderr
@@ -335,11 +333,11 @@ def test_help(words: list[str]) -> None:
 
 
 def test_main_in_process(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ls", "./gone"]) == 1
+    assert main(["ls", "./gone"]) == 3
     assert "unreachable: no such socket" in capsys.readouterr().out
-    assert main(["call", "ping", "./gone"]) == 1
+    assert main(["call", "ping", "./gone"]) == 3
     assert capsys.readouterr().err == "workerserver: ./gone: no such socket\n"
-    assert main(["call", "ping", "\x1b"]) == 2
+    assert main(["call", "ping", "\x1b"]) == 64
     assert "\x1b" not in capsys.readouterr().err
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.hostile import Answer, always, peer, reply
+from support.parking import untraced
 from support.served import Serve, Served
 from support.wire import PATIENCE
 
@@ -122,7 +123,7 @@ def test_the_token_comes_from_the_environment(
 ) -> None:
     address = str(serve("unix", token="s3cret").address)
     status, err = complained(capsys, address, "dump_traceback")
-    assert status == 1
+    assert status == 2
     assert "HTTP 401" in err
     monkeypatch.setenv("WORKERSERVER_TOKEN", "s3cret")
     found = figures(capsys, address, "dump_traceback", "--requests", "5")
@@ -162,7 +163,7 @@ def test_without_an_answer_there_are_no_times(
     with peer(always(b"garbage garbage\r\n\r\n"), None) as served:
         target = "{}:{}".format(*served.address)
         status, err = complained(capsys, target, "--requests", "3")
-    assert status == 1
+    assert status == 2
     assert err.startswith(f"workerserver: {target}: not an HTTP answer: ")
 
 
@@ -183,12 +184,12 @@ def test_what_can_not_be_asked_is_not_measured(
     path: str, short_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, err = complained(capsys, path, "nosuch")
-    assert status == 1
+    assert status == 2
     assert err.startswith(f"workerserver: {path}: HTTP 404 Not Found: ")
     missing = str(short_path / "missing.sock")
-    assert complained(capsys, missing) == (1, f"workerserver: {missing}: no such socket\n")
+    assert complained(capsys, missing) == (3, f"workerserver: {missing}: no such socket\n")
     status, err = complained(capsys, "no-such-host.invalid:80")
-    assert status == 1
+    assert status == 2
     assert err.startswith("workerserver: no-such-host.invalid:80: ")
 
 
@@ -198,7 +199,7 @@ def test_one_worker_only(
     serve("unix")
     serve("unix")
     status, err = complained(capsys, str(short_path))
-    assert status == 2
+    assert status == 64
     assert "stands for 2" in err
 
 
@@ -215,7 +216,7 @@ def test_one_worker_only(
 )
 def test_wrong_use(words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, err = complained(capsys, *words)
-    assert status == 2
+    assert status == 64
     assert reason in err
 
 
@@ -235,9 +236,10 @@ def test_wrong_use(words: list[str], reason: str, capsys: pytest.CaptureFixture[
 def test_wrong_options(words: list[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["bench", *words])
-    assert left.value.code == 2
+    assert left.value.code == 64
 
 
+@untraced
 @pytest.mark.parametrize("words", [[], ["--json"]])
 def test_ctrl_c_prints_what_was_measured(short_path: Path, words: list[str]) -> None:
     gate, reached = threading.Event(), threading.Event()

@@ -144,7 +144,7 @@ def test_the_verdict_as_json(job: Job, run: Run) -> None:
     assert suspect["location"].endswith(" compute")
     assert [(each["ranks"], each["count"]) for each in fields["groups"]] == [("2", 1), ("0-1,3", 3)]
     assert fields["cost"].keys() == {"rounds", "seconds", "questions", "bytes_received"}
-    assert fields["cost"]["rounds"] == 2
+    assert fields["cost"]["rounds"] in (1, 2)  # by how long the ranks have been up
 
 
 def test_a_healthy_job(job: Job, run: Run) -> None:
@@ -216,7 +216,7 @@ def test_one_is_gone(job: Job, run: Run, folder: Path) -> None:
     assert (status, gone["rank"], gone["reason"]) == (1, 7, "unreachable")
     for path in folder.glob("rank[0-6].sock"):
         path.rename(path.with_suffix(".off"))
-    assert run("stacks", target)[0] == 2
+    assert run("stacks", target)[0] == 3
 
 
 # ---- fr
@@ -264,7 +264,7 @@ def test_ping(serve: Callable[..., Any], run: Run, folder: Path) -> None:
     assert rows["./gone"]["status"] == "unreachable"
     assert rows[served.path]["status"] == "ok"
     assert rows[served.path]["fastest_s"] == rows[served.path]["slowest_s"] > 0
-    assert run("ping", "./gone")[0] == 2
+    assert run("ping", "./gone")[0] == 3
 
 
 @pytest.mark.torch
@@ -315,7 +315,7 @@ def test_a_folder_that_is_none(
     serve: Callable[..., Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "file").touch()
-    assert main(["watch", serve("unix").path, "--folder", "file"]) == 2
+    assert main(["watch", serve("unix").path, "--folder", "file"]) == 64
     assert capsys.readouterr().err == "workerserver: file: File exists\n"
 
 
@@ -398,7 +398,7 @@ def test_profile(folder: Path, run: Run, no_leaks: None) -> None:
 def test_no_profile(folder: Path, run: Run, serve: Callable[..., Any]) -> None:
     (folder / "all.json").write_text("mine")
     make_socket(folder / "gone")
-    assert run("profile", "./gone", "-o", "all.json")[0] == 2
+    assert run("profile", "./gone", "-o", "all.json")[0] == 3
     assert (folder / "all.json").read_text() == "mine"
 
 
@@ -432,10 +432,10 @@ def test_wrong_use(
         (("--dns", "x"), "'x': give NAME:PORT"),
         (("localhost:1", "--cacert", "nowhere"), "nowhere: no certificates"),
     ):
-        assert main([command, *words]) == 2
+        assert main([command, *words]) == 64
         written = capsys.readouterr()
         assert (written.out, complaint in written.err) == ("", True), written.err
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="64"):
         main([command, "x", "--deadline", "0"])
     assert "'0' is not a positive number of seconds" in capsys.readouterr().err
 

@@ -195,6 +195,19 @@ def test_a_restarted_rank_waits_in_init_process_group() -> None:
     assert reasons(diagnose(twice(*states), 3)) == [(1, "order")]
 
 
+def test_a_rank_that_computes_waits_for_the_gil() -> None:
+    """Each look holds the GIL: a thread that runs Python is seen to wait for it, and a machine that
+    is busy with other things leaves it little time. It may only be slow."""
+    ahead, behind = trace(entry(0, 1), pending(1, 2)), trace(entry(0, 1))
+    counts = main("count_words", "train", wchan="futex_do_wait")
+    wants = (replace(counts[0], waits=WaitsFor("gil")),)
+    states = [rank(0, ahead, WAITING), rank(2, ahead, WAITING)]
+    assert reasons(diagnose(twice(*states, rank(1, behind, counts)), 3)) == [(1, "lock")]
+    verdict = diagnose(twice(*states, rank(1, behind, wants)), 3)
+    assert (verdict.status, verdict.suspects) == (2, ())
+    assert "it computes or writes, and may only be slow in count_words()" in verdict.sentence
+
+
 def test_a_trainer_waits_for_its_sampler() -> None:
     """Rank 0 waits for rank 1 in the trainers' group, rank 1 and rank 2 for messages, of which
     nothing is recorded. Only rank 3 may be to blame: a rank that only waits is a victim."""
@@ -292,7 +305,8 @@ def test_what_was_not_looked_at() -> None:
     ahead = trace(entry(0, 1, time_created_ns=int((NOW + 100) * 1e9)), ranks="[0, 1]")
     lines = diagnose(twice(rank(0, ahead, WAITING), rank(1, None, WAITING)), 2).not_looked_at
     assert lines == (
-        "rank 1: no flight recorder holds anything: set TORCH_FR_BUFFER_SIZE",
+        "rank 1: no flight recorder holds anything: nothing was issued, or TORCH_FR_BUFFER_SIZE is"
+        " 0 (before torch 2.13 gloo is recorded only if it is set)",
         "ranks 0-1: no heartbeat",
         "rank 0: a clock that is ahead of this machine's; ages are by each worker's own clock"
         " (by 100 s)",

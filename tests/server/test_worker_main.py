@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from workerserver.control_plane import (
 
 PONG = (200, "pong")
 SOCKET = "TORCH_WORKER_SERVER_SOCKET"
+STRICT = "WORKERSERVER_STRICT"
 
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="needs torch")
 
@@ -106,11 +110,133 @@ def test_a_path_that_is_taken_fails_before_training(
     path = tmp_path / "s.sock"
     path.write_text("precious")
     monkeypatch.setenv(SOCKET, str(path))
+    monkeypatch.setenv(STRICT, "1")
     ran = []
     for form in ("decorator", "with"):
         with pytest.raises(RuntimeError, match="already exists"):
             run(form, lambda: ran.append(1))
     assert ran == []
+
+
+@pytest.mark.parametrize("form", ["decorator", "with"])
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({SOCKET: "FOLDER/taken"}, "FOLDER/taken already exists"),
+        ({SOCKET: "FOLDER/a/b/s.sock"}, "Error binding to FOLDER/a/b/s.sock: "),
+        ({SOCKET: "FOLDER/" + "x" * 200}, "a socket path holds at most"),
+        ({SOCKET: "FOLDER/{host}.sock"}, "unknown placeholder {host}"),
+        ({SOCKET: "FOLDER/{rank}.sock", "LOCAL_RANK": "0"}, "{rank}"),
+        ({"WORKERSERVER_TCP": "nonsense"}, "'nonsense' is not HOST:PORT"),
+        (
+            {"WORKERSERVER_TCP": "0.0.0.0:0", "WORKERSERVER_REQUIRE_TOKEN": "1"},
+            "needs WORKERSERVER",
+        ),
+        ({SOCKET: "FOLDER/s", "WORKERSERVER_TOKEN_FILE": "/nope"}, "/nope: no such file"),
+        ({SOCKET: "FOLDER/s", "WORKERSERVER_TRANSPORT": "pigeon"}, "not 'pigeon'"),
+        ({SOCKET: "FOLDER/s", "WORKERSERVER_TCP": "1.2.3.4:1"}, "Error binding to 1.2.3.4:1: "),
+    ],
+)
+def test_training_runs_without_a_server(
+    form: str,
+    settings: dict[str, str],
+    reason: str,
+    short_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever keeps the server from starting is one line; with STRICT it raises."""
+    (short_path / "taken").write_text("precious")
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value.replace("FOLDER", str(short_path)))
+    assert run(form, lambda: "trained") == "trained"
+    lines = [record.getMessage() for record in caplog.records]
+    (line,) = [each for each in lines if each.startswith("this worker runs without a server: ")]
+    assert reason.replace("FOLDER", str(short_path)) in line
+    assert "\n" not in line
+    assert os.listdir(short_path) == ["taken"]
+    monkeypatch.setenv(STRICT, "1")
+    with pytest.raises((RuntimeError, ValueError)):
+        run(form, lambda: "trained")
+
+
+def test_a_missing_folder_is_made(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = short_path / "new" / "s.sock"
+    monkeypatch.setenv(SOCKET, str(path))
+    assert run("with", lambda: ask(str(path))) == PONG
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_without_a_launcher_the_rank_is_0(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a sibling, of whom nobody knows the rank either, has a name of its own."""
+    monkeypatch.setenv(SOCKET, str(short_path / "rank{rank}-{local_rank}.sock"))
+    first, own = short_path / "rank0-0.sock", f"rank0-0.{os.getpid()}.sock"
+
+    def names() -> list[str]:
+        return sorted(each.name for each in short_path.iterdir())
+
+    assert run("with", names) == ["rank0-0.sock"]
+    with peer(first):
+        assert run("with", names) == ["rank0-0.sock", own]
+        assert run("with", lambda: ask(str(short_path / own))) == PONG
+        monkeypatch.setenv("RANK", "0")  # a launcher's word: two workers can't both be rank 0
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        assert run("with", names) == ["rank0-0.sock"]
+
+
+@contextlib.contextmanager
+def peer(path: Path) -> Iterator[None]:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+        yield
+
+
+def test_rank_0_says_how_to_ask(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(SOCKET, str(short_path / "{rank}.sock"))
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        run("with", lambda: None)
+    line = (
+        f"workerserver: serving on {short_path}/0.sock; if the job hangs: workerserver diagnose\n"
+    )
+    assert capsys.readouterr().err == line
+
+
+def test_start_serves_without_a_variable() -> None:
+    code = (
+        "import sys, workerserver\n"
+        "server = workerserver.start()\n"
+        "print(server.address, workerserver.start() is server, 'torch' in sys.modules)"
+    )
+    with tempfile.TemporaryDirectory(prefix="ws-", dir="/tmp") as place:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment(TMPDIR=place),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        run_folder = f"{place}/workerserver-{os.geteuid()}"
+        address, same, torch = done.stdout.split()
+        assert os.path.dirname(address) == run_folder
+        assert (same, torch) == ("True", "False")
+        assert os.listdir(run_folder) == []  # no socket and no record is left
+        os.chmod(run_folder, 0o770)
+        refused = subprocess.run(
+            [sys.executable, "-c", "import workerserver; print(workerserver.start())"],
+            env=environment(TMPDIR=place),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert refused.stdout == "None\n"
+    assert refused.stderr.startswith("this worker runs without a server: ")
+    assert "is open to other users" in refused.stderr
 
 
 # --- placeholders --------------------------------------------------------------------------------
@@ -129,7 +255,6 @@ def test_placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
     ("template", "named"),
     [
         ("{rank}.sock", "RANK"),
-        ("{local_rank}.sock", "LOCAL_RANK"),
         ("{host}.sock", r"\{host\}"),
         ("{}.sock", r"\{\}"),
         ("{rank!r}.sock", r"\{rank!r\}"),
@@ -139,6 +264,8 @@ def test_bad_placeholder_fails_before_training(
     form: str, template: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SOCKET, str(tmp_path / template))
+    monkeypatch.setenv("LOCAL_RANK", "0")  # so there is a launcher, which should have set RANK
+    monkeypatch.setenv(STRICT, "1")
     ran = []
     with pytest.raises(ValueError, match=named):
         run(form, lambda: ran.append(1))
@@ -178,6 +305,7 @@ def test_bad_host_and_port_fails_before_training(
     text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORKERSERVER_TCP", text)
+    monkeypatch.setenv(STRICT, "1")
     ran = []
     with pytest.raises(ValueError, match="HOST:PORT"):
         run("decorator", lambda: ran.append(1))
@@ -191,6 +319,7 @@ def test_both_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert ask(unix.address) == PONG
         assert ask(("127.0.0.1", tcp.port)) == PONG
     monkeypatch.setenv("WORKERSERVER_TCP", "nonsense")
+    monkeypatch.setenv(STRICT, "1")
     with pytest.raises(ValueError, match="HOST:PORT"), serve_from_environment():
         pass
     assert os.listdir(tmp_path) == [], "the first server ends when the second can't start"
@@ -301,4 +430,6 @@ def test_torch_is_not_imported_for_it(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert (done.stdout, done.stderr) == ("False\n", "")
+    assert done.stdout == "False\n"
+    line = f"workerserver: serving on {tmp_path}/s.sock; if the job hangs: workerserver diagnose\n"
+    assert done.stderr == 2 * line

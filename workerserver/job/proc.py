@@ -25,6 +25,7 @@ __all__ = [
     "root_of",
     "sockets_of",
     "stat_of",
+    "thread_names",
     "words_of",
 ]
 
@@ -92,9 +93,9 @@ def words_of(pid: int) -> list[str]:
 
 
 def of_user(user: int) -> Iterator[int]:
-    """The pids of the *user*'s processes, without this one."""
+    """The pids of the *user*'s processes."""
     for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != os.getpid():
+        if name.isdecimal():
             with contextlib.suppress(OSError):
                 if os.stat(f"/proc/{name}").st_uid == user:
                     yield int(name)
@@ -129,6 +130,19 @@ def own_pid_in(pid: int) -> int:
             if line.startswith("NSpid:"):
                 return int(line.split()[-1])
     return pid
+
+
+def thread_names(pid: int) -> set[str]:
+    """The names of its threads, as the kernel knows them."""
+    found: set[str] = set()
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with (
+                contextlib.suppress(OSError),
+                open(f"/proc/{pid}/task/{task}/comm", encoding="utf-8", errors="replace") as file,
+            ):
+                found.add(file.read().rstrip("\n"))
+    return found
 
 
 class Listening(NamedTuple):

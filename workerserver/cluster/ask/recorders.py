@@ -47,7 +47,7 @@ async def ask_without_summary(visit: Visit, state: RankState, memory: Memory) ->
         wanted.append(NCCL)
     if has_backends(state):
         wanted += HOOKED
-        told = recorders(memory.summaries.get(state.worker))
+        told = {*recorders(memory.summaries.get(state.worker)), *memory.backends}
         wanted += sorted(told - {GLOO, NCCL, *HOOKED})
     await ask_for_traces(visit, state, wanted)
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from hashlib import blake2b
-from typing import Literal
 
 from workerserver.cluster.ask.client import Client, Visit
-from workerserver.cluster.ask.questions import DIGEST, HEALTH, SUMMARY, TEXT, Memory
+from workerserver.cluster.ask.questions import (
+    DIGEST,
+    HEALTH_AND_CLOCK,
+    SUMMARY,
+    TEXT,
+    Memory,
+)
 from workerserver.cluster.ask.recorders import ask_without_summary
 from workerserver.cluster.failures import Failed, short
-from workerserver.cluster.model import Failure, RankState, Thread, Worker
+from workerserver.cluster.model import EVERYTHING, Failure, Part, RankState, Thread, Worker
 from workerserver.cluster.read import stacks
 
 __all__ = ["EVERYTHING", "Part", "ask_each", "text_digest"]
 
-Part = Literal["health", "stacks", "flight"]
-EVERYTHING: Collection[Part] = ("health", "stacks", "flight")
 #: A GIL that could not be had for so long won't be had soon.
 GIL_HELD_SECONDS = 1.0
 
@@ -80,7 +83,7 @@ async def _first_questions(
 
 async def _ask_health(visit: Visit, state: RankState) -> None:
     try:
-        state.health = await visit.ask(HEALTH)
+        state.health, state.clock_ahead_s = await visit.ask(HEALTH_AND_CLOCK)
     except Failed as failed:
         state.responded = failed.failure.reason not in ("unreachable", "timeout")
         if failed.failure.reason == "missing":  # the server speaks HTTP, but isn't ours

@@ -209,7 +209,7 @@ class _Look:
                 pid, rank = int(match[2]), int(match[1]) if match[1] else None
                 if pid in self.recorded:
                     continue
-                if pid in self.environments and self.listens(pid, path):
+                if pid in self.environments and self.listens(pid, path) and _serves(pid):
                     known = of_process(pid, self.environments[pid])
                     worker = Worker(path, unix=True, source="process", known=known)
                     self.here.living.append(Living(worker, pid))
@@ -245,6 +245,11 @@ def _ancestors(pid: int) -> list[int]:
         pid = stat.parent
         found.append(pid)
     return found
+
+
+def _serves(pid: int) -> bool:
+    """Whether threads of a server of ours run in the process. A name alone proves nothing."""
+    return any(name.startswith("workerserver") for name in proc.thread_names(pid))
 
 
 def _unix(path: str, known: Identity) -> Worker:

@@ -131,6 +131,9 @@ class _Split(Generic[R]):
         rank = self.states[worker][-1].rank
         return worker.rank if rank is None else rank
 
+    def _ranks(self, workers: Sequence[Worker], gone: Sequence[RankState]) -> set[int | None]:
+        return {self._rank(worker) for worker in workers} | {state.rank for state in gone}
+
     # ---- the jobs
 
     def views(self) -> list[JobView[R]]:
@@ -154,7 +157,7 @@ class _Split(Generic[R]):
         lost: list[str] = []
         for worker in self.dead:
             number = self._owner_of_dead(
-                self._rank(worker), self.identities[worker], jobs, owned, not rest
+                self._rank(worker), self.identities[worker], jobs, owned, gone, not rest
             )
             if number is not None:
                 owned[number].append(worker)
@@ -163,10 +166,9 @@ class _Split(Generic[R]):
             else:
                 rest.append(worker)
         for each in self.ended:
-            number = self._owner_of_dead(each.rank, each.known, jobs, owned, not rest)
+            number = self._owner_of_dead(each.rank, each.known, jobs, owned, gone, not rest)
             if number is not None and not self._is_asked(each.path):
                 gone[number].append(_gone(each))
-                owned[number].append(gone[number][-1].worker)
             elif not self._is_asked(each.path):
                 lost.append(each.path)
         views = [self._view(job, owned[number], gone[number]) for number, job in enumerate(jobs)]
@@ -196,6 +198,7 @@ class _Split(Generic[R]):
         known: Identity | None,
         jobs: Sequence[Group],
         owned: dict[int, list[Worker]],
+        gone: dict[int, list[RankState]],
         only: bool,
     ) -> int | None:
         """The living job that lacks the rank of a worker that has ended; None for a leftover."""
@@ -203,7 +206,7 @@ class _Split(Generic[R]):
         for number, job in enumerate(jobs):
             if known is not None and not same_job(Member(None, known, _pid_of(known)), job):
                 continue
-            there = {self._rank(worker) for worker in owned[number]}
+            there = self._ranks(owned[number], gone[number])
             size = self.asked or job.world_size
             if rank is not None:
                 if rank not in there and _holds(size, rank):
@@ -230,17 +233,17 @@ class _Split(Generic[R]):
             size = job.world_size
         view = JobView(job.label if job else None, rounds, job.name if job else None, size)
         if size is not None:
-            self._name_the_silent(view, size, workers)
+            self._name_the_silent(size, workers, gone)
             if self.asked is None:
                 view.elsewhere = self._elsewhere(size, workers, gone)
         return view
 
-    def _name_the_silent(self, view: JobView[R], size: int, workers: Sequence[Worker]) -> None:
+    def _name_the_silent(
+        self, size: int, workers: Sequence[Worker], gone: Sequence[RankState]
+    ) -> None:
         """A rank that is missing and an address that does not answer are one thing, where there is
         one of each."""
-        if not view.rounds:
-            return
-        ranks = {self._rank(worker) for worker in workers}
+        ranks = self._ranks(workers, gone)
         missing = [rank for rank in range(size) if rank not in ranks]
         nameless = [worker for worker in workers if self._rank(worker) is None]
         if len(missing) != 1 or len(nameless) != 1:
@@ -256,7 +259,7 @@ class _Split(Generic[R]):
         """The ranks below *size* that nobody has looked for: they run on other hosts, say."""
         if any(worker.source in _WHOLE and not worker.unix for worker in workers):
             return frozenset()
-        looked = {self._rank(worker) for worker in workers} | {state.rank for state in gone}
+        looked = self._ranks(workers, gone)
         here = [known for worker in workers if (known := self.identities[worker]) is not None]
         for known in here:
             rank, local, count = known.rank, known.local_rank, known.local_world_size

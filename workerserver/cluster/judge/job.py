@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from workerserver.cluster.failures import SILENT, UNKNOWN_WORKER, unusable
+from workerserver.cluster.judge.chains.peers import Chains
 from workerserver.cluster.judge.facts import NAMELESS, Entered, Gone
 from workerserver.cluster.judge.flight import Analysis, Group, Wait, combine
 from workerserver.cluster.judge.streams import issuer
@@ -197,11 +198,24 @@ class Job:
         return list(range(first, first + max(more, 0)))
 
     @cached_property
-    def analysis(self) -> Analysis:
+    def recorded(self) -> Analysis:
+        """What the recorders say together."""
         size = self.world_size
         if size is None and self.expected and self.expected[-1] < NAMELESS:
             size = self.expected[-1] + 1
         return combine(self.now.records, size)
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """The same, with the waits that only stacks tell."""
+        found = self.recorded
+        more = tuple(self.chains.waits(found.groups, found.waits))
+        return replace(found, waits=(*found.waits, *more)) if more else found
+
+    @cached_property
+    def chains(self) -> Chains:
+        """Who waits for whom by what stacks tell."""
+        return Chains(self)
 
     # --- where a rank is asked
 
@@ -332,6 +346,8 @@ class Job:
 
     def age(self, wait: Wait) -> float | None:
         """For how many seconds the ranks have waited. None if no clock tells that sensibly."""
+        if wait.by_stack:
+            return self.chains.age(wait)
         age = self.told_age(wait)
         seen = self.seen_for(wait)
         if seen > 0:  # by this machine's clock alone, whatever the workers' clocks say
@@ -339,23 +355,31 @@ class Job:
         if self.before is None:
             # With one look only this machine's clock would decide, so ask the workers' clocks too.
             ages = sorted(
-                age
-                for rank in wait.waiting
-                if (state := self.now.states.get(rank)) is not None
-                and state.health is not None
-                and (age := state.health.step_age_s) is not None
+                told for rank in wait.waiting if (told := self.step_age(rank)) is not None
             )
             if ages:
                 own = ages[len(ages) // 2]
                 return own if age is None else min(age, own)
         return age
 
+    def _ahead(self, wait: Wait) -> float:
+        """By how much the clocks of the ranks that wait are ahead of this machine's: the middle."""
+        states = (self.now.states.get(rank) for rank in wait.waiting[:MAX_PAUSE_RANKS])
+        told = sorted(
+            state.clock_ahead_s
+            for state in states
+            if state is not None and state.clock_ahead_s is not None
+        )
+        return told[len(told) // 2] if told else 0.0
+
     def told_age(self, wait: Wait) -> float | None:
         """The same by the clocks of the ranks that wait alone."""
         if wait.since_ns is None or self.now.time <= 0:
             return None
-        age = self.now.time - wait.since_ns / 1e9
-        return age if -1.0 <= age < 3.2e7 else None
+        ahead = self._ahead(wait)
+        age = self.now.time - wait.since_ns / 1e9 + ahead
+        # A clock that differs is known to whole seconds, and by an answer that took its time.
+        return age if (-5.0 if ahead else -1.0) <= age < 3.2e7 else None
 
     def seen_for(self, wait: Wait) -> float:
         """For how many seconds each round has seen a rank in this wait, and no other one."""
@@ -421,6 +445,8 @@ class Job:
 
     def hangs(self, wait: Wait) -> bool:
         """The wait has lasted too long, and has not changed since the round before."""
+        if wait.by_stack:
+            return self.chains.hangs(wait)
         if self.before is not None and wait.seq is not None:
             old = [each for rank in wait.waiting if (each := self._recorded_before(rank))]
             if old and not any(_is_in(each, wait) for each in old):
@@ -484,7 +510,7 @@ class Job:
     @cached_property
     def _inferred(self) -> frozenset[int]:
         """Ranks whose recorder tells no end, and whose operation can't have ended."""
-        waits = (wait.waiting for wait in self.analysis.waits if wait.inferred)
+        waits = (wait.waiting for wait in self.recorded.waits if wait.inferred)
         return frozenset().union(*waits)
 
     @cached_property

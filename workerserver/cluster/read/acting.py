@@ -14,6 +14,7 @@ from workerserver.cluster.model import Frame, Thread
 from workerserver.cluster.read.library_calls import ON_RANKS, by_frames
 from workerserver.cluster.read.owners import code_file
 from workerserver.cluster.read.roles import is_idle, main_thread
+from workerserver.cluster.read.waits_for import awaited, by_id, follow
 
 __all__ = ["Root", "acting", "root", "roots_of_waits", "roots_of_work"]
 
@@ -75,9 +76,10 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
     """The thread that stands for the rank: the one on which the other ranks depend.
 
     *roots*: where the threads of other ranks began that wait for ranks; one that began there owes
-    them something. Else the main thread acts, unless it only waits for a thread of its own, and
-    one single other thread is in user code and doesn't wait for work. So does that other thread
-    where the one that owes something joins it, or waits for its result.
+    them something. Else the main thread acts, unless it only waits for a thread of its own. Then
+    the thread acts that it joins, or that has its lock, if that is known; else the one single other
+    thread in user code that doesn't wait for work. So does that other thread where the one that
+    owes something joins it, or waits for its result.
     """
     main = main_thread(threads)
     if len(threads) < 2:
@@ -87,12 +89,15 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
         if same:
             bound = [thread for thread in same if by_frames(thread.frames).kind in ON_RANKS]
             owes = next(iter(bound or [thread for thread in same if thread is main] or same))
-            return _joined(owes, threads, main) or owes
+            return _end(owes, threads) or _joined(owes, threads, main) or owes
     if main is None:
         return None
     kind = by_frames(main.frames).kind
     if kind in ON_RANKS:
         return main
+    end = _end(main, threads)
+    if end is not None:
+        return end
     others = [thread for thread in threads if thread is not main and _works(thread)]
     bound = [thread for thread in others if by_frames(thread.frames).kind in ON_RANKS]
     waits = kind in ("lock", "wait", "shutdown") or (kind is None and _sleeps(main))
@@ -101,6 +106,18 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
     if kind in ("lock", "wait", "shutdown") and len(others) == 1:
         return others[0]
     return main
+
+
+def _end(thread: Thread, threads: Sequence[Thread]) -> Thread | None:
+    """The last one of the threads that *thread* waits for, if it is in user code. None if they
+    wait for each other: then none of them acts more than another."""
+    if thread.waits is None:
+        return None
+    known = by_id(threads)
+    end = follow(thread, known)[-1]
+    if end is thread or awaited(end, known) is not None or root(end) is None:
+        return None
+    return end
 
 
 #: Calls that end when other threads of the process have ended, or have a result.

@@ -22,6 +22,7 @@ from workerserver.cluster.read.library_calls import (
     Rule,
     by_frames,
 )
+from workerserver.cluster.read.waits_for import LOCKS, in_words, on_others
 
 __all__ = ["FILE_LOCK", "POLL", "TABLE", "UNKNOWN", "Blocked", "Kind", "Rule", "blocked_on"]
 
@@ -55,6 +56,18 @@ class Blocked:
         return self.kind in ON_RANKS
 
     @property
+    def told(self) -> str:
+        """What it waits for, in words, if its worker tells more than its stack: a peer, a key, a
+        path, a process; "" if not."""
+        waits = self.thread.waits if self.thread is not None else None
+        return in_words(waits) if waits is not None else ""
+
+    @property
+    def on_others(self) -> bool:
+        """It surely waits for what other ranks do, by what its worker tells."""
+        return on_others(self.thread)
+
+    @property
     def on_no_rank(self) -> bool:
         """It surely waits for no other rank, whatever it has issued before."""
         if self.location is None or self.on_ranks or self.helped:
@@ -74,8 +87,8 @@ class Blocked:
 
     @property
     def runs(self) -> bool:
-        """The kernel runs it."""
-        return self.thread is not None and self.thread.state == "R"
+        """The kernel runs it, or it would run if it had the GIL."""
+        return self.thread is not None and (self.thread.state == "R" or _wants_gil(self.thread))
 
     @property
     def polls(self) -> bool:
@@ -105,8 +118,8 @@ def blocked_on(threads: Sequence[Thread], thread: Thread | None = None) -> Block
     kind, call, guessed = told.kind, told.call, False
     if kind is None:
         others = any(each.holds_gil for each in threads if each is not thread)
-        kind, call = _by_kernel(thread.state, thread.wchan, others)
-        guessed = call in _GUESSES
+        kind, call = _by_waits(thread) or _by_kernel(thread.state, thread.wchan, others)
+        guessed = call in _GUESSES and kind != "lock"
     return Blocked(
         kind,
         call,
@@ -121,6 +134,27 @@ def blocked_on(threads: Sequence[Thread], thread: Thread | None = None) -> Block
         ),
         guessed,
     )
+
+
+# ---- by what the worker tells
+
+
+def _by_waits(thread: Thread) -> tuple[Kind, str] | None:
+    """Of a thread at a line of the user's that calls C code."""
+    if thread.waits is None:
+        return None
+    if thread.waits.kind in LOCKS:
+        return ("lock", "a lock")
+    if thread.waits.kind == "file_lock":
+        return ("wait", FILE_LOCK)
+    if _wants_gil(thread):
+        return ("computing", "computing, as far as it has the GIL")
+    return None
+
+
+def _wants_gil(thread: Thread) -> bool:
+    """It would run Python if it could. On a busy machine, most looks find it so."""
+    return thread.waits is not None and thread.waits.kind == "gil"
 
 
 # ---- by what the kernel says

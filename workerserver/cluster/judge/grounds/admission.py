@@ -20,6 +20,8 @@ __all__ = ["RECORDED", "hindrance", "is_elsewhere"]
 
 #: Reasons that rest on recorded operations.
 RECORDED: frozenset[Reason] = frozenset({"mismatch", "order", "p2p cycle"})
+#: Reasons that a rank need not stand still for, or that are no guess at what it waits for.
+PROVEN: frozenset[Reason] = RECORDED | {"deadlock"}
 #: What ends only if somebody does something about it.
 ENDLESS: frozenset[Kind] = frozenset({"debugger", "stopped", "shutdown"})
 #: A rank that computes or writes where it is may only be slow, for this long, and for so many usual
@@ -33,7 +35,7 @@ def hindrance(
 ) -> Hindrance | None:
     """Why *rank* can't be accused for *reason*; None if it can. *absent*: all who have not come to
     where others wait. *wait*: where that is, if a recorder tells."""
-    if reason in RECORDED or rank in job.now.gone:
+    if reason in PROVEN or rank in job.now.gone:
         return None
     if rank not in job.blocked:
         return "unseen"
@@ -54,6 +56,8 @@ def hindrance(
             return "waits"
         return _if_late(job, rank, wait)
     if blocked.helped or blocked.kind == "device" or job.victims_at(rank):
+        return "waits"
+    if blocked.on_others or rank in job.chains.edges:
         return "waits"
     unseen = blocked.thread is not None and blocked.thread.state is None
     unseen = unseen and (blocked.works or blocked.kind in ("io", "backward"))
@@ -78,6 +82,8 @@ def is_elsewhere(job: Job, rank: int) -> bool:
     """It surely waits for no rank, and does nothing else either."""
     blocked = job.blocked.get(rank)
     if blocked is None or blocked.on_ranks or blocked.helped or blocked.runs or blocked.writes:
+        return False
+    if blocked.on_others or rank in job.chains.edges:
         return False
     if blocked.kind == "device" or (blocked.guessed and not _in_own_lock(job, rank)):
         return False

@@ -1,0 +1,176 @@
+"""Records in the run folder: who writes them, who believes them, and who removes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.lifecycle import environment
+
+from workerserver.job.identity import Identity
+from workerserver.job.proc import namespace, stat_of
+from workerserver.job.records import Address, Record, read_folder, sweep, write
+
+CODE = """
+import os, sys
+from workerserver import WorkerServer
+servers = [WorkerServer(path) for path in sys.argv[1:]]
+tcp = WorkerServer("127.0.0.1", 0)
+print(tcp.port, flush=True)
+child = os.fork()
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+for line in sys.stdin:
+    servers.pop().shutdown()
+    print("on", flush=True)
+"""
+
+
+@pytest.fixture
+def run_folder(short_path: Path) -> Path:
+    return short_path / f"workerserver-{os.geteuid()}"
+
+
+@pytest.fixture
+def worker(short_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process with two Unix sockets and a TCP port."""
+    with subprocess.Popen(
+        [sys.executable, "-c", CODE, "a.sock", str(short_path / "b.sock")],
+        cwd=short_path,
+        env=environment(TMPDIR=str(short_path), RANK="3", WORKERSERVER_JOB="j"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def say(process: subprocess.Popen[str], text: str = "") -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    if text:
+        process.stdin.write(text)
+        process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+def test_a_worker_leaves_a_record(
+    worker: subprocess.Popen[str], short_path: Path, run_folder: Path
+) -> None:
+    port = say(worker)
+    (path,) = run_folder.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    (record,) = read_folder(str(run_folder), os.geteuid())
+    stat = stat_of(worker.pid)
+    assert stat is not None
+    assert (record.pid, record.ticks) == (worker.pid, stat.ticks)
+    assert record.pid_namespace == namespace("pid")
+    assert (record.identity.job, record.identity.rank) == ("j", 3)
+    here = os.path.realpath(short_path)
+    assert [each.address for each in record.addresses] == [
+        f"{here}/a.sock",
+        str(short_path / "b.sock"),
+        f"127.0.0.1:{port}",
+    ]
+    say(worker, "\n")  # the second Unix socket closes; a forked child's end changed nothing
+    (record,) = read_folder(str(run_folder), os.geteuid())
+    assert len(record.addresses) == 2
+    assert worker.stdin is not None
+    worker.stdin.close()
+    worker.wait(60)
+    assert list(run_folder.iterdir()) == []
+
+
+def test_a_killed_worker_leaves_it(worker: subprocess.Popen[str], run_folder: Path) -> None:
+    say(worker)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait(60)
+    assert len(list(read_folder(str(run_folder), os.geteuid()))) == 1
+
+
+def record_of(folder: Path, **more: object) -> Record:
+    fields = {"job": "j", "job_from": "WORKERSERVER_JOB", "agent": "1:1", "rank": 0, **more}
+    identity = Identity(**fields)  # type: ignore[arg-type]
+    return Record(4194305, 7, namespace("pid"), (Address(str(folder / "r.sock"), True),), identity)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"pid": "1"},
+        {"ticks": None},
+        {"addresses": {}},
+        {"addresses": [{"address": 1, "unix": True, "tls": False}]},
+        {"job": None},
+        {"job": 7},
+        {"rank": "0"},
+        {"host": 7},
+    ],
+)
+def test_what_is_no_record_is_not_believed(change: dict[str, object], tmp_path: Path) -> None:
+    path = Path(write(str(tmp_path), record_of(tmp_path)))
+    assert len(list(read_folder(str(tmp_path), os.geteuid()))) == 1
+    assert list(read_folder(str(tmp_path), os.geteuid() + 1)) == []  # of another user
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert list(read_folder(str(tmp_path), os.geteuid())) == []
+    for text in ("", "[" * 100_000, "null", '{"version": 1}'):
+        path.write_text(text)
+        assert list(read_folder(str(tmp_path), os.geteuid())) == []
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+    assert list(read_folder(str(tmp_path), os.geteuid())) == []
+    path.unlink()
+    os.mkfifo(path)
+    assert list(read_folder(str(tmp_path), os.geteuid())) == []
+    assert list(read_folder(str(tmp_path / "none"), os.geteuid())) == []
+
+
+ME = f"{os.getpid()}:{getattr(stat_of(os.getpid()), 'ticks', 0)}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "goes"),
+    [
+        ({}, True),  # its agent has ended
+        ({"agent": None}, True),
+        ({"agent": ME, "restart": 1}, False),  # one of a job that may live
+        ({"agent": ME, "restart": 0}, True),  # of an earlier start
+    ],
+)
+def test_what_ended_jobs_have_left_is_swept(
+    fields: dict[str, object], goes: bool, short_path: Path
+) -> None:
+    path = write(str(short_path), record_of(short_path, **fields))
+    for name in ("r.sock", "4194305.sock", "rank1-4194305.sock", f"rank1-{os.getpid()}.sock"):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(short_path / name))
+    (short_path / "notes.txt").touch()
+    sweep([str(short_path)], Identity("j", "WORKERSERVER_JOB", agent=ME, restart=1))
+    assert os.path.exists(path) is not goes
+    assert (short_path / "r.sock").exists() is not goes
+    left = {each.name for each in short_path.iterdir()} - {"r.sock", os.path.basename(path)}
+    assert left == {"notes.txt", f"rank1-{os.getpid()}.sock"}
+
+
+def test_nobody_who_listens_is_swept(short_path: Path) -> None:
+    write(str(short_path), record_of(short_path))
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(short_path / "r.sock"))
+        sock.listen()
+        sock.setblocking(False)
+        sweep([str(short_path)], Identity("k", "process"))
+        assert (short_path / "r.sock").exists()
+        with pytest.raises(BlockingIOError):
+            sock.accept()  # nobody has even connected
