@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import time
 from collections import Counter
 
@@ -22,13 +23,16 @@ def main() -> None:
     parser.add_argument("--judge", action="store_true", help="judge them, and tell what is wrong")
     parser.add_argument("--seed", type=int, help="print the job with this seed, and its verdict")
     parser.add_argument("--shrink", type=int, metavar="SEED", help="make a failing job smaller")
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="judge in N processes"
+    )
     options = parser.parse_args()
     if options.seed is not None:
         show(play(generate(options.seed), tell, more=more))
     elif options.shrink is not None:
         show(play(shrink(generate(options.shrink)), tell))
     else:
-        many(options.first, options.jobs, options.judge)
+        many(options.first, options.jobs, options.judge, options.processes)
 
 
 def show(played: Played) -> None:
@@ -45,28 +49,42 @@ def show(played: Played) -> None:
         print(f"VIOLATION {violation.kind}: {violation.text}")
 
 
-def many(first: int, jobs: int, judged: bool) -> None:
-    tally = Tally()
-    true: Counter[tuple[str, str]] = Counter()
-    began = time.process_time()
-    spent = 0.0
-    for seed in range(first, first + jobs):
-        played = play(generate(seed), tell, more=more if judged else None)
-        if judged:
-            before = time.process_time()
-            tally.add(played, judge(played))
-            spent += time.process_time() - before
-        else:
-            true["hung" if played.truth.deadlocked else "goes on", case_of(played)] += 1
-    simulated = time.process_time() - began - spent
+CHUNK = 200
+
+
+def many(first: int, jobs: int, judged: bool, processes: int) -> None:
+    began = time.monotonic()
     if judged:
+        tally = Tally()
+        starts = range(first, first + jobs, CHUNK)
+        with multiprocessing.Pool(processes) as pool:
+            work = pool.imap_unordered(
+                chunk, ((seed, min(CHUNK, first + jobs - seed)) for seed in starts)
+            )
+            for number, each in enumerate(work, 1):
+                tally.merge(each)
+                if number % 50 == 0:
+                    print(f"{tally.jobs} jobs, {sum(tally.counts.values())} violations", flush=True)
         for line in tally.tables():
             print(line)
-        print(f"judge: {jobs / spent * 60:,.0f} jobs a minute")
     else:
+        true: Counter[tuple[str, str]] = Counter()
+        for seed in range(first, first + jobs):
+            played = play(generate(seed), tell)
+            true["hung" if played.truth.deadlocked else "goes on", case_of(played)] += 1
         for (what, case), count in sorted(true.items()):
             print(f"{count:8} {what:8} {case}")
-    print(f"simulator: {jobs / simulated * 60:,.0f} jobs a minute, on one core")
+    print(f"{jobs / (time.monotonic() - began) * 60:,.0f} jobs a minute")
+
+
+def chunk(which: tuple[int, int]) -> Tally:
+    """So many jobs from a seed on, judged."""
+    first, jobs = which
+    tally = Tally()
+    for seed in range(first, first + jobs):
+        played = play(generate(seed), tell, more=more)
+        tally.add(played, judge(played))
+    return tally
 
 
 if __name__ == "__main__":

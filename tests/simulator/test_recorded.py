@@ -166,6 +166,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[list[Json], list[Answers]]:
 def test_health(pair: tuple[list[Json], list[Answers]]) -> None:
     for real, mine in zip(*pair, strict=True):
         assert mine.healthz is not None
+        del mine.healthz["step_median_s"]  # recorded before workers told it
         assert types(mine.healthz) == types(real["healthz"])
         assert list(mine.healthz) == list(real["healthz"])
         for name in ("status", "rank", "step"):
@@ -195,6 +196,8 @@ def test_traces(pair: tuple[list[Json], list[Answers]]) -> None:
 def test_stacks(pair: tuple[list[Json], list[Answers]]) -> None:
     for real, mine in zip(*pair, strict=True):
         told = stacks_json(mine)
+        for described in told["threads"]:  # recorded before workers told it
+            del described["switches"]
         assert types(told) == types(real["stacks"])
         threads = {thread["name"]: thread for thread in real["stacks"]["threads"]}
         assert mine.threads is not None

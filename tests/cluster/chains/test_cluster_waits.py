@@ -228,6 +228,13 @@ def test_the_joined_thread_acts() -> None:
     assert acting([main, others[0], library]) is main
 
 
+def test_of_threads_that_wait_for_each_other_none_acts_more() -> None:
+    main = thread(1, WaitsFor("thread", "locals", 0, joined=2), 0xA)
+    saver = thread(2, lock(0xA, 1), main=False)
+    assert acting([main, saver]) is main
+    assert acting([main, saver], [(CODE, "f1")]) is main
+
+
 # --- verdicts ----------------------------------------------------------------------------------
 
 
@@ -471,12 +478,20 @@ def replace_worker(found: RankState, host: str) -> RankState:
     [WaitsFor("store", keys=("ckpt/7",)), WaitsFor("rendezvous"), WaitsFor("operation", op="recv")],
 )
 def test_an_unknown_end_accuses_nobody(waits: WaitsFor) -> None:
-    """Of the ranks that wait for it, too."""
+    """Not the ranks that wait for it either."""
     end = main("train", waits=waits, wchan="poll_schedule_timeout")
-    verdict = diagnose(looks(state(0, [end], trace()), reducing(1), reducing(2)), 3)
+    verdict = diagnose(looks(state(0, [end], trace()), state(1, [end], trace()), reducing(2)), 3)
     assert (verdict.status, reasons(verdict)) == (2, [])
     verdict = diagnose(looks(state(0, [end]), *(state(n, [receiving(n - 1)]) for n in (1, 2))), 3)
     assert (verdict.status, reasons(verdict)) == (2, [])
+
+
+def test_the_one_rank_for_which_all_others_wait() -> None:
+    """Whoever should set the key: none of the ranks that wait for this one can."""
+    end = main("train", waits=WaitsFor("store"), wchan="poll_schedule_timeout")
+    verdict = diagnose(looks(state(0, [end], trace()), reducing(1), reducing(2)), 3)
+    assert reasons(verdict) == [(0, "behind")]
+    assert verdict.sentence.endswith("; it stands in the store, from train(), train.py:10")
 
 
 def test_one_look_accuses_nobody_of_a_debt() -> None:

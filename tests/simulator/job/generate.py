@@ -60,7 +60,7 @@ def generate(seed: int) -> Job:
     draft.epochs = [[] for _ in range(world)]
     draft.extras = [[] for _ in range(world)]
     draft.starts = [[] for _ in range(world)]
-    draft.warm = 1 + int(16 * draw() ** 1.5)
+    draft.warm = 1 + int(10 * draw() ** 1.3)
     _see(draft)
     STEPS[layout](draft)
     _epoch(draft)
@@ -107,8 +107,8 @@ def _see(draft: Draft) -> None:
     kinds = {plan.stock for plan in job.ranks}
     rings = {plan.ring for plan in job.ranks}
     told = "some recorders" if len(rings) > 1 else "short rings" if 0 < ring < 2000 else "recorders"
-    told = told if ring else "no recorder"
-    beating = {plan.beats and not plan.stock for plan in job.ranks}
+    told = told if any(rings) else "no recorder"
+    beating = {plan.beats and not plan.stock and plan.served for plan in job.ranks}
     pulse = "some heartbeats" if len(beating) > 1 else "heartbeats"
     pulse = pulse if True in beating else "no heartbeat"
     served = "mixed" if len(kinds) > 1 else "stock" if True in kinds else "ours"

@@ -579,7 +579,9 @@ class Narrator:
         if not where or place is None:
             return text
         words = SENTENCES[reason].place
-        call = place.told or (place.call if place.inside else "")
+        call = place.call if place.inside else ""
+        if place.told and not many:  # each of many may wait for another one
+            call = place.told
         if words is None and call:
             where = f"{call}, from {where}"
         return f"{text}; {(words or STANDS)[many]} {where}"

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from workerserver.cluster.judge.chains.deadlocks import from_threads, weigh_ring
+from workerserver.cluster.judge.chains.words import FILE_LOCK
+from workerserver.cluster.judge.conflicts import contrary
 from workerserver.cluster.judge.facts import (
     Absent,
     Accusation,
@@ -142,6 +144,9 @@ class Suspicions:
         self, wait: Wait, rank: int, reason: Reason, claim: Claim, evidence: Iterable[Evidence]
     ) -> None:
         """Accuse *rank* of something in the operation of *wait*."""
+        if wait.op == FILE_LOCK:  # that is no operation of a process group
+            self.accuse(Accusation(rank, reason, claim, evidence=[*evidence]))
+            return
         label = wait.group.label
         self.accuse(Accusation(rank, reason, claim, label, wait.op, wait.seq, [*evidence]))
 
@@ -219,6 +224,8 @@ class Suspicions:
         free = held | {rank for rank in job.ranks if is_free(job, rank) and rank not in chained}
         unsure = {rank for rank in job.ranks if not surely_waits(job, rank)} - chained.keys()
         blame = resolve(needs, free, unsure)
+        if not blame.ends and not blame.rings:  # who sleeps with an operation under way polls
+            blame = resolve(needs, held, unsure)
         for ranks, numbers in blame.rings:
             self._ring(ranks, [self.hanging[number] for number in numbers])
         # A rank in a wait that no recorder holds is a victim too, if there is anybody else.
@@ -331,33 +338,27 @@ class Suspicions:
                 yield rank
 
     def _ring(self, ranks: Sequence[int], waits: Sequence[Wait]) -> None:
-        """Ranks that wait for each other. Of two sides the smaller one is to blame; of sides that
-        are equal nothing tells which."""
+        """Ranks that wait for each other."""
         if weigh_ring(self, ranks, waits):
             return
         entered = self.job.entered
-        evidence = [WaitsIn(entered(wait), (*wait.absent, *wait.queued)) for wait in waits]
         own = {rank: next(wait for wait in waits if rank in wait.waiting) for rank in ranks}
-        sides: dict[int, list[int]] = {}
-        for rank in ranks:
-            sides.setdefault(id(own[rank]), []).append(rank)
-        sizes = sorted(map(len, sides.values()))
-        equal = sizes[0] == sizes[-1]
-        if len(sides) == 2 and all(wait.seq is not None for wait in own.values()):
-            for rank in ranks:
-                mine = own[rank]
-                if equal or len(sides[id(mine)]) == sizes[0]:
-                    other = next(wait for wait in own.values() if wait is not mine)
-                    crossed = Crossed(entered(mine), entered(other))
-                    self.accuse_in(mine, rank, "order", crossed, evidence)
-        elif equal:
-            numbered = all(wait.seq is not None for wait in own.values())
-            ring = Ring([entered(wait) for wait in dict.fromkeys(own.values())])
-            reason: Reason = "order" if numbered else "p2p cycle"
-            for rank in ranks:
-                self.accuse_in(own[rank], rank, reason, ring, evidence)
-        else:
+        ring = list(dict.fromkeys(own.values()))
+        evidence = [WaitsIn(entered(wait), (*wait.absent, *wait.queued)) for wait in ring]
+        guilty = contrary(waits)
+        if not guilty and all(len(wait.waiting) == len(ring[0].waiting) for wait in ring):
+            guilty = dict.fromkeys(ranks)
+        if not guilty:
             self.doubts.append(Tangled([entered(wait) for wait in waits]))
+        whole = Ring([entered(wait) for wait in ring])
+        for rank, other in guilty.items():
+            mine = own[rank]
+            if mine.seq is not None and other is not None and other.seq is not None:
+                crossed = Crossed(entered(mine), entered(other))
+                self.accuse_in(mine, rank, "order", crossed, evidence)
+            else:
+                numbered = all(wait.seq is not None for wait in ring)
+                self.accuse_in(mine, rank, "order" if numbered else "p2p cycle", whole, evidence)
 
     def _behind(self, rank: int, waits: Sequence[Wait], absent: Collection[int]) -> None:
         job = self.job
@@ -488,7 +489,7 @@ class Suspicions:
         if self.accused or job.moves or self.hanging:
             return
         late = [rank for rank in job.ranks if not job.blocked[rank].on_ranks]
-        if len(late) > 1:
+        if len(late) > 1 or (late and job.now.gone):
             return  # some of them may only wait for another
         for rank in late:
             health = job.now.states[rank].health
@@ -500,6 +501,8 @@ class Suspicions:
             if still:
                 known = job.usual_step(rank) is not None
                 least = patience(job, rank, None) if known else STALLED_STILL_SECONDS
+            if len(job.expected) > 1 and not is_elsewhere(job, rank):
+                continue
             if age >= least and (not still or self._admit(rank, "stalled", [])):
                 self.accuse(Accusation(rank, "stalled", NoStep(age, health.step)))
 

@@ -16,7 +16,7 @@ from workerserver.cluster.read.owners import code_file
 from workerserver.cluster.read.roles import is_idle, main_thread
 from workerserver.cluster.read.waits_for import awaited, by_id, follow
 
-__all__ = ["Root", "acting", "root", "roots_of_waits", "roots_of_work"]
+__all__ = ["Root", "acting", "root", "roots_of_waits", "roots_of_work", "roots_seen_waiting"]
 
 Root = tuple[str, str]
 """The file and function in which a thread's user code began."""
@@ -40,12 +40,16 @@ def roots_of_waits(many: Iterable[Sequence[Thread]]) -> tuple[Root, ...]:
     ones, a module. If nobody is seen to wait: where the threads began that act for most ranks.
     *many*: the threads of each rank."""
     many = list(many)
+    found = roots_seen_waiting(many)
+    return roots_of_work(many) if not found and len(many) > 1 else found
+
+
+def roots_seen_waiting(many: Sequence[Sequence[Thread]]) -> tuple[Root, ...]:
+    """The same; none if nobody is seen to wait."""
     found: Counter[Root] = Counter()
     for threads in many:
         own = {root(each) for each in threads if by_frames(each.frames).kind in ON_RANKS}
         found.update(each for each in own if each is not None)
-    if not found and len(many) > 1:
-        return roots_of_work(many)
     return tuple(sorted(found, key=lambda each: (-found[each], each[1] != "<module>", each)))
 
 
@@ -109,15 +113,15 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
 
 
 def _end(thread: Thread, threads: Sequence[Thread]) -> Thread | None:
-    """The last one of the threads that *thread* waits for, if it is in user code. None if they
-    wait for each other: then none of them acts more than another."""
+    """The last one of the threads that *thread* waits for, if it is in user code. If they wait for
+    each other, *thread*: none of them acts more than another."""
     if thread.waits is None:
         return None
     known = by_id(threads)
     end = follow(thread, known)[-1]
-    if end is thread or awaited(end, known) is not None or root(end) is None:
-        return None
-    return end
+    if awaited(end, known) is not None:
+        return thread
+    return end if end is not thread and root(end) is not None else None
 
 
 #: Calls that end when other threads of the process have ended, or have a result.

@@ -24,10 +24,21 @@ from workerserver.cluster.read.library_calls import (
 )
 from workerserver.cluster.read.waits_for import LOCKS, in_words, on_others
 
-__all__ = ["FILE_LOCK", "POLL", "TABLE", "UNKNOWN", "Blocked", "Kind", "Rule", "blocked_on"]
+__all__ = [
+    "FILE_LOCK",
+    "POLL",
+    "STORE",
+    "TABLE",
+    "UNKNOWN",
+    "Blocked",
+    "Kind",
+    "Rule",
+    "blocked_on",
+]
 
 FILE_LOCK = "a file lock"
 POLL = "poll"
+STORE = "the store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +160,8 @@ def _by_waits(thread: Thread) -> tuple[Kind, str] | None:
         return ("wait", FILE_LOCK)
     if _wants_gil(thread):
         return ("computing", "computing, as far as it has the GIL")
+    if thread.waits.kind == "store":
+        return ("wait", STORE)
     return None
 
 
@@ -163,7 +176,7 @@ _SLEEPS = ("hrtimer_nanosleep", "do_nanosleep", "common_nsleep")
 _POLLS = ("poll_schedule", "do_poll", "do_sys_poll", "do_select", "ep_poll", "do_epoll_wait")
 _FILE_LOCKS = ("locks_lock", "flock_lock", "posix_lock", "fcntl_setlk")
 #: Of these it isn't known who ends them: perhaps another rank.
-_GUESSES = frozenset({"a lock", "a lock, or the GIL", FILE_LOCK, POLL, "waiting"})
+_GUESSES = frozenset({"a lock", "a lock, or the GIL", FILE_LOCK, POLL, STORE, "waiting"})
 _CHILDREN = ("do_wait", "kernel_wait", "kernel_clone")
 _SOCKETS = (
     "unix_stream",

@@ -351,6 +351,7 @@ static bool same_wait(const ws_wait *one, const ws_wait *other) {
                 && one->has_tag == other->has_tag && one->tag == other->tag
                 && one->op == other->op && same_text(&one->thread_name, &other->thread_name)
                 && same_text(&one->group, &other->group)
+                && same_text(&one->description, &other->description)
                 && same_text(&one->ranks, &other->ranks);
     for (size_t i = 0; i < WS_WAIT_KEYS; i++) {
         same = same && same_text(&one->keys[i], &other->keys[i]);

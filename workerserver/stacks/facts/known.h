@@ -59,7 +59,8 @@ typedef struct {
     uintptr_t lock_type, rlock_type, condition_type;
     size_t lock_locked, rlock_owner; /* offsets: a byte with bit 0, an ident; 0: not known */
     uintptr_t key_lock, key_owner, key_name, key_native, key_module, key_release, key_default;
-    _Atomic uintptr_t group_names, group_ranks, world; /* dicts, an object; 0: no torch yet */
+    /* Dicts by process group, one by the name of a group, and an object; 0: no torch yet. */
+    _Atomic uintptr_t group_names, group_ranks, group_words, world;
     size_t count;
     ws_function functions[WS_FUNCTIONS];
 } ws_known_t;

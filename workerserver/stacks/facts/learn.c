@@ -54,9 +54,10 @@ void ws_learn_locks(PyObject *lock, PyObject *rlock, PyObject *condition, size_t
     ws_known.rlock_owner = rlock_owner;
 }
 
-void ws_learn_groups(PyObject *names, PyObject *ranks, PyObject *world) {
+void ws_learn_groups(PyObject *names, PyObject *ranks, PyObject *words, PyObject *world) {
     atomic_store(&ws_known.group_names, keep(names));
     atomic_store(&ws_known.group_ranks, keep(ranks));
+    atomic_store(&ws_known.group_words, keep(words));
     atomic_store(&ws_known.world, keep(world));
 }
 

@@ -11,7 +11,7 @@
 enum {
     GROUPS = 4096,   /* process groups */
     MEMBERS = 1024,  /* of a group whose members are read */
-    RANKS_TEXT = 200,
+    RANK_TEXT = 12,  /* bytes of one, with its comma */
 };
 
 uintptr_t ws_lock_of(uintptr_t object, ws_wait_kind *kind) {
@@ -71,33 +71,17 @@ static size_t put_number(char *to, int value) {
     return size;
 }
 
-/* Ascending numbers as "0-3,8"; false: not ascending, or too long. */
-static bool put_ranks(ws_arena *arena, const int *ranks, size_t count, ws_name *out) {
-    char *text = ws_arena_take(arena, RANKS_TEXT);
+/* All members, as numbers with commas between them. */
+static void put_ranks(ws_arena *arena, const int *ranks, size_t count, ws_name *out) {
+    char *text = ws_arena_take(arena, count * RANK_TEXT);
     size_t size = 0;
-    if (text == NULL) {
-        return false;
-    }
-    for (size_t i = 0; i < count;) {
-        size_t last = i;
-        while (last + 1 < count && ranks[last + 1] == ranks[last] + 1) {
-            last++;
-        }
-        if (size + 32 > RANKS_TEXT || (last + 1 < count && ranks[last + 1] <= ranks[last])) {
-            return false;
-        }
+    for (size_t i = 0; i < count && text != NULL; i++) {
         if (size > 0) {
             text[size++] = ',';
         }
         size += put_number(text + size, ranks[i]);
-        if (last > i) {
-            text[size++] = '-';
-            size += put_number(text + size, ranks[last]);
-        }
-        i = last + 1;
     }
-    *out = (ws_name){.data = text, .length = size, .kind = 1};
-    return size > 0;
+    *out = (ws_name){.data = text, .length = size, .kind = size > 0};
 }
 
 /* The value of an object in a dict whose keys are compared by address; 0: none. */
@@ -160,6 +144,8 @@ static void take_group(ws_arena *arena, uintptr_t group, int64_t group_peer, ws_
     }
     uintptr_t name = find_in(arena, atomic_load(&ws_known.group_names), group);
     if (name != 0 && ws_text_read(arena, name, &out->group)) {
+        ws_text_read(arena, find_in(arena, atomic_load(&ws_known.group_words), name),
+                     &out->description);
         take_members(arena, find_in(arena, atomic_load(&ws_known.group_ranks), group), group_peer,
                      out);
     }

@@ -111,7 +111,7 @@ static void in_table(const look *from, const unsigned char *table, size_t size, 
 static void in_blocks(const look *from, const char *frame, block *blocks, size_t *count) {
     const ws_layout_t *at = &ws_layout;
     int nested = ws_int(frame, at->frame_block_count);
-    for (int i = 0; i < nested && nested <= WS_BLOCKS; i++) {
+    for (int i = nested - 1; i >= 0 && nested <= WS_BLOCKS; i--) {
         size_t place = at->frame_blocks + (size_t)i * 3 * sizeof(int);
         int kind = ws_int(frame, place), handler = ws_int(frame, place + sizeof(int));
         int level = ws_int(frame, place + 2 * sizeof(int));

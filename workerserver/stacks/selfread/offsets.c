@@ -12,6 +12,7 @@
 #include "internal/pycore_interp.h"
 #include "internal/pycore_runtime.h"
 #include CPY_FRAME_HEADER
+#include CPY_OBJECT_HEADER
 #include CPY_DICT_HEADER
 
 #include <string.h>

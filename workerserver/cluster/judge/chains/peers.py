@@ -21,7 +21,8 @@ from workerserver.cluster.read.recorder import Key
 from workerserver.cluster.read.waits_for import DIRECTIONS, by_id, follow
 
 if TYPE_CHECKING:
-    from workerserver.cluster.judge.job import Job, RoundByRank
+    from workerserver.cluster.judge.job import Job
+    from workerserver.cluster.judge.looks import RoundByRank
 
 __all__ = ["Chains", "Edge"]
 
@@ -172,7 +173,9 @@ def have_not_run(before: Sequence[Thread], now: Sequence[Thread]) -> bool:
 def _group(edge: Edge, groups: Sequence[Group]) -> Group:
     """The process group of that name to which both ranks belong, else one of its own."""
     for group in groups:
-        if group.label == edge.group and {edge.rank, edge.peer}.issubset(group.ranks):
+        if edge.group in (group.label, group.key.name) and {edge.rank, edge.peer}.issubset(
+            group.ranks
+        ):
             return group
     return Group(Key("", edge.group), tuple(sorted((edge.rank, edge.peer))), False, {})
 

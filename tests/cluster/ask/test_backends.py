@@ -27,9 +27,9 @@ from workerserver.cluster.judge.job import Job
 from workerserver.cluster.read.flight_records import read
 from workerserver.cluster.read.recorder import Key
 
-JOB = Path(__file__).resolve().parent.parent / "programs/cluster/hooked_rank.py"
+JOB = Path(__file__).resolve().parents[2] / "programs/cluster/hooked_rank.py"
 TRACE = "/handler/fr_trace_json"
-NCCL_TRACE = "/handler/dump_nccl_trace_json?includecollectives=true&onlyactive=true"
+NCCL_TRACE = "/handler/dump_nccl_trace_json?includecollectives=true"
 
 
 @pytest.fixture
@@ -313,7 +313,7 @@ def test_a_hung_job_of_another_backend(short_path: Path, kind: str, scene: str) 
     named = ("--backend", "mine") if kind == "torch" else ()
     with training(["--standalone", str(JOB), kind, scene], settings, short_path, 3):
         give_up = time.monotonic() + 60
-        status, verdict = 2, dict[str, Any]()
+        status, verdict = command("diagnose", *named, "--world-size", "3", sockets)
         while status != 1 and time.monotonic() < give_up:
             status, verdict = command("diagnose", *named, "--world-size", "3", sockets)
         assert [(each["rank"], each["seq"]) for each in verdict["suspects"]] == [(2, 4)]
