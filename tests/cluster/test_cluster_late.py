@@ -50,10 +50,10 @@ def test_a_pause_of_some_usual_steps_is_no_hang(age: float, status: int) -> None
 
 def test_a_pause_as_long_as_the_job_has_made_is_no_hang() -> None:
     """Nothing but the recorder tells how long a step takes: 9 s, of which it saw one."""
-    first = [entry(0, 1, **at(-20)), entry(1, 2, **at(-11))]
-    ahead, behind = (
-        trace(*first, *more, ranks="[0, 1]") for more in ([pending(2, 3, **at(-8))], [])
-    )
+    times = (-20.0, -11.0, -10.99, -10.98)
+    first = [entry(number, number + 1, **at(when)) for number, when in enumerate(times)]
+    ahead = trace(*first, pending(4, 5, **at(-10.97)), ranks="[0, 1]")
+    behind = trace(*first, ranks="[0, 1]")
     states = [
         replace(rank(number, flight, threads), worker=replace(HERE, rank=number))
         for number, flight, threads in ((0, ahead, WAITING), (1, behind, COMPUTING))
