@@ -86,9 +86,7 @@ class Jobs:
         """torchrun; without *watch* it leaves the other ranks alone when one rank dies."""
         interval = "0.1" if watch else "3600"
         options = ["--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
-        # gloo's ranks may not find each other after a restart on a fixed port.
-        place = ["--standalone"] if restarts else ["--master-port", str(free_port())]
-        options += ["--monitor-interval", interval, *place]
+        options += ["--monitor-interval", interval, "--master-port", str(free_port())]
         return self.start(["-m", "torch.distributed.run", *options, *words, TRAIN], **more)
 
 

@@ -50,7 +50,11 @@ def train() -> None:
 
 @worker_main()
 def main() -> None:
-    dist.init_process_group("gloo")
+    # Not torchrun's store: after a restart, gloo (torch 2.13) may find old addresses there.
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    place = f"file://{os.environ['BEGUN']}/store{start}"
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=size)
     train()
 
 
