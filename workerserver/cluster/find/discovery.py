@@ -245,7 +245,9 @@ def _places(
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         yield lambda: _torchrun(address, int(size) if size.isdecimal() else None, options)
     if environment.get("SLURM_JOB_NODELIST") and (
-        options.port is not None or environment.get("WORKERSERVER_TCP")
+        options.port is not None
+        or environment.get("WORKERSERVER_TCP")
+        or environment.get("WORKERSERVER_COLLECTOR")
     ):
         yield lambda: from_slurm(environment, options.port)
     template = environment.get("TORCH_WORKER_SERVER_SOCKET", "")
