@@ -131,7 +131,7 @@ def test_the_verdict_as_json(job: Job, run: Run) -> None:
     assert fields.keys() == {
         "verdict", "status", "ranks", "responded", "unreachable", "suspects", "stragglers",
         "groups", "process_groups", "problems", "progress", "again_s", "not_looked_at", "time",
-        "cost",
+        "cost", "job", "leftovers", "other_jobs",
     }  # fmt: skip
     assert (fields["ranks"], fields["responded"], fields["unreachable"]) == (4, 4, [])
     (suspect,) = fields["suspects"]
