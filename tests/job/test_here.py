@@ -142,6 +142,10 @@ def test_a_container() -> None:
         assert found.worker.address == f"/proc/{found.pid}/root/tmp/w.sock"
         assert ask(found.worker.address) == (200, "pong")
         assert not os.path.exists("/tmp/w.sock")
+        # A link in there would be followed out here.
+        os.unlink(found.worker.address)
+        os.symlink("/run/other.sock", found.worker.address)
+        assert of_job(name) == []
 
 
 def test_a_folder_that_others_may_enter_is_not_believed(short_path: Path) -> None:

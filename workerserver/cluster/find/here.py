@@ -159,7 +159,7 @@ class _Look:
         for each in sorted(record.addresses, key=lambda address: not address.unix):
             if each.unix:
                 bound = self._bound(pid, each.address)
-                if bound is not None:
+                if bound is not None and not _leads_out(root, each.address):
                     self.heard.add(root + each.address)
                     return _unix(root + each.address, record.identity)
             elif not proc.is_elsewhere("net", pid) and self.listens(pid, _port(each)):
@@ -189,7 +189,10 @@ class _Look:
                     whole = os.path.join(os.readlink(f"/proc/{pid}/cwd"), path)
                 except OSError:
                     continue
-            address = self.roots.get(pid, "") + whole
+            root = self.roots.get(pid, "")
+            if _leads_out(root, whole):
+                continue
+            address = root + whole
             self.heard.add(address)
             worker = _unix(address, of_process(pid, environment))
             self.here.living.append(Living(worker, pid))
@@ -246,6 +249,19 @@ def _ancestors(pid: int) -> list[int]:
         pid = stat.parent
         found.append(pid)
     return found
+
+
+def _leads_out(root: str, path: str) -> bool:
+    """Whether *path* in the files of a container holds a link, which would be followed here: to a
+    socket of another service, say."""
+    if not root:
+        return False
+    place = root
+    for part in path.strip("/").split("/"):
+        place = os.path.join(place, part)
+        if part == ".." or os.path.islink(place):
+            return True
+    return False
 
 
 def _serves(pid: int) -> bool:
