@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.hostile import Answer, always, peer, reply
+from support.parking import untraced
 from support.served import Serve, Served
 from support.wire import PATIENCE
 
@@ -238,6 +239,7 @@ def test_wrong_options(words: list[str]) -> None:
     assert left.value.code == 64
 
 
+@untraced
 @pytest.mark.parametrize("words", [[], ["--json"]])
 def test_ctrl_c_prints_what_was_measured(short_path: Path, words: list[str]) -> None:
     gate, reached = threading.Event(), threading.Event()

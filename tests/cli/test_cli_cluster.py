@@ -144,7 +144,7 @@ def test_the_verdict_as_json(job: Job, run: Run) -> None:
     assert suspect["location"].endswith(" compute")
     assert [(each["ranks"], each["count"]) for each in fields["groups"]] == [("2", 1), ("0-1,3", 3)]
     assert fields["cost"].keys() == {"rounds", "seconds", "questions", "bytes_received"}
-    assert fields["cost"]["rounds"] == 2
+    assert fields["cost"]["rounds"] in (1, 2)  # by how long the ranks have been up
 
 
 def test_a_healthy_job(job: Job, run: Run) -> None:

@@ -15,6 +15,7 @@ from typing import IO
 import pytest
 from support.jobs.peers import make_socket
 from support.lifecycle import environment
+from support.parking import untraced
 from support.served import Serve
 from support.waiting import wait_until
 
@@ -151,6 +152,7 @@ def test_top_ends_with_its_reader(targets: str) -> None:
         assert len(shown.stdout.splitlines()) == 1
 
 
+@untraced
 def test_profile_says_what_is_full(serve: Serve, registry: Registry, folder: Path) -> None:
     registry.unregister("torch_profile")
     # If an earlier test has imported torch, torch has a handler of that name.

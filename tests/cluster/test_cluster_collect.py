@@ -190,7 +190,7 @@ def test_one_full_trace_where_all_wait_for_the_same(start: Start) -> None:
 
 
 def test_nccl_has_a_recorder_of_its_own(start: Start) -> None:
-    trace = "/handler/dump_nccl_trace_json?includecollectives=true&onlyactive=true"
+    trace = "/handler/dump_nccl_trace_json?includecollectives=true"
     servers = []
     for rank in range(2):
         more = {SUMMARY: summary(rank, recorder="nccl"), trace: http({"entries": [rank]})}

@@ -275,6 +275,7 @@ def test_as_json() -> None:
             {
                 "name": "0",
                 "desc": "default_pg",
+                "backend": "gloo",
                 "ranks": "0-3",
                 "complete": True,
                 "positions": [

@@ -93,8 +93,7 @@ def test_end_of_a_chain_of_receives() -> None:
     )
     assert reasons(verdict) == [(0, "behind")]
     assert verdict.sentence == (
-        "rank 0 has not posted what rank 1 waits for: recv from rank 0;"
-        " it stands in load(), train.py:10"
+        "rank 0 owes a send: rank 1 waits in recv from rank 0; it stands in load(), train.py:10"
     )
 
 

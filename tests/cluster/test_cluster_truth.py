@@ -195,6 +195,26 @@ def test_a_restarted_rank_waits_in_init_process_group() -> None:
     assert reasons(diagnose(twice(*states), 3)) == [(1, "order")]
 
 
+def test_a_trainer_waits_for_its_sampler() -> None:
+    """Rank 0 waits for rank 1 in the trainers' group, rank 1 and rank 2 for messages, of which
+    nothing is recorded. Only rank 3 may be to blame: a rank that only waits is a victim."""
+    own: dict[str, Any] = {"process_group": ["1", "trainers"]}
+    config = {"1": {"name": "1", "desc": "trainers", "ranks": "[0, 1]"}}
+    ahead, behind = ({**trace(*each), "pg_config": config} for each in (
+        (entry(0, 1, **own), pending(1, 2, **own)), (entry(0, 1, **own),)
+    ))  # fmt: skip
+    states = [rank(0, ahead, WAITING), rank(1, behind, RECEIVING), rank(2, None, RECEIVING)]
+    verdict = diagnose(twice(*states, rank(3, None, ASLEEP)), 4)
+    assert reasons(verdict) == [(3, "behind")]
+    assert "ranks 0-2 stand in calls that need other ranks" in verdict.sentence
+    samples = main("sample", "train")
+    busy = [rank(3, None, samples), rank(3, None, main("pack", "train"))]
+    looks = [Round([*states, each], NOW - 10.0 * (1 - n)) for n, each in enumerate(busy)]
+    verdict = diagnose(looks, 4)  # it goes on: so rank 1 has nothing to answer for
+    assert (verdict.status, verdict.suspects) == (2, ())
+    assert reasons(diagnose(twice(*states), 3)) == [(1, "p2p")]  # there is nobody else
+
+
 # --- the thread that acts
 
 
@@ -263,7 +283,8 @@ def test_what_was_not_looked_at() -> None:
     ahead = trace(entry(0, 1, time_created_ns=int((NOW + 100) * 1e9)), ranks="[0, 1]")
     lines = diagnose(twice(rank(0, ahead, WAITING), rank(1, None, WAITING)), 2).not_looked_at
     assert lines == (
-        "rank 1: no flight recorder holds anything: set TORCH_FR_BUFFER_SIZE",
+        "rank 1: no flight recorder holds anything: nothing was issued, or TORCH_FR_BUFFER_SIZE is"
+        " 0 (before torch 2.13 gloo is recorded only if it is set)",
         "ranks 0-1: no heartbeat",
         "rank 0: a clock that is ahead of this machine's; ages are by each worker's own clock"
         " (by 100 s)",

@@ -44,6 +44,7 @@ __all__ = [
 FAMILIES = (
     "alone",
     "checkpoints",
+    "deadlocks",
     "disagreeing",
     "files",
     "going_on",

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from support.hostile import Answer, always, peer, reply
+from support.parking import untraced
 from support.served import Served
 from support.waiting import wait_until
 from support.wire import PATIENCE, Address, message, post
@@ -578,6 +579,7 @@ def test_the_timers_of_the_thread_are_as_before(ours_unix: Served) -> None:
     assert found == ["43210\n"]
 
 
+@untraced
 @pytest.mark.parametrize(
     "options",
     [{}, {"connections": 3}, {"rate": 50.0}, {"fresh": True}],

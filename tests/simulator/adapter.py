@@ -8,20 +8,21 @@ parsers make the same of the real bodies.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from workerserver.cluster.judge.diagnose import diagnose
+from workerserver.cluster.judge.verdict import Verdict
 from workerserver.cluster.model import Failure, Frame, Health, RankState, Thread, Worker
 
-from .job.program import Job
+from .job.program import Job, RankPlan
 from .job.truth import Played
 from .judged import VerdictLike
 from .told.answers import Answers, Told
 from .told.recorder import EPOCH
 
-__all__ = ["Round", "judge", "more", "rounds"]
+__all__ = ["Round", "judge", "judge_anew", "more", "rounds"]
 
 
 @dataclass(slots=True)
@@ -30,29 +31,56 @@ class Round:
     started: float
 
 
+@dataclass(slots=True)
+class _Last:
+    """The job that was judged last, and its verdict after so many looks."""
+
+    job: Job | None = None
+    rounds: list[Round] = field(default_factory=list)
+    verdict: Verdict | None = None
+
+
+_last = _Last()
+
+
+def _judged(job: Job, looks: Sequence[tuple[float, Any]]) -> Verdict:
+    if _last.job is not job or len(_last.rounds) > len(looks):
+        _last.job, _last.rounds = job, []
+    elif _last.verdict is not None and len(_last.rounds) == len(looks):
+        return _last.verdict
+    _last.rounds += rounds(job, looks[len(_last.rounds) :])
+    _last.verdict = diagnose(_last.rounds, job.world)
+    return _last.verdict
+
+
 def judge(played: Played) -> VerdictLike:
+    return _judged(played.job, played.looks)
+
+
+def judge_anew(played: Played) -> VerdictLike:
+    """Without a memory of what was judged last: for a judge that was changed."""
     return diagnose(rounds(played.job, played.looks), played.job.world)
 
 
 def more(job: Job, looks: Sequence[tuple[float, Any]]) -> bool:
     """As ``diagnose`` looks again by itself."""
-    return diagnose(rounds(job, looks), job.world).again_s is not None
+    return _judged(job, looks).again_s is not None
 
 
 def rounds(job: Job, looks: Sequence[tuple[float, Any]]) -> list[Round]:
     found = []
     for when, told in looks:
-        states = [_state(each, job.ranks[each.rank].named) for each in told]
+        states = [_state(each, job.ranks[each.rank]) for each in told]
         _fetch_traces(told, states)
         found.append(Round(states, EPOCH + when))
     return found
 
 
 @lru_cache(maxsize=1024)
-def _worker(number: int, named: bool) -> Worker:
+def _worker(number: int, named: bool, here: bool) -> Worker:
     if named:
-        return Worker(f"/run/rank{number}.sock", True, number)
-    return Worker(f"/run/worker{number}.sock", True)
+        return Worker(f"/run/rank{number}.sock", here, number)
+    return Worker(f"/run/worker{number}.sock", here)
 
 
 @lru_cache(maxsize=65536)
@@ -77,11 +105,14 @@ def _thread(told: Told, told_by: Answers) -> Thread:
         wchan=told.wchan,
         main=told.main,
         holds_gil=told.holds_gil,
+        switches=told.switches,
     )
 
 
-def _state(told: Answers, named: bool) -> RankState:
-    state = RankState(_worker(told.rank, named), told.rank if named else None)
+def _state(told: Answers, plan: RankPlan) -> RankState:
+    # Who has a clock of its own is on another host.
+    worker = _worker(told.rank, plan.named, not plan.clock)
+    state = RankState(worker, told.rank if plan.named else None)
     for question, reason in told.failures.items():
         state.failures[question] = Failure(reason, "simulated")  # type: ignore[arg-type]
     if told.silent:

@@ -74,7 +74,44 @@ def _evidence(played: Played) -> str:
     told = played.job.evidence
     if played.job.world == 1:
         return f"one process, {told}"
+    if not played.truth.deadlocked and _few_beats(played):
+        told = told.replace(" heartbeats", " first heartbeats")
+    if "compute" in played.truth.kinds:
+        return f"a rank computes, {told}"
+    if ", no recorder," in told and played.truth.deadlocked and not _shown(played):
+        return told.replace("no recorder", "stacks that don't tell")
     return told if played.truth.recorded else told.replace(", recorders", ", recorders without it")
+
+
+#: In these a rank surely waits for no other one, as its frames tell...
+SHOWN = frozenset(
+    {"data", "child", "open", "write", "get", "await", "condition", "join", "result", "stop", "die"}
+)
+#: ... or what the kernel says, of which a stock worker's answer has nothing.
+BY_KERNEL = frozenset({"sleep", "gil"})
+#: In these a rank is seen to wait for others.
+SEEN = frozenset({"call", "monitored", "new_group", "send", "recv"})
+
+
+def _shown(played: Played) -> bool:
+    """Stacks tell the guilty ranks from the others, of which some are seen to wait for ranks."""
+    guilty, acting = played.truth.guilty, {}
+    for rank in played.machine.ranks:
+        threads = [each for each in rank.threads if each.strand.acting]
+        acting[rank.number] = next((each.op for each in threads if each.op is not None), None)
+    for rank in guilty:
+        op, plan = acting[rank], played.job.ranks[rank]
+        if op is None or not (op.kind in SHOWN or (op.kind in BY_KERNEL and not plan.stock)):
+            return False
+    others = [op for rank, op in acting.items() if rank not in guilty and op is not None]
+    return any(op.kind in SEEN or (op.kind == "sync" and op.name != "item") for op in others)
+
+
+def _few_beats(played: Played) -> bool:
+    """Too few to tell how long a step takes."""
+    told = [each.healthz for each in played.looks[-1][1] if each.healthz is not None]
+    plans = played.job.ranks
+    return any((each["step"] or 0) < 3 * plans[each["pid"] % 1000].stride for each in told)
 
 
 def violations(played: Played, verdict: VerdictLike) -> Iterator[Violation]:
@@ -125,10 +162,20 @@ class Tally:
             seen = self.kinds.setdefault(key, [])
             if len(seen) < self.keep:
                 seen.append(violation)
-        outcome = self._outcome(played, verdict, found)
+        outcome = self.outcome(played, verdict, found)
         true = self._true(played)
         self.shares.setdefault((true, _evidence(played)), Counter())[outcome] += 1
         self.cases.setdefault((true, case_of(played)), Counter())[outcome] += 1
+
+    def merge(self, other: Tally) -> None:
+        self.jobs += other.jobs
+        self.counts += other.counts
+        for mine, theirs in ((self.shares, other.shares), (self.cases, other.cases)):
+            for key, counted in theirs.items():
+                mine.setdefault(key, Counter()).update(counted)
+        for kind, found in other.kinds.items():
+            known = self.kinds.setdefault(kind, [])
+            known += found[: self.keep - len(known)]
 
     @staticmethod
     def _true(played: Played) -> str:
@@ -138,7 +185,7 @@ class Tally:
         return "late" if played.job.plants else "healthy"
 
     @staticmethod
-    def _outcome(played: Played, verdict: VerdictLike, found: list[Violation]) -> str:
+    def outcome(played: Played, verdict: VerdictLike, found: list[Violation]) -> str:
         if found:
             return "wrong"
         if verdict.status != 1:

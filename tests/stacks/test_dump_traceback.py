@@ -83,7 +83,7 @@ def test_json() -> None:
             "ident", "native_id", "name", "daemon", "current",
             "state", "wchan", "truncated", "unstable", "frames",
         ]  # fmt: skip
-        assert {*list(thread)[10:]} <= {"waits_for", "switches"}
+        assert {*list(thread)[10:]} <= {"waits_for", "switches", "holds"}
         assert all(list(f) == ["file", "line", "function", "qualname"] for f in thread["frames"])
     by_name = {thread["name"]: thread for thread in value["threads"]}
     assert by_name["MainThread"]["current"]
@@ -227,8 +227,8 @@ def test_one_turn_of_a_loop_shares_one_snapshot(kind: str) -> None:
     taken: list[int] = []
 
     def ask() -> None:
+        dump_traceback("json")  # which says more, so the text needs no snapshot of its own
         bodies.append(dump_traceback().body)
-        dump_traceback("json")
 
     async def main() -> None:
         for _ in range(3):
@@ -248,6 +248,19 @@ def test_one_turn_of_a_loop_shares_one_snapshot(kind: str) -> None:
     # Each turn of the loop has one object, which is rendered once.
     assert len({id(body) for body in bodies}) == 3
     assert len(loop_turn._turns) == 0
+
+
+def test_json_after_text_takes_a_snapshot_of_its_own() -> None:
+    """The text's snapshot doesn't say what threads wait for. However many ask: two."""
+
+    async def main() -> list[Any]:
+        formats: tuple[stacks.Format, ...] = ("text", "digest", "json", "text", "json")
+        return [dump_traceback(format) for format in formats]
+
+    before = snapshots_taken()
+    replies = asyncio.run(main())
+    assert snapshots_taken() == before + 2
+    assert replies[2].body is replies[4].body
 
 
 def test_modes_share_nothing_with_each_other() -> None:

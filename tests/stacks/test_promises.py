@@ -83,7 +83,8 @@ def compiled(folder: Path, program: str, parts: list[str], *flags: str) -> Path:
     done = subprocess.run(
         [
             *(compiler, "-std=gnu11", "-O1", "-Wall", *flags, "-o", str(built)),
-            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", f"-I{sysconfig.get_path('include')}"),
+            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", f"-I{SOURCES}/facts"),
+            f"-I{sysconfig.get_path('include')}",
             str(PROGRAMS / f"stacks/{program}.c"),
             *(str(SOURCES / f"{part}.c") for part in parts),
             "-pthread",
@@ -113,6 +114,7 @@ def ends_at(done: subprocess.CompletedProcess[str], assertion: str) -> None:
 
 
 PROMISING = ["check", "render", "put", "dump", "kernel", "waits", "blake2b", "selfread/memory"]
+PROMISING += ["facts/put_facts", "facts/sleep"]
 WALKING = ["check", *(f"selfread/{name}" for name in ("selfread", "stack", "code", "lines"))]
 
 

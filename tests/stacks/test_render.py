@@ -33,7 +33,16 @@ pytestmark = [pytest.mark.cpython, untraced]
 Mode = Literal["gil", "nogil"]
 
 SOURCES = TESTS.parent / "workerserver" / "stacks"
-RENDERER = ("render", "put", "check", "kernel", "waits", "blake2b")
+RENDERER = (
+    "render",
+    "put",
+    "check",
+    "kernel",
+    "waits",
+    "blake2b",
+    "facts/put_facts",
+    "facts/sleep",
+)
 
 #: Characters of a name in the text, and in all other forms.
 TEXT_NAME, LONG_NAME = 500, 1024
@@ -331,7 +340,8 @@ def test_by_hand(tmp_path: Path, flags: list[str]) -> None:
     built = subprocess.run(
         [
             *(compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", *flags),
-            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", "-o", str(program)),
+            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", f"-I{SOURCES}/facts"),
+            *("-o", str(program)),
             str(PROGRAMS / "stacks/render_scene.c"),
             *(str(SOURCES / f"{name}.c") for name in RENDERER),
         ],

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -374,7 +374,7 @@ def test_snapshots_leak_nothing() -> None:
 def test_bounds_are_for_the_gil() -> None:
     for bound in ("max_depth", "max_threads", "max_frames"):
         with pytest.raises(ValueError, match="bounds are for mode gil"):
-            snapshot(mode="nogil", **{bound: 5})
+            snapshot(mode="nogil", **cast(Any, {bound: 5}))
 
 
 def test_many_at_once() -> None:

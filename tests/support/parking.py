@@ -17,7 +17,7 @@ from support.waiting import wait_until
 from workerserver.stacks._stacks import Snapshot, ThreadStack, kernel_state
 
 #: For tests whose subject changes under line tracing. Coverage can't take every name, and it traces
-#: compiled calls.
+#: compiled calls. It swallows what a signal handler raises while it runs, and it writes files.
 untraced = pytest.mark.skipif(
     os.environ.get("WORKERSERVER_COVERAGE") == "1", reason="line tracing changes what is looked at"
 )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from workerserver.cli.console import Output
 from workerserver.cli.job_command import (
+    add_backends,
     add_rounds,
     by_job,
     cost,
@@ -54,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
         "Exit status: 0 healthy, 1 suspects found, 2 could not tell, 3 no job, or it has ended.",
     )
     add_rounds(parser, None)
+    add_backends(parser)
     parser.add_argument(
         "--all", action="store_true", help="show every suspect and every group of stacks"
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from workerserver.cli.console import Output
 from workerserver.cli.job_command import (
+    add_backends,
     add_rounds,
     by_job,
     cost,
@@ -20,35 +21,39 @@ from workerserver.cli.job_command import (
     show_job,
     write_json,
 )
-from workerserver.cluster.ask.rounds import Round
+from workerserver.cluster.ask.rounds import Part, Round
 from workerserver.cluster.find.host_lists import unfold
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.show.report import verdict_dict
 from workerserver.cluster.show.tree import short_fold
+from workerserver.ranks import fold
 
 __all__ = ["main", "render", "report"]
 
+#: What the ranks are asked for.
+ASKED: tuple[Part, ...] = ("health", "flight")
 #: Rows and lines that a person sees without --all.
 MAX_ROWS = 20
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0: nothing differs or hangs, 1: something does, 2: no recorder has an entry, 3:
-    no job."""
+    """Exit status 0: nothing differs or hangs, 1: something does, or a rank's recorder could not be
+    read, 2: no recorder has an entry, 3: no job."""
     parser = job_parser(
         "fr",
         "Show the flight recorders of all ranks together. For each process group: the last issued "
         "and the last retired operation of each rank, which ranks wait for which ranks, and which "
         "operations differ. "
-        "Exit status: 0 nothing hangs or differs, 1 something does, 2 no recorder has an entry, "
-        "3 no job.",
+        "Exit status: 0 nothing hangs or differs, 1 something does, or a rank could not be read, "
+        "2 no recorder has an entry, 3 no job.",
     )
     add_rounds(parser, 1)
+    add_backends(parser)
     parser.add_argument("--all", action="store_true", help="show every process group and position")
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
     found = find_some(options)
-    rounds = look(options, found.workers, ("health", "flight"))
+    rounds = look(options, found.workers, ASKED)
     views = by_job(options, found, rounds)
     parts = [report(view.rounds, view.world_size, view.elsewhere) for view in views]
     if options.json:
@@ -61,15 +66,15 @@ def main(argv: Sequence[str]) -> int:
     if all(nobody(view.rounds[-1].states) for view in views):
         return 3
     # Something hangs, or all recorders tell that nothing does.
-    return min((_status(fields["process_groups"]) for fields in parts), key=(1, 2, 0).index)
+    return min(map(_status, parts), key=(1, 2, 0).index)
 
 
 def report(
     rounds: Sequence[Round], size: int | None = None, elsewhere: Collection[int] = ()
 ) -> dict[str, Any]:
     """The JSON form of the part of a verdict that needs no stacks."""
-    fields = verdict_dict(diagnose(rounds, size, elsewhere))
-    parts = ("ranks", "responded", "unreachable", "process_groups", "problems")
+    fields = verdict_dict(diagnose(rounds, size, elsewhere, ASKED))
+    parts = ("ranks", "responded", "unreachable", "process_groups", "not_looked_at", "problems")
     failures = [
         f"{'worker ' + state.worker.address if state.rank is None else f'rank {state.rank}'}: "
         f"{question}: {state.failures[question].reason}: {state.failures[question].text}"
@@ -79,17 +84,32 @@ def report(
     ]
     return {
         **{part: fields[part] for part in parts},
+        "unread": fold(
+            state.rank
+            for state in rounds[-1].states
+            if state.rank is not None and state.responded and not state.recorded
+        ),
         "problems": [*failures, *fields["problems"]],
         "time": rounds[-1].started,
         "cost": cost(rounds),
     }
 
 
-def _status(process_groups: Sequence[Mapping[str, Any]]) -> int:
-    if not process_groups:
+def _status(fields: Mapping[str, Any]) -> int:
+    process_groups = fields["process_groups"]
+    if not _any_entry(process_groups):
         return 2
     hangs = any(wait["hangs"] for group in process_groups for wait in group["waits"])
-    return 1 if hangs or any(group["mismatch"] for group in process_groups) else 0
+    differs = any(group["mismatch"] for group in process_groups)
+    return 1 if hangs or differs or fields["unreachable"] or fields["unread"] else 0
+
+
+def _any_entry(process_groups: Sequence[Mapping[str, Any]]) -> bool:
+    return any(
+        each["last_issued"] is not None or group["waits"]
+        for group in process_groups
+        for each in group["positions"]
+    )
 
 
 def render(fields: Mapping[str, Any], out: Output, *, everything: bool = False) -> None:
@@ -104,8 +124,10 @@ def render(fields: Mapping[str, Any], out: Output, *, everything: bool = False) 
     show_gone(out, fields["unreachable"])
     for line in fields["problems"][:most]:
         out.line(line, "yellow")
-    if not process_groups:
-        out.line("no recorder holds anything: set TORCH_FR_BUFFER_SIZE in the job's environment")
+    if not _any_entry(process_groups):
+        out.line("no flight recorder shows a collective", "yellow")
+    for line in fields["not_looked_at"][:most]:
+        out.line(f"not looked at: {line}", "dim")
     for group in process_groups[:most]:
         out.line()
         _show_group(group, out, most)
@@ -114,7 +136,7 @@ def render(fields: Mapping[str, Any], out: Output, *, everything: bool = False) 
 
 
 def _show_group(group: Mapping[str, Any], out: Output, most: int | None) -> None:
-    names = " ".join(filter(None, (group["desc"], f"({group['name']})")))
+    names = " ".join(filter(None, (group["desc"], f"({group['name']})", group["backend"])))
     known = "" if group["complete"] else ", as far as they have issued anything"
     out.line(f"{names}: ranks {_short(group['ranks'])}{known}", "bold")
     positions = group["positions"]

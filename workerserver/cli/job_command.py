@@ -17,7 +17,7 @@ from workerserver.cli import places
 from workerserver.cli.console import Output, counting
 from workerserver.cli.errors import NoJobError, UsageError
 from workerserver.cli.places import TOKEN_HELP, add_places, client_options
-from workerserver.cli.text import count, positive_seconds
+from workerserver.cli.text import backend_name, count, positive_seconds
 from workerserver.cluster.ask.client import Client, run
 from workerserver.cluster.ask.rounds import Part, Round, collect
 from workerserver.cluster.failures import nobody_listens, unusable
@@ -28,6 +28,7 @@ from workerserver.cluster.model import MAX_HOST_WORKERS, RankState, Worker
 from workerserver.cluster.show.tree import short_fold
 
 __all__ = [
+    "add_backends",
     "add_rounds",
     "ask",
     "by_job",
@@ -83,6 +84,19 @@ def job_parser(name: str, description: str, *, deadline: float = 10.0) -> argpar
         help="workers asked at one time (default 128)",
     )
     return parser
+
+
+def add_backends(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        dest="backends",
+        action="append",
+        type=backend_name,
+        default=[],
+        metavar="NAME",
+        help="ask torch's own servers for the flight recorder of this backend, too: they don't "
+        "tell the names of backends that torch doesn't bring itself",
+    )
 
 
 def add_rounds(parser: argparse.ArgumentParser, rounds: int | None) -> None:
@@ -227,6 +241,7 @@ def look(
                 on_done=lambda state: done(),
                 client=client,
                 enough=enough if options.rounds is None else None,
+                backends=getattr(options, "backends", ()),
             ),
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 __all__ = [
+    "backend_name",
     "count",
     "escape",
     "escape_line",
@@ -37,6 +38,13 @@ def write_text(out: TextIO, text: str) -> None:
     """Write *text*. Characters that the stream's encoding can't hold are spelled out."""
     encoding = out.encoding or "utf-8"
     out.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def backend_name(text: str) -> str:
+    """The name of a torch backend, for argparse."""
+    if not (0 < len(text) <= 64 and text.isascii() and text.replace("-", "_").isidentifier()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a backend")
+    return text
 
 
 def count(text: str) -> int:

@@ -6,7 +6,7 @@ Nothing here does I/O. A text is as the worker sent it. Code that prints a text 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from workerserver.job.identity import Identity
 
 __all__ = [
+    "EVERYTHING",
     "MAX_HOST_WORKERS",
     "Failure",
     "Frame",
     "Health",
     "Hold",
     "Own",
+    "Part",
     "RankState",
     "RoundLike",
     "Thread",
@@ -240,6 +242,11 @@ def cores_used(now: Health | None, before: Health | None) -> float | None:
     return used / passed if passed > 0 and used >= 0 else None
 
 
+Part = Literal["health", "stacks", "flight"]
+"""What workers are asked for."""
+EVERYTHING: Collection[Part] = ("health", "stacks", "flight")
+
+
 @dataclass(slots=True)
 class RankState:
     """All that was learned of one rank in one round.
@@ -267,6 +274,9 @@ class RankState:
     """``fr_trace_json``, parsed: of the first recorder that was asked for."""
     more_flights: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """The same of the process's other recorders, by backend."""
+    clock_ahead_s: float | None = None
+    """By how much the worker's clock is ahead of this machine's, as far as whole seconds tell. None
+    if the worker told no time, or if a collector answered for it."""
     recorders: frozenset[str] | None = None
     """Which handlers of recorders the worker has; None if it was not asked."""
     failures: dict[str, Failure] = field(default_factory=dict)

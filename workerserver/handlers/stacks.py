@@ -1,8 +1,9 @@
 """``dump_traceback``: what every Python thread of this process is doing.
 
 The handler is inline: it runs on the server's loop, and costs the one GIL acquisition that brought
-the request there. Requests of the same turn of the loop share one snapshot and its renderings. So
-many requests at once cost the trainer no more than one.
+the request there. Requests of the same turn of the loop share one snapshot and its renderings, or
+two: JSON also says what threads wait for, and to read that takes longer. So many requests at once
+cost the trainer no more than one of each.
 
 The native I/O thread answers two kinds of request itself: ``mode=nogil``, and any that the loop
 doesn't claim in time. On the other transports this handler answers them. ``render.h`` has the
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from workerserver.process import loop_turn
+from workerserver.stacks import known
 from workerserver.stacks._stacks import Snapshot, snapshot, snapshots_taken
 from workerserver.types import NotImplementedHere, Response
 
@@ -50,15 +52,19 @@ class _Shared:
         return body
 
 
-def _with_gil() -> Snapshot:
-    return snapshot()
+def _with_gil(facts: bool) -> Snapshot:
+    if facts:
+        known.publish()
+    return snapshot(facts=facts)
 
 
-def _without_gil() -> Snapshot:
+def _without_gil(facts: bool) -> Snapshot:
     """If the reading failed this time, what the kernel knows. Raises NotImplementedHere where no
     stacks can be read without the GIL."""
+    if facts:
+        known.publish()
     try:
-        return snapshot(mode="nogil")
+        return snapshot(mode="nogil", facts=facts)
     except NotImplementedError as error:
         raise NotImplementedHere(
             f"mode=nogil is not available: {error}; ask with mode=auto or mode=gil"
@@ -67,12 +73,13 @@ def _without_gil() -> Snapshot:
         return snapshot(mode="kernel")
 
 
-def _shared(take: Callable[[], Snapshot]) -> _Shared:
-    """What the requests of this turn of the loop share of the snapshot that *take* takes."""
+def _shared(take: Callable[[bool], Snapshot], facts: bool) -> _Shared:
+    """What the requests of this turn of the loop share of the snapshot that *take* takes, with
+    *facts* or perhaps without them."""
     turn = loop_turn.shared()
-    shared: _Shared | None = turn.get(take)
+    shared: _Shared | None = turn.get((take, True)) or (None if facts else turn.get((take, False)))
     if shared is None:
-        shared = turn[take] = _Shared(take())
+        shared = turn[take, facts] = _Shared(take(facts))
     return shared
 
 
@@ -80,7 +87,8 @@ def dump_traceback(format: Format = "text", mode: Mode = "auto") -> Response:
     """The stacks of all Python threads.
 
     *format*: ``text`` in faulthandler's form, ``json`` with each thread's name and kernel state,
-    ``digest`` for grouping many ranks cheaply.
+    and with what it waits for and which locks it holds, as far as that is known, ``digest`` for
+    grouping many ranks cheaply.
 
     *mode*: ``gil`` and ``auto`` take the stacks under the GIL, which this function has. ``nogil``
     reads them without the GIL, and raises NotImplementedHere (501) where that is impossible.
@@ -89,7 +97,7 @@ def dump_traceback(format: Format = "text", mode: Mode = "auto") -> Response:
     ``X-GIL-Holder`` names the thread that held the GIL, and ``X-Traceback-Unstable`` counts the
     stacks that never held still.
     """
-    shared = _shared(_without_gil if mode == "nogil" else _with_gil)
+    shared = _shared(_without_gil if mode == "nogil" else _with_gil, format == "json")
     return Response(shared.body(format), 200, _TYPES[format], shared.headers)
 
 

@@ -31,7 +31,7 @@ from workerserver.process._pulse import watch_switch
 from workerserver.process.environment import seconds
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.own import is_part_of
-from workerserver.stacks._stacks import prepare
+from workerserver.stacks.known import publish
 from workerserver.types import Forbidden, RequestTimeout, Response, ServerBusy, WorkerServerError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Publication:
             forbidden=_final(Forbidden(PEER_REFUSED)),
             head_late=_final(RequestTimeout("head", limits.head_timeout)),
         )
-        prepare()  # with the GIL, what reading stacks without it needs to know
+        publish()  # with the GIL, what reading stacks and waits without it needs to know
         self._router.registry.on_change(self.refresh)
         self.refresh()
         # torch's own server takes milliseconds to start, some of them with the GIL. The start of
@@ -146,7 +146,7 @@ class Publication:
         if not self._relayed and fallback.start_if_possible():
             self._hub.set_relay(fallback.path_bytes() or b"", *fallback.listener())
             self._relayed = True
-        prepare()  # again, after a shortage that may have passed
+        publish()  # again: after a shortage that may have passed, and what was imported since
         presence.tell()  # the rank may have become known
         self.refresh()
 

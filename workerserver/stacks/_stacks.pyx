@@ -12,9 +12,11 @@ Without the GIL: selfread/. Where that is impossible, kernel.c gives what the ke
 All three fill the same plain C (snapshot.h), and render.c makes text, JSON and digests of it.
 
 ``frames`` has CPython's frames as C sees them, ``snapshot`` the class and how it is filled with
-the GIL, ``faces`` the functions that other modules call.
+the GIL, ``faces`` the functions that other modules call, ``learning`` what the waits of threads
+are read with.
 """
 
 include "frames.pyx"
 include "snapshot.pyx"
 include "faces.pyx"
+include "learning.pyx"

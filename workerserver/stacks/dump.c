@@ -29,9 +29,9 @@ int ws_dump_prepare(void) {
     return 0;
 }
 
-int ws_dump_take(ws_snapshot *out) {
+int ws_dump_take(ws_snapshot *out, bool facts) {
     pthread_mutex_lock(&mutex);
-    int status = ws_selfread_take(out);
+    int status = ws_selfread_take(out, facts);
     pthread_mutex_unlock(&mutex);
     out->mode = WS_MODE_NOGIL;
     out->time = ws_now();
@@ -59,7 +59,7 @@ static int render(const ws_snapshot *snapshot, int wanted, ws_buffer *outs) {
 int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers) {
     ws_snapshot snapshot;
     assert(wanted >= 0 && wanted < 1 << (WS_DIGEST + 1));
-    int status = ws_dump_take(&snapshot);
+    int status = ws_dump_take(&snapshot, wanted & 1 << WS_JSON);
     if (status != 0) {
         ws_selfread_free(&snapshot);
         status = ws_kernel_take(&snapshot);

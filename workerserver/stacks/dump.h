@@ -12,9 +12,9 @@ int ws_dump_init(void);
  * "kernel". ws_selfread_problem() then says whether stacks can be read. */
 int ws_dump_prepare(void);
 
-/* A snapshot of mode "nogil"; waits for other readers, never for the GIL. 0, or -1;
+/* A snapshot of mode "nogil", with `facts` what threads wait for too; waits for other readers, never for the GIL. 0, or -1;
  * ws_selfread_free() in either case. */
-int ws_dump_take(ws_snapshot *out);
+int ws_dump_take(ws_snapshot *out, bool facts);
 
 /* One snapshot, of mode "nogil" or, if that fails, "kernel", in several formats: `wanted` has the
  * bit 1 << format for each, `outs` is indexed by format, and `headers` gets the lines of

@@ -17,6 +17,7 @@ cdef unsigned long long _taken = 0  # snapshots with the GIL
 def snapshot(
     *,
     str mode="gil",
+    bint facts=False,
     int max_depth=MAX_DEPTH,
     Py_ssize_t max_threads=MAX_THREADS,
     Py_ssize_t max_frames=MAX_FRAMES,
@@ -26,7 +27,9 @@ def snapshot(
     Mode ``gil`` never waits and never hands the GIL away. ``nogil`` releases it, reads the stacks
     while others may run, and takes it again: NotImplementedError where that is not possible here,
     RuntimeError if it failed this time. ``kernel``: what the kernel knows; RuntimeError without
-    /proc. The bounds are for mode gil and may be lowered; ValueError outside 1 to the maximum.
+    /proc. With *facts* the snapshot also says what threads wait for and which locks they hold, as
+    far as known.publish() has made that readable. The bounds are for mode gil and may be lowered;
+    ValueError outside 1 to the maximum.
     MemoryError when there is no memory.
     """
     global _taken
@@ -43,14 +46,14 @@ def snapshot(
     cdef Snapshot taken = Snapshot.__new__(Snapshot)
     cdef int status
     if mode == "gil":
-        taken.take(max_depth, max_threads, max_frames)
+        taken.take(max_depth, max_threads, max_frames, facts)
         _taken += 1
     elif mode == "nogil":
         problem = prepare()
         if problem is not None:
             raise NotImplementedError(problem)
         with nogil:
-            status = ws_dump_take(&taken._c)
+            status = ws_dump_take(&taken._c, facts)
         if status != 0:
             raise RuntimeError("stacks could not be read without the GIL")
     elif mode == "kernel":

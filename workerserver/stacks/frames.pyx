@@ -3,7 +3,8 @@
 Plain C types instead of Python objects: Cython adds no reference count and no check of its own.
 """
 
-from workerserver.stacks.snapshot cimport ws_name
+from libc.stdint cimport uintptr_t
+from workerserver.stacks.snapshot cimport ws_name, ws_place
 
 
 cdef extern from *:
@@ -57,3 +58,26 @@ cdef extern from *:
     unsigned long PyLong_AsUnsignedLong(PyObject *o) noexcept
     object PyObject_GenericGetAttr(object o, object name)
     object PyUnicode_FromKindAndData(int kind, const void *data, Py_ssize_t size)
+
+
+cdef extern from "learn.h":
+    bint ws_learn_keys() noexcept
+    void ws_learn_instructions(int before_with, int with_except_start, int load_special) noexcept
+    void ws_learn_locks(
+        PyObject *lock, PyObject *rlock, PyObject *condition, size_t lock_locked,
+        size_t rlock_owner,
+    ) noexcept
+    void ws_learn_groups(
+        PyObject *names, PyObject *ranks, PyObject *words, PyObject *world
+    ) noexcept
+    bint ws_learn_function(
+        PyObject *code, int kind, const char *op, PyObject *attribute, const int *places
+    ) noexcept
+    void ws_learn_proven(bint locals, bint withs) noexcept
+    ws_place ws_place_of(PyFrameObject *frame, PyCodeObject *code) noexcept
+    size_t ws_probe_withs(uintptr_t *managers, size_t most, uintptr_t *entering) noexcept
+    uintptr_t ws_probe_local(int place) noexcept
+    bint ws_probe_int(uintptr_t o, long long *value) noexcept
+    bint ws_probe_text(uintptr_t o, char *to, size_t size) noexcept
+    uintptr_t ws_probe_lock(uintptr_t o) noexcept
+    uintptr_t ws_probe_attribute(uintptr_t o, PyObject *name) noexcept

@@ -8,6 +8,7 @@
 #include "blake2b.h"
 #include "check.h"
 #include "put.h"
+#include "put_facts.h"
 #include "selfread.h"
 #include "waits.h"
 
@@ -189,8 +190,20 @@ static void put_json_frame(sink *out, const ws_frame *frame) {
     ws_put(out, "}");
 }
 
+/* What frames tell comes first: the kernel knows less of it. */
+static void put_json_waits(
+    sink *out, const ws_snapshot *snapshot, size_t index, char state, ws_waits_budget *left) {
+    const ws_thread *thread = &snapshot->threads[index];
+    if (ws_put_wait(out, snapshot, index))
+        ws_put_switches(out, thread->native_id);
+    else
+        ws_put_waits(out, thread, state, left);
+    ws_put_holds(out, snapshot, index);
+}
+
 static void put_json_thread(
-    sink *out, const ws_snapshot *snapshot, const ws_thread *thread, ws_waits_budget *left) {
+    sink *out, const ws_snapshot *snapshot, size_t index, ws_waits_budget *left) {
+    const ws_thread *thread = &snapshot->threads[index];
     ws_kernel kernel;
     ws_kernel_state(thread->native_id, &kernel);
     ws_put(out, "{\"ident\":");
@@ -230,7 +243,7 @@ static void put_json_thread(
     }
     ws_put(out, "]");
     if (!is_ours(thread))
-        ws_put_waits(out, thread, kernel.state, left);
+        put_json_waits(out, snapshot, index, kernel.state, left);
     ws_put(out, "}");
 }
 
@@ -249,7 +262,7 @@ static void put_json(sink *out, const ws_snapshot *snapshot) {
     ws_put(out, ",\"threads\":[");
     for (size_t i = 0; i < snapshot->thread_count; i++) {
         ws_put(out, i > 0 ? "," : "");
-        put_json_thread(out, snapshot, &snapshot->threads[i], &left);
+        put_json_thread(out, snapshot, i, &left);
     }
     ws_put(out, "]");
     uint64_t namespace = ws_pid_namespace();

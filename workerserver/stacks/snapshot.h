@@ -37,6 +37,63 @@ typedef struct {
     bool unstable;      /* changed each time it was read; the newest frames may be missing */
 } ws_thread;
 
+/* Where a frame of a snapshot, and its code object, lie. */
+typedef struct {
+    uintptr_t frame, code;
+} ws_place;
+
+/* What a thread waits for. The order is that of the words in render_waits.c. */
+typedef enum {
+    WS_WAIT_NONE,
+    WS_WAIT_LOCK,
+    WS_WAIT_RLOCK,
+    WS_WAIT_CONDITION,
+    WS_WAIT_EVENT,
+    WS_WAIT_SEMAPHORE,
+    WS_WAIT_BARRIER,
+    WS_WAIT_THREAD,
+    WS_WAIT_PROCESS,
+    WS_WAIT_QUEUE,
+    WS_WAIT_FUTURE,
+    WS_WAIT_GIL,
+    WS_WAIT_IMPORT_LOCK,
+    WS_WAIT_STORE,
+    WS_WAIT_OPERATION,
+    WS_WAIT_RENDEZVOUS,
+    WS_WAIT_KINDS,
+} ws_wait_kind;
+
+/* Where that is known from. */
+typedef enum { WS_FROM_LOCALS, WS_FROM_WITH, WS_FROM_INTERPRETER } ws_wait_source;
+
+enum { WS_WAIT_KEYS = 2 };
+
+/* Of one thread. What is not known is 0, a frame -1. */
+typedef struct {
+    ws_wait_kind kind;
+    ws_wait_source source;
+    int frame; /* the frame that tells it, among the thread's frames */
+    bool has_peer, has_tag;
+    uintptr_t object;
+    long holder;    /* native id of the thread that holds the lock */
+    long native_id; /* of the thread that is joined */
+    long pid;
+    long long peer, tag; /* peer: a global rank */
+    const char *op;      /* a static string */
+    ws_name thread_name;
+    /* Of a process group; ranks: all its members, as "0,1,2". */
+    ws_name group, description, ranks;
+    ws_name keys[WS_WAIT_KEYS];
+} ws_wait;
+
+/* A lock that a thread is proven to hold. */
+typedef struct {
+    ws_wait_kind kind; /* WS_WAIT_LOCK, WS_WAIT_RLOCK */
+    size_t thread;     /* among the snapshot's threads; holds are in this order */
+    int frame;         /* that is inside the with block, -1: known from the lock's own owner */
+    uintptr_t object;
+} ws_hold;
+
 typedef enum { WS_MODE_GIL, WS_MODE_NOGIL, WS_MODE_KERNEL } ws_mode;
 
 typedef struct {
@@ -50,12 +107,18 @@ typedef struct {
     unsigned long holder;     /* ident of the GIL's holder; 0: nobody, or unknown */
     unsigned long main_ident; /* ident of the main thread; 0: unknown */
     bool truncated;           /* threads were left out */
+    ws_wait *waits;           /* one for each thread; NULL: nobody looked */
+    ws_hold *holds;
+    size_t hold_count;
     /* --- the maker's own */
     void *arena; /* what the names of a self-read snapshot lie in */
     size_t arena_size;
+    void *waits_arena; /* mode "gil": what waits and holds lie in */
+    size_t waits_size;
 } ws_snapshot;
 
 /* Bounds of every snapshot, whatever its mode. */
 enum { WS_MAX_DEPTH = 1000, WS_MAX_THREADS = 4096, WS_MAX_FRAMES = 65536, WS_MAX_NAME = 1024 };
+enum { WS_MAX_HOLDS = 256 };
 
 #endif

@@ -28,6 +28,23 @@ cdef extern from "snapshot.h":
         WS_MODE_GIL
         WS_MODE_NOGIL
         WS_MODE_KERNEL
+    ctypedef struct ws_place:
+        pass
+    ctypedef enum ws_wait_kind:
+        WS_WAIT_NONE
+        WS_WAIT_LOCK
+        WS_WAIT_CONDITION
+        WS_WAIT_EVENT
+        WS_WAIT_SEMAPHORE
+        WS_WAIT_BARRIER
+        WS_WAIT_THREAD
+        WS_WAIT_PROCESS
+        WS_WAIT_QUEUE
+        WS_WAIT_FUTURE
+        WS_WAIT_IMPORT_LOCK
+        WS_WAIT_STORE
+        WS_WAIT_OPERATION
+        WS_WAIT_RENDEZVOUS
     ctypedef struct ws_snapshot:
         ws_thread *threads
         size_t thread_count
@@ -84,9 +101,13 @@ cdef extern from "selfread.h":
     void ws_selfread_free(ws_snapshot *snapshot) noexcept nogil
     void ws_selfread_gil(ws_gil *out) noexcept nogil
 
+cdef extern from "facts.h":
+    void ws_waits_with_gil(ws_snapshot *snapshot, const ws_place *places) noexcept  # with the GIL
+    void ws_waits_free(ws_snapshot *snapshot) noexcept nogil
+
 cdef extern from "dump.h":
     int ws_dump_init() noexcept nogil
     int ws_dump_prepare() noexcept  # with the GIL
-    int ws_dump_take(ws_snapshot *out) noexcept nogil
+    int ws_dump_take(ws_snapshot *out, bint facts) noexcept nogil
     int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers) noexcept nogil
     unsigned long long ws_dumps_taken() noexcept nogil

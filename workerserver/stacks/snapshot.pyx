@@ -12,7 +12,8 @@ from workerserver.stacks.snapshot cimport (
     WS_DIGEST, WS_JSON, WS_MAX_DEPTH, WS_MAX_FRAMES, WS_MAX_NAME, WS_MAX_THREADS, WS_MODE_GIL,
     WS_MODE_KERNEL, WS_MODE_NOGIL, WS_TEXT, ws_buffer, ws_buffer_free, ws_check_snapshot, ws_format,
     ws_frame, ws_kernel_free, ws_now, ws_render, ws_render_headers, ws_render_stack,
-    ws_selfread_free, ws_snapshot, ws_thread,
+    ws_place, ws_selfread_free, ws_selfread_problem, ws_snapshot, ws_thread, ws_waits_free,
+    ws_waits_with_gil,
 )
 
 # The most that one snapshot holds: frames of one thread, threads, frames of all threads.
@@ -59,6 +60,9 @@ cdef class Snapshot:
     cdef size_t _held_capacity
     cdef size_t _thread_capacity
     cdef size_t _frame_capacity
+    cdef ws_place *_places  # of the frames, while waits are read
+    cdef size_t _place_capacity
+    cdef bint _facts
 
     def __init__(self):
         raise TypeError("snapshots are made by snapshot()")
@@ -75,14 +79,20 @@ cdef class Snapshot:
             free(self._held)
             free(self._c.threads)
             free(self._c.frames)
+            ws_waits_free(&self._c)
+            free(self._places)
 
     # No tracing here, not even in a coverage build: a trace function is bytecode.
     @cython.linetrace(False)
     @cython.profile(False)
-    cdef int take(self, size_t max_depth, size_t max_threads, size_t max_frames) except -1:
-        """Fill this new snapshot, with the GIL."""
+    cdef int take(
+        self, size_t max_depth, size_t max_threads, size_t max_frames, bint facts
+    ) except -1:
+        """Fill this new snapshot, with the GIL; with *facts*, with what threads wait for too."""
         cdef dict frames
         cdef int collecting
+        # Where frames lie is known once reading without the GIL is prepared.
+        self._facts = facts and ws_selfread_problem() == NULL
         self._c.mode = WS_MODE_GIL
         self._c.pid = getpid()
         self._c.time = ws_now()
@@ -96,8 +106,10 @@ cdef class Snapshot:
             # An audit hook may run Python here, but before any frame is taken.
             frames = _current_frames()
             self.copy(<PyObject *>frames, max_depth, max_threads, max_frames)
-            frames = None
             self.name_threads()
+            if self._facts:
+                ws_waits_with_gil(&self._c, self._places)
+            frames = None
             ws_check_snapshot(&self._c)
         finally:
             if collecting:
@@ -166,6 +178,14 @@ cdef class Snapshot:
         if not self.hold(<PyObject *>code):
             ws_decref(code)
             return False
+        if self._facts:
+            if grow(
+                <void **>&self._places, self._c.frame_count, &self._place_capacity,
+                sizeof(ws_place),
+            ):
+                self._places[self._c.frame_count] = ws_place_of(frame, code)
+            else:
+                self._facts = False
         to = &self._c.frames[self._c.frame_count]
         to.file = ws_borrow(code.co_filename)
         to.function = ws_borrow(code.co_name)

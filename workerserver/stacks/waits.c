@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "check.h"
+#include "sleep.h"
 
 enum {
     ARGUMENTS = 4,
@@ -108,25 +109,6 @@ static bool read_memory(unsigned long address, void *into, size_t size) {
     bool ok = process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == (ssize_t)size;
     errno = before;
     return ok;
-}
-
-static bool read_switches(long native_id, uint64_t *out) {
-    static const char *const NAMES[] = {
-        "\nvoluntary_ctxt_switches:", "\nnonvoluntary_ctxt_switches:"};
-    char text[4096];
-    read_task(native_id, "/status", text, sizeof text);
-    *out = 0;
-    for (size_t i = 0; i < 2; i++) {
-        unsigned long count;
-        const char *at = strstr(text, NAMES[i]);
-        if (at == NULL)
-            return false;
-        at += strlen(NAMES[i]);
-        if (!take_decimal(&at, &count))
-            return false;
-        *out += count;
-    }
-    return true;
 }
 
 /* ---- names ---- */
@@ -452,15 +434,20 @@ static bool put_wait(sink *out, const ws_thread *thread, const call *made, ws_wa
 
 void ws_put_waits(sink *out, const ws_thread *thread, char state, ws_waits_budget *left) {
     call made;
-    uint64_t switches;
     if ((state != 'S' && state != 'D') || thread->native_id <= 0 || left->threads <= 0)
         return;
     left->threads--;
     if (!read_call(thread->native_id, &made) || !put_wait(out, thread, &made, left))
         return;
     ws_put(out, "}");
-    if (read_switches(thread->native_id, &switches))
-        put_number(out, ",\"switches\":", switches);
+    ws_put_switches(out, thread->native_id);
+}
+
+void ws_put_switches(sink *out, long native_id) {
+    ws_switches found;
+    ws_kernel_switches(native_id, &found);
+    if (found.known)
+        put_number(out, ",\"switches\":", found.count);
 }
 
 #else
@@ -471,6 +458,10 @@ void ws_waits_store(int port) {
 
 void ws_put_waits(sink *out, const ws_thread *thread, char state, ws_waits_budget *left) {
     (void)out, (void)thread, (void)state, (void)left;
+}
+
+void ws_put_switches(sink *out, long native_id) {
+    (void)out, (void)native_id;
 }
 
 #endif

@@ -31,6 +31,9 @@ typedef struct {
  * callers. Other threads run on meanwhile, so a fact may be of a wait that has just ended. */
 void ws_put_waits(sink *out, const ws_thread *thread, char state, ws_waits_budget *left);
 
+/* Writes `,"switches":N` alone, if the kernel tells. */
+void ws_put_switches(sink *out, long native_id);
+
 /* The port of the job's store; 0: not known. */
 void ws_waits_store(int port);
 

@@ -82,7 +82,7 @@ static void make(void) {
     }
 }
 
-/* --- in the place of layout.c and names.c */
+/* --- in the place of layout.c, names.c and facts.c */
 
 const char *ws_layout_learn(void) {
     ws_layout = (ws_layout_t){
@@ -118,6 +118,12 @@ void ws_names_take(ws_arena *arena, ws_snapshot *out) {
     (void)out;
 }
 
+void ws_waits_take(ws_arena *arena, ws_snapshot *out, const ws_place *places) {
+    (void)arena;
+    (void)out;
+    (void)places;
+}
+
 /* --- in the place of memory.c, with the planted changes between two readings */
 
 static void change(uintptr_t address, size_t size) {
@@ -133,7 +139,7 @@ static void change(uintptr_t address, size_t size) {
         made.gil.holder = &made.states[1];
     }
     if (breaks("a second reader"))
-        ws_selfread_take(&other);
+        ws_selfread_take(&other, false);
 }
 
 void ws_read_many(ws_read *reads, size_t count) {
@@ -218,7 +224,7 @@ int main(int count, char **words) {
     }
     break_layout();
     armed = true;
-    if (ws_selfread_take(&snapshot) != 0)
+    if (ws_selfread_take(&snapshot, true) != 0)
         return 1;
     break_cache();
     printf("%zu threads, %zu frames, line %d\n", snapshot.thread_count, snapshot.frame_count,

@@ -29,8 +29,8 @@ ABSENT: dict[str, str] = {
     "await": "lock",
     "condition": "lock",
     "acquire": "lock",
-    "join": "lock",
-    "result": "lock",
+    "join": "joined",
+    "result": "joined",
     "gil": "gil held",
     "stop": "unreachable",
     "die": "unreachable",
@@ -48,7 +48,7 @@ PAUSE_STEPS = 30.0
 PAUSE_MOST_S = 100.0
 #: ... and may always last for so long; where nothing tells how long a step takes, for no longer:
 #: test_twins shows that such a rank and one that never comes back give the same answers.
-PAUSE_LEAST_S = 7.5
+PAUSE_LEAST_S = 4.5
 #: Steps after which the answers tell how long one takes.
 PACED_STEPS = 4
 #: A hang is settled after so many usual steps, and so many seconds. Both are more than any pause.
@@ -81,7 +81,7 @@ def plant(draft: Draft) -> None:
         # As long as the answers make a step seem: an average has the job's start in it.
         step = job.usual + (STARTS_S / draft.warm if any(each.beats for each in job.ranks) else 0.0)
         longest = max(min(SETTLED_STEPS * step, SETTLED_MOST_S), SETTLED_LEAST_S)
-        job.after = longest * (1 + 2 * draw() ** 2)
+        job.after = longest * (1 + draw() ** 2)
         if job.look == "fresh":
             job.after = draw() * longest
         if job.world == 1 or draw() < 0.6:
@@ -165,7 +165,9 @@ def _pause(draft: Draft, fault: list[list[Op]]) -> None:
     kind = PAUSES[int(draw() * len(PAUSES))]
     longest = PAUSE_LEAST_S
     if _paced(draft):
-        longest = max(min(PAUSE_STEPS * job.usual, PAUSE_MOST_S), longest)
+        # The stages of a pipeline work at the same time.
+        step = job.usual / 3 if job.layout == "pipeline" else job.usual
+        longest = max(min(PAUSE_STEPS * step, PAUSE_MOST_S), longest)
     seconds = longest * (0.1 + 0.9 * draw())
     rank = _victim(draft)
     key = ("io", "cpu", "still")[int(draw() * 3)] if kind == "write" else ""

@@ -21,6 +21,7 @@ REASONS: dict[str, frozenset[str]] = {
     "behind": frozenset({"behind", "stalled"}),
     "dataloader": frozenset({"dataloader", "stalled"}),
     "lock": frozenset({"lock", "stalled"}),
+    "joined": frozenset({"lock", "behind", "stalled"}),
     "gil held": frozenset({"gil held"}),
     "unreachable": frozenset({"unreachable"}),
     "deviates": frozenset({"mismatch", "order", "swallowed", "p2p cycle", "behind", "p2p"}),
@@ -165,6 +166,7 @@ def _truth(job: Job, machine: Machine, first: float, recent: float) -> Truth:
     edges = {rank: _waits_for(machine, threads) for rank, threads in stuck.items()}
     allowed = set(guilty)
     for rank in guilty:
+        allowed |= _issued_alike(machine, rank)
         if rank in stuck:
             allowed |= _tied(rank, edges, classes, job.ranks)
         else:
@@ -205,7 +207,11 @@ def _head(thread: Thread) -> list[Meeting]:
     if thread.in_stream:
         stream = thread.rank.stream
         return [entry.meeting for entry in stream[0] if entry.meeting] if stream else []
-    return [meeting for meeting in thread.wants if meeting.done == inf]
+    wanted = [meeting for meeting in thread.wants if meeting.done == inf]
+    if any(thread.rank.number not in meeting.came for meeting in wanted):
+        # NCCL's stream has not come to what it waits for.
+        return [entry.meeting for entry in thread.rank.stream[0] if entry.meeting]
+    return wanted
 
 
 def _class(threads: list[Thread]) -> Any:
@@ -260,6 +266,12 @@ def _tied(
     ring = {other for other in _reach(rank, edges) if rank in _reach(other, edges)}
     if not ring:
         return {rank}
+    for other in edges[rank] & ring:
+        if rank in edges[other]:
+            mine = [each for each in edges[other] if classes.get(each) == classes[rank]]
+            theirs = {each for each in edges[rank] if classes.get(each) == classes[other]}
+            if len(theirs) <= len(mine):  # word against word
+                return _sides(rank, ring, edges, classes)
     recorded = {other for other in ring if plans[other].ring and plans[other].served}
     for seen in (ring, recorded | {rank}):
         sizes: dict[Any, int] = {}
@@ -268,6 +280,31 @@ def _tied(
         if sizes[classes[rank]] == max(sizes.values()):
             return ring
     return {rank}
+
+
+def _sides(
+    rank: int, ring: set[int], edges: dict[int, set[int]], classes: dict[int, Any]
+) -> set[int]:
+    """*rank*, those that stand where it does, and those of *ring* with which it waits in turn."""
+    same = {other for other in ring if classes[other] == classes[rank]}
+    return same | {other for each in same for other in edges[each] & ring if edges[other] & same}
+
+
+def _issued_alike(machine: Machine, rank: int) -> set[int]:
+    """Who has put something else on its stream where *rank* has put something, if *rank* is in no
+    minority there."""
+    signs: dict[Any, dict[int, Any]] = {}
+    for each in machine.ranks:
+        for entry in (entry for item in each.stream for entry in item):
+            op, meeting = entry.op, entry.meeting
+            if meeting is not None and op.peer < 0:
+                signs.setdefault(meeting.what, {})[each.number] = (op.name, op.shape, op.dtype)
+    found: set[int] = set()
+    for came in signs.values():
+        same = [other for other, sign in came.items() if sign == came.get(rank)]
+        if rank in came and 2 * len(same) >= len(came) > len(same):
+            found.update(came)
+    return found
 
 
 def _parties(machine: Machine, rank: int) -> set[int]:

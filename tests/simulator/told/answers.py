@@ -36,6 +36,7 @@ class Told:
     wchan: str | None
     main: bool
     holds_gil: bool
+    switches: int | None = None
 
 
 @dataclass(slots=True)
@@ -179,10 +180,21 @@ def _threads(rank: Rank, now: float) -> list[Told]:
         if not main and (thread.op is None or thread.state == "ended"):
             continue
         stack, (state, wchan) = stack_of(thread, now)
-        found.append(Told(thread, stack, state, wchan, main, thread is rank.gil))
+        switches = None if rank.plan.stock else _switches(thread, now)
+        found.append(Told(thread, stack, state, wchan, main, thread is rank.gil, switches))
     if not any(each.main for each in found):
         return found[::-1]
     return found
+
+
+def _switches(thread: Thread, now: float) -> int:
+    """How often the kernel has switched it: not at all while it sleeps for one thing."""
+    op = thread.op
+    count = 100 * thread.turns + thread.pc
+    if op is not None and (op.kind in ("compute", "poll", "write") or thread.in_stream):
+        still = op.kind == "write" and op.key == "still"
+        return count if still else count + int(now * 50)
+    return count
 
 
 def _digests(threads: list[Told]) -> tuple[str, str | None]:
@@ -228,6 +240,7 @@ def stacks_json(told: Answers) -> Json:
                 "truncated": False,
                 "unstable": False,
                 "frames": each.stack.json,
+                "switches": each.switches,
             }
             for each in threads
         ],

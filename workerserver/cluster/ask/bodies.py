@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from workerserver.cluster.model import Health
 __all__ = [
     "MAX_RANKS",
     "Digest",
+    "clock_ahead",
     "digest",
     "digest_of",
     "handler_names",
@@ -26,6 +28,13 @@ __all__ = [
 MAX_RANKS = 1 << 24
 #: A name that a worker tells.
 MAX_TEXT_CHARACTERS = 256
+#: RFC 9110, section 5.6.7.
+_DATE = re.compile(r"[A-Za-z]{3}, (\d\d) ([A-Za-z]{3}) (\d{4}) (\d\d):(\d\d):(\d\d) GMT\Z")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+#: From 1 March of the year 0 to 1 January 1970, and one more: days are counted from 1.
+DAYS_TO_1970 = 719_469
+#: By how much clocks have to differ until a Date shows that: an answer may take a second, too.
+MIN_CLOCK_SECONDS = 3.0
 _HASH = re.compile(r"[0-9a-f]{1,64}\Z")
 
 
@@ -116,6 +125,24 @@ def health_of(fields: Mapping[str, Any]) -> Health:
         _text(fields, "host"),
         _seconds(fields, "started"),
     )
+
+
+def clock_ahead(fields: Mapping[str, str]) -> float | None:
+    """By how much the clock of the worker that has just answered with *fields* is ahead of ours, in
+    seconds. 0 if it is less than a Date, which has whole seconds and may be a second old, can tell.
+    None without a Date.
+    """
+    found = _DATE.match(fields.get("date", ""))
+    if found is None or found[2] not in _MONTHS:
+        return None
+    day, year, hour, minute, second = (int(found[part]) for part in (1, 3, 4, 5, 6))
+    # In years from March to February the leap day is the last one, and months repeat in fives.
+    month = (_MONTHS.index(found[2]) - 2) % 12
+    year -= month > 9
+    days = 365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day
+    told = (days - DAYS_TO_1970) * 86400 + hour * 3600 + minute * 60 + second
+    ahead = told + 0.5 - time.time()
+    return ahead if abs(ahead) >= MIN_CLOCK_SECONDS else 0.0
 
 
 def digest(body: bytes) -> Digest:

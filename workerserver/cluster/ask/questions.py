@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from workerserver.cluster.ask import bodies
@@ -16,6 +16,7 @@ __all__ = [
     "DIGEST",
     "HANDLERS",
     "HEALTH",
+    "HEALTH_AND_CLOCK",
     "STACKS",
     "SUMMARY",
     "TEXT",
@@ -55,6 +56,8 @@ class Memory:
     telling: set[tuple[str, str | None]] = field(default_factory=set)
     summaries: dict[Worker, Mapping[str, Any]] = field(default_factory=dict)
     recorders: dict[Worker, frozenset[str]] = field(default_factory=dict)
+    backends: Sequence[str] = ()
+    """Recorders that somebody has named, to ask torch's own servers for: they tell no names."""
 
     def kept(self, worker: Worker, summary: Mapping[str, Any]) -> Mapping[str, Any]:
         """*summary*, or an equal summary of the last round. In a job that hangs, summaries don't
@@ -69,6 +72,9 @@ class Memory:
 
 HEALTH = Question(
     "healthz", "/healthz", "GET", limit=4096, parse=lambda answer: bodies.health(answer.body)
+)
+HEALTH_AND_CLOCK = replace(
+    HEALTH, parse=lambda answer: (bodies.health(answer.body), bodies.clock_ahead(answer.fields))
 )
 HANDLERS = Question(
     "handlers", "/handler/", "GET", limit=1 << 20, parse=lambda a: bodies.handler_names(a.body)

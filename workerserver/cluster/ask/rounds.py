@@ -59,9 +59,11 @@ async def collect(
     client: Client | None = None,
     enough: Callable[[Sequence[Round]], bool] | None = None,
     longest: float = LONGEST_SECONDS,
+    backends: Sequence[str] = (),
 ) -> list[Round]:
     """*rounds* rounds over all *workers*, with *interval* or more seconds from start to start.
-    With *enough*, as many as it wants that begin within *longest* seconds.
+    With *enough*, as many as it wants that begin within *longest* seconds. *backends*: recorders to
+    ask torch's own servers for, beside those that torch itself brings.
 
     Every worker has a RankState in each round, even a worker that did not answer. *on_done* gets
     each state as soon as it has its small answers. If the client is stopped, the result is the
@@ -80,9 +82,10 @@ async def collect(
                 client=client,
                 enough=enough,
                 longest=longest,
+                backends=backends,
             )
     everybody = list(dict.fromkeys(workers))
-    memory = Memory()
+    memory = Memory(backends=backends)
     done: list[Round] = []
     loop = asyncio.get_running_loop()
     first = loop.time()
@@ -128,7 +131,7 @@ async def collect_round(
     if "stacks" in want:
         result.stacks_fetched = await full_stacks(client, result.states, memory)
     if "flight" in want:
-        result.traces_fetched = await full_traces(client, result.states)
+        result.traces_fetched = await full_traces(client, result.states, memory.backends)
     result.questions = client.questions - questions
     result.bytes_received = client.bytes_received - received
     result.duration_s = asyncio.get_running_loop().time() - clock

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+from workerserver.cluster.judge.chains.facts import Deadlock
 from workerserver.cluster.judge.evidence import evidence
 from workerserver.cluster.judge.facts import (
     Accusation,
@@ -27,7 +28,7 @@ from workerserver.cluster.judge.sentences import Narrator
 from workerserver.cluster.judge.stragglers import stragglers
 from workerserver.cluster.judge.suspicions import Suspicions
 from workerserver.cluster.judge.verdict import GroupState, Straggler, Suspect, Verdict
-from workerserver.cluster.model import RoundLike
+from workerserver.cluster.model import EVERYTHING, Part, RoundLike
 from workerserver.cluster.read.groups import groups
 
 __all__ = ["diagnose"]
@@ -39,16 +40,20 @@ MAX_PROCESS_GROUPS = 100
 
 
 def diagnose(
-    rounds: Sequence[RoundLike], world_size: int | None = None, elsewhere: Collection[int] = ()
+    rounds: Sequence[RoundLike],
+    world_size: int | None = None,
+    elsewhere: Collection[int] = (),
+    asked: Collection[Part] = EVERYTHING,
 ) -> Verdict:
     """The verdict on the last of *rounds*; the rounds before tell what moves. *elsewhere*: ranks
-    that nobody looked for, so nothing accuses them."""
-    return _Diagnosis(Job(rounds, world_size, elsewhere)).verdict()
+    that nobody looked for, so nothing accuses them. *asked*: what the ranks were asked for."""
+    return _Diagnosis(Job(rounds, world_size, elsewhere), asked).verdict()
 
 
 class _Diagnosis:
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, asked: Collection[Part]) -> None:
         self.job = job
+        self.asked = asked
         self.narrator = Narrator(job.address)
         suspicions = Suspicions(job)
         suspicions.weigh()
@@ -88,7 +93,7 @@ class _Diagnosis:
             progress=conclusion.progress,
             again_s=conclusion.again_s,
             sure=conclusion.sure,
-            not_looked_at=tuple(map(narrator.unseen, unseen(job))),
+            not_looked_at=tuple(map(narrator.unseen, unseen(job, self.asked))),
         )
 
     def _suspect(self, accusation: Accusation) -> Suspect:
@@ -112,6 +117,8 @@ class _Diagnosis:
             step=health.step if health is not None else None,
             step_age_s=health.step_age_s if health is not None else None,
             evidence=(*lines, *map(self.narrator.line, evidence(job, rank))),
+            waits_for=(blocked.told or None) if blocked is not None else None,
+            deadlock=accusation.claim.threads if isinstance(accusation.claim, Deadlock) else (),
         )
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from workerserver.cluster.judge.chains.facts import Told
 from workerserver.cluster.judge.facts import (
     Evidence,
     FailedQuestion,
@@ -32,6 +33,8 @@ def evidence(job: Job, rank: int) -> Iterator[Evidence]:
         yield _main_thread(thread.frames)
         if thread.wchan and thread.wchan != "0":
             yield InKernel(thread.wchan)
+        if job.blocked[rank].told:
+            yield Told(job.blocked[rank].told)
     same = job.same_stack(rank)
     if same is not None:
         yield Moved(same, job.window)

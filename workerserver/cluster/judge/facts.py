@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from workerserver.cluster.judge.chains.facts import Deadlock, Knot, Told
 from workerserver.cluster.judge.reasons import Reason
 from workerserver.cluster.model import Frame
 from workerserver.cluster.read.progress import Sign
@@ -51,6 +52,7 @@ __all__ = [
     "NothingIssued",
     "Outside",
     "Overdue",
+    "Owed",
     "Parties",
     "Remark",
     "Ring",
@@ -159,6 +161,14 @@ class Meeting:
 
 
 @dataclass(frozen=True, slots=True)
+class Owed:
+    """It waits in *own*, and owes the ranks of *wait* the other side of a send or a receive."""
+
+    wait: Entered
+    own: Entered
+
+
+@dataclass(frozen=True, slots=True)
 class Absent:
     """It has not entered what others wait in. *silent*: its recorder gave no answer. *steps*: its
     own step and the others', if its own is ahead."""
@@ -203,11 +213,14 @@ Claim = (
     | Ring
     | Crossed
     | Meeting
+    | Owed
     | Absent
     | Silent
     | KeepsGil
     | Apart
     | NoStep
+    | Deadlock
+    | Knot
 )  # fmt: skip
 
 
@@ -340,6 +353,7 @@ Evidence = (
     | Moved
     | GilHeld
     | LastHeartbeat
+    | Told
 )
 
 
@@ -495,11 +509,10 @@ class GoesOn:
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """What *ranks* don't tell. *seconds*: by how much their clocks are ahead."""
+    """What *ranks* don't tell. *seconds*: by how much their clocks differ."""
 
-    kind: Literal[
-        "elsewhere", "inferred", "stock", "records", "operations", "stacks", "heartbeat", "clock"
-    ]
+    kind: str
+    """A key of ``sentences.UNSEEN``."""
     ranks: Ranks
     seconds: float = 0.0
 

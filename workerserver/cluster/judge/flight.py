@@ -67,6 +67,8 @@ class Wait:
     queued: tuple[int, ...] = ()
     inferred: bool = False
     """The recorder tells no end: that it goes on follows from who has not entered it."""
+    by_stack: bool = False
+    """No recorder holds it: the stack of the rank that waits tells it (:mod:`chains.peers`)."""
 
     @property
     def name(self) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
 
-from workerserver.cluster.failures import SILENT, UNKNOWN_WORKER, unusable
+from workerserver.cluster.failures import UNKNOWN_WORKER
+from workerserver.cluster.judge import pauses
+from workerserver.cluster.judge.chains.peers import Chains
 from workerserver.cluster.judge.facts import NAMELESS, Entered, Gone
 from workerserver.cluster.judge.flight import Analysis, Group, Wait, combine
+from workerserver.cluster.judge.looks import MAX_WORLD, RoundByRank
 from workerserver.cluster.judge.streams import issuer
 from workerserver.cluster.model import Frame, RankState, RoundLike, Thread, cores_used
 from workerserver.cluster.read import progress
@@ -20,95 +22,23 @@ from workerserver.cluster.read.acting import (
     root,
     roots_of_waits,
     roots_of_work,
+    roots_seen_waiting,
 )
 from workerserver.cluster.read.blocked_on import UNKNOWN, Blocked, blocked_on
-from workerserver.cluster.read.flight_records import read
-from workerserver.cluster.read.recorder import WATCHED, GroupRecord, RankRecord, Shared
-from workerserver.cluster.read.summary import rank_of
+from workerserver.cluster.read.recorder import WATCHED, RankRecord
 
-__all__ = ["Job", "RoundByRank"]
-
-MAX_WORLD = 1 << 20
+__all__ = ["Job"]
 
 #: A wait shorter than this is no hang.
 STUCK_AFTER_SECONDS = 3.0
 #: Nor is a wait that isn't this many times as long as the pauses between operations have been.
 MIN_PAUSES = 3.0
-#: So many operations of a group tell how long a step takes.
-MIN_RHYTHM = 8
 #: Of so many ranks the pauses are measured.
 MAX_PAUSE_RANKS = 32
 #: A process that uses so much of a core computes.
 MIN_BUSY_CORES = 0.5
 #: A GIL that could not be had for so long is held.
 GIL_HELD_SECONDS = 1.0
-
-
-@dataclass
-class RoundByRank:
-    """One round, by rank."""
-
-    time: float
-    states: dict[int, RankState] = field(default_factory=dict)
-    gone: dict[int, Gone] = field(default_factory=dict)
-    shared: Shared = field(default_factory=Shared)
-    read: dict[int, RankRecord] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, round_: RoundLike) -> RoundByRank:
-        result = cls(round_.started)
-        nameless = NAMELESS
-        for state in sorted(round_.states, key=_order):
-            rank = _rank(state)
-            if rank is None or not 0 <= rank < MAX_WORLD:
-                rank = nameless
-                nameless += 1
-            failure = unusable(state)
-            if failure is None and rank not in result.states:
-                result.states[rank] = state
-                result.gone.pop(rank, None)
-            elif rank not in result.states and rank not in result.gone:
-                failure = failure or SILENT
-                result.gone[rank] = Gone(
-                    rank, failure.reason, failure.text, state.worker.address, state.worker.host
-                )
-        return result
-
-    @cached_property
-    def records(self) -> dict[int, RankRecord]:
-        ranks = (rank for rank in self.states if rank < NAMELESS)
-        return {rank: record for rank in ranks if (record := self.of_rank(rank)) is not None}
-
-    def of_rank(self, rank: int) -> RankRecord | None:
-        """What the rank's recorder says. It is read only once, and only if somebody asks."""
-        if rank not in self.read:
-            state = self.states.get(rank)
-            if state is None or not state.recorded:
-                return None
-            self.read[rank] = read(
-                state.flight, state.flight_summary, self.shared, state.more_flights
-            )
-        return self.read[rank]
-
-    def record(self, rank: int, group: Group) -> GroupRecord | None:
-        record = self.of_rank(rank)
-        return record.groups.get(group.key) if record is not None else None
-
-
-def _order(state: RankState) -> tuple[bool, int, bool, str]:
-    """A fixed order. Of two workers that claim a rank, the one that was found as it comes first."""
-    rank = _rank(state)
-    surprising = state.worker.rank is not None and state.worker.rank != state.rank
-    return (rank is None, rank or 0, surprising, state.worker.address)
-
-
-def _rank(state: RankState) -> int | None:
-    """Where neither discovery nor the environment tells the rank, torch's recorder does."""
-    if state.rank is not None:
-        return state.rank
-    if state.worker.rank is not None:
-        return state.worker.rank
-    return rank_of(state.flight_summary if isinstance(state.flight_summary, Mapping) else None)
 
 
 class Job:
@@ -146,13 +76,7 @@ class Job:
             self.now.gone[rank] = Gone(rank, UNKNOWN_WORKER.reason, UNKNOWN_WORKER.text)
         self.ranks = sorted(self.now.states)
         told: dict[int, Blocked] = {}  # by the identity of the threads, which ranks may share
-        self.roots = roots_of_waits(state.threads for state in self.now.states.values())
-        if not self.roots:
-            self.roots = self._roots_of_operations()
-        if not self.roots:
-            self.roots = roots_of_work(
-                [state.threads for rank, state in self.now.states.items() if self.pending(rank)]
-            )
+        self.roots = self._roots()
         self.blocked: dict[int, Blocked] = {}
         for rank, state in sorted(self.now.states.items()):
             if state.threads and id(state.threads) not in told:
@@ -162,6 +86,16 @@ class Job:
         self._progress: dict[int, progress.Progress] = {}
         self._still: dict[int, bool | None] = {}
         self._entered: dict[int, Entered] = {}
+
+    def _roots(self) -> tuple[Root, ...]:
+        """Where the threads began that act: as for :func:`acting`."""
+        many = [state.threads for state in self.now.states.values()]
+        found = roots_seen_waiting(many) or self._roots_of_operations() or roots_of_waits(many)
+        if found:
+            return found
+        return roots_of_work(
+            [state.threads for rank, state in self.now.states.items() if self.pending(rank)]
+        )
 
     def _roots_of_operations(self) -> tuple[Root, ...]:
         """Where the threads began that issued the newest recorded operation of their rank, or the
@@ -197,11 +131,24 @@ class Job:
         return list(range(first, first + max(more, 0)))
 
     @cached_property
-    def analysis(self) -> Analysis:
+    def recorded(self) -> Analysis:
+        """What the recorders say together."""
         size = self.world_size
         if size is None and self.expected and self.expected[-1] < NAMELESS:
             size = self.expected[-1] + 1
         return combine(self.now.records, size)
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """The same, with the waits that only stacks tell."""
+        found = self.recorded
+        more = tuple(self.chains.waits(found.groups, found.waits))
+        return replace(found, waits=(*found.waits, *more)) if more else found
+
+    @cached_property
+    def chains(self) -> Chains:
+        """Who waits for whom by what stacks tell."""
+        return Chains(self)
 
     # --- where a rank is asked
 
@@ -332,6 +279,8 @@ class Job:
 
     def age(self, wait: Wait) -> float | None:
         """For how many seconds the ranks have waited. None if no clock tells that sensibly."""
+        if wait.by_stack:
+            return self.chains.age(wait)
         age = self.told_age(wait)
         seen = self.seen_for(wait)
         if seen > 0:  # by this machine's clock alone, whatever the workers' clocks say
@@ -339,23 +288,31 @@ class Job:
         if self.before is None:
             # With one look only this machine's clock would decide, so ask the workers' clocks too.
             ages = sorted(
-                age
-                for rank in wait.waiting
-                if (state := self.now.states.get(rank)) is not None
-                and state.health is not None
-                and (age := state.health.step_age_s) is not None
+                told for rank in wait.waiting if (told := self.step_age(rank)) is not None
             )
             if ages:
                 own = ages[len(ages) // 2]
                 return own if age is None else min(age, own)
         return age
 
+    def _ahead(self, wait: Wait) -> float:
+        """By how much the clocks of the ranks that wait are ahead of this machine's: the middle."""
+        states = (self.now.states.get(rank) for rank in wait.waiting[:MAX_PAUSE_RANKS])
+        told = sorted(
+            state.clock_ahead_s
+            for state in states
+            if state is not None and state.clock_ahead_s is not None
+        )
+        return told[len(told) // 2] if told else 0.0
+
     def told_age(self, wait: Wait) -> float | None:
         """The same by the clocks of the ranks that wait alone."""
         if wait.since_ns is None or self.now.time <= 0:
             return None
-        age = self.now.time - wait.since_ns / 1e9
-        return age if -1.0 <= age < 3.2e7 else None
+        ahead = self._ahead(wait)
+        age = self.now.time - wait.since_ns / 1e9 + ahead
+        # A clock that differs is known to whole seconds, and by an answer that took its time.
+        return age if (-5.0 if ahead else -1.0) <= age < 3.2e7 else None
 
     def seen_for(self, wait: Wait) -> float:
         """For how many seconds each round has seen a rank in this wait, and no other one."""
@@ -393,34 +350,20 @@ class Job:
 
     def pause(self, rank: int, group: Group) -> float:
         """The same by one rank's own clock."""
-        record = group.records.get(rank)
-        if record is None:
-            return 0.0
-        times = [
-            ops[0].created_ns
-            for seq, ops in sorted(record.collectives.items())
-            if seq - 1 in record.collectives or seq + 1 in record.collectives
-        ]
-        gaps = sorted(
-            (after - before) / 1e9
-            for before, after in pairwise(times)
-            if before is not None and after is not None and after >= before
-        )
-        return (gaps[-2] if len(gaps) > 2 else gaps[-1]) if gaps else 0.0
+        return pauses.usual(group, rank)
+
+    @cached_property
+    def longest_pause(self) -> float:
+        return pauses.longest(self.analysis.groups)
 
     @cached_property
     def rhythm(self) -> float | None:
-        """The longest usual pause of any group, by the ranks that tell of enough operations."""
-        found = [
-            self.pause(rank, group)
-            for group in self.analysis.groups
-            for rank, record in group.records.items()
-            if len(record.collectives) >= MIN_RHYTHM
-        ]
-        return max(found, default=0.0) or None
+        return pauses.rhythm(self.analysis.groups)
 
     def hangs(self, wait: Wait) -> bool:
         """The wait has lasted too long, and has not changed since the round before."""
+        if wait.by_stack:
+            return self.chains.hangs(wait)
         if self.before is not None and wait.seq is not None:
             old = [each for rank in wait.waiting if (each := self._recorded_before(rank))]
             if old and not any(_is_in(each, wait) for each in old):
@@ -484,7 +427,7 @@ class Job:
     @cached_property
     def _inferred(self) -> frozenset[int]:
         """Ranks whose recorder tells no end, and whose operation can't have ended."""
-        waits = (wait.waiting for wait in self.analysis.waits if wait.inferred)
+        waits = (wait.waiting for wait in self.recorded.waits if wait.inferred)
         return frozenset().union(*waits)
 
     @cached_property
@@ -508,6 +451,16 @@ class Job:
         """Seconds since its last heartbeat, by its own clock."""
         state = self.now.states.get(rank)
         return state.health.step_age_s if state is not None and state.health is not None else None
+
+    def longest_step(self, rank: int) -> float:
+        """How long its steps have been at most, on average: all that came before the last one."""
+        state = self.now.states.get(rank)
+        health = state.health if state is not None else None
+        if health is None or health.uptime_s is None or health.step_age_s is None:
+            return 0.0
+        if health.step_median_s is not None:
+            return health.step_median_s
+        return max(health.uptime_s - health.step_age_s, 0.0) / max(health.step or 0, 1)
 
     def usual_step(self, rank: int) -> float | None:
         state = self.now.states.get(rank)

@@ -12,6 +12,7 @@ Reason = Literal[
     "order",
     "p2p cycle",
     "swallowed",
+    "deadlock",
     "gil held",
     "dataloader",
     "lock",

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from workerserver.cluster.judge import facts
+from workerserver.cluster.judge.chains.facts import Deadlock, Knot, Told
+from workerserver.cluster.judge.chains.words import at, deadlock, debt
 from workerserver.cluster.judge.facts import NAMELESS, Accusation, Claim, Crowd, Entered
 from workerserver.cluster.judge.reasons import Reason
 from workerserver.cluster.model import Frame
@@ -27,13 +29,6 @@ MAX_CLAUSES = 5
 
 Names = Callable[[Sequence[int]], str]
 """Ranks in words: "rank 2", "ranks 0-1,3"."""
-
-
-def at(frame: Frame) -> str:
-    """``compute(), hang.py:12``"""
-    name = frame.file.replace("\\", "/").rpartition("/")[2] or frame.file
-    function = frame.function if frame.function.startswith("<") else f"{frame.function}()"
-    return f"{function}, {name}:{'?' if frame.line is None else frame.line}"
 
 
 def _in(wait: Entered) -> str:
@@ -69,8 +64,12 @@ def _mismatch(claim: facts.Issued, many: bool, names: Names) -> str:
 
 
 def _order(
-    claim: facts.Issued | facts.Crossed | facts.Meeting | facts.Ring, many: bool, names: Names
+    claim: facts.Issued | facts.Crossed | facts.Meeting | facts.Owed | facts.Ring,
+    many: bool,
+    names: Names,
 ) -> str:
+    if isinstance(claim, facts.Owed):
+        return f"{_debt(claim.wait, many, names)}, while it waits in {_in(claim.own)}"
     if isinstance(claim, facts.Ring):
         return _p2p_cycle(claim, many, names)
     if isinstance(claim, facts.Issued):
@@ -117,12 +116,20 @@ def _behind(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> str:
         return f"{'seem' if many else 'seems'} to keep the others waiting: {crowd}"
     wait = claim.wait
     if not wait.numbered:
-        what = f"posted what {names(wait.ranks)} waits for: {wait.operation}"
-    elif claim.silent:
+        return _debt(wait, many, names)
+    if claim.silent:
         what = f"come to {_in(wait)}, it seems (its recorder gave no answer)"
     else:
         what = f"entered {_in(wait)}"
     return f"{'have' if many else 'has'} not {what}"
+
+
+def _debt(wait: Entered, many: bool, names: Names) -> str:
+    return debt(wait.operation, wait.group, wait.ranks, many, names)
+
+
+def _deadlock(claim: Deadlock | Knot, many: bool, names: Names) -> str:
+    return deadlock(claim, names)
 
 
 def _whereabouts(crowd: Crowd) -> str:
@@ -177,6 +184,9 @@ SENTENCES: Mapping[Reason, Sentence] = {
     "swallowed": Sentence(
         "it has left out a collective and gone on: its step is ahead of the others'", _swallowed
     ),
+    "deadlock": Sentence(
+        "its threads, or it and other ranks, wait for each other's locks", _deadlock
+    ),
     "gil held": Sentence(
         "others wait for it, and one of its threads keeps the GIL",
         _gil_held,
@@ -197,7 +207,11 @@ SENTENCES: Mapping[Reason, Sentence] = {
         _shutdown,
         ("it is on its way out in", "they are on their way out in"),
     ),
-    "behind": Sentence("others wait for it in a collective that it has not entered", _behind),
+    "behind": Sentence(
+        "others wait for it: in a collective that it has not entered, for a send or recv that it"
+        " owes, for a file lock that it holds",
+        _behind,
+    ),
     "unreachable": Sentence("it gives no usable answer, and the job does not go on", _unreachable),
     "p2p": Sentence(
         "it waits in a send or recv that its recorder doesn't hold, and the job does not go on",
@@ -425,6 +439,7 @@ LINES: Mapping[type, Callable[[Any, Names], str]] = {
     facts.Moved: _moved,
     facts.GilHeld: _gil,
     facts.LastHeartbeat: _heartbeat,
+    Told: lambda fact, names: f"it waits for {fact.text}",
     facts.NobodyAnswered: lambda fact, names: "no rank gave a usable answer",
     facts.Endless: _endless,
     facts.SilentButMoving: lambda fact, names: (
@@ -460,11 +475,24 @@ UNSEEN: Mapping[str, str] = {
     "elsewhere": "nobody looked for them here: name their hosts too (--store, --hosts, ...)",
     "inferred": "the rank is inferred: the worker does not tell it",
     "stock": "torch's own server: no heartbeat, no holder of the GIL, nothing of the kernel",
-    "records": "no flight recorder holds anything: set TORCH_FR_BUFFER_SIZE",
+    "handlers": "this torch has no handler for flight recorders (torch has one from 2.10 on)",
+    "unread": "the flight recorders could not be read",
+    "records": (
+        "no flight recorder holds anything: nothing was issued, or TORCH_FR_BUFFER_SIZE is 0"
+        " (before torch 2.13 gloo is recorded only if it is set)"
+    ),
+    "more": "not every flight recorder could be read",
+    "backends": (
+        "recorders of backends other than gloo, nccl and nccl2, whose names torch's own server"
+        " doesn't tell: --backend NAME asks for one"
+    ),
     "operations": "operations that no recorder holds, as gloo's send and recv",
     "stacks": "no stacks",
     "heartbeat": "no heartbeat",
     "clock": "a clock that is ahead of this machine's; ages are by each worker's own clock",
+    "clock_behind": "a clock that is behind this machine's; ages are by each worker's own clock",
+    "clock_unknown": "a clock that tells no time: ages of operations may be wrong by as much as the"
+    " clocks differ",
 }
 
 
@@ -528,6 +556,8 @@ class Narrator:
         for each in accusations:
             place = places.get(each.rank)
             where = at(place.location) if place is not None and place.location else ""
+            if each.reason == "deadlock":  # the claim says where
+                where = ""
             plural = self.claim(each.reason, each.claim, True)
             alike.setdefault((each.reason, plural, where), []).append(each)
         clauses = [
@@ -542,12 +572,18 @@ class Narrator:
     def _clause(self, group: Sequence[Accusation], where: str, place: Blocked | None) -> str:
         many, reason = len(group) > 1, group[0].reason
         who = self._names([each.rank for each in group])
-        text = f"{who} {self.claim(reason, group[0].claim, many)}"
+        claim = self.claim(reason, group[0].claim, many)
+        if reason == "deadlock":
+            return f"deadlock in {who}: {claim}"
+        text = f"{who} {claim}"
         if not where or place is None:
             return text
         words = SENTENCES[reason].place
-        if words is None and place.call and place.inside:
-            where = f"{place.call}, from {where}"
+        call = place.call if place.inside else ""
+        if place.told and not many:  # each of many may wait for another one
+            call = place.told
+        if words is None and call:
+            where = f"{call}, from {where}"
         return f"{text}; {(words or STANDS)[many]} {where}"
 
     def unsure(self, doubts: Iterable[facts.Doubt]) -> str:
@@ -558,7 +594,7 @@ class Narrator:
 
     def unseen(self, fact: facts.Unseen) -> str:
         """What was not looked at."""
-        by = f" (by {fact.seconds:.0f} s)" if fact.kind == "clock" else ""
+        by = f" (by {fact.seconds:.0f} s)" if fact.seconds else ""
         return f"{self._names(fact.ranks)}: {UNSEEN[fact.kind]}{by}"
 
     def problem(self, rank: int, text: str) -> str:

@@ -23,17 +23,26 @@ class Head(NamedTuple):
 
 
 def heads(records: Mapping[int, RankRecord]) -> dict[int, Head]:
-    """By rank; only of ranks with such an operation."""
+    """By rank; only of ranks with such an operation. If the ring may have lost the oldest one, all
+    that it still holds may stand behind that."""
     found: dict[int, Head] = {}
     for rank, record in records.items():
-        pending = [
-            Head(operation.created_ns or 0, _which(key, operation))
+        known = [
+            (key, operation)
             for key, group in record.groups.items()
             for operation in (*(ops[-1] for ops in group.collectives.values()), *group.p2p)
-            if not operation.done and operation.backend in WATCHED
+            if operation.backend in WATCHED
+        ]
+        pending = [
+            (Head(operation.created_ns or 0, _which(key, operation)), operation)
+            for key, operation in known
+            if not operation.done
         ]
         if pending:
-            found[rank] = min(pending)
+            head, oldest = min(pending, key=lambda each: each[0])
+            first = (oldest.p2p_seq if oldest.p2p else oldest.seq) <= 1 or oldest.record == 0
+            whole = first or len(known) > len(pending)
+            found[rank] = head if whole else Head(-1, head.which)
     return found
 
 
@@ -41,6 +50,8 @@ def is_queued(head: Head | None, key: Key, operation: Operation) -> bool:
     """It stands behind *head*, of the same rank. The parts of one batch stand side by side."""
     if head is None or operation.backend not in WATCHED or operation.state == "started":
         return False
+    if head.created_ns < 0:
+        return True
     return (operation.created_ns or 0) > head.created_ns and _which(key, operation) != head.which
 
 

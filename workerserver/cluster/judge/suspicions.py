@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from workerserver.cluster.judge.chains.deadlocks import from_threads, weigh_ring
+from workerserver.cluster.judge.chains.words import FILE_LOCK
+from workerserver.cluster.judge.conflicts import contrary
 from workerserver.cluster.judge.facts import (
     Absent,
     Accusation,
@@ -40,7 +43,7 @@ from workerserver.cluster.judge.facts import (
     WaitsIn,
 )
 from workerserver.cluster.judge.flight import Mismatch, Wait
-from workerserver.cluster.judge.grounds.admission import hindrance, is_elsewhere
+from workerserver.cluster.judge.grounds.admission import hindrance, is_elsewhere, is_late
 from workerserver.cluster.judge.grounds.crowd import (
     crowd_of,
     is_free,
@@ -123,7 +126,7 @@ class Suspicions:
             self.refused.setdefault(rank, (why, wait))
         return why is None
 
-    def _accuse(self, accusation: Accusation) -> None:
+    def accuse(self, accusation: Accusation) -> None:
         """The strongest reason stays; the evidence of all of them is kept."""
         known = self.accused.get(accusation.rank)
         if known is None:
@@ -133,13 +136,19 @@ class Suspicions:
             self.accused[accusation.rank] = accusation
         else:
             known.evidence += accusation.evidence
+            if known.process_group is None:  # what others wait for is worth knowing all the same
+                known.process_group, known.seq = accusation.process_group, accusation.seq
+                known.collective = accusation.collective
 
-    def _accuse_in(
+    def accuse_in(
         self, wait: Wait, rank: int, reason: Reason, claim: Claim, evidence: Iterable[Evidence]
     ) -> None:
         """Accuse *rank* of something in the operation of *wait*."""
+        if wait.op == FILE_LOCK:  # that is no operation of a process group
+            self.accuse(Accusation(rank, reason, claim, evidence=[*evidence]))
+            return
         label = wait.group.label
-        self._accuse(Accusation(rank, reason, claim, label, wait.op, wait.seq, [*evidence]))
+        self.accuse(Accusation(rank, reason, claim, label, wait.op, wait.seq, [*evidence]))
 
     def _steps_if_ahead(self, rank: int, others: Sequence[int]) -> tuple[int, int] | None:
         """The rank's step and the others', if its own is the higher one. Ranks may count steps of
@@ -184,7 +193,7 @@ class Suspicions:
             for party in mismatch.parties:
                 for rank in party[0]:
                     if rank in suspects:
-                        self._accuse(self._mismatched(mismatch, rank, party, evidence))
+                        self.accuse(self._mismatched(mismatch, rank, party, evidence))
 
     def _mismatched(
         self,
@@ -211,9 +220,12 @@ class Suspicions:
         job = self.job
         needs = [Need(wait.waiting, tuple(self._missing(wait))) for wait in self.hanging]
         held = {rank for rank in job.ranks if job.gil(rank) is not None}
-        free = held | {rank for rank in job.ranks if is_free(job, rank)}
-        unsure = {rank for rank in job.ranks if not surely_waits(job, rank)}
+        chained = job.chains.edges
+        free = held | {rank for rank in job.ranks if is_free(job, rank) and rank not in chained}
+        unsure = {rank for rank in job.ranks if not surely_waits(job, rank)} - chained.keys()
         blame = resolve(needs, free, unsure)
+        if not blame.ends and not blame.rings:  # who sleeps with an operation under way polls
+            blame = resolve(needs, held, unsure)
         for ranks, numbers in blame.rings:
             self._ring(ranks, [self.hanging[number] for number in numbers])
         # A rank in a wait that no recorder holds is a victim too, if there is anybody else.
@@ -273,13 +285,13 @@ class Suspicions:
         for rank in others if all(map(self._is_certain, others)) else ():
             reason = self._why(rank, None)
             if is_stuck(job, rank) and self._admit(rank, reason, others):
-                self._accuse(Accusation(rank, reason, claim, evidence=[*waits, StacksAlone()]))
+                self.accuse(Accusation(rank, reason, claim, evidence=[*waits, StacksAlone()]))
         return True
 
     def _from_meetings(self, ends: Mapping[int, Sequence[int]]) -> bool:
         """Handles the case where every awaited rank is itself inside new_group or the like, which
-        needs all ranks and is not recorded. Suspects the smaller side, or both if they are equal.
-        False if it is something else."""
+        needs all ranks and is not recorded. Suspects the awaited ranks, or those that wait for them
+        outside, whoever are fewer; both if they are equal. False if it is something else."""
         job = self.job
         among = {rank for rank, blocked in job.blocked.items() if blocked.kind in MEETINGS}
         if not ends or not among.issuperset(ends):
@@ -289,19 +301,20 @@ class Suspicions:
         inside = sorted(among)
         everybody = {rank for wait in self.hanging for rank in wait.waiting}
         outside = sorted(everybody - among)
-        if not outside or (len(inside) == len(outside) > 1):
+        awaited = sorted(ends)
+        if not outside or (len(awaited) == len(outside) > 1):
             return False
         main = waits[0]
         call = job.blocked[inside[0]].call or None
         evidence: list[Evidence] = [InCall(inside, call)]
         evidence += [WaitsIn(job.entered(wait)) for wait in waits]
-        sides = [(inside, True)] if len(inside) < len(outside) else [(outside, False)]
-        if len(inside) == len(outside):
-            sides.append((inside, True))
+        sides = [(awaited, True)] if len(awaited) < len(outside) else [(outside, False)]
+        if len(awaited) == len(outside):
+            sides.append((awaited, True))
         for ranks, is_inside in sides:
             claim = Meeting(call, inside, outside, job.entered(main), is_inside)
             for rank in ranks:
-                self._accuse_in(main, rank, "order", claim, evidence)
+                self.accuse_in(main, rank, "order", claim, evidence)
         return True
 
     def _on_ranks(self, rank: int) -> bool:
@@ -326,31 +339,27 @@ class Suspicions:
                 yield rank
 
     def _ring(self, ranks: Sequence[int], waits: Sequence[Wait]) -> None:
-        """Ranks that wait for each other. Of two sides the smaller one is to blame; of sides that
-        are equal nothing tells which."""
+        """Ranks that wait for each other."""
+        if weigh_ring(self, ranks, waits):
+            return
         entered = self.job.entered
-        evidence = [WaitsIn(entered(wait), (*wait.absent, *wait.queued)) for wait in waits]
         own = {rank: next(wait for wait in waits if rank in wait.waiting) for rank in ranks}
-        sides: dict[int, list[int]] = {}
-        for rank in ranks:
-            sides.setdefault(id(own[rank]), []).append(rank)
-        sizes = sorted(map(len, sides.values()))
-        equal = sizes[0] == sizes[-1]
-        if len(sides) == 2 and all(wait.seq is not None for wait in own.values()):
-            for rank in ranks:
-                mine = own[rank]
-                if equal or len(sides[id(mine)]) == sizes[0]:
-                    other = next(wait for wait in own.values() if wait is not mine)
-                    crossed = Crossed(entered(mine), entered(other))
-                    self._accuse_in(mine, rank, "order", crossed, evidence)
-        elif equal:
-            numbered = all(wait.seq is not None for wait in own.values())
-            ring = Ring([entered(wait) for wait in dict.fromkeys(own.values())])
-            reason: Reason = "order" if numbered else "p2p cycle"
-            for rank in ranks:
-                self._accuse_in(own[rank], rank, reason, ring, evidence)
-        else:
+        ring = list(dict.fromkeys(own.values()))
+        evidence = [WaitsIn(entered(wait), (*wait.absent, *wait.queued)) for wait in ring]
+        guilty = contrary(waits)
+        if not guilty and all(len(wait.waiting) == len(ring[0].waiting) for wait in ring):
+            guilty = dict.fromkeys(ranks)
+        if not guilty:
             self.doubts.append(Tangled([entered(wait) for wait in waits]))
+        whole = Ring([entered(wait) for wait in ring])
+        for rank, other in guilty.items():
+            mine = own[rank]
+            if mine.seq is not None and other is not None and other.seq is not None:
+                crossed = Crossed(entered(mine), entered(other))
+                self.accuse_in(mine, rank, "order", crossed, evidence)
+            else:
+                numbered = all(wait.seq is not None for wait in ring)
+                self.accuse_in(mine, rank, "order" if numbered else "p2p cycle", whole, evidence)
 
     def _behind(self, rank: int, waits: Sequence[Wait], absent: Collection[int]) -> None:
         job = self.job
@@ -367,23 +376,26 @@ class Suspicions:
         ):
             self.refused.setdefault(rank, ("unseen", main))
             return
+        if gone is not None and gone.reason == "missing" and is_late(job, rank, main) is not None:
+            self.refused.setdefault(rank, ("late", main))  # it may only have no server
+            return
         if gone is not None:
             evidence.append(FailedQuestion(None, gone.reason, gone.text))
-            self._accuse_in(main, rank, "unreachable", Silent(gone.reason, entered), evidence)
+            self.accuse_in(main, rank, "unreachable", Silent(gone.reason, entered), evidence)
             return
         record = main.group.records.get(rank)
         last = record.last_issued if record is not None else None
         if last is not None:
             ended = None if last.unknown else last.done
             evidence.append(LastOperation(label, last.name, ended))
-        elif rank not in main.silent:
+        elif rank not in main.silent and not main.by_stack:
             evidence.append(NothingIssued(label))
         if not self._admit(rank, "behind", absent, main):
             return
         why = self._why(rank, main)
         ahead = self._steps_if_ahead(rank, main.waiting) if main.seq is not None else None
         claim = Absent(entered, rank in main.silent, ahead)
-        self._accuse_in(main, rank, why, claim, evidence)
+        self.accuse_in(main, rank, why, claim, evidence)
 
     def _why(self, rank: int, wait: Wait | None) -> Reason:
         """What keeps a rank from where the others wait for it."""
@@ -428,7 +440,7 @@ class Suspicions:
                 continue
             failed = FailedQuestion(None, gone.reason, gone.text)
             claim = Silent(gone.reason)
-            self._accuse(Accusation(rank, "unreachable", claim, evidence=[failed]))
+            self.accuse(Accusation(rank, "unreachable", claim, evidence=[failed]))
 
     def _rest_waits(self) -> bool:
         """Every rank that answered waits for others, and none of them is accused yet."""
@@ -442,7 +454,7 @@ class Suspicions:
             if held is None or rank in self.accused:
                 continue
             if (held[1] or 0.0) >= GIL_ALONE_SECONDS:
-                self._accuse(Accusation(rank, "gil held", KeepsGil(held[1] or 0.0)))
+                self.accuse(Accusation(rank, "gil held", KeepsGil(held[1] or 0.0)))
 
     def from_stacks(self) -> None:
         """Without a word of the flight recorders: ranks wait for others, and a few stand where they
@@ -472,7 +484,7 @@ class Suspicions:
         for rank in certain or outside:
             reason = self._why(rank, None)
             if self._admit(rank, reason, outside):
-                self._accuse(Accusation(rank, reason, claim, evidence=[StacksAlone()]))
+                self.accuse(Accusation(rank, reason, claim, evidence=[StacksAlone()]))
         if not others and not job.now.gone:
             self.doubts.append(Everywhere(crowd))
 
@@ -481,7 +493,7 @@ class Suspicions:
         if self.accused or job.moves or self.hanging:
             return
         late = [rank for rank in job.ranks if not job.blocked[rank].on_ranks]
-        if len(late) > 1:
+        if len(late) > 1 or (late and job.now.gone):
             return  # some of them may only wait for another
         for rank in late:
             health = job.now.states[rank].health
@@ -493,8 +505,10 @@ class Suspicions:
             if still:
                 known = job.usual_step(rank) is not None
                 least = patience(job, rank, None) if known else STALLED_STILL_SECONDS
+            if len(job.expected) > 1 and not is_elsewhere(job, rank):
+                continue
             if age >= least and (not still or self._admit(rank, "stalled", [])):
-                self._accuse(Accusation(rank, "stalled", NoStep(age, health.step)))
+                self.accuse(Accusation(rank, "stalled", NoStep(age, health.step)))
 
 
 class Rule(NamedTuple):
@@ -506,6 +520,7 @@ class Rule(NamedTuple):
 
 #: In this order.
 RULES: tuple[Rule, ...] = (
+    Rule(from_threads, ("deadlock",)),
     Rule(Suspicions.from_mismatches, ("mismatch", "order", "swallowed")),
     Rule(
         Suspicions.from_waits,
@@ -513,6 +528,7 @@ RULES: tuple[Rule, ...] = (
             "p2p cycle",
             "order",
             "swallowed",
+            "deadlock",
             "gil held",
             *BLOCKED.values(),
             "behind",

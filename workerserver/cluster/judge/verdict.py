@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from workerserver.cluster.judge.chains.facts import Circle
 from workerserver.cluster.judge.facts import GoesOn, Gone
 from workerserver.cluster.judge.flight import Group, Mismatch, Wait
 from workerserver.cluster.judge.grounds.status import Status
@@ -20,7 +21,8 @@ __all__ = ["GroupState", "Status", "Straggler", "Suspect", "Verdict", "over"]
 class Suspect:
     """*rank* None: nobody knows it. *collective* and *seq*: what it has not entered, or entered
     differently; None if that isn't known. *location*: its newest frame in user code. *call*: the
-    library function called there, which it is in. *evidence*: short lines."""
+    library function called there, which it is in. *evidence*: short lines. *waits_for*: what its
+    acting thread waits for. *deadlock*: its threads that wait for each other."""
 
     rank: int | None
     reason: Reason
@@ -35,6 +37,8 @@ class Suspect:
     step: int | None = None
     step_age_s: float | None = None
     evidence: tuple[str, ...] = ()
+    waits_for: str | None = None
+    deadlock: Sequence[Circle] = ()
 
 
 class Straggler(NamedTuple):

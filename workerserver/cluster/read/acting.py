@@ -14,8 +14,9 @@ from workerserver.cluster.model import Frame, Thread
 from workerserver.cluster.read.library_calls import ON_RANKS, by_frames
 from workerserver.cluster.read.owners import code_file
 from workerserver.cluster.read.roles import is_idle, main_thread
+from workerserver.cluster.read.waits_for import awaited, by_id, follow
 
-__all__ = ["Root", "acting", "root", "roots_of_waits", "roots_of_work"]
+__all__ = ["Root", "acting", "root", "roots_of_waits", "roots_of_work", "roots_seen_waiting"]
 
 Root = tuple[str, str]
 """The file and function in which a thread's user code began."""
@@ -39,12 +40,16 @@ def roots_of_waits(many: Iterable[Sequence[Thread]]) -> tuple[Root, ...]:
     ones, a module. If nobody is seen to wait: where the threads began that act for most ranks.
     *many*: the threads of each rank."""
     many = list(many)
+    found = roots_seen_waiting(many)
+    return roots_of_work(many) if not found and len(many) > 1 else found
+
+
+def roots_seen_waiting(many: Sequence[Sequence[Thread]]) -> tuple[Root, ...]:
+    """The same; none if nobody is seen to wait."""
     found: Counter[Root] = Counter()
     for threads in many:
         own = {root(each) for each in threads if by_frames(each.frames).kind in ON_RANKS}
         found.update(each for each in own if each is not None)
-    if not found and len(many) > 1:
-        return roots_of_work(many)
     return tuple(sorted(found, key=lambda each: (-found[each], each[1] != "<module>", each)))
 
 
@@ -75,9 +80,10 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
     """The thread that stands for the rank: the one on which the other ranks depend.
 
     *roots*: where the threads of other ranks began that wait for ranks; one that began there owes
-    them something. Else the main thread acts, unless it only waits for a thread of its own, and
-    one single other thread is in user code and doesn't wait for work. So does that other thread
-    where the one that owes something joins it, or waits for its result.
+    them something. Else the main thread acts, unless it only waits for a thread of its own. Then
+    the thread acts that it joins, or that has its lock, if that is known; else the one single other
+    thread in user code that doesn't wait for work. So does that other thread where the one that
+    owes something joins it, or waits for its result.
     """
     main = main_thread(threads)
     if len(threads) < 2:
@@ -87,12 +93,15 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
         if same:
             bound = [thread for thread in same if by_frames(thread.frames).kind in ON_RANKS]
             owes = next(iter(bound or [thread for thread in same if thread is main] or same))
-            return _joined(owes, threads, main) or owes
+            return _end(owes, threads) or _joined(owes, threads, main) or owes
     if main is None:
         return None
     kind = by_frames(main.frames).kind
     if kind in ON_RANKS:
         return main
+    end = _end(main, threads)
+    if end is not None:
+        return end
     others = [thread for thread in threads if thread is not main and _works(thread)]
     bound = [thread for thread in others if by_frames(thread.frames).kind in ON_RANKS]
     waits = kind in ("lock", "wait", "shutdown") or (kind is None and _sleeps(main))
@@ -101,6 +110,18 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
     if kind in ("lock", "wait", "shutdown") and len(others) == 1:
         return others[0]
     return main
+
+
+def _end(thread: Thread, threads: Sequence[Thread]) -> Thread | None:
+    """The last one of the threads that *thread* waits for, if it is in user code. If they wait for
+    each other, *thread*: none of them acts more than another."""
+    if thread.waits is None:
+        return None
+    known = by_id(threads)
+    end = follow(thread, known)[-1]
+    if awaited(end, known) is not None:
+        return thread
+    return end if end is not thread and root(end) is not None else None
 
 
 #: Calls that end when another thread of the process has done its work.

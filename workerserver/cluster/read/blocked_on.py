@@ -22,11 +22,23 @@ from workerserver.cluster.read.library_calls import (
     Rule,
     by_frames,
 )
+from workerserver.cluster.read.waits_for import LOCKS, in_words, on_others
 
-__all__ = ["FILE_LOCK", "POLL", "TABLE", "UNKNOWN", "Blocked", "Kind", "Rule", "blocked_on"]
+__all__ = [
+    "FILE_LOCK",
+    "POLL",
+    "STORE",
+    "TABLE",
+    "UNKNOWN",
+    "Blocked",
+    "Kind",
+    "Rule",
+    "blocked_on",
+]
 
 FILE_LOCK = "a file lock"
 POLL = "poll"
+STORE = "the store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,18 @@ class Blocked:
     def on_ranks(self) -> bool:
         """It surely waits for other ranks."""
         return self.kind in ON_RANKS
+
+    @property
+    def told(self) -> str:
+        """What it waits for, in words, if its worker tells more than its stack: a peer, a key, a
+        path, a process; "" if not."""
+        waits = self.thread.waits if self.thread is not None else None
+        return in_words(waits) if waits is not None else ""
+
+    @property
+    def on_others(self) -> bool:
+        """It surely waits for what other ranks do, by what its worker tells."""
+        return on_others(self.thread)
 
     @property
     def on_no_rank(self) -> bool:
@@ -105,8 +129,8 @@ def blocked_on(threads: Sequence[Thread], thread: Thread | None = None) -> Block
     kind, call, guessed = told.kind, told.call, False
     if kind is None:
         others = any(each.holds_gil for each in threads if each is not thread)
-        kind, call = _by_kernel(thread.state, thread.wchan, others)
-        guessed = call in _GUESSES
+        kind, call = _by_waits(thread) or _by_kernel(thread.state, thread.wchan, others)
+        guessed = call in _GUESSES and kind != "lock"
     return Blocked(
         kind,
         call,
@@ -123,13 +147,29 @@ def blocked_on(threads: Sequence[Thread], thread: Thread | None = None) -> Block
     )
 
 
+# ---- by what the worker tells
+
+
+def _by_waits(thread: Thread) -> tuple[Kind, str] | None:
+    """Of a thread at a line of the user's that calls C code."""
+    if thread.waits is None:
+        return None
+    if thread.waits.kind in LOCKS:
+        return ("lock", "a lock")
+    if thread.waits.kind == "file_lock":
+        return ("wait", FILE_LOCK)
+    if thread.waits.kind == "store":
+        return ("wait", STORE)
+    return None
+
+
 # ---- by what the kernel says
 
 _SLEEPS = ("hrtimer_nanosleep", "do_nanosleep", "common_nsleep")
 _POLLS = ("poll_schedule", "do_poll", "do_sys_poll", "do_select", "ep_poll", "do_epoll_wait")
 _FILE_LOCKS = ("locks_lock", "flock_lock", "posix_lock", "fcntl_setlk")
 #: Of these it isn't known who ends them: perhaps another rank.
-_GUESSES = frozenset({"a lock", "a lock, or the GIL", FILE_LOCK, POLL, "waiting"})
+_GUESSES = frozenset({"a lock", "a lock, or the GIL", FILE_LOCK, POLL, STORE, "waiting"})
 _CHILDREN = ("do_wait", "kernel_wait", "kernel_clone")
 _SOCKETS = (
     "unix_stream",

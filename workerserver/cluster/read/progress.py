@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from workerserver.cluster.model import Frame, Health, RankState, RoundLike
+from workerserver.cluster.model import Frame, Health, RankState, RoundLike, Thread
 from workerserver.cluster.read.acting import Root, acting
 from workerserver.cluster.read.blocked_on import Blocked, blocked_on
 from workerserver.cluster.read.flight_records import read
@@ -222,10 +222,18 @@ def still(
         if before.main_digest is None or after.main_digest is None:
             return None
         return before.main_digest == after.main_digest
-    if then.frames == now.frames:
-        return True
     blocked = blocked or blocked_on(after.threads, now)
+    if then.frames == now.frames:
+        return blocked.polls or not _ran(then, now)
     return blocked.polls and _same_wait(blocked_on(before.threads, then), blocked)
+
+
+def _ran(before: Thread, after: Thread) -> bool:
+    """It slept in both looks, and ran between them: a short loop is often met at the same line. Who
+    is seen to run may spin, so that nothing is told by how often it was switched."""
+    if before.switches is None or after.switches is None or before.native_id != after.native_id:
+        return False
+    return before.state == after.state == "S" and before.switches != after.switches
 
 
 def _same_wait(before: Blocked, after: Blocked) -> bool:

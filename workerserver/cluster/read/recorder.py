@@ -315,10 +315,10 @@ def _shapes(value: Any) -> tuple[Shape, ...] | None:
     for shape in value[:MAX_TENSORS]:
         if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
             return None
-        lengths = [integer(length) for length in shape]
-        if None in lengths:
-            return None
-        shapes.append(tuple(length for length in lengths if length is not None))
+        for length in shape:
+            if type(length) is not int or not 0 <= length < MAX_INTEGER:
+                return None
+        shapes.append(tuple(shape))
     return tuple(shapes)
 
 

@@ -12,8 +12,23 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from workerserver.cluster.model import Hold, Thread, WaitKind, WaitsFor
+from workerserver.ranks import unpack
 
-__all__ = ["in_words", "read_holds", "read_switches", "read_waits", "tells", "without_facts"]
+__all__ = [
+    "DIRECTIONS",
+    "LOCKS",
+    "awaited",
+    "by_id",
+    "circles",
+    "follow",
+    "in_words",
+    "on_others",
+    "read_holds",
+    "read_switches",
+    "read_waits",
+    "tells",
+    "without_facts",
+]
 
 KINDS: frozenset[str] = frozenset(get_args(WaitKind))
 SOURCES = frozenset({"locals", "with", "kernel", "interpreter"})
@@ -35,7 +50,6 @@ TELLING: frozenset[WaitKind] = frozenset(
         "mutex",
         "thread",
         "process",
-        "operation",
         "store",
         "rendezvous",
         "file_lock",
@@ -45,7 +59,7 @@ TELLING: frozenset[WaitKind] = frozenset(
 
 def read_waits(value: Any) -> WaitsFor | None:
     """The thread's ``waits_for``; None for what is not understood."""
-    if type(value) is not dict or value.get("kind") not in KINDS:
+    if type(value) is not dict or _text(value, "kind") not in KINDS:
         return None
     joined, group = value.get("thread"), value.get("group")
     joined = joined if type(joined) is dict else {}
@@ -62,7 +76,7 @@ def read_waits(value: Any) -> WaitsFor | None:
         pid=_number(value, "pid"),
         op=_text(value, "op"),
         peer=_number(value, "peer"),
-        group=_text(group, "description") or _text(group, "name"),
+        group=_text(group, "description") or _group(_text(group, "name")),
         ranks=_ranks(group.get("ranks")),
         tag=_number(value, "tag"),
         keys=_keys(value.get("keys")),
@@ -80,7 +94,7 @@ def read_holds(value: Any) -> tuple[Hold, ...]:
     found = []
     for each in value[:MAX_HOLDS]:
         item = _address(each.get("object")) if type(each) is dict else None
-        if item is not None and each.get("kind") in KINDS:
+        if item is not None and _text(each, "kind") in KINDS:
             found.append(Hold(each["kind"], item, _number(each, "frame")))
     return tuple(found)
 
@@ -92,6 +106,11 @@ def read_switches(value: Any) -> int | None:
 def _text(entry: Mapping[str, Any], name: str) -> str | None:
     value = entry.get(name)
     return value if type(value) is str and 0 < len(value) <= MAX_TEXT else None
+
+
+def _group(name: str | None) -> str | None:
+    """What people call a group of that name: torch's default group is the first one."""
+    return "default_pg" if name == "0" else name
 
 
 def _number(entry: Mapping[str, Any], name: str) -> int | None:
@@ -117,19 +136,101 @@ def _keys(value: Any) -> tuple[str, ...]:
 
 
 def _ranks(value: Any) -> tuple[int, ...]:
-    """All of a group's ranks, or none: a part would be taken for all of them."""
-    if type(value) is not list or len(value) > MAX_RANKS:
+    """All of a group's ranks ("0-3,8"), or none: a part would be taken for all of them."""
+    if type(value) is not str or len(value) > MAX_TEXT:
         return ()
-    good = all(type(each) is int and 0 <= each <= MAX_NUMBER for each in value)
-    return tuple(sorted(set(value))) if good else ()
+    try:
+        return tuple(sorted({*unpack(value, MAX_RANKS)}))
+    except ValueError:
+        return ()
+
+
+# ---- the threads of one process that wait for each other
+
+#: Kinds of what one thread at a time may hold.
+LOCKS: frozenset[WaitKind] = frozenset({"lock", "rlock", "mutex"})
+
+ById = Mapping[int, Thread]
+
+
+def by_id(threads: Sequence[Thread]) -> ById:
+    """The threads by their native ids; ids that two threads claim are nobody's."""
+    found: dict[int, Thread] = {}
+    twice: set[int] = set()
+    for each in threads:
+        if each.native_id is None:
+            continue
+        if each.native_id in found:
+            twice.add(each.native_id)
+        found[each.native_id] = each
+    return {native: each for native, each in found.items() if native not in twice}
+
+
+def awaited(thread: Thread, threads: ById) -> Thread | None:
+    """The thread that *thread* waits for: one that it joins, or that surely holds its lock. A lock
+    without an owner of its own needs a thread that says the same; who holds an RLock or a mutex
+    stands in it, and holds it twice without waiting."""
+    waits = thread.waits
+    if waits is None:
+        return None
+    if waits.kind == "thread":
+        joined = threads.get(waits.joined) if waits.joined is not None else None
+        return joined if joined is not thread else None
+    if waits.kind not in LOCKS or waits.holder is None:
+        return None
+    holder = threads.get(waits.holder)
+    if holder is None or waits.kind != "lock":
+        return holder if holder is not thread else None
+    held = waits.item is not None and any(each.item == waits.item for each in holder.holds)
+    return holder if held else None
+
+
+def follow(thread: Thread, threads: ById) -> list[Thread]:
+    """*thread*, the one that it waits for, and so on, to the end or until one comes again."""
+    path = [thread]
+    while (after := awaited(path[-1], threads)) is not None and after not in path:
+        path.append(after)
+    return path
+
+
+def circles(threads: Sequence[Thread]) -> list[tuple[Thread, ...]]:
+    """The threads that wait for each other in a circle, each circle once, from its main thread or
+    its first one on: what is behind one of its threads waits for the next one."""
+    known = by_id(threads)
+    done: set[int] = set()
+    found: list[tuple[Thread, ...]] = []
+    for start in sorted(known.values(), key=lambda each: not each.main):
+        path: list[Thread] = []
+        at: Thread | None = start
+        while at is not None and id(at) not in done:
+            done.add(id(at))
+            path.append(at)
+            at = awaited(at, known)
+        here = next((number for number, each in enumerate(path) if each is at), None)
+        if here is None:
+            continue
+        circle = path[here:]
+        first = next((number for number, each in enumerate(circle) if each.main), 0)
+        found.append((*circle[first:], *circle[:first]))
+    return found
 
 
 # ---- what follows from them
 
 
+#: What other ranks end: nobody who waits so owes anything.
+ON_OTHERS: frozenset[WaitKind] = frozenset({"operation", "store", "rendezvous"})
+
+
+def on_others(thread: Thread | None) -> bool:
+    """*thread* surely waits for other ranks."""
+    return thread is not None and thread.waits is not None and thread.waits.kind in ON_OTHERS
+
+
 def tells(threads: Sequence[Thread]) -> bool:
     """One of *threads* waits for something that may have an owner."""
-    return any(each.waits is not None and each.waits.kind in TELLING for each in threads)
+    found = (each.waits for each in threads if each.waits is not None)
+    return any(each.kind in TELLING or each.op in DIRECTIONS for each in found)
 
 
 def without_facts(threads: Sequence[Thread]) -> tuple[Thread, ...]:
@@ -163,7 +264,14 @@ def _operation(waits: WaitsFor) -> str:
 
 
 #: Operations between two ranks, and the word before the other rank.
-DIRECTIONS = {"send": "to", "isend": "to", "recv": "from", "irecv": "from"}
+DIRECTIONS = {
+    "send": "to",
+    "isend": "to",
+    "send_object_list": "to",
+    "recv": "from",
+    "irecv": "from",
+    "recv_object_list": "from",
+}
 
 
 def _store(waits: WaitsFor) -> str:
@@ -187,10 +295,10 @@ def _thread(waits: WaitsFor) -> str:
 
 
 def _descriptor(waits: WaitsFor) -> str:
-    what = waits.path or waits.target
-    if what is None:
+    """A pipe or a socket has only a number, which says nothing."""
+    if waits.path is None:
         return ""
-    return f"{waits.syscall} of {what}" if waits.syscall is not None else what
+    return f"{waits.syscall} of {waits.path}" if waits.syscall is not None else waits.path
 
 
 _SAY: Mapping[WaitKind, Callable[[WaitsFor], str]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from workerserver.cluster.judge.chains.facts import Circle
 from workerserver.cluster.judge.facts import Gone, known_rank
 from workerserver.cluster.judge.flight import Group, Mismatch, Wait
 from workerserver.cluster.judge.verdict import GroupState, Suspect, Verdict
@@ -64,6 +65,18 @@ def _suspect(suspect: Suspect) -> dict[str, Any]:
         "step": suspect.step,
         "step_age_s": suspect.step_age_s,
         "evidence": list(suspect.evidence),
+        "waits_for": suspect.waits_for,
+        "deadlock": list(map(_circle, suspect.deadlock)),
+    }
+
+
+def _circle(circle: Circle) -> dict[str, Any]:
+    return {
+        "thread": circle.thread,
+        "waits_for": circle.waits_for,
+        "holds": circle.held,
+        "took": where(circle.took) if circle.took is not None else None,
+        "stands": where(circle.stands) if circle.stands is not None else None,
     }
 
 
@@ -72,6 +85,7 @@ def _process_group(state: GroupState) -> dict[str, Any]:
     return {
         "name": group.key.name,
         "desc": group.key.desc,
+        "backend": group.key.backend or None,
         "ranks": fold(group.ranks),
         "complete": group.complete,
         "positions": _positions(group),

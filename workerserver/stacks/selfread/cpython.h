@@ -42,6 +42,13 @@ enum {
     CPY_VALUES_IN_OBJECT,  /* the array follows the object; a word before it is for the dict */
 };
 
+/* CPY_WITH: where a frame inside a with block keeps the context manager. */
+enum {
+    CPY_WITH_BLOCKS, /* its __exit__, below the level of a block on the frame's stack of blocks */
+    CPY_WITH_BOUND,  /* its __exit__, below the depth in the exception table */
+    CPY_WITH_PAIR,   /* below that depth __exit__ and what it is bound to, or nothing */
+};
+
 /* CPY_SOURCE: what gives most offsets. */
 #define CPY_HEADERS 0 /* CPython's headers, so the patch release that this is compiled for */
 #define CPY_TABLE 1   /* the running process itself, which has a table of them */
@@ -53,6 +60,7 @@ enum {
 
 #define CPY_RUNNING PY_VERSION_HEX /* the process doesn't say */
 #define CPY_FRAME_HEADER <frameobject.h>
+#define CPY_OBJECT_HEADER <frameobject.h>
 #define CPY_DICT_HEADER <Python.h> /* in no header, see CPY_KEYS_* */
 #define CPY_SOURCE CPY_HEADERS
 
@@ -85,9 +93,21 @@ enum {
 #define CPY_QUALNAME(code) ((void)(code), (PyObject *)NULL)
 #define CPY_LINES CPY_LINES_PAIRS
 
+#define CPY_OBJECT_FRAME WS_NONE /* the object is the frame */
+#define CPY_FRAME_LOCALS offsetof(PyFrameObject, f_localsplus)
+#define CPY_FRAME_VALUES offsetof(PyFrameObject, f_valuestack)
+#define CPY_FRAME_BLOCKS offsetof(PyFrameObject, f_blockstack)
+#define CPY_FRAME_BLOCK_COUNT offsetof(PyFrameObject, f_iblock)
+#define CPY_CODE_LOCALS WS_NONE
+#define CPY_CODE_EXCEPTIONS WS_NONE
+#define CPY_CODE_BYTES offsetof(PyCodeObject, co_code)
+#define CPY_WITH CPY_WITH_BLOCKS
+#define CPY_ENTER_UNITS 1 /* of the instruction that calls __enter__ */
+
 #define CPY_STR_IS_READY(string) (((const PyASCIIObject *)(string))->state.ready)
-#define CPY_INT_IS_DIGIT(number) (((const PyVarObject *)(number))->ob_size == 1)
-#define CPY_INT_DIGIT(number) ((number)->ob_digit[0])
+#define CPY_INT_DIGITS(number) ((number)->ob_digit)
+#define CPY_INT_SIZE(number) Py_ABS(((const PyVarObject *)(number))->ob_size)
+#define CPY_INT_NEGATIVE(number) (((const PyVarObject *)(number))->ob_size < 0)
 
 #define CPY_VALUES CPY_VALUES_DICT
 #define CPY_VALUES_HEAD 0
@@ -105,6 +125,7 @@ enum {
 
 #define CPY_RUNNING Py_Version
 #define CPY_FRAME_HEADER "internal/pycore_frame.h"
+#define CPY_OBJECT_HEADER "internal/pycore_frame.h"
 #define CPY_DICT_HEADER "internal/pycore_dict.h"
 #define CPY_SOURCE CPY_HEADERS
 
@@ -137,9 +158,21 @@ enum {
 #define CPY_QUALNAME(code) ((code)->co_qualname)
 #define CPY_LINES CPY_LINES_LOCATIONS
 
+#define CPY_OBJECT_FRAME offsetof(PyFrameObject, f_frame)
+#define CPY_FRAME_LOCALS offsetof(_PyInterpreterFrame, localsplus)
+#define CPY_FRAME_VALUES WS_NONE /* behind the locals */
+#define CPY_FRAME_BLOCKS WS_NONE
+#define CPY_FRAME_BLOCK_COUNT WS_NONE
+#define CPY_CODE_LOCALS offsetof(PyCodeObject, co_nlocalsplus)
+#define CPY_CODE_EXCEPTIONS offsetof(PyCodeObject, co_exceptiontable)
+#define CPY_CODE_BYTES WS_NONE
+#define CPY_WITH CPY_WITH_BOUND
+#define CPY_ENTER_UNITS 1
+
 #define CPY_STR_IS_READY(string) (((const PyASCIIObject *)(string))->state.ready)
-#define CPY_INT_IS_DIGIT(number) (((const PyVarObject *)(number))->ob_size == 1)
-#define CPY_INT_DIGIT(number) ((number)->ob_digit[0])
+#define CPY_INT_DIGITS(number) ((number)->ob_digit)
+#define CPY_INT_SIZE(number) Py_ABS(((const PyVarObject *)(number))->ob_size)
+#define CPY_INT_NEGATIVE(number) (((const PyVarObject *)(number))->ob_size < 0)
 
 #define CPY_VALUES CPY_VALUES_TWO_WORDS
 #define CPY_VALUES_HEAD 0
@@ -156,6 +189,7 @@ enum {
 
 #define CPY_RUNNING Py_Version
 #define CPY_FRAME_HEADER "internal/pycore_frame.h"
+#define CPY_OBJECT_HEADER "internal/pycore_frame.h"
 #define CPY_DICT_HEADER "internal/pycore_dict.h"
 #define CPY_SOURCE CPY_HEADERS
 
@@ -188,9 +222,21 @@ enum {
 #define CPY_QUALNAME(code) ((code)->co_qualname)
 #define CPY_LINES CPY_LINES_LOCATIONS
 
+#define CPY_OBJECT_FRAME offsetof(PyFrameObject, f_frame)
+#define CPY_FRAME_LOCALS offsetof(_PyInterpreterFrame, localsplus)
+#define CPY_FRAME_VALUES WS_NONE /* behind the locals */
+#define CPY_FRAME_BLOCKS WS_NONE
+#define CPY_FRAME_BLOCK_COUNT WS_NONE
+#define CPY_CODE_LOCALS offsetof(PyCodeObject, co_nlocalsplus)
+#define CPY_CODE_EXCEPTIONS offsetof(PyCodeObject, co_exceptiontable)
+#define CPY_CODE_BYTES WS_NONE
+#define CPY_WITH CPY_WITH_BOUND
+#define CPY_ENTER_UNITS 1
+
 #define CPY_STR_IS_READY(string) true
-#define CPY_INT_IS_DIGIT(number) ((number)->long_value.lv_tag == 1 << 3)
-#define CPY_INT_DIGIT(number) ((number)->long_value.ob_digit[0])
+#define CPY_INT_DIGITS(number) ((number)->long_value.ob_digit)
+#define CPY_INT_SIZE(number) ((Py_ssize_t)((number)->long_value.lv_tag >> 3))
+#define CPY_INT_NEGATIVE(number) (((number)->long_value.lv_tag & 3) == 2)
 
 #define CPY_VALUES CPY_VALUES_TAGGED
 #define CPY_VALUES_HEAD 0
@@ -207,6 +253,7 @@ enum {
 
 #define CPY_RUNNING Py_Version
 #define CPY_FRAME_HEADER "internal/pycore_frame.h"
+#define CPY_OBJECT_HEADER "internal/pycore_frame.h"
 #define CPY_DICT_HEADER "internal/pycore_dict.h"
 #define CPY_SOURCE CPY_TABLE
 
@@ -224,9 +271,21 @@ enum {
 #define CPY_QUALNAME(code) ((code)->co_qualname)
 #define CPY_LINES CPY_LINES_LOCATIONS
 
+#define CPY_OBJECT_FRAME offsetof(PyFrameObject, f_frame)
+#define CPY_FRAME_LOCALS offsetof(_PyInterpreterFrame, localsplus)
+#define CPY_FRAME_VALUES WS_NONE /* behind the locals */
+#define CPY_FRAME_BLOCKS WS_NONE
+#define CPY_FRAME_BLOCK_COUNT WS_NONE
+#define CPY_CODE_LOCALS offsetof(PyCodeObject, co_nlocalsplus)
+#define CPY_CODE_EXCEPTIONS offsetof(PyCodeObject, co_exceptiontable)
+#define CPY_CODE_BYTES WS_NONE
+#define CPY_WITH CPY_WITH_BOUND
+#define CPY_ENTER_UNITS 1
+
 #define CPY_STR_IS_READY(string) true
-#define CPY_INT_IS_DIGIT(number) ((number)->long_value.lv_tag == 1 << 3)
-#define CPY_INT_DIGIT(number) ((number)->long_value.ob_digit[0])
+#define CPY_INT_DIGITS(number) ((number)->long_value.ob_digit)
+#define CPY_INT_SIZE(number) ((Py_ssize_t)((number)->long_value.lv_tag >> 3))
+#define CPY_INT_NEGATIVE(number) (((number)->long_value.lv_tag & 3) == 2)
 
 #define CPY_VALUES CPY_VALUES_IN_OBJECT
 #define CPY_VALUES_HEAD sizeof(void *) /* capacity, size, embedded, valid: a byte each; padding */
@@ -243,6 +302,7 @@ enum {
 
 #define CPY_RUNNING Py_Version
 #define CPY_FRAME_HEADER "internal/pycore_interpframe_structs.h"
+#define CPY_OBJECT_HEADER "internal/pycore_frame.h"
 #define CPY_DICT_HEADER "internal/pycore_dict.h"
 #define CPY_SOURCE CPY_TABLE
 
@@ -260,9 +320,21 @@ enum {
 #define CPY_QUALNAME(code) ((code)->co_qualname)
 #define CPY_LINES CPY_LINES_LOCATIONS
 
+#define CPY_OBJECT_FRAME offsetof(PyFrameObject, f_frame)
+#define CPY_FRAME_LOCALS offsetof(_PyInterpreterFrame, localsplus)
+#define CPY_FRAME_VALUES WS_NONE /* behind the locals */
+#define CPY_FRAME_BLOCKS WS_NONE
+#define CPY_FRAME_BLOCK_COUNT WS_NONE
+#define CPY_CODE_LOCALS offsetof(PyCodeObject, co_nlocalsplus)
+#define CPY_CODE_EXCEPTIONS offsetof(PyCodeObject, co_exceptiontable)
+#define CPY_CODE_BYTES WS_NONE
+#define CPY_WITH CPY_WITH_PAIR
+#define CPY_ENTER_UNITS 4 /* CALL and its caches */
+
 #define CPY_STR_IS_READY(string) true
-#define CPY_INT_IS_DIGIT(number) ((number)->long_value.lv_tag == 1 << 3)
-#define CPY_INT_DIGIT(number) ((number)->long_value.ob_digit[0])
+#define CPY_INT_DIGITS(number) ((number)->long_value.ob_digit)
+#define CPY_INT_SIZE(number) ((Py_ssize_t)((number)->long_value.lv_tag >> 3))
+#define CPY_INT_NEGATIVE(number) (((number)->long_value.lv_tag & 3) == 2)
 
 #define CPY_VALUES CPY_VALUES_IN_OBJECT
 #define CPY_VALUES_HEAD sizeof(void *) /* capacity, size, embedded, valid: a byte each; padding */
@@ -279,6 +351,7 @@ enum {
 
 #define CPY_RUNNING Py_Version
 #define CPY_FRAME_HEADER "internal/pycore_interpframe_structs.h"
+#define CPY_OBJECT_HEADER "internal/pycore_frame.h"
 #define CPY_DICT_HEADER "internal/pycore_dict.h"
 #define CPY_SOURCE CPY_TABLE
 
@@ -296,9 +369,21 @@ enum {
 #define CPY_QUALNAME(code) ((code)->co_qualname)
 #define CPY_LINES CPY_LINES_LOCATIONS
 
+#define CPY_OBJECT_FRAME offsetof(PyFrameObject, f_frame)
+#define CPY_FRAME_LOCALS offsetof(_PyInterpreterFrame, localsplus)
+#define CPY_FRAME_VALUES WS_NONE /* behind the locals */
+#define CPY_FRAME_BLOCKS WS_NONE
+#define CPY_FRAME_BLOCK_COUNT WS_NONE
+#define CPY_CODE_LOCALS offsetof(PyCodeObject, co_nlocalsplus)
+#define CPY_CODE_EXCEPTIONS offsetof(PyCodeObject, co_exceptiontable)
+#define CPY_CODE_BYTES WS_NONE
+#define CPY_WITH CPY_WITH_PAIR
+#define CPY_ENTER_UNITS 4 /* CALL and its caches */
+
 #define CPY_STR_IS_READY(string) true
-#define CPY_INT_IS_DIGIT(number) ((number)->long_value.lv_tag == 1 << 3)
-#define CPY_INT_DIGIT(number) ((number)->long_value.ob_digit[0])
+#define CPY_INT_DIGITS(number) ((number)->long_value.ob_digit)
+#define CPY_INT_SIZE(number) ((Py_ssize_t)((number)->long_value.lv_tag >> 3))
+#define CPY_INT_NEGATIVE(number) (((number)->long_value.lv_tag & 3) == 2)
 
 #define CPY_VALUES CPY_VALUES_IN_OBJECT
 #define CPY_VALUES_HEAD sizeof(void *) /* capacity, size, embedded, valid: a byte each; padding */
@@ -378,6 +463,7 @@ enum {
 #endif
 
 /* In no table, and the same in all versions. */
+#define CPY_GIL_SIZE sizeof(struct _gil_runtime_state)
 #define CPY_GIL_SWITCHES offsetof(struct _gil_runtime_state, switch_number)
 
 #endif

@@ -16,6 +16,7 @@ enum {
     WS_FRAME_MAX = 512,     /* bytes read of a frame, a thread state, a code object */
     WS_STATE_MAX = 1024,
     WS_GIL_MAX = 64,
+    WS_BLOCKS = 20,         /* 3.10: of a frame */
     WS_CODE_MAX = 512,
     WS_GROUP = 64,          /* code objects, or threads, that are read together */
     WS_TEXT_HEAD = 256,     /* bytes of a string, of a line table that are read with its header */
@@ -60,9 +61,15 @@ typedef struct {
     size_t code_first_traceable, code_instructions, code_read;
     /* Other objects */
     size_t object_type;
-    size_t gil_holder, gil_locked, gil_switches, gil_read;
+    size_t gil_holder, gil_locked, gil_switches, gil_read, gil_size;
     size_t keys_count, keys_index_bytes, keys_kind, keys_size, keys_read; /* dict keys */
     size_t links; /* of one chain */
+    /* Values: what waits are read from */
+    size_t object_frame; /* from a frame object to its frame; WS_NONE: the same */
+    size_t frame_locals, frame_values, frame_blocks, frame_block_count, frame_look;
+    size_t code_locals, code_exceptions, code_bytes, code_names, code_look;
+    uintptr_t method_type, function_type, tuple_type; /* a bound method, a bound C function */
+    size_t method_self, function_self;
 } ws_layout_t;
 
 extern ws_layout_t ws_layout;
@@ -200,6 +207,71 @@ typedef struct {
 /* Fills `thread` and appends its frames. False: the thread has ended. */
 bool ws_stack_take(ws_arena *arena, const ws_listed *listed, ws_snapshot *out, ws_thread *thread);
 
+/* --- attributes and dicts: attributes.c. They use no part of the work space, so any thread may. */
+
+enum {
+    WS_WANTED = 3, /* attributes looked up together */
+    WS_TYPES = 16, /* known at one time */
+};
+
+/* Interned strings: an attribute's key is one of them, so addresses are compared. */
+typedef struct {
+    uintptr_t keys[WS_WANTED];
+    size_t count;
+} ws_wanted;
+
+/* Keys of a dict, or of all instances of a type. key_at is 0 where entries hold no hash. */
+typedef struct {
+    uintptr_t entries;
+    size_t count, entry_size, key_at, value_at;
+} ws_keys;
+
+typedef struct {
+    uintptr_t address;
+    unsigned long flags;
+    ptrdiff_t dict_offset, basic_size;
+    bool good;
+    int slots[WS_WANTED]; /* of the wanted attributes in the type's shared keys; -1: none */
+} ws_type;
+
+typedef struct {
+    ws_wanted wanted;
+    size_t count;
+    ws_type types[WS_TYPES];
+} ws_types;
+
+/* The entries of a dict, copied into the arena. An entry that was deleted has the value 0. */
+typedef struct {
+    const char *data;
+    ws_keys keys;
+} ws_entries;
+
+bool ws_keys_read(uintptr_t address, ws_keys *out);
+/* NULL: too many types. */
+const ws_type *ws_type_find(ws_types *types, uintptr_t address);
+/* Where the values of the wanted attributes are; 0: nowhere. `before`: four words before the
+ * object, and its head. */
+void ws_attributes_locate(uintptr_t found[WS_WANTED], uintptr_t object, const char *before,
+                          const ws_type *type, const ws_wanted *wanted);
+/* The values of an instance's wanted attributes; 0: none, or not readable. */
+bool ws_attributes_read(uintptr_t object, const ws_wanted *wanted, uintptr_t values[WS_WANTED]);
+/* False: not a dict of at most `most` entries, empty, or one with split keys. */
+bool ws_dict_read(ws_arena *arena, uintptr_t address, size_t most, ws_entries *out);
+
+/* --- values: values.c. Any thread too. */
+
+/* The type of an object; 0: not readable. */
+uintptr_t ws_type_read(uintptr_t object);
+/* False: not an int, or one of more than 62 bits. */
+bool ws_int_read(uintptr_t object, int64_t *value);
+/* A str, at most WS_MAX_NAME characters of it. False: not a str. */
+bool ws_text_read(ws_arena *arena, uintptr_t object, ws_name *name);
+
+/* --- what threads wait for: facts/facts.c */
+
+/* Fills waits and holds of a snapshot taken without the GIL. Each is read twice. */
+void ws_waits_take(ws_arena *arena, ws_snapshot *out, const ws_place *places);
+
 /* --- names of threads: names.c */
 
 void ws_names_take(ws_arena *arena, ws_snapshot *out);
@@ -235,6 +307,7 @@ typedef struct {
     ws_chain checked; /* a settled chain, read once more */
 #endif
     ws_listed listed[WS_MAX_THREADS];
+    ws_place places[WS_MAX_FRAMES]; /* of the snapshot's frames */
     ws_code codes[WS_CODES];
     ws_string strings[WS_STRINGS];
 } ws_work_t;

@@ -44,6 +44,11 @@ static void learn_types(ws_layout_t *at) {
     at->true_object = (uintptr_t)Py_True;
     at->false_object = (uintptr_t)Py_False;
     at->object_type = offsetof(PyObject, ob_type);
+    at->method_type = (uintptr_t)&PyMethod_Type;
+    at->method_self = offsetof(PyMethodObject, im_self);
+    at->function_type = (uintptr_t)&PyCFunction_Type;
+    at->function_self = offsetof(PyCFunctionObject, m_self);
+    at->tuple_type = (uintptr_t)&PyTuple_Type;
 }
 
 /* The strings and the dict are kept for ever: other threads compare with their addresses. */
@@ -89,14 +94,15 @@ const char *ws_layout_learn(void) {
         return "only in the main interpreter";
     }
     at->interpreter = (uintptr_t)interpreter;
+    learn_types(at);
     if (!ws_offsets(at)) {
         return DIFFERS;
     }
     if (at->state_size > WS_STATE_MAX || at->frame_size > WS_FRAME_MAX
-        || at->code_read > WS_CODE_MAX || at->gil_read > WS_GIL_MAX) {
+        || at->code_read > WS_CODE_MAX || at->gil_read > WS_GIL_MAX
+        || at->frame_look > WS_FRAME_MAX || at->code_look > WS_CODE_MAX) {
         return DIFFERS " (sizes)";
     }
-    learn_types(at);
     if (!learn_names(at)) {
         PyErr_Clear();
         return WS_NO_MEMORY;

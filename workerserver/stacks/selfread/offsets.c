@@ -12,6 +12,7 @@
 #include "internal/pycore_interp.h"
 #include "internal/pycore_runtime.h"
 #include CPY_FRAME_HEADER
+#include CPY_OBJECT_HEADER
 #include CPY_DICT_HEADER
 
 #include <string.h>
@@ -54,6 +55,7 @@ static void gil_offsets(ws_layout_t *at) {
     at->gil_holder = CPY_GIL_HOLDER;
     at->gil_locked = CPY_GIL_LOCKED;
     at->gil_switches = CPY_GIL_SWITCHES;
+    at->gil_size = CPY_GIL_SIZE;
     cover(&at->gil_read, at->gil_holder, sizeof(void *));
     cover(&at->gil_read, at->gil_locked, sizeof(int));
     cover(&at->gil_read, at->gil_switches, sizeof(unsigned long));
@@ -100,6 +102,31 @@ static void code_offsets(ws_layout_t *at) {
     cover(&at->code_read, at->code_first_traceable, sizeof(int));
 }
 
+/* What waits are read from: the locals and the value stack of a frame. */
+static void value_offsets(ws_layout_t *at) {
+    const size_t word = sizeof(void *);
+    at->object_frame = CPY_OBJECT_FRAME;
+    at->frame_locals = CPY_FRAME_LOCALS;
+    at->frame_values = CPY_FRAME_VALUES;
+    at->frame_blocks = CPY_FRAME_BLOCKS;
+    at->frame_block_count = CPY_FRAME_BLOCK_COUNT;
+    at->code_locals = CPY_CODE_LOCALS;
+    at->code_exceptions = CPY_CODE_EXCEPTIONS;
+    at->code_bytes = CPY_CODE_BYTES;
+    at->code_names = offsetof(PyCodeObject, co_names);
+    cover(&at->frame_look, at->frame_code, word);
+    cover(&at->frame_look, at->frame_instruction, word);
+    cover(&at->frame_look, at->frame_last, sizeof(int));
+    cover(&at->frame_look, at->frame_values, word);
+    cover(&at->frame_look, at->frame_blocks, WS_BLOCKS * 3 * sizeof(int));
+    cover(&at->frame_look, at->frame_block_count, sizeof(int));
+    cover(&at->code_look, at->object_type, word);
+    cover(&at->code_look, at->code_locals, sizeof(int));
+    cover(&at->code_look, at->code_exceptions, word);
+    cover(&at->code_look, at->code_bytes, word);
+    cover(&at->code_look, at->code_names, word);
+}
+
 static void dict_offsets(ws_layout_t *at) {
     at->keys_size = CPY_KEYS_SIZE;
     at->keys_count = CPY_KEYS_COUNT;
@@ -116,6 +143,7 @@ bool ws_offsets(ws_layout_t *at) {
     gil_offsets(at);
     frame_offsets(at);
     code_offsets(at);
+    value_offsets(at);
     dict_offsets(at);
     return true;
 }

@@ -128,7 +128,7 @@ static bool starting(const ws_thread *thread) {
     return thread->ident == 0 || same > 1;
 }
 
-static void take(ws_arena *arena, ws_snapshot *out) {
+static void take(ws_arena *arena, ws_snapshot *out, bool facts) {
     ws_gil gil;
     list_threads(out);
     ws_gil_read(&gil);
@@ -151,10 +151,13 @@ static void take(ws_arena *arena, ws_snapshot *out) {
         out->thread_count++;
     }
     ws_names_take(arena, out);
+    if (facts) {
+        ws_waits_take(arena, out, ws_work->places);
+    }
 }
 
 /* 0, -1: no thread was found, -2: no memory. */
-static int take_snapshot(ws_snapshot *out) {
+static int take_snapshot(ws_snapshot *out, bool facts) {
     ws_arena arena;
     struct timespec now;
     memset(out, 0, sizeof *out);
@@ -171,7 +174,7 @@ static int take_snapshot(ws_snapshot *out) {
     out->threads = ws_arena_take(&arena, sizeof(ws_thread) * WS_MAX_THREADS);
     out->frames = ws_arena_take(&arena, sizeof(ws_frame) * WS_MAX_FRAMES);
     ws_time_start();
-    take(&arena, out);
+    take(&arena, out, facts);
     ws_check_snapshot(out);
     if (out->thread_count == 0) {
         ws_selfread_free(out);
@@ -210,7 +213,7 @@ int ws_selfread_prepare(void) {
         }
     }
     if (found == NULL) {
-        int taken = take_snapshot(&snapshot);
+        int taken = take_snapshot(&snapshot, false);
         bool late = ws_time_over(); /* so what is missing says nothing of the layout */
         found = taken == 0 ? ws_layout_check(&snapshot)
                            : "this CPython's memory layout differs (no threads)";
@@ -233,16 +236,17 @@ const char *ws_selfread_problem(void) {
     return atomic_load(&ready) == (int)getpid() ? atomic_load(&trouble) : UNPREPARED;
 }
 
-int ws_selfread_take(ws_snapshot *out) {
+int ws_selfread_take(ws_snapshot *out, bool facts) {
     int saved = errno, result = -1;
     if (ws_selfread_problem() != NULL) {
         memset(out, 0, sizeof *out);
         out->mode = WS_MODE_NOGIL;
     } else {
         begin_reading();
-        result = take_snapshot(out) == 0 ? 0 : -1;
+        result = take_snapshot(out, facts) == 0 ? 0 : -1;
         /* What a huge process left here is not kept. */
-        if (ws_work->code_count > 4096 || ws_work->string_count > 4096) {
+        if (ws_work->code_count > 4096 || ws_work->string_count > 4096
+            || out->frame_count > 16384) {
             madvise(ws_work, sizeof *ws_work, MADV_DONTNEED);
         }
         end_reading();

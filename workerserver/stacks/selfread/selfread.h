@@ -17,9 +17,9 @@ int ws_selfread_prepare(void);
 /* Why stacks can't be read without the GIL here; NULL if they can. A static string. */
 const char *ws_selfread_problem(void);
 
-/* The stacks of all threads. One caller at a time. 0, or -1 if nothing could be read (`out` is then
- * empty); ws_selfread_free() in either case. */
-int ws_selfread_take(ws_snapshot *out);
+/* The stacks of all threads, with `facts` what they wait for too (facts.h). One caller at a time. 0,
+ * or -1 if nothing could be read (`out` is then empty); ws_selfread_free() in either case. */
+int ws_selfread_take(ws_snapshot *out, bool facts);
 void ws_selfread_free(ws_snapshot *snapshot);
 
 typedef struct {

@@ -14,12 +14,14 @@ from workerserver.cluster.judge.flight import Wait
 from workerserver.cluster.judge.grounds.lateness import late_for, patience
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import Reason
-from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL, Kind
+from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL, STORE, Kind
 
-__all__ = ["RECORDED", "hindrance", "is_elsewhere"]
+__all__ = ["RECORDED", "hindrance", "is_elsewhere", "is_late"]
 
 #: Reasons that rest on recorded operations.
 RECORDED: frozenset[Reason] = frozenset({"mismatch", "order", "p2p cycle"})
+#: Reasons that a rank need not stand still for, or that are no guess at what it waits for.
+PROVEN: frozenset[Reason] = RECORDED | {"deadlock"}
 #: What ends only if somebody does something about it.
 ENDLESS: frozenset[Kind] = frozenset({"debugger", "stopped", "shutdown"})
 #: A rank that computes or writes where it is may only be slow, for this long, and for so many usual
@@ -33,7 +35,7 @@ def hindrance(
 ) -> Hindrance | None:
     """Why *rank* can't be accused for *reason*; None if it can. *absent*: all who have not come to
     where others wait. *wait*: where that is, if a recorder tells."""
-    if reason in RECORDED or rank in job.now.gone:
+    if reason in PROVEN or rank in job.now.gone:
         return None
     if rank not in job.blocked:
         return "unseen"
@@ -49,11 +51,16 @@ def hindrance(
     if job.before is not None and job.same_stack(rank) is None and _readable(job, rank):
         return "unseen"
     if blocked.on_ranks:
-        few = 2 * len(absent) < len(job.expected)
-        if blocked.kind != "p2p" or wait is None or not few:
+        few = 2 * len(absent) < len(job.expected) and set(absent) == {rank}
+        if blocked.kind != "p2p" or wait is None or wait.silent or not few:
             return "waits"
-        return _if_late(job, rank, wait)
+        return is_late(job, rank, wait)
     if blocked.helped or blocked.kind == "device" or job.victims_at(rank):
+        return "waits"
+    if rank in job.chains.edges:
+        return "waits"
+    together = wait is not None and wait.seq is not None
+    if blocked.on_others and not (together and blocked.call == STORE and _alone(job, rank, absent)):
         return "waits"
     unseen = blocked.thread is not None and blocked.thread.state is None
     unseen = unseen and (blocked.works or blocked.kind in ("io", "backward"))
@@ -65,11 +72,12 @@ def hindrance(
         guess = _of_guess(job, rank, absent)
         if guess is not None:
             return guess
-    return _if_late(job, rank, wait)
+    return is_late(job, rank, wait)
 
 
-def _if_late(job: Job, rank: int, wait: Wait | None) -> Hindrance | None:
-    if job.blocked[rank].kind in ENDLESS:
+def is_late(job: Job, rank: int, wait: Wait | None) -> Hindrance | None:
+    """ "late" if it may only pause."""
+    if rank in job.blocked and job.blocked[rank].kind in ENDLESS:
         return None
     return "late" if late_for(job, rank, wait) < patience(job, rank, wait) else None
 
@@ -78,6 +86,8 @@ def is_elsewhere(job: Job, rank: int) -> bool:
     """It surely waits for no rank, and does nothing else either."""
     blocked = job.blocked.get(rank)
     if blocked is None or blocked.on_ranks or blocked.helped or blocked.runs or blocked.writes:
+        return False
+    if blocked.on_others or rank in job.chains.edges:
         return False
     if blocked.kind == "device" or (blocked.guessed and not _in_own_lock(job, rank)):
         return False
@@ -92,7 +102,7 @@ def _in_own_lock(job: Job, rank: int) -> bool:
     """At a line of the user's in C code that waits, and all that it has ever issued is recorded and
     has ended: so it waits for a lock of its process."""
     blocked, record = job.blocked[rank], job.now.of_rank(rank)
-    if blocked.call in (FILE_LOCK, POLL) or record is None or record.empty:
+    if blocked.call in (FILE_LOCK, POLL, STORE) or record is None or record.empty:
         return False
     return not record.unrecorded and not job.pending(rank)
 
@@ -131,9 +141,17 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
     record = job.now.of_rank(rank)
     if len(job.expected) == 1:
         return None
-    if blocked.call == FILE_LOCK and _alone(job, rank, absent):
-        return None  # whoever has the lock, no other rank can go on before this one comes
-    if blocked.call == FILE_LOCK or (record is not None and record.unrecorded):
+    if blocked.kind == "unknown":  # nothing is told of the kernel
+        others = [
+            each
+            for each, its in job.blocked.items()
+            if each != rank and its.kind == "unknown" and not job.pending(each)
+        ]
+        if others or len(absent) > 1 or len(job.expected) == 2:
+            return "waits"  # one of them may wait for another
+    if blocked.call in (FILE_LOCK, STORE) and _alone(job, rank, absent):
+        return None  # whoever ends that wait, no other rank can go on before this one comes
+    if blocked.call in (FILE_LOCK, STORE) or (record is not None and record.unrecorded):
         return "waits"
     if (record is None or record.empty) and blocked.call != "waiting":
         return "waits"

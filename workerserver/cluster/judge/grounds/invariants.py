@@ -39,6 +39,10 @@ def check(job: Job, suspicions: Suspicions, conclusion: Conclusion) -> None:
 def _check_accused(job: Job, accusation: Accusation) -> None:
     rank = accusation.rank
     facts = (accusation, job.blocked.get(rank))
+    if accusation.reason == "deadlock":
+        assert rank in job.now.states, facts
+        assert job.now.states[rank].own is not None or accusation.process_group, facts
+        return
     if accusation.reason in RECORDED:
         assert accusation.process_group is not None, facts
         return

@@ -6,25 +6,27 @@ than pauses usually are: for many usual steps, but not for ever.
 
 from __future__ import annotations
 
+import math
+
 from workerserver.cluster.judge.flight import Wait
-from workerserver.cluster.judge.job import Job
+from workerserver.cluster.judge.job import MIN_PAUSES, Job
 
 __all__ = ["late_for", "patience"]
 
-#: A pause may be as long as so many usual steps...
+#: A pause may be as long as so many usual steps, and longer than those that the job has made...
 LATE_STEPS = 40.0
-#: ... and always as long as this: a command that looks again by itself sees longer ones end ...
-LATE_LEAST_SECONDS = 8.0
+#: ... and always as long as this ...
+LATE_LEAST_SECONDS = 5.0
 #: ... but no longer than this.
 LATE_MOST_SECONDS = 120.0
-#: By so much may the clocks of two hosts differ without a sign of that.
+#: By so much may another host's clock differ from this one's without a sign of that.
 CLOCK_SECONDS = 5.0
 
 
 def late_for(job: Job, rank: int, wait: Wait | None) -> float:
     """For how many seconds *rank* has not come, at least: by its own heartbeat, by the clocks of
     those that wait for it, and by what the rounds have seen."""
-    seconds = max(job.still_for(rank), job.step_age(rank) or 0.0)
+    seconds = max(job.still_for(rank), (job.step_age(rank) or 0.0) - job.longest_step(rank))
     held = job.gil(rank)
     if held is not None:
         seconds = max(seconds, held[1] or 0.0)
@@ -32,18 +34,25 @@ def late_for(job: Job, rank: int, wait: Wait | None) -> float:
         return seconds
     seconds = max(seconds, job.seen_for(wait))
     told = job.told_age(wait)
-    if told is None:
-        return seconds
+    if told is None:  # with one look only, nothing speaks for a pause
+        return math.inf if job.before is None else seconds
     ages = [age for each in wait.waiting if (age := job.step_age(each)) is not None]
     if ages:  # each of them has waited since its last heartbeat at most
         return max(seconds, min(told, min(ages)))
-    return max(seconds, told - CLOCK_SECONDS)
+    here = all(_is_here(job, each) for each in wait.waiting)
+    return max(seconds, told if here else told - CLOCK_SECONDS)
+
+
+def _is_here(job: Job, rank: int) -> bool:
+    """On this host: its clock is this one's."""
+    worker = job.now.states[rank].worker
+    return worker.unix and worker.via is None
 
 
 def patience(job: Job, rank: int, wait: Wait | None) -> float:
     """So many seconds a pause may last."""
-    usual = _usual(job, rank, wait)
-    return min(max(LATE_STEPS * usual, LATE_LEAST_SECONDS), LATE_MOST_SECONDS)
+    least = max(LATE_LEAST_SECONDS, MIN_PAUSES * (job.rhythm or 0.0), 2 * job.longest_pause)
+    return min(max(LATE_STEPS * _usual(job, rank, wait), least), LATE_MOST_SECONDS)
 
 
 def _usual(job: Job, rank: int, wait: Wait | None) -> float:

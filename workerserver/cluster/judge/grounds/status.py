@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from workerserver.cluster.judge.chains.facts import Deadlock
 from workerserver.cluster.judge.facts import (
     Accusation,
     Doubt,
@@ -92,6 +93,8 @@ def _may_end(doubt: Doubt) -> bool:
 
 def _is_sure(job: Job, suspicions: Suspicions, accusation: Accusation) -> bool:
     """Whoever is accused has been missing for long, and surely waits for nobody."""
+    if isinstance(accusation.claim, Deadlock):
+        return accusation.claim.sure
     if accusation.reason in RECORDED:
         return bool(suspicions.hanging) and all(_is_old(job, each) for each in suspicions.hanging)
     rank = accusation.rank
@@ -145,10 +148,11 @@ def _without_sign(
         return
     if going:
         yield NoSign(silent)
-    elif not doubts and not _stands(job):
-        yield NoEvidence(len(job.rounds))
     elif not doubts or all(isinstance(each, Unproven) for each in doubts):
-        yield Standing(_since(job), tuple(_places(job)))
+        if _stands(job):
+            yield Standing(_since(job), tuple(_places(job)))
+        elif not doubts or job.before is None:
+            yield NoEvidence(len(job.rounds))
 
 
 def _stands(job: Job) -> bool:
@@ -165,7 +169,8 @@ def _places(job: Job) -> Iterator[tuple[Ranks, str, Frame | None]]:
     alike: dict[tuple[str, Frame | None], list[int]] = {}
     for rank in job.ranks:
         blocked = job.blocked[rank]
-        alike.setdefault((blocked.call, blocked.location), []).append(rank)
+        call = blocked.told or blocked.call
+        alike.setdefault((call, blocked.location), []).append(rank)
     ordered = sorted(alike.items(), key=lambda each: (len(each[1]), each[1]))
     for (call, location), ranks in ordered[:MAX_PLACES]:
         yield tuple(ranks), call, location

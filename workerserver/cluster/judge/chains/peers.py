@@ -1,0 +1,189 @@
+"""Which rank waits for which, by what its acting thread waits for: a send or a receive that no
+recorder holds, a file lock that another rank of the host has.
+
+From the acting thread the chain is followed through the threads that it joins, or that hold its
+lock, to the last one. What that one waits for counts. If nobody knows who ends that wait, the chain
+ends there, and nobody is to blame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workerserver.cluster.judge.chains.words import FILE_LOCK
+from workerserver.cluster.judge.flight import Group, Wait
+from workerserver.cluster.judge.sentences import send_or_receive
+from workerserver.cluster.model import Thread, WaitsFor, Worker
+from workerserver.cluster.read.acting import acting
+from workerserver.cluster.read.recorder import Key
+from workerserver.cluster.read.waits_for import DIRECTIONS, by_id, follow
+
+if TYPE_CHECKING:
+    from workerserver.cluster.judge.job import Job
+    from workerserver.cluster.judge.looks import RoundByRank
+
+__all__ = ["Chains", "Edge"]
+
+Process = tuple[str, int, int]
+"""A host, a namespace of process ids there, and a process id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """*rank* waits for *peer* in *operation* of *group*. *path*: the threads from the acting one to
+    the one that waits for the peer."""
+
+    rank: int
+    peer: int
+    operation: str
+    group: str
+    path: tuple[Thread, ...]
+
+
+class Chains:
+    """The edges between the ranks of one job, and how long they have been seen."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._processes: dict[int, Mapping[Process, int]] = {}
+        self.edges: dict[int, Edge] = {}
+        for rank in job.ranks:
+            thread = job.blocked[rank].thread
+            edge = self._edge(job.now, rank, thread) if thread is not None else None
+            if edge is not None:
+                self.edges[rank] = edge
+
+    def waits(self, groups: Sequence[Group], recorded: Sequence[Wait]) -> Iterator[Wait]:
+        """The edges as waits. What a recorder holds is told by the recorder."""
+        known = {rank for wait in recorded if wait.seq is None for rank in wait.waiting}
+        for edge in self.edges.values():
+            if edge.rank not in known:
+                group = _group(edge, groups)
+                yield Wait(group, None, edge.operation, (edge.rank,), (edge.peer,), by_stack=True)
+
+    # --- one look
+
+    def _edge(self, look: RoundByRank, rank: int, thread: Thread) -> Edge | None:
+        state = look.states[rank]
+        if state.own is None:
+            return None
+        path = tuple(follow(thread, by_id(state.threads)))
+        waits = path[-1].waits
+        if waits is None:
+            return None
+        if waits.kind == "operation":
+            return self._by_operation(rank, waits, path)
+        if waits.kind == "file_lock" and waits.pid is not None and state.own.namespace is not None:
+            process = (_host(state.worker), state.own.namespace, waits.pid)
+            peer = self._ranks_by_process(look).get(process, rank)
+            if peer != rank:
+                return Edge(rank, peer, FILE_LOCK, waits.path or "a file", path)
+        return None
+
+    def _by_operation(self, rank: int, waits: WaitsFor, path: tuple[Thread, ...]) -> Edge | None:
+        direction, peer = DIRECTIONS.get(waits.op or ""), waits.peer
+        if direction is None or peer is None or peer == rank or peer not in self.job.expected:
+            return None
+        if waits.ranks and not {rank, peer}.issubset(waits.ranks):
+            return None
+        operation = send_or_receive(direction == "from", peer)
+        return Edge(rank, peer, operation, waits.group or "", path)
+
+    def _ranks_by_process(self, look: RoundByRank) -> Mapping[Process, int]:
+        """Which rank is which process. A process that two ranks claim to be is none of them."""
+        known = self._processes.get(id(look))
+        if known is not None:
+            return known
+        found: dict[Process, int] = {}
+        twice: set[Process] = set()
+        for rank, state in look.states.items():
+            own = state.own
+            if own is None or own.namespace is None or own.pid is None:
+                continue
+            process = (_host(state.worker), own.namespace, own.pid)
+            if process in found:
+                twice.add(process)
+            found[process] = rank
+        known = {process: rank for process, rank in found.items() if process not in twice}
+        self._processes[id(look)] = known
+        return known
+
+    # --- several looks
+
+    def _as_now(self, look: RoundByRank, edge: Edge) -> bool | None:
+        """The edge was there in *look*. True: and no thread of it has run since. None: whether one
+        has can't be told."""
+        state = look.states.get(edge.rank)
+        thread = acting(state.threads, self.job.roots) if state is not None else None
+        then = self._edge(look, edge.rank, thread) if thread is not None else None
+        if then is None or (then.peer, then.operation, then.group) != (
+            edge.peer,
+            edge.operation,
+            edge.group,
+        ):
+            return False
+        if not same_places(then.path, edge.path):
+            return False
+        return True if have_not_run(then.path, edge.path) else None
+
+    def hangs(self, wait: Wait) -> bool:
+        """Two looks have seen it, the thread has not run or the rank has not gone on in between,
+        and it has lasted too long."""
+        job, edge = self.job, self.edges[wait.waiting[0]]
+        if job.before is None:
+            return False
+        went_on = job.progressed(edge.rank).went_on
+        same = self._as_now(job.before, edge)
+        if same is False or went_on or (same is None and went_on is None):
+            return False
+        age = self.age(wait)
+        return age is not None and age >= job.limit(wait)
+
+    def age(self, wait: Wait) -> float | None:
+        """For so many seconds, at least, the rank has waited."""
+        job, edge = self.job, self.edges[wait.waiting[0]]
+        since = job.now.time
+        for look in reversed(job.rounds[:-1]):
+            if self._as_now(look, edge) is False:
+                break
+            since = look.time
+        seen = job.now.time - since
+        beat = job.step_age(edge.rank) if seen > 0 else None
+        return max(seen, beat or 0.0)
+
+
+def same_places(before: Sequence[Thread], now: Sequence[Thread]) -> bool:
+    """The same threads in the same places, waiting for the same."""
+    return len(before) == len(now) and all(
+        (then.native_id, then.frames, then.waits) == (each.native_id, each.frames, each.waits)
+        for then, each in zip(before, now, strict=True)
+    )
+
+
+def have_not_run(before: Sequence[Thread], now: Sequence[Thread]) -> bool:
+    """The kernel has not stopped any of them since, so none of them has run."""
+    return all(
+        then.switches is not None and then.switches == each.switches
+        for then, each in zip(before, now, strict=True)
+    )
+
+
+def _group(edge: Edge, groups: Sequence[Group]) -> Group:
+    """The process group of that name to which both ranks belong, else one of its own."""
+    for group in groups:
+        if edge.group in (group.label, group.key.name) and {edge.rank, edge.peer}.issubset(
+            group.ranks
+        ):
+            return group
+    return Group(Key("", edge.group), tuple(sorted((edge.rank, edge.peer))), False, {})
+
+
+def _host(worker: Worker) -> str:
+    """What processes of one host have in common: its name, or that it is this one."""
+    if worker.via is not None:
+        return _host(worker.via)
+    if worker.host is not None:
+        return worker.host
+    return "" if worker.unix else worker.address.rpartition(":")[0]

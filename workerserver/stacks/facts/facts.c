@@ -1,0 +1,512 @@
+/* What each thread waits for, and who holds the lock.
+ *
+ * A frame inside `with lock:` is a candidate only. It holds the lock if no newer frame of its
+ * thread is a known release of it, if the lock's own state is locked (and an RLock's owner agrees),
+ * and if no other thread is a candidate.
+ *
+ * Without the GIL everything is read twice, and only what is the same both times is kept. A holder
+ * is kept only if the waiting thread and the holding thread did not run or sleep anew meanwhile:
+ * their counts of context switches, read before the first reading and after the second one, are
+ * equal, and the waiting thread sleeps. All first readings come before the second ones. */
+#define _GNU_SOURCE
+#include "facts.h"
+#include "known.h"
+
+#include <assert.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "sleep.h"
+
+enum {
+    DEPTH = 200,   /* newest frames of a thread that are looked at */
+    SPOTS = 16384, /* frames of a snapshot */
+    WITHS = 512,
+    RELEASES = 256,
+    LOCKS = 256,
+};
+
+/* What is known of one lock. */
+typedef struct {
+    uintptr_t address;
+    ws_wait_kind kind;
+    bool locked;
+    unsigned long owner; /* RLock: ident, 0: nobody */
+    size_t candidates;   /* threads */
+    uint32_t thread;     /* the last candidate, and its oldest frame */
+    int frame;
+    int64_t holder; /* index of the thread that is proven to hold it, -1: none */
+} lock;
+
+/* A Condition.wait that has given its lock back. */
+typedef struct {
+    uint32_t thread, index;
+    uintptr_t lock; /* 0: not readable, so any */
+} release;
+
+/* One reading of all threads. */
+typedef struct {
+    ws_wait *waits;
+    unsigned long *owners; /* of import locks, by the thread that waits */
+    bool *inside; /* threads that are candidates for any lock */
+    lock *locks;
+    size_t lock_count;
+} reading;
+
+typedef struct {
+    ws_arena *arena;
+    const ws_snapshot *snapshot;
+    ws_spot *spots;
+    size_t spot_count;
+} look;
+
+/* ---- known functions ---- */
+
+static bool is_lock(ws_wait_kind kind) {
+    return kind == WS_WAIT_LOCK || kind == WS_WAIT_RLOCK;
+}
+
+/* Takes over what an older function of the same call says: the outermost one says it best, but for
+ * a lock inside it, an operation inside a larger one, or a process whose id only the inner knows. */
+static bool outer_says_more(const ws_wait *inner, const ws_wait *outer) {
+    if (inner->kind == WS_WAIT_NONE) {
+        return true;
+    }
+    if (is_lock(inner->kind) || inner->kind == WS_WAIT_OPERATION
+        || inner->kind == WS_WAIT_IMPORT_LOCK) {
+        return false;
+    }
+    return outer->kind != WS_WAIT_STORE;
+}
+
+/* The newest frames of a thread that are known functions, up to the first that is not. */
+static void take_known(const look *at, const ws_spot *spots, size_t count, reading *out) {
+    ws_wait *wait = &out->waits[spots->thread];
+    for (size_t i = 0; i < count; i++) {
+        const ws_function *function = ws_function_find(spots[i].code);
+        ws_wait found;
+        unsigned long owner;
+        if (function == NULL) {
+            return;
+        }
+        if (function->kind == WS_WAIT_NONE
+            || !ws_locals_take(at->arena, function, &spots[i], &found, &owner)
+            || !outer_says_more(wait, &found)) {
+            continue;
+        }
+        if (found.kind == WS_WAIT_RENDEZVOUS && found.keys[0].kind == 0) {
+            memcpy(found.keys, wait->keys, sizeof found.keys);
+        }
+        *wait = found;
+        out->owners[spots->thread] = owner;
+    }
+}
+
+/* ---- locks ---- */
+
+static lock *lock_at(reading *out, uintptr_t address, ws_wait_kind kind) {
+    for (size_t i = 0; i < out->lock_count; i++) {
+        if (out->locks[i].address == address) {
+            return &out->locks[i];
+        }
+    }
+    if (out->lock_count == LOCKS) {
+        return NULL;
+    }
+    lock *found = &out->locks[out->lock_count++];
+    memset(found, 0, sizeof *found);
+    found->address = address;
+    found->kind = kind;
+    found->holder = -1;
+    return found;
+}
+
+static size_t take_releases(const look *at, release *out) {
+    size_t count = 0;
+    for (size_t i = 0; i < at->spot_count && count < RELEASES; i++) {
+        const ws_function *function = ws_function_find(at->spots[i].code);
+        ws_wait found;
+        unsigned long owner;
+        if (function == NULL || function->kind != WS_WAIT_CONDITION) {
+            continue;
+        }
+        ws_wait_kind kind;
+        out[count] = (release){at->spots[i].thread, at->spots[i].index, 0};
+        if (ws_locals_take(at->arena, function, &at->spots[i], &found, &owner)) {
+            out[count].lock = ws_lock_of(found.object, &kind);
+        }
+        count++;
+    }
+    return count;
+}
+
+static bool released(const release *releases, size_t count, const ws_with *with,
+                     uintptr_t address) {
+    for (size_t i = 0; i < count; i++) {
+        if (releases[i].thread == with->thread && releases[i].index < with->index
+            && (releases[i].lock == address || releases[i].lock == 0)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void add_candidate(reading *out, const ws_with *with, uintptr_t address,
+                          ws_wait_kind kind) {
+    lock *of = lock_at(out, address, kind);
+    if (of == NULL) {
+        return;
+    }
+    if (of->candidates == 0 || of->thread != with->thread) {
+        of->candidates++;
+    }
+    out->inside[with->thread] = true;
+    of->thread = with->thread;
+    of->frame = (int)with->index;
+}
+
+static void take_withs(const look *at, reading *out) {
+    ws_with *withs = ws_arena_take(at->arena, WITHS * sizeof *withs);
+    release *releases = ws_arena_take(at->arena, RELEASES * sizeof *releases);
+    if (withs == NULL || releases == NULL || !atomic_load(&ws_known.withs)) {
+        return;
+    }
+    size_t count = ws_withs_take(at->arena, at->spots, at->spot_count, withs, WITHS);
+    size_t release_count = count > 0 ? take_releases(at, releases) : 0;
+    for (size_t i = 0; i < count; i++) {
+        ws_wait_kind kind = WS_WAIT_NONE;
+        uintptr_t address = ws_lock_of(withs[i].manager, &kind);
+        if (address == 0) {
+            continue;
+        }
+        if (withs[i].entering) {
+            out->waits[withs[i].thread] = (ws_wait){
+                .kind = kind, .source = WS_FROM_WITH, .frame = (int)withs[i].index,
+                .object = address,
+            };
+        } else if (release_count == RELEASES
+                   || released(releases, release_count, &withs[i], address)
+                   || ws_names_mention(withs[i].names, ws_known.key_release)) {
+            continue;
+        } else {
+            add_candidate(out, &withs[i], address, kind);
+        }
+    }
+}
+
+static void read_state(lock *of) {
+    unsigned char byte = 0;
+    unsigned long owner = 0;
+    if (of->kind == WS_WAIT_RLOCK && ws_known.rlock_owner != 0
+        && ws_read_one(of->address + ws_known.rlock_owner, &owner, sizeof owner)) {
+        of->owner = owner;
+        of->locked = owner != 0;
+    }
+    if (of->kind == WS_WAIT_LOCK && ws_known.lock_locked != 0
+        && ws_read_one(of->address + ws_known.lock_locked, &byte, sizeof byte)) {
+        of->locked = byte & 1;
+    }
+}
+
+static int64_t thread_of(const ws_snapshot *snapshot, unsigned long ident) {
+    for (size_t i = 0; i < snapshot->thread_count && ident != 0; i++) {
+        if (snapshot->threads[i].ident == ident) {
+            return (int64_t)i;
+        }
+    }
+    return -1;
+}
+
+static void find_holder(const look *at, lock *of) {
+    if (!of->locked || of->candidates > 1) {
+        return;
+    }
+    int64_t owner = thread_of(at->snapshot, of->owner);
+    if (of->kind == WS_WAIT_RLOCK) {
+        /* An RLock knows its owner. The frame only tells where it was taken. */
+        if (of->candidates == 0 || owner == (int64_t)of->thread) {
+            of->holder = owner;
+            of->frame = of->candidates == 0 ? -1 : of->frame;
+        }
+    } else if (of->candidates == 1) {
+        of->holder = of->thread;
+    }
+}
+
+static void read_once(const look *at, reading *out) {
+    const ws_spot *spots = at->spots;
+    memset(out->waits, 0, at->snapshot->thread_count * sizeof *out->waits);
+    memset(out->owners, 0, at->snapshot->thread_count * sizeof *out->owners);
+    memset(out->inside, 0, at->snapshot->thread_count * sizeof *out->inside);
+    out->lock_count = 0;
+    for (size_t i = 0; i < at->spot_count;) {
+        size_t count = 1;
+        while (i + count < at->spot_count && spots[i + count].thread == spots[i].thread) {
+            count++;
+        }
+        take_known(at, spots + i, count, out);
+        i += count;
+    }
+    take_withs(at, out);
+    for (size_t i = 0; i < at->snapshot->thread_count; i++) {
+        if (is_lock(out->waits[i].kind)) {
+            lock_at(out, out->waits[i].object, out->waits[i].kind);
+        }
+    }
+    for (size_t i = 0; i < out->lock_count; i++) {
+        read_state(&out->locks[i]);
+        find_holder(at, &out->locks[i]);
+    }
+}
+
+static bool reading_make(ws_arena *arena, size_t threads, reading *out) {
+    memset(out, 0, sizeof *out);
+    out->waits = ws_arena_take(arena, (threads + 1) * sizeof *out->waits);
+    out->owners = ws_arena_take(arena, (threads + 1) * sizeof *out->owners);
+    out->inside = ws_arena_take(arena, threads + 1);
+    out->locks = ws_arena_take(arena, LOCKS * sizeof *out->locks);
+    return out->inside != NULL && out->waits != NULL && out->owners != NULL && out->locks != NULL;
+}
+
+/* ---- what a snapshot gets ---- */
+
+static bool look_make(ws_arena *arena, const ws_snapshot *snapshot, const ws_place *places,
+                      look *out) {
+    size_t most = snapshot->frame_count < SPOTS ? snapshot->frame_count : SPOTS;
+    *out = (look){arena, snapshot, ws_arena_take(arena, (most + 1) * sizeof(ws_spot)), 0};
+    for (size_t i = 0; i < snapshot->thread_count && out->spots != NULL; i++) {
+        const ws_thread *thread = &snapshot->threads[i];
+        size_t count = thread->unstable ? 0 : thread->count < DEPTH ? thread->count : DEPTH;
+        for (size_t j = 0; j < count && out->spot_count < most; j++) {
+            const ws_place *place = &places[thread->start + j];
+            out->spots[out->spot_count++] =
+                (ws_spot){place->frame, place->code, (uint32_t)i, (uint32_t)j};
+        }
+    }
+    return out->spots != NULL;
+}
+
+/* Gives the snapshot's waits their holders, and the snapshot its holds. */
+static void finish(ws_arena *arena, ws_snapshot *out, reading *from) {
+    ws_hold *holds = ws_arena_take(arena, WS_MAX_HOLDS * sizeof *holds);
+    out->waits = from->waits;
+    for (size_t i = 0; i < out->thread_count; i++) {
+        ws_wait *wait = &out->waits[i];
+        int64_t holder = thread_of(out, from->owners[i]);
+        if (is_lock(wait->kind)) {
+            lock *of = lock_at(from, wait->object, wait->kind);
+            holder = of == NULL ? -1 : of->holder;
+        }
+        wait->holder = holder < 0 ? 0 : out->threads[holder].native_id;
+    }
+    for (size_t i = 0; i < out->thread_count && holds != NULL; i++) {
+        for (size_t j = 0; j < from->lock_count && out->hold_count < WS_MAX_HOLDS; j++) {
+            const lock *of = &from->locks[j];
+            if (of->holder == (int64_t)i) {
+                holds[out->hold_count++] = (ws_hold){of->kind, i, of->frame, of->address};
+            }
+        }
+    }
+    out->holds = holds;
+}
+
+void ws_waits_with_gil(ws_snapshot *snapshot, const ws_place *places) {
+    ws_arena arena;
+    look at;
+    reading found;
+    if (ws_selfread_problem() != NULL || !atomic_load(&ws_known.locals)
+        || !ws_arena_make(&arena)) {
+        return;
+    }
+    snapshot->waits_arena = arena.base;
+    snapshot->waits_size = WS_ARENA;
+    if (look_make(&arena, snapshot, places, &at)
+        && reading_make(&arena, snapshot->thread_count, &found)) {
+        read_once(&at, &found);
+        finish(&arena, snapshot, &found);
+    }
+}
+
+void ws_waits_free(ws_snapshot *snapshot) {
+    if (snapshot->waits_arena != NULL) {
+        munmap(snapshot->waits_arena, snapshot->waits_size);
+    }
+    snapshot->waits_arena = NULL;
+}
+
+/* ---- without the GIL: twice ---- */
+
+static bool same_text(const ws_name *one, const ws_name *other) {
+    return one->kind == other->kind && one->length == other->length && one->cut == other->cut
+           && (one->kind == 0 || memcmp(one->data, other->data, one->length * one->kind) == 0);
+}
+
+static bool same_wait(const ws_wait *one, const ws_wait *other) {
+    bool same = one->kind == other->kind && one->source == other->source
+                && one->frame == other->frame && one->object == other->object
+                && one->native_id == other->native_id && one->pid == other->pid
+                && one->has_peer == other->has_peer && one->peer == other->peer
+                && one->has_tag == other->has_tag && one->tag == other->tag
+                && one->op == other->op && same_text(&one->thread_name, &other->thread_name)
+                && same_text(&one->group, &other->group)
+                && same_text(&one->description, &other->description)
+                && same_text(&one->ranks, &other->ranks);
+    for (size_t i = 0; i < WS_WAIT_KEYS; i++) {
+        same = same && same_text(&one->keys[i], &other->keys[i]);
+    }
+    return same;
+}
+
+/* Which threads anything was found of: those that wait, are inside a with block, or own a lock.
+ * Returns how many locks have a holder. */
+static size_t keep_found(const look *at, const reading *found, bool *keep) {
+    size_t holders = 0;
+    for (size_t i = 0; i < at->snapshot->thread_count; i++) {
+        keep[i] = found->waits[i].kind != WS_WAIT_NONE || found->inside[i];
+    }
+    for (size_t i = 0; i < at->snapshot->thread_count; i++) {
+        int64_t owner = thread_of(at->snapshot, found->owners[i]);
+        if (owner >= 0) {
+            keep[owner] = true;
+            holders++;
+        }
+    }
+    for (size_t i = 0; i < found->lock_count; i++) {
+        if (found->locks[i].holder >= 0) {
+            keep[found->locks[i].holder] = true;
+            holders++;
+        }
+    }
+    return holders;
+}
+
+static void drop_spots(look *at, const bool *keep) {
+    size_t kept = 0;
+    for (size_t i = 0; i < at->spot_count; i++) {
+        if (keep[at->spots[i].thread]) {
+            at->spots[kept++] = at->spots[i];
+        }
+    }
+    at->spot_count = kept;
+}
+
+static void read_switches(const ws_snapshot *snapshot, const bool *keep, ws_switches *out) {
+    for (size_t i = 0; i < snapshot->thread_count; i++) {
+        if (keep[i]) {
+            ws_kernel_switches(snapshot->threads[i].native_id, &out[i]);
+        }
+    }
+}
+
+static bool stood(const ws_switches *before, const ws_switches *after) {
+    return before->known && after->known && before->count == after->count;
+}
+
+static bool sleeps(const ws_switches *at) {
+    return at->state == 'S' || at->state == 'D';
+}
+
+/* Drops the holders of `second` that the first reading, or a context switch, puts in doubt. */
+static void confirm(const look *at, reading *first, reading *second, const ws_switches *before,
+                    const ws_switches *after) {
+    const ws_snapshot *snapshot = at->snapshot;
+    for (size_t i = 0; i < second->lock_count; i++) {
+        lock *of = &second->locks[i];
+        const lock *old = lock_at(first, of->address, of->kind);
+        if (old == NULL || old->holder != of->holder || old->frame != of->frame
+            || (of->holder >= 0 && !stood(&before[of->holder], &after[of->holder]))) {
+            of->holder = -1;
+        }
+    }
+    for (size_t i = 0; i < snapshot->thread_count; i++) {
+        int64_t owner = thread_of(snapshot, second->owners[i]);
+        bool still = stood(&before[i], &after[i]) && sleeps(&after[i]);
+        if (!same_wait(&first->waits[i], &second->waits[i])) {
+            memset(&second->waits[i], 0, sizeof second->waits[i]);
+        }
+        if (first->owners[i] != second->owners[i] || !still
+            || (owner >= 0 && !stood(&before[owner], &after[owner]))) {
+            second->owners[i] = 0;
+        }
+    }
+}
+
+/* A thread that does not sleep through both readings is not proven to wait for the lock. */
+static void drop_restless(ws_snapshot *out, const ws_switches *before,
+                          const ws_switches *after) {
+    for (size_t i = 0; i < out->thread_count; i++) {
+        if (out->waits[i].holder != 0 && !(stood(&before[i], &after[i]) && sleeps(&after[i]))) {
+            out->waits[i].holder = 0;
+        }
+    }
+}
+
+/* Threads that sleep in the futex of the GIL. Each is looked at twice, with the same holder of the
+ * GIL before and after, and no context switch in between. */
+static void take_gil_waits(ws_snapshot *out) {
+    const ws_layout_t *at = &ws_layout;
+    ws_gil gil, again;
+    ws_gil_read(&gil);
+    int64_t holder = gil.known && gil.locked ? thread_of(out, gil.holder) : -1;
+    for (size_t i = 0; i < out->thread_count && holder >= 0; i++) {
+        long native = out->threads[i].native_id;
+        ws_switches before, after;
+        if ((int64_t)i == holder || out->waits[i].kind != WS_WAIT_NONE || native <= 0) {
+            continue;
+        }
+        uintptr_t first = ws_kernel_futex(native);
+        if (first < at->gil || first - at->gil >= at->gil_size) {
+            continue;
+        }
+        ws_kernel_switches(native, &before);
+        first = ws_kernel_futex(native);
+        ws_gil_read(&again);
+        uintptr_t second = ws_kernel_futex(native);
+        ws_kernel_switches(native, &after);
+        if (first != second || second < at->gil || second - at->gil >= at->gil_size) {
+            continue;
+        }
+        bool proven = stood(&before, &after) && sleeps(&after) && again.known && again.locked
+                      && again.holder == gil.holder && again.switches == gil.switches;
+        out->waits[i] = (ws_wait){
+            .kind = WS_WAIT_GIL, .source = WS_FROM_INTERPRETER, .frame = -1,
+            .holder = proven ? out->threads[holder].native_id : 0,
+        };
+    }
+}
+
+void ws_waits_take(ws_arena *arena, ws_snapshot *out, const ws_place *places) {
+    look at;
+    reading first, second;
+    size_t threads = out->thread_count;
+    if (!atomic_load(&ws_known.locals)) {
+        return;
+    }
+    ws_switches *before = ws_arena_take(arena, (threads + 1) * sizeof *before);
+    ws_switches *after = ws_arena_take(arena, (threads + 1) * sizeof *after);
+    bool *keep = ws_arena_take(arena, threads + 1);
+    if (before == NULL || after == NULL || keep == NULL
+        || !look_make(arena, out, places, &at) || !reading_make(arena, threads, &first)
+        || !reading_make(arena, threads, &second)) {
+        return;
+    }
+    memset(before, 0, threads * sizeof *before);
+    memset(after, 0, threads * sizeof *after);
+    read_once(&at, &first);
+    bool held = keep_found(&at, &first, keep) > 0;
+    drop_spots(&at, keep);
+    if (held) {
+        read_switches(out, keep, before);
+        read_once(&at, &first);
+    }
+    read_once(&at, &second);
+    if (held) {
+        read_switches(out, keep, after);
+    }
+    confirm(&at, &first, &second, before, after);
+    finish(arena, out, &second);
+    drop_restless(out, before, after);
+    take_gil_waits(out);
+}
