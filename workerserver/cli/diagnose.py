@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
                 if not each.is_over
             ),
         )
-    judged = judge(by_job(options, found, rounds), found, options.slurm)
+    judged = judge(by_job(options, found, rounds), found)
     judged = [_with_slow_ranks(options, each) for each in judged]
     if options.json:
         write_json(sys.stdout, report_all(judged))
@@ -111,9 +111,10 @@ class Judged(NamedTuple):
     verdict: Verdict
 
 
-def judge(views: Sequence[JobView[Round]], found: Found, slurm: bool = False) -> list[Judged]:
-    """A verdict on each job, that on a hung one first: 1, then 2, then 0. *slurm*: the workers were
-    found through the nodes of a Slurm job, on which other jobs may run."""
+def judge(views: Sequence[JobView[Round]], found: Found) -> list[Judged]:
+    """A verdict on each job, that on a hung one first: 1, then 2, then 0."""
+    # Other jobs may run on the nodes of a Slurm job.
+    slurm = any(worker.source == "slurm" for worker in found.workers)
     judged = []
     for view in views:
         if view.is_over or not view.rounds:
