@@ -89,7 +89,7 @@ def test_help_on_a_full_disk(words: list[str]) -> None:
     assert shell(words, ">&-").returncode == 0
 
 
-@pytest.mark.parametrize("words", [["nonsense"], [], ["ls"]])
+@pytest.mark.parametrize("words", [["nonsense"], [], ["ls", "--nonsense"]])
 def test_wrong_use_without_streams(words: list[str]) -> None:
     assert {shell(words, behind).returncode for behind in ("", "2>&-", ">&- 2>&-")} == {64}
 
