@@ -19,7 +19,7 @@ def main() -> None:
     threading.Thread(target=child.join, name="joins", daemon=True).start()
     known.publish()
     end = time.monotonic() + 60
-    found: dict[str, int] = {}
+    found: dict[str, object] = {}
     while "pid" not in found and time.monotonic() < end:
         time.sleep(0.02)
         taken = snapshot(mode=sys.argv[1], facts=True)  # type: ignore[arg-type]

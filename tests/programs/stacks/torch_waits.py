@@ -1,5 +1,8 @@
-"""``torch_waits.py RANK FILE CASE``: rank 0 waits in an operation that rank 1 never joins, and prints
-what snapshots in both modes say of it. Both find each other by FILE. Rank 1 ends with its stdin."""
+"""``torch_waits.py RANK FILE CASE``: rank 0 waits in an operation that rank 1 never joins.
+
+It prints what snapshots in both modes say of that wait. Both ranks find each other by FILE. Rank 1
+ends with its stdin.
+"""
 
 from __future__ import annotations
 
