@@ -83,8 +83,12 @@ def starves_two_stages() -> None:
     dist.recv(torch.ones(4), 0)
 
 
-@fault(4, owes(2, "prepare"))
-@fault(4, owes(2, "prepare"), how=UNSEEN, name="stops_in_the_middle_unseen")
+# A send of gloo's waits for its receiver, too: rank 1 is the first rank that waits.
+STAGE = Suspect(2, "behind", "default_pg", "send to rank 2", None, "prepare")
+
+
+@fault(4, STAGE)
+@fault(4, STAGE, how=UNSEEN, name="stops_in_the_middle_unseen")
 def stops_in_the_middle() -> None:
     """The third microbatch stops in the third stage; the stages before wait for its gradient."""
     for microbatch in range(4):
@@ -187,7 +191,7 @@ def last_stage_misses_the_sum() -> None:
     reduce()
 
 
-@fault(4, owes(1, "prepare"), how=How(ring=0))
+@fault(4, Suspect(1, "behind", "default_pg", "send to rank 1", None, "prepare"), how=How(ring=0))
 def pipeline_without_recorder() -> None:
     train(2, first=STEPS)
     for microbatch in range(3):
