@@ -8,13 +8,14 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo test test-debug faults test-cuda wheels test-cpythons test-torch soak bench bench-check compare coverage sanitize lint format clean
+.PHONY: help build demo test test-debug faults simulate test-cuda wheels test-cpythons test-torch soak bench bench-check compare coverage sanitize lint format clean
 
 help:
 	@echo "make demo           start a training job that hangs, and find the rank to blame"
 	@echo "make test           run all tests (ARGS='-k name': some of them)"
 	@echo "make test-debug     run the native side's tests with a debug build, which checks invariants"
 	@echo "make faults         run real jobs with planted faults, and check each verdict"
+	@echo "make simulate       judge simulated jobs, and find planted faults of the judge (JOBS=1000000)"
 	@echo "make lint           run ruff, cython-lint, mypy, stubtest; look for Cython's performance hints"
 	@echo "make coverage       measure the line coverage of Python and Cython code together"
 	@echo "make sanitize       run the compiled code under ASan, UBSan and TSan (ARGS=--quick: the stress only)"
@@ -80,6 +81,13 @@ VERSIONS ?= 2.10.0 2.13.0 2.14.1 2.15.0
 SECONDS_EACH ?= 1800
 test-torch: build
 	$(PY) tools/run_torches.py --seconds $(SECONDS_EACH) $(VERSIONS) $(ARGS)
+
+# Some 10,000 jobs a minute on each core that is free. FIRST: the first one's seed.
+JOBS ?= 20000
+FIRST ?= 0
+simulate: build
+	$(PY) -m tests.simulator $(JOBS) --judge --first $(FIRST) --processes $(TESTERS)
+	WORKERSERVER_SIMULATED_JOBS=3000 $(PY) -m pytest tests/simulator --timeout 7200
 
 # The suite runs these tests for seconds, this target for minutes. SOAK_SECONDS: each snapshot run.
 SOAK_SECONDS ?= 30

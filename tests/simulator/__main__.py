@@ -68,7 +68,7 @@ def many(first: int, jobs: int, options: argparse.Namespace) -> None:
             )
             for number, each in enumerate(work, 1):
                 tally.merge(each)
-                if number % 50 == 0:
+                if number % 10 == 0:
                     print(f"{tally.jobs} jobs, {sum(tally.counts.values())} violations", flush=True)
                 if time.monotonic() > began + 60 * options.minutes:
                     break

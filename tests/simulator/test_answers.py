@@ -79,7 +79,7 @@ def test_recorders_are_sound() -> None:
 
 
 def test_who_stands_in_a_collective_has_it_pending() -> None:
-    """Unless its ring has lost it, or it has none; and on gloo: of NCCL's calls only a barrier doesn't return."""
+    """Unless its ring has lost it, or it has none. Of NCCL's calls only a barrier blocks."""
     seen = 0
     for seed in SEEDS:
         for told in looks(seed):

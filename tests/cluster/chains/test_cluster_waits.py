@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.jobs.flight_entries import json_values, pending, trace
+from support.jobs.flight_entries import entry, json_values, pending, trace
 from support.jobs.recordings import Round
 
 from workerserver.cluster.judge.diagnose import diagnose
@@ -499,13 +499,27 @@ def test_one_look_accuses_nobody_of_a_debt() -> None:
     assert reasons(diagnose([Round(states, NOW)], 4)) == []
 
 
-def test_a_wait_that_ran_in_between_accuses_nobody() -> None:
-    """Without heartbeats nothing else tells whether it is the same receive."""
-    sleeping = state(0, [ASLEEP])
-    stages = [state(n, [receiving(n - 1)]) for n in (1, 2, 3)]
-    later = [state(n, [replace(receiving(n - 1), switches=6)]) for n in (1, 2, 3)]
+@pytest.mark.parametrize("flight", [None, trace(entry(0, 1))], ids=["no record", "old record"])
+def test_a_wait_that_ran_in_between_accuses_nobody(flight: Any) -> None:
+    """A pipeline that goes on is met in the same receive each time, and nothing is counted."""
+    sleeping = state(0, [ASLEEP], flight)
+    stages = [state(n, [receiving(n - 1)], flight) for n in (1, 2)]
+    later = [state(n, [replace(receiving(n - 1), switches=6)], flight) for n in (1, 2)]
     rounds = [Round([sleeping, *stages], NOW - 10), Round([sleeping, *later], NOW)]
-    assert reasons(diagnose(rounds, 4)) == []
+    assert reasons(diagnose(rounds, 3)) == []
+    rounds = [Round([sleeping, *stages], NOW - 10), Round([sleeping, *stages], NOW)]
+    assert reasons(diagnose(rounds, 3)) == [(0, "behind")]
+
+
+def test_without_counts_of_switches_a_rank_must_not_have_gone_on() -> None:
+    untold = [state(n, [replace(receiving(n - 1), switches=None)]) for n in (1, 2)]
+    assert reasons(diagnose(looks(state(0, [ASLEEP]), *untold), 3)) == []
+    for each in untold:
+        each.health = Health(
+            "ok", pid=100, rank=each.rank, step=4, step_age_s=500.0, uptime_s=501.0
+        )
+    verdict = diagnose(looks(state(0, [ASLEEP]), *untold, apart=100.0), 3)
+    assert reasons(verdict) == [(0, "behind")]
 
 
 Job = tuple[int, list[int | None]]

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ABSENT", "DEVIATIONS", "plant"]
 
-#: Faults in which a rank does not come, and the class of each: see ``truth.REASONS``.
+#: Faults in which a rank does not come, and the class of each: see ``truth.REASONS``. "joined": a
+#: thread waits for another one, which can be named instead.
 ABSENT: dict[str, str] = {
     "sleep": "behind",
     "compute": "behind",
@@ -22,7 +23,7 @@ ABSENT: dict[str, str] = {
     "write": "behind",
     "raise": "behind",
     "data": "dataloader",
-    "held lock": "lock",
+    "held lock": "joined",
     "crossed locks": "lock",
     "same lock": "lock",
     "get": "lock",

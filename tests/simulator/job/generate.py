@@ -101,9 +101,9 @@ def _see(draft: Draft) -> None:
     elif odd < 0.08:
         for plan in job.ranks:
             plan.stride = 1 + plan.rank % 3
-    timing = draw() < 0.3
+    timing, facts = draw() < 0.3, draw() < 0.4
     for plan in job.ranks:
-        plan.timing = timing
+        plan.timing, plan.facts = timing, facts and not plan.stock
     kinds = {plan.stock for plan in job.ranks}
     rings = {plan.ring for plan in job.ranks}
     told = "some recorders" if len(rings) > 1 else "short rings" if 0 < ring < 2000 else "recorders"
@@ -112,6 +112,8 @@ def _see(draft: Draft) -> None:
     pulse = "some heartbeats" if len(beating) > 1 else "heartbeats"
     pulse = pulse if True in beating else "no heartbeat"
     served = "mixed" if len(kinds) > 1 else "stock" if True in kinds else "ours"
+    if facts and served != "stock":
+        served += " with facts"
     job.evidence = f"{served}, {told}, {pulse}"
 
 

@@ -20,7 +20,7 @@ __all__ = ["REASONS", "Played", "Truth", "play"]
 REASONS: dict[str, frozenset[str]] = {
     "behind": frozenset({"behind", "stalled"}),
     "dataloader": frozenset({"dataloader", "stalled"}),
-    "lock": frozenset({"lock", "stalled"}),
+    "lock": frozenset({"lock", "deadlock", "stalled"}),
     "joined": frozenset({"lock", "behind", "stalled"}),
     "gil held": frozenset({"gil held"}),
     "unreachable": frozenset({"unreachable"}),
