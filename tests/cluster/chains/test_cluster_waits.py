@@ -515,7 +515,9 @@ def test_without_counts_of_switches_a_rank_must_not_have_gone_on() -> None:
     untold = [state(n, [replace(receiving(n - 1), switches=None)]) for n in (1, 2)]
     assert reasons(diagnose(looks(state(0, [ASLEEP]), *untold), 3)) == []
     for each in untold:
-        each.health = Health("ok", pid=100, rank=each.rank, step=4, step_age_s=500.0, uptime_s=501.0)
+        each.health = Health(
+            "ok", pid=100, rank=each.rank, step=4, step_age_s=500.0, uptime_s=501.0
+        )
     verdict = diagnose(looks(state(0, [ASLEEP]), *untold, apart=100.0), 3)
     assert reasons(verdict) == [(0, "behind")]
 
