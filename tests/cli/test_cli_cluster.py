@@ -131,13 +131,14 @@ def test_the_verdict_as_json(job: Job, run: Run) -> None:
     assert fields.keys() == {
         "verdict", "status", "ranks", "responded", "unreachable", "suspects", "stragglers",
         "groups", "process_groups", "problems", "progress", "again_s", "not_looked_at", "time",
-        "cost",
+        "cost", "job", "leftovers", "other_jobs",
     }  # fmt: skip
     assert (fields["ranks"], fields["responded"], fields["unreachable"]) == (4, 4, [])
     (suspect,) = fields["suspects"]
     assert suspect.keys() == {
         "rank", "host", "address", "reason", "process_group", "collective", "seq", "location",
-        "call", "gil_holder", "step", "step_age_s", "evidence",
+        "call", "gil_holder", "step", "step_age_s", "evidence", "waits_for",
+        "deadlock",
     }  # fmt: skip
     told = (suspect["rank"], suspect["reason"], suspect["collective"], suspect["seq"])
     assert told == (2, "behind", "all_reduce", 6)
@@ -155,6 +156,9 @@ def test_a_healthy_job(job: Job, run: Run) -> None:
 def test_nobody_answers(folder: Path, run: Run) -> None:
     make_socket(folder / "rank0.sock")
     status, out = run("diagnose", "./rank{rank}.sock", *SOON)
+    assert (status, out) == (3, "the job has ended: nobody listens at ./rank0.sock\n")
+    with peer(folder / "rank1.sock", lambda connection: None):
+        status, out = run("diagnose", "./rank{rank}.sock", *SOON)
     assert status == 2
     assert out.startswith("could not tell: no rank gave a usable answer\n")
     assert "rank 0 (./rank0.sock): unreachable: connection refused" in out

@@ -103,8 +103,10 @@ EVIL = 'a"b\\c\x1b[2J\n\x00é\U0001f600\ud800'
 
 @pytest.mark.parametrize("text", ["x" * 500, EVIL * 20, '"' * 500, "\x00" * 500, "é" * 500])
 def test_texts_are_escaped_and_bounded(text: str) -> None:
-    fields: Any = [text, text, text, *[2**62] * 6, text, 1e11]
-    identity = Identity(*fields)
+    texts: Any = dict.fromkeys(("job", "job_from", "agent", "host"), text)
+    names = ("restart", "world_size", "rank", "local_rank", "local_world_size", "group_rank")
+    numbers: Any = dict.fromkeys(names, 2**62)
+    identity = Identity(**texts, **numbers, started=1e11)
     data = text_fields(identity)
     assert data.isascii()
     assert len(data) <= 768

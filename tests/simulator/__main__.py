@@ -6,9 +6,11 @@ import argparse
 import multiprocessing
 import time
 from collections import Counter
+from math import inf
 
 from .adapter import judge, more
 from .job.generate import generate
+from .job.machine import EndlessError
 from .job.program import text
 from .job.truth import Played, play
 from .judged import Tally, case_of, violations
@@ -26,13 +28,16 @@ def main() -> None:
     parser.add_argument(
         "--processes", type=int, default=1, metavar="N", help="judge in N processes"
     )
+    parser.add_argument(
+        "--minutes", type=float, default=inf, metavar="M", help="end after so many minutes"
+    )
     options = parser.parse_args()
     if options.seed is not None:
         show(play(generate(options.seed), tell, more=more))
     elif options.shrink is not None:
         show(play(shrink(generate(options.shrink)), tell))
     else:
-        many(options.first, options.jobs, options.judge, options.processes)
+        many(options.first, options.jobs, options)
 
 
 def show(played: Played) -> None:
@@ -52,19 +57,22 @@ def show(played: Played) -> None:
 CHUNK = 200
 
 
-def many(first: int, jobs: int, judged: bool, processes: int) -> None:
+def many(first: int, jobs: int, options: argparse.Namespace) -> None:
     began = time.monotonic()
-    if judged:
+    if options.judge:
         tally = Tally()
         starts = range(first, first + jobs, CHUNK)
-        with multiprocessing.Pool(processes) as pool:
+        with multiprocessing.Pool(options.processes) as pool:
             work = pool.imap_unordered(
                 chunk, ((seed, min(CHUNK, first + jobs - seed)) for seed in starts)
             )
             for number, each in enumerate(work, 1):
                 tally.merge(each)
-                if number % 50 == 0:
+                if number % 10 == 0:
                     print(f"{tally.jobs} jobs, {sum(tally.counts.values())} violations", flush=True)
+                if time.monotonic() > began + 60 * options.minutes:
+                    break
+        jobs = tally.jobs
         for line in tally.tables():
             print(line)
     else:
@@ -82,7 +90,10 @@ def chunk(which: tuple[int, int]) -> Tally:
     first, jobs = which
     tally = Tally()
     for seed in range(first, first + jobs):
-        played = play(generate(seed), tell, more=more)
+        try:
+            played = play(generate(seed), tell, more=more)
+        except EndlessError:
+            continue
         tally.add(played, judge(played))
     return tally
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.verdict import Verdict
-from workerserver.cluster.model import Failure, Frame, Health, RankState, Thread, Worker
+from workerserver.cluster.model import Failure, Frame, Health, Own, RankState, Thread, Worker
+from workerserver.cluster.read.waits_for import read_holds, read_waits
 
 from .job.program import Job, RankPlan
 from .job.truth import Played
@@ -106,6 +107,8 @@ def _thread(told: Told, told_by: Answers) -> Thread:
         main=told.main,
         holds_gil=told.holds_gil,
         switches=told.switches,
+        waits=read_waits(told.waits),
+        holds=read_holds(told.holds),
     )
 
 
@@ -124,6 +127,8 @@ def _state(told: Answers, plan: RankPlan) -> RankState:
     if told.digest is not None:
         state.digest, state.main_digest = told.digest
     state.mode = told.mode
+    if plan.facts and not told.stock:
+        state.own = Own(told.mode, 4000 + told.rank, 1)
     if told.threads is not None:
         state.threads = tuple(_thread(each, told) for each in told.threads)
         if told.stock:

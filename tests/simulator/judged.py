@@ -95,15 +95,14 @@ SEEN = frozenset({"call", "monitored", "new_group", "send", "recv"})
 
 def _shown(played: Played) -> bool:
     """Stacks tell the guilty ranks from the others, of which some are seen to wait for ranks."""
-    guilty, acting = played.truth.guilty, {}
+    guilty, others = played.truth.guilty, []
     for rank in played.machine.ranks:
-        threads = [each for each in rank.threads if each.strand.acting]
-        acting[rank.number] = next((each.op for each in threads if each.op is not None), None)
-    for rank in guilty:
-        op, plan = acting[rank], played.job.ranks[rank]
-        if op is None or not (op.kind in SHOWN or (op.kind in BY_KERNEL and not plan.stock)):
+        ops = [each.op for each in rank.threads if each.strand.acting and each.op is not None]
+        shown = SHOWN if rank.plan.stock else SHOWN | BY_KERNEL
+        if rank.number not in guilty:
+            others += ops[:1]
+        elif not ops or ops[0].kind not in shown:
             return False
-    others = [op for rank, op in acting.items() if rank not in guilty and op is not None]
     return any(op.kind in SEEN or (op.kind == "sync" and op.name != "item") for op in others)
 
 

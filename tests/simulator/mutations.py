@@ -31,7 +31,7 @@ Change = tuple[Any, str, Any]
 
 def _without(why: str) -> tuple[Change, ...]:
     """Nobody is spared for the reason *why*."""
-    true = suspicions.hindrance
+    true = admission.hindrance
 
     def hindrance(*given: Any) -> Any:
         found = true(*given)
@@ -65,7 +65,6 @@ MUTATIONS: dict[str, tuple[Change, ...]] = {
     "a rank that pauses may be accused": _without("late"),
     "a rank that waits may be accused": _without("waits"),
     "a rank that computes or writes may be accused": _without("computes"),
-    "a rank that is not seen may be accused": _without("unseen"),
     "recorded operations are not compared": _without_rule("from_mismatches"),
     "nobody asks who waits for whom": _without_rule("from_waits"),
     "stacks alone accuse nobody": _without_rule("from_stacks"),
@@ -78,7 +77,6 @@ MUTATIONS: dict[str, tuple[Change, ...]] = {
     "of two orders none is wrong": ((suspicions, "contrary", lambda waits: {}),),
     "the larger party is wrong": ((flight, "_disagreement", _largest_party),),
     "nobody keeps the GIL": ((job.Job, "gil", lambda self, rank: None),),
-    "no rank is free": ((suspicions, "is_free", lambda seen, rank: False),),
     "a rank with an operation under way waits for nobody": (
         (suspicions, "surely_waits", lambda seen, rank: False),
     ),

@@ -11,6 +11,7 @@ JOBS = int(os.environ.get("WORKERSERVER_SIMULATED_JOBS", "0"))
 #: These take more than a hundred jobs or so to find.
 RARE = frozenset(
     {
+        "a rank that counts on may be accused",
         "a rank with an operation under way waits for nobody",
         "nobody keeps the GIL",
         "a step that is too old accuses nobody",

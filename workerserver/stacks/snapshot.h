@@ -40,6 +40,7 @@ typedef struct {
 /* Where a frame of a snapshot, and its code object, lie. */
 typedef struct {
     uintptr_t frame, code;
+    bool plain; /* its code catches no exceptions, so it has no with block */
 } ws_place;
 
 /* What a thread waits for. The order is that of the words in render_waits.c. */

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ABSENT", "DEVIATIONS", "plant"]
 
-#: Faults in which a rank does not come, and the class of each: see ``truth.REASONS``.
+#: Faults in which a rank does not come, and the class of each: see ``truth.REASONS``. "joined": a
+#: thread waits for another one, which can be named instead.
 ABSENT: dict[str, str] = {
     "sleep": "behind",
     "compute": "behind",
@@ -22,7 +23,7 @@ ABSENT: dict[str, str] = {
     "write": "behind",
     "raise": "behind",
     "data": "dataloader",
-    "held lock": "lock",
+    "held lock": "joined",
     "crossed locks": "lock",
     "same lock": "lock",
     "get": "lock",
@@ -81,7 +82,7 @@ def plant(draft: Draft) -> None:
         # As long as the answers make a step seem: an average has the job's start in it.
         step = job.usual + (STARTS_S / draft.warm if any(each.beats for each in job.ranks) else 0.0)
         longest = max(min(SETTLED_STEPS * step, SETTLED_MOST_S), SETTLED_LEAST_S)
-        job.after = longest * (1 + 2 * draw() ** 2)
+        job.after = longest * (1 + draw() ** 2)
         if job.look == "fresh":
             job.after = draw() * longest
         if job.world == 1 or draw() < 0.6:

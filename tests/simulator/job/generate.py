@@ -52,7 +52,7 @@ def generate(seed: int) -> Job:
     if layout == "grid":
         world = (4, 4, 6, 8, 8)[int(draw() * 5)]
     backend = "nccl" if draw() < 0.5 else "gloo"
-    usual = 0.01 * 1000.0 ** draw()
+    usual = 0.02 * 500.0 ** draw()
     job = Job(seed, world, backend, layout, [], [], usual=usual)
     job.groups.append(Group(0, "default_pg", tuple(range(world)), backend))
     draft = Draft(random, job)
@@ -60,7 +60,7 @@ def generate(seed: int) -> Job:
     draft.epochs = [[] for _ in range(world)]
     draft.extras = [[] for _ in range(world)]
     draft.starts = [[] for _ in range(world)]
-    draft.warm = 1 + int(10 * draw() ** 1.3)
+    draft.warm = 2 + int(9 * draw() ** 1.3)
     _see(draft)
     STEPS[layout](draft)
     _epoch(draft)
@@ -101,9 +101,9 @@ def _see(draft: Draft) -> None:
     elif odd < 0.08:
         for plan in job.ranks:
             plan.stride = 1 + plan.rank % 3
-    timing = draw() < 0.3
+    timing, facts = draw() < 0.3, draw() < 0.4
     for plan in job.ranks:
-        plan.timing = timing
+        plan.timing, plan.facts = timing, facts and not plan.stock
     kinds = {plan.stock for plan in job.ranks}
     rings = {plan.ring for plan in job.ranks}
     told = "some recorders" if len(rings) > 1 else "short rings" if 0 < ring < 2000 else "recorders"
@@ -112,6 +112,8 @@ def _see(draft: Draft) -> None:
     pulse = "some heartbeats" if len(beating) > 1 else "heartbeats"
     pulse = pulse if True in beating else "no heartbeat"
     served = "mixed" if len(kinds) > 1 else "stock" if True in kinds else "ours"
+    if facts and served != "stock":
+        served += " with facts"
     job.evidence = f"{served}, {told}, {pulse}"
 
 
@@ -362,7 +364,7 @@ def _threads(draft: Draft) -> None:
             lock = Op("lock", key="cache").at("refresh", line)
             work = Op("compute", seconds=job.usual / 10).at("refresh", line + 1)
             free = Op("unlock", key="cache").at("refresh", line + 2)
-            rest = Op("sleep", seconds=job.usual * 2).at("refresh", line + 3)
+            rest = Op("sleep", seconds=max(job.usual * 2, 0.2)).at("refresh", line + 3)
             strand = Strand("refresher", [lock, work, free, rest], 0, False, root="refresh")
             draft.extras[rank].append(strand)
             mine = [lock.changed(place=("load", line + 5)), free.changed(place=("load", line + 6))]

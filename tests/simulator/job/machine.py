@@ -14,18 +14,31 @@ from typing import Any
 
 from .program import Group, Job, Op, RankPlan, Strand
 
-__all__ = ["LATENCY", "MAX_EVENTS", "Entry", "Machine", "Meeting", "Rank", "Thread"]
+__all__ = [
+    "LATENCY",
+    "MAX_EVENTS",
+    "EndlessError",
+    "Entry",
+    "Machine",
+    "Meeting",
+    "Rank",
+    "Thread",
+]
 
 #: Seconds that an operation takes after the last rank has come.
 LATENCY = 0.002
 #: Heartbeats that are remembered.
 BEATS = 65
 #: A job that goes on in so many events, or whose loop takes no time, is none that anybody made.
-MAX_EVENTS = 300_000
+MAX_EVENTS = 150_000
 #: What NCCL records at the end of a batch.
 COALESCED = Op("coalesced", name="coalesced")
 #: Operations that take time, by a clock or for ever.
 _TIMED = ("compute", "sleep", "data", "write", "child", "open")
+
+
+class EndlessError(ValueError):
+    """The job makes more than its share of events."""
 
 
 class Meeting:
@@ -235,7 +248,7 @@ class Machine:
                 thread.turns += 1
                 if thread.turns % 64 == 0:
                     if self.count > self.most or thread.turned == self.now:
-                        raise ValueError("the job never ends and takes no time")
+                        raise EndlessError("the job goes on for too long, or takes no time")
                     thread.turned = self.now
             op = thread.op = ops[thread.pc]
             thread.pc += 1

@@ -125,7 +125,8 @@ class RankPlan:
     its rank. *beats*: it calls heartbeat(). *ring*: entries of the flight recorder, 0 for
     none. *clock*: by how much its wall clock is wrong. *jitter*: of its steps. *stride*: what a
     step adds to the number that it tells heartbeat(): ranks may count samples of their own.
-    *timing*: TORCH_NCCL_ENABLE_TIMING; without it NCCL's recorder never says "started"."""
+    *facts*: its server tells what threads wait for, and which locks they hold. *timing*:
+    TORCH_NCCL_ENABLE_TIMING; without it NCCL's recorder never says "started"."""
 
     rank: int
     strands: list[Strand] = field(default_factory=list)
@@ -138,6 +139,7 @@ class RankPlan:
     beats: bool = True
     stride: int = 1
     timing: bool = False
+    facts: bool = False
     jitter: tuple[float, ...] = (1.0,)
 
 

@@ -20,7 +20,7 @@ __all__ = ["REASONS", "Played", "Truth", "play"]
 REASONS: dict[str, frozenset[str]] = {
     "behind": frozenset({"behind", "stalled"}),
     "dataloader": frozenset({"dataloader", "stalled"}),
-    "lock": frozenset({"lock", "stalled"}),
+    "lock": frozenset({"lock", "deadlock", "stalled"}),
     "joined": frozenset({"lock", "behind", "stalled"}),
     "gil held": frozenset({"gil held"}),
     "unreachable": frozenset({"unreachable"}),
@@ -207,7 +207,11 @@ def _head(thread: Thread) -> list[Meeting]:
     if thread.in_stream:
         stream = thread.rank.stream
         return [entry.meeting for entry in stream[0] if entry.meeting] if stream else []
-    return [meeting for meeting in thread.wants if meeting.done == inf]
+    wanted = [meeting for meeting in thread.wants if meeting.done == inf]
+    if any(thread.rank.number not in meeting.came for meeting in wanted):
+        # NCCL's stream has not come to what it waits for.
+        return [entry.meeting for entry in thread.rank.stream[0] if entry.meeting]
+    return wanted
 
 
 def _class(threads: list[Thread]) -> Any:

@@ -15,13 +15,12 @@ from typing import Any
 from ..job.machine import Machine, Rank, Thread
 from .frames import Stack, stack_of
 from .recorder import EPOCH, Recorded, summary, trace
+from .waits import PID, holds, waits_for
 
 __all__ = ["Answers", "Told", "answers", "stacks_json", "tell", "text_of"]
 
 #: How fast a checkpoint is written.
 BYTES_PER_S = 1e8
-#: The kernel's number of the first process.
-PID = 4000
 
 Json = dict[str, Any]
 
@@ -37,6 +36,8 @@ class Told:
     main: bool
     holds_gil: bool
     switches: int | None = None
+    waits: Json | None = None
+    holds: list[Json] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -96,12 +97,12 @@ def answers(machine: Machine, rank: Rank, now: float) -> Answers:
         if held:
             told.failures["stacks"] = "timeout"
         else:
-            told.threads = _threads(rank, now)
+            told.threads = _threads(machine, rank, now)
         return told
     told.healthz = _health(machine, rank, now)
     told.io_bytes = int(_spent(rank, now)[1] * BYTES_PER_S)
     told.mode = "nogil" if held else "gil"
-    told.threads = _threads(rank, now)
+    told.threads = _threads(machine, rank, now)
     told.digest = _digests(told.threads)
     if held:
         told.failures["fr_summary"] = "timeout"
@@ -172,7 +173,7 @@ def _median(rank: Rank) -> float | None:
 # --- stacks
 
 
-def _threads(rank: Rank, now: float) -> list[Told]:
+def _threads(machine: Machine, rank: Rank, now: float) -> list[Told]:
     """The newest thread first, and so the main thread last."""
     found = []
     for thread in reversed(rank.threads):
@@ -180,8 +181,12 @@ def _threads(rank: Rank, now: float) -> list[Told]:
         if not main and (thread.op is None or thread.state == "ended"):
             continue
         stack, (state, wchan) = stack_of(thread, now)
-        switches = None if rank.plan.stock else _switches(thread, now)
-        found.append(Told(thread, stack, state, wchan, main, thread is rank.gil, switches))
+        told = Told(thread, stack, state, wchan, main, thread is rank.gil)
+        if not rank.plan.stock:
+            told.switches = _switches(thread, now)
+        if rank.plan.facts:
+            told.waits, told.holds = waits_for(machine, thread), holds(thread)
+        found.append(told)
     if not any(each.main for each in found):
         return found[::-1]
     return found
@@ -241,6 +246,8 @@ def stacks_json(told: Answers) -> Json:
                 "unstable": False,
                 "frames": each.stack.json,
                 "switches": each.switches,
+                **({"waits_for": each.waits} if each.waits is not None else {}),
+                **({"holds": each.holds} if each.holds else {}),
             }
             for each in threads
         ],

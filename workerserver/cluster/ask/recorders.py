@@ -112,7 +112,12 @@ def unasked(states: Iterable[RankState], backends: Sequence[str]) -> dict[int, l
     alone = all(state.flight_summary is None for state in states)
     found = {}
     for state in states:
-        if state.flight_summary is not None or not state.recorded or state.recorders is None:
+        if state.flight_summary is not None or not state.responded:
+            continue
+        if not state.recorded and gil_is_held(state):  # a collector passes on no traces
+            found[id(state)] = [GLOO, *sorted(told - {GLOO})][:MAX_RECORDERS]
+            continue
+        if not state.recorded or state.recorders is None:
             continue
         if gil_is_held(state):
             names = told | {NCCL, *HOOKED} if alone else told

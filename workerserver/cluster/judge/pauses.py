@@ -47,8 +47,13 @@ def _gaps(group: Group, rank: int) -> list[float]:
         for seq, ops in sorted(record.collectives.items())
         if seq - 1 in record.collectives or seq + 1 in record.collectives
     ]
+    numbers = {each.p2p_seq for each in record.p2p}
+    between = [
+        each.created_ns for each in record.p2p if numbers & {each.p2p_seq - 1, each.p2p_seq + 1}
+    ]
     return sorted(
         (after - before) / 1e9
-        for before, after in pairwise(times)
+        for issued in (times, between)
+        for before, after in pairwise(issued)
         if before is not None and after is not None and after >= before
     )

@@ -43,7 +43,7 @@ from workerserver.cluster.judge.facts import (
     WaitsIn,
 )
 from workerserver.cluster.judge.flight import Mismatch, Wait
-from workerserver.cluster.judge.grounds.admission import hindrance, is_elsewhere
+from workerserver.cluster.judge.grounds.admission import hindrance, is_elsewhere, is_late
 from workerserver.cluster.judge.grounds.crowd import (
     crowd_of,
     is_free,
@@ -290,8 +290,8 @@ class Suspicions:
 
     def _from_meetings(self, ends: Mapping[int, Sequence[int]]) -> bool:
         """Handles the case where every awaited rank is itself inside new_group or the like, which
-        needs all ranks and is not recorded. Suspects the smaller side, or both if they are equal.
-        False if it is something else."""
+        needs all ranks and is not recorded. Suspects the awaited ranks, or those that wait for them
+        outside, whoever are fewer; both if they are equal. False if it is something else."""
         job = self.job
         among = {rank for rank, blocked in job.blocked.items() if blocked.kind in MEETINGS}
         if not ends or not among.issuperset(ends):
@@ -301,15 +301,16 @@ class Suspicions:
         inside = sorted(among)
         everybody = {rank for wait in self.hanging for rank in wait.waiting}
         outside = sorted(everybody - among)
-        if not outside or (len(inside) == len(outside) > 1):
+        awaited = sorted(ends)
+        if not outside or (len(awaited) == len(outside) > 1):
             return False
         main = waits[0]
         call = job.blocked[inside[0]].call or None
         evidence: list[Evidence] = [InCall(inside, call)]
         evidence += [WaitsIn(job.entered(wait)) for wait in waits]
-        sides = [(inside, True)] if len(inside) < len(outside) else [(outside, False)]
-        if len(inside) == len(outside):
-            sides.append((inside, True))
+        sides = [(awaited, True)] if len(awaited) < len(outside) else [(outside, False)]
+        if len(awaited) == len(outside):
+            sides.append((awaited, True))
         for ranks, is_inside in sides:
             claim = Meeting(call, inside, outside, job.entered(main), is_inside)
             for rank in ranks:
@@ -374,6 +375,9 @@ class Suspicions:
             and not (looked_for and self._rest_waits())
         ):
             self.refused.setdefault(rank, ("unseen", main))
+            return
+        if gone is not None and gone.reason == "missing" and is_late(job, rank, main) is not None:
+            self.refused.setdefault(rank, ("late", main))  # it may only have no server
             return
         if gone is not None:
             evidence.append(FailedQuestion(None, gone.reason, gone.text))

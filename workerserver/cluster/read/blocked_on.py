@@ -98,8 +98,8 @@ class Blocked:
 
     @property
     def runs(self) -> bool:
-        """The kernel runs it."""
-        return self.thread is not None and self.thread.state == "R"
+        """The kernel runs it, or it would run if it had the GIL."""
+        return self.thread is not None and (self.thread.state == "R" or _wants_gil(self.thread))
 
     @property
     def polls(self) -> bool:
@@ -158,9 +158,16 @@ def _by_waits(thread: Thread) -> tuple[Kind, str] | None:
         return ("lock", "a lock")
     if thread.waits.kind == "file_lock":
         return ("wait", FILE_LOCK)
+    if _wants_gil(thread):
+        return ("computing", "computing, as far as it has the GIL")
     if thread.waits.kind == "store":
         return ("wait", STORE)
     return None
+
+
+def _wants_gil(thread: Thread) -> bool:
+    """It would run Python if it could. On a busy machine, most looks find it so."""
+    return thread.waits is not None and thread.waits.kind == "gil"
 
 
 # ---- by what the kernel says

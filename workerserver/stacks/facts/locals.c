@@ -14,24 +14,35 @@ enum {
     RANK_TEXT = 12,  /* bytes of one, with its comma */
 };
 
-uintptr_t ws_lock_of(uintptr_t object, ws_wait_kind *kind) {
-    const ws_wanted wanted = {{ws_known.key_lock}, 1};
-    uintptr_t values[WS_WANTED];
-    uintptr_t type = ws_type_read(object);
-    if (type == 0) {
-        return 0;
-    }
-    if (type == ws_known.condition_type) {
-        if (!ws_attributes_read(object, &wanted, values)) {
-            return 0;
+ws_wait_kind ws_lock_kind(uintptr_t type) {
+    return type == 0                     ? WS_WAIT_NONE
+           : type == ws_known.lock_type  ? WS_WAIT_LOCK
+           : type == ws_known.rlock_type ? WS_WAIT_RLOCK
+                                         : WS_WAIT_NONE;
+}
+
+uintptr_t ws_lock_of(ws_locks *known, uintptr_t object, ws_wait_kind *kind) {
+    uintptr_t values[WS_WANTED], found = object;
+    for (size_t i = 0; i < known->count; i++) {
+        if (known->locks[i].object == object) {
+            *kind = known->locks[i].kind;
+            return known->locks[i].lock;
         }
-        object = values[0];
-        type = ws_type_read(object);
     }
-    *kind = type == ws_known.lock_type    ? WS_WAIT_LOCK
-            : type == ws_known.rlock_type ? WS_WAIT_RLOCK
-                                          : WS_WAIT_NONE;
-    return *kind == WS_WAIT_NONE ? 0 : object;
+    uintptr_t type = ws_type_read(object);
+    known->types.wanted = (ws_wanted){{ws_known.key_lock}, 1};
+    if (type != 0 && type == ws_known.condition_type) {
+        found = ws_attributes_read(&known->types, object, values) ? values[0] : 0;
+        type = ws_type_read(found);
+    }
+    *kind = ws_lock_kind(type);
+    found = *kind == WS_WAIT_NONE ? 0 : found;
+    if (known->count < sizeof known->locks / sizeof *known->locks) {
+        known->locks[known->count].object = object;
+        known->locks[known->count].lock = found;
+        known->locks[known->count++].kind = *kind;
+    }
+    return found;
 }
 
 /* ---- process groups ---- */
@@ -133,11 +144,11 @@ static void take_members(ws_arena *arena, uintptr_t dict, int64_t group_peer, ws
 }
 
 static void take_group(ws_arena *arena, uintptr_t group, int64_t group_peer, ws_wait *out) {
-    const ws_wanted wanted = {{ws_known.key_default}, 1};
+    ws_types types = {.wanted = {{ws_known.key_default}, 1}};
     uintptr_t values[WS_WANTED];
     if (group == 0 || group == ws_known.none_object) {
         uintptr_t world = atomic_load(&ws_known.world);
-        if (world == 0 || !ws_attributes_read(world, &wanted, values)) {
+        if (world == 0 || !ws_attributes_read(&types, world, values)) {
             return;
         }
         group = values[0];
@@ -180,10 +191,10 @@ static void take_keys(ws_arena *arena, const uintptr_t locals[WS_ROLES], ws_wait
 }
 
 static bool take_thread(ws_arena *arena, uintptr_t thread, ws_wait *out) {
-    const ws_wanted wanted = {{ws_known.key_name, ws_known.key_native}, 2};
+    ws_types types = {.wanted = {{ws_known.key_name, ws_known.key_native}, 2}};
     uintptr_t values[WS_WANTED];
     int64_t native = 0;
-    if (!ws_attributes_read(thread, &wanted, values)) {
+    if (!ws_attributes_read(&types, thread, values)) {
         return false;
     }
     ws_text_read(arena, values[0], &out->thread_name);
@@ -194,10 +205,10 @@ static bool take_thread(ws_arena *arena, uintptr_t thread, ws_wait *out) {
 }
 
 static bool take_process(uintptr_t process, uintptr_t attribute, ws_wait *out) {
-    const ws_wanted wanted = {{attribute}, 1};
+    ws_types types = {.wanted = {{attribute}, 1}};
     uintptr_t values[WS_WANTED];
     int64_t pid;
-    if (attribute == 0 || !ws_attributes_read(process, &wanted, values)
+    if (attribute == 0 || !ws_attributes_read(&types, process, values)
         || !ws_int_read(values[0], &pid) || pid <= 0 || pid > INT32_MAX) {
         return false;
     }
@@ -206,10 +217,10 @@ static bool take_process(uintptr_t process, uintptr_t attribute, ws_wait *out) {
 }
 
 static bool take_import(ws_arena *arena, uintptr_t lock, ws_wait *out, unsigned long *owner) {
-    const ws_wanted wanted = {{ws_known.key_owner, ws_known.key_module}, 2};
+    ws_types types = {.wanted = {{ws_known.key_owner, ws_known.key_module}, 2}};
     uintptr_t values[WS_WANTED];
     int64_t ident;
-    if (!ws_attributes_read(lock, &wanted, values)) {
+    if (!ws_attributes_read(&types, lock, values)) {
         return false;
     }
     ws_text_read(arena, values[1], &out->keys[0]);
@@ -220,12 +231,13 @@ static bool take_import(ws_arena *arena, uintptr_t lock, ws_wait *out, unsigned 
 }
 
 static bool take_lock(uintptr_t self, uintptr_t attribute, ws_wait *out) {
-    const ws_wanted wanted = {{attribute}, 1};
+    ws_types types = {.wanted = {{attribute}, 1}};
     uintptr_t values[WS_WANTED];
-    if (attribute == 0 || !ws_attributes_read(self, &wanted, values)) {
+    if (attribute == 0 || !ws_attributes_read(&types, self, values)) {
         return false;
     }
-    out->object = ws_lock_of(values[0], &out->kind);
+    ws_locks locks = {.count = 0};
+    out->object = ws_lock_of(&locks, values[0], &out->kind);
     return out->object != 0;
 }
 

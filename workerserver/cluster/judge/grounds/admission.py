@@ -16,7 +16,7 @@ from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import Reason
 from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL, STORE, Kind
 
-__all__ = ["RECORDED", "hindrance", "is_elsewhere"]
+__all__ = ["RECORDED", "hindrance", "is_elsewhere", "is_late"]
 
 #: Reasons that rest on recorded operations.
 RECORDED: frozenset[Reason] = frozenset({"mismatch", "order", "p2p cycle"})
@@ -51,10 +51,10 @@ def hindrance(
     if job.before is not None and job.same_stack(rank) is None and _readable(job, rank):
         return "unseen"
     if blocked.on_ranks:
-        few = 2 * len(absent) < len(job.expected)
-        if blocked.kind != "p2p" or wait is None or not few:
+        few = 2 * len(absent) < len(job.expected) and set(absent) == {rank}
+        if blocked.kind != "p2p" or wait is None or wait.silent or not few:
             return "waits"
-        return _if_late(job, rank, wait)
+        return is_late(job, rank, wait)
     if blocked.helped or blocked.kind == "device" or job.victims_at(rank):
         return "waits"
     if rank in job.chains.edges:
@@ -72,11 +72,12 @@ def hindrance(
         guess = _of_guess(job, rank, absent)
         if guess is not None:
             return guess
-    return _if_late(job, rank, wait)
+    return is_late(job, rank, wait)
 
 
-def _if_late(job: Job, rank: int, wait: Wait | None) -> Hindrance | None:
-    if job.blocked[rank].kind in ENDLESS:
+def is_late(job: Job, rank: int, wait: Wait | None) -> Hindrance | None:
+    """ "late" if it may only pause."""
+    if rank in job.blocked and job.blocked[rank].kind in ENDLESS:
         return None
     return "late" if late_for(job, rank, wait) < patience(job, rank, wait) else None
 
@@ -140,8 +141,14 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
     record = job.now.of_rank(rank)
     if len(job.expected) == 1:
         return None
-    if blocked.kind == "unknown" and (len(absent) > 1 or len(job.expected) == 2):
-        return "waits"  # nothing is told of the kernel: one of them may wait for another
+    if blocked.kind == "unknown":  # nothing is told of the kernel
+        others = [
+            each
+            for each, its in job.blocked.items()
+            if each != rank and its.kind == "unknown" and not job.pending(each)
+        ]
+        if others or len(absent) > 1 or len(job.expected) == 2:
+            return "waits"  # one of them may wait for another
     if blocked.call in (FILE_LOCK, STORE) and _alone(job, rank, absent):
         return None  # whoever ends that wait, no other rank can go on before this one comes
     if blocked.call in (FILE_LOCK, STORE) or (record is not None and record.unrecorded):

@@ -6,6 +6,8 @@ than pauses usually are: for many usual steps, but not for ever.
 
 from __future__ import annotations
 
+import math
+
 from workerserver.cluster.judge.flight import Wait
 from workerserver.cluster.judge.job import MIN_PAUSES, Job
 
@@ -32,8 +34,8 @@ def late_for(job: Job, rank: int, wait: Wait | None) -> float:
         return seconds
     seconds = max(seconds, job.seen_for(wait))
     told = job.told_age(wait)
-    if told is None:
-        return seconds
+    if told is None:  # with one look only, nothing speaks for a pause
+        return math.inf if job.before is None else seconds
     ages = [age for each in wait.waiting if (age := job.step_age(each)) is not None]
     if ages:  # each of them has waited since its last heartbeat at most
         return max(seconds, min(told, min(ages)))

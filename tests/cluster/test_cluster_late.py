@@ -1,0 +1,185 @@
+"""Who may only be late, and in what order ranks took their operations: verdicts that the simulator
+found wrong, as answers made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from support.jobs.flight_entries import entry, peer, pending, trace
+from support.jobs.recordings import Round
+from test_cluster_suspicions import COMPUTING, NOW, WAITING, main, rank, reasons, twice
+
+from workerserver.cluster.judge.conflicts import contrary
+from workerserver.cluster.judge.diagnose import diagnose
+from workerserver.cluster.judge.flight import analyse
+from workerserver.cluster.model import Health, Worker
+from workerserver.cluster.read.flight_records import read
+from workerserver.handlers.flight_recorder import summarize
+
+HERE = Worker("/run/rank.sock", True)
+QUEUED: dict[str, Any] = {"state": "scheduled"}
+
+
+def at(seconds: float) -> dict[str, Any]:
+    return {"time_created_ns": int((NOW + seconds) * 1e9)}
+
+
+def beating(number: int, flight: Any, threads: Any, age: float, usual: float) -> Any:
+    told = Health("ok", uptime_s=900.0, step=40, step_age_s=age, step_median_s=usual)
+    return replace(rank(number, flight, threads, health=told), worker=replace(HERE, rank=number))
+
+
+# --- a pause
+
+
+@pytest.mark.parametrize(("age", "status"), [(30.0, 2), (130.0, 1)])
+def test_a_pause_of_some_usual_steps_is_no_hang(age: float, status: int) -> None:
+    """A step takes two seconds. For so long nobody knows whether the rank comes back."""
+    done = entry(0, 1, **at(-age - 2))
+    ahead, behind = trace(done, pending(1, 2, **at(-age)), ranks="[0, 1]"), trace(done)
+    states = [beating(0, ahead, WAITING, age, 2.0), beating(1, behind, COMPUTING, age, 2.0)]
+    verdict = diagnose(twice(*states, apart=2.0), 2)
+    assert verdict.status == status
+    if status == 2:
+        assert "rank 1 has not entered all_reduce #2 of default_pg" in verdict.sentence
+        assert "it pauses, and may only be late" in verdict.sentence
+        assert verdict.again_s is not None
+
+
+def test_a_pause_as_long_as_the_job_has_made_is_no_hang() -> None:
+    """Nothing but the recorder tells how long a step takes: 9 s, of which it saw one."""
+    times = (-20.0, -11.0, -10.99, -10.98)
+    first = [entry(number, number + 1, **at(when)) for number, when in enumerate(times)]
+    ahead = trace(*first, pending(4, 5, **at(-10.97)), ranks="[0, 1]")
+    behind = trace(*first, ranks="[0, 1]")
+    states = [
+        replace(rank(number, flight, threads), worker=replace(HERE, rank=number))
+        for number, flight, threads in ((0, ahead, WAITING), (1, behind, COMPUTING))
+    ]
+    assert diagnose(twice(*states, apart=2.0), 2).suspects == ()
+    later = [Round(states, NOW + 20.0), Round(states, NOW + 22.0)]
+    assert reasons(diagnose(later, 2)) == [(1, "behind")]
+
+
+def test_the_clock_of_another_host_is_not_believed_to_the_second() -> None:
+    """It may be three seconds behind; what the looks have seen is certain."""
+    flights = trace(pending(0, 1, **at(-7)), ranks="[0, 1]"), trace(ranks="[0, 1]")
+    states = [rank(0, flights[0], WAITING), rank(1, flights[1], COMPUTING)]
+    near = [replace(each, worker=replace(HERE, rank=each.rank)) for each in states]
+    assert reasons(diagnose(twice(*near, apart=2.0), 2)) == [(1, "behind")]
+    assert diagnose(twice(*states, apart=2.0), 2).suspects == ()
+
+
+def test_a_rank_without_a_server_may_only_be_late() -> None:
+    done = entry(0, 1, **at(-32))
+    ahead = trace(done, pending(1, 2, **at(-30)), ranks="[0, 1, 2]")
+    states = [beating(number, ahead, WAITING, 30.0, 2.0) for number in (0, 2)]
+    assert diagnose(twice(*states, apart=2.0), 3).suspects == ()
+    quick = [beating(number, ahead, WAITING, 30.0, 0.1) for number in (0, 2)]
+    assert reasons(diagnose(twice(*quick, apart=2.0), 3)) == [(1, "unreachable")]
+
+
+def test_a_short_loop_that_is_met_at_one_line_does_not_stand() -> None:
+    """It has run between the looks, as the kernel's count says."""
+    receiving = main(".recv", "stage", wchan="futex_do_wait")
+    looks = []
+    for number, switches in enumerate((10, 99)):
+        (sleeping,) = main("microbatch", "train", wchan="hrtimer_nanosleep")
+        moving = (replace(sleeping, switches=switches, native_id=7),)
+        states = [rank(0, None, receiving), rank(1, None, receiving), rank(2, None, moving)]
+        looks.append(Round(states, NOW + 10 * number))
+    assert diagnose(looks, 3).suspects == ()
+    assert reasons(diagnose([looks[0], replace(looks[0], started=NOW + 10)], 3)) == [(2, "behind")]
+
+
+def test_two_places_in_c_of_stock_workers_may_wait_for_each_other() -> None:
+    """Nothing is told of the kernel: one of them may hold a file's lock."""
+    done = entry(0, 1)
+    ahead, behind = trace(done, pending(1, 2, time_created_ns=1)), trace(done)
+    (place,) = main("load_cache", "train")
+    unknown = (replace(place, state=None),)
+    states = [rank(0, ahead, WAITING), rank(1, behind, unknown), rank(2, behind, unknown)]
+    assert diagnose(twice(*states), 3).suspects == ()
+
+
+# --- NCCL's order
+
+
+def test_an_operation_behind_another_one_is_not_waited_in() -> None:
+    """Rank 1 has put #2 of the default group on its stream behind a recv that never ends."""
+    asks = peer(1, 1, "recv 1<-2", **at(-60))
+    behind = trace(entry(0, 1, **at(-61)), asks, pending(2, 2, **at(-59), **QUEUED))
+    waits = trace(entry(0, 1, **at(-61)), pending(1, 2, **at(-59), **QUEUED))
+    analysis = analyse({0: waits, 1: behind, 2: trace(entry(0, 1, **at(-61)))}, 3)
+    found = {wait.name: (wait.waiting, wait.absent, wait.queued) for wait in analysis.waits}
+    assert found == {
+        "all_reduce #2": ((0,), (2,), (1,)),
+        "recv from rank 2": ((1,), (2,), ()),
+    }
+
+
+def test_a_ring_that_may_have_lost_the_oldest_operation_tells_of_no_wait() -> None:
+    """All that it holds is pending, and may stand behind what it has lost."""
+    lost = trace(peer(7, 5, "recv 0<-1", **at(-9)), peer(8, 6, "send 0->1", **at(-8)))
+    assert analyse({0: lost, 1: trace()}, 3).waits == ()
+    whole = trace(entry(6, 4, **at(-10)), peer(7, 5, "recv 0<-1", **at(-9)))
+    assert [wait.name for wait in analyse({0: whole, 1: trace()}, 3).waits] == ["recv from rank 1"]
+
+
+def test_what_closes_a_batch_ends_its_parts() -> None:
+    """NCCL's recorder leaves the parts scheduled for ever."""
+    parts = [peer(0, 1, "send 0->1"), peer(1, 1, "recv 0<-1")]
+    closing = peer(2, 1, "coalesced", state="completed", retired=True)
+    flight = trace(*parts, closing, peer(3, 2, "send 0->1"))
+    (group,) = read(flight).groups.values()
+    assert [(each.op, each.done) for each in group.p2p] == [
+        ("send 0->1", True),
+        ("recv 0<-1", True),
+        ("coalesced", True),
+        ("send 0->1", False),
+    ]
+    (told,) = summarize({"nccl": flight}, {})["groups"]
+    assert (told["pending"], told["first_pending"]["p2p_seq"]) == (1, 2)
+    (open_,) = summarize({"nccl": trace(*parts, peer(2, 1, "coalesced"))}, {})["groups"]
+    assert (open_["pending"], open_["first_pending"]["p2p_seq"]) == (3, 1)
+
+
+def flights(**groups: tuple[str, dict[int, tuple[int, int]]]) -> dict[int, Any]:
+    """Of each group its ranks, and of each rank the number of its last operation and when."""
+    made: dict[int, Any] = {}
+    for name, (members, each) in groups.items():
+        for number, (seq, when) in each.items():
+            flight = made.setdefault(number, {"pg_config": {}, "entries": []})
+            flight["pg_config"][name] = {"name": name, "desc": name, "ranks": members}
+            last = pending(len(flight["entries"]), seq, process_group=[name, name], **at(when))
+            flight["entries"].append({**last, **QUEUED})
+    return made
+
+
+def test_two_witnesses_against_one() -> None:
+    """Ranks 0 and 2 wait in the pair's group for rank 1, which waits for them in the world's."""
+    told = flights(
+        pair=("[0, 1, 2]", {0: (1, -50), 2: (1, -50)}),
+        world=("[0, 1, 2, 3]", {1: (1, -50), 3: (1, -50)}),
+    )
+    waits = analyse(told, 4).waits
+    assert list(contrary(waits)) == [1]
+
+
+def test_word_against_word() -> None:
+    told = flights(
+        pair=("[0, 1]", {0: (1, -50)}),
+        world=("[0, 1, 2, 3]", {1: (1, -50), 2: (1, -50), 3: (1, -50)}),
+    )
+    assert sorted(contrary(analyse(told, 4).waits)) == [0, 1]
+
+
+def test_the_one_rank_that_explains_two_conflicts() -> None:
+    """Rank 2 waits for all; ranks 0 and 1 wait for it in two groups of their own."""
+    told = flights(
+        first=("[0, 2]", {0: (1, -50)}), second=("[1, 2]", {1: (1, -50)}),
+        world=("[0, 1, 2]", {2: (1, -50)}),
+    )  # fmt: skip
+    assert list(contrary(analyse(told, 3).waits)) == [2]
