@@ -22,7 +22,7 @@ HERE = Worker("/run/rank.sock", True)
 QUEUED: dict[str, Any] = {"state": "scheduled"}
 
 
-def at(seconds: float) -> dict[str, int]:
+def at(seconds: float) -> dict[str, Any]:
     return {"time_created_ns": int((NOW + seconds) * 1e9)}
 
 
