@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from workerserver.cluster.judge.chains.deadlocks import from_threads, weigh_ring
-from workerserver.cluster.judge.conflicts import contrary
+from workerserver.cluster.judge.order.conflicts import contrary
 from workerserver.cluster.judge.facts import (
     Absent,
     Accusation,
