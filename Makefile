@@ -8,7 +8,7 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo test test-debug faults simulate test-cuda test-cpythons test-torch soak bench bench-check compare coverage sanitize lint format clean
+.PHONY: help build demo test test-debug faults simulate test-cuda wheels test-cpythons test-torch soak bench bench-check compare coverage sanitize lint format clean
 
 help:
 	@echo "make demo           start a training job that hangs, and find the rank to blame"
@@ -21,6 +21,7 @@ help:
 	@echo "make sanitize       run the compiled code under ASan, UBSan and TSan (ARGS=--quick: the stress only)"
 	@echo "make test-cpythons  test a wheel, without torch, on every other CPython on this machine"
 	@echo "make test-torch     run the tests where torch matters on other torches (VERSIONS='2.10.0 2.15.0', SECONDS_EACH=1800)"
+	@echo "make wheels         build manylinux wheels, and test each without a compiler"
 	@echo "make test-cuda      run the tests that need an NVIDIA GPU"
 	@echo "make soak           run long tests: snapshots, the GIL held, half-open clients, restarts"
 	@echo "make bench          compare the server's cost with torch's server and others (ARGS='--list', 'latency --quick')"
@@ -62,8 +63,12 @@ faults: build
 
 # In ten minutes at most. The old NCCL backend, whose recorder the dump_nccl_* handlers read: from
 # torch 2.15 on, "nccl" is NCCL2 unless this says otherwise.
+wheels: build
+	$(PY) tools/build_wheels.py $(ARGS)
+
 test-cuda: build
-	TORCH_DIST_USE_NCCL2=0 timeout 600 $(PY) -m pytest -m cuda tests/handlers/test_cuda.py $(ARGS)
+	TORCH_DIST_USE_NCCL2=0 timeout 600 $(PY) -m pytest -m cuda tests/handlers/test_cuda.py \
+	    tests/handlers/test_cuda_jobs.py $(ARGS)
 
 # CHROOT=FOLDER: CPython 3.14 and 3.15 in a Debian testing there, which is made if need be (root).
 CHROOT ?=

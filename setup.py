@@ -16,6 +16,8 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, ExecError, LinkError
 
 PACKAGE = Path("workerserver")
 
@@ -57,6 +59,13 @@ LINK = {"asan": ["-fsanitize=address,undefined"], "tsan": ["-fsanitize=thread"]}
 FULL_RELRO = ["-Wl,-z,now"] if sys.platform == "linux" else []
 #: Only a module's init function is anybody else's: C functions of ours take nobody's names.
 VISIBILITY = ["-fvisibility=hidden"]
+
+
+#: What is missing where no module can be compiled.
+TO_INSTALL = (
+    "workerserver needs a C compiler and Python's headers here: "
+    "apt-get install gcc python3-dev, or dnf install gcc python3-devel; a wheel needs neither"
+)
 
 
 def switch(name: str) -> bool:
@@ -107,6 +116,16 @@ def translated(extensions: list[Extension], **options: object) -> list[Extension
     return found
 
 
+class Build(build_ext):
+    """Says what to install where nothing can be compiled: the last line is what people read."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except (CompileError, ExecError, LinkError) as error:
+            raise CompileError(f"{error}\n{TO_INSTALL}") from error
+
+
 def main() -> None:
     kind = chosen_kind()
     coverage = kind == "coverage"
@@ -128,6 +147,7 @@ def main() -> None:
         for module, patterns in chosen_modules().items()
     ]
     setup(
+        cmdclass={"build_ext": Build},
         ext_modules=translated(
             extensions,
             language_level="3",
@@ -145,7 +165,7 @@ def main() -> None:
                 "profile": coverage,
                 "show_performance_hints": True,
             },
-        )
+        ),
     )
 
 

@@ -11,6 +11,7 @@ import argparse
 import importlib
 import json
 import math
+import os
 import pkgutil
 import sys
 import tempfile
@@ -41,6 +42,8 @@ ORDER = (
     "scale",
 )
 ROUNDS = 5
+#: A server would slow clients down that ask as fast as they can, and the suites measure the server.
+BUDGETS = {"WORKERSERVER_GIL_SHARE": "1", "WORKERSERVER_SNAPSHOTS": "1000000"}
 #: A Unix socket's path has at most 107 bytes; the suites' folders stay below this.
 SHORT = 40
 
@@ -215,6 +218,7 @@ def document(
         "reports": [report.as_dict() for report in outcome.reports],
         "failed": outcome.failed,
         "missing": outcome.missing,
+        "budgets": BUDGETS,
         "gate": [
             {"suite": verdict.suite, "key": verdict.key, "verdict": verdict.word}
             for verdict in outcome.verdicts
@@ -298,6 +302,8 @@ def main(argv: Sequence[str] | None = None, package: ModuleType = suites) -> int
     printer = Printer(sys.stderr if options.json == "-" else sys.stdout, markdown=options.markdown)
     description, load = machine.describe(), machine.load()
     printer.line(machine.sentence(description))
+    os.environ.update(BUDGETS)  # for the servers, which are children
+    printer.line(f"budgets: {', '.join(f'{name}={value}' for name, value in BUDGETS.items())}")
     outcome = runner.outcome
     try:
         runner.all(names, printer)

@@ -26,9 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from source_tree import copy_sources
+from source_tree import ROOT, copy_sources
 
-MINORS = range(10, 16)
+#: The one list of the versions that we claim: the classifiers in pyproject.toml.
+CLASSIFIER = re.compile(r'"Programming Language :: Python :: 3\.(\d+)"')
+MINORS = tuple(map(int, CLASSIFIER.findall((ROOT / "pyproject.toml").read_text())))
 #: The versions whose headers a Debian in a chroot has.
 DEBIAN_MINORS = (14, 15)
 #: Tests whose subject is the sources or doesn't depend on the version. `make test` runs them.

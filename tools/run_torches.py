@@ -36,6 +36,7 @@ TESTS = (
     "tests/server/test_worker_main.py",
     "tests/server/test_registration.py",
     "tests/cluster/test_cluster_flight.py",
+    "tests/cluster/ask",
 )
 #: Two files run side by side, because tests mostly wait.
 PYTEST = ("-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-m", "not cuda and not faults")

@@ -21,24 +21,25 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from workerserver.handlers import default_registry
 from workerserver.handlers.metrics import metrics_response
+from workerserver.handlers.stacks import limit_snapshots, snapshots_of_this_second
 from workerserver.http._protocol import ServerState, WorkerProtocol
 from workerserver.http.access import AccessPolicy, hosts_from_environment, standard_rules
-from workerserver.http.limits import Limits
+from workerserver.http.limits import Budget, Limits
 from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
 from workerserver.job import presence
 from workerserver.process._pulse import immortalise
+from workerserver.process.acceptor import Acceptor, Figures, Rules, descriptor_line
 from workerserver.process.credentials import token_from_environment
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
 from workerserver.process.sockets import (
-    BACKLOG,
     UnixListener,
     bind_tcp,
     close_accepted,
     fill_standard_descriptors,
 )
-from workerserver.process.tls import Acceptor, tls_from_environment
+from workerserver.process.tls import tls_from_environment
 from workerserver.types import Response
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class WorkerServer:
         self._listener: UnixListener | None = None
         self._native: Publication | None = None
         self._taken_back = False  # the native listener's descriptor is ours again
-        self._asyncio_server: asyncio.AbstractServer | Acceptor | None = None
+        self._acceptor: Acceptor | None = None
         try:
             fill_standard_descriptors()
             if self._unix:
@@ -153,7 +154,7 @@ class WorkerServer:
             )
         )
         self._router = Router(self.registry, self._metrics)
-        self._pool = DaemonPool()
+        self._pool = DaemonPool(limits.max_threads)
         self._thread = LoopThread.acquire()
         try:
             self.state = ServerState(
@@ -165,24 +166,28 @@ class WorkerServer:
                 limits=limits.within_descriptors(),
                 thread=self._thread,
             )
+            self._thread.share.share = limits.gil_share
+            limit_snapshots(limits.max_snapshots)
             self._thread.run(self._listen(), START_SECONDS)
         except BaseException:
             self._thread.release(GRACE_SECONDS)
             raise
 
     async def _listen(self) -> None:
-        loop = self._thread.loop
         hub = self._native_hub() if self._transport == "native" else None
         if hub is not None:
             self._native = Publication(hub, self._socket.fileno(), self.state)
             return
         factory: Any = partial(WorkerProtocol, self.state)  # asyncio's methods, not its base class
-        if self._tls is not None:
-            timeout = self.state.limits.head_timeout
-            self._asyncio_server = Acceptor(self._socket, self._tls, factory, timeout)
-            return
-        create = loop.create_unix_server if self._unix else loop.create_server
-        self._asyncio_server = await create(factory, sock=self._socket, backlog=BACKLOG)
+        limits = self.state.limits
+        secret = self.state.policy.asks_secret
+        rules = Rules(
+            standing="trusted" if self._unix else "unproven" if secret else "open",
+            max_unproven=limits.max_unproven,
+            max_peer=limits.max_peer,
+            timeout=limits.head_timeout,
+        )
+        self._acceptor = Acceptor(self._socket, self._tls, factory, self._thread.places, rules)
 
     def _native_hub(self) -> NativeHub | None:
         """The I/O thread; None, with a warning, where a filter of the container or an old kernel
@@ -244,6 +249,28 @@ class WorkerServer:
     def standby_threads(self) -> int | None:
         """Threads of torch's own server, which stands by; None where there can be none."""
         return standby_threads() if sys.platform == "linux" else None
+
+    @property
+    def places(self) -> Figures:
+        """What is taken of the places for connections of the process, on this transport."""
+        return self._thread.places.figures if self._native is None else self._native.figures
+
+    @property
+    def budgets(self) -> list[Budget]:
+        """What is used of each resource that is bounded."""
+        limits, state = self.state.limits, self.state
+        places = self.places
+        return [
+            Budget("descriptors", _descriptors(), descriptor_line()),
+            Budget("connections", self.connections, limits.max_connections),
+            Budget("connections_without_token", places.unproven, limits.max_unproven),
+            Budget("connections_of_one_address", places.busiest_peer, limits.max_peer),
+            Budget("request_bytes", state.held_bodies, limits.max_bodies),
+            Budget("unsent_bytes", state.unsent, limits.max_unsent),
+            Budget("handler_threads", self._pool.threads, limits.max_threads),
+            Budget("gil_share", self._thread.share.spent, limits.gil_share),
+            Budget("snapshots", snapshots_of_this_second(), limits.max_snapshots),
+        ]
 
     def _metrics(self, **ignored: str) -> Response:
         return metrics_response(self)
@@ -319,8 +346,8 @@ class WorkerServer:
     async def _close(self, grace: float) -> None:
         """On the loop: accept no more, and wait up to *grace* seconds for replies under way."""
         self.state.closing = True
-        if self._asyncio_server is not None:
-            self._asyncio_server.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         elif self._native is not None:
             self._taken_back = True
             self._native.listener.ignore(closing=True)
@@ -372,7 +399,7 @@ class WorkerServer:
         """Keep everything that would close a descriptor when it is freed."""
         for thing in (
             self,
-            self._asyncio_server,
+            self._acceptor,
             self._native,
             self.state,
             self._socket,
@@ -402,6 +429,16 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _descriptors() -> int:
+    """The lowest number that no descriptor of the process has; -1 if there is none."""
+    try:
+        fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    os.close(fd)
+    return fd
 
 
 _live: set[WorkerServer] = set()

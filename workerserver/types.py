@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -133,9 +133,12 @@ class Response:
     TypeError or ValueError for a value that HTTP can't carry: a status that is no integer from 200
     to 999, a bad header field, a header field that frames the message. So a mistake becomes a 500
     and not a broken connection.
+
+    ``sent`` may be set to a function. It is called once, on the server's loop, when the response is
+    nearly all sent, or can't be sent any more: a large body is in memory until then.
     """
 
-    __slots__ = ("body", "content_type", "headers", "status")
+    __slots__ = ("body", "content_type", "headers", "sent", "status")
 
     def __init__(
         self,
@@ -158,6 +161,7 @@ class Response:
         self.status = status
         self.content_type = content_type
         self.headers: Headers = headers
+        self.sent: Callable[[], object] | None = None
 
     def checked(self) -> Response:
         """This response, or a new one from its attributes if they changed after construction.
@@ -172,7 +176,9 @@ class Response:
             and 200 <= self.status <= 999
         ):
             return self
-        return Response(self.body, self.status, self.content_type, self.headers)
+        anew = Response(self.body, self.status, self.content_type, self.headers)
+        anew.sent = self.sent
+        return anew
 
     @classmethod
     def json(cls, value: Any, status: int = 200, headers: Headers = ()) -> Response:

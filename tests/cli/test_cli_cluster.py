@@ -131,7 +131,7 @@ def test_the_verdict_as_json(job: Job, run: Run) -> None:
     assert fields.keys() == {
         "verdict", "status", "ranks", "responded", "unreachable", "suspects", "stragglers",
         "groups", "process_groups", "problems", "progress", "again_s", "not_looked_at", "time",
-        "cost",
+        "cost", "job", "leftovers", "other_jobs",
     }  # fmt: skip
     assert (fields["ranks"], fields["responded"], fields["unreachable"]) == (4, 4, [])
     (suspect,) = fields["suspects"]
@@ -155,6 +155,9 @@ def test_a_healthy_job(job: Job, run: Run) -> None:
 def test_nobody_answers(folder: Path, run: Run) -> None:
     make_socket(folder / "rank0.sock")
     status, out = run("diagnose", "./rank{rank}.sock", *SOON)
+    assert (status, out) == (3, "the job has ended: nobody listens at ./rank0.sock\n")
+    with peer(folder / "rank1.sock", lambda connection: None):
+        status, out = run("diagnose", "./rank{rank}.sock", *SOON)
     assert status == 2
     assert out.startswith("could not tell: no rank gave a usable answer\n")
     assert "rank 0 (./rank0.sock): unreachable: connection refused" in out

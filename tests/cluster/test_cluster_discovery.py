@@ -18,6 +18,7 @@ import pytest
 from workerserver.cluster import ClusterError, Options, Worker, discover
 from workerserver.cluster.addresses import parse_address
 from workerserver.cluster.find.here import look_here
+from workerserver.cluster.find.hosts import from_slurm
 from workerserver.cluster.find.store import MAX_GAP_RANKS, workers_in_store
 
 
@@ -147,6 +148,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 # --- Slurm --------------------------------------------------------------------------------------
 
 SLURM = {"SLURM_JOB_NODELIST": "gpu[08-10],big1", "SLURM_TASKS_PER_NODE": "2(x3),1"}
+EACH = ":890{local_rank}"
 
 
 @pytest.mark.parametrize(
@@ -167,14 +169,40 @@ def test_slurm(port: str, addresses: list[str]) -> None:
     assert find(environment=environment) == found
 
 
+def test_slurm_counts_only_what_depends_on_it() -> None:
+    """The counts are those of whoever asks: a step of one task, say."""
+    mine = {**SLURM, "SLURM_TASKS_PER_NODE": "1"}
+    assert len(find(slurm=True, port="8900", environment=mine)) == 4
+    assert len(find(slurm=True, port="890[0-1]", environment=mine)) == 8
+    found = from_slurm(SLURM, "890{local_rank}", tasks=3)
+    assert [w.address for w in found[:4]] == [
+        "gpu08:8900",
+        "gpu08:8901",
+        "gpu08:8902",
+        "gpu09:8900",
+    ]
+    assert [w.rank for w in found] == list(range(12))
+
+
+def test_slurm_with_collectors() -> None:
+    environment = {**SLURM, "WORKERSERVER_COLLECTOR": "0.0.0.0:25998"}
+    for port in (None, "25998"):
+        found = find(slurm=True, port=port, environment=environment)
+        assert [w.address for w in found][::3] == ["gpu08:25998", "big1:25998"]
+        assert all(w.collector for w in found)
+    assert find(environment=environment) == found
+    assert not any(w.collector for w in find(slurm=True, port="80", environment=environment))
+
+
 @pytest.mark.parametrize(
     ("environment", "word"),
     [
         ({}, "SLURM_JOB_NODELIST"),
         ({"SLURM_JOB_NODELIST": "n[1-2]", "WORKERSERVER_TCP": ""}, "which port"),
         ({"SLURM_JOB_NODELIST": "n[1-2", "WORKERSERVER_TCP": ":1"}, "brackets"),
-        ({**SLURM, "WORKERSERVER_TCP": ":1", "SLURM_TASKS_PER_NODE": "2(x"}, "number of tasks"),
-        ({**SLURM, "WORKERSERVER_TCP": ":1", "SLURM_TASKS_PER_NODE": "2"}, "for 1 nodes, not 4"),
+        ({**SLURM, "WORKERSERVER_TCP": EACH, "SLURM_TASKS_PER_NODE": "2(x"}, "number of tasks"),
+        ({**SLURM, "WORKERSERVER_TCP": EACH, "SLURM_TASKS_PER_NODE": "2"}, "for 1 nodes, not 4"),
+        ({**SLURM, "WORKERSERVER_TCP": ":0"}, "--store HOST:PORT"),
         ({**SLURM, "WORKERSERVER_TCP": ":99999"}, "port"),
     ],
 )

@@ -11,9 +11,9 @@ from support.jobs.flight_entries import entry, peer, pending, trace
 from support.jobs.recordings import Round
 from test_cluster_suspicions import COMPUTING, NOW, WAITING, main, rank, reasons, twice
 
-from workerserver.cluster.judge.order.conflicts import contrary
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.flight import analyse
+from workerserver.cluster.judge.order.conflicts import contrary
 from workerserver.cluster.model import Health, Worker
 from workerserver.cluster.read.flight_records import read
 from workerserver.handlers.flight_recorder import summarize

@@ -18,7 +18,7 @@ from workerserver.cluster.judge.grounds import invariants
 from workerserver.cluster.judge.grounds.status import Conclusion, conclude
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.suspicions import Suspicions
-from workerserver.cluster.model import Frame, Health, RankState, Thread, Worker
+from workerserver.cluster.model import Frame, Health, RankState, Thread, WaitsFor, Worker
 from workerserver.cluster.read.acting import acting, roots_of_waits
 from workerserver.cluster.read.blocked_on import blocked_on
 
@@ -195,6 +195,19 @@ def test_a_restarted_rank_waits_in_init_process_group() -> None:
     assert reasons(diagnose(twice(*states), 3)) == [(1, "order")]
 
 
+def test_a_rank_that_computes_waits_for_the_gil() -> None:
+    """Each look holds the GIL: a thread that runs Python is seen to wait for it, and a machine that
+    is busy with other things leaves it little time. It may only be slow."""
+    ahead, behind = trace(entry(0, 1), pending(1, 2)), trace(entry(0, 1))
+    counts = main("count_words", "train", wchan="futex_do_wait")
+    wants = (replace(counts[0], waits=WaitsFor("gil")),)
+    states = [rank(0, ahead, WAITING), rank(2, ahead, WAITING)]
+    assert reasons(diagnose(twice(*states, rank(1, behind, counts)), 3)) == [(1, "lock")]
+    verdict = diagnose(twice(*states, rank(1, behind, wants)), 3)
+    assert (verdict.status, verdict.suspects) == (2, ())
+    assert "it computes or writes, and may only be slow in count_words()" in verdict.sentence
+
+
 def test_a_trainer_waits_for_its_sampler() -> None:
     """Rank 0 waits for rank 1 in the trainers' group, rank 1 and rank 2 for messages, of which
     nothing is recorded. Only rank 3 may be to blame: a rank that only waits is a victim."""
@@ -230,25 +243,34 @@ def test_the_thread_that_owes_what_the_victims_wait_for() -> None:
     assert acting(main("step", "train")) is not None
 
 
+POOL = "/usr/lib/python3.11/concurrent/futures/thread.py"
+FUTURE = "/usr/lib/python3.11/concurrent/futures/_base.py"
+
+
 @pytest.mark.parametrize(
-    ("file", "function"),
+    ("file", "function", "joined"),
     [
-        (THREADING, "join"),
-        (THREADING, "_shutdown"),
-        ("/usr/lib/python3.11/concurrent/futures/_base.py", "result"),
-        ("/usr/lib/python3.11/concurrent/futures/thread.py", "shutdown"),
+        (THREADING, "join", 77),
+        (THREADING, "_shutdown", None),
+        (FUTURE, "result", None),
+        (POOL, "shutdown", None),
     ],
 )
-def test_a_thread_that_the_guilty_one_joins(file: str, function: str) -> None:
+def test_a_thread_that_the_guilty_one_joins(file: str, function: str, joined: int | None) -> None:
     """The others wait in their main threads, and this one's main thread waits for its saver."""
     roots = roots_of_waits([WAITING, WAITING])
-    saver = thread("write", "save", wchan="pipe_write")
+    saver = replace(thread("write", "save", wchan="pipe_write"), native_id=77)
+    saver = replace(saver, frames=(*saver.frames[:2], Frame(POOL, 83, "_worker")))
     frames = (Frame(file, 7, function), Frame(CODE, 90, "save"), *WAITING[0].frames[1:])
-    joins = Thread(frames, "MainThread", main=True, wchan="futex_do_wait", state="S")
+    waits = WaitsFor("thread", joined=joined) if joined is not None else None
+    joins = Thread(frames, "MainThread", main=True, wchan="futex_do_wait", state="S", waits=waits)
     assert acting((joins, saver), roots) is saver
-    logger = thread("flush", "log", wchan="hrtimer_nanosleep")
-    assert acting((joins, saver, logger), roots) is joins  # which of them it joins nothing tells
-    gets = replace(joins, frames=(Frame("/usr/lib/python3.11/queue.py", 7, "get"), *frames[1:]))
+    another = replace(saver, native_id=78, frames=saver.frames[1:])
+    found = acting((joins, saver, another), roots)
+    assert found is (saver if joined else joins)  # which of them it waits for is not told
+    gets = replace(
+        joins, frames=(Frame("/usr/lib/python3.11/queue.py", 7, "get"), *frames[1:]), waits=None
+    )
     assert acting((gets, saver), roots) is gets  # it waits for an item, and not for the saver
 
 

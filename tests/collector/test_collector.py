@@ -26,7 +26,9 @@ from support.jobs.workers import (
     http,
     summary,
 )
+from support.waiting import wait_until
 from support.wire import Client as Raw
+from support.wire import post
 
 from workerserver.cli import main
 from workerserver.cluster.ask.client import Client, run
@@ -475,6 +477,30 @@ def test_more_are_asked_than_are_passed_on_at_once(start: Start, serve: Serve) -
 
     answers = run(everybody, deadline=30)
     assert [isinstance(each, Read) and each.body for each in answers] == [b"pong"] * 40
+
+
+def test_a_place_is_free_when_its_answer_is_sent(
+    start: Start, serve: Serve, stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Askers who read nothing keep their places, so that a collector never holds more large
+    answers than it has places."""
+    monkeypatch.setattr("workerserver.collector.service.MAX_LARGE_REQUESTS", 2)
+    body = b"x" * (8 << 20)
+    worker = start({"/handler/large": http(body)}, "unix")
+    door = serve([worker.address])
+    query = f"worker={worker.address}&target=/handler/large&limit={16 << 20}"
+    host, _, port = door.address.rpartition(":")
+    greedy = [stack.enter_context(Raw((host, int(port)))) for _ in range(2)]
+    for client in greedy:
+        client.send(post(f"ask?{query}&deadline=20"))
+    wait_until(lambda: len(worker.asked) == 2)
+    with Raw((host, int(port))) as client:
+        late = client.ask(post(f"ask?{query}&deadline=0.5"))
+        assert (late.status, late.text) == (504, "the collector of its host was busy")
+        assert len(greedy[0].reply().body) == len(body)
+        assert client.ask(post(f"ask?{query}&deadline=20")).status == 200
+        greedy[1].close()
+        assert client.ask(post(f"ask?{query}&deadline=20")).status == 200
 
 
 def test_a_collector_is_told_what_time_there_is(start: Start, serve: Serve) -> None:

@@ -24,8 +24,8 @@ from simulator.recorded.record import QUESTIONS, STOCK, UnixConnection, anonymou
 
 from workerserver.cluster.ask import bodies
 from workerserver.cluster.ask.rounds import settle_ranks
-from workerserver.cluster.model import Failure, RankState, Worker
-from workerserver.cluster.read.stacks import parse_json, parse_text
+from workerserver.cluster.model import Failure, Own, RankState, Worker
+from workerserver.cluster.read.stacks import parse_text, read_json
 
 __all__ = ["FOLDER", "Look", "anonymised", "looks", "rounds", "written"]
 
@@ -128,8 +128,9 @@ def state(rank: int, answers: Json, named: bool) -> RankState:
             found.kind = "workerserver"
             found.health = bodies.health(json.dumps(answer).encode())
         elif question == "stacks":
-            found.threads = parse_json(json.dumps(answer))
-            found.mode = answer.get("mode")
+            told = read_json(json.dumps(answer))
+            found.threads, found.mode = told.threads, told.mode
+            found.own = Own(told.mode, told.pid, told.namespace)
         elif question == "text":
             found.kind = "torch"
             found.threads = parse_text(answer)

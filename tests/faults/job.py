@@ -1,7 +1,7 @@
 """One rank of a job of the corpus: ``torchrun … job.py FAMILY NAME workerserver|torch|mixed``.
 
 All ranks make some steps, say so by a file in $FOLDER, and play the scene. Whoever gets through it
-stays until it is killed.
+stays until it is killed, unless the scene says otherwise.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def main(family: str, name: str, kind: str) -> None:
             if scene.how.begins:
                 scenes.begun()
         scene.play()
-        time.sleep(scenes.FOREVER)
+        if scene.how.stays:
+            time.sleep(scenes.FOREVER)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ __all__ = [
 FAMILIES = (
     "alone",
     "checkpoints",
+    "deadlocks",
     "disagreeing",
     "files",
     "going_on",
@@ -84,7 +85,8 @@ class How:
     *words*: torchrun's. *settings*: environment variables. *ring*: entries of the recorders of the
     ranks in *recorded* (None: of all). *kind*: "workerserver", "torch" (stock workers) or "mixed":
     odd ranks are stock. *joined*: all ranks make the default group before the scene, and *steps*
-    steps. *begins*: the scene begins then, else it says so itself. *beats*: with heartbeats.
+    steps. *begins*: the scene begins then, else it says so itself. *stays*: whoever gets through
+    the scene stays; else the program ends. *beats*: with heartbeats.
     *settled_s*: seconds from the last rank's start of the scene to the first question.
     *patience_s*: so long the question may be repeated. *sockets*: the pattern of the workers'
     sockets, where it isn't the usual one. *processes*: how many torchrun starts, if they are not
@@ -99,10 +101,11 @@ class How:
     kind: str = "workerserver"
     joined: bool = True
     begins: bool = True
+    stays: bool = True
     steps: int = STEPS
     beats: bool = True
     settled_s: float = 2.0
-    patience_s: float = 45.0
+    patience_s: float = 150.0
     deadline_s: float | None = None
     sockets: str = "rank{rank}.sock"
     processes: int | None = None

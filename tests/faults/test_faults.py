@@ -8,7 +8,7 @@ import pytest
 import scenes
 from running import diagnose, diagnose_hung, job, suspects, told
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.torch, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.torch, pytest.mark.timeout(700)]
 
 for family in scenes.FAMILIES:
     scenes.load(family)

@@ -9,7 +9,7 @@ import pytest
 import scenes
 from running import diagnose, job, suspects, told
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.torch, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.torch, pytest.mark.timeout(900)]
 
 for family in scenes.FAMILIES:
     scenes.load(family)

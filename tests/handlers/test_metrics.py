@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from support.served import Connect, Serve
+from support.wire import message
 
+from workerserver import Limits
 from workerserver.handlers.metrics import metrics_response
+from workerserver.http.limits import Budget
 from workerserver.http.registry import Registry
 from workerserver.process import _pulse
+from workerserver.process.acceptor import Figures
 
 prometheus_client = pytest.importorskip("prometheus_client")
 parser = pytest.importorskip("prometheus_client.parser")
@@ -24,6 +29,8 @@ class State:
     uptime_s: float = 0.0
     registry: Registry = field(default_factory=Registry)
     standby_threads: int | None = None
+    budgets: list[Budget] = field(default_factory=list)
+    places: Figures = field(default_factory=lambda: Figures(0, 0, 0, 0))
 
 
 @pytest.fixture
@@ -132,3 +139,32 @@ def test_threads_of_torchs_server_are_counted_apart(state: State) -> None:
     assert not torch_standby.fallback.running
     state.standby_threads = publication.standby_threads()
     assert scrape(state)[key("workerserver_torch_fallback_threads")] == 0
+
+
+def test_every_budget_is_a_figure(serve: Serve, connect: Connect) -> None:
+    """What is used now, and what may be, for each resource that is bounded."""
+    served = serve("tcp", limits=Limits(max_unproven=7, max_peer=9), token="secret")
+    silent = [connect(served.address) for _ in range(3)]
+    reply = silent[0].ask(message("GET", "/metrics", headers=[("Authorization", "Bearer secret")]))
+    samples = {
+        (sample.name, sample.labels.get("budget")): sample.value
+        for family in parser.text_string_to_metric_families(reply.text)
+        for sample in family.samples
+    }
+    limits = Limits()
+    for name, limit in {
+        "connections_without_token": 7,
+        "connections_of_one_address": 9,
+        "request_bytes": limits.max_bodies,
+        "unsent_bytes": 128 << 20,
+        "handler_threads": 64,
+        "gil_share": 0.1,
+        "snapshots": 100,
+    }.items():
+        assert samples[("workerserver_budget_limit", name)] == limit, name
+        assert ("workerserver_budget_used", name) in samples
+    assert samples[("workerserver_budget_limit", "descriptors")] > 0
+    assert samples[("workerserver_budget_used", "connections")] == 3
+    assert samples[("workerserver_budget_used", "connections_without_token")] == 2
+    assert samples[("workerserver_budget_used", "connections_of_one_address")] == 3
+    assert samples[("workerserver_budget_used", "handler_threads")] == 1

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.waiting import wait_until
 
 from workerserver.handlers import pyspy
 from workerserver.http.registry import Registry
@@ -44,10 +46,50 @@ def test_real_dump_or_real_complaint() -> None:
 
 
 @needs_pyspy
+def test_subprocesses_are_dumped_and_pyspy_is_none_of_them() -> None:
+    """As a child of the process that it dumps, py-spy finds itself among the children and fails."""
+    sleeper = [sys.executable, "-c", "import sys, time\nprint(flush=True)\ntime.sleep(100)"]
+    with subprocess.Popen(sleeper, stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()
+            response = pyspy.pyspy_dump(subprocesses="1")
+        finally:
+            child.kill()
+    text = response.body.decode()
+    if response.status == 500:
+        assert "SYS_PTRACE" in text
+    else:
+        assert f"Process {os.getpid()}" in text
+        assert f"Process {child.pid}" in text
+        assert "\0" not in text
+
+
+@needs_pyspy
 def test_contradiction_is_answered_in_pyspys_own_words() -> None:
     response = pyspy.pyspy_dump(native="1", nonblocking="1")
     assert response.status == 500
     assert "--nonblocking" in response.body.decode()
+
+
+def test_an_orphan_tells_its_status_and_its_words(only_path: Path) -> None:
+    program(only_path, 'echo "$PPID"; echo bad >&2; exit 3')
+    outcome = pyspy.run_orphan([str(only_path / "py-spy"), "dump"])
+    assert (outcome.status, outcome.stderr, outcome.killed) == (3, b"bad\n", "")
+    assert int(outcome.stdout) != os.getpid()
+    assert pyspy.pyspy_dump(subprocesses="1").status == 500
+
+
+def test_an_orphan_that_hangs_or_floods_is_killed(only_path: Path) -> None:
+    program(only_path, "echo $$; exec sleep 100")
+    outcome = pyspy.run_orphan([str(only_path / "py-spy")], timeout=2)
+    assert (outcome.status, outcome.killed) == (None, "no end after 2 s")
+    wait_until(lambda: not Path(f"/proc/{int(outcome.stdout)}").exists())
+    program(only_path, "exec cat /dev/zero")
+    outcome = pyspy.run_orphan([str(only_path / "py-spy")], limit=1000)
+    assert (len(outcome.stdout), outcome.killed) == (1000, "more than 1000 bytes of output")
+    missing = pyspy.run_orphan([str(only_path / "none")])
+    assert missing.status == 127
 
 
 def test_any_value_turns_an_option_on(only_path: Path) -> None:

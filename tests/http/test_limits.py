@@ -252,8 +252,9 @@ def test_garbage(server: Served, connect: Connect, seed: int) -> None:
     wait_until(lambda: server.connections == 1)
 
 
-def test_half_open_connections(server: Served, connect: Connect) -> None:
+def test_half_open_connections(kind: Kind, serve: Serve, connect: Connect) -> None:
     """500 clients that never finish a request don't delay other clients."""
+    server = serve(kind, limits=Limits(max_peer=1000))
     for number in range(500):
         client = connect(server.address)
         if number % 3:
@@ -265,8 +266,9 @@ def test_half_open_connections(server: Served, connect: Connect) -> None:
         assert late.ask(post("ping")).body == b"pong"
 
 
-def test_burst_of_connections(server: Served, connect: Connect) -> None:
+def test_burst_of_connections(kind: Kind, serve: Serve, connect: Connect) -> None:
     """While the loop is busy, as many clients may knock as the kernel lets wait."""
+    server = serve(kind, limits=Limits(max_peer=1000))
     entered, gate = threading.Event(), threading.Event()
 
     def hold() -> None:

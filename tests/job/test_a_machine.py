@@ -61,7 +61,10 @@ def suspects(said: Said) -> list[tuple[int, str, str | None]]:
     ]
 
 
-BEHIND = [(1, "behind", "train.py:21 load_shard")]
+SOURCE = (PROGRAMS / "job/train.py").read_text().splitlines()
+#: Where the rank that hangs stands.
+LINE = next(n for n, text in enumerate(SOURCE, 1) if "time.sleep(10_000)" in text)
+BEHIND = [(1, "behind", f"train.py:{LINE} load_shard")]
 
 
 def test_two_jobs_of_one_user_one_hung() -> None:
@@ -121,7 +124,7 @@ def test_a_job_that_torchrun_has_started_again() -> None:
     said = scene("restarted")
     status, _, ranks, responded = brief(said["diagnose"])
     assert (status, ranks, responded) == (1, 2, 2)
-    assert suspects(said["diagnose"]) == [(0, "behind", "train.py:21 load_shard")]
+    assert suspects(said["diagnose"]) == [(0, "behind", f"train.py:{LINE} load_shard")]
     assert said["diagnose"]["said"]["leftovers"] == []
     assert said["diagnose"]["said"]["other_jobs"] == []
     assert sorted(row["pid"] for row in said["ls"]["said"]) == sorted(said["pids"])
@@ -168,8 +171,19 @@ def test_launches_without_a_launcher() -> None:
     by_pid = {row["pid"]: row["rank"] for row in said["spawn ls"]["said"]}
     assert by_pid == {first: 0, second: 1}
     assert brief(said["alone"]) == (2, "alone", 1, 1)
-    assert "load_shard(), train.py:21" in said["alone"]["said"]["verdict"]
+    assert f"load_shard(), train.py:{LINE}" in said["alone"]["said"]["verdict"]
     where = "/tmp/new/alone.sock"
     assert said["alone log"] == (
         f"workerserver: serving on {where}; if the job hangs: workerserver diagnose\n"
     )
+
+
+def test_our_workers_and_stock_ones() -> None:
+    """torch's servers don't tell a rank. They are no further ranks, and make none missing."""
+    said = scene("mixed_servers")
+    status, _, ranks, responded = brief(said["diagnose"])
+    assert (status, ranks, responded) == (1, 4, 4)
+    assert [each[0] for each in suspects(said["diagnose"])] == [3]
+    assert suspects(said["diagnose"])[0][2] == f"train.py:{LINE} load_shard"
+    lines = said["diagnose"]["said"]["not_looked_at"]
+    assert any(line.startswith("ranks 2-3: the rank is inferred") for line in lines)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
+from workerserver.cluster.ask.rounds import settle_ranks
 from workerserver.cluster.failures import REFUSED
 from workerserver.cluster.find.group import Member, group
 from workerserver.cluster.find.here import Ended
@@ -223,3 +224,60 @@ def test_a_rank_is_remembered_over_the_looks() -> None:
     later[1].failures["healthz"] = Failure("timeout", "no answer in 3 s")
     (view,) = split([Look(first), Look(later)])
     assert [state.rank for state in view.rounds[-1].states] == [0, 1]
+
+
+# --- stock workers ------------------------------------------------------------------------------
+
+
+def stock(path: str, *names: str) -> RankState:
+    """A worker of torch's, whose recorder has sends and receives of these *names*."""
+    entries = [{"process_group": ["0", "default_pg"], "profiling_name": name} for name in names]
+    state = RankState(Worker(path, unix=True), kind="torch", responded=True)
+    state.flight = {"entries": entries}
+    return state
+
+
+@pytest.mark.parametrize(
+    ("states", "found"),
+    [
+        ([stock("/s/rank7.sock")], [7]),
+        ([stock("/s/w1.sock"), stock("/s/w0.sock")], [1, 0]),
+        ([stock("/s/w1.sock"), stock("/s/w4711.sock")], [None, None]),  # pids
+        ([stock("/s/w1.sock"), stock("/t/w1.sock")], [None, None]),
+        ([stock("/s/a", "gloo:send 5->2", "gloo:recv 5<-1")], [5]),
+        ([stock("/s/a", "gloo:send 5->2", "gloo:recv 4<-1")], [None]),
+        ([stock("/s/a", "gloo:all_reduce")], [None]),
+    ],
+)
+def test_the_rank_of_a_stock_worker_is_inferred(
+    states: list[RankState], found: list[int | None]
+) -> None:
+    states = [replace(state) for state in states]
+    settle_ranks(states)
+    assert [state.rank for state in states] == found
+    assert [state.inferred is not None for state in states] == [rank is not None for rank in found]
+
+
+def test_two_of_ours_and_two_stock_workers_are_four_ranks() -> None:
+    """And none of them is missing."""
+    ours = [living(0, world_size=4), living(1, world_size=4)]
+    states = [*ours, stock("/s/a.sock"), stock("/s/b.sock")]
+    settle_ranks(states)
+    (view,) = views(*states)
+    verdict = diagnose(view.rounds, view.world_size, view.elsewhere)
+    assert (verdict.ranks, verdict.suspects, verdict.unreachable) == (4, (), ())
+    states = [*ours, stock("/s/w2.sock"), stock("/s/w3.sock")]
+    settle_ranks(states)
+    (view,) = views(*states)
+    assert ranks(view) == [0, 1, 2, 3]
+    verdict = diagnose(view.rounds, view.world_size, view.elsewhere)
+    assert verdict.ranks == 4
+    assert any("the rank is inferred" in line for line in verdict.not_looked_at)
+
+
+def test_two_workers_of_two_jobs_may_have_one_rank() -> None:
+    """In one job they may not: one of them lies."""
+    for job, lies in (("k", 0), ("j", 2)):
+        states = [living(0, "/a"), living(0, "/b", job=job)]
+        settle_ranks(states)
+        assert sum("healthz" in state.failures for state in states) == lies

@@ -60,7 +60,7 @@ SLURM = {
         ),
         ({**TORCHRUN, "JOB_COMPLETION_INDEX": "2"}, "head:29500", "MASTER_ADDR"),
         (TORCHRUN, "head:29500", "MASTER_ADDR"),
-        ({"MASTER_ADDR": "head"}, f"python-{os.getpid()}", "process"),
+        ({"MASTER_ADDR": "head"}, "python-PID", "process"),
     ],
 )
 def test_the_name_of_a_job(
@@ -69,7 +69,7 @@ def test_the_name_of_a_job(
     monkeypatch.setattr("socket.gethostname", lambda: "trainer-2")
     monkeypatch.setattr("workerserver.job.identity.words_of", lambda pid: ["python"])
     found = of_process(os.getpid(), variables)
-    assert (found.job, found.job_from) == (name, source)
+    assert (found.job, found.job_from) == (name.replace("PID", str(os.getpid())), source)
 
 
 def test_the_numbers_of_torchrun() -> None:
@@ -103,8 +103,10 @@ EVIL = 'a"b\\c\x1b[2J\n\x00é\U0001f600\ud800'
 
 @pytest.mark.parametrize("text", ["x" * 500, EVIL * 20, '"' * 500, "\x00" * 500, "é" * 500])
 def test_texts_are_escaped_and_bounded(text: str) -> None:
-    numbers: Any = [2**62] * 6
-    identity = Identity(text, text, text, *numbers, text, 1e11)
+    texts: Any = dict.fromkeys(("job", "job_from", "agent", "host"), text)
+    names = ("restart", "world_size", "rank", "local_rank", "local_world_size", "group_rank")
+    numbers: Any = dict.fromkeys(names, 2**62)
+    identity = Identity(**texts, **numbers, started=1e11)
     data = text_fields(identity)
     assert data.isascii()
     assert len(data) <= 768

@@ -21,7 +21,7 @@ from support.wire import TlsAddress, ask, message, post
 from workerserver.cluster.ask.client import run, tls_context
 from workerserver.cluster.ask.rounds import collect
 from workerserver.cluster.model import Worker
-from workerserver.process import tls
+from workerserver.process import acceptor
 from workerserver.registration import StoreRegistration
 from workerserver.server import Limits, WorkerServer
 
@@ -147,7 +147,7 @@ def test_who_speaks_no_tls(serve: Serve) -> None:
 
 def test_handshakes_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """In number and in time: each is a descriptor that training may need."""
-    monkeypatch.setattr(tls, "MAX_HANDSHAKES", 8)
+    monkeypatch.setattr(acceptor, "MAX_HANDSHAKES", 8)
     before = len(os.listdir("/proc/self/fd"))
     served = serve("tls", limits=Limits(head_timeout=1.0))
     here = len(os.listdir("/proc/self/fd")) - before
@@ -178,7 +178,7 @@ def test_silent_clients_keep_nobody_out(serve: Serve) -> None:
         silent = [stack.enter_context(plain(served)) for _ in range(80)]
         for _ in range(3):
             assert ask(served.address, post("ping")).body == b"pong"
-        wait_until(lambda: sum(ended(sock) for sock in silent) >= 80 + 3 - tls.MAX_HANDSHAKES)
+        wait_until(lambda: sum(ended(sock) for sock in silent) >= 80 + 3 - acceptor.MAX_HANDSHAKES)
         assert not any(ended(sock) for sock in (*few, *silent[-10:]))
         assert all(ended(sock) for sock in silent[:15])
 

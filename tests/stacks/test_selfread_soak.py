@@ -17,7 +17,9 @@ AMOUNT = os.environ.get("WORKERSERVER_SELFREAD_SOAK", "2s")
 pytestmark = [pytest.mark.cpython, where_it_works]
 
 
-@pytest.mark.parametrize("beside", ["python", pytest.param("torch", marks=pytest.mark.torch)])
+@pytest.mark.parametrize(
+    "beside", ["python", "locks", pytest.param("torch", marks=pytest.mark.torch)]
+)
 def test_soak(beside: str) -> None:
     if beside == "torch":
         pytest.importorskip("torch")

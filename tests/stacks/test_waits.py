@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -80,7 +81,7 @@ def wait_of(
     assert thread.native_id is not None
     try:
         native: int = thread.native_id
-        wait_until(lambda: kernel_state(native)[0] == "S" and asleep(native, futex))
+        wait_until(lambda: kernel_state(native)[0] == "S" and settled(native, futex))
         first, second = (entry(mode, native) for _ in range(2))
     finally:
         end()
@@ -94,9 +95,16 @@ def wait_of(
     return waits
 
 
-def asleep(native: int, futex: bool) -> bool:
-    """In the call itself: a thread that starts, or waits to run Python, is in a futex, too."""
-    call = Path(f"/proc/self/task/{native}/syscall").read_text().split()
+def settled(native: int, futex: bool) -> bool:
+    """In the call itself, and not on its way there."""
+    before = Path(f"/proc/self/task/{native}/syscall").read_text()
+    time.sleep(0.02)
+    after = Path(f"/proc/self/task/{native}/syscall").read_text()
+    return before == after and asleep(after.split(), futex)
+
+
+def asleep(call: list[str], futex: bool) -> bool:
+    """A thread that starts, or waits to run Python, is in a futex, too."""
     if FUTEX is None or not futex:
         return call[0] not in ("running", str(FUTEX))
     # In one without a clock of its own: not in that of a thread that wants the GIL.

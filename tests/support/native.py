@@ -50,7 +50,7 @@ TOO_MANY, FORBIDDEN, LATE_HEAD = final(b"503 Busy"), final(b"403 No"), final(b"4
 
 
 #: Here a request never stops to wait for the loop, unless a test says so.
-PATIENT = Limits(gil_deadline=60.0, gil_timeout=60.0)
+PATIENT = Limits(gil_deadline=60.0, gil_timeout=60.0, max_peer=4096)
 
 
 class Recorder(asyncio.Protocol):

@@ -39,7 +39,7 @@ def training(
         )
     try:
         begun = [folder / f"begun{rank}" for rank in range(ranks)]
-        wait_until(lambda: torchrun.poll() is not None or all(each.exists() for each in begun), 180)
+        wait_until(lambda: torchrun.poll() is not None or all(each.exists() for each in begun), 300)
         assert torchrun.returncode is None
         yield torchrun
     except BaseException:

@@ -28,6 +28,7 @@ usage: workerserver COMMAND ...
   ls [TARGET...]                   list workers, and how each is doing
   diagnose [TARGET...]             if a job hangs, say which rank is to blame, and why
   stacks [TARGET...]               show what all ranks do; equal stacks are shown once
+  slow [TARGET...]                 say which rank the others wait for, how often, how long
   fr [TARGET...]                   show the flight recorders, by process group
   ping [TARGET...]                 show which workers of a job answer, and how fast
   profile -o FILE [TARGET...]      profile all ranks into one Chrome trace
@@ -49,6 +50,7 @@ COMMANDS = (
     "ls",
     "diagnose",
     "stacks",
+    "slow",
     "fr",
     "ping",
     "profile",

@@ -43,7 +43,10 @@ def main(argv: Sequence[str]) -> int:
     # Before there are threads, so that none of them gets these signals.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     from workerserver.collector.service import Collector
+    from workerserver.job import presence
     from workerserver.process.credentials import token_from_environment
+
+    presence.keep_no_record()  # a collector is no rank of a job
 
     try:
         collector = Collector(options.targets, options.ranks, token_from_environment())

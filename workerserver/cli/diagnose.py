@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +22,7 @@ from workerserver.cli.job_command import (
     show_gone,
     write_json,
 )
+from workerserver.cli.slow import ask_all, weigh
 from workerserver.cli.stacks import show_groups
 from workerserver.cli.text import seconds
 from workerserver.cluster.ask.rounds import EVERYTHING, Round
@@ -29,6 +31,7 @@ from workerserver.cluster.find.group import base_name
 from workerserver.cluster.find.jobs import JobView
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.sentences import SENTENCES
+from workerserver.cluster.judge.slow.stragglers import slow_fact
 from workerserver.cluster.judge.verdict import Verdict, over
 from workerserver.cluster.show.report import verdict_dict
 
@@ -43,6 +46,8 @@ MAX_SUSPECTS = 8
 MAX_LINES = 20
 #: Of a larger job, a verdict on the first look costs more than it saves.
 MAX_EARLY = 4096
+#: Of a healthy job of so many ranks at most, the whole recorders are asked for slow ranks.
+MAX_HISTORIES = 256
 
 
 def main(argv: Sequence[str]) -> int:
@@ -74,12 +79,29 @@ def main(argv: Sequence[str]) -> int:
                 if not each.is_over
             ),
         )
-    judged = judge(by_job(options, found, rounds), found, options.slurm)
+    judged = judge(by_job(options, found, rounds), found)
+    judged = [_with_slow_ranks(options, each) for each in judged]
     if options.json:
         write_json(sys.stdout, report_all(judged))
     else:
         render_all(judged, Output(sys.stdout), everything=options.all)
     return judged[0].verdict.status
+
+
+def _with_slow_ranks(options: argparse.Namespace, judged: Judged) -> Judged:
+    """The same verdict with the slow ranks of a job that goes on. What the question costs is added
+    to the last round."""
+    view, verdict = judged
+    if verdict.status != 0 or not 1 < len(view.rounds[-1].states) <= MAX_HISTORIES:
+        return judged
+    last = view.rounds[-1]
+    answers = ask_all(options, [state.worker for state in last.states])
+    last.questions += answers.questions
+    last.bytes_received += answers.bytes_received
+    last.duration_s += answers.seconds
+    slow = [slow_fact(*each) for each in weigh(answers).study.named]
+    verdict = diagnose(view.rounds, view.world_size, view.elsewhere, slow=slow)
+    return Judged(view, verdict)
 
 
 class Judged(NamedTuple):
@@ -89,9 +111,10 @@ class Judged(NamedTuple):
     verdict: Verdict
 
 
-def judge(views: Sequence[JobView[Round]], found: Found, slurm: bool = False) -> list[Judged]:
-    """A verdict on each job, that on a hung one first: 1, then 2, then 0. *slurm*: the workers were
-    found through the nodes of a Slurm job, on which other jobs may run."""
+def judge(views: Sequence[JobView[Round]], found: Found) -> list[Judged]:
+    """A verdict on each job, that on a hung one first: 1, then 2, then 0."""
+    # Other jobs may run on the nodes of a Slurm job.
+    slurm = any(worker.source == "slurm" for worker in found.workers)
     judged = []
     for view in views:
         if view.is_over or not view.rounds:

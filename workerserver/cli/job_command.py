@@ -10,18 +10,21 @@ import argparse
 import json
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TextIO, TypeVar
 
+from workerserver.cli import places
 from workerserver.cli.console import Output, counting
 from workerserver.cli.errors import NoJobError, UsageError
-from workerserver.cli.places import TOKEN_HELP, add_places, client_options, find_all
+from workerserver.cli.places import TOKEN_HELP, add_places, client_options
 from workerserver.cli.text import backend_name, count, positive_seconds
 from workerserver.cluster.ask.client import Client, run
 from workerserver.cluster.ask.rounds import Part, Round, collect
 from workerserver.cluster.failures import nobody_listens, unusable
 from workerserver.cluster.find.discovery import Found, why_nobody
-from workerserver.cluster.find.jobs import JobView, split
-from workerserver.cluster.model import RankState, Worker
+from workerserver.cluster.find.hosts import from_slurm, slurm_port
+from workerserver.cluster.find.jobs import JobView, identity_of, split
+from workerserver.cluster.model import MAX_HOST_WORKERS, RankState, Worker
 from workerserver.cluster.show.tree import short_fold
 
 __all__ = [
@@ -123,6 +126,28 @@ def world_size(options: argparse.Namespace, workers: Iterable[Worker]) -> int | 
     if any(worker.source == "torchrun" for worker in workers):
         return int(said) if said.isascii() and said.isdecimal() and len(said) < 9 else None
     return None
+
+
+def find_all(options: argparse.Namespace) -> Found:
+    """The workers that the options name, and what ended ones have left.
+
+    On the nodes of a Slurm job, with a port for each local rank, the environment only tells how
+    many tasks the step of whoever asks has. The workers tell how many theirs has, so they are asked
+    first.
+    """
+    found = places.find_all(options)
+    port = slurm_port(os.environ, options.port)
+    if not port or not any(worker.source == "slurm" for worker in found.workers):
+        return found
+    health: tuple[Part, ...] = ("health",)
+    (first,) = ask(options, lambda client: collect(found.workers, want=health, client=client))
+    told = (identity_of(state.health) for state in first.states)
+    counts = [each.local_world_size or 0 for each in told if each is not None]
+    most = min(max(counts, default=0), MAX_HOST_WORKERS)
+    if most == 0:
+        return found
+    others = [worker for worker in found.workers if worker.source != "slurm"]
+    return replace(found, workers=[*others, *from_slurm(os.environ, options.port, most)])
 
 
 def find_some(options: argparse.Namespace) -> Found:

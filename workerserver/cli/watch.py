@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
             client, found.workers, EVERYTHING, every=options.every, most=options.count
         ):
             history.append(look)
-            judged = judge(by_job(options, found, list(history)), found, options.slurm)
+            judged = judge(by_job(options, found, list(history)), found)
             status = judged[0].verdict.status
             try:
                 folder.add(look.started, report_all(judged))

@@ -180,7 +180,13 @@ def unusable(state: RankState) -> Failure | None:
     lies = [failure for failure in failures if failure.reason == "lied"]
     if lies:
         return lies[0]
-    answers = (state.health, state.digest, state.flight_summary, state.flight)
+    answers = (
+        state.health,
+        state.digest,
+        state.flight_summary,
+        state.flight,
+        state.recorders,
+    )
     if state.responded and (state.threads or any(each is not None for each in answers)):
         return None
     return failures[0] if failures else SILENT

@@ -37,8 +37,9 @@ from workerserver.types import InvalidParameter, Range, Response
 
 __all__ = ["Collector"]
 
-#: An answer is in memory whole. So of the requests that allow more than LARGE_BYTES, as profiles
-#: do, MAX_LARGE_REQUESTS run at one time; the others wait for their turn.
+#: An answer is in memory whole, until its caller has taken it. So of the requests that allow more
+#: than LARGE_BYTES, as profiles do, MAX_LARGE_REQUESTS have a place at one time, until their answer
+#: is sent; the others wait for their turn.
 LARGE_BYTES = 1 << 20
 MAX_LARGE_REQUESTS = 8
 #: All workers' parts of one answer.
@@ -134,16 +135,19 @@ class Collector:
         question = Question("ask", target, method, limit, any_status=True)
         until = asyncio.get_running_loop().time() + deadline
         async with contextlib.AsyncExitStack() as stack:
+            place = stack.enter_context(contextlib.ExitStack())
             if limit > LARGE_BYTES:
                 try:
                     await asyncio.wait_for(self._large.acquire(), deadline)
                 except asyncio.TimeoutError:
                     return _failure(Failure("timeout", "the collector of its host was busy"))
-                stack.callback(self._large.release)
+                place.callback(self._large.release)
             left = max(until - asyncio.get_running_loop().time(), MIN_SECONDS)
             client = await stack.enter_async_context(self._client(left))
             (answer,) = (await client.ask([known[worker]], question)).values()
-        return _failure(answer) if isinstance(answer, Failure) else _passed_on(answer)
+            response = _failure(answer) if isinstance(answer, Failure) else _passed_on(answer)
+            response.sent = place.pop_all().close
+        return response
 
     def _client(self, deadline: float) -> Client:
         return Client(deadline=deadline, token=self._token)

@@ -6,11 +6,13 @@ registry of its own, because the process's global registry belongs to the traini
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from workerserver.http.limits import Budget
 from workerserver.http.registry import Registry
 from workerserver.process._pulse import gil_watch, last_heartbeat, step_median
+from workerserver.process.acceptor import Figures
 from workerserver.types import HandlerNotFound, NotImplementedHere, Response
 
 __all__ = ["MetricsState", "metrics_response"]
@@ -30,6 +32,14 @@ class MetricsState(Protocol):
     @property
     def uptime_s(self) -> float:
         """Seconds since the server started."""
+
+    @property
+    def budgets(self) -> Sequence[Budget]:
+        """What is used of each resource that is bounded."""
+
+    @property
+    def places(self) -> Figures:
+        """How many connections had to go, or got no place."""
 
     @property
     def registry(self) -> Registry:
@@ -82,6 +92,24 @@ class _Collector:
         yield GaugeMetricFamily(
             "workerserver_uptime_seconds", "Seconds since the start.", value=state.uptime_s
         )
+
+        used = GaugeMetricFamily(
+            "workerserver_budget_used", "Used of a bounded resource now.", labels=("budget",)
+        )
+        limit = GaugeMetricFamily(
+            "workerserver_budget_limit", "How much of it may be used.", labels=("budget",)
+        )
+        for budget in state.budgets:
+            used.add_metric((budget.name,), budget.used)
+            limit.add_metric((budget.name,), budget.limit)
+        yield used
+        yield limit
+        gone = CounterMetricFamily(
+            "workerserver_places", "Connections that had to go, or got no place.", labels=("what",)
+        )
+        gone.add_metric(("closed_for_another",), state.places.evicted)
+        gone.add_metric(("refused",), state.places.refused)
+        yield gone
 
         step, age = last_heartbeat()
         if step is not None and age is not None:

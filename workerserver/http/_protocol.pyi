@@ -5,6 +5,7 @@ from typing import final
 from workerserver.http.access import AccessPolicy
 from workerserver.http.limits import Limits
 from workerserver.http.routes import Router
+from workerserver.process.acceptor import Place
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
 from workerserver.types import Response
@@ -23,6 +24,11 @@ class ServerState:
     stall_seconds: float
     drain_seconds: float
     closing: bool
+    unsent_elsewhere: Callable[[], int] | None
+    @property
+    def unsent(self) -> int: ...
+    @property
+    def held_bodies(self) -> int: ...
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -41,6 +47,7 @@ def whole_reply(response: Response, close: bool) -> bytes: ...
 @final
 class WorkerProtocol:
     fileno: int
+    place: Place | None
     def __init__(self, state: ServerState) -> None: ...
     def connection_made(self, transport: asyncio.BaseTransport) -> None: ...
     def connection_lost(self, exc: Exception | None) -> None: ...

@@ -67,6 +67,8 @@ class Rule:
 
     #: Whether check() can only ever refuse a request whose ``cross_site`` is true.
     only_cross_site: bool = False
+    #: Whether who passes check() has shown a secret. A client that has not yet gets fewer places.
+    asks_secret: bool = False
 
     def check(self, request: ParsedRequest) -> None:
         """Raises Forbidden or Unauthorized for a request that is refused.
@@ -170,6 +172,8 @@ def hosts_from_environment() -> tuple[str, ...]:
 class BearerToken(Rule):
     """The request carries the token (RFC 6750, 2.1)."""
 
+    asks_secret = True
+
     def __init__(self, token: str) -> None:
         from hmac import compare_digest  # with hashlib: milliseconds that not everybody pays
 
@@ -234,11 +238,13 @@ class AccessPolicy:
 
     ``native`` has the form of every rule, or is None if a rule has no such form: then the I/O
     thread may answer nothing. ``checks`` are the rules' check() methods, all of them;
-    ``plain_checks`` are enough for a request that isn't cross-site.
+    ``plain_checks`` are enough for a request that isn't cross-site. ``asks_secret``: a request that
+    passes all rules shows a secret.
     """
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(rules)
+        self.asks_secret = any(rule.asks_secret for rule in self.rules)
         self.native = _native_forms(self.rules)
         self.checks = tuple(rule.check for rule in self.rules)
         self.plain_checks = tuple(

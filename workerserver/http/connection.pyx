@@ -12,11 +12,10 @@ from workerserver.process.clock cimport monotonic
 from workerserver._parser cimport ParsedRequest, QueryValidator, RequestParser
 
 import logging
-import select
-from asyncio import CancelledError
+from asyncio import CancelledError, Future
 from functools import partial
 
-from workerserver.http.responses import error_response, failure, to_response
+from workerserver.http.responses import error_response, failure
 from workerserver.types import (
     Forbidden,
     HandlerBusy,
@@ -33,6 +32,8 @@ cdef object _logger = logging.getLogger("workerserver")
 
 cdef Py_ssize_t MAX_READ_AHEAD_BYTES = 64 * 1024  # bytes kept for requests whose turn has not come
 cdef Py_ssize_t MAX_JOINED_BYTES = 16 * 1024  # bodies up to this are copied behind their head
+cdef str _SHARE = "its loop has used its share of the processor; this request was not run"
+cdef str _UNSENT = "replies that their clients don't read fill the memory set aside for them"
 
 
 cdef enum Stage:
@@ -58,6 +59,9 @@ cdef class WorkerProtocol:
     cdef object _transport  # asyncio.Transport | None
     cdef object _want_bytes  # the transport's want_bytes(), None if it has none
     cdef RequestParser _parser
+    cdef public object place  # acceptor.Place | None: the transport's own, if it has none itself
+    cdef object _trust  # to be called once, when the client has shown the token; else None
+    cdef double _owes_since  # monotonic seconds
     cdef readonly int fileno  # -1 if the transport has none; for the child of a fork
     cdef Stage _stage
     cdef bint _reading_paused
@@ -69,11 +73,13 @@ cdef class WorkerProtocol:
     cdef double _deadline  # monotonic seconds; 0: none
     cdef Py_ssize_t _unsent  # bytes in the transport's buffer at the last look
     cdef Py_ssize_t _drained
+    cdef Unsent _out  # replies on their way
     cdef Py_ssize_t _body_bytes  # our share of _state.body_bytes
     # --- request
     cdef ParsedRequest _request
     cdef object _handler  # registry.Handler | None
     cdef object _task  # asyncio.Task | None
+    cdef bint _waits  # for the loop's share of the processor; then STAGE_BUSY
     cdef long _turn  # which request: a late result of an earlier one is dropped
     cdef object __weakref__
 
@@ -84,6 +90,7 @@ cdef class WorkerProtocol:
             max_head=limits.max_head, max_headers=limits.max_headers, max_body=limits.max_body,
             judge=state._check_head,
         )
+        self._out = Unsent(state)
         self.fileno = -1
         self._stage = STAGE_IDLE
 
@@ -94,6 +101,11 @@ cdef class WorkerProtocol:
         self._transport = transport
         state.connections.add(self)
         self._want_bytes = getattr(transport, "want_bytes", None)
+        if self.place is not None:
+            self.place.owes_since = self._owes
+            self.place.close = transport.abort
+        if state.policy.asks_secret and not state.is_unix:
+            self._trust = getattr(transport if self.place is None else self.place, "trust", None)
         if self._want_bytes is not None:
             # The native I/O thread counts connections and keeps the time between messages. It has
             # admitted this one if it knows every rule; to ask again would cost a descriptor.
@@ -102,6 +114,8 @@ cdef class WorkerProtocol:
             elif state.policy.native is None:
                 self._admit(transport.get_extra_info("socket"))
             return
+        self._out.counts = True
+        self._out.blind = transport.get_extra_info("sslcontext") is not None
         sock = transport.get_extra_info("socket")
         if sock is not None:
             self.fileno = sock.fileno()
@@ -137,12 +151,21 @@ cdef class WorkerProtocol:
         self._stage = STAGE_LOST
         self._state.connections.discard(self)
         self._hold(0)
+        self._out.end()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._task is not None:
             self._task.cancel()
-        self._transport = self._want_bytes = None
+        if self.place is not None:
+            self.place.leave()
+        self.place = self._trust = self._transport = self._want_bytes = None
+
+    def _owes(self):
+        """Since when the client owes us bytes; None if it doesn't, or if we owe it something."""
+        if self._stage == STAGE_BUSY or self._stage == STAGE_LOST or self._transport is None:
+            return None
+        return None if self._transport.get_write_buffer_size() else self._owes_since
 
     def data_received(self, bytes data):
         if self._stage == STAGE_DRAIN:
@@ -178,6 +201,7 @@ cdef class WorkerProtocol:
 
     def resume_writing(self):
         self._writing_paused = False
+        self._out.went_out(self._transport)
         if self._stage == STAGE_BUSY and self._handler is None:
             self._stage = STAGE_IDLE
             self._advance()
@@ -204,12 +228,37 @@ cdef class WorkerProtocol:
                     return 0
                 if not self._hold(PyBytes_GET_SIZE(request.body)):
                     return 0
+                if self._state._share is not None and not self._state._share.open():
+                    self._request = request
+                    self._stage = STAGE_BUSY
+                    self._deadline = 0.0
+                    self._waits = True
+                    self._state._share.wait(self._go_on, self._state.limits.gil_timeout)
+                    self._limit_reading()
+                    return 0
                 self._handle(request)
                 if self._stage != STAGE_IDLE:
                     self._limit_reading()
                     return 0
         finally:
             self._advancing = False
+
+    def _go_on(self, bint open):
+        """The loop has time for the request that waits; or, if not *open*, it has waited for too
+        long."""
+        cdef ParsedRequest request = self._request
+        if not self._waits or self._stage != STAGE_BUSY:
+            return  # the connection is closed, or about to be
+        self._waits = False
+        self._stage = STAGE_IDLE
+        if not open:
+            self._respond("", error_response(ServerBusy(_SHARE)))
+        else:
+            self._handle(request)
+        if self._stage == STAGE_IDLE:
+            self._advance()
+        else:
+            self._limit_reading()  # which looks at the stage itself
 
     cdef int _await_bytes(self) except -1:
         cdef ServerState state = self._state
@@ -267,11 +316,15 @@ cdef class WorkerProtocol:
         cdef dict values
         self._request = request
         self._stage = STAGE_IDLE
+        self._out.asked_again(self._transport)
         handler = None
         try:
             # As policy.check() does, without the time for another call.
             for check in state._checks if request.cross_site else state._plain_checks:
                 check(request)
+            if self._trust is not None:
+                self._trust()
+                self._trust = None
             handler, path = state.router.resolve(request.method, request.path)
             validator = handler.validator
             if request.query or request.body:
@@ -284,6 +337,8 @@ cdef class WorkerProtocol:
             if validator.request_name is not None:
                 values[validator.request_name] = request.to_request(path, self._peer())
             kind = handler.kind
+            if kind != "inline" and not self._out.takes(MAX_SMALL_BYTES + 1):
+                raise ServerBusy(_UNSENT)
             if kind != "inline" and not handler.acquire():
                 raise HandlerBusy(handler.name, handler.limit)
         except WorkerServerError as error:
@@ -297,11 +352,10 @@ cdef class WorkerProtocol:
             self._respond(name, failure(name or "look-up", error))
             return 0
         if kind == "inline":  # one at a time by nature: no place to take
-            try:
-                response = to_response(handler.name, handler.function(**values))
-            except BaseException as error:
-                # SystemExit and KeyboardInterrupt too: a handler can't end the server.
-                response = failure(handler.name, error)
+            response = _run_inline(handler, values)
+            if isinstance(response, Future):
+                self._await(handler, response)
+                return 0
             self._respond(handler.name, response)
             return 0
         self._stage = STAGE_BUSY
@@ -318,6 +372,17 @@ cdef class WorkerProtocol:
             self._respond(handler.name, error_response(ServerBusy("no thread for the handler")))
         return 0
 
+    cdef int _await(self, handler, future) except? -1:
+        """An inline handler has its answer later: *future*."""
+        self._stage = STAGE_BUSY
+        self._handler = handler
+        self._turn += 1
+        self._deadline = 0.0
+        future.add_done_callback(partial(self._on_future, self._turn, handler))
+
+    def _on_future(self, long turn, handler, future):
+        self._on_result(turn, _response_of(handler, future))
+
     def _on_task_done(self, long turn, handler, task):
         """A task that was cancelled before its first step never came to _run_async's own end."""
         if task.cancelled():
@@ -332,6 +397,8 @@ cdef class WorkerProtocol:
         self._handler = None
         self._task = None
         if self._stage == STAGE_LOST:
+            self._out.begin(response.sent)
+            self._out.end()
             return
         self._stage = STAGE_IDLE
         self._respond(name, response)
@@ -353,6 +420,8 @@ cdef class WorkerProtocol:
         except BaseException:  # out of memory, say; a part of it may be written already
             _logger.debug("reply of %s not written", name, exc_info=True)
             self._transport.abort()
+            self._out.begin(response.sent)
+            self._out.end()
             return 0
         if close:
             self._finish()
@@ -369,9 +438,15 @@ cdef class WorkerProtocol:
         self, str name, response, bint close, bint head_only, bint http_1_0
     ) except -1:
         cdef dict requests = self._state.requests
-        cdef int status = response.status
-        cdef bytes body = response.body
+        cdef int status
+        cdef bytes body
         cdef bytes head
+        self._out.begin(response.sent)
+        if not self._out.takes(PyBytes_GET_SIZE(response.body)):
+            self._out.went_out(self._transport)
+            response = error_response(ServerBusy(_UNSENT))
+        status = response.status
+        body = response.body
         key = (name, status)
         requests[key] = requests.get(key, 0) + 1
         if status == 204 or status == 304:
@@ -384,6 +459,9 @@ cdef class WorkerProtocol:
         else:
             self._transport.write(head)
             self._transport.write(body)
+            self._out.wrote(len(body), self._transport)
+        if not self._writing_paused:
+            self._out.went_out(self._transport)
         return 0
 
     cdef int _finish(self) except -1:
@@ -414,6 +492,7 @@ cdef class WorkerProtocol:
         """Call ``_on_timer`` in *seconds*. One timer serves all deadlines of a connection: it
         is set anew only for an earlier one, so a request costs no timer."""
         cdef double now = monotonic()
+        self._owes_since = now
         self._deadline = now + seconds
         if self._timer is not None:
             if self._timer_at <= self._deadline:
@@ -467,52 +546,3 @@ cdef class WorkerProtocol:
     def abort(self):
         if self._transport is not None:
             self._transport.abort()
-
-
-cdef bint _hung_up(int fd) except -1:
-    """Whether the other end of a Unix socket is closed, and not only its writing half."""
-    poll = select.poll()
-    poll.register(fd, 0)
-    return any(events & select.POLLHUP for _, events in poll.poll(0))
-
-
-async def _run_async(WorkerProtocol protocol, long turn, handler, dict values):
-    """Run a coroutine handler to its response. Whatever it raises ends here: asyncio lets
-    SystemExit and KeyboardInterrupt of a task through to the loop, and that would stop it."""
-    try:
-        response = to_response(handler.name, await handler.function(**values))
-    except BaseException as error:
-        response = failure(handler.name, error)
-    finally:
-        handler.release()
-    protocol._on_result(turn, response)
-
-
-@cython.final
-@cython.internal
-cdef class _ThreadJob:
-    """A plain handler's call, run by a thread of the pool."""
-
-    cdef WorkerProtocol _protocol
-    cdef long _turn
-    cdef object _handler
-    cdef dict _values
-
-    def __init__(self, WorkerProtocol protocol, long turn, handler, dict values):
-        self._protocol = protocol
-        self._turn = turn
-        self._handler = handler
-        self._values = values
-
-    def __call__(self):
-        name = self._handler.name
-        try:
-            response = to_response(name, self._handler.function(**self._values))
-        except BaseException as error:
-            response = failure(name, error)
-        finally:
-            self._handler.release()
-        try:
-            self._protocol._state.call_soon(self._protocol._on_result, self._turn, response)
-        except RuntimeError:
-            _logger.debug("the loop closed before handler %s answered", name)

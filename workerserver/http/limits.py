@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from workerserver import _parser
-from workerserver.process.environment import seconds
+from workerserver.process.environment import number, seconds
 
-__all__ = ["Limits"]
+__all__ = ["Budget", "Limits"]
 
 #: The largest number of things, a C int, and of bytes, a Py_ssize_t.
 MAX_COUNT = 2**31 - 1
@@ -19,8 +20,20 @@ _WHOLE = {
     "max_headers": MAX_COUNT,
     "max_body": MAX_BYTES,
     "max_bodies": MAX_BYTES,
+    "max_unsent": MAX_BYTES,
     "max_connections": MAX_COUNT,
+    "max_unproven": MAX_COUNT,
+    "max_peer": MAX_COUNT,
+    "max_threads": MAX_COUNT,
 }
+
+
+class Budget(NamedTuple):
+    """What of one resource is used now, and how much may be."""
+
+    name: str
+    used: float
+    limit: float
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,21 @@ class Limits:
     max_headers: int = _parser.MAX_HEADERS
     max_body: int = _parser.MAX_BODY
     max_bodies: int = 8 * _parser.MAX_BODY  # over all connections
+    #: The share of a processor, and so of the GIL, that the thread of the server's loop may use; 1:
+    #: no limit.
+    gil_share: float = 0.1
+    #: Snapshots of the stacks that clients may cause in a second.
+    max_snapshots: float = 100.0
+    #: Bytes of replies that their clients have not taken yet, over all connections. One reply alone
+    #: may have more.
+    max_unsent: int = 128 << 20
     max_connections: int = 4096
+    #: TCP connections that have not shown the token yet, where there is one.
+    max_unproven: int = 64
+    #: TCP connections from one address.
+    max_peer: int = 256
+    #: Threads for handlers that are plain functions.
+    max_threads: int = 64
     head_timeout: float = 10.0
     body_timeout: float = 30.0
     idle_timeout: float = 75.0
@@ -61,10 +88,13 @@ class Limits:
 
     @classmethod
     def from_environment(cls) -> Limits:
-        """The defaults, with WORKERSERVER_GIL_DEADLINE and WORKERSERVER_GIL_TIMEOUT in seconds."""
+        """The defaults, with WORKERSERVER_GIL_DEADLINE and WORKERSERVER_GIL_TIMEOUT in seconds,
+        the share WORKERSERVER_GIL_SHARE and, in a second, WORKERSERVER_SNAPSHOTS."""
         return cls(
             gil_deadline=seconds("WORKERSERVER_GIL_DEADLINE", cls.gil_deadline),
             gil_timeout=seconds("WORKERSERVER_GIL_TIMEOUT", cls.gil_timeout),
+            gil_share=number("WORKERSERVER_GIL_SHARE", cls.gil_share),
+            max_snapshots=number("WORKERSERVER_SNAPSHOTS", cls.max_snapshots),
         )
 
     def within_descriptors(self) -> Limits:

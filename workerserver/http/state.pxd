@@ -1,9 +1,12 @@
 """What a connection's protocol sees of its server."""
 
+from workerserver.process._pulse cimport LoopShare
+
 
 cdef class ServerState:
     cdef readonly object loop  # asyncio.AbstractEventLoop
     cdef readonly object call_soon  # as the loop's call_soon_threadsafe()
+    cdef LoopShare _share  # None: no limit
     cdef object _hold_on  # Canary.hold, or None: to be called before the loop waits again
     cdef readonly object router  # routes.Router
     cdef readonly object policy  # access.AccessPolicy
@@ -16,6 +19,8 @@ cdef class ServerState:
     cdef public double drain_seconds  # the client's time to end its side after the last reply
     cdef public bint closing
     cdef Py_ssize_t body_bytes
+    cdef public object unsent_elsewhere  # the transport's own count of unsent bytes: a function
+    cdef Py_ssize_t unsent_here  # bytes of replies that this side's protocols count
     cdef tuple _checks  # the policy's own
     cdef object _check_head
     cdef tuple _plain_checks

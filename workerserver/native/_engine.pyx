@@ -8,8 +8,9 @@ that its name says:
   once, or handed to the loop), ``late`` (not claimed in time), ``dumps`` (snapshots);
 * torch's own server: ``policy`` (what it may be asked), ``relay`` (a client), ``slots``
   (requests to it);
-* a connection: ``stage`` (who owns it), ``connection`` (the loop's calls), ``answer`` (replies),
-  ``outgoing`` (unsent bytes), ``polling`` (what epoll is asked for), ``ending``;
+* a connection: ``places`` (which may stay), ``stage`` (who owns it), ``connection`` (the loop's
+  calls), ``answer`` (replies), ``outgoing`` (unsent bytes), ``polling`` (what epoll is asked for),
+  ``ending``;
 * both threads: ``lock``, ``queue``, ``hub`` (their life), ``io`` (the loop of the I/O thread),
   ``invariants`` (what debug builds check).
 """
@@ -23,6 +24,7 @@ include "engine/lock.pyx"
 include "engine/queue.pyx"
 include "engine/polling.pyx"
 include "engine/outgoing.pyx"
+include "engine/places.pyx"
 include "engine/connection.pyx"
 include "engine/answer.pyx"
 include "engine/ending.pyx"

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from workerserver.http._protocol import ServerState
+    from workerserver.process.acceptor import Figures
 
 __all__ = ["Publication", "hub_of", "standby_threads"]
 
@@ -131,14 +132,22 @@ class Publication:
             started=self._router.started,
             too_many=_final(ServerBusy(f"{limits.max_connections} connections")),
             forbidden=_final(Forbidden(PEER_REFUSED)),
+            asks_secret=self._policy.asks_secret,
             head_late=_final(RequestTimeout("head", limits.head_timeout)),
         )
+        hub.set_snapshots(max(limits.max_snapshots, 1.0))
+        state.unsent_elsewhere = lambda: self.listener.unsent
         publish()  # with the GIL, what reading stacks and waits without it needs to know
         self._router.registry.on_change(self.refresh)
         self.refresh()
         # torch's own server takes milliseconds to start, some of them with the GIL. The start of
         # ours doesn't wait for that.
         hub.loop.call_later(RELAY_AFTER_SECONDS, self._turn)
+
+    @property
+    def figures(self) -> Figures:
+        """What is taken of the places for connections."""
+        return self._hub.figures
 
     def _turn(self) -> None:
         if self._closed:

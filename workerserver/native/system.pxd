@@ -7,12 +7,37 @@ cdef extern from "<arpa/inet.h>" nogil:
     int inet_pton(int family, const char *text, void *address)
 
 
+cdef extern from *:
+    """
+    #include <netinet/in.h>
+    #include <string.h>
+    #include <sys/socket.h>
+
+    typedef union {
+        struct sockaddr_storage storage;
+        struct sockaddr_in four;
+        struct sockaddr_in6 six;
+    } ws_peer_name;
+
+    /* The address in *name* as IPv6 has it, so that listeners of both kinds mean one peer. */
+    static inline void ws_address(const ws_peer_name *name, unsigned char address[16])
+    {
+        memset(address, 0, 16);
+        if (name->storage.ss_family == AF_INET) {
+            address[10] = address[11] = 0xff;
+            memcpy(address + 12, &name->four.sin_addr, 4);
+        } else if (name->storage.ss_family == AF_INET6) {
+            memcpy(address, &name->six.sin6_addr, 16);
+        }
+    }
+    """
+    ctypedef struct ws_peer_name:  # of a socket; as accept() fills it
+        pass
+    void ws_address(const ws_peer_name *name, unsigned char *address) noexcept nogil
+
+
 cdef extern from "<netinet/in.h>" nogil:
     int IPPROTO_TCP
-
-
-cdef extern from "<netinet/tcp.h>" nogil:
-    int TCP_NODELAY
 
 
 cdef extern from "<poll.h>" nogil:

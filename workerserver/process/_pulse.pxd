@@ -1,3 +1,4 @@
 """What other modules use of the pulse, without the GIL."""
 
 include "heartbeat.pxd"
+include "share.pxd"

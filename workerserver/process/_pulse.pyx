@@ -2,10 +2,12 @@
 
 ``heartbeat`` records training's steps, and makes ``/healthz`` of them. ``steps`` reads the last
 ones, and says how long a step takes. ``thread_limit`` says how many threads may still start.
-``forked`` keeps alive what a forked child must not destroy.
+``forked`` keeps alive what a forked child must not destroy. ``share`` bounds what the loop's thread
+takes of the processor.
 """
 
 include "heartbeat.pyx"
 include "steps.pyx"
 include "thread_limit.pyx"
 include "forked.pyx"
+include "share.pyx"

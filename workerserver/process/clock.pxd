@@ -39,6 +39,7 @@ cdef extern from *:
     ctypedef int clockid_t
     const clockid_t CLOCK_PROCESS_CPUTIME_ID
     const clockid_t CLOCK_REALTIME
+    const clockid_t CLOCK_THREAD_CPUTIME_ID
     const clockid_t WS_CLOCK
     const clockid_t WS_CLOCK_COARSE
     int64_t ws_clock_ns(clockid_t clock) noexcept nogil
@@ -66,6 +67,11 @@ cdef inline int64_t wall_ns() noexcept nogil:
 cdef inline int64_t process_cpu_ns() noexcept nogil:
     """Processor time of all threads, those that have ended too."""
     return ws_clock_ns(CLOCK_PROCESS_CPUTIME_ID)
+
+
+cdef inline int64_t thread_cpu_ns() noexcept nogil:
+    """Processor time of the calling thread."""
+    return ws_clock_ns(CLOCK_THREAD_CPUTIME_ID)
 
 
 cdef inline double monotonic() noexcept nogil:

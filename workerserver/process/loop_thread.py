@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import uvloop
 
 from workerserver.process import threads
-from workerserver.process._pulse import immortalise
+from workerserver.process._pulse import LoopShare, immortalise
+from workerserver.process.acceptor import Places
 from workerserver.process.canary import Canary
 
 __all__ = ["LoopThread"]
@@ -44,6 +45,8 @@ class LoopThread:
         except BaseException:
             self.canary.close()
             raise
+        self.places = Places()
+        self.share = LoopShare(self.loop, 1.0)
         self._users = 0
         self._ended = False
         #: Each object that serves this loop, with the function that closes the object. A forked

@@ -24,6 +24,10 @@ __all__ = [
 
 BACKLOG = 1024
 LOCK_SECONDS = 1.0
+#: What the kernel keeps of a connection's replies: those on their way, and of these those that the
+#: network has not even taken yet.
+SEND_BUFFER_BYTES = 256 << 10
+UNREAD_BYTES = 64 << 10
 FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
 # sockaddr_un.sun_path, without the final NUL: 108 bytes on Linux, 104 elsewhere.
 MAX_PATH_BYTES = 107 if os.uname().sysname == "Linux" else 103
@@ -216,6 +220,12 @@ def _listen(family: int, address: tuple[object, ...], dual: bool = False) -> soc
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
+        # The connections inherit these. A client that reads nothing then costs the host's kernel
+        # some UNREAD_BYTES, and not the 4 MB to which the kernel would let a buffer grow.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNREAD_BYTES)
         sock.bind(address)
         sock.listen(BACKLOG)
         sock.setblocking(False)

@@ -67,7 +67,9 @@ cdef extern from "learn.h":
         PyObject *lock, PyObject *rlock, PyObject *condition, size_t lock_locked,
         size_t rlock_owner,
     ) noexcept
-    void ws_learn_groups(PyObject *names, PyObject *ranks, PyObject *world) noexcept
+    void ws_learn_groups(
+        PyObject *names, PyObject *ranks, PyObject *words, PyObject *world
+    ) noexcept
     bint ws_learn_function(
         PyObject *code, int kind, const char *op, PyObject *attribute, const int *places
     ) noexcept

@@ -160,6 +160,9 @@ _waiting: dict[str, list[Row]] = {}
 for _row in TABLE:
     _waiting.setdefault(_row.module, []).append(_row)
 _seen = -1  # modules that were imported at the last look
+_names: dict[Any, str] = {}  # torch's own, by process group
+_words: dict[str, str] = {}  # the descriptions of these groups
+_named: set[int] = set()  # addresses of the names that were looked at
 
 
 def _is_library(file: str, module: str) -> bool:
@@ -211,10 +214,29 @@ def _publish_row(module: types.ModuleType, row: Row) -> None:
 
 
 def _publish_groups(module: types.ModuleType) -> None:
+    global _names
     names, ranks = vars(module).get("_pg_names"), vars(module).get("_pg_group_ranks")
     world = vars(module).get("_world")
     if type(names) is dict and type(ranks) is dict and world is not None:
-        learn_groups(names, ranks, world)
+        learn_groups(names, ranks, _words, world)
+        _names = names
+
+
+def _describe_groups() -> None:
+    """Bring the descriptions of process groups up to date. The reader compares names by address,
+    so a name that was given anew has no description until then."""
+    global _named
+    named = {id(name) for name in list(_names.values())}
+    if named == _named:
+        return
+    _named = named
+    words = {name: getattr(group, "group_desc", None) for group, name in list(_names.items())}
+    _words.clear()
+    _words.update(
+        (name, text)
+        for name, text in words.items()
+        if type(name) is str and type(text) is str and text != "undefined"  # torch's own default
+    )
 
 
 def publish() -> None:
@@ -222,8 +244,15 @@ def publish() -> None:
     that are imported by now. Cheap if nothing changed since the last call."""
     global _seen
     count = len(sys.modules)
-    if prepare() is not None or count == _seen or not proof.proven():
+    if prepare() is not None or not proof.proven():
         return
+    if count != _seen:
+        _seen = -1 if _publish_modules() else count
+    _describe_groups()
+
+
+def _publish_modules() -> bool:
+    """Publish the rows of modules that are imported. Whether one of them is only half imported."""
     late = False
     for name in list(_waiting):
         module = sys.modules.get(name)
@@ -236,4 +265,4 @@ def publish() -> None:
             _publish_row(module, row)
         if name == _GROUPS:
             _publish_groups(module)
-    _seen = -1 if late else count
+    return late

@@ -42,9 +42,10 @@ def learn_function(code, str kind, str op, str attribute, dict places):
     return ws_learn_function(<PyObject *>code, WAITS[kind], text, key, by_role)
 
 
-def learn_groups(dict names, dict ranks, world):
-    """The dicts of names and of members by process group, and the object with the default one."""
-    ws_learn_groups(<PyObject *>names, <PyObject *>ranks, <PyObject *>world)
+def learn_groups(dict names, dict ranks, dict words, world):
+    """The dicts of names and of members by process group, one of descriptions by the very names
+    in *names*, and the object that has the default group."""
+    ws_learn_groups(<PyObject *>names, <PyObject *>ranks, <PyObject *>words, <PyObject *>world)
 
 
 def learn_locks(lock, rlock, condition, size_t lock_locked, size_t rlock_owner):

@@ -40,6 +40,7 @@ typedef struct {
 /* Where a frame of a snapshot, and its code object, lie. */
 typedef struct {
     uintptr_t frame, code;
+    bool plain; /* its code catches no exceptions, so it has no with block */
 } ws_place;
 
 /* What a thread waits for. The order is that of the words in render_waits.c. */
@@ -81,7 +82,8 @@ typedef struct {
     long long peer, tag; /* peer: a global rank */
     const char *op;      /* a static string */
     ws_name thread_name;
-    ws_name group, ranks; /* of a process group: its name, its members as "0-3,8" */
+    /* Of a process group; ranks: all its members, as "0,1,2". */
+    ws_name group, description, ranks;
     ws_name keys[WS_WAIT_KEYS];
 } ws_wait;
 

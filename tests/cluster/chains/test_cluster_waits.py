@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.jobs.flight_entries import json_values, pending, trace
+from support.jobs.flight_entries import entry, json_values, pending, trace
 from support.jobs.recordings import Round
 
 from workerserver.cluster.judge.diagnose import diagnose
@@ -226,6 +226,13 @@ def test_the_joined_thread_acts() -> None:
     assert acting([main, *others]) is others[1]
     library = replace(others[1], frames=(Frame(LIBRARY, 1, "run"),))
     assert acting([main, others[0], library]) is main
+
+
+def test_of_threads_that_wait_for_each_other_none_acts_more() -> None:
+    main = thread(1, WaitsFor("thread", "locals", 0, joined=2), 0xA)
+    saver = thread(2, lock(0xA, 1), main=False)
+    assert acting([main, saver]) is main
+    assert acting([main, saver], [(CODE, "f1")]) is main
 
 
 # --- verdicts ----------------------------------------------------------------------------------
@@ -471,12 +478,20 @@ def replace_worker(found: RankState, host: str) -> RankState:
     [WaitsFor("store", keys=("ckpt/7",)), WaitsFor("rendezvous"), WaitsFor("operation", op="recv")],
 )
 def test_an_unknown_end_accuses_nobody(waits: WaitsFor) -> None:
-    """Of the ranks that wait for it, too."""
+    """Not the ranks that wait for it either."""
     end = main("train", waits=waits, wchan="poll_schedule_timeout")
-    verdict = diagnose(looks(state(0, [end], trace()), reducing(1), reducing(2)), 3)
+    verdict = diagnose(looks(state(0, [end], trace()), state(1, [end], trace()), reducing(2)), 3)
     assert (verdict.status, reasons(verdict)) == (2, [])
     verdict = diagnose(looks(state(0, [end]), *(state(n, [receiving(n - 1)]) for n in (1, 2))), 3)
     assert (verdict.status, reasons(verdict)) == (2, [])
+
+
+def test_the_one_rank_for_which_all_others_wait() -> None:
+    """Whoever should set the key: none of the ranks that wait for this one can."""
+    end = main("train", waits=WaitsFor("store"), wchan="poll_schedule_timeout")
+    verdict = diagnose(looks(state(0, [end], trace()), reducing(1), reducing(2)), 3)
+    assert reasons(verdict) == [(0, "behind")]
+    assert verdict.sentence.endswith("; it stands in the store, from train(), train.py:10")
 
 
 def test_one_look_accuses_nobody_of_a_debt() -> None:
@@ -484,13 +499,27 @@ def test_one_look_accuses_nobody_of_a_debt() -> None:
     assert reasons(diagnose([Round(states, NOW)], 4)) == []
 
 
-def test_a_wait_that_ran_in_between_accuses_nobody() -> None:
-    """Without heartbeats nothing else tells whether it is the same receive."""
-    sleeping = state(0, [ASLEEP])
-    stages = [state(n, [receiving(n - 1)]) for n in (1, 2, 3)]
-    later = [state(n, [replace(receiving(n - 1), switches=6)]) for n in (1, 2, 3)]
+@pytest.mark.parametrize("flight", [None, trace(entry(0, 1))], ids=["no record", "old record"])
+def test_a_wait_that_ran_in_between_accuses_nobody(flight: Any) -> None:
+    """A pipeline that goes on is met in the same receive each time, and nothing is counted."""
+    sleeping = state(0, [ASLEEP], flight)
+    stages = [state(n, [receiving(n - 1)], flight) for n in (1, 2)]
+    later = [state(n, [replace(receiving(n - 1), switches=6)], flight) for n in (1, 2)]
     rounds = [Round([sleeping, *stages], NOW - 10), Round([sleeping, *later], NOW)]
-    assert reasons(diagnose(rounds, 4)) == []
+    assert reasons(diagnose(rounds, 3)) == []
+    rounds = [Round([sleeping, *stages], NOW - 10), Round([sleeping, *stages], NOW)]
+    assert reasons(diagnose(rounds, 3)) == [(0, "behind")]
+
+
+def test_without_counts_of_switches_a_rank_must_not_have_gone_on() -> None:
+    untold = [state(n, [replace(receiving(n - 1), switches=None)]) for n in (1, 2)]
+    assert reasons(diagnose(looks(state(0, [ASLEEP]), *untold), 3)) == []
+    for each in untold:
+        each.health = Health(
+            "ok", pid=100, rank=each.rank, step=4, step_age_s=500.0, uptime_s=501.0
+        )
+    verdict = diagnose(looks(state(0, [ASLEEP]), *untold, apart=100.0), 3)
+    assert reasons(verdict) == [(0, "behind")]
 
 
 Job = tuple[int, list[int | None]]

@@ -285,14 +285,14 @@ def validates() -> None:
 TWICE = [late(1, "locks_twice")]
 
 
-@only(1, late(1, "locks_twice", "lock"), 3, stock=TWICE, quick=True)
+@only(1, late(1, "locks_twice", "deadlock"), 3, stock=TWICE, quick=True)
 def locks_twice() -> None:
     mutex = threading.Lock()
     with mutex, mutex:
         pass
 
 
-@only(1, late(1, "locks_crosswise", "lock"))
+@only(1, late(1, "locks_crosswise", "deadlock"))
 def locks_crosswise() -> None:
     first, second, held = threading.Lock(), threading.Lock(), threading.Event()
 
@@ -309,7 +309,7 @@ def locks_crosswise() -> None:
             pass
 
 
-AT_ONCE: list[Suspect] = [late(3, "locks_twice", "lock"), late(1, "prepare")]
+AT_ONCE: list[Suspect] = [late(3, "locks_twice", "deadlock"), late(1, "prepare")]
 
 
 @fault(4, *AT_ONCE, stock=[late(1, "prepare"), late(3, "locks_twice")])

@@ -10,13 +10,13 @@ from scenes import (
     RANK,
     STEPS,
     How,
+    Suspect,
     beat,
     fault,
     late,
     only,
     prepare,
     reduce,
-    standing,
     train,
     unclear,
 )
@@ -38,8 +38,19 @@ def pass_on(tensor: torch.Tensor) -> None:
         dist.send(tensor, RANK + 1)
 
 
-# Most ranks are in a recv of which no recorder tells the peer.
-@unclear(3, "in what no recorder holds")
+def owes(rank: int, function: str, operation: str = "") -> Suspect:
+    """Others wait for it in *operation*, by default to receive from it. No recorder holds that; the
+    stacks of our workers tell it."""
+    operation = operation or f"recv from rank {rank}"
+    return Suspect(rank, "behind", "default_pg", operation, None, function)
+
+
+def crosswise(rank: int, peer: int) -> Suspect:
+    operation = f"recv from rank {peer}"
+    return Suspect(rank, "p2p cycle", "default_pg", operation, None, "receives_crosswise")
+
+
+@fault(3, crosswise(0, 1), crosswise(1, 0))
 def receives_crosswise() -> None:
     beat(STEPS)
     if RANK < 2:
@@ -52,9 +63,9 @@ def receives() -> None:
     dist.recv(torch.ones(4), 0)
 
 
-# gloo doesn't record send and recv: who stands elsewhere is told by stacks alone.
-@fault(4, standing(0, "prepare"))
-@fault(4, standing(0, "prepare"), how=UNSEEN, name="starves_pipeline_unseen")
+# gloo doesn't record send and recv: who owes a send is told by stacks alone.
+@fault(4, owes(0, "prepare"))
+@fault(4, owes(0, "prepare"), how=UNSEEN, name="starves_pipeline_unseen")
 def starves_pipeline() -> None:
     """The first stage sends nothing; each of the others waits for the one before."""
     beat(STEPS)
@@ -64,7 +75,7 @@ def starves_pipeline() -> None:
         dist.recv(torch.ones(4), RANK - 1)
 
 
-@fault(2, standing(0, "prepare"), how=UNSEEN)
+@fault(2, owes(0, "prepare"), how=UNSEEN)
 def starves_two_stages() -> None:
     """Of two stages, neither is the crowd."""
     if RANK == 0:
@@ -72,8 +83,8 @@ def starves_two_stages() -> None:
     dist.recv(torch.ones(4), 0)
 
 
-@fault(4, standing(2, "prepare"))
-@fault(4, standing(2, "prepare"), how=UNSEEN, name="stops_in_the_middle_unseen")
+@fault(4, owes(2, "prepare"))
+@fault(4, owes(2, "prepare"), how=UNSEEN, name="stops_in_the_middle_unseen")
 def stops_in_the_middle() -> None:
     """The third microbatch stops in the third stage; the stages before wait for its gradient."""
     for microbatch in range(4):
@@ -88,10 +99,13 @@ def stops_in_the_middle() -> None:
             dist.send(tensor, RANK - 1)
 
 
-# Rank 0 is in the all_reduce, and the others are still to come there. Whether rank 0 has sent too
-# few or the others ask for too many is not recorded anywhere.
-@unclear(4, "in what no recorder holds")
-@unclear(4, "in what no recorder holds", how=UNSEEN, name="one_microbatch_too_few_unseen")
+TOO_FEW = Suspect(0, "order", "default_pg", "all_reduce", 6, "reduce")
+
+
+# Rank 0 is in the all_reduce, and the others are still to come there. That rank 0 has sent too few,
+# and not each of the others asks for too many, is told by their number.
+@fault(4, TOO_FEW)
+@fault(4, TOO_FEW, how=UNSEEN, name="one_microbatch_too_few_unseen")
 def one_microbatch_too_few() -> None:
     beat(STEPS)
     for microbatch in range(4):
@@ -100,7 +114,7 @@ def one_microbatch_too_few() -> None:
     reduce()
 
 
-@fault(4, standing(0, "prepare"))
+@fault(4, owes(0, "prepare"))
 def one_microbatch_too_few_and_none_after() -> None:
     """Rank 0 waits for its next batch, and not for the others."""
     beat(STEPS)
@@ -153,7 +167,7 @@ def asks_the_wrong_neighbour() -> None:
     exchange((RANK + 1) % size, source)
 
 
-@fault(2, standing(1, "prepare"))
+@fault(2, owes(1, "prepare", "send to rank 1"))
 def sends_to_nobody() -> None:
     """A large send waits for its receiver."""
     beat(STEPS)
@@ -173,7 +187,7 @@ def last_stage_misses_the_sum() -> None:
     reduce()
 
 
-@fault(4, standing(1, "prepare"), how=How(ring=0))
+@fault(4, owes(1, "prepare"), how=How(ring=0))
 def pipeline_without_recorder() -> None:
     train(2, first=STEPS)
     for microbatch in range(3):

@@ -125,6 +125,17 @@ def outlives_main() -> None:
     reduce()
 
 
+# The server ends with worker_main: nobody can look at the thread that keeps the process.
+@fault(3, late(1, None, "unreachable"), how=How(stays=False, deadline_s=3.0))
+def leaves_a_thread_behind() -> None:
+    """Rank 1's program is over, and its process waits for a thread that isn't a daemon's."""
+    beat(STEPS)
+    if RANK == 1:
+        threading.Thread(target=uploads).start()
+    else:
+        reduce()
+
+
 def uploads() -> None:
     time.sleep(FOREVER)
 

@@ -279,8 +279,17 @@ def launches(jobs: Jobs) -> Said:
     return said
 
 
+def mixed_servers(jobs: Jobs) -> Said:
+    """Two of our workers and two of torch's. Rank 3, which is torch's, hangs."""
+    where: Any = {"TORCH_WORKER_SERVER_SOCKET": f"{FOLDER}/rank{{rank}}.sock"}
+    _, folder = jobs.torchrun(4, **where, STOCK="23", HANG="3")
+    pids = begun(folder, 4)
+    return {"diagnose": until(1, "diagnose", str(FOLDER), "--json"), "pids": pids}
+
+
 SCENES: dict[str, Callable[[Jobs], Said]] = {
-    each.__name__: each for each in (two_jobs, restarted, one_after_the_other, launches)
+    each.__name__: each
+    for each in (two_jobs, restarted, one_after_the_other, launches, mixed_servers)
 }
 
 

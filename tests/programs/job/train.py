@@ -1,6 +1,7 @@
 """A training script as people write them. ``HANG=1``: rank 1 stands still after some steps.
 ``FAIL_ONCE=1``: rank 1 fails in the first start of torchrun. With ``spawn`` as its argument it
-starts its two ranks by itself. ``HOLD=1``: a rank outlives the others."""
+starts its two ranks by itself. ``HOLD=1``: a rank outlives the others.
+``STOCK=23``: ranks 2 and 3 have torch's own server, in a path of their own."""
 
 from __future__ import annotations
 
@@ -48,9 +49,22 @@ def train() -> None:
                 sys.exit(1)
 
 
-@worker_main()
 def main() -> None:
-    dist.init_process_group("gloo")
+    rank = int(os.environ["RANK"])
+    if str(rank) in os.environ.get("STOCK", ""):
+        server = torch._C._distributed_c10d._WorkerServer(f"/tmp/job/w{rank}.sock")
+        work()
+        server.shutdown()
+    else:
+        worker_main()(work)()
+
+
+def work() -> None:
+    # Not torchrun's store: after a restart, gloo (torch 2.13) may find old addresses there.
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    place = f"file://{os.environ['BEGUN']}/store{start}"
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=size)
     train()
 
 

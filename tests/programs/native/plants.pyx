@@ -244,6 +244,15 @@ cdef bint _plant_hub(Hub *hub, const char *fault) noexcept nogil:
         hub.relays[0].connection = NULL
     elif not strcmp(fault, b"dumps: one that is not ANSWERING"):
         hub.dumps = _idle(hub)
+    elif not strcmp(fault, b"places: a count is wrong"):
+        hub.standing[<int>STANDING_TRUSTED] += 1
+    elif not strcmp(fault, b"places: a peer without a connection"):
+        hub.peers[0] = <Peer *>calloc(1, sizeof(Peer))
+    elif not strcmp(fault, b"places: the peers' connections are not all"):
+        hub.peers[0] = <Peer *>calloc(1, sizeof(Peer))
+        hub.peers[0].connections = 1
+    elif not strcmp(fault, b"listener: unsent is not the sum of out_size"):
+        hub.listeners.unsent += 1
     elif not strcmp(fault, b"listener: references is wrong"):
         hub.listeners.references += 1
     elif not strcmp(fault, b"listener: connections is wrong"):

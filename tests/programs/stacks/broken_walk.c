@@ -98,7 +98,7 @@ const char *ws_layout_learn(void) {
         .frame_last = WS_NONE, .frame_line = WS_NONE, .frame_size = sizeof(frame),
         .frame_code_mask = UINTPTR_MAX, .owner_generator = 1, .owner_not_python = 3,
         .code_file = offsetof(code, file), .code_name = offsetof(code, name),
-        .code_qualname = offsetof(code, qualname), .code_lines = offsetof(code, lines),
+        .code_qualname = offsetof(code, qualname), .code_exceptions = WS_NONE, .code_lines = offsetof(code, lines),
         .code_first_line = offsetof(code, first_line), .code_units = offsetof(code, units),
         .code_first_traceable = offsetof(code, first_traceable),
         .code_instructions = offsetof(code, instructions), .code_read = sizeof(code),

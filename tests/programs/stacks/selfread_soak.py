@@ -1,10 +1,13 @@
-"""``selfread_soak.py AMOUNT [torch]``: self-read snapshots at full speed beside changing stacks.
+"""``selfread_soak.py AMOUNT [python|torch|locks]``: self-read snapshots beside changing stacks.
 
 AMOUNT is a number of snapshots, or a time such as ``2s``. One thread takes snapshots without the
-GIL and checks every frame: the function has to be one of its file's, and the line has to be one of
-the function's lines. Other threads run recursion, generators, coroutines, comprehensions, threads
-that start and end, code that is compiled, run and deleted, and with ``torch`` a training loop.
-Prints one line of JSON. Exit 0 if all frames were right and every kind of work was seen.
+GIL at full speed and checks every frame: the function has to be one of its file's, and the line
+has to be one of the function's lines. Other threads run recursion, generators, coroutines,
+comprehensions, threads that start and end, code that is compiled, run and deleted, and with
+``torch`` a training loop. Three threads take and give back locks; with ``locks`` nothing else runs
+beside them. Each holder that a snapshot names is compared with who really had the lock then.
+
+Prints one line of JSON. Exit 0 if all was right and every kind of work was seen.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ import json
 import re
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import CodeType
 
+from soak_locks import Truth
 from soak_work import (
     coroutines,
     failures,
@@ -30,6 +34,7 @@ from soak_work import (
     stop,
 )
 
+from workerserver.stacks import known
 from workerserver.stacks._stacks import Frame, ThreadStack, snapshot
 
 GENERATED = re.compile("<generated\n(\\d+) \u00e9\u4e2d\U0001f600>")
@@ -37,7 +42,7 @@ DEPTH = 120  # of the deepest of our stacks, with room for the frames below and 
 
 CALLERS = {
     "recurse": {"recurse", "deep", "chain", "run"},
-    "nested": {"nested", "generators"},
+    "nested": {"nested", "generators", "steps"},
     "chain": {"chain", "_run"},
     "deep": {"mixed"},
     "generators": {"mixed", "until_stopped"},
@@ -46,6 +51,10 @@ CALLERS = {
     "mixed": {"until_stopped"},
     "short_threads": {"until_stopped"},
     "until_stopped": {"run", "soak"},
+    "steps": {"until_stopped"},
+    "work": {"plain", "nested", "waiting"},
+    "plain": {"steps"},
+    "waiting": {"steps"},
     "soak": {"main"},
     "main": {"<module>"},
     "soaking": {"run"},
@@ -153,15 +162,24 @@ def lines_of(file: str) -> Lines:
 
 
 class Soak:
-    def __init__(self, amount: str) -> None:
+    def __init__(self, amount: str, locks_only: bool) -> None:
+        self.locks_only = locks_only
         self.for_seconds = float(amount[:-1]) if amount.endswith("s") else 0.0
         self.count = 1 if amount.endswith("s") else int(amount)
         self.taken = self.stacks = self.unstable = self.truncated = self.cut = 0
         self.seconds = 0.0
         self.checker = Checker()
+        self.truth = Truth()
+        self.waits: Counter[str] = Counter()
 
     def missing(self) -> set[str]:
-        return {"recurse", "nested", "chain", "short_threads", "soaking"} - self.checker.functions
+        seen = {*self.checker.functions, *self.waits}
+        if self.truth.checked:
+            seen.add("a holder")
+        wanted = {"lock", "rlock", "condition", "a holder", "soaking"}
+        if not self.locks_only:
+            wanted |= {"recurse", "nested", "chain", "short_threads"}
+        return wanted - seen
 
     def done(self) -> bool:
         """Whether there are enough snapshots, and all kinds of work were seen. On a busy machine
@@ -172,7 +190,11 @@ class Soak:
     def run(self) -> None:
         begin = time.monotonic()
         while not self.done() and not stop.is_set():
-            taken = snapshot(mode="nogil")
+            since = self.truth.length()
+            taken = snapshot(mode="nogil", facts=True)
+            threads = json.loads(taken.render("json"))["threads"]
+            self.truth.claim(since, threads)
+            self.waits.update(t["waits_for"]["kind"] for t in threads if "waits_for" in t)
             self.taken += 1
             self.cut += taken.truncated
             for stack in taken.threads:
@@ -181,6 +203,7 @@ class Soak:
                 self.unstable += stack.unstable
                 self.truncated += stack.truncated
             self.seconds = time.monotonic() - begin
+        self.truth.check()
 
     def report(self) -> str:
         return json.dumps(
@@ -193,16 +216,24 @@ class Soak:
                 "unstable": self.unstable,
                 "truncated_stacks": self.truncated,
                 "truncated_snapshots": self.cut,
+                "holders_checked": self.truth.checked,
+                "waits": self.waits,
             }
         )
 
 
 def main() -> int:
     sys.setswitchinterval(1e-4)
-    soaking = Soak(sys.argv[1])
+    known.publish()
+    beside = sys.argv[2] if len(sys.argv) > 2 else "python"
+    soaking = Soak(sys.argv[1], beside == "locks")
     # Not more work: each further thread makes the snapshots wait for the GIL.
-    main_work = train() if "torch" in sys.argv[2:] else generators
-    soak(soaking.run, [mixed, short_threads], main_work)
+    steps = soaking.truth.steps
+    if beside == "locks":
+        soak(soaking.run, [steps] * 3, steps)
+    else:
+        main_work = train() if beside == "torch" else generators
+        soak(soaking.run, [mixed, short_threads, *[steps] * 3], main_work)
     print(*failures, sep="\n", file=sys.stderr)
     if failures:
         return 1

@@ -242,6 +242,7 @@ class Visit:
         "_asking",
         "_connecting",
         "_connection",
+        "_cut",
         "_expired",
         "_loop",
         "_progress",
@@ -263,29 +264,40 @@ class Visit:
             self._seconds = client.patience.get(worker.via or worker, client.deadline)
         self.until = loop.time() + self._seconds
         self._expired: str | None = None
+        self._cut = False
         self._asking: asyncio.Task[Any] | None = None
         self._connecting = False
         self._progress: Progress
 
-    async def ask(self, question: Question) -> Any:
+    async def ask(self, question: Question, patience: float | None = None) -> Any:
         """The question's result; Failed says why there is none.
 
-        After the deadline every question fails at once.
+        After the deadline every question fails at once. *patience*: seconds after which the
+        question fails unless a part of the answer has come. Later questions may still be asked.
         """
         if self._expired is not None:
             raise Failed("timeout", self._no_time())
         self._asking = asyncio.current_task(self._loop)
         self.client.questions += 1
         self._progress = Progress()
+        self._cut = False
+        timer = None if patience is None else self._loop.call_later(patience, self._give_up)
         try:
             answer = await self._ask(question)
         except asyncio.CancelledError:
-            if self._expired is None:
+            if self._expired is None and not self._cut:
                 raise
-            if hasattr(self._asking, "uncancel"):
-                self._asking.uncancel()
-            raise Failed("timeout", self._stage()) from None
+            asking: Any = self._asking
+            if hasattr(asking, "uncancel"):
+                asking.uncancel()
+            if self._expired is not None:
+                raise Failed("timeout", self._stage()) from None
+            await self.close()  # the answer may still come
+            self._connection = None
+            raise Failed("timeout", f"{self._progress} in {patience:g} s") from None
         finally:
+            if timer is not None:
+                timer.cancel()
             self._asking = None
             self.received += self._progress.received
             self.client.bytes_received += self._progress.received
@@ -315,6 +327,12 @@ class Visit:
             self._expired = why
             if self._asking is not None:
                 self._asking.cancel()
+
+    def _give_up(self) -> None:
+        """End the question under way, but not the visit, unless an answer is on its way."""
+        if self._asking is not None and self._expired is None and not self._progress.received:
+            self._cut = True
+            self._asking.cancel()
 
     async def close(self) -> None:
         if self._connection is not None:

@@ -92,12 +92,33 @@ async def _ask_each(
     memory: Memory,
     own: dict[Worker, Stacks],
 ) -> int:
-    """Ask each member of the groups whose stacks tell more, the smallest groups first; return how
-    many have answered. A member that doesn't answer keeps the stacks of its group."""
+    """Ask each member of the groups whose stacks tell more, the smallest groups first, and then the
+    processes that they wait for; return how many have answered. A member that doesn't answer keeps
+    the stacks of its group."""
     telling = [groups[key] for key in groups if key in memory.telling]
     members = [state for each in sorted(telling, key=len) for state in each]
-    asked = {state.worker: state for state in members if state.worker not in own}
-    asked = dict(list(asked.items())[:MAX_OWN])
+    answered = await _ask_own(client, members, own, MAX_OWN)
+    holders = {
+        each.waits.pid
+        for stacks in own.values()
+        for each in stacks.threads
+        if each.waits is not None and each.waits.kind == "file_lock"
+    } - {None}
+    named = [
+        state
+        for members in groups.values()
+        for state in members
+        if holders and state.health is not None and state.health.pid in holders
+    ]
+    return answered + await _ask_own(client, named, own, MAX_OWN - answered)
+
+
+async def _ask_own(
+    client: Client, states: Sequence[RankState], own: dict[Worker, Stacks], most: int
+) -> int:
+    """Ask each of *states*, at most *most*, for its stacks; return how many have answered."""
+    asked = {state.worker: state for state in states if state.worker not in own}
+    asked = dict(list(asked.items())[:most])
     if not asked or client.stopped:
         return 0
 
@@ -149,11 +170,13 @@ def _ends(ordered: Sequence[Any], most: int) -> list[Any]:
     return [*ordered[: most // 2], *ordered[len(ordered) - (most - most // 2) :]]
 
 
-async def full_traces(client: Client, states: Sequence[RankState]) -> int:
+async def full_traces(
+    client: Client, states: Sequence[RankState], backends: Sequence[str] = ()
+) -> int:
     """Fill in ``flight`` where the summaries differ, and the traces of recorders that only other
     ranks have named; return of how many ranks."""
     chosen = worth_tracing(states)[:MAX_TRACES]
-    more = unasked(states)
+    more = unasked(states, backends)
     chosen += [state for state in states if id(state) in more][:MAX_TRACES]
     by_worker = {state.worker: state for state in chosen}
     if client.stopped:

@@ -8,7 +8,7 @@ their summary which recorders hold something. A stock worker only lists its hand
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -19,12 +19,17 @@ from workerserver.cluster.failures import Failed
 from workerserver.cluster.model import RankState
 from workerserver.cluster.read.summary import GLOO, NCCL, recorders
 
-__all__ = ["ask_for_traces", "ask_without_summary", "has_backends", "unasked"]
+__all__ = ["ask_for_traces", "ask_without_summary", "gil_is_held", "has_backends", "unasked"]
 
 #: Handlers that tell what recorders a worker has.
 OF_RECORDERS = frozenset({"fr_trace_json", "dump_nccl_trace_json", "fr_dump_file"})
 #: Backends of torch 2.15 itself whose operations its hook records.
 HOOKED = ("nccl2", "nccl-lazy")
+TORCHS = frozenset({GLOO, NCCL, *HOOKED})
+#: A GIL that could not be had for so long won't be had soon.
+GIL_HELD_SECONDS = 1.0
+#: torch's server needs no GIL, and answers soon. What needs the GIL is not waited for any longer.
+PATIENCE_SECONDS = 0.5
 #: Recorders of one process that are read.
 MAX_RECORDERS = 16
 
@@ -40,16 +45,22 @@ def has_backends(state: RankState) -> bool:
 
 async def ask_without_summary(visit: Visit, state: RankState, memory: Memory) -> None:
     """The traces of a worker that has no summary, or can't give it now."""
-    state.recorders = await _recorders(visit, memory)
-    known = state.recorders
+    state.recorders = known = await _recorders(visit, memory)
+    if gil_is_held(state):  # a recorder that it doesn't have would cost PATIENCE_SECONDS
+        await ask_for_traces(visit, state, [GLOO])
+        return
     wanted = [GLOO] if known is None or "fr_trace_json" in known else []
     if known is None or "dump_nccl_trace_json" in known:
         wanted.append(NCCL)
     if has_backends(state):
-        wanted += HOOKED
-        told = {*recorders(memory.summaries.get(state.worker)), *memory.backends}
-        wanted += sorted(told - {GLOO, NCCL, *HOOKED})
+        wanted += [*HOOKED, *(each for each in memory.backends if each not in TORCHS)]
     await ask_for_traces(visit, state, wanted)
+
+
+def gil_is_held(state: RankState) -> bool:
+    """A summary would have to wait for the GIL. torch's own server gives traces without it."""
+    held = state.health.gil_unavailable_s if state.health is not None else None
+    return held is not None and held >= GIL_HELD_SECONDS
 
 
 async def _recorders(visit: Visit, memory: Memory) -> frozenset[str] | None:
@@ -67,10 +78,11 @@ async def _recorders(visit: Visit, memory: Memory) -> frozenset[str] | None:
 
 async def ask_for_traces(visit: Visit, state: RankState, backends: Iterable[str]) -> None:
     """Fill in ``flight`` and ``more_flights``. An empty trace is kept only if all traces are."""
+    patience = PATIENCE_SECONDS if gil_is_held(state) else None
     failed: Failed | None = None
     for backend in list(backends)[:MAX_RECORDERS]:
         try:
-            found: Mapping[str, Any] = await visit.ask(question(backend))
+            found: Mapping[str, Any] = await visit.ask(question(backend), patience)
         except Failed as failure:
             if failed is None or _is_missing(failed):
                 failed = failure
@@ -90,16 +102,30 @@ def _is_missing(failed: Failed) -> bool:
     return failure.reason == "missing" or failure.text.startswith("HTTP 501")
 
 
-def unasked(states: Iterable[RankState]) -> dict[int, list[str]]:
+def unasked(states: Iterable[RankState], backends: Sequence[str]) -> dict[int, list[str]]:
     """By the identity of each state without a summary: recorders that other ranks of the job have,
-    and that only their names tell."""
+    and that it was not asked for. *backends*: more of them that somebody has named."""
     states = list(states)
-    told: set[str] = set()
+    told: set[str] = set(backends)
     for state in states:
         told |= recorders(state.flight_summary)
-    names = sorted(told - {GLOO, NCCL, *HOOKED})[:MAX_RECORDERS]
-    return {
-        id(state): names
-        for state in states
-        if names and state.flight_summary is None and has_backends(state)
-    }
+    alone = all(state.flight_summary is None for state in states)
+    found = {}
+    for state in states:
+        if state.flight_summary is not None or not state.responded:
+            continue
+        if not state.recorded and gil_is_held(state):  # a collector passes on no traces
+            found[id(state)] = [GLOO, *sorted(told - {GLOO})][:MAX_RECORDERS]
+            continue
+        if not state.recorded or state.recorders is None:
+            continue
+        if gil_is_held(state):
+            names = told | {NCCL, *HOOKED} if alone else told
+        else:
+            names = told - {NCCL, *HOOKED}
+        if not has_backends(state):
+            names &= {NCCL}
+        wanted = sorted(names - {GLOO})[:MAX_RECORDERS]
+        if wanted:
+            found[id(state)] = wanted
+    return found

@@ -131,7 +131,7 @@ async def collect_round(
     if "stacks" in want:
         result.stacks_fetched = await full_stacks(client, result.states, memory)
     if "flight" in want:
-        result.traces_fetched = await full_traces(client, result.states)
+        result.traces_fetched = await full_traces(client, result.states, memory.backends)
     result.questions = client.questions - questions
     result.bytes_received = client.bytes_received - received
     result.duration_s = asyncio.get_running_loop().time() - clock

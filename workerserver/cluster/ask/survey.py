@@ -17,15 +17,12 @@ from workerserver.cluster.ask.questions import (
     TEXT,
     Memory,
 )
-from workerserver.cluster.ask.recorders import ask_without_summary
+from workerserver.cluster.ask.recorders import ask_without_summary, gil_is_held
 from workerserver.cluster.failures import Failed, short
 from workerserver.cluster.model import EVERYTHING, Failure, Part, RankState, Thread, Worker
 from workerserver.cluster.read import stacks
 
 __all__ = ["EVERYTHING", "Part", "ask_each", "text_digest"]
-
-#: A GIL that could not be had for so long won't be had soon.
-GIL_HELD_SECONDS = 1.0
 
 
 async def ask_each(
@@ -69,7 +66,7 @@ async def _first_questions(
         if "stacks" in want and state.digest is None and not state.failures:
             await (_text if state.kind == "torch" else _ask_digest)(visit, state, memory)
         if "flight" in want and state.responded and "healthz" not in state.failures:
-            if state.kind == "torch" or _gil_is_held(state):
+            if state.kind == "torch" or gil_is_held(state):
                 await ask_without_summary(visit, state, memory)
             else:
                 await _summary(visit, state, memory)
@@ -129,12 +126,6 @@ async def _summary(visit: Visit, state: RankState, memory: Memory) -> None:
         state.flight_summary = memory.kept(state.worker, await visit.ask(SUMMARY))
     except Failed as failed:
         state.failures["fr_summary"] = failed.failure
-
-
-def _gil_is_held(state: RankState) -> bool:
-    """A summary would have to wait for the GIL. torch's own server gives traces without it."""
-    held = state.health.gil_unavailable_s if state.health is not None else None
-    return held is not None and held >= GIL_HELD_SECONDS
 
 
 async def _text(visit: Visit, state: RankState, memory: Memory) -> None:

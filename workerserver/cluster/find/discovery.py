@@ -54,12 +54,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Found:
-    """*ended*: what workers have left that serve no more. *here*: the workers were found without a
-    word of where they are, so all of this user's on this machine are known."""
+    """*ended*: what workers have left that serve no more."""
 
     workers: list[Worker]
     ended: Sequence[Ended] = ()
-    here: bool = False
 
     @property
     def labels(self) -> list[str]:
@@ -89,13 +87,11 @@ def look_around(options: Options) -> Found:
     environment = os.environ if options.environment is None else options.environment
     found: list[Worker] = []
     ended: list[Ended] = []
-    here = False
     for target in options.targets:
         if target.isdecimal() and target.isascii() and not os.path.lexists(target):
             of_pid = _of_pid(int(target), options.whole)
             found += of_pid.workers
             ended += of_pid.ended
-            here = True
         elif _PLACEHOLDER.search(target):
             found += from_template(target)
         else:
@@ -113,7 +109,7 @@ def look_around(options: Options) -> Found:
     for text in options.collectors:
         found += from_collectors(text, options.port)
     if found or ended:
-        return Found(_each_once(found), ended, here)
+        return Found(_each_once(found), ended)
     return _from_environment(options, environment)
 
 
@@ -150,7 +146,7 @@ def _of_jobs(here: Here, wanted: Sequence[Group], jobs: Sequence[Group]) -> Foun
     names = {job.name for job in wanted}
     others = {job.name for job in jobs} - names
     ended = [each for each in here.ended if each.known is not None and each.known.job not in others]
-    return Found(workers, [each for each in ended if each.known and each.known.job in names], True)
+    return Found(workers, [each for each in ended if each.known and each.known.job in names])
 
 
 def from_template(template: str) -> list[Worker]:
@@ -215,14 +211,14 @@ def _from_environment(options: Options, environment: Mapping[str, str]) -> Found
             f"{looked} Name one: a socket, a folder of sockets, host:port, or --store HOST:PORT. "
             "To start a program with a worker server: workerserver run SCRIPT"
         )
-    return Found([each.worker for each in here.living], here.ended, True)
+    return Found([each.worker for each in here.living], here.ended)
 
 
 def _no_such_job(name: str, here: Here, jobs: Sequence[Group]) -> Found:
     """The job may have ended."""
     ended = [each for each in here.ended if each.known is not None and each.known.job == name]
     if ended:
-        return Found([], ended, True)
+        return Found([], ended)
     there = ", ".join(sorted(job.label for job in jobs)) or "none"
     raise NoJob(f"no job {name} of this user on this machine; there are: {there}")
 
@@ -245,7 +241,9 @@ def _places(
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         yield lambda: _torchrun(address, int(size) if size.isdecimal() else None, options)
     if environment.get("SLURM_JOB_NODELIST") and (
-        options.port is not None or environment.get("WORKERSERVER_TCP")
+        options.port is not None
+        or environment.get("WORKERSERVER_TCP")
+        or environment.get("WORKERSERVER_COLLECTOR")
     ):
         yield lambda: from_slurm(environment, options.port)
     template = environment.get("TORCH_WORKER_SERVER_SOCKET", "")

@@ -87,22 +87,22 @@ class _Look:
 
     # ---- records
 
-    def folders(self) -> Iterator[tuple[str, str, int | None]]:
-        """Each run folder once, with the prefix of the files that its records name, and a process
-        that sees these files so."""
+    def folders(self) -> Iterator[tuple[str, int | None]]:
+        """Each run folder once, with a process that sees it. None: this process does."""
         seen: set[tuple[int, int]] = set()
-        for folder, root, pid in self._folders():
+        for folder, pid in self._folders():
             try:
                 status = os.stat(folder)
             except OSError:
                 continue
-            if status.st_uid == self.user and (status.st_dev, status.st_ino) not in seen:
+            private = status.st_uid == self.user and not status.st_mode & 0o077
+            if private and (status.st_dev, status.st_ino) not in seen:
                 seen.add((status.st_dev, status.st_ino))
-                yield folder, root, pid
+                yield folder, pid
 
-    def _folders(self) -> Iterator[tuple[str, str, int | None]]:
+    def _folders(self) -> Iterator[tuple[str, int | None]]:
         for folder in run_folders():
-            yield folder, "", None
+            yield folder, None
         usual = os.path.basename(run_folder())
         places: dict[str, tuple[str, int | None]] = {}
         for pid, environment in self.environments.items():
@@ -119,10 +119,10 @@ class _Look:
             for name in sorted(names):
                 # Inside a container the user may have another number.
                 if name.startswith("workerserver-" if root else usual):
-                    yield os.path.join(place, name), root, seen_by
+                    yield os.path.join(place, name), seen_by
 
     def from_records(self) -> None:
-        for folder, root, seen_by in self.folders():
+        for folder, seen_by in self.folders():
             for record in read_folder(folder, self.user):
                 pid = self._process_of(record, seen_by)
                 if pid is None:
@@ -130,7 +130,7 @@ class _Look:
                     ended = Ended(path, record.identity.rank, record.pid, record.identity)
                     self.here.ended.append(ended)
                     continue
-                worker = self._worker(record, root, pid)
+                worker = self._worker(record, pid)
                 if worker is not None and pid not in self.recorded:
                     self.recorded.add(pid)
                     self.here.living.append(Living(worker, pid))
@@ -153,12 +153,13 @@ class _Look:
                 return pid
         return None
 
-    def _worker(self, record: Record, root: str, pid: int) -> Worker | None:
+    def _worker(self, record: Record, pid: int) -> Worker | None:
         """Where the process is asked: on a Unix socket, if it has one."""
+        root = self.roots.get(pid, "")
         for each in sorted(record.addresses, key=lambda address: not address.unix):
             if each.unix:
                 bound = self._bound(pid, each.address)
-                if bound is not None:
+                if bound is not None and not _leads_out(root, each.address):
                     self.heard.add(root + each.address)
                     return _unix(root + each.address, record.identity)
             elif not proc.is_elsewhere("net", pid) and self.listens(pid, _port(each)):
@@ -188,7 +189,10 @@ class _Look:
                     whole = os.path.join(os.readlink(f"/proc/{pid}/cwd"), path)
                 except OSError:
                     continue
-            address = self.roots.get(pid, "") + whole
+            root = self.roots.get(pid, "")
+            if _leads_out(root, whole):
+                continue
+            address = root + whole
             self.heard.add(address)
             worker = _unix(address, of_process(pid, environment))
             self.here.living.append(Living(worker, pid))
@@ -245,6 +249,19 @@ def _ancestors(pid: int) -> list[int]:
         pid = stat.parent
         found.append(pid)
     return found
+
+
+def _leads_out(root: str, path: str) -> bool:
+    """Whether *path* in the files of a container holds a link, which would be followed here: to a
+    socket of another service, say."""
+    if not root:
+        return False
+    place = root
+    for part in path.strip("/").split("/"):
+        place = os.path.join(place, part)
+        if part == ".." or os.path.islink(place):
+            return True
+    return False
 
 
 def _serves(pid: int) -> bool:

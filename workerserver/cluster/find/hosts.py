@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from workerserver.cluster.addresses import tcp_worker
@@ -14,7 +14,14 @@ from workerserver.cluster.find.host_lists import MAX_HOSTS, expand, expand_hosts
 from workerserver.cluster.model import Source, Worker
 from workerserver.cluster.resolve import look_up
 
-__all__ = ["from_collectors", "from_dns", "from_hosts_file", "from_slurm", "has_port"]
+__all__ = [
+    "from_collectors",
+    "from_dns",
+    "from_hosts_file",
+    "from_slurm",
+    "has_port",
+    "slurm_port",
+]
 
 MAX_FILE_CHARACTERS = 16 << 20
 _TASKS = re.compile(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?\Z")
@@ -80,36 +87,55 @@ def _counted(address: str, rank: int, source: Source) -> Worker:
     return replace(worker, rank=rank, assumed=True)
 
 
-def from_slurm(environment: Mapping[str, str], port: str | None = None) -> list[Worker]:
+def from_slurm(
+    environment: Mapping[str, str], port: str | None = None, tasks: int | None = None
+) -> list[Worker]:
     """The tasks of a Slurm job, on the nodes that its environment names.
 
     *port* is by default the port in WORKERSERVER_TCP. A plain number means one worker on each node.
-    A port with ``{local_rank}`` or ``{rank}`` means one worker for each task of a node. A range
-    means one worker for each port on each node. Ranks are counted node by node, as in Slurm's block
-    distribution.
+    A range means one worker for each port on each node. A port with ``{local_rank}`` or ``{rank}``
+    means one worker for each task of a node: *tasks* of them, or as many as the environment says.
+    That is about the step of whoever asks, and the job may be another step with more tasks. Ranks
+    are counted node by node, as in Slurm's block distribution. The port in WORKERSERVER_COLLECTOR
+    means the collector of each node.
     """
     nodes = environment.get("SLURM_JOB_NODELIST") or environment.get("SLURM_NODELIST") or ""
     names = expand_hosts(nodes)
     if not names:
         raise ClusterError("SLURM_JOB_NODELIST is not set: this is no Slurm job")
+    collector = environment.get("WORKERSERVER_COLLECTOR", "").rpartition(":")[2]
     if port is None:
-        port = environment.get("WORKERSERVER_TCP", "").rpartition(":")[2]
+        port = environment.get("WORKERSERVER_TCP", "").rpartition(":")[2] or collector
         if not port:
             raise ClusterError("which port? Give --port, or set WORKERSERVER_TCP as in the job")
+    if port == "0":
+        raise ClusterError(
+            "port 0 is any free port, so only the job's store knows it: --store HOST:PORT, with "
+            "the workers' MASTER_ADDR and MASTER_PORT"
+        )
+    if port == collector:
+        return [replace(tcp_worker(f"{name}:{port}"), collector=True) for name in names]
     workers: list[Worker] = []
-    for name, tasks in zip(names, _tasks(environment, len(names)), strict=True):
-        if _PLACEHOLDER.search(port):
-            first = len(workers)
-            ports: Iterable[str] = (
-                _fill(port, first + local_rank, local_rank) for local_rank in range(tasks)
-            )
-        else:
-            ports = expand(port, MAX_HOSTS - len(workers))
-        for one in ports:
+    if not _PLACEHOLDER.search(port):
+        for name in names:
+            for one in expand(port, MAX_HOSTS - len(workers)):
+                workers.append(_counted(f"{name}:{one}", len(workers), "slurm"))
+        return workers
+    counts = iter([tasks] * len(names)) if tasks is not None else _tasks(environment, len(names))
+    for name, count in zip(names, counts, strict=True):
+        first = len(workers)
+        for local_rank in range(count):
             if len(workers) >= MAX_HOSTS:
                 raise ClusterError(f"{nodes}: more than {MAX_HOSTS} workers")
+            one = _fill(port, first + local_rank, local_rank)
             workers.append(_counted(f"{name}:{one}", len(workers), "slurm"))
     return workers
+
+
+def slurm_port(environment: Mapping[str, str], port: str | None) -> str:
+    """The port that from_slurm() uses, as a template; "" if it is none."""
+    whole = port or environment.get("WORKERSERVER_TCP", "").rpartition(":")[2]
+    return whole if _PLACEHOLDER.search(whole) else ""
 
 
 def _fill(port: str, rank: int, local_rank: int) -> str:

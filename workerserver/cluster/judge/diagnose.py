@@ -25,7 +25,7 @@ from workerserver.cluster.judge.grounds.unseen import unseen
 from workerserver.cluster.judge.job import STUCK_AFTER_SECONDS, Job
 from workerserver.cluster.judge.reasons import STRENGTH
 from workerserver.cluster.judge.sentences import Narrator
-from workerserver.cluster.judge.stragglers import stragglers
+from workerserver.cluster.judge.slow.stragglers import stragglers
 from workerserver.cluster.judge.suspicions import Suspicions
 from workerserver.cluster.judge.verdict import GroupState, Straggler, Suspect, Verdict
 from workerserver.cluster.model import EVERYTHING, Part, RoundLike
@@ -44,16 +44,20 @@ def diagnose(
     world_size: int | None = None,
     elsewhere: Collection[int] = (),
     asked: Collection[Part] = EVERYTHING,
+    slow: Sequence[Slow] | None = None,
 ) -> Verdict:
     """The verdict on the last of *rounds*; the rounds before tell what moves. *elsewhere*: ranks
-    that nobody looked for, so nothing accuses them. *asked*: what the ranks were asked for."""
-    return _Diagnosis(Job(rounds, world_size, elsewhere), asked).verdict()
+    that nobody looked for, so nothing accuses them. *asked*: what the ranks were asked for. *slow*:
+    what the histories of all ranks show, if they were asked for; else the traces at hand have to
+    do."""
+    return _Diagnosis(Job(rounds, world_size, elsewhere), asked, slow).verdict()
 
 
 class _Diagnosis:
-    def __init__(self, job: Job, asked: Collection[Part]) -> None:
+    def __init__(self, job: Job, asked: Collection[Part], slow: Sequence[Slow] | None) -> None:
         self.job = job
         self.asked = asked
+        self.slow = slow
         self.narrator = Narrator(job.address)
         suspicions = Suspicions(job)
         suspicions.weigh()
@@ -67,7 +71,7 @@ class _Diagnosis:
         job, narrator, conclusion = self.job, self.narrator, self.conclusion
         slow: list[Slow] = []
         if job.ranks and not self.accused:
-            slow = list(stragglers(job))
+            slow = list(stragglers(job) if self.slow is None else self.slow)
         found = sorted(self.accused.values(), key=lambda each: (STRENGTH[each.reason], each.rank))
         if conclusion.status == 1:
             sentence = narrator.accused(found, job.blocked)
@@ -122,8 +126,9 @@ class _Diagnosis:
         )
 
     @staticmethod
-    def _known(slow: Slow) -> tuple[int, str, float, int]:
-        return slow.rank, slow.group, round(slow.late, 3), slow.operations
+    def _known(slow: Slow) -> tuple[int, str, float, int, float]:
+        late, share = round(slow.late, 3), round(slow.share, 3)
+        return slow.rank, slow.group, late, slow.operations, share
 
     def _process_groups(self) -> Iterator[GroupState]:
         """Those in trouble first."""

@@ -522,13 +522,20 @@ class Unseen:
 
 @dataclass(frozen=True, slots=True)
 class Slow:
-    """*rank* enters the operations of *group* *late* seconds after the others; *operations* were
-    looked at."""
+    """*rank* came last on *share* of *occasions*, *late* seconds after the others. An occasion is
+    an *operation* of *group*, or a step with several. *waits*: only those count on which a rank
+    kept others waiting. *basis*: whose clock says so, as in :mod:`slow.arrivals`; "queue": when the
+    operation was given to a GPU."""
 
     rank: int
     group: str
     late: float
+    occasions: int
     operations: int
+    operation: str
+    share: float
+    basis: Literal["clock", "gpu", "heartbeat", "steps", "queue"] = "clock"
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)

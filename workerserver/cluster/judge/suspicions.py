@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from workerserver.cluster.judge.chains.deadlocks import from_threads, weigh_ring
-from workerserver.cluster.judge.order.conflicts import contrary
+from workerserver.cluster.judge.chains.words import FILE_LOCK
 from workerserver.cluster.judge.facts import (
     Absent,
     Accusation,
@@ -51,6 +51,7 @@ from workerserver.cluster.judge.grounds.crowd import (
 )
 from workerserver.cluster.judge.grounds.lateness import patience
 from workerserver.cluster.judge.job import Job
+from workerserver.cluster.judge.order.conflicts import contrary
 from workerserver.cluster.judge.reasons import STRENGTH, Reason
 from workerserver.cluster.judge.waits import Need, resolve
 from workerserver.cluster.read.blocked_on import UNKNOWN, Kind
@@ -143,6 +144,9 @@ class Suspicions:
         self, wait: Wait, rank: int, reason: Reason, claim: Claim, evidence: Iterable[Evidence]
     ) -> None:
         """Accuse *rank* of something in the operation of *wait*."""
+        if wait.op == FILE_LOCK:  # that is no operation of a process group
+            self.accuse(Accusation(rank, reason, claim, evidence=[*evidence]))
+            return
         label = wait.group.label
         self.accuse(Accusation(rank, reason, claim, label, wait.op, wait.seq, [*evidence]))
 

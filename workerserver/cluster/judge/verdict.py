@@ -42,12 +42,14 @@ class Suspect:
 
 
 class Straggler(NamedTuple):
-    """A rank that slows the job down: *late_s* seconds at each of *operations* operations."""
+    """A rank that slows the job down: it came last on *share* of the occasions with *operations*
+    operations, *late_s* seconds after the others (the median)."""
 
     rank: int
     process_group: str
     late_s: float
     operations: int
+    share: float
     text: str
 
 

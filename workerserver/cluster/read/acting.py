@@ -113,22 +113,21 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
 
 
 def _end(thread: Thread, threads: Sequence[Thread]) -> Thread | None:
-    """The last one of the threads that *thread* waits for, if it is in user code. None if they
-    wait for each other: then none of them acts more than another."""
+    """The last one of the threads that *thread* waits for, if it is in user code. If they wait for
+    each other, *thread*: none of them acts more than another."""
     if thread.waits is None:
         return None
     known = by_id(threads)
     end = follow(thread, known)[-1]
-    if end is thread or awaited(end, known) is not None or root(end) is None:
-        return None
-    return end
+    if awaited(end, known) is not None:
+        return thread
+    return end if end is not thread and root(end) is not None else None
 
 
-#: Calls that end when another thread of the process has done its work.
-_JOINS = frozenset(
+#: Calls that end when other threads of the process have ended, or have a result.
+_ENDS = ("threading.py", "_shutdown")
+_RESULTS = frozenset(
     {
-        ("threading.py", "join"),
-        ("threading.py", "_shutdown"),
         ("concurrent/futures/_base.py", "result"),
         ("concurrent/futures/_base.py", "exception"),
         ("concurrent/futures/_base.py", "wait"),
@@ -136,14 +135,26 @@ _JOINS = frozenset(
         ("concurrent/futures/thread.py", "shutdown"),
     }
 )
+#: The function that a pool's threads run.
+_WORKER = ("concurrent/futures/thread.py", "_worker")
 
 
 def _joined(thread: Thread, threads: Sequence[Thread], main: Thread | None) -> Thread | None:
-    """The thread that *thread* waits for the end of, if it is the only one that works."""
-    if not any((code_file(each.file).path, each.function) in _JOINS for each in _called(thread)):
-        return None
+    """The thread whose end, or whose result, *thread* waits for, if it works. The worker tells the
+    one that is joined. At the end of the program, and of a pool, it is the only one that works."""
     others = [each for each in threads if each not in (thread, main) and _works(each)]
+    if thread.waits is not None and thread.waits.joined is not None:
+        return next((each for each in others if each.native_id == thread.waits.joined), None)
+    calls = {(code_file(each.file).path, each.function) for each in _called(thread)}
+    if _ENDS not in calls:
+        if calls.isdisjoint(_RESULTS):
+            return None
+        others = [each for each in others if _is_of_pool(each)]
     return others[0] if len(others) == 1 else None
+
+
+def _is_of_pool(thread: Thread) -> bool:
+    return any((code_file(each.file).path, each.function) == _WORKER for each in thread.frames)
 
 
 def _called(thread: Thread) -> Sequence[Frame]:

@@ -24,10 +24,21 @@ from workerserver.cluster.read.library_calls import (
 )
 from workerserver.cluster.read.waits_for import LOCKS, in_words, on_others
 
-__all__ = ["FILE_LOCK", "POLL", "TABLE", "UNKNOWN", "Blocked", "Kind", "Rule", "blocked_on"]
+__all__ = [
+    "FILE_LOCK",
+    "POLL",
+    "STORE",
+    "TABLE",
+    "UNKNOWN",
+    "Blocked",
+    "Kind",
+    "Rule",
+    "blocked_on",
+]
 
 FILE_LOCK = "a file lock"
 POLL = "poll"
+STORE = "the store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +98,8 @@ class Blocked:
 
     @property
     def runs(self) -> bool:
-        """The kernel runs it."""
-        return self.thread is not None and self.thread.state == "R"
+        """The kernel runs it, or it would run if it had the GIL."""
+        return self.thread is not None and (self.thread.state == "R" or _wants_gil(self.thread))
 
     @property
     def polls(self) -> bool:
@@ -147,7 +158,16 @@ def _by_waits(thread: Thread) -> tuple[Kind, str] | None:
         return ("lock", "a lock")
     if thread.waits.kind == "file_lock":
         return ("wait", FILE_LOCK)
+    if _wants_gil(thread):
+        return ("computing", "computing, as far as it has the GIL")
+    if thread.waits.kind == "store":
+        return ("wait", STORE)
     return None
+
+
+def _wants_gil(thread: Thread) -> bool:
+    """It would run Python if it could. On a busy machine, most looks find it so."""
+    return thread.waits is not None and thread.waits.kind == "gil"
 
 
 # ---- by what the kernel says
@@ -156,7 +176,7 @@ _SLEEPS = ("hrtimer_nanosleep", "do_nanosleep", "common_nsleep")
 _POLLS = ("poll_schedule", "do_poll", "do_sys_poll", "do_select", "ep_poll", "do_epoll_wait")
 _FILE_LOCKS = ("locks_lock", "flock_lock", "posix_lock", "fcntl_setlk")
 #: Of these it isn't known who ends them: perhaps another rank.
-_GUESSES = frozenset({"a lock", "a lock, or the GIL", FILE_LOCK, POLL, "waiting"})
+_GUESSES = frozenset({"a lock", "a lock, or the GIL", FILE_LOCK, POLL, STORE, "waiting"})
 _CHILDREN = ("do_wait", "kernel_wait", "kernel_clone")
 _SOCKETS = (
     "unix_stream",

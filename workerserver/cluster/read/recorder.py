@@ -113,6 +113,8 @@ class Operation:
     """Its place in the recorder; -1 from a summary, which has only a few of the operations."""
     thread: int | None = None
     """The thread that issued it, by its ident; None where that isn't told, as in a summary."""
+    duration_ms: float | None = None
+    """How long it ran on the GPU, if torch measures that (TORCH_NCCL_ENABLE_TIMING)."""
 
     @property
     def name(self) -> str:
@@ -287,8 +289,14 @@ def operation_of(
         state=state,
         created_ns=integer(created) or None,
         record=-1 if number is None else number,
+        duration_ms=_duration(facts.get("duration_ms")),
         thread=ident if (ident := _counter(facts.get("thread_id"))) > 0 else None,
     )
+
+
+def _duration(value: Any) -> float | None:
+    known = type(value) in (int, float) and 0 < value < 1e12
+    return float(value) if known else None
 
 
 def key_of(value: Any) -> Key | None:

@@ -76,7 +76,7 @@ def read_waits(value: Any) -> WaitsFor | None:
         pid=_number(value, "pid"),
         op=_text(value, "op"),
         peer=_number(value, "peer"),
-        group=_text(group, "description") or _text(group, "name"),
+        group=_text(group, "description") or _group(_text(group, "name")),
         ranks=_ranks(group.get("ranks")),
         tag=_number(value, "tag"),
         keys=_keys(value.get("keys")),
@@ -106,6 +106,11 @@ def read_switches(value: Any) -> int | None:
 def _text(entry: Mapping[str, Any], name: str) -> str | None:
     value = entry.get(name)
     return value if type(value) is str and 0 < len(value) <= MAX_TEXT else None
+
+
+def _group(name: str | None) -> str | None:
+    """What people call a group of that name: torch's default group is the first one."""
+    return "default_pg" if name == "0" else name
 
 
 def _number(entry: Mapping[str, Any], name: str) -> int | None:

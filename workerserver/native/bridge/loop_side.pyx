@@ -17,8 +17,8 @@ from workerserver.http.date cimport DATE_AT
 from workerserver.process.clock cimport monotonic
 from workerserver.native._engine cimport (
     ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, ACTION_STEPS, COUNTS,
-    Answer, Chunk, Connection, Count, Hub, Listener, ask_turn, connection_close, hub_lock,
-    hub_unlock, turn_begin, turn_next,
+    PEER_BUCKETS, STANDING_UNPROVEN, Answer, Chunk, Connection, Count, Hub, Listener, Peer,
+    ask_turn, connection_close, hub_lock, hub_unlock, turn_begin, turn_next,
 )
 from workerserver.native._engine cimport (
     hub_await, hub_drop, hub_forget, hub_free, hub_ignore, hub_listen, hub_new, hub_stop,
@@ -29,6 +29,7 @@ import os
 import threading
 
 from workerserver.process import loop_turn
+from workerserver.process.acceptor import Figures
 from workerserver.process.threads import name_this_thread
 
 STATIC = ACTION_STATIC
@@ -104,6 +105,34 @@ cdef class NativeHub:
         memcpy(self._hub.relay_path, PyBytes_AS_STRING(path), len(path))
         self._hub.relay_listener = listener
         self._hub.relay_inode = inode
+        hub_unlock(self._hub)
+
+    @property
+    def figures(self):
+        """What is taken of the places for connections."""
+        cdef Peer *peer
+        cdef int i, unproven = 0, busiest = 0
+        cdef uint64_t evicted = 0, refused = 0
+        if self._hub != NULL:
+            hub_lock(self._hub)
+            unproven = self._hub.standing[<int>STANDING_UNPROVEN]
+            evicted = self._hub.evicted
+            refused = self._hub.refused
+            for i in range(PEER_BUCKETS):
+                peer = self._hub.peers[i]
+                while peer != NULL:
+                    busiest = max(busiest, peer.connections)
+                    peer = peer.next
+            hub_unlock(self._hub)
+        return Figures(unproven, busiest, evicted, refused)
+
+    def set_snapshots(self, double rate):
+        """How many snapshots the I/O thread may take in a second; 0: any number."""
+        if self._hub == NULL:
+            return
+        hub_lock(self._hub)
+        self._hub.dump_rate = self._hub.dumps_left = rate
+        self._hub.dumps_at = monotonic()
         hub_unlock(self._hub)
 
     def _turn(self):
@@ -224,7 +253,7 @@ cdef class NativeListener:
 
     def __init__(
         self, NativeHub hub, int fd, factory, refresh, Table table not None, *, bint local, limits,
-        double started, bytes too_many, bytes forbidden, bytes head_late,
+        double started, bytes too_many, bytes forbidden, bytes head_late, bint asks_secret=False,
     ):
         cdef Listener model
         if hub._hub == NULL:
@@ -240,6 +269,10 @@ cdef class NativeListener:
         model.fd = fd
         model.local = local
         model.max_connections = limits.max_connections
+        model.max_unproven = limits.max_unproven
+        model.max_peer = limits.max_peer
+        model.max_unsent = limits.max_unsent
+        model.asks_secret = asks_secret
         model.head_timeout = limits.head_timeout
         model.idle_timeout = limits.idle_timeout
         model.gil_deadline = limits.gil_deadline
@@ -328,6 +361,17 @@ cdef class NativeListener:
         number = self._listener.connections
         hub_unlock(self._hub._hub)
         return number
+
+    @property
+    def unsent(self):
+        """Bytes of replies that their clients have not taken yet."""
+        cdef size_t unsent
+        if self._listener == NULL:
+            return 0
+        hub_lock(self._hub._hub)
+        unsent = self._listener.unsent
+        hub_unlock(self._hub._hub)
+        return unsent
 
     def ignore(self, bint closing=False):
         """Accept no more connections. With *closing*, the caller closes the socket, and a forked

@@ -14,8 +14,8 @@ from libc.stdlib cimport free
 
 from workerserver.native._engine cimport (
     Connection, Event, connection_attach, connection_close, connection_descriptor,
-    connection_detach, connection_full, connection_pause, connection_shut, connection_take,
-    connection_unsent, connection_want, connection_write, hub_lock, hub_unlock,
+    connection_detach, connection_full, connection_pause, connection_prove, connection_shut,
+    connection_take, connection_unsent, connection_want, connection_write, hub_lock, hub_unlock,
 )
 
 import asyncio
@@ -181,6 +181,10 @@ cdef class Link:
         if not self._closing:
             connection_want(self._connection, boundary)
 
+    def trust(self):
+        if self._connection != NULL:
+            connection_prove(self._connection)
+
     def set_limits(self, high, low):
         cdef size_t top, bottom
         if high is None:
@@ -295,6 +299,10 @@ class NativeTransport(asyncio.Transport):
         """The protocol owes no reply and wants bytes. With *boundary*, the next byte begins a
         message, so the I/O thread may answer what it recognises. Not a method of asyncio's."""
         self._link.want_bytes(boundary)
+
+    def trust(self):
+        """The client has shown the token. Not a method of asyncio's."""
+        self._link.trust()
 
     def set_write_buffer_limits(self, high=None, low=None):
         self._link.set_limits(high, low)

@@ -16,6 +16,11 @@ from workerserver.process._pulse cimport HEALTH_CAPACITY, STEPS_CAPACITY, health
 
 cdef enum:
     HEAD_ROOM = 1024  # bytes for a head
+    SMALL = 1024  # bytes of a body that is sent whatever is unsent
+
+cdef const char *UNSENT = (
+    b"replies that their clients don't read fill the memory set aside for them"
+)
 
 
 cdef struct Line:  # text being written; what does not fit is cut
@@ -181,6 +186,11 @@ cdef void send_reply(
     """Send head and body; *extra* is whole header lines."""
     cdef Line head
     cdef char joined[HEAD_ROOM + JOINED]
+    if size > SMALL and not may_send(connection.listener, size):
+        send_reply(
+            connection, route, 503, b"text/plain", 10, NULL, 0, UNSENT, strlen(UNSENT), keep_alive
+        )
+        return
     count(connection.listener, route, status)
     head.size = 0
     _put_text(&head, b"HTTP/1.1 ")

@@ -37,6 +37,24 @@ cdef enum Kind:
     KIND_RELAY
 
 
+# What is known of a client, which counts when places are short.
+cdef enum Standing:
+    STANDING_TRUSTED  # on a Unix socket, or has shown the token
+    STANDING_UNPROVEN  # has not shown the token yet
+    STANDING_OPEN  # of a listener that has no token
+
+cdef enum:
+    STANDINGS = 3
+    PEER_BYTES = 16
+    PEER_BUCKETS = 256
+
+
+cdef struct Peer:  # an address that has TCP connections
+    Peer *next  # of its bucket
+    unsigned char address[PEER_BYTES]
+    int connections
+
+
 cdef struct Source:  # everything that epoll knows begins with these two
     int kind
     int fd
@@ -87,6 +105,11 @@ cdef struct Listener:
     double resume_at  # 0, or when to accept again after running out of descriptors
     int connections  # those that are not closed yet
     int max_connections
+    bint asks_secret  # the rules ask for a token
+    int max_unproven
+    int max_peer
+    size_t unsent  # bytes that its connections have in out
+    size_t max_unsent
     double head_timeout
     double idle_timeout
     double gil_deadline
@@ -114,6 +137,9 @@ cdef struct Connection:
     Connection *reap_next
     Connection *dump_next
     Stage stage
+    Standing standing
+    double owes_since  # when the client last began to owe us bytes
+    Peer *peer  # NULL: on a Unix socket
     uint32_t events  # what epoll was asked for
     bint polled  # epoll knows the descriptor
     bint queued  # in hub.queue
@@ -202,12 +228,20 @@ cdef struct Hub:
     Connection *reap  # to be closed or freed
     bint sweep  # a listener may be ready to be freed
     Connection *dumps  # those that want a snapshot
+    double dump_rate  # snapshots in a second; 0: no limit
+    double dumps_left  # of this second
+    double dumps_at  # when that was reckoned
+    double dump_wait_until  # when the next snapshot may be taken; 0: now
     Connection *dumping  # those whose snapshot is taken now
     Chunk *done  # sent; the loop drops the references
     RelaySlot relays[RELAYS]
     char relay_path[108]  # of torch's own server; empty: there is none
     int relay_listener  # its descriptor and inode
     uint64_t relay_inode
+    int standing[STANDINGS]  # open connections
+    Peer *peers[PEER_BUCKETS]
+    uint64_t evicted  # connections that made room
+    uint64_t refused  # newcomers without a place
     int canary  # a descriptor of the process's, with its device and inode; -1: there is none
     uint64_t canary_device
     uint64_t canary_inode
@@ -249,4 +283,5 @@ cdef void connection_want(Connection *connection, bint boundary) noexcept nogil
 cdef void connection_pause(Connection *connection, bint paused) noexcept nogil
 cdef void connection_shut(Connection *connection) noexcept nogil
 cdef bint connection_close(Connection *connection, bint discard) noexcept nogil
+cdef void connection_prove(Connection *connection) noexcept nogil
 cdef void connection_detach(Connection *connection) noexcept nogil

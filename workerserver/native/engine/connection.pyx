@@ -210,7 +210,8 @@ cdef void connection_want(Connection *connection, bint boundary) noexcept nogil:
             move(connection, STAGE_LOOP, STAGE_IO)
             memset(&connection.state, 0, sizeof(connection.state))
             connection.heading = False
-            connection.deadline = monotonic() + connection.listener.idle_timeout
+            connection.owes_since = monotonic()
+            connection.deadline = connection.owes_since + connection.listener.idle_timeout
             _arm_io(hub, connection.deadline)
         else:
             move(connection, STAGE_LOOP, STAGE_WAIT)
@@ -278,6 +279,13 @@ cdef void give_up(Connection *connection) noexcept nogil:
             dequeue(connection)  # no protocol will hear of it, and the struct may be freed
         reap(connection)
         wake_io(connection.hub)
+
+
+cdef void connection_prove(Connection *connection) noexcept nogil:
+    """The client has shown the token, in a request that the loop has judged."""
+    hub_lock(connection.hub)
+    prove(connection)
+    hub_unlock(connection.hub)
 
 
 cdef void connection_detach(Connection *connection) noexcept nogil:

@@ -16,6 +16,7 @@ cdef void finish(Connection *connection) noexcept nogil:
     """
     cdef Hub *hub = connection.hub
     move(connection, connection.stage, STAGE_DRAIN)
+    connection.owes_since = hub.now
     connection.shut = True
     take_out(connection)
     free(connection.data)
@@ -49,6 +50,7 @@ cdef void die(Connection *connection) noexcept nogil:
     # close() alone is not enough: if a forked child has a copy of the descriptor, epoll goes on to
     # report events, which would point to a freed connection.
     connection.listener.connections -= 1
+    place_give(connection)
     if hub_gone(hub):
         connection.polled = False
     else:

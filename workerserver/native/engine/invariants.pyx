@@ -19,6 +19,7 @@ Three things look like invariants, and are none:
 
 from libc.stdio cimport FILE, fflush, fopen, fprintf, stderr
 from libc.stdlib cimport abort, getenv
+from libc.string cimport memset
 
 from workerserver.process.epoll cimport EPOLLIN, EPOLLOUT
 
@@ -33,6 +34,8 @@ cdef struct Seen:  # counted over all connections of a hub
     int queued
     int reaping
     int answering
+    int standing[STANDINGS]
+    int peers  # connections that have one
 
 
 cdef void lock_taken() noexcept nogil:
@@ -110,6 +113,8 @@ cdef void check_hub(Hub *hub) noexcept nogil:
         witness.skipped += 1
         return
     seen.unclaimed = 0
+    memset(&seen.standing, 0, sizeof(seen.standing))
+    seen.peers = 0
     seen.all = seen.queued = seen.reaping = seen.answering = 0
     while connection != NULL:
         _must(connection.previous == before, b"connections: a link back is wrong", hub, connection)
@@ -118,6 +123,8 @@ cdef void check_hub(Hub *hub) noexcept nogil:
         seen.unclaimed += connection.accounted
         seen.queued += connection.queued
         seen.reaping += connection.reaping
+        seen.standing[<int>connection.standing] += connection.stage != STAGE_DEAD
+        seen.peers += connection.peer != NULL
         seen.answering += connection.stage == STAGE_ANSWERING
         _check_stage(hub, connection)
         _check_in(hub, connection)
@@ -129,6 +136,7 @@ cdef void check_hub(Hub *hub) noexcept nogil:
     witness.count = seen.all
     witness.skipped = 0
     _must(hub.unclaimed == seen.unclaimed, b"unclaimed is not the sum of accounted", hub, NULL)
+    _check_places(hub, &seen)
     _check_lists(hub, &seen)
     _check_slots(hub, &seen)
     _check_listeners(hub, &seen)
@@ -261,6 +269,20 @@ cdef bint _seen(const Hub *hub, double at) noexcept nogil:
 # --- the hub
 
 
+cdef void _check_places(const Hub *hub, const Seen *seen) noexcept nogil:
+    cdef const Peer *peer
+    cdef int i, connections = 0
+    for i in range(STANDINGS):
+        _must(hub.standing[i] == seen.standing[i], b"places: a count is wrong", hub, NULL)
+    for i in range(PEER_BUCKETS):
+        peer = hub.peers[i]
+        while peer != NULL:
+            _must(peer.connections > 0, b"places: a peer without a connection", hub, NULL)
+            connections += peer.connections
+            peer = peer.next
+    _must(connections == seen.peers, b"places: the peers' connections are not all", hub, NULL)
+
+
 cdef void _check_lists(const Hub *hub, const Seen *seen) noexcept nogil:
     cdef const Connection *c = hub.queue
     cdef const Connection *before = NULL
@@ -328,15 +350,19 @@ cdef void _check_listeners(const Hub *hub, const Seen *seen) noexcept nogil:
     cdef const Listener *listener = hub.listeners
     cdef const Connection *c
     cdef int alive, all = 0, references
+    cdef size_t unsent
     while listener != NULL:
         alive = references = 0
+        unsent = 0
         c = hub.connections
         while c != NULL:
             if c.listener == listener:
                 references += 1
+                unsent += c.out_size
                 alive += c.stage != STAGE_DEAD
             c = c.next
         all += references
+        _must(listener.unsent == unsent, b"listener: unsent is not the sum of out_size", hub, NULL)
         _must(listener.references == references, b"listener: references is wrong", hub, NULL)
         _must(listener.connections == alive, b"listener: connections is wrong", hub, NULL)
         _must(
@@ -360,7 +386,11 @@ cdef void _check_wakes(const Hub *hub) noexcept nogil:
     cdef bint awake = not hub.witness.waiting or hub.woken
     _must(awake or hub.reap == NULL, b"the I/O thread sleeps, with connections to close", hub, NULL)
     _must(awake or not hub.sweep, b"the I/O thread sleeps, with listeners to free", hub, NULL)
-    _must(awake or hub.dumps == NULL, b"the I/O thread sleeps, with snapshots to take", hub, NULL)
+    _must(
+        awake or hub.dumps == NULL
+        or (hub.dump_wait_until > 0.0 and _seen(hub, hub.dump_wait_until)),
+        b"the I/O thread sleeps, with snapshots to take", hub, NULL,
+    )
     _must(awake or not hub.stopping, b"the I/O thread sleeps, and should stop", hub, NULL)
     _must(
         awake or hub.timer_at <= hub.scan_at, b"the I/O thread sleeps beyond its next scan", hub,

@@ -14,8 +14,8 @@ from posix.unistd cimport close, read
 
 from workerserver.http.bounds cimport MAX_DRAINED_BYTES, MAX_REFUSED
 from workerserver.native.system cimport (
-    IPPROTO_TCP, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_NONBLOCK, TCP_NODELAY, TFD_TIMER_ABSTIME,
-    accept4, recv, setsockopt,
+    MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_NONBLOCK, TFD_TIMER_ABSTIME, accept4, recv, socklen_t,
+    ws_peer_name,
 )
 from workerserver.process.clock cimport monotonic
 from workerserver.process.epoll cimport (
@@ -44,29 +44,44 @@ cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
     """Accept the connections that wait. Under the lock: a fork between accept() and the entry in
     the hub's list would leave the child a descriptor that it does not know."""
     cdef Connection *connection
-    cdef int _i, fd, one = 1
+    cdef Peer *peer = NULL
+    cdef ws_peer_name name
+    cdef socklen_t size
+    cdef int _i, fd
     for _i in range(ACCEPTS):
         if not listener.accepting:
             return
-        fd = accept4(listener.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)
+        size = sizeof(name)
+        fd = accept4(
+            listener.fd, NULL if listener.local else &name, NULL if listener.local else &size,
+            SOCK_CLOEXEC | SOCK_NONBLOCK,
+        )
         if fd < 0:
+            if place_after_failure(hub, errno):
+                continue
             if errno != EAGAIN and errno != EINTR and errno != ECONNABORTED:
                 # Out of descriptors. epoll would report the listener again at once, so pause.
                 epoll_change(hub, listener, listener.fd, 0)
                 listener.resume_at = hub.now + ACCEPT_PAUSE
                 arm(hub, listener.resume_at)
             return
+        if not listener.local:
+            peer = peer_of(hub, &name)
+        fd = place_for(listener, peer, fd)
+        if fd < 0:
+            peer_leave(hub, peer)
+            continue
         connection = <Connection *>calloc(1, sizeof(Connection))
         if connection == NULL or listener.connections >= listener.max_connections + MAX_REFUSED:
             free(connection)
             close(fd)
+            peer_leave(hub, peer)
             continue
-        if not listener.local:
-            setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
         connection.kind = KIND_CONNECTION
         connection.fd = fd
         connection.hub = hub
         connection.listener = listener
+        place_take(connection, peer)
         move(connection, STAGE_NEW, STAGE_IO)
         connection.boundary = True
         connection.high = BUFFER
@@ -223,6 +238,8 @@ cdef void _scan(Hub *hub) noexcept nogil:
             else:
                 arm(hub, listener.resume_at)
         listener = listener.next
+    if hub.dumps != NULL and hub.dump_wait_until > 0.0:
+        arm(hub, hub.dump_wait_until)
     if hub.watch > 0.0 and hub.listeners != NULL:
         if hub.now >= hub.watch_at:
             hub.watch_at = hub.now + hub.watch
@@ -354,7 +371,7 @@ cdef void hub_run(Hub *hub) noexcept nogil:
         if hub.scan_at < hub.timer_at:
             _set_timer(hub)
         # A second snapshot may be wanted behind an answered one. Other connections come first.
-        timeout = -1 if hub.dumps == NULL else 0
+        timeout = -1 if hub.dumps == NULL or hub.dump_wait_until > 0.0 else 0
         if WS_DEBUG:
             hub.witness.waiting = timeout < 0
         hub_unlock(hub)

@@ -48,7 +48,14 @@ cdef void chunk_append(Connection *connection, Chunk *chunk) noexcept nogil:
         connection.out = chunk
     connection.out_last = chunk
     connection.out_size += chunk.size
+    connection.listener.unsent += chunk.size
     set_events(connection)
+
+
+cdef bint may_send(const Listener *listener, size_t size) noexcept nogil:
+    """Whether a reply of *size* bytes may be written: the unsent ones of all clients have a limit.
+    Where all is sent, a reply may have any size."""
+    return listener.unsent == 0 or listener.unsent + size <= listener.max_unsent
 
 
 cdef void discard_out(Connection *connection) noexcept nogil:
@@ -58,6 +65,7 @@ cdef void discard_out(Connection *connection) noexcept nogil:
     cdef Chunk *following
     connection.out = NULL
     connection.out_last = NULL
+    connection.listener.unsent -= connection.out_size
     connection.out_size = 0
     while chunk != NULL:
         following = chunk.next
@@ -95,6 +103,7 @@ cdef void flush(Connection *connection) noexcept nogil:
         return
     chunk.sent += <size_t>n
     connection.out_size -= <size_t>n
+    connection.listener.unsent -= <size_t>n
     if connection.stage != STAGE_LOOP:
         connection.deadline = hub.now + STALL_SECONDS
         arm(hub, connection.deadline)

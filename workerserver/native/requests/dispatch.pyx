@@ -66,6 +66,8 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
                 break
             if verdict == VERDICT_RECOGNISED:
                 route = judge(listener.table, at, &request, &parameters)
+                if parameters.permitted:
+                    prove(connection)
                 _remember(listener, at, route, &request)
         used = <size_t>request.length
         if route == NULL or route.action & 255 != ACTION_STATIC:
@@ -109,9 +111,11 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
             die(connection)
             return
         if connection.start == connection.size:
+            connection.owes_since = hub.now
             connection.deadline = hub.now + connection.listener.idle_timeout
         elif not connection.heading:
             connection.heading = True
+            connection.owes_since = hub.now
             connection.deadline = hub.now + connection.listener.head_timeout
         arm(hub, connection.deadline)
     set_events(connection)
@@ -193,6 +197,8 @@ cdef void hand_over(Connection *connection) noexcept nogil:
     passed already."""
     cdef Hub *hub = connection.hub
     connection.boundary = connection.stage == STAGE_IO
+    if connection.boundary:
+        connection.owes_since = hub.now  # should a part of the message be missing
     move(connection, connection.stage, STAGE_QUEUED)
     connection.judged = False
     connection.heading = False

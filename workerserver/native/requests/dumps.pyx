@@ -16,6 +16,22 @@ cdef void _await_dump(Connection *connection, const Parameters *parameters) noex
     connection.hub.dumps = connection
 
 
+cdef bint _may_dump(Hub *hub) noexcept nogil:
+    """Whether a snapshot may be taken now, and then it counts. If a second has had all of its
+    snapshots, those who want one wait for the next: it is not older than their requests."""
+    cdef double rate = hub.dump_rate
+    if rate > 0.0:
+        hub.dumps_left = min(rate, hub.dumps_left + rate * (hub.now - hub.dumps_at))
+        hub.dumps_at = hub.now
+        if hub.dumps_left < 1.0:
+            hub.dump_wait_until = hub.now + (1.0 - hub.dumps_left) / rate
+            arm(hub, hub.dump_wait_until)
+            return False
+        hub.dumps_left -= 1.0
+    hub.dump_wait_until = 0.0
+    return True
+
+
 cdef void answer_dumps(Hub *hub) noexcept nogil:
     """Take one snapshot, without the lock, and answer every connection in ``hub.dumps`` with it."""
     cdef Connection *connection
@@ -23,6 +39,8 @@ cdef void answer_dumps(Hub *hub) noexcept nogil:
     cdef ws_buffer headers
     cdef ws_buffer *body
     cdef int wanted = 0, failed
+    if not _may_dump(hub):
+        return
     hub.dumping = hub.dumps
     hub.dumps = NULL
     memset(bodies, 0, sizeof(bodies))

@@ -24,6 +24,7 @@ cdef enum DumpMode:
 
 
 cdef struct Parameters:
+    bint permitted  # every rule passes
     double max_step_age  # seconds; negative: not given
     DumpFormat format
     DumpMode mode

@@ -275,7 +275,8 @@ cdef const Route* judge(
     """See the .pxd."""
     cdef const Rule* refusing
     cdef Judgement judgement = permitted(table, data, request, &refusing)
-    if judgement == JUDGED_PASSED:
+    parameters.permitted = judgement == JUDGED_PASSED
+    if parameters.permitted:
         return find(table, data, request, parameters)
     if judgement == JUDGED_REFUSED and refusing.refuses:
         return &refusing.refusal

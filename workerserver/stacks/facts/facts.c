@@ -51,6 +51,8 @@ typedef struct {
     ws_wait *waits;
     unsigned long *owners; /* of import locks, by the thread that waits */
     bool *inside; /* threads that are candidates for any lock */
+    ws_with *withs; /* of locks */
+    size_t with_count;
     lock *locks;
     size_t lock_count;
 } reading;
@@ -88,7 +90,7 @@ static void take_known(const look *at, const ws_spot *spots, size_t count, readi
         const ws_function *function = ws_function_find(spots[i].code);
         ws_wait found;
         unsigned long owner;
-        if (function == NULL) {
+        if (function == NULL || spots[i].index != i) {
             return;
         }
         if (function->kind == WS_WAIT_NONE
@@ -123,7 +125,7 @@ static lock *lock_at(reading *out, uintptr_t address, ws_wait_kind kind) {
     return found;
 }
 
-static size_t take_releases(const look *at, release *out) {
+static size_t take_releases(const look *at, ws_locks *known, release *out) {
     size_t count = 0;
     for (size_t i = 0; i < at->spot_count && count < RELEASES; i++) {
         const ws_function *function = ws_function_find(at->spots[i].code);
@@ -135,7 +137,7 @@ static size_t take_releases(const look *at, release *out) {
         ws_wait_kind kind;
         out[count] = (release){at->spots[i].thread, at->spots[i].index, 0};
         if (ws_locals_take(at->arena, function, &at->spots[i], &found, &owner)) {
-            out[count].lock = ws_lock_of(found.object, &kind);
+            out[count].lock = ws_lock_of(known, found.object, &kind);
         }
         count++;
     }
@@ -167,17 +169,42 @@ static void add_candidate(reading *out, const ws_with *with, uintptr_t address,
     of->frame = (int)with->index;
 }
 
+/* Forgets with blocks of anything but locks and Conditions; the types are read together. */
+static size_t keep_locks(ws_arena *arena, ws_with *withs, size_t count) {
+    uintptr_t *types = ws_arena_take(arena, count * sizeof *types);
+    ws_read *reads = ws_arena_take(arena, count * sizeof *reads);
+    size_t kept = 0;
+    if (types == NULL || reads == NULL) {
+        return 0;
+    }
+    for (size_t i = 0; i < count; i++) {
+        reads[i] = (ws_read){withs[i].manager + ws_layout.object_type, &types[i], sizeof types[i],
+                             false};
+    }
+    ws_read_many(reads, count);
+    for (size_t i = 0; i < count; i++) {
+        if (reads[i].ok && types[i] != 0
+            && (types[i] == ws_known.condition_type || ws_lock_kind(types[i]) != WS_WAIT_NONE)) {
+            withs[kept++] = withs[i];
+        }
+    }
+    return kept;
+}
+
 static void take_withs(const look *at, reading *out) {
-    ws_with *withs = ws_arena_take(at->arena, WITHS * sizeof *withs);
+    ws_with *withs = out->withs;
     release *releases = ws_arena_take(at->arena, RELEASES * sizeof *releases);
-    if (withs == NULL || releases == NULL || !atomic_load(&ws_known.withs)) {
+    ws_locks known = {.count = 0};
+    out->with_count = 0;
+    if (releases == NULL || !atomic_load(&ws_known.withs)) {
         return;
     }
     size_t count = ws_withs_take(at->arena, at->spots, at->spot_count, withs, WITHS);
-    size_t release_count = count > 0 ? take_releases(at, releases) : 0;
+    count = out->with_count = keep_locks(at->arena, withs, count);
+    size_t release_count = count > 0 ? take_releases(at, &known, releases) : 0;
     for (size_t i = 0; i < count; i++) {
         ws_wait_kind kind = WS_WAIT_NONE;
-        uintptr_t address = ws_lock_of(withs[i].manager, &kind);
+        uintptr_t address = ws_lock_of(&known, withs[i].manager, &kind);
         if (address == 0) {
             continue;
         }
@@ -267,7 +294,8 @@ static bool reading_make(ws_arena *arena, size_t threads, reading *out) {
     out->owners = ws_arena_take(arena, (threads + 1) * sizeof *out->owners);
     out->inside = ws_arena_take(arena, threads + 1);
     out->locks = ws_arena_take(arena, LOCKS * sizeof *out->locks);
-    return out->inside != NULL && out->waits != NULL && out->owners != NULL && out->locks != NULL;
+    out->withs = ws_arena_take(arena, WITHS * sizeof *out->withs);
+    return out->withs != NULL && out->inside != NULL && out->waits != NULL && out->owners != NULL && out->locks != NULL;
 }
 
 /* ---- what a snapshot gets ---- */
@@ -281,6 +309,9 @@ static bool look_make(ws_arena *arena, const ws_snapshot *snapshot, const ws_pla
         size_t count = thread->unstable ? 0 : thread->count < DEPTH ? thread->count : DEPTH;
         for (size_t j = 0; j < count && out->spot_count < most; j++) {
             const ws_place *place = &places[thread->start + j];
+            if (place->plain && ws_function_find(place->code) == NULL) {
+                continue;
+            }
             out->spots[out->spot_count++] =
                 (ws_spot){place->frame, place->code, (uint32_t)i, (uint32_t)j};
         }
@@ -351,6 +382,7 @@ static bool same_wait(const ws_wait *one, const ws_wait *other) {
                 && one->has_tag == other->has_tag && one->tag == other->tag
                 && one->op == other->op && same_text(&one->thread_name, &other->thread_name)
                 && same_text(&one->group, &other->group)
+                && same_text(&one->description, &other->description)
                 && same_text(&one->ranks, &other->ranks);
     for (size_t i = 0; i < WS_WAIT_KEYS; i++) {
         same = same && same_text(&one->keys[i], &other->keys[i]);
@@ -381,11 +413,21 @@ static size_t keep_found(const look *at, const reading *found, bool *keep) {
     return holders;
 }
 
-static void drop_spots(look *at, const bool *keep) {
-    size_t kept = 0;
+/* Keeps only the frames that told anything: known functions, and those inside with blocks. */
+static void drop_spots(look *at, const reading *found, const bool *keep) {
+    size_t kept = 0, with = 0;
     for (size_t i = 0; i < at->spot_count; i++) {
-        if (keep[at->spots[i].thread]) {
-            at->spots[kept++] = at->spots[i];
+        const ws_spot *spot = &at->spots[i];
+        while (with < found->with_count
+               && (found->withs[with].thread < spot->thread
+                   || (found->withs[with].thread == spot->thread
+                       && found->withs[with].index < spot->index))) {
+            with++;
+        }
+        bool inside = with < found->with_count && found->withs[with].thread == spot->thread
+                      && found->withs[with].index == spot->index;
+        if (keep[spot->thread] && (inside || ws_function_find(spot->code) != NULL)) {
+            at->spots[kept++] = *spot;
         }
     }
     at->spot_count = kept;
@@ -495,7 +537,7 @@ void ws_waits_take(ws_arena *arena, ws_snapshot *out, const ws_place *places) {
     memset(after, 0, threads * sizeof *after);
     read_once(&at, &first);
     bool held = keep_found(&at, &first, keep) > 0;
-    drop_spots(&at, keep);
+    drop_spots(&at, &first, keep);
     if (held) {
         read_switches(out, keep, before);
         read_once(&at, &first);

@@ -55,11 +55,12 @@ enum { WS_FUNCTIONS = 512 }; /* places; at most half of them are used */
 typedef struct {
     _Atomic bool locals, withs; /* proven; all else was written before */
     unsigned char before_with, with_except_start, load_special; /* numbers of instructions */
-    uintptr_t no_exceptions, none_object;
+    uintptr_t none_object;
     uintptr_t lock_type, rlock_type, condition_type;
     size_t lock_locked, rlock_owner; /* offsets: a byte with bit 0, an ident; 0: not known */
     uintptr_t key_lock, key_owner, key_name, key_native, key_module, key_release, key_default;
-    _Atomic uintptr_t group_names, group_ranks, world; /* dicts, an object; 0: no torch yet */
+    /* Dicts by process group, one by the name of a group, and an object; 0: no torch yet. */
+    _Atomic uintptr_t group_names, group_ranks, group_words, world;
     size_t count;
     ws_function functions[WS_FUNCTIONS];
 } ws_known_t;
@@ -78,8 +79,21 @@ ws_function *ws_function_add(uintptr_t code);
  * ident of the thread that holds it. */
 bool ws_locals_take(ws_arena *arena, const ws_function *function, const ws_spot *spot,
                     ws_wait *out, unsigned long *owner);
+/* WS_WAIT_LOCK, WS_WAIT_RLOCK, or WS_WAIT_NONE for another type. */
+ws_wait_kind ws_lock_kind(uintptr_t type);
+
+/* What was found of some objects in one reading; all zero: of none. */
+typedef struct {
+    ws_types types;
+    size_t count;
+    struct {
+        uintptr_t object, lock;
+        ws_wait_kind kind;
+    } locks[32];
+} ws_locks;
+
 /* The lock that a Condition, a lock or an RLock stands for; 0: none. */
-uintptr_t ws_lock_of(uintptr_t object, ws_wait_kind *kind);
+uintptr_t ws_lock_of(ws_locks *known, uintptr_t object, ws_wait_kind *kind);
 
 #pragma GCC visibility pop
 

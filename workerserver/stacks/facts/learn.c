@@ -33,10 +33,7 @@ bool ws_learn_keys(void) {
         }
     }
     ws_known.none_object = (uintptr_t)Py_None;
-    if (ws_known.no_exceptions == 0) {
-        ws_known.no_exceptions = (uintptr_t)PyBytes_FromStringAndSize(NULL, 0);
-    }
-    return ws_known.no_exceptions != 0;
+    return true;
 }
 
 void ws_learn_instructions(int before_with, int with_except_start, int load_special) {
@@ -54,9 +51,10 @@ void ws_learn_locks(PyObject *lock, PyObject *rlock, PyObject *condition, size_t
     ws_known.rlock_owner = rlock_owner;
 }
 
-void ws_learn_groups(PyObject *names, PyObject *ranks, PyObject *world) {
+void ws_learn_groups(PyObject *names, PyObject *ranks, PyObject *words, PyObject *world) {
     atomic_store(&ws_known.group_names, keep(names));
     atomic_store(&ws_known.group_ranks, keep(ranks));
+    atomic_store(&ws_known.group_words, keep(words));
     atomic_store(&ws_known.world, keep(world));
 }
 
@@ -82,8 +80,14 @@ void ws_learn_proven(bool locals, bool withs) {
 }
 
 ws_place ws_place_of(PyFrameObject *frame, PyCodeObject *code) {
-    size_t at = ws_layout.object_frame;
-    return (ws_place){at == WS_NONE ? (uintptr_t)frame : ws_pointer(frame, at), (uintptr_t)code};
+    const ws_layout_t *at = &ws_layout;
+    return (ws_place){
+        .frame = at->object_frame == WS_NONE ? (uintptr_t)frame
+                                             : ws_pointer(frame, at->object_frame),
+        .code = (uintptr_t)code,
+        .plain = at->code_exceptions != WS_NONE
+                 && ws_pointer(code, at->code_exceptions) == at->no_exceptions,
+    };
 }
 
 /* The frame of Python that calls; its code object lives as long as it runs. */
@@ -153,12 +157,13 @@ bool ws_probe_text(uintptr_t object, char *to, size_t size) {
 }
 
 uintptr_t ws_probe_lock(uintptr_t object) {
+    ws_locks known = {.count = 0};
     ws_wait_kind kind;
-    return ws_lock_of(object, &kind);
+    return ws_lock_of(&known, object, &kind);
 }
 
 uintptr_t ws_probe_attribute(uintptr_t object, PyObject *name) {
-    const ws_wanted wanted = {{(uintptr_t)name}, 1};
+    ws_types types = {.wanted = {{(uintptr_t)name}, 1}};
     uintptr_t values[WS_WANTED];
-    return ws_attributes_read(object, &wanted, values) ? values[0] : 0;
+    return ws_attributes_read(&types, object, values) ? values[0] : 0;
 }

@@ -15,8 +15,9 @@ void ws_learn_instructions(int before_with, int with_except_start, int load_spec
 /* Types, and offsets in locks: of a byte whose bit 0 says locked, of the owner's ident. */
 void ws_learn_locks(PyObject *lock, PyObject *rlock, PyObject *condition, size_t lock_locked,
                     size_t rlock_owner);
-/* Dicts by process group: its name; its members as a dict. The object that has the default group. */
-void ws_learn_groups(PyObject *names, PyObject *ranks, PyObject *world);
+/* Dicts by process group: its name; its members as a dict. A dict by name, of descriptions: its keys
+ * are the very strings of `names`. The object that has the default group. */
+void ws_learn_groups(PyObject *names, PyObject *ranks, PyObject *words, PyObject *world);
 /* A function: its code, a ws_wait_kind, a static string, an interned string or NULL, and for each
  * role the place among its locals or -1. False: known already, or the table is full. */
 bool ws_learn_function(PyObject *code, int kind, const char *op, PyObject *attribute,

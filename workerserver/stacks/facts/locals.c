@@ -11,27 +11,38 @@
 enum {
     GROUPS = 4096,   /* process groups */
     MEMBERS = 1024,  /* of a group whose members are read */
-    RANKS_TEXT = 200,
+    RANK_TEXT = 12,  /* bytes of one, with its comma */
 };
 
-uintptr_t ws_lock_of(uintptr_t object, ws_wait_kind *kind) {
-    const ws_wanted wanted = {{ws_known.key_lock}, 1};
-    uintptr_t values[WS_WANTED];
-    uintptr_t type = ws_type_read(object);
-    if (type == 0) {
-        return 0;
-    }
-    if (type == ws_known.condition_type) {
-        if (!ws_attributes_read(object, &wanted, values)) {
-            return 0;
+ws_wait_kind ws_lock_kind(uintptr_t type) {
+    return type == 0                     ? WS_WAIT_NONE
+           : type == ws_known.lock_type  ? WS_WAIT_LOCK
+           : type == ws_known.rlock_type ? WS_WAIT_RLOCK
+                                         : WS_WAIT_NONE;
+}
+
+uintptr_t ws_lock_of(ws_locks *known, uintptr_t object, ws_wait_kind *kind) {
+    uintptr_t values[WS_WANTED], found = object;
+    for (size_t i = 0; i < known->count; i++) {
+        if (known->locks[i].object == object) {
+            *kind = known->locks[i].kind;
+            return known->locks[i].lock;
         }
-        object = values[0];
-        type = ws_type_read(object);
     }
-    *kind = type == ws_known.lock_type    ? WS_WAIT_LOCK
-            : type == ws_known.rlock_type ? WS_WAIT_RLOCK
-                                          : WS_WAIT_NONE;
-    return *kind == WS_WAIT_NONE ? 0 : object;
+    uintptr_t type = ws_type_read(object);
+    known->types.wanted = (ws_wanted){{ws_known.key_lock}, 1};
+    if (type != 0 && type == ws_known.condition_type) {
+        found = ws_attributes_read(&known->types, object, values) ? values[0] : 0;
+        type = ws_type_read(found);
+    }
+    *kind = ws_lock_kind(type);
+    found = *kind == WS_WAIT_NONE ? 0 : found;
+    if (known->count < sizeof known->locks / sizeof *known->locks) {
+        known->locks[known->count].object = object;
+        known->locks[known->count].lock = found;
+        known->locks[known->count++].kind = *kind;
+    }
+    return found;
 }
 
 /* ---- process groups ---- */
@@ -71,33 +82,17 @@ static size_t put_number(char *to, int value) {
     return size;
 }
 
-/* Ascending numbers as "0-3,8"; false: not ascending, or too long. */
-static bool put_ranks(ws_arena *arena, const int *ranks, size_t count, ws_name *out) {
-    char *text = ws_arena_take(arena, RANKS_TEXT);
+/* All members, as numbers with commas between them. */
+static void put_ranks(ws_arena *arena, const int *ranks, size_t count, ws_name *out) {
+    char *text = ws_arena_take(arena, count * RANK_TEXT);
     size_t size = 0;
-    if (text == NULL) {
-        return false;
-    }
-    for (size_t i = 0; i < count;) {
-        size_t last = i;
-        while (last + 1 < count && ranks[last + 1] == ranks[last] + 1) {
-            last++;
-        }
-        if (size + 32 > RANKS_TEXT || (last + 1 < count && ranks[last + 1] <= ranks[last])) {
-            return false;
-        }
+    for (size_t i = 0; i < count && text != NULL; i++) {
         if (size > 0) {
             text[size++] = ',';
         }
         size += put_number(text + size, ranks[i]);
-        if (last > i) {
-            text[size++] = '-';
-            size += put_number(text + size, ranks[last]);
-        }
-        i = last + 1;
     }
-    *out = (ws_name){.data = text, .length = size, .kind = 1};
-    return size > 0;
+    *out = (ws_name){.data = text, .length = size, .kind = size > 0};
 }
 
 /* The value of an object in a dict whose keys are compared by address; 0: none. */
@@ -149,17 +144,19 @@ static void take_members(ws_arena *arena, uintptr_t dict, int64_t group_peer, ws
 }
 
 static void take_group(ws_arena *arena, uintptr_t group, int64_t group_peer, ws_wait *out) {
-    const ws_wanted wanted = {{ws_known.key_default}, 1};
+    ws_types types = {.wanted = {{ws_known.key_default}, 1}};
     uintptr_t values[WS_WANTED];
     if (group == 0 || group == ws_known.none_object) {
         uintptr_t world = atomic_load(&ws_known.world);
-        if (world == 0 || !ws_attributes_read(world, &wanted, values)) {
+        if (world == 0 || !ws_attributes_read(&types, world, values)) {
             return;
         }
         group = values[0];
     }
     uintptr_t name = find_in(arena, atomic_load(&ws_known.group_names), group);
     if (name != 0 && ws_text_read(arena, name, &out->group)) {
+        ws_text_read(arena, find_in(arena, atomic_load(&ws_known.group_words), name),
+                     &out->description);
         take_members(arena, find_in(arena, atomic_load(&ws_known.group_ranks), group), group_peer,
                      out);
     }
@@ -194,10 +191,10 @@ static void take_keys(ws_arena *arena, const uintptr_t locals[WS_ROLES], ws_wait
 }
 
 static bool take_thread(ws_arena *arena, uintptr_t thread, ws_wait *out) {
-    const ws_wanted wanted = {{ws_known.key_name, ws_known.key_native}, 2};
+    ws_types types = {.wanted = {{ws_known.key_name, ws_known.key_native}, 2}};
     uintptr_t values[WS_WANTED];
     int64_t native = 0;
-    if (!ws_attributes_read(thread, &wanted, values)) {
+    if (!ws_attributes_read(&types, thread, values)) {
         return false;
     }
     ws_text_read(arena, values[0], &out->thread_name);
@@ -208,10 +205,10 @@ static bool take_thread(ws_arena *arena, uintptr_t thread, ws_wait *out) {
 }
 
 static bool take_process(uintptr_t process, uintptr_t attribute, ws_wait *out) {
-    const ws_wanted wanted = {{attribute}, 1};
+    ws_types types = {.wanted = {{attribute}, 1}};
     uintptr_t values[WS_WANTED];
     int64_t pid;
-    if (attribute == 0 || !ws_attributes_read(process, &wanted, values)
+    if (attribute == 0 || !ws_attributes_read(&types, process, values)
         || !ws_int_read(values[0], &pid) || pid <= 0 || pid > INT32_MAX) {
         return false;
     }
@@ -220,10 +217,10 @@ static bool take_process(uintptr_t process, uintptr_t attribute, ws_wait *out) {
 }
 
 static bool take_import(ws_arena *arena, uintptr_t lock, ws_wait *out, unsigned long *owner) {
-    const ws_wanted wanted = {{ws_known.key_owner, ws_known.key_module}, 2};
+    ws_types types = {.wanted = {{ws_known.key_owner, ws_known.key_module}, 2}};
     uintptr_t values[WS_WANTED];
     int64_t ident;
-    if (!ws_attributes_read(lock, &wanted, values)) {
+    if (!ws_attributes_read(&types, lock, values)) {
         return false;
     }
     ws_text_read(arena, values[1], &out->keys[0]);
@@ -234,12 +231,13 @@ static bool take_import(ws_arena *arena, uintptr_t lock, ws_wait *out, unsigned 
 }
 
 static bool take_lock(uintptr_t self, uintptr_t attribute, ws_wait *out) {
-    const ws_wanted wanted = {{attribute}, 1};
+    ws_types types = {.wanted = {{attribute}, 1}};
     uintptr_t values[WS_WANTED];
-    if (attribute == 0 || !ws_attributes_read(self, &wanted, values)) {
+    if (attribute == 0 || !ws_attributes_read(&types, self, values)) {
         return false;
     }
-    out->object = ws_lock_of(values[0], &out->kind);
+    ws_locks locks = {.count = 0};
+    out->object = ws_lock_of(&locks, values[0], &out->kind);
     return out->object != 0;
 }
 

@@ -25,9 +25,14 @@ static void put_object(sink *out, uintptr_t object) {
 static void put_group(sink *out, const ws_wait *wait) {
     ws_put(out, ",\"group\":{\"name\":");
     ws_put_json_name(out, &wait->group);
+    if (wait->description.kind != 0) {
+        ws_put(out, ",\"description\":");
+        ws_put_json_name(out, &wait->description);
+    }
     if (wait->ranks.kind != 0) {
-        ws_put(out, ",\"ranks\":");
-        ws_put_json_name(out, &wait->ranks);
+        ws_put(out, ",\"ranks\":[");
+        ws_put_bytes(out, wait->ranks.data, wait->ranks.length);
+        ws_put(out, "]");
     }
     ws_put(out, "}");
 }

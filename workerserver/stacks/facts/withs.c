@@ -22,6 +22,7 @@ enum {
     HANDLERS = 128, /* in one group */
     UNITS = 3,      /* of a handler, where WITH_EXCEPT_START is looked for */
     SETUP_FINALLY = 122, /* 3.10 */
+    BOUND = 32, /* bytes of a bound method, with what it is bound to */
 };
 
 typedef struct {
@@ -111,7 +112,7 @@ static void in_table(const look *from, const unsigned char *table, size_t size, 
 static void in_blocks(const look *from, const char *frame, block *blocks, size_t *count) {
     const ws_layout_t *at = &ws_layout;
     int nested = ws_int(frame, at->frame_block_count);
-    for (int i = 0; i < nested && nested <= WS_BLOCKS; i++) {
+    for (int i = nested - 1; i >= 0 && nested <= WS_BLOCKS; i--) {
         size_t place = at->frame_blocks + (size_t)i * 3 * sizeof(int);
         int kind = ws_int(frame, place), handler = ws_int(frame, place + sizeof(int));
         int level = ws_int(frame, place + 2 * sizeof(int));
@@ -136,50 +137,60 @@ static bool enters(const look *from) {
            && code[0] == ws_known.before_with;
 }
 
-/* What a bound method or a bound C function is bound to; anything else: itself. */
-static uintptr_t unbound(uintptr_t object) {
+/* The managers of with blocks, by what lies on the value stack: the bound __exit__, a pair, or the
+ * manager itself. All are read together. */
+static void take_managers(const block *const *blocks, size_t count, uintptr_t *managers) {
     const ws_layout_t *at = &ws_layout;
-    uintptr_t type = ws_type_read(object), self = 0;
-    if (type != at->method_type && type != at->function_type) {
-        return object;
+    const size_t word = sizeof(void *);
+    uintptr_t values[HANDLERS][2] = {{0}};
+    char heads[HANDLERS][BOUND];
+    ws_read reads[HANDLERS];
+    for (size_t i = 0; i < count; i++) {
+        bool pair = CPY_WITH == CPY_WITH_PAIR;
+        reads[i] = (ws_read){blocks[i]->value - (pair ? word : 0), values[i],
+                             (uint32_t)(pair ? 2 * word : word), false};
     }
-    size_t place = type == at->method_type ? at->method_self : at->function_self;
-    return ws_read_one(object + place, &self, sizeof self) ? self : 0;
-}
-
-static uintptr_t manager(const block *from) {
-    uintptr_t pair[2] = {0, 0};
-    if (CPY_WITH == CPY_WITH_PAIR) {
-        if (!ws_read_one(from->value - sizeof(void *), pair, sizeof pair)) {
-            return 0;
+    ws_read_many(reads, count);
+    for (size_t i = 0; i < count; i++) {
+        uintptr_t self = clean(values[i][1]); /* NULL, but for a pair */
+        managers[i] = !reads[i].ok ? 0 : self != 0 ? self : clean(values[i][0]);
+        reads[i] = (ws_read){managers[i], heads[i], BOUND, false};
+    }
+    ws_read_many(reads, count);
+    for (size_t i = 0; i < count; i++) {
+        uintptr_t type = reads[i].ok ? ws_pointer(heads[i], at->object_type) : 0;
+        if (type != 0 && (type == at->method_type || type == at->function_type)) {
+            managers[i] = ws_pointer(
+                heads[i], type == at->method_type ? at->method_self : at->function_self);
         }
-        uintptr_t self = clean(pair[1]);
-        return self != 0 ? self : unbound(clean(pair[0]));
     }
-    return ws_read_one(from->value, pair, sizeof pair[0]) ? unbound(pair[0]) : 0;
 }
 
 static size_t take_blocks(const block *blocks, size_t count, ws_with *out, size_t most) {
     unsigned char code[HANDLERS][2 * UNITS];
+    const block *withs[HANDLERS];
+    uintptr_t managers[HANDLERS];
     ws_read reads[HANDLERS];
-    size_t found = 0;
+    size_t with_count = 0, found = 0;
     for (size_t i = 0; i < count; i++) {
         reads[i] = (ws_read){blocks[i].handler, code[i], sizeof code[i], false};
     }
     ws_read_many(reads, count);
-    for (size_t i = 0; i < count && found < most; i++) {
+    for (size_t i = 0; i < count; i++) {
         bool with = false;
         for (size_t unit = 0; unit < UNITS && reads[i].ok; unit++) {
             with = with || code[i][2 * unit] == ws_known.with_except_start;
         }
-        if (!with || (blocks[i].entering && !enters(blocks[i].look))) {
-            continue;
+        if (with && (!blocks[i].entering || enters(blocks[i].look))) {
+            withs[with_count++] = &blocks[i];
         }
-        const ws_spot *spot = blocks[i].look->spot;
-        uintptr_t object = manager(&blocks[i]);
-        if (object != 0) {
-            out[found++] = (ws_with){spot->thread, spot->index, object, blocks[i].look->names,
-                                     blocks[i].entering};
+    }
+    take_managers(withs, with_count, managers);
+    for (size_t i = 0; i < with_count && found < most; i++) {
+        const look *from = withs[i]->look;
+        if (managers[i] != 0) {
+            out[found++] = (ws_with){from->spot->thread, from->spot->index, managers[i],
+                                     from->names, withs[i]->entering};
         }
     }
     return found;
@@ -194,7 +205,7 @@ static size_t take_tables(ws_arena *arena, look *looks, size_t count, block *blo
     const look *of[GROUP];
     size_t reading = 0, found = 0;
     for (size_t i = 0; i < count && heads != NULL; i++) {
-        if (looks[i].table != 0 && looks[i].table != ws_known.no_exceptions) {
+        if (looks[i].table != 0 && looks[i].table != ws_layout.no_exceptions) {
             of[reading] = &looks[i];
             reads[reading] = (ws_read){looks[i].table, heads[reading],
                                        ws_read_length(looks[i].table, data, TABLE_HEAD), false};

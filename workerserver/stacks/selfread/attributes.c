@@ -181,18 +181,21 @@ void ws_attributes_locate(uintptr_t found[WS_WANTED], uintptr_t object, const ch
     }
 }
 
-bool ws_attributes_read(uintptr_t object, const ws_wanted *wanted, uintptr_t values[WS_WANTED]) {
+bool ws_attributes_read(ws_types *types, uintptr_t object, uintptr_t values[WS_WANTED]) {
     const size_t word = sizeof(void *);
+    const ws_wanted *wanted = &types->wanted;
     char head[4 * sizeof(void *) + sizeof(PyObject)];
     uintptr_t slots[WS_WANTED];
-    ws_types types = {.wanted = *wanted};
     ws_read reads[WS_WANTED];
     size_t count = 0;
     memset(values, 0, WS_WANTED * sizeof values[0]);
     if (object < sizeof head || !ws_read_one(object - 4 * word, head, sizeof head)) {
         return false;
     }
-    const ws_type *type = ws_type_find(&types, ws_pointer(head, 4 * word + ws_layout.object_type));
+    const ws_type *type = ws_type_find(types, ws_pointer(head, 4 * word + ws_layout.object_type));
+    if (type == NULL) {
+        return false;
+    }
     ws_attributes_locate(slots, object, head, type, wanted);
     for (size_t j = 0; j < wanted->count; j++) {
         if (slots[j] != 0) {

@@ -262,6 +262,8 @@ static bool update(ws_code *code, const char *head, bool readable) {
         now.name = ws_pointer(head, at->code_name);
         now.qualname = at->code_qualname == WS_NONE ? 0 : ws_pointer(head, at->code_qualname);
         now.lines = ws_pointer(head, at->code_lines);
+        now.exceptions =
+            at->code_exceptions == WS_NONE ? 0 : ws_pointer(head, at->code_exceptions);
         now.first_line = ws_int(head, at->code_first_line);
         if (at->code_units != WS_NONE) {
             memcpy(&units, head + at->code_units, sizeof units);
@@ -277,6 +279,7 @@ static bool update(ws_code *code, const char *head, bool readable) {
     }
     bool same = code->good == now.good && code->file == now.file && code->name == now.name
                 && code->qualname == now.qualname && code->lines == now.lines
+                && code->exceptions == now.exceptions
                 && code->first_line == now.first_line && code->units == now.units
                 && code->first_traceable == now.first_traceable;
     if (!same) {

@@ -60,6 +60,7 @@ enum {
 
 #define CPY_RUNNING PY_VERSION_HEX /* the process doesn't say */
 #define CPY_FRAME_HEADER <frameobject.h>
+#define CPY_OBJECT_HEADER <frameobject.h>
 #define CPY_DICT_HEADER <Python.h> /* in no header, see CPY_KEYS_* */
 #define CPY_SOURCE CPY_HEADERS
 
@@ -124,6 +125,7 @@ enum {
 
 #define CPY_RUNNING Py_Version
 #define CPY_FRAME_HEADER "internal/pycore_frame.h"
+#define CPY_OBJECT_HEADER "internal/pycore_frame.h"
 #define CPY_DICT_HEADER "internal/pycore_dict.h"
 #define CPY_SOURCE CPY_HEADERS
 
@@ -187,6 +189,7 @@ enum {
 
 #define CPY_RUNNING Py_Version
 #define CPY_FRAME_HEADER "internal/pycore_frame.h"
+#define CPY_OBJECT_HEADER "internal/pycore_frame.h"
 #define CPY_DICT_HEADER "internal/pycore_dict.h"
 #define CPY_SOURCE CPY_HEADERS
 
@@ -250,6 +253,7 @@ enum {
 
 #define CPY_RUNNING Py_Version
 #define CPY_FRAME_HEADER "internal/pycore_frame.h"
+#define CPY_OBJECT_HEADER "internal/pycore_frame.h"
 #define CPY_DICT_HEADER "internal/pycore_dict.h"
 #define CPY_SOURCE CPY_TABLE
 
@@ -298,6 +302,7 @@ enum {
 
 #define CPY_RUNNING Py_Version
 #define CPY_FRAME_HEADER "internal/pycore_interpframe_structs.h"
+#define CPY_OBJECT_HEADER "internal/pycore_frame.h"
 #define CPY_DICT_HEADER "internal/pycore_dict.h"
 #define CPY_SOURCE CPY_TABLE
 
@@ -346,6 +351,7 @@ enum {
 
 #define CPY_RUNNING Py_Version
 #define CPY_FRAME_HEADER "internal/pycore_interpframe_structs.h"
+#define CPY_OBJECT_HEADER "internal/pycore_frame.h"
 #define CPY_DICT_HEADER "internal/pycore_dict.h"
 #define CPY_SOURCE CPY_TABLE
 

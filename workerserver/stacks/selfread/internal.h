@@ -68,6 +68,7 @@ typedef struct {
     size_t object_frame; /* from a frame object to its frame; WS_NONE: the same */
     size_t frame_locals, frame_values, frame_blocks, frame_block_count, frame_look;
     size_t code_locals, code_exceptions, code_bytes, code_names, code_look;
+    uintptr_t no_exceptions; /* the table of code that catches none; 0: not known */
     uintptr_t method_type, function_type, tuple_type; /* a bound method, a bound C function */
     size_t method_self, function_self;
 } ws_layout_t;
@@ -135,7 +136,7 @@ typedef struct {
 
 typedef struct {
     uintptr_t address;
-    uintptr_t file, name, qualname, lines; /* as in the code object, to see whether it changed */
+    uintptr_t file, name, qualname, lines, exceptions; /* as in the code object, to see whether it changed */
     int64_t units;                         /* 2 bytes of bytecode each */
     int first_line;
     int first_traceable; /* in units */
@@ -254,7 +255,7 @@ const ws_type *ws_type_find(ws_types *types, uintptr_t address);
 void ws_attributes_locate(uintptr_t found[WS_WANTED], uintptr_t object, const char *before,
                           const ws_type *type, const ws_wanted *wanted);
 /* The values of an instance's wanted attributes; 0: none, or not readable. */
-bool ws_attributes_read(uintptr_t object, const ws_wanted *wanted, uintptr_t values[WS_WANTED]);
+bool ws_attributes_read(ws_types *types, uintptr_t object, uintptr_t values[WS_WANTED]);
 /* False: not a dict of at most `most` entries, empty, or one with split keys. */
 bool ws_dict_read(ws_arena *arena, uintptr_t address, size_t most, ws_entries *out);
 

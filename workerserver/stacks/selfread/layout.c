@@ -53,7 +53,7 @@ static void learn_types(ws_layout_t *at) {
 
 /* The strings and the dict are kept for ever: other threads compare with their addresses. */
 static bool learn_names(ws_layout_t *at) {
-    static PyObject *kept[4];
+    static PyObject *kept[5];
     static const char *const spelled[] = {"_name", "_daemonic", "_native_id"};
     uintptr_t *const into[] = {&at->key_name, &at->key_daemon, &at->key_native};
     for (size_t i = 0; i < 3; i++) {
@@ -65,6 +65,13 @@ static bool learn_names(ws_layout_t *at) {
         }
         *into[i] = (uintptr_t)kept[i];
     }
+    if (kept[4] == NULL) {
+        kept[4] = PyBytes_FromStringAndSize(NULL, 0); /* the one that all such code shares */
+    }
+    if (kept[4] == NULL) {
+        return false;
+    }
+    at->no_exceptions = (uintptr_t)kept[4];
     PyObject *modules = PyImport_GetModuleDict(); /* borrowed */
     PyObject *threading =
         modules == NULL ? NULL : PyDict_GetItemString(modules, "threading"); /* borrowed */

@@ -12,6 +12,7 @@
 #include "internal/pycore_interp.h"
 #include "internal/pycore_runtime.h"
 #include CPY_FRAME_HEADER
+#include CPY_OBJECT_HEADER
 #include CPY_DICT_HEADER
 
 #include <string.h>
@@ -97,6 +98,8 @@ static void code_offsets(ws_layout_t *at) {
     cover(&at->code_read, at->code_qualname, word);
     cover(&at->code_read, at->code_lines, word);
     cover(&at->code_read, at->code_first_line, sizeof(int));
+    at->code_exceptions = CPY_CODE_EXCEPTIONS;
+    cover(&at->code_read, at->code_exceptions, word);
     cover(&at->code_read, at->code_units, sizeof(Py_ssize_t));
     cover(&at->code_read, at->code_first_traceable, sizeof(int));
 }
@@ -110,7 +113,6 @@ static void value_offsets(ws_layout_t *at) {
     at->frame_blocks = CPY_FRAME_BLOCKS;
     at->frame_block_count = CPY_FRAME_BLOCK_COUNT;
     at->code_locals = CPY_CODE_LOCALS;
-    at->code_exceptions = CPY_CODE_EXCEPTIONS;
     at->code_bytes = CPY_CODE_BYTES;
     at->code_names = offsetof(PyCodeObject, co_names);
     cover(&at->frame_look, at->frame_code, word);

@@ -269,7 +269,8 @@ static void append(const ws_chain *chain, size_t from, ws_snapshot *out, ws_thre
             thread->truncated = true;
             break;
         }
-        ws_work->places[out->frame_count] = (ws_place){link->frame, link->code};
+        bool plain = code->exceptions != 0 && code->exceptions == at->no_exceptions;
+        ws_work->places[out->frame_count] = (ws_place){link->frame, link->code, plain};
         ws_frame *frame = &out->frames[out->frame_count++];
         frame->file = code->names[0];
         frame->function = code->names[1];

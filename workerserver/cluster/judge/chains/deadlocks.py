@@ -35,8 +35,17 @@ def from_threads(suspicions: Suspicions) -> None:
             certain = state.own.mode == "gil" and all(map(_waits_for_python_lock, circle))
             if certain or _stood_before(job, rank, circle):
                 claim = Deadlock(_threads(circle), certain)
-                suspicions.accuse(Accusation(rank, "deadlock", claim))
+                suspicions.accuse(_accusation(job, rank, claim))
                 break
+
+
+def _accusation(job: Job, rank: int, claim: Deadlock) -> Accusation:
+    """With the operation to which the rank has not come, whether or not that is a hang yet."""
+    for wait in job.recorded.waits:
+        if rank in wait.absent:
+            label = wait.group.label
+            return Accusation(rank, "deadlock", claim, label, wait.op, wait.seq)
+    return Accusation(rank, "deadlock", claim)
 
 
 def _waits_for_python_lock(thread: Thread) -> bool:
@@ -141,7 +150,10 @@ def _one_left_out(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[
         rank, peer = wait.waiting[0], wait.absent[0] if wait.absent else None
         if peer not in together or not {rank, peer}.issubset(members):
             continue
-        other = next(each for each in waits if peer in each.waiting and each.seq is not None)
+        others = (each for each in waits if peer in each.waiting and each.seq is not None)
+        other = next(others, None)
+        if other is None:
+            continue
         if len(paired) > len(together):
             owed = Owed(job.entered(wait), job.entered(other))
             suspicions.accuse_in(other, peer, "order", owed, evidence)

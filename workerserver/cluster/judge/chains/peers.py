@@ -113,8 +113,8 @@ class Chains:
     # --- several looks
 
     def _as_now(self, look: RoundByRank, edge: Edge) -> bool | None:
-        """The edge was there in *look*. True: and no thread of it has run since. None: whether one
-        has can't be told."""
+        """The edge was there in *look*. True: and the thread that waits for the peer has not run
+        since. None: whether it has can't be told. False also if it has: then it is another wait."""
         state = look.states.get(edge.rank)
         thread = acting(state.threads, self.job.roots) if state is not None else None
         then = self._edge(look, edge.rank, thread) if thread is not None else None
@@ -126,11 +126,12 @@ class Chains:
             return False
         if not same_places(then.path, edge.path):
             return False
-        return True if have_not_run(then.path, edge.path) else None
+        before, now = then.path[-1].switches, edge.path[-1].switches
+        return None if before is None or now is None else before == now
 
     def hangs(self, wait: Wait) -> bool:
-        """Two looks have seen it, the thread has not run or the rank has not gone on in between,
-        and it has lasted too long."""
+        """Two looks have seen it, the thread has not run in between (or, if that can't be told, the
+        rank has not gone on), and it has lasted too long."""
         job, edge = self.job, self.edges[wait.waiting[0]]
         if job.before is None:
             return False
@@ -173,7 +174,9 @@ def have_not_run(before: Sequence[Thread], now: Sequence[Thread]) -> bool:
 def _group(edge: Edge, groups: Sequence[Group]) -> Group:
     """The process group of that name to which both ranks belong, else one of its own."""
     for group in groups:
-        if group.label == edge.group and {edge.rank, edge.peer}.issubset(group.ranks):
+        if edge.group in (group.label, group.key.name) and {edge.rank, edge.peer}.issubset(
+            group.ranks
+        ):
             return group
     return Group(Key("", edge.group), tuple(sorted((edge.rank, edge.peer))), False, {})
 

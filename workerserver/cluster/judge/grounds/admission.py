@@ -14,7 +14,7 @@ from workerserver.cluster.judge.flight import Wait
 from workerserver.cluster.judge.grounds.lateness import late_for, patience
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import Reason
-from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL, Kind
+from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL, STORE, Kind
 
 __all__ = ["RECORDED", "hindrance", "is_elsewhere", "is_late"]
 
@@ -57,7 +57,10 @@ def hindrance(
         return is_late(job, rank, wait)
     if blocked.helped or blocked.kind == "device" or job.victims_at(rank):
         return "waits"
-    if blocked.on_others or rank in job.chains.edges:
+    if rank in job.chains.edges:
+        return "waits"
+    together = wait is not None and wait.seq is not None
+    if blocked.on_others and not (together and blocked.call == STORE and _alone(job, rank, absent)):
         return "waits"
     unseen = blocked.thread is not None and blocked.thread.state is None
     unseen = unseen and (blocked.works or blocked.kind in ("io", "backward"))
@@ -99,7 +102,7 @@ def _in_own_lock(job: Job, rank: int) -> bool:
     """At a line of the user's in C code that waits, and all that it has ever issued is recorded and
     has ended: so it waits for a lock of its process."""
     blocked, record = job.blocked[rank], job.now.of_rank(rank)
-    if blocked.call in (FILE_LOCK, POLL) or record is None or record.empty:
+    if blocked.call in (FILE_LOCK, POLL, STORE) or record is None or record.empty:
         return False
     return not record.unrecorded and not job.pending(rank)
 
@@ -146,9 +149,9 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
         ]
         if others or len(absent) > 1 or len(job.expected) == 2:
             return "waits"  # one of them may wait for another
-    if blocked.call == FILE_LOCK and _alone(job, rank, absent):
-        return None  # whoever has the lock, no other rank can go on before this one comes
-    if blocked.call == FILE_LOCK or (record is not None and record.unrecorded):
+    if blocked.call in (FILE_LOCK, STORE) and _alone(job, rank, absent):
+        return None  # whoever ends that wait, no other rank can go on before this one comes
+    if blocked.call in (FILE_LOCK, STORE) or (record is not None and record.unrecorded):
         return "waits"
     if (record is None or record.empty) and blocked.call != "waiting":
         return "waits"

@@ -1,6 +1,5 @@
-"""Who is to blame where ranks wait for each other.
-
-Each rank's records testify to the order in which it took its operations, and to that of no other.
+"""Who is to blame where ranks wait for each other: the records of a rank testify to the order in
+which this rank took its operations, and to the order of no other rank.
 """
 
 from __future__ import annotations

@@ -13,21 +13,23 @@ from typing import Any
 
 import pytest
 from support.jobs.flight_entries import entry, pending, trace
-from support.jobs.workers import HEALTH, SUMMARY, TEXT, Answer, Canned, Start, good, http
+from support.jobs.workers import HEALTH, SUMMARY, TEXT, Answer, Canned, Start, good, hang, http
 from support.jobs.workers import health as healthy
 from support.lifecycle import environment
 from support.torchrun import training
 
 from workerserver.cluster.ask.bodies import clock_ahead
 from workerserver.cluster.ask.client import run
+from workerserver.cluster.ask.fetch_full import full_traces
 from workerserver.cluster.ask.rounds import Round, collect
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.flight import Analysis, analyse, combine
 from workerserver.cluster.judge.job import Job
+from workerserver.cluster.model import Health, RankState
 from workerserver.cluster.read.flight_records import read
 from workerserver.cluster.read.recorder import Key
 
-JOB = Path(__file__).resolve().parent.parent / "programs/cluster/hooked_rank.py"
+JOB = Path(__file__).resolve().parents[2] / "programs/cluster/hooked_rank.py"
 TRACE = "/handler/fr_trace_json"
 NCCL_TRACE = "/handler/dump_nccl_trace_json?includecollectives=true"
 
@@ -179,6 +181,23 @@ def test_a_rank_without_the_gil_is_asked_for_its_recorders(start: Start) -> None
     assert ("POST", SUMMARY) not in server.asked
 
 
+def test_a_rank_without_the_gil_behind_a_collector(start: Start) -> None:
+    """A collector asks for summaries, and passes on no traces."""
+    server = start({TRACE: http(trace(gloo(0, 1)))})
+    held = Health("ok", gil_unavailable_s=4.0)
+    state = RankState(server.worker(0), 0, "workerserver", held, responded=True)
+    run(lambda client: full_traces(client, [state]), deadline=60)
+    assert state.flight == trace(gloo(0, 1))
+
+
+def test_a_recorder_that_needs_the_gil_is_not_waited_for(start: Start) -> None:
+    server = start({"/handler/": http(["fr_trace_json"]), TRACE: hang})
+    held = Health("ok", gil_unavailable_s=4.0)
+    state = RankState(server.worker(0), 0, "workerserver", held, responded=True)
+    run(lambda client: full_traces(client, [state]), deadline=3600)
+    assert state.failures["flight"].reason == "timeout"
+
+
 def summary_of(backend: str, seq: int) -> bytes:
     operation = {"seq": seq, "op": f"{backend}:all_reduce", "state": "completed", "retired": True}
     group = {"recorder": "fr", "id": 0, "name": "0", "desc": "default_pg", "ranks": "0-1"}
@@ -313,7 +332,7 @@ def test_a_hung_job_of_another_backend(short_path: Path, kind: str, scene: str) 
     named = ("--backend", "mine") if kind == "torch" else ()
     with training(["--standalone", str(JOB), kind, scene], settings, short_path, 3):
         give_up = time.monotonic() + 60
-        status, verdict = 2, {}
+        status, verdict = command("diagnose", *named, "--world-size", "3", sockets)
         while status != 1 and time.monotonic() < give_up:
             status, verdict = command("diagnose", *named, "--world-size", "3", sockets)
         assert [(each["rank"], each["seq"]) for each in verdict["suspects"]] == [(2, 4)]

@@ -1,0 +1,97 @@
+"""Who is asked for its own stacks: ranks with equal stacks may wait for different things."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.jobs.workers import HEALTH, STACKS, Canned, Start, good, health, http
+
+from workerserver.cluster.ask.client import Client, run
+from workerserver.cluster.ask.rounds import Round, collect
+
+
+@pytest.fixture
+def start(short_path: Path) -> Iterator[Start]:
+    with contextlib.ExitStack() as exits:
+        yield Start(exits, short_path)
+
+
+def stacks(pid: int, waits: dict[str, Any] | None = None) -> Any:
+    body = good(0)[STACKS]
+    assert isinstance(body, bytes)
+    value = json.loads(body.partition(b"\r\n\r\n")[2])
+    (thread,) = value["threads"]
+    if waits is not None:
+        thread |= {"waits_for": waits, "switches": 7}
+    return http({**value, "pid": pid, "pid_namespace": 99, "mode": "nogil"})
+
+
+def worker(rank: int, word: str, waits: dict[str, Any] | None = None) -> dict[str, Any]:
+    pid = 100 + rank
+    return {**good(rank, word), HEALTH: health(rank, pid=pid), STACKS: stacks(pid, waits)}
+
+
+def receiving(peer: int) -> dict[str, Any]:
+    return {"kind": "operation", "source": "locals", "op": "recv", "peer": peer}
+
+
+def look(servers: list[Canned], rounds: int = 1) -> list[Round]:
+    workers = [server.worker(rank) for rank, server in enumerate(servers)]
+
+    async def ask(client: Client) -> list[Round]:
+        return await collect(workers, client=client, rounds=rounds, interval=0.01)
+
+    return run(ask, deadline=60)
+
+
+def asked(server: Canned) -> int:
+    return sum(target == STACKS for _, target in server.asked)
+
+
+def test_each_tells_for_itself_in_each_round(start: Start) -> None:
+    servers = [start(worker(rank, "aa", receiving(rank + 5))) for rank in range(4)]
+    servers.append(start(worker(4, "bb")))
+    for result in look(servers, rounds=2):
+        for rank, state in enumerate(result.states[:4]):
+            (thread,) = state.threads
+            assert thread.waits is not None
+            assert (thread.waits.peer, thread.switches) == (rank + 5, 7)
+            assert state.own is not None
+            assert (state.own.mode, state.own.pid, state.own.namespace) == ("nogil", 100 + rank, 99)
+    assert [asked(server) for server in servers] == [2, 2, 2, 2, 1]
+    assert result.stacks_fetched == 4
+
+
+def test_who_does_not_answer_has_the_stacks_of_its_group_and_no_facts(start: Start) -> None:
+    broken = {**worker(1, "aa"), STACKS: http(b"no", "500 Oops")}
+    servers = [start(worker(0, "aa", receiving(5))), start(broken)]
+    (result,) = look(servers)
+    first, second = result.states
+    assert first.threads[0].waits is not None
+    assert second.threads[0].frames == first.threads[0].frames
+    assert (second.threads[0].waits, second.own, second.failures) == (None, None, {})
+
+
+@pytest.mark.parametrize("kind", ["queue", "condition", "descriptor", "future"])
+def test_what_has_no_owner_is_asked_for_once(start: Start, kind: str) -> None:
+    servers = [start(worker(rank, "aa", {"kind": kind})) for rank in range(3)]
+    look(servers, rounds=2)
+    assert sum(map(asked, servers)) == 1
+
+
+def test_the_holder_of_a_file_lock_is_asked_too(start: Start) -> None:
+    """Its own answer says whether its process id means the same."""
+    lock = {"kind": "file_lock", "source": "kernel", "pid": 102}
+    servers = [start(worker(0, "aa", lock)), *(start(worker(each, "bb")) for each in (1, 2, 3))]
+    first, second = look(servers, rounds=2)
+    for result in (first, second):
+        assert result.states[2].own is not None
+        assert result.states[2].own.pid == 102
+        assert result.states[3].own is None
+    assert asked(servers[2]) == 2
+    assert asked(servers[3]) == 0

@@ -1,0 +1,162 @@
+"""Workers that are found by what /proc tells, without a word of where they are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from support.lifecycle import ask, environment
+
+from workerserver.cli import main
+from workerserver.cluster.find.discovery import Options, discover, look_around
+from workerserver.cluster.find.here import Living, look_here, of_process_or_launcher
+
+SERVE = """
+import sys
+from workerserver import WorkerServer
+kind, *places = sys.argv[1:]
+servers = [WorkerServer(places[0]) if kind == "unix" else WorkerServer(places[0], 0)]
+print(servers[0].address, flush=True)
+sys.stdin.readline()
+"""
+#: As torch's own server: a listener on the path of the variable, without a record.
+LISTEN = """
+import os, socket, subprocess, sys
+sock = socket.socket(socket.AF_UNIX)
+sock.bind(sys.argv[1])
+sock.listen()
+children = [subprocess.Popen(["sleep", "1000"]) for _ in range(2)]  # a DataLoader's workers
+print("on", flush=True)
+sys.stdin.readline()
+for child in children:
+    child.kill()
+    child.wait()
+"""
+
+
+@contextlib.contextmanager
+def running(
+    code: str, *words: str, before: Sequence[str] = (), **more: str
+) -> Iterator[tuple[int, str]]:
+    """A process that has printed its first line: its pid, and the line."""
+    with subprocess.Popen(
+        [*before, sys.executable, "-c", code, *words],
+        env=environment(**more),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process.pid, process.stdout.readline().strip()
+            process.communicate("\n", timeout=60)
+        finally:
+            process.kill()
+
+
+def of_job(name: str) -> list[Living]:
+    known = ((each, each.worker.known) for each in look_here().living)
+    return [each for each, identity in known if identity is not None and identity.job == name]
+
+
+def test_a_tcp_worker_is_asked_on_this_machine() -> None:
+    name = f"tcp-{os.getpid()}"
+    with running(SERVE, "tcp", "0.0.0.0", WORKERSERVER_JOB=name) as (pid, address):
+        (found,) = of_job(name)
+        port = int(address.rpartition(":")[2])
+        assert (found.pid, found.worker.address) == (pid, f"127.0.0.1:{port}")
+        assert discover(Options(job=name)) == [found.worker]
+        assert main(["ping", "--job", name, "--count", "1"]) == 0
+    assert of_job(name) == []
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_stock_worker_is_known_by_its_variable(relative: bool, short_path: Path) -> None:
+    """Its children have the variable too, and are no workers."""
+    path = str(short_path / "w.sock")
+    name = f"stock-{os.getpid()}"
+    given = os.path.relpath(path) if relative else path
+    variables = {"TORCH_WORKER_SERVER_SOCKET": given, "RANK": "3", "WORKERSERVER_JOB": name}
+    with running(LISTEN, given, **variables) as (pid, _):
+        (found,) = of_job(name)
+        assert found.pid == pid
+        assert os.path.realpath(found.worker.address) == os.path.realpath(path)
+        assert found.worker.known is not None
+        assert found.worker.known.rank == 3
+
+
+def test_a_variable_alone_makes_no_worker(short_path: Path) -> None:
+    """Another process listens there."""
+    path = str(short_path / "w.sock")
+    name = f"decoy-{os.getpid()}"
+    variables = {"TORCH_WORKER_SERVER_SOCKET": path, "WORKERSERVER_JOB": name}
+    with running(LISTEN, path), running("print(1, flush=True); input()", **variables):
+        assert of_job(name) == []
+
+
+def test_a_process_id_is_a_target(short_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"pid-{os.getpid()}"
+    launcher = (
+        "import subprocess, sys\n"
+        "worker = subprocess.Popen([sys.executable, '-c', *sys.argv[1:]], stdin=subprocess.PIPE)\n"
+        "sys.stdin.readline()\n"
+        "worker.communicate(b'\\n')\n"
+    )
+    path = str(short_path / "w.sock")
+    with running(launcher, SERVE, "unix", path, WORKERSERVER_JOB=name, RANK="0") as (pid, _):
+        (found,) = of_job(name)
+        for target in (pid, found.pid):
+            assert [each.pid for each in of_process_or_launcher(look_here(), target)] == [found.pid]
+            assert look_around(Options([str(target)], whole=True)).workers == [found.worker]
+            assert main(["call", "ping", str(target)]) == 0
+            assert capsys.readouterr().out == "pong"
+    assert main(["call", "ping", str(found.pid)]) == 3
+    assert f"there is no process {found.pid}" in capsys.readouterr().err
+    with running("print(1, flush=True); input()") as (pid, _):
+        assert main(["stacks", str(pid)]) == 3
+        assert "is no worker with a server" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare"
+)
+def test_a_container() -> None:
+    """It has files of its own, and its pids are other ones."""
+    name = f"container-{os.getpid()}"
+    inside = 'mount -t tmpfs tmpfs /tmp && exec "$@"'
+    before = ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "--kill-child"]
+    with running(
+        SERVE, "unix", "/tmp/w.sock", before=[*before, "sh", "-c", inside, "sh"],
+        TMPDIR="/tmp", WORKERSERVER_JOB=name,
+    ) as (_, address):  # fmt: skip
+        if not address:
+            pytest.skip("no namespaces here")
+        (found,) = of_job(name)
+        assert found.worker.address == f"/proc/{found.pid}/root/tmp/w.sock"
+        assert ask(found.worker.address) == (200, "pong")
+        assert not os.path.exists("/tmp/w.sock")
+        # A link in there would be followed out here.
+        os.unlink(found.worker.address)
+        os.symlink("/run/other.sock", found.worker.address)
+        assert of_job(name) == []
+
+
+def test_a_folder_that_others_may_enter_is_not_believed(short_path: Path) -> None:
+    """Its records may be anybody's. The mode of the files says nothing then."""
+    name = f"open-{os.getpid()}"
+    with tempfile.TemporaryDirectory(prefix="ws-", dir="/tmp") as place:
+        path = str(short_path / "w.sock")
+        with running(SERVE, "unix", path, TMPDIR=place, WORKERSERVER_JOB=name):
+            (found,) = of_job(name)
+            assert found.worker.address == path
+            folder = Path(place, f"workerserver-{os.geteuid()}")
+            folder.chmod(0o777)
+            assert of_job(name) == []
+            folder.chmod(0o700)

@@ -1,0 +1,1 @@
+"""Whole histories, which are too long to ask for where a summary is enough."""
