@@ -53,8 +53,8 @@ def test_the_real_handler_makes_the_same_summary_of_the_whole_recorders() -> Non
                 continue  # torch.distributed no longer knows the first of two of one name
             world = {g.name: {"desc": g.desc, "ranks": list(g.ranks)} for g in groups}
             dumps = {
-                "fr": trace(told.recorded, "gloo", active=False),
-                "nccl": trace(told.recorded, "nccl", active=False),
+                "fr": trace(told.recorded, "gloo"),
+                "nccl": trace(told.recorded, "nccl"),
             }
             made = json.loads(json.dumps({"rank": told.rank, **summarize(dumps, world)}))
             assert made == told.summary, seed
@@ -140,9 +140,34 @@ def test_a_batch_of_nccl_ends_with_its_closing_entry() -> None:
         for told in looks(seed):
             if told.recorded is None:
                 continue
-            for entry in trace(told.recorded, "nccl", active=False).get("entries", ()):
+            for entry in trace(told.recorded, "nccl").get("entries", ()):
                 if entry["profiling_name"] == "nccl:coalesced":
                     closed += entry["state"] == "completed"
                     assert entry["is_p2p"]
                     assert entry["input_sizes"] == []
     assert closed > 20
+
+
+def test_nccl_says_started_only_with_timing() -> None:
+    """As torch's own tests of its recorder have it (test_c10d_nccl.py): without
+    TORCH_NCCL_ENABLE_TIMING what is pending is "scheduled", and no operation counts as started. A
+    barrier is an all_reduce of one element, under a name of its own."""
+    seen: set[tuple[bool, str]] = set()
+    for seed in SEEDS:
+        for told in looks(seed):
+            if told.recorded is None:
+                continue
+            timing = told.recorded.rank.plan.timing
+            dump = trace(told.recorded, "nccl")
+            for entry in dump.get("entries", ()):
+                seen.add((timing, entry["state"]))
+                if "barrier" in entry["profiling_name"]:
+                    assert entry["profiling_name"] == "nccl:all_reduce_barrier"
+                    assert entry["input_sizes"] == [[1]]
+            started = {each["last_started_collective"] for each in dump["pg_status"].values()}
+            assert timing or started <= {"-1"}
+    states = {"scheduled", "completed"}
+    assert seen == {
+        *((timing, each) for timing in (False, True) for each in states),
+        (True, "started"),
+    }

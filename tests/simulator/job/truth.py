@@ -261,8 +261,9 @@ def _reach(start: int, edges: dict[int, set[int]]) -> set[int]:
 def _tied(
     rank: int, edges: dict[int, set[int]], classes: dict[int, Any], plans: list[RankPlan]
 ) -> set[int]:
-    """All ranks that wait for each other with *rank*, if *rank* is in no minority there, or in none
-    among those that have a recorder: then nothing that can be seen tells who of them is wrong."""
+    """Who waits for each other with *rank*, as far as nothing that can be seen tells who of them is
+    wrong: all of them, if *rank* is in no minority there, or in none among those that have a
+    recorder; the other side, if no more ranks speak against *rank* than for it."""
     ring = {other for other in _reach(rank, edges) if rank in _reach(other, edges)}
     if not ring:
         return {rank}

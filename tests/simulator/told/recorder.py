@@ -180,9 +180,8 @@ def _status(recorded: Recorded, number: int, ring: Sequence[Entry]) -> Json:
     }
 
 
-def trace(recorded: Recorded, backend: str, active: bool = False) -> Json:
-    """``fr_trace_json``, or ``dump_nccl_trace_json``, of the recorder of *backend*. *active*: only
-    what NCCL has not completed; of gloo's operations torch can't tell."""
+def trace(recorded: Recorded, backend: str) -> Json:
+    """``fr_trace_json``, or ``dump_nccl_trace_json``, of the recorder of *backend*: all entries."""
     ring = recorded.rings.get(backend, ())
     now = recorded.now
     nccl = backend == "nccl"
@@ -217,8 +216,7 @@ def trace(recorded: Recorded, backend: str, active: bool = False) -> Json:
         "pg_status": status,
         "version": "2.10",
     }
-    shown = [entry for entry in ring if not (active and nccl and _times(entry)[1] <= now)]
-    entries = [_entry(entry, now) for entry in shown]
+    entries = [_entry(entry, now) for entry in ring]
     if entries:
         found["entries"] = entries
     return found

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from workerserver.cluster.judge import sentences
-from workerserver.cluster.judge.streams import Head, heads, is_queued
+from workerserver.cluster.judge.order.streams import Head, heads, is_queued
 from workerserver.cluster.judge.waits import Need, resolve
 from workerserver.cluster.read.flight_records import read
 from workerserver.cluster.read.recorder import GroupRecord, Key, Operation, RankRecord, Shared

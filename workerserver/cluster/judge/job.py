@@ -13,7 +13,7 @@ from workerserver.cluster.judge.chains.peers import Chains
 from workerserver.cluster.judge.facts import NAMELESS, Entered, Gone
 from workerserver.cluster.judge.flight import Analysis, Group, Wait, combine
 from workerserver.cluster.judge.looks import MAX_WORLD, RoundByRank
-from workerserver.cluster.judge.streams import issuer
+from workerserver.cluster.judge.order.streams import issuer
 from workerserver.cluster.model import Frame, RankState, RoundLike, Thread, cores_used
 from workerserver.cluster.read import progress
 from workerserver.cluster.read.acting import (

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from workerserver.cluster.judge.chains.deadlocks import from_threads, weigh_ring
 from workerserver.cluster.judge.chains.words import FILE_LOCK
-from workerserver.cluster.judge.conflicts import contrary
 from workerserver.cluster.judge.facts import (
     Absent,
     Accusation,
@@ -52,6 +51,7 @@ from workerserver.cluster.judge.grounds.crowd import (
 )
 from workerserver.cluster.judge.grounds.lateness import patience
 from workerserver.cluster.judge.job import Job
+from workerserver.cluster.judge.order.conflicts import contrary
 from workerserver.cluster.judge.reasons import STRENGTH, Reason
 from workerserver.cluster.judge.waits import Need, resolve
 from workerserver.cluster.read.blocked_on import UNKNOWN, Kind

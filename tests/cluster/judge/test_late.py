@@ -9,17 +9,47 @@ from typing import Any
 import pytest
 from support.jobs.flight_entries import entry, peer, pending, trace
 from support.jobs.recordings import Round
-from test_cluster_suspicions import COMPUTING, NOW, WAITING, main, rank, reasons, twice
 
-from workerserver.cluster.judge.conflicts import contrary
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.flight import analyse
-from workerserver.cluster.model import Health, Worker
+from workerserver.cluster.judge.order.conflicts import contrary
+from workerserver.cluster.judge.verdict import Verdict
+from workerserver.cluster.model import Frame, Health, RankState, Thread, Worker
 from workerserver.cluster.read.flight_records import read
 from workerserver.handlers.flight_recorder import summarize
 
+NOW = 2_000_000_000.0
+CODE = "/home/user/train.py"
+C10D = "/usr/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py"
 HERE = Worker("/run/rank.sock", True)
 QUEUED: dict[str, Any] = {"state": "scheduled"}
+
+
+def main(*functions: str, wchan: str | None = None) -> tuple[Thread, ...]:
+    """The main thread: functions of the user's, or of torch.distributed's with a leading dot."""
+    frames = tuple(
+        Frame(C10D, 3000, name[1:]) if name.startswith(".") else Frame(CODE, 10, name)
+        for name in functions
+    )
+    return (Thread(frames, "MainThread", wchan=wchan, main=True, state="S"),)
+
+
+WAITING = main(".all_reduce", "train", wchan="futex_do_wait")
+COMPUTING = main("compute", "train", wchan="hrtimer_nanosleep")
+
+
+def rank(number: int, flight: Any = None, threads: Any = (), **more: Any) -> RankState:
+    worker = Worker(f"node{number // 2}:{8900 + number}", False, number, host=f"node{number // 2}")
+    told: dict[str, Any] = {"responded": True, **more}
+    return RankState(worker, number, "workerserver", threads=threads, flight=flight, **told)
+
+
+def twice(*states: RankState, apart: float = 10.0) -> list[Round]:
+    return [Round(list(states), NOW - apart), Round(list(states), NOW)]
+
+
+def reasons(verdict: Verdict) -> list[tuple[int | None, str]]:
+    return [(each.rank, each.reason) for each in verdict.suspects]
 
 
 def at(seconds: float) -> dict[str, Any]:
