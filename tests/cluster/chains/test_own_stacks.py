@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from support.jobs.workers import HEALTH, STACKS, Canned, Start, good, health, ht
 
 from workerserver.cluster.ask.client import Client, run
 from workerserver.cluster.ask.rounds import Round, collect
+from workerserver.cluster.read.progress import still
 
 
 @pytest.fixture
@@ -63,8 +66,35 @@ def test_each_tells_for_itself_in_each_round(start: Start) -> None:
             assert (thread.waits.peer, thread.switches) == (rank + 5, 7)
             assert state.own is not None
             assert (state.own.mode, state.own.pid, state.own.namespace) == ("nogil", 100 + rank, 99)
-    assert [asked(server) for server in servers] == [2, 2, 2, 2, 1]
-    assert result.stacks_fetched == 4
+    assert [asked(server) for server in servers] == [2, 2, 2, 2, 2]
+    assert result.stacks_fetched == 5
+
+
+def sleeping(switches: int) -> Any:
+    body = good(0)[STACKS]
+    assert isinstance(body, bytes)
+    value = json.loads(body.partition(b"\r\n\r\n")[2])
+    (thread,) = value["threads"]
+    thread |= {"switches": switches, "state": "S", "wchan": "hrtimer_nanosleep"}
+    return http({**value, "pid": 104, "mode": "nogil"})
+
+
+def give_next(answers: Iterator[bytes], connection: socket.socket) -> None:
+    connection.sendall(next(answers))
+
+
+def test_who_stands_apart_is_asked_in_each_round(start: Start) -> None:
+    """Its digest is the same each time: only its own answer tells that it has run."""
+    many = [start(worker(rank, "aa", receiving(rank + 5))) for rank in range(3)]
+    few = [start(worker(rank, "bb")) for rank in range(3, 5)]
+    for each in few:
+        each.answers[STACKS] = partial(give_next, iter([sleeping(7), sleeping(9)]))
+    first, second = look([*many, *few], rounds=2)
+    for number in (3, 4):
+        then, now = (result.states[number].threads[0] for result in (first, second))
+        assert (then.frames, then.switches, now.switches) == (now.frames, 7, 9)
+        assert still(first.states[number], second.states[number]) is False
+    assert still(first.states[0], second.states[0]) is True
 
 
 def test_who_does_not_answer_has_the_stacks_of_its_group_and_no_facts(start: Start) -> None:

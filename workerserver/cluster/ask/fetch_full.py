@@ -11,6 +11,7 @@ from workerserver.cluster.ask.questions import DIGEST, STACKS, Memory
 from workerserver.cluster.ask.recorders import ask_for_traces, unasked
 from workerserver.cluster.failures import Failed
 from workerserver.cluster.model import Failure, Own, RankState, Worker
+from workerserver.cluster.read.blocked_on import blocked_on
 from workerserver.cluster.read.stacks import Stacks
 from workerserver.cluster.read.summary import GLOO, NCCL, positions, recorders
 from workerserver.cluster.read.waits_for import tells, without_facts
@@ -22,8 +23,10 @@ __all__ = ["full_stacks", "full_traces", "worth_tracing"]
 
 #: Different stacks that are fetched in full. Of more, only the most and the least common ones are.
 MAX_STACKS = 1024
-#: Ranks that are asked for their own stacks because these tell what each of them waits for.
+#: Ranks that are asked for their own stacks in each look.
 MAX_OWN = 256
+#: So are the members of a group that stands apart, if they are at most so many.
+MAX_APART = 16
 #: Full flight-recorder traces that are fetched.
 MAX_TRACES = 256
 #: Members of a group that are asked for the group's stacks, one after another.
@@ -34,7 +37,9 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
     """Fill in ``threads`` by groups of equal digests; return how many were fetched.
 
     Where such stacks wait for what may have an owner, each member is asked for its own: equal
-    stacks may wait for different ranks, and what has to be seen twice is read twice.
+    stacks may wait for different ranks, and what has to be seen twice is read twice. So is each
+    member of a few that stand apart and don't wait for ranks: only its own answer tells whether it
+    has run since the last look.
     """
     groups: dict[Key, list[RankState]] = {}
     for state in states:
@@ -63,6 +68,8 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
                 memory.threads[key] = without_facts(outcome.threads)
                 if tells(outcome.threads):
                     memory.telling.add(key)
+                if not blocked_on(outcome.threads).on_ranks:
+                    memory.apart.add(key)
                 own[worker] = outcome
                 fetched += 1
                 del waiting[key]
@@ -92,11 +99,16 @@ async def _ask_each(
     memory: Memory,
     own: dict[Worker, Stacks],
 ) -> int:
-    """Ask each member of the groups whose stacks tell more, the smallest groups first, and then the
-    processes that they wait for; return how many have answered. A member that doesn't answer keeps
-    the stacks of its group."""
-    telling = [groups[key] for key in groups if key in memory.telling]
-    members = [state for each in sorted(telling, key=len) for state in each]
+    """Ask each member of the groups whose stacks tell more, or that stand apart, the smallest
+    groups first, and then the processes that they wait for; return how many have answered. A member
+    that doesn't answer keeps the stacks of its group."""
+    ranks = sum(map(len, groups.values()))
+    chosen = [
+        each
+        for key, each in groups.items()
+        if key in memory.telling or (key in memory.apart and _is_small(len(each), ranks))
+    ]
+    members = [state for each in sorted(chosen, key=len) for state in each]
     answered = await _ask_own(client, members, own, MAX_OWN)
     holders = {
         each.waits.pid
@@ -111,6 +123,11 @@ async def _ask_each(
         if holders and state.health is not None and state.health.pid in holders
     ]
     return answered + await _ask_own(client, named, own, MAX_OWN - answered)
+
+
+def _is_small(members: int, ranks: int) -> bool:
+    """At most half of all: those who may be accused."""
+    return members == 1 or (members <= MAX_APART and 2 * members <= ranks)
 
 
 async def _ask_own(
