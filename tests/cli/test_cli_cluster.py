@@ -137,7 +137,8 @@ def test_the_verdict_as_json(job: Job, run: Run) -> None:
     (suspect,) = fields["suspects"]
     assert suspect.keys() == {
         "rank", "host", "address", "reason", "process_group", "collective", "seq", "location",
-        "call", "gil_holder", "step", "step_age_s", "evidence",
+        "call", "gil_holder", "step", "step_age_s", "evidence", "waits_for",
+        "deadlock",
     }  # fmt: skip
     told = (suspect["rank"], suspect["reason"], suspect["collective"], suspect["seq"])
     assert told == (2, "behind", "all_reduce", 6)

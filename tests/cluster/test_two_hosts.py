@@ -296,7 +296,12 @@ class Outage(NamedTuple):
 def outage(job: Job) -> Outage:
     def far() -> tuple[Said, Said]:
         own = (sockets(job.folder, 1), "--world-size", "4")
-        return job.ask("diagnose", host=1), job.ask("diagnose", *own, host=1)
+        lost = job.ask("diagnose", host=1)
+        # Nobody knows whether the missing ranks have a server. So they may be late for a while.
+        said = [job.ask("diagnose", *own, host=1)]
+        while said[-1].status == 2 and sum(each.seconds for each in said) < PATIENCE:
+            said.append(job.ask("diagnose", *own, host=1))
+        return lost, said[-1]
 
     with job.cut_off(1), ThreadPoolExecutor(1) as beside:
         later = beside.submit(far)

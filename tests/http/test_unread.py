@@ -29,7 +29,7 @@ def test_the_kernel_keeps_little_for_clients_that_read_nothing() -> None:
     """Each asks for 40 dumps of some 100 kB and reads none. The kernel would let the buffer of each
     connection grow to 4 MB."""
     done = subprocess.run(
-        [sys.executable, str(PROGRAMS / "server" / "unread_scene.py"), str(CLIENTS), "40"],
+        [sys.executable, str(PROGRAMS / "http" / "unread_scene.py"), str(CLIENTS), "40"],
         env=environment(),
         capture_output=True,
         text=True,

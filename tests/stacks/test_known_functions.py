@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import ctypes
 import json
 import multiprocessing
 import queue
 import subprocess
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -186,6 +188,37 @@ def test_an_import(mode: Mode, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -
     assert found["module"] == name
     assert found["holder"] == first.native_id
     monkeypatch.delitem(sys.modules, name)
+
+
+def test_the_gil() -> None:
+    """A C call of the main thread keeps the GIL, another thread wants it, a third one looks."""
+    usleep = ctypes.PyDLL(None).usleep
+    main = threading.main_thread()
+    found: list[dict[str, Any]] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        while not (found or stop.is_set()):
+            wait = entry(wants, "nogil").get("waits_for", {})
+            if wait.get("kind") == "gil" and wait["holder"] == main.native_id:
+                found.append(wait)
+
+    def spin() -> None:
+        while not stop.is_set():
+            sum(range(100))
+
+    known.publish()
+    wants = threading.Thread(target=spin, name="wants")
+    looks = threading.Thread(target=look, name="looks")
+    for thread in (wants, looks):
+        thread.start()
+    end = time.monotonic() + 60
+    while not found and time.monotonic() < end:
+        usleep(20_000)
+    stop.set()
+    for thread in (wants, looks):
+        thread.join(30)
+    assert found[0] == {"kind": "gil", "source": "interpreter", "holder": main.native_id}
 
 
 def test_text_and_digest_are_as_before() -> None:

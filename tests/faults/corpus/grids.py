@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from scenes import FOREVER, RANK, STEPS, Suspect, beat, fault, prepare, reduce, standing
+from scenes import FOREVER, RANK, STEPS, Suspect, beat, fault, prepare, reduce
 from torch.distributed.device_mesh import init_device_mesh
 
 
@@ -134,8 +134,7 @@ def grid_stops_in_the_first_stage() -> None:
         grid_step(mesh, step, 0)
 
 
-# The ranks of the second stage wait in a recv, and no recorder holds that.
-@fault(4, standing(1, "prepare"))
+@fault(4, Suspect(1, "behind", "default_pg", "recv from rank 1", None, "prepare"))
 def grid_without_sums() -> None:
     """Rank 1 sends nothing to rank 3; ranks 0 and 2 wait for the rest in a monitored barrier."""
     beat(STEPS)

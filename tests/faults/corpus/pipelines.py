@@ -40,7 +40,7 @@ def pass_on(tensor: torch.Tensor) -> None:
 
 def owes(rank: int, function: str, operation: str = "") -> Suspect:
     """Others wait for it in *operation*, by default to receive from it. No recorder holds that; the
-    stacks of our workers tell it."""
+    stacks of our workers tell it. A send of gloo's waits for its receiver, however small it is."""
     operation = operation or f"recv from rank {rank}"
     return Suspect(rank, "behind", "default_pg", operation, None, function)
 
@@ -83,8 +83,8 @@ def starves_two_stages() -> None:
     dist.recv(torch.ones(4), 0)
 
 
-@fault(4, owes(2, "prepare"))
-@fault(4, owes(2, "prepare"), how=UNSEEN, name="stops_in_the_middle_unseen")
+@fault(4, owes(2, "prepare", "send to rank 2"))
+@fault(4, owes(2, "prepare", "send to rank 2"), how=UNSEEN, name="stops_in_the_middle_unseen")
 def stops_in_the_middle() -> None:
     """The third microbatch stops in the third stage; the stages before wait for its gradient."""
     for microbatch in range(4):
@@ -187,7 +187,7 @@ def last_stage_misses_the_sum() -> None:
     reduce()
 
 
-@fault(4, owes(1, "prepare"), how=How(ring=0))
+@fault(4, owes(1, "prepare", "send to rank 1"), how=How(ring=0))
 def pipeline_without_recorder() -> None:
     train(2, first=STEPS)
     for microbatch in range(3):

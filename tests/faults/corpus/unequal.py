@@ -68,7 +68,7 @@ def work_in_halves(steps: int, stops_at: int, rank: int) -> None:
 
 # Rank 0 waits for rank 1 in the trainers' group, rank 1 in a recv for rank 3, and rank 2 in a recv
 # for rank 0. Only rank 3 waits for nobody.
-@fault(4, standing(3, "prepare"))
+@fault(4, Suspect(3, "behind", "default_pg", "recv from rank 3", None, "prepare"))
 def sampler_stops() -> None:
     work_in_halves(4, 2, 3)
 
