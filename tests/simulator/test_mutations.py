@@ -8,12 +8,11 @@ from .mutations import MUTATIONS, find
 
 #: The long form: WORKERSERVER_SIMULATED_JOBS=3000 pytest tests/simulator/test_mutations.py
 JOBS = int(os.environ.get("WORKERSERVER_SIMULATED_JOBS", "0"))
-#: These take more than a hundred jobs or so to find.
+#: These take more jobs to find than the suite has time for.
 RARE = frozenset(
     {
+        "a rank that computes or writes may be accused",
         "a rank that counts on may be accused",
-        "a rank with an operation under way waits for nobody",
-        "nobody keeps the GIL",
         "a step that is too old accuses nobody",
     }
 )
@@ -21,7 +20,7 @@ RARE = frozenset(
 
 def test_each_mutation_is_found() -> None:
     names = [name for name in MUTATIONS if JOBS or name not in RARE]
-    found = {each.mutation for each in find(names, 0, max(JOBS, 120))}
+    found = {each.mutation for each in find(names, 0, max(JOBS, 140))}
     assert found == {*names}
 
 

@@ -62,6 +62,9 @@ def hindrance(
     together = wait is not None and wait.seq is not None
     if blocked.on_others and not (together and blocked.call == STORE and _alone(job, rank, absent)):
         return "waits"
+    record = job.now.of_rank(rank)
+    if blocked.kind == "computing" and (record is None or record.empty) and len(job.expected) > 1:
+        return "waits"  # who waits for a GPU spins, and no recorder tells what for
     unseen = blocked.thread is not None and blocked.thread.state is None
     unseen = unseen and (blocked.works or blocked.kind in ("io", "backward"))
     if (blocked.writes or blocked.runs or unseen or job.computes(rank)) and _may_be_slow(
