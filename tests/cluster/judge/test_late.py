@@ -136,12 +136,12 @@ def test_two_places_in_c_of_stock_workers_may_wait_for_each_other() -> None:
 
 def test_who_spins_without_a_recorder_may_wait_for_its_gpu() -> None:
     """item() leaves no frame."""
-    done = entry(0, 1)
-    ahead = trace(done, pending(1, 2, time_created_ns=1))
+    ahead = trace(entry(0, 1, **at(-601)), pending(1, 2, **at(-600)))
     (place,) = main("log", "train")
     spins = (replace(place, state="R"),)
-    states = [rank(0, ahead, WAITING), rank(1, None, spins), rank(2, ahead, WAITING)]
-    assert diagnose(twice(*states, apart=600.0), 3).suspects == ()
+    states = [beating(each, ahead, WAITING, 600.0, 0.1) for each in (0, 2)]
+    spinning = beating(1, None, spins, 600.0, 0.1)
+    assert diagnose(twice(*states, spinning, apart=10.0), 3).suspects == ()
 
 
 # --- NCCL's order
