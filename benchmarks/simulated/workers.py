@@ -44,6 +44,8 @@ UNKNOWN = "POST /handler/no_such_handler"
 PATIENCE_SECONDS = 60.0
 #: The simulated job has been hanging for this long at the first question.
 HUNG_SECONDS = 60
+#: All workers belong to one job.
+JOB = b'"job":"simulated","job_from":"WORKERSERVER_JOB"'
 #: All ranks enter a collective within this time.
 SPREAD_NS = 50_000_000
 
@@ -257,7 +259,7 @@ class Job:
                 found = dict(behind)
             else:
                 found = {**waiting, **recording.stacks[self.place(rank)]}
-            found[HEALTH] = health(found[HEALTH], rank)
+            found[HEALTH] = health(found[HEALTH], rank, self.ranks)
             found[SUMMARY] = summary(found[SUMMARY], rank, members)
             yield found
 
@@ -268,9 +270,13 @@ class Job:
         return table
 
 
-def health(response: bytes, rank: int) -> bytes:
+def health(response: bytes, rank: int, ranks: int) -> bytes:
     response = replaced(response, rb'"rank":\d+', b'"rank":%d' % rank)
     response = replaced(response, rb'"pid":\d+', b'"pid":%d' % (10_000 + rank))
+    response = replaced(response, rb'"agent":"[^"]*"', b'"agent":"9999:1"')
+    response = replaced(response, rb'"job":"[^"]*","job_from":"[^"]*"', JOB)
+    response = replaced(response, rb'"world_size":\d+', b'"world_size":%d' % ranks)
+    response = replaced(response, rb'"local_rank":\d+', b'"local_rank":%d' % rank)
     return resized(replaced(response, rb'("step_age_s":)\d+', rb"\g<1>%d" % HUNG_SECONDS))
 
 

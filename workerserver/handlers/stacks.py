@@ -123,7 +123,7 @@ class _Next:
 
     def _come(self) -> None:
         del _next[self._loop, self._take]  # who asks from now on wants a later one
-        _pace.wait()
+        _pace.take()
         try:
             facts = any(format == "json" for _, format in self._waiting)
             shared = _Shared(self._take(facts))

@@ -26,3 +26,5 @@ cdef class Pace:
     cdef double _at
 
     cpdef double wait(self) except -1.0
+    cpdef int take(self) except -1
+    cdef int _earn(self) except -1

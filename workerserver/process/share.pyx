@@ -108,11 +108,22 @@ cdef class Pace:
 
     cpdef double wait(self) except -1.0:
         """Seconds until it may happen again; 0 if it may happen now, and then that counts."""
-        cdef double now = monotonic()
-        self._left = min(self.rate, self._left + self.rate * (now - self._at))
-        self._at = now
+        self._earn()
         if self._left < 1.0:
             return (1.0 - self._left) / self.rate
         self._left -= 1.0
         self.taken += 1
         return 0.0
+
+    cpdef int take(self) except -1:
+        """It happens now: a timer for it may be early by a little. That counts in any case."""
+        self._earn()
+        self._left -= 1.0
+        self.taken += 1
+        return 0
+
+    cdef int _earn(self) except -1:
+        cdef double now = monotonic()
+        self._left = min(self.rate, self._left + self.rate * (now - self._at))
+        self._at = now
+        return 0
