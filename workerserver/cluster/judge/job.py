@@ -37,6 +37,8 @@ MIN_PAUSES = 3.0
 MAX_PAUSE_RANKS = 32
 #: A process that uses so much of a core computes.
 MIN_BUSY_CORES = 0.5
+#: A process that stands still and is asked takes 0.002 of a core.
+MIN_CORES = 0.03
 #: A GIL that could not be had for so long is held.
 GIL_HELD_SECONDS = 1.0
 
@@ -228,11 +230,20 @@ class Job:
 
     def computes(self, rank: int) -> bool:
         """The rank's process kept a core busy for half of the time since the round before."""
-        if self.before is None:
-            return False
-        then, now = self.before.states.get(rank), self.now.states.get(rank)
-        used = cores_used(now.health, then.health) if now is not None and then is not None else None
+        used = self._cores(rank)
         return used is not None and used >= MIN_BUSY_CORES
+
+    def may_compute(self, rank: int) -> bool:
+        """The rank's process took more of a core since the round before than one that only answers
+        questions. On a busy machine, a thread that computes may get no more."""
+        used = self._cores(rank)
+        return used is not None and used >= MIN_CORES
+
+    def _cores(self, rank: int) -> float | None:
+        if self.before is None:
+            return None
+        then, now = self.before.states.get(rank), self.now.states.get(rank)
+        return cores_used(now.health, then.health) if now is not None and then is not None else None
 
     def still_for(self, rank: int) -> float:
         """For how long, in seconds, each round has seen it at the same line."""

@@ -419,7 +419,7 @@ class Suspicions:
         blocked = self.job.blocked[rank]
         if blocked.inside or blocked.thread is None or not self.job.same_stack(rank):
             return False
-        if self.job.computes(rank):
+        if self.job.may_compute(rank):
             return False
         record = self.job.now.records.get(rank)
         pending = record is None or any(group.may_go_on for group in record.groups.values())
