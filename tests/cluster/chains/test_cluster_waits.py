@@ -314,6 +314,19 @@ def test_a_deadlock_is_told_at_once() -> None:
     ]  # fmt: skip
 
 
+def test_a_deadlock_is_not_all_while_another_rank_may_be_late() -> None:
+    """Two ranks owe the operation: the second one is accused once it is late enough."""
+    young = trace(pending(0, 1, time_created_ns=int((NOW - 4) * 1e9)))
+    states = [state(3, CROSSWISE, trace()), state(1, [ASLEEP], trace())]
+    states += [state(number, [WAITING], young) for number in (0, 2)]
+    first = diagnose([Round(states, NOW)], 4)
+    assert reasons(first) == [(3, "deadlock")]
+    assert (first.sure, first.again_s is not None) == (False, True)
+    last = diagnose(looks(*states, apart=60.0), 4)
+    assert reasons(last) == [(3, "deadlock"), (1, "behind")]
+    assert last.again_s is None
+
+
 def test_a_lock_taken_twice() -> None:
     verdict = diagnose([Round([state(0, [thread(1, lock(0xA, 1), 0xA)])], NOW)])
     assert verdict.sentence == (

@@ -182,7 +182,9 @@ def wait_for_restart() -> None:
 FIRST = Suspect(1, "behind", "default_pg", "all_reduce", 1, "compile_model")
 
 
-@fault(3, FIRST, how=How(steps=0), stock=[FIRST])
+# A stock worker doesn't tell what C code waits for. And without a recorded operation, rank 1 may be
+# in a receive that gloo doesn't record.
+@fault(3, FIRST, how=How(steps=0), stock=[])
 def first_step() -> None:
     """Without any step before it."""
     beat(0)
@@ -312,7 +314,8 @@ def locks_crosswise() -> None:
 AT_ONCE: list[Suspect] = [late(3, "locks_twice", "deadlock"), late(1, "prepare")]
 
 
-@fault(4, *AT_ONCE, stock=[late(1, "prepare"), late(3, "locks_twice")])
+# Of two ranks in C code of which a stock worker tells nothing, one may wait for the other.
+@fault(4, *AT_ONCE, stock=[])
 def two_at_once() -> None:
     beat(STEPS)
     if RANK == 1:

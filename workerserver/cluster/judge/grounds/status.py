@@ -28,6 +28,7 @@ from workerserver.cluster.judge.facts import (
 )
 from workerserver.cluster.judge.flight import Wait
 from workerserver.cluster.judge.grounds.admission import RECORDED, is_elsewhere
+from workerserver.cluster.judge.grounds.crowd import is_free
 from workerserver.cluster.judge.grounds.going_on import belong_together, overdue, signs
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.suspicions import Suspicions
@@ -67,7 +68,10 @@ def conclude(job: Job, suspicions: Suspicions) -> Conclusion:
     parts = tuple(belong_together(job)) if job.ranks else ()
     if suspicions.accused:
         accused = suspicions.accused.values()
-        return Conclusion(1, (), parts, sure=all(_is_sure(job, suspicions, a) for a in accused))
+        more = _may_be_more(job, suspicions)
+        sure = not more and all(_is_sure(job, suspicions, each) for each in accused)
+        again = MORE_SECONDS if more else None
+        return Conclusion(1, (), parts, again_s=again, sure=sure)
     progress = signs(job)
     going = {rank for each in progress for rank in each.ranks}
     doubts = list(suspicions.doubts)
@@ -80,6 +84,17 @@ def conclude(job: Job, suspicions: Suspicions) -> Conclusion:
         doubts += _without_sign(job, progress, parts, doubts)
     again = MORE_SECONDS if any(_may_end(each) for each in doubts) else None
     return Conclusion(2 if doubts else 0, progress, parts, tuple(doubts), again)
+
+
+def _may_be_more(job: Job, suspicions: Suspicions) -> bool:
+    """A rank that isn't accused yet, because it may only be late, is missing from an operation that
+    hangs: a longer look may accuse it too."""
+    return any(
+        wait in suspicions.hanging
+        and rank not in suspicions.accused
+        and (why in ("late", "early") or (rank in job.blocked and is_free(job, rank)))
+        for rank, (why, wait) in suspicions.refused.items()
+    )
 
 
 def _may_end(doubt: Doubt) -> bool:
