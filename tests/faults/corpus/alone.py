@@ -314,8 +314,10 @@ def locks_crosswise() -> None:
 AT_ONCE: list[Suspect] = [late(3, "locks_twice", "deadlock"), late(1, "prepare")]
 
 
-# Of two ranks in C code of which a stock worker tells nothing, one may wait for the other.
-@fault(4, *AT_ONCE, stock=[])
+# A deadlock is told in the first seconds, before the wait of the others is a hang. So this job is
+# asked later. Of two ranks in C code, of which a stock worker tells nothing, one may wait for the
+# other.
+@fault(4, *AT_ONCE, how=How(settled_s=12.0), stock=[])
 def two_at_once() -> None:
     beat(STEPS)
     if RANK == 1:
