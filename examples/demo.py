@@ -12,6 +12,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -120,7 +121,8 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
 
     print(done.stdout)
     verdict = done.stdout.partition("\n")[0]
-    return done.returncode == 1 and f"rank {options.hang_rank} " in verdict and PLANTED in verdict
+    named = re.search(rf"\brank {options.hang_rank}\b", verdict) is not None
+    return done.returncode == 1 and named and PLANTED in verdict
 
 
 def main() -> int:

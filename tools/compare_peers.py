@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -218,8 +219,8 @@ def page(url: str, seconds: float) -> tuple[str, str]:
 def named(told: Told, scene: str) -> str:
     """How much of "rank and function" the output has."""
     lines = told.text.splitlines()
-    rank = f"rank {GUILTY} "
-    if any(rank in line and scene in line for line in lines[:FIRST_SCREEN]):
+    rank = re.compile(rf"\brank {GUILTY}\b")
+    if any(rank.search(line) and scene in line for line in lines[:FIRST_SCREEN]):
         return "rank and function, in one line"
     if any(scene in line for line in lines):
         return "the function, among all threads of all ranks"

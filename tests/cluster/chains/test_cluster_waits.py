@@ -332,6 +332,12 @@ def test_a_lock_taken_twice() -> None:
     assert verdict.sentence == (
         "deadlock in rank 0: main holds a lock (f1(), train.py:10) and waits for it itself"
     )
+    inner = replace(thread(1, lock(0xA, 1), 0xA), frames=(user("inner", 20), user("f1")))
+    elsewhere = replace(inner, holds=tuple(replace(each, frame=1) for each in inner.holds))
+    verdict = diagnose([Round([state(0, [elsewhere])], NOW)])
+    assert verdict.sentence.endswith(
+        " (f1(), train.py:10) and waits for it itself in inner(), train.py:20"
+    )
     again = replace(lock(0xA, 1), kind="rlock")  # its owner may take it as often as it likes
     verdict = diagnose([Round([state(0, [thread(1, again, 0xA)])], NOW)])
     assert reasons(verdict) == []

@@ -187,7 +187,7 @@ SENTENCES: Mapping[Reason, Sentence] = {
         "it has left out a collective and gone on: its step is ahead of the others'", _swallowed
     ),
     "deadlock": Sentence(
-        "its threads, or it and other ranks, wait for each other's locks", _deadlock
+        "threads of this rank, or this rank and others, wait for each other's locks", _deadlock
     ),
     "gil held": Sentence(
         "others wait for it, and one of its threads keeps the GIL",

@@ -32,7 +32,9 @@ def deadlock(claim: Deadlock | Knot, names: Names) -> str:
         return ", and ".join(steps) + _more(len(claim.steps))
     first, *rest = claim.threads
     if not rest:
-        return f"{_who(first)} holds a lock{_took(first)} and waits for it itself"
+        other = first.stands is not None and first.stands != first.took
+        place = f" in {at(first.stands)}" if other and first.stands is not None else ""
+        return f"{_who(first)} holds a lock{_took(first)} and waits for it itself{place}"
     start = f"{_who(first)} holds a lock{_took(first)} and " if first.held is not None else ""
     start = start or f"{_who(first)} "
     text = start + _waits(first, rest[0], first.held is not None)
