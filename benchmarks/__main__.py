@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from benchmarks import children, suites
-from benchmarks.context import Context
+from benchmarks.context import BUDGETS, Context
 from benchmarks.report import gate, machine
 from benchmarks.report.model import Bars, Report
 from benchmarks.report.tables import Printer, last_line, summary
@@ -42,8 +42,6 @@ ORDER = (
     "scale",
 )
 ROUNDS = 5
-#: A server would slow clients down that ask as fast as they can, and the suites measure the server.
-BUDGETS = {"WORKERSERVER_GIL_SHARE": "1", "WORKERSERVER_SNAPSHOTS": "1000000"}
 #: A Unix socket's path has at most 107 bytes; the suites' folders stay below this.
 SHORT = 40
 

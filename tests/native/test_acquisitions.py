@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.__main__ import BUDGETS
+from benchmarks.context import BUDGETS
 from benchmarks.suites import acquisitions
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the native I/O thread is Linux's")
