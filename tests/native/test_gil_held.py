@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -120,6 +121,11 @@ def check_dump(reply: Reply) -> None:
     assert re.search(r'gil_scene\.py", line \d+ in wait_for_batch$', reply.text, re.M)
 
 
+def listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == 0
+
+
 def test_held_from_the_start(short_path: Path) -> None:
     """The constructor returns once the I/O thread no longer needs the GIL. So whoever takes the
     GIL right behind the constructor keeps nobody from an answer."""
@@ -127,7 +133,7 @@ def test_held_from_the_start(short_path: Path) -> None:
     path = str(short_path / "s")
     with talking("native/held_from_the_start.py", str(short_path)) as talker:
         try:
-            wait_until(lambda: os.path.exists(path))
+            wait_until(lambda: listens(path))
             assert ask(path, post("ping")).body == b"pong"
             held = "x-traceback-mode"
             wait_until(lambda: ask(path, post("dump_traceback")).header(held) == "nogil")
