@@ -288,15 +288,44 @@ def test_a_debugger_is_called_one() -> None:
 # --- how sure the verdict is, and its evidence
 
 
-def test_an_old_wait_needs_no_second_look() -> None:
+def test_one_look_does_not_tell_a_loop_that_sleeps_from_a_rank_that_hangs() -> None:
+    """However old the wait is: it may write a checkpoint, with a pause after each part."""
     ended = int((NOW - 60) * 1e9)
     issued = pending(1, 2, time_created_ns=ended + 10**9)
     ahead = trace(entry(0, 1, time_created_ns=ended), issued, ranks="[0, 1]")
     behind = trace(entry(0, 1, time_created_ns=ended), ranks="[0, 1]")
     once = [Round([rank(0, ahead, WAITING), rank(1, behind, ASLEEP)], NOW)]
-    assert (diagnose(once, 2).status, diagnose(once, 2).sure) == (1, True)
-    young = [replace(once[0], started=NOW - 55)]
-    assert not diagnose(young, 2).sure
+    assert (diagnose(once, 2).status, diagnose(once, 2).sure) == (1, False)
+    child = (replace(ASLEEP[0], waits=WaitsFor("process", pid=7), wchan="do_wait"),)
+    once = [Round([rank(0, ahead, WAITING), rank(1, behind, child)], NOW)]
+    assert not diagnose(once, 2).sure
+
+
+@pytest.mark.parametrize("state", ["S", "D"])
+def test_a_rank_that_ran_between_two_looks_is_not_accused(state: str) -> None:
+    """At the same line in both looks: it writes, syncs and sleeps there, or starts one child after
+    the other."""
+    ended = int((NOW - 60) * 1e9)
+    issued = pending(1, 2, time_created_ns=ended + 10**9)
+    ahead = trace(entry(0, 1, time_created_ns=ended), issued, ranks="[0, 1]")
+    behind = trace(entry(0, 1, time_created_ns=ended), ranks="[0, 1]")
+    for waits in (None, WaitsFor("process", pid=7)):
+        for switches, expected in ((7, 1), (9, 2)):
+            looks = [
+                Round(
+                    [
+                        rank(0, ahead, WAITING),
+                        rank(
+                            1,
+                            behind,
+                            (replace(ASLEEP[0], state=state, switches=count, waits=waits),),
+                        ),
+                    ],
+                    time,
+                )
+                for count, time in ((7, NOW - 30), (switches, NOW))
+            ]
+            assert diagnose(looks, 2).status == expected
 
 
 def test_what_was_not_looked_at() -> None:

@@ -224,8 +224,15 @@ def still(
         return before.main_digest == after.main_digest
     blocked = blocked or blocked_on(after.threads, now)
     if then.frames == now.frames:
-        return blocked.polls or not _ran(then, now)
+        child = (
+            now.waits is not None and now.waits.kind == "process"
+        )  # no polling: waitpid() sleeps
+        return (blocked.polls and not child) or not _ran(then, now)
     return blocked.polls and _same_wait(blocked_on(before.threads, then), blocked)
+
+
+#: Of proc(5). D: in a disk or a network file system.
+_ASLEEP = ("S", "D")
 
 
 def _ran(before: Thread, after: Thread) -> bool:
@@ -233,7 +240,8 @@ def _ran(before: Thread, after: Thread) -> bool:
     is seen to run may spin, so that nothing is told by how often it was switched."""
     if before.switches is None or after.switches is None or before.native_id != after.native_id:
         return False
-    return before.state == after.state == "S" and before.switches != after.switches
+    asleep = before.state in _ASLEEP and after.state in _ASLEEP
+    return asleep and before.switches != after.switches
 
 
 def _same_wait(before: Blocked, after: Blocked) -> bool:
