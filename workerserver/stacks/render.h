@@ -24,7 +24,8 @@ typedef struct {
  * and `wchan` (where it waits in the kernel), both read now and null where unreadable, `truncated`
  * (frames were left out), `unstable` and `frames`, newest first: `file`, `line` (null: unknown),
  * `function`, `qualname` (null before CPython 3.11). Names end after 1024 characters with "...".
- * Where it is known what a thread waits for, `waits_for` and `switches` follow (waits.h); not for
+ * Where it is known what a thread waits for, `waits_for` and `switches` follow (waits.h), and
+ * `switches` alone for other threads that sleep in the kernel, but for most futexes; not for
  * this package's own threads. After the threads comes `pid_namespace`, if it can be read: processes
  * of one host mean the same by a process id only where these numbers are equal.
  *

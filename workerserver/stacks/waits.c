@@ -437,9 +437,12 @@ void ws_put_waits(sink *out, const ws_thread *thread, char state, ws_waits_budge
     if ((state != 'S' && state != 'D') || thread->native_id <= 0 || left->threads <= 0)
         return;
     left->threads--;
-    if (!read_call(thread->native_id, &made) || !put_wait(out, thread, &made, left))
+    if (!read_call(thread->native_id, &made))
         return;
-    ws_put(out, "}");
+    if (put_wait(out, thread, &made, left))
+        ws_put(out, "}");
+    else if (made.number == SYS_futex)
+        return; /* most threads are idle in such a wait: their counts would cost more than they tell */
     ws_put_switches(out, thread->native_id);
 }
 

@@ -25,7 +25,8 @@ typedef struct {
  *             native id of the thread that holds it
  *
  * `switches`: how often the kernel has stopped running the thread so far; as long as the number
- * stays, the thread has not run.
+ * stays, the thread has not run. It also stands alone, for a thread that sleeps in another call,
+ * but for a futex that nothing more is known of.
  *
  * System calls and the stack only: no malloc, no lock, no Python; any thread, any number of
  * callers. Other threads run on meanwhile, so a fact may be of a wait that has just ended. */
