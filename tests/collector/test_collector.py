@@ -42,8 +42,6 @@ from workerserver.collector.process import ranks_of_host
 from workerserver.collector.service import Collector
 from workerserver.server import WorkerServer
 
-LOOK = "/handler/collect?"
-
 
 @pytest.fixture
 def stack(no_leaks: None) -> Iterator[contextlib.ExitStack]:

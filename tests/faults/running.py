@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scenes import Scene, Suspect
+from support.commands import answer
 from support.lifecycle import environment
 from support.torchrun import training
 
@@ -48,17 +46,7 @@ def job(scene: Scene, kind: str | None = None) -> Iterator[str]:
 
 def diagnose(sockets: str, ranks: int, *words: str) -> tuple[int, Verdict]:
     """The exit status of ``workerserver diagnose --json`` and what it printed."""
-    command = [sys.executable, "-m", "workerserver", "diagnose", "--json"]
-    done = subprocess.run(
-        [*command, "--world-size", str(ranks), *words, sockets],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.stderr == ""
-    return done.returncode, json.loads(done.stdout)
+    return answer("diagnose", "--world-size", str(ranks), *words, sockets)
 
 
 def diagnose_hung(sockets: str, scene: Scene, deadline_s: float | None) -> tuple[int, Verdict]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 import workerserver
 
@@ -30,12 +32,14 @@ __all__ = [
     "beat",
     "begun",
     "fault",
+    "gets_stuck_in_backward",
     "healthy",
     "late",
     "load",
     "only",
     "prepare",
     "reduce",
+    "sleeps_with_gil",
     "standing",
     "train",
     "unclear",
@@ -293,6 +297,23 @@ def train(steps: int, first: int = 0) -> None:
 def prepare() -> None:
     """Where a rank stands that keeps the others waiting."""
     time.sleep(FOREVER)
+
+
+def gets_stuck_in_backward(rank: int) -> None:
+    """All ranks train a model once; *rank* stays in a hook of the backward pass."""
+    model = DistributedDataParallel(torch.nn.Linear(4, 4))
+    if rank == RANK:
+        model.module.weight.register_hook(log_gradient)
+    beat(STEPS)
+    model(torch.ones(2, 4)).sum().backward()
+
+
+def log_gradient(gradient: Any) -> None:
+    time.sleep(FOREVER)
+
+
+def sleeps_with_gil() -> None:
+    ctypes.PyDLL(None).sleep(int(FOREVER))
 
 
 def begun() -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.commands import answer
 from support.lifecycle import environment
 from support.torchrun import training
 from support.waiting import wait_until
@@ -54,26 +52,13 @@ def job(scene: str, ranks: int, folder: Path, nccl2: str) -> Iterator[str]:
         yield sockets
 
 
-def command(*words: str) -> tuple[int, dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "workerserver", *words, "--json"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.stderr == ""
-    return done.returncode, json.loads(done.stdout)
-
-
 @pytest.mark.parametrize(("nccl2", "backend"), KINDS)
 def test_one_of_two_processes_has_not_come(short_path: Path, nccl2: str, backend: str) -> None:
     with job("late", 2, short_path, nccl2) as sockets:
         found: list[int] = []
 
         def accused() -> bool:
-            _, verdict = command("diagnose", "--world-size", "2", sockets)
+            _, verdict = answer("diagnose", "--world-size", "2", sockets)
             found[:] = [each["rank"] for each in verdict["suspects"]]
             return bool(found)
 
@@ -84,12 +69,12 @@ def test_one_of_two_processes_has_not_come(short_path: Path, nccl2: str, backend
 @pytest.mark.parametrize(("nccl2", "backend"), KINDS)
 def test_the_device_of_one_process_hangs(short_path: Path, nccl2: str, backend: str) -> None:
     with job("device", 1, short_path, nccl2) as sockets:
-        status, fields = command("fr", sockets)
+        status, fields = answer("fr", sockets)
         (group,) = [each for each in fields["process_groups"] if each["backend"] == backend]
         (position,) = group["positions"]
         assert (position["last_issued"]["seq"], position["last_retired"]["seq"]) == (4, 3)
         assert status in (0, 1)
-        status, verdict = command("diagnose", "--world-size", "1", sockets)
+        status, verdict = answer("diagnose", "--world-size", "1", sockets)
         assert status in (1, 2)
         assert verdict["progress"] == []
 
@@ -110,5 +95,5 @@ def test_the_teardown_is_seen_whoever_has_the_gil(
         reply = ask(path, post(handler))
         assert reply.status == 200
         assert len(json.loads(reply.body)["entries"]) == 4
-        status, _ = command("diagnose", "--world-size", "1", sockets)
+        status, _ = answer("diagnose", "--world-size", "1", sockets)
         assert status in (1, 2)

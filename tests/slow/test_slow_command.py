@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import answer
 from support.jobs.generated import Job, synchronous
 from support.jobs.peers import make_socket
 from support.lifecycle import PROGRAMS, environment
@@ -193,19 +192,6 @@ def test_last_has_bounds(run: Run, last: str, short_path: Path) -> None:
 # --- a real job -----------------------------------------------------------------------------------
 
 
-def asked(command: str, *words: str) -> tuple[int, dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "workerserver", command, "--json", *words],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.stderr == ""
-    return done.returncode, json.loads(done.stdout)
-
-
 @pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("kind", ["workerserver", "torch"])
@@ -221,8 +207,8 @@ def test_a_real_job(kind: str, factor: float) -> None:
         arguments = ["--standalone", script, kind, str(factor)]
         with training(arguments, settings, Path(name), 4):
             wait_until(lambda: (Path(name) / "enough").exists(), 100)
-            status, fields = asked("slow", f"{name}/rank{{rank}}.sock")
-            healthy, verdict = asked("diagnose", f"{name}/rank{{rank}}.sock")
+            status, fields = answer("slow", f"{name}/rank{{rank}}.sock", timeout=60)
+            healthy, verdict = answer("diagnose", f"{name}/rank{{rank}}.sock", timeout=60)
     expected = [2] if factor > 1 else []
     print(fields["verdict"])
     assert (status, [each["rank"] for each in fields["slow"]]) == (len(expected), expected), fields

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import answer
 from support.jobs.flight_entries import entry, pending, trace
 from support.jobs.workers import HEALTH, SUMMARY, TEXT, Answer, Canned, Start, good, hang, http
 from support.jobs.workers import health as healthy
@@ -308,19 +306,6 @@ def hook_is_there() -> bool:
     return hasattr(c10d, "_reset_fr_trace")
 
 
-def command(*words: str) -> tuple[int, dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "workerserver", *words, "--json"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.stderr == ""
-    return done.returncode, json.loads(done.stdout)
-
-
 @pytest.mark.torch
 @pytest.mark.parametrize("scene", ["waits", "inside"])
 @pytest.mark.parametrize("kind", ["workerserver", "torch"])
@@ -332,17 +317,17 @@ def test_a_hung_job_of_another_backend(short_path: Path, kind: str, scene: str) 
     named = ("--backend", "mine") if kind == "torch" else ()
     with training(["--standalone", str(JOB), kind, scene], settings, short_path, 3):
         give_up = time.monotonic() + 60
-        status, verdict = command("diagnose", *named, "--world-size", "3", sockets)
+        status, verdict = answer("diagnose", *named, "--world-size", "3", sockets)
         while status != 1 and time.monotonic() < give_up:
-            status, verdict = command("diagnose", *named, "--world-size", "3", sockets)
+            status, verdict = answer("diagnose", *named, "--world-size", "3", sockets)
         assert [(each["rank"], each["seq"]) for each in verdict["suspects"]] == [(2, 4)]
         assert verdict["suspects"][0]["location"].endswith("prepare")
-        status, fields = command("fr", *named, sockets)
+        status, fields = answer("fr", *named, sockets)
         (group,) = fields["process_groups"]
         assert (status, group["backend"]) == (1, "mine")
         if kind == "torch":
-            status, fields = command("fr", sockets)
+            status, fields = answer("fr", sockets)
             assert status == 2
             assert any("--backend NAME" in line for line in fields["not_looked_at"])
-        status, _ = command("stacks", sockets)
+        status, _ = answer("stacks", sockets)
         assert status == 0

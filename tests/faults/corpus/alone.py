@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,13 +26,13 @@ from scenes import (
     Suspect,
     beat,
     fault,
+    gets_stuck_in_backward,
     late,
     only,
     prepare,
     reduce,
     standing,
 )
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 #: A worker that does not answer takes the whole deadline.
@@ -234,15 +233,7 @@ def loads() -> None:
 @fault(2, Suspect(1, "behind", "default_pg", "all_reduce", 9, "log_gradient"))
 def backward() -> None:
     """Rank 1 is stuck in a hook of the backward pass."""
-    model = DistributedDataParallel(torch.nn.Linear(4, 4))
-    if RANK == 1:
-        model.module.weight.register_hook(log_gradient)
-    beat(STEPS)
-    model(torch.ones(2, 4)).sum().backward()
-
-
-def log_gradient(gradient: Any) -> None:
-    time.sleep(FOREVER)
+    gets_stuck_in_backward(1)
 
 
 @fault(2, Suspect(1, "behind", "default_pg", "all_reduce", 7, "prepare"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import sys
@@ -24,6 +23,7 @@ from scenes import (
     late,
     prepare,
     reduce,
+    sleeps_with_gil,
     standing,
     train,
 )
@@ -213,10 +213,6 @@ def stock_rank_keeps_gil() -> None:
     if RANK == 3:
         sleeps_with_gil()
     reduce()
-
-
-def sleeps_with_gil() -> None:
-    ctypes.PyDLL(None).sleep(int(FOREVER))
 
 
 @fault(

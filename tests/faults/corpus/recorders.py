@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 import torch.distributed as dist
 from scenes import (
-    FOREVER,
     RANK,
     STEPS,
     How,
@@ -17,6 +14,7 @@ from scenes import (
     late,
     prepare,
     reduce,
+    sleeps_with_gil,
     standing,
     train,
 )
@@ -53,10 +51,6 @@ def no_recorder_and_gil_held() -> None:
     if RANK == 1:
         sleeps_with_gil()
     reduce()
-
-
-def sleeps_with_gil() -> None:
-    ctypes.PyDLL(None).sleep(int(FOREVER))
 
 
 @fault(3, Suspect(1, "behind", "default_pg", "all_reduce", 56, "prepare"), how=How(ring=16))

@@ -19,11 +19,11 @@ from scenes import (
     Suspect,
     beat,
     fault,
+    gets_stuck_in_backward,
     late,
     prepare,
     reduce,
 )
-from torch.nn.parallel import DistributedDataParallel
 
 
 def train_until_stuck() -> None:
@@ -78,21 +78,9 @@ def joins_in_turns() -> None:
 
 @fault(3, Suspect(1, "behind", "default_pg", "all_reduce", 9, "log_gradient"))
 def ddp_in_thread() -> None:
-    thread = threading.Thread(target=train_model)
+    thread = threading.Thread(target=gets_stuck_in_backward, args=(1,))
     thread.start()
     thread.join()
-
-
-def train_model() -> None:
-    model = DistributedDataParallel(torch.nn.Linear(4, 4))
-    if RANK == 1:
-        model.module.weight.register_hook(log_gradient)
-    beat(STEPS)
-    model(torch.ones(2, 4)).sum().backward()
-
-
-def log_gradient(gradient: Any) -> None:
-    time.sleep(FOREVER)
 
 
 # The trainer of rank 1 waits for its own main thread, and no other rank does anything wrong. That

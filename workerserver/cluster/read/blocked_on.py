@@ -79,6 +79,12 @@ class Blocked:
         return on_others(self.thread)
 
     @property
+    def on_child(self) -> bool:
+        """It waits for a process of its own, by what its worker tells."""
+        waits = self.thread.waits if self.thread is not None else None
+        return waits is not None and waits.kind == "process"
+
+    @property
     def on_no_rank(self) -> bool:
         """It surely waits for no other rank, whatever it has issued before."""
         if self.location is None or self.on_ranks or self.helped:

@@ -224,10 +224,8 @@ def still(
         return before.main_digest == after.main_digest
     blocked = blocked or blocked_on(after.threads, now)
     if then.frames == now.frames:
-        child = (
-            now.waits is not None and now.waits.kind == "process"
-        )  # no polling: waitpid() sleeps
-        return (blocked.polls and not child) or not _ran(then, now)
+        # Who waits for a child sleeps in waitpid(): no polling.
+        return (blocked.polls and not blocked.on_child) or not _ran(then, now)
     return blocked.polls and _same_wait(blocked_on(before.threads, then), blocked)
 
 

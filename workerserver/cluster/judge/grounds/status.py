@@ -33,7 +33,6 @@ from workerserver.cluster.judge.grounds.going_on import belong_together, overdue
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.suspicions import Suspicions
 from workerserver.cluster.model import Frame
-from workerserver.cluster.read.blocked_on import Blocked
 
 __all__ = ["MORE_SECONDS", "Conclusion", "Status", "conclude"]
 
@@ -123,14 +122,9 @@ def _is_sure(job: Job, suspicions: Suspicions, accusation: Accusation) -> bool:
     if job.gil(rank) is not None:
         return True
     blocked = job.blocked[rank]  # one look doesn't tell a thread that wants the GIL from a lock
-    if job.before is None and (blocked.kind in ("sleep", "io") or _on_child(blocked)):
+    if job.before is None and (blocked.kind in ("sleep", "io") or blocked.on_child):
         return False  # nor a loop that writes, or that starts one child after the other
     return is_elsewhere(job, rank) and not blocked.guessed and blocked.kind != "unknown"
-
-
-def _on_child(blocked: Blocked) -> bool:
-    waits = blocked.thread.waits if blocked.thread is not None else None
-    return waits is not None and waits.kind == "process"
 
 
 def _is_old(job: Job, wait: Wait) -> bool:
