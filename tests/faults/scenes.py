@@ -123,7 +123,7 @@ class Scene:
 
     Of a healthy job: *moments*: when it is looked at, in seconds. *earns*: heartbeats or recorders
     tell that it goes on, so that "could not tell" would be wrong. *slow_rank*: the straggler that
-    is named; -1 if any may be. *wrong*: why some verdict on it is still wrong."""
+    is named; -1 if any may be."""
 
     name: str
     play: Play
@@ -137,7 +137,6 @@ class Scene:
     earns: bool = False
     slow_rank: int | None = None
     moments: Sequence[float] = ()
-    wrong: str = ""
 
     @property
     def family(self) -> str:
@@ -205,7 +204,6 @@ def healthy(
     slow_rank: int | None = None,
     moments: Sequence[float] = MOMENTS,
     stock: bool = False,
-    wrong: str = "",
 ) -> Decorator:
     """A job without any fault, looked at at *moments*."""
 
@@ -221,7 +219,6 @@ def healthy(
                 slow_rank=slow_rank,
                 moments=moments,
                 stock=() if stock else None,
-                wrong=wrong,
             )
         )
         return play

@@ -38,8 +38,6 @@ def look(scene: scenes.Scene, kind: str | None = None) -> None:
 
 def marked(scene: scenes.Scene) -> object:
     marks: list[Any] = [pytest.mark.long] * (scene.family == "pausing")
-    if scene.wrong:  # in some looks, not in all
-        marks.append(pytest.mark.xfail(strict=False, reason=scene.wrong))
     return pytest.param(scene, marks=marks, id=scene.name)
 
 
