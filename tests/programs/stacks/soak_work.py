@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import traceback
 from collections.abc import Callable, Generator
 from itertools import count, islice
@@ -27,6 +28,7 @@ async def chain(n: int) -> None:
         await chain(n - 1)
     else:
         recurse(50)
+        time.sleep(0)  # snapshots mostly see where a thread gives the GIL away
     await asyncio.sleep(0)
 
 
