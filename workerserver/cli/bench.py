@@ -50,6 +50,11 @@ The worker goes on training. A ping costs it next to nothing. But each dump_trac
 ?mode=nogil), and each handler in Python, takes the GIL from the training loop for a while. A bench
 does that as often as it can, or R times a second.
 """
+#: Why no request is measured where the token would have to be proven.
+_BARE = (
+    "{}: bench sends the same bytes each time, so it can't prove that it knows the token, and "
+    "would send the token itself: measure a Unix socket of this user, or give --send-token"
+)
 EPILOG = """\
 latency: from the sending of the request to the last byte of the answer. With --rate there are three
 times instead. response: from when the request was due to the last byte of the answer. service: from
@@ -90,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
         seconds=options.duration if bounded else SECONDS,
         timeout=options.timeout,
     )
-    _ask_once(plan, options.timeout, token)
+    _ask_once(plan, options.timeout, token, options.send_token)
     interrupted = False
     try:
         result = load.run()
@@ -109,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "workerserver bench",
         usage="%(prog)s TARGET [NAME[?key=value]] [--requests N | --duration S] [--rate R]\n"
-        "       [--connections N] [--fresh] [--timeout S] [--json]",
+        "       [--connections N] [--fresh] [--timeout S] [--json] [--send-token]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -147,6 +152,11 @@ def _parser() -> argparse.ArgumentParser:
         help="for each request (default 10)",
     )
     parser.add_argument("--json", action="store_true", help="print one object")
+    parser.add_argument(
+        "--send-token",
+        action="store_true",
+        help="send the token in clear to an address that is no Unix socket of this user",
+    )
     return parser
 
 
@@ -212,19 +222,30 @@ def _load(plan: Plan, token: str | None, *, requests: int, seconds: float, timeo
         raise TargetError(worker.address, error.strerror or str(error)) from None
 
 
-def _ask_once(plan: Plan, timeout: float, token: str | None) -> None:
+def _ask_once(plan: Plan, timeout: float, token: str | None, send_token: bool) -> None:
     """One request that is not measured. TargetError if its answer is no success: there would be
-    nothing to measure but failures."""
+    nothing to measure but failures. UsageError if the token may not be sent there as it is."""
+    worker = plan.worker
+    if token is not None and not worker.unix and not send_token:
+        raise UsageError(_BARE.format(worker.address))
 
-    async def talk(visit: Visit) -> None:
+    async def talk(visit: Visit) -> bool:
         await visit.ask(plan.question)
+        return visit.shows_token
 
-    options = {"deadline": timeout, "token": token, "token_name": token_name()}
+    options = {
+        "deadline": timeout,
+        "token": token,
+        "token_name": token_name(),
+        "send_token": send_token,
+    }
     for worker, outcome in in_order([plan.worker], talk, **options):
         if isinstance(outcome, Failure):
             if outcome.text.startswith((NO_SOCKET, REFUSED)):
                 raise NoJobError(f"{worker.address}: {outcome.text}")
             raise TargetError(worker.address, outcome.text)
+        if token is not None and not outcome:
+            raise UsageError(_BARE.format(worker.address))
 
 
 # --- output -----------------------------------------------------------------------------------

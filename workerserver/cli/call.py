@@ -118,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
         "workerserver call",
         usage="%(prog)s NAME [key=value...] TARGET [--timeout S] [--json] [--raw] [-o FILE]\n"
         "       [--store HOST:PORT] [--hosts FILE] [--dns NAME:PORT] [--collectors HOST:PORT]\n"
-        "       [--slurm] [--port PORT] [--world-size N] [--cacert FILE]",
+        "       [--slurm] [--port PORT] [--world-size N] [--cacert FILE] [--cert FILE]\n"
+        "       [--key FILE] [--send-token]",
         description="Call handler NAME in one worker, or in every worker that TARGET stands for. "
         "TARGET can be left out if an option says where the workers are.",
         epilog=TOKEN_HELP,

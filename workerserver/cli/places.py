@@ -14,6 +14,7 @@ from workerserver.cluster.find.discovery import Found, Options, discover, look_a
 from workerserver.cluster.model import Worker
 
 __all__ = [
+    "SEND_TOKEN_HELP",
     "TARGET_HELP",
     "add_places",
     "client_options",
@@ -28,7 +29,14 @@ TARGET_HELP = (
     "a Unix socket, a folder, pattern or template ({rank}) of them, host:port, a URL, or the pid "
     "of a worker or of its launcher"
 )
-TOKEN_HELP = "A token is taken from WORKERSERVER_TOKEN or WORKERSERVER_TOKEN_FILE."
+TOKEN_HELP = (
+    "A token is taken from WORKERSERVER_TOKEN or WORKERSERVER_TOKEN_FILE. It is not sent: the "
+    "workers and this command prove to each other that they know it."
+)
+SEND_TOKEN_HELP = (
+    "send the token itself, in clear without https, and believe workers that prove nothing: for "
+    "workers that are older than this command, and for stock torch workers"
+)
 
 
 def add_places(parser: argparse.ArgumentParser, *, targets: bool) -> None:
@@ -69,6 +77,11 @@ def add_places(parser: argparse.ArgumentParser, *, targets: bool) -> None:
     where.add_argument(
         "--cacert", metavar="FILE", help="the certificate authorities for https addresses"
     )
+    where.add_argument(
+        "--cert", metavar="FILE", help="the certificate that https workers are shown, with its key"
+    )
+    where.add_argument("--key", metavar="FILE", help="its key, if that is in a file of its own")
+    where.add_argument("--send-token", action="store_true", help=SEND_TOKEN_HELP)
 
 
 def is_place_named(options: argparse.Namespace) -> bool:
@@ -120,14 +133,20 @@ def failed(error: ClusterError) -> CommandError:
 def client_options(options: argparse.Namespace) -> dict[str, Any]:
     """How the cluster's Client is to ask: deadline, token and certificates. UsageError."""
     try:
-        tls = tls_context(options.cacert) if options.cacert is not None else None
+        tls = None
+        if options.key is not None and options.cert is None:
+            raise UsageError("--key is of use with --cert only")
+        if options.cacert is not None or options.cert is not None:
+            tls = tls_context(options.cacert, options.cert, options.key)
     except ClusterError as error:
         raise UsageError(str(error)) from None
     return {
         "deadline": options.deadline,
         "token": read_token(),
         "token_name": token_name(),
+        "send_token": options.send_token,
         "tls": tls,
+        "authority": options.cacert is not None,
     }
 
 

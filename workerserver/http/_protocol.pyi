@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import Callable
 from typing import final
 
+from workerserver._parser import ParsedRequest
 from workerserver.http.access import AccessPolicy
 from workerserver.http.limits import Limits
 from workerserver.http.routes import Router
@@ -9,6 +10,8 @@ from workerserver.process.acceptor import Place
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
 from workerserver.types import Response
+
+__pyx_capi__: dict[str, object]
 
 @final
 class ServerState:
@@ -42,7 +45,14 @@ class ServerState:
     ) -> None: ...
 
 def date_field(second: int) -> bytes: ...
+def proof_key(token: bytes) -> bytes: ...
+def is_proof(value: bytes | None) -> bool: ...
 def whole_reply(response: Response, close: bool) -> bytes: ...
+
+@final
+class Session:
+    def judge(self, key: bytes, request: ParsedRequest) -> bool: ...
+    def challenge(self, key: bytes) -> tuple[tuple[str, str], ...]: ...
 
 @final
 class WorkerProtocol:

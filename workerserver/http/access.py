@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from workerserver.http._protocol import is_proof, proof_key
 from workerserver.types import Forbidden, Unauthorized, WorkerServerError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class NativeForm(NamedTuple):
     names: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = ()
     token: bytes = b""
+    key: bytes = b""
     uid: int = -1
     refusal: type[Unauthorized] | None = None
 
@@ -170,7 +172,7 @@ def hosts_from_environment() -> tuple[str, ...]:
 
 
 class BearerToken(Rule):
-    """The request carries the token (RFC 6750, 2.1)."""
+    """The request carries the token (RFC 6750, 2.1), or proves that its client knows the token."""
 
     asks_secret = True
 
@@ -178,16 +180,30 @@ class BearerToken(Rule):
         from hmac import compare_digest  # with hashlib: milliseconds that not everybody pays
 
         self._token = token.encode()
+        self._key = proof_key(self._token)
         self._same = compare_digest
 
     def check(self, request: ParsedRequest) -> None:
+        if is_proof(request.authorization):
+            session = request.session
+            if session is None:
+                raise Unauthorized
+            if not session.judge(self._key, request):
+                raise Unauthorized(session.challenge(self._key))
+            return
         scheme, _, given = (request.authorization or b"").partition(b" ")
         matches = self._same(given.strip(), self._token)
         if scheme.lower() != b"bearer" or not matches:
             raise Unauthorized
 
     def native(self) -> NativeForm:
-        return NativeForm("token", (b"authorization",), token=self._token, refusal=Unauthorized)
+        return NativeForm(
+            "token",
+            (b"authorization",),
+            token=self._token,
+            key=self._key,
+            refusal=Unauthorized,
+        )
 
 
 class OwnUser(Rule):

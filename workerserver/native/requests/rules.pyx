@@ -7,6 +7,9 @@ judges it.
 
 from libc.string cimport memcmp, memcpy, memset
 
+from workerserver.http._protocol cimport (
+    WS_NO_PROOF, WS_PROVEN, proof_is_ours, proof_judge, ws_session,
+)
 from workerserver.native.system cimport (
     AF_INET, AF_INET6, SOL_SOCKET, SO_PEERCRED, getsockopt, inet_pton, socklen_t, ucred,
 )
@@ -107,14 +110,36 @@ cdef Judgement _judge_token(
     return JUDGED_PASSED if different == 0 else JUDGED_REFUSED
 
 
+cdef Judgement _judge_proof(
+    const Rule* rule, const char* data, const Recognised* request, ws_session* session
+) noexcept nogil:
+    """access.BearerToken, for an Authorization of our own scheme."""
+    cdef const char* method = b"GET" if request.method == METHOD_GET else b"POST"
+    cdef size_t size = <size_t>request.path_length
+    if session == NULL or rule.key == NULL:
+        return JUDGED_OPEN
+    if request.query:
+        size = <size_t>(request.query + request.query_length - request.path)
+    if proof_judge(
+        session, rule.key, data + request.authorization, <size_t>request.authorization_length,
+        method, 3 if request.method == METHOD_GET else 4, data + request.path, size,
+    ) == WS_PROVEN:
+        return JUDGED_PASSED
+    return JUDGED_REFUSED
+
+
 cdef Judgement _ask(
-    const Rule* rule, const unsigned char* raw, const Recognised* request
+    const Rule* rule, const unsigned char* raw, const Recognised* request, ws_session* session
 ) noexcept nogil:
     if rule.kind == RULE_WEB_PAGE or rule.kind == RULE_PEER:
         return JUDGED_PASSED
     if rule.kind == RULE_HOST and _host_allowed(rule, &raw[request.host], request.host_length):
         return JUDGED_PASSED
     if rule.kind == RULE_TOKEN:
+        if proof_is_ours(
+            <const char*>&raw[request.authorization], <size_t>request.authorization_length
+        ):
+            return _judge_proof(rule, <const char*>raw, request, session)
         return _judge_token(
             &rule.token, &raw[request.authorization], request.authorization_length
         )
@@ -122,16 +147,19 @@ cdef Judgement _ask(
 
 
 cdef Judgement permitted(
-    const TableData* table, const char* data, const Recognised* request, const Rule** refusing
+    const TableData* table, const char* data, const Recognised* request, ws_session* session,
+    const Rule** refusing,
 ) noexcept nogil:
     """See the .pxd."""
     cdef Judgement judgement
     cdef int i
     refusing[0] = NULL
+    if session != NULL:
+        session.verdict = WS_NO_PROOF
     if request.length > table.max_head or request.fields > table.max_fields:
         return JUDGED_OPEN
     for i in range(table.rule_count):
-        judgement = _ask(&table.rules[i], <const unsigned char*>data, request)
+        judgement = _ask(&table.rules[i], <const unsigned char*>data, request, session)
         if judgement == JUDGED_REFUSED:
             refusing[0] = &table.rules[i]
         if judgement != JUDGED_PASSED:
@@ -270,14 +298,14 @@ cdef const Route* find(
 
 
 cdef const Route* judge(
-    const TableData* table, const char* data, const Recognised* request, Parameters* parameters
+    const TableData* table, const char* data, const Recognised* request, ws_session* session,
+    Parameters* parameters, const Rule** refusing,
 ) noexcept nogil:
     """See the .pxd."""
-    cdef const Rule* refusing
-    cdef Judgement judgement = permitted(table, data, request, &refusing)
+    cdef Judgement judgement = permitted(table, data, request, session, refusing)
     parameters.permitted = judgement == JUDGED_PASSED
     if parameters.permitted:
         return find(table, data, request, parameters)
-    if judgement == JUDGED_REFUSED and refusing.refuses:
-        return &refusing.refusal
+    if judgement == JUDGED_REFUSED and refusing[0].refuses:
+        return &refusing[0].refusal
     return NULL
