@@ -39,7 +39,7 @@ from workerserver.process.sockets import (
     close_accepted,
     fill_standard_descriptors,
 )
-from workerserver.process.tls import tls_from_environment
+from workerserver.process.tls import ServerTls, tls_from_environment
 from workerserver.types import Response
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ class WorkerServer:
         self._unix = port == -1
         self._token = token or token_from_environment()
         self._hosts = () if self._unix else (host_or_file, *hosts_from_environment())
-        self._tls = None if self._unix and tls is None else tls or tls_from_environment()
+        self._tls = None if tls is None else ServerTls(tls)
+        if self._tls is None and not self._unix:
+            self._tls = tls_from_environment()
         if self._tls is not None and (self._unix or transport == "native"):
             raise ValueError(f"no TLS on {'a Unix socket' if self._unix else 'transport native'}")
         self._transport = _choose_transport(transport if self._tls is None else "uvloop")
