@@ -30,7 +30,7 @@ from workerserver.http.routes import Router
 from workerserver.job import presence
 from workerserver.process._pulse import immortalise
 from workerserver.process.acceptor import Acceptor, Figures, Rules, descriptor_line
-from workerserver.process.credentials import token_from_environment
+from workerserver.process.credentials import Token, tokens_from_environment
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
 from workerserver.process.sockets import (
@@ -92,7 +92,7 @@ class WorkerServer:
         self._host_or_file = host_or_file
         self._asked = _address_key(host_or_file, port)
         self._unix = port == -1
-        self._token = token or token_from_environment()
+        self._tokens = (Token("", "admin", token),) if token else tokens_from_environment()
         self._hosts = () if self._unix else (host_or_file, *hosts_from_environment())
         self._tls = None if tls is None else ServerTls(tls)
         if self._tls is None and not self._unix:
@@ -134,7 +134,7 @@ class WorkerServer:
         presence.serves(self, self.address, unix=self._unix, tls=self.tls)
 
     def _check_exposure(self, host: str, port: int) -> None:
-        if self._token is not None or _is_loopback(host):
+        if self._tokens or _is_loopback(host):
             return
         if os.environ.get("WORKERSERVER_REQUIRE_TOKEN") == "1":
             raise RuntimeError(f"Error binding to {host}:{port}") from PermissionError(
@@ -148,14 +148,15 @@ class WorkerServer:
         )
 
     def _start(self, limits: Limits) -> None:
+        self._router = Router(self.registry, self._metrics)
         policy = AccessPolicy(
             standard_rules(
                 unix=self._unix,
-                token=self._token,
+                token=self._tokens,
                 hosts=self._hosts,
+                needs=self._router.needs,
             )
         )
-        self._router = Router(self.registry, self._metrics)
         self._pool = DaemonPool(limits.max_threads)
         self._thread = LoopThread.acquire()
         try:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from workerserver.cli.errors import NoJobError, TargetError, UsageError
 from workerserver.cli.places import failed
 from workerserver.cli.text import count, escape_line, positive_seconds, write_table, write_text
-from workerserver.cli.token import read_token, token_name
+from workerserver.cli.token import read_token, token_name, which_token
 from workerserver.cluster.addresses import host_port
 from workerserver.cluster.ask.client import Visit
 from workerserver.cluster.ask.exchange import Question, request_parts
@@ -238,6 +238,7 @@ def _ask_once(plan: Plan, timeout: float, token: str | None, send_token: bool) -
         "token": token,
         "token_name": token_name(),
         "send_token": send_token,
+        "which": which_token(),
     }
     for worker, outcome in in_order([plan.worker], talk, **options):
         if isinstance(outcome, Failure):

@@ -7,7 +7,7 @@ from typing import Any
 
 from workerserver.cli.errors import CommandError, NoJobError, UsageError
 from workerserver.cli.text import count
-from workerserver.cli.token import read_token, token_name
+from workerserver.cli.token import read_token, token_name, which_token
 from workerserver.cluster.ask.client import tls_context
 from workerserver.cluster.errors import ClusterError, NoJob, Unanswered
 from workerserver.cluster.find.discovery import Found, Options, discover, look_around
@@ -145,6 +145,7 @@ def client_options(options: argparse.Namespace) -> dict[str, Any]:
         "token": read_token(),
         "token_name": token_name(),
         "send_token": options.send_token,
+        "which": which_token(),
         "tls": tls,
         "authority": options.cacert is not None,
     }

@@ -4,6 +4,7 @@ from typing import final
 
 from workerserver._parser import ParsedRequest
 from workerserver.http.access import AccessPolicy
+from workerserver.http.audit import Audit
 from workerserver.http.limits import Limits
 from workerserver.http.routes import Router
 from workerserver.process.acceptor import Place
@@ -24,6 +25,7 @@ class ServerState:
     requests: dict[tuple[str, int], int]
     limits: Limits
     is_unix: bool
+    audit: Audit
     stall_seconds: float
     drain_seconds: float
     closing: bool
@@ -51,8 +53,8 @@ def whole_reply(response: Response, close: bool) -> bytes: ...
 
 @final
 class Session:
-    def judge(self, key: bytes, request: ParsedRequest) -> bool: ...
-    def challenge(self, key: bytes) -> tuple[tuple[str, str], ...]: ...
+    def judge(self, keys: tuple[bytes, ...], request: ParsedRequest) -> int: ...
+    def challenge(self, keys: tuple[bytes, ...]) -> tuple[tuple[str, str], ...]: ...
 
 @final
 class WorkerProtocol:

@@ -132,6 +132,7 @@ cdef class WorkerProtocol:
         try:
             self._state.policy.admit(sock)
         except WorkerServerError as error:
+            self._state.audit.refused_connection(str(error), self._transport)
             self._fail(error)
             return False
         except Exception as error:  # a rule's own mistake: a connection that it can't judge
@@ -214,6 +215,8 @@ cdef class WorkerProtocol:
                 try:
                     request = self._parser.next_request()
                 except WorkerServerError as error:
+                    if error.status == 401 or error.status == 403:  # before the body has come
+                        self._state.audit.refused(error.status, b"?", b"?", self._transport)
                     self._fail(error)
                     return 0
                 if request is None:
@@ -336,7 +339,11 @@ cdef class WorkerProtocol:
                 raise ServerBusy(_UNSENT)
             if kind != "inline" and not handler.acquire():
                 raise HandlerBusy(handler.name, handler.limit)
+            if handler.audited:
+                state.audit.served(handler.permission, handler.name, self._transport)
         except WorkerServerError as error:
+            if handler is None and (error.status == 401 or error.status == 403):
+                state.audit.refused(error.status, request.method, request.path, self._transport)
             if isinstance(error, ProtocolError):
                 self._fail(error)
             else:

@@ -18,6 +18,9 @@ static const char MAC[] = ", m=";
 static const char LABEL[] = "workerserver proof 1"; /* without its NUL: 20 bytes */
 enum { LABEL_SIZE = sizeof LABEL - 1, FORM = sizeof HELLO - 1, BETWEEN = 4 };
 
+/* What a greeting ends with: for which token it is. */
+static const char *const WANTED[WS_TOKENS] = {"", ", t=read", ", t=profile", ", t=admin"};
+
 static const char DIGITS[] = "0123456789abcdef";
 
 static void put_hex(char *out, const unsigned char *bytes, size_t size) {
@@ -139,15 +142,29 @@ static bool holds(
     return body == NULL || same(hashed, body, WS_KEY);
 }
 
+/* The place of the token that a greeting is for; -1: it is no greeting. */
+static int greeted(const char *value, size_t size, unsigned char guest[WS_NONCE]) {
+    size_t plain = FORM + 2 * WS_NONCE;
+    if (size < plain || memcmp(value, HELLO, FORM) != 0 || !get_hex(guest, WS_NONCE, value + FORM))
+        return -1;
+    for (int i = 0; i < WS_TOKENS; i++) {
+        size_t more = strlen(WANTED[i]);
+        if (size == plain + more && memcmp(value + plain, WANTED[i], more) == 0)
+            return i;
+    }
+    return -1;
+}
+
 ws_verdict ws_proof_judge(
     ws_session *session, const unsigned char key[WS_KEY], const char *value, size_t size,
     const char *method, size_t method_size, const char *target, size_t target_size,
     const unsigned char *body
 ) {
     unsigned char guest[WS_NONCE];
+    int wanted = greeted(value, size, guest);
     session->verdict = WS_DOUBTED;
-    if (size == FORM + 2 * WS_NONCE && memcmp(value, HELLO, FORM) == 0 &&
-        get_hex(guest, WS_NONCE, value + FORM)) {
+    if (wanted >= 0) {
+        session->wanted = wanted;
         memcpy(session->guest, guest, WS_NONCE);
         session->challenged = false; /* the nonces of the session before no longer count */
         session->verdict = WS_GREETED;
@@ -171,10 +188,10 @@ size_t ws_proof_challenge(
 ) {
     static const unsigned char nothing[WS_KEY];
     unsigned char proof[WS_KEY];
-    bool greeted = session->verdict == WS_GREETED && worker_size <= WS_WORKER;
+    bool asked = session->verdict == WS_GREETED && key != NULL && worker_size <= WS_WORKER;
     size_t at = put_text(out, "WWW-Authenticate: Bearer\r\nWWW-Authenticate: WorkerServer v=1");
     session->verdict = WS_NO_PROOF;
-    if (greeted && randomly(session->nonce, WS_NONCE)) {
+    if (asked && randomly(session->nonce, WS_NONCE)) {
         ws_blake2b(worker, worker_size, session->worker, WS_KEY);
         memcpy(session->key, key, WS_KEY);
         session->counter = 0;

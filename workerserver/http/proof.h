@@ -15,6 +15,7 @@ enum {
     WS_WORKER = 192,     /* bytes of a text that says who the worker is */
     WS_CHALLENGE = 640,  /* room for the lines of a challenge */
     WS_PROVEN_LINE = 96, /* room for the line that proves an answer */
+    WS_TOKENS = 4,       /* that a worker may have: for everything, read, profile, admin */
 };
 
 typedef enum {
@@ -25,6 +26,7 @@ typedef enum {
 } ws_verdict;
 
 typedef struct {
+    int wanted;                   /* the place of the token that a greeting is for */
     bool challenged;              /* the fields down to `key` are filled */
     unsigned char nonce[WS_NONCE];
     unsigned char guest[WS_NONCE]; /* the client's nonce */
@@ -53,7 +55,8 @@ ws_verdict ws_proof_judge(
 
 /* Begins the session anew with the key, in answer to WS_GREETED. Writes whole header lines, and
  * returns their size. Without randomness there is no session, and the lines say so. `worker`:
- * "PID RANK JOB", at most WS_WORKER bytes. For WS_DOUBTED: lines without a challenge. */
+ * "PID RANK JOB", at most WS_WORKER bytes. For WS_DOUBTED, and for a key of NULL: lines without a
+ * challenge. */
 size_t ws_proof_challenge(
     ws_session *session, const unsigned char key[WS_KEY], const char *worker, size_t worker_size,
     char out[WS_CHALLENGE]

@@ -14,12 +14,15 @@ from workerserver.types import (
     NotFound,
     Range,
     Response,
+    WorkerServerError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from workerserver._parser import ParsedRequest
     from workerserver.http.registry import Registry
+    from workerserver.process.credentials import Permission
 
 __all__ = ["Router"]
 
@@ -37,12 +40,12 @@ class Router:
         presence.tell(anew=True)
         # Made per server: their counters of running requests are the server's own.
         self._pages = {
-            "/": Handler("/", self._index, inline=True),
-            PREFIX: Handler(PREFIX, self._names, inline=True),
-            "/healthz": Handler("/healthz", self._healthz, inline=True),
+            "/": Handler("/", self._index, inline=True, permission="read"),
+            PREFIX: Handler(PREFIX, self._names, inline=True, permission="read"),
+            "/healthz": Handler("/healthz", self._healthz, inline=True, permission="read"),
         }
         if metrics is not None:
-            self._pages["/metrics"] = Handler("/metrics", metrics)  # its first call imports
+            self._pages["/metrics"] = Handler("/metrics", metrics, permission="read")
         # (method, raw path) -> (handler, decoded path), for handlers of the registry's own.
         self._cache: dict[tuple[bytes, bytes], tuple[Handler, str]] = {}
         self._cache_version = -1
@@ -67,6 +70,13 @@ class Router:
         if len(self._cache) < MAX_CACHED and self._lasting(handler):
             self._cache[(method, raw_path)] = (handler, path)
         return handler, path
+
+    def needs(self, request: ParsedRequest) -> Permission:
+        """What the client's token has to permit. What is not there tells nobody anything."""
+        try:
+            return self.resolve(request.method, request.path)[0].permission
+        except WorkerServerError:
+            return "read"
 
     def _find(self, method: bytes, path: str) -> Handler:
         page = self._pages.get(path)

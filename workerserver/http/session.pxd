@@ -9,6 +9,7 @@ cdef extern from "proof.h" nogil:
         WS_CHALLENGE
         WS_PROVEN_LINE
         WS_WORKER
+        WS_TOKENS
     ctypedef enum ws_verdict:
         WS_NO_PROOF
         WS_GREETED
@@ -16,6 +17,7 @@ cdef extern from "proof.h" nogil:
         WS_PROVEN
     ctypedef struct ws_session:
         ws_verdict verdict
+        int wanted
 
 
 cdef class Session:
@@ -29,15 +31,15 @@ cdef class Session:
 # Whether the value of an Authorization field is of our scheme.
 cdef bint proof_is_ours(const char *value, size_t size) noexcept nogil
 
-# What a request without a body proves; see proof.h.
+# What a request without a body proves; see proof.h. *keys*: WS_TOKENS, NULL where there is none.
 cdef ws_verdict proof_judge(
-    ws_session *session, const unsigned char *key, const char *value, size_t size,
+    ws_session *session, const unsigned char **keys, const char *value, size_t size,
     const char *method, size_t method_size, const char *target, size_t target_size,
 ) noexcept nogil
 
 # Writes the header lines of a 401, with a challenge if the client wants one; their size.
 cdef size_t proof_challenge(
-    ws_session *session, const unsigned char *key, char *out
+    ws_session *session, const unsigned char **keys, char *out
 ) noexcept nogil
 
 # Writes the line that proves an answer, which uses the request's counter up; 0 if the request was

@@ -51,22 +51,43 @@ cdef bint proof_is_ours(const char *value, size_t size) noexcept nogil:
 
 
 cdef ws_verdict proof_judge(
-    ws_session *session, const unsigned char *key, const char *value, size_t size,
+    ws_session *session, const unsigned char **keys, const char *value, size_t size,
     const char *method, size_t method_size, const char *target, size_t target_size,
 ) noexcept nogil:
     cdef unsigned char nothing[WS_KEY]
     ws_blake2b(NULL, 0, nothing, WS_KEY)
-    return ws_proof_judge(
-        session, key, value, size, method, method_size, target, target_size, nothing
-    )
+    _judge_all(session, keys, value, size, method, method_size, target, target_size, nothing)
+    return session.verdict
+
+
+cdef int _judge_all(
+    ws_session *session, const unsigned char **keys, const char *value, size_t size,
+    const char *method, size_t method_size, const char *target, size_t target_size,
+    const unsigned char *body
+) noexcept nogil:
+    """The place of the key that the request proves; -1: of none. The verdict is the session's."""
+    cdef ws_verdict verdict
+    cdef int i
+    session.verdict = WS_DOUBTED
+    for i in range(WS_TOKENS):
+        if keys[i] == NULL:
+            continue
+        verdict = ws_proof_judge(
+            session, keys[i], value, size, method, method_size, target, target_size, body
+        )
+        if verdict == WS_PROVEN:
+            return i
+        if verdict == WS_GREETED:
+            break
+    return -1
 
 
 cdef size_t proof_challenge(
-    ws_session *session, const unsigned char *key, char *out
+    ws_session *session, const unsigned char **keys, char *out
 ) noexcept nogil:
     cdef char worker[WS_WORKER]
     cdef size_t size = worker_text(worker, WS_WORKER)
-    return ws_proof_challenge(session, key, worker, size, out)
+    return ws_proof_challenge(session, keys[session.wanted], worker, size, out)
 
 
 cdef void proof_hash(const char *body, size_t size, unsigned char *out) noexcept nogil:
@@ -89,6 +110,20 @@ cdef size_t proof_answer_hashed(
     return ws_proof_answer(session, status, hashed, out)
 
 
+cdef int _take_keys(tuple keys, const unsigned char **out) except -1:
+    """*keys*, which have to live as long as *out*: b"" where there is no token."""
+    cdef bytes key
+    cdef int i
+    if len(keys) != WS_TOKENS:
+        raise ValueError(f"{len(keys)} keys")
+    for i in range(WS_TOKENS):
+        key = keys[i]
+        if len(key) not in (0, WS_KEY):
+            raise ValueError("no key of a token")
+        out[i] = <const unsigned char *>PyBytes_AS_STRING(key) if key else NULL
+    return 0
+
+
 @cython.final
 cdef class Session:
     """What one connection has proven. Used by the loop's thread only, and only while the loop owns
@@ -106,36 +141,36 @@ cdef class Session:
         self.session.verdict = WS_NO_PROOF
         return 0
 
-    def judge(self, bytes key not None, ParsedRequest request not None):
-        """Whether *request*, which is of our scheme, proves that its client knows the token behind
-        *key*. Without its body, what the body says is left open."""
+    def judge(self, tuple keys not None, ParsedRequest request not None):
+        """The place, in *keys*, of the token that the client of *request*, which is of our scheme,
+        proves to know; -1: of none. Without its body, what the body says is left open."""
+        cdef const unsigned char *raw[WS_TOKENS]
         cdef unsigned char hashed[WS_KEY]
         cdef bytes value = request.authorization
         cdef bytes body = request.body
         cdef const char *data = PyBytes_AS_STRING(body)
         cdef size_t size = len(body)
-        if len(key) != WS_KEY:
-            raise ValueError("no key of a token")
+        _take_keys(keys, raw)
         if size > QUICK:
             with nogil:
                 ws_blake2b(data, size, hashed, WS_KEY)
         else:
             ws_blake2b(data, size, hashed, WS_KEY)
-        return ws_proof_judge(
-            self.session, <const unsigned char *>PyBytes_AS_STRING(key),
-            PyBytes_AS_STRING(value), len(value),
+        return _judge_all(
+            self.session, raw, PyBytes_AS_STRING(value), len(value),
             PyBytes_AS_STRING(request.method), len(request.method),
             PyBytes_AS_STRING(request.target), len(request.target),
             hashed if request.whole else NULL,
-        ) == WS_PROVEN
+        )
 
-    def challenge(self, bytes key not None):
+    def challenge(self, tuple keys not None):
         """The fields of a 401, by name and value: what a client that did not prove anything needs
         to try, if it has asked for that."""
+        cdef const unsigned char *raw[WS_TOKENS]
         cdef char out[WS_CHALLENGE]
-        cdef size_t size = proof_challenge(
-            self.session, <const unsigned char *>PyBytes_AS_STRING(key), out
-        )
+        cdef size_t size
+        _take_keys(keys, raw)
+        size = proof_challenge(self.session, raw, out)
         lines = out[:size].decode("ascii").split("\r\n")
         return tuple(tuple(line.split(": ", 1)) for line in lines if line)
 

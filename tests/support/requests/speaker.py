@@ -18,9 +18,9 @@ def challenge_of(reply: Reply) -> str:
 class Speaker:
     """Both halves of what is said on *client*; nothing is sent unless a method says so."""
 
-    def __init__(self, client: Client, token: str = TOKEN) -> None:
+    def __init__(self, client: Client, token: str = TOKEN, name: str = "") -> None:
         self.client = client
-        self.proof = Proof(key_of(token))
+        self.proof = Proof(key_of(token), name)
 
     def greet(self) -> Meeting:
         """Send the greeting, and read what the worker proves."""

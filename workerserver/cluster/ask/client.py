@@ -63,7 +63,7 @@ class Client:
     With a *token*, an answer counts only if its worker knows the token too: the worker proves that,
     and so does the client (token/trust.py). With *send_token* the token goes to each worker as it
     is, but to no Unix socket of a user whom we have no reason to trust, and each answer counts.
-    *token_name* tells in messages where the token came from.
+    *token_name* tells in messages where the token came from, *which* is its name (Token.name).
 
     ``patience`` holds shorter deadlines for workers that did not answer before. ``stop()`` ends all
     visits under way; the caller gets the results until then. ``questions`` and ``bytes_received``
@@ -79,6 +79,7 @@ class Client:
         token: str | None = None,
         token_name: str = "the token",
         send_token: bool = False,
+        which: str = "",
         tls: ssl.SSLContext | None = None,
         authority: bool | None = None,
     ) -> None:
@@ -94,6 +95,7 @@ class Client:
         self._bearer = None if token is None else f"Bearer {token}"
         self._token_name = token_name
         self._send_token = send_token
+        self.which = which
         self.stopped = False
         self._tls = tls
         self.authority = tls is not None if authority is None else authority

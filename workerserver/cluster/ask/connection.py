@@ -310,6 +310,9 @@ class Means(Protocol):
     def key(self) -> bytes | None: ...
 
     @property
+    def which(self) -> str: ...
+
+    @property
     def authority(self) -> bool: ...
 
     def terms(self, worker: Worker, uid: int | None) -> Terms: ...
@@ -364,7 +367,7 @@ def _agree(connection: Connection, worker: Worker, means: Means) -> Connection:
     if means.key is not None:
         connection.terms = means.terms(worker, connection.peer_uid)
         if connection.terms.proves:
-            connection.proof = Proof(means.key)
+            connection.proof = Proof(means.key, means.which)
     return connection
 
 

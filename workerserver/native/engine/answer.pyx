@@ -174,12 +174,14 @@ cdef void _send_proven(
 
 
 cdef void send_challenge(
-    Connection *connection, const Answer *answer, int route, const unsigned char *key,
+    Connection *connection, const Answer *answer, int route, const Rule *refusing,
     bint keep_alive
 ) noexcept nogil:
-    """*answer* is that for requests without a token; the client has asked to prove the token."""
+    """*answer* is what *refusing* answers without a token; the client has asked to prove one."""
     cdef char lines[WS_CHALLENGE]
-    cdef size_t size = proof_challenge(&connection.session, key, lines)
+    cdef size_t size = proof_challenge(
+        &connection.session, <const unsigned char **>refusing.keys, lines
+    )
     send_reply(
         connection, route, answer.status, b"text/plain", 10, lines, size,
         answer.data + answer.head + 2, answer.size - answer.head - 2, keep_alive, NULL,

@@ -183,7 +183,7 @@ cdef bint _answer(
     ):
         send_joined(connection, joined)
         send_challenge(
-            connection, &listener.answers[route.action >> 8], connection.route, refusing.key,
+            connection, &listener.answers[route.action >> 8], connection.route, refusing,
             request.keep_alive,
         )
     elif action == ACTION_STATIC or (late and action == ACTION_LATE):

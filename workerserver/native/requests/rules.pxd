@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t
 
-from workerserver.http._protocol cimport ws_session
+from workerserver.http._protocol cimport WS_TOKENS, ws_session
 
 
 cdef enum QueryRule:
@@ -61,8 +61,8 @@ cdef struct Rule:  # an access.NativeForm
     RuleKind kind
     const Text* names  # RULE_HOST: lower case; one that begins with "." ends further names
     int name_count
-    Text token  # RULE_TOKEN
-    const unsigned char* key  # RULE_TOKEN: of WS_KEY bytes, for proofs; NULL: it takes none
+    Text tokens[WS_TOKENS]  # RULE_TOKEN; those of no length are none
+    const unsigned char *keys[WS_TOKENS]  # ... of WS_KEY bytes, for proofs; NULL: there is none
     uint32_t uid  # RULE_PEER
     bint refuses  # there is an answer for a request that the rule refuses: ...
     Route refusal  # ... this route; only its action counts

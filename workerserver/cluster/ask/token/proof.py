@@ -38,16 +38,20 @@ def key_of(token: str) -> bytes:
 
 
 class Proof:
-    """The client's half, on one connection. ``rank`` and ``pid`` are the worker's own, once it has
+    """The client's half, on one connection, with the key of a token; *token* is its name: "" is the
+    one for everything, else its permission. ``rank`` and ``pid`` are the worker's own, once it has
     proven itself; ``rank`` is None if it has none."""
 
-    __slots__ = ("_asked", "_counter", "_guest", "_key", "_nonce", "_worker", "met", "pid", "rank")
+    __slots__ = (
+        "_asked", "_counter", "_guest", "_key", "_nonce", "_token", "_worker", "met", "pid", "rank",
+    )  # fmt: skip
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, token: str = "") -> None:
         self.met = False
         self.pid: int | None = None
         self.rank: int | None = None
         self._key = key
+        self._token = token
         self._guest = os.urandom(NONCE_BYTES)
         self._nonce = b""
         self._worker = NOTHING
@@ -56,7 +60,8 @@ class Proof:
 
     def greeting(self) -> str:
         """The Authorization field of the first request."""
-        return f"WorkerServer v=1, n={self._guest.hex()}"
+        which = f", t={self._token}" if self._token else ""
+        return f"WorkerServer v=1, n={self._guest.hex()}{which}"
 
     def meet(self, challenge: str) -> Meeting:
         """Read the WWW-Authenticate field of the answer to the greeting."""
