@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "registration": {"process"},
     "server": {"handlers", "http", "job", "native", "process", "types"},
     "control_plane": {"collector", "job", "process", "registration", "server"},
+    "integrations": {"control_plane", "process"},
     "loadgen": {"process"},
     # The operator's side. Five modules are its base. "cluster" itself has only lazy names.
     "cluster": {"process"},

@@ -5,46 +5,27 @@ Nothing tells the commands where the workers are.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from importlib.util import find_spec
-from typing import Any
 
 import pytest
-from support.lifecycle import PROGRAMS, environment
-
-SANDBOX = ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "--kill-child"]
+from support.jobs.machine import Said, can_unshare, tell
+from support.lifecycle import PROGRAMS
 
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.slow,
     pytest.mark.timeout(280),
     pytest.mark.skipif(find_spec("torch") is None, reason="needs torch"),
-    pytest.mark.skipif(
-        os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare"
-    ),
+    pytest.mark.skipif(not can_unshare(), reason="needs root and unshare"),
 ]
-
-Said = dict[str, Any]
 
 
 def scene(name: str) -> Said:
     """What the commands said in a scene of programs/job/alone.py."""
-    done = subprocess.run(
-        [*SANDBOX, sys.executable, str(PROGRAMS / "job/alone.py"), name],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "unshare failed" in done.stderr or "mount" in done.stderr.partition(":")[0]:
-        pytest.skip(f"no namespaces here: {done.stderr}")
-    assert done.returncode == 0, done.stderr
-    found: Said = json.loads(done.stdout)
-    return found
+    said = tell("job/alone.py", name)
+    if said is None:
+        pytest.skip("no namespaces here")
+    return said
 
 
 def brief(said: Said) -> tuple[int, str | None, int, int]:

@@ -224,6 +224,8 @@ class _Split(Generic[R]):
     def _view(
         self, job: Group | None, workers: Sequence[Worker], gone: Sequence[RankState]
     ) -> JobView[R]:
+        if len(workers) == 1 and not gone and self.asked in (None, 1):
+            self._name_the_only_one(workers[0])
         mine = set(workers)
         rounds = []
         for look in self.rounds:
@@ -258,6 +260,15 @@ class _Split(Generic[R]):
                 "is not read"
             )
         return lines
+
+    def _name_the_only_one(self, worker: Worker) -> None:
+        """A process that no launcher has started, and that is in no process group, is rank 0."""
+        known = self.identities[worker]
+        if known is None or known.world_size is not None or self._rank(worker) is not None:
+            return
+        if known.agent is not None and known.agent.partition(":")[0] == str(self._pid(worker)):
+            for state in self.states[worker]:
+                state.rank = 0
 
     def _name_the_silent(
         self, size: int, workers: Sequence[Worker], gone: Sequence[RankState]

@@ -1,0 +1,71 @@
+"""A real Slurm on this machine, by the recipes of docs/howto/slurm.md: ranks 0-1 on one node, ranks
+2-3 on another one, and rank 2 hangs.
+
+Run by ``make test-integrations`` if Slurm is installed: ``apt-get install slurmctld slurmd
+slurm-client``.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+from support.jobs.machine import Said, can_unshare, tell
+from support.lifecycle import PROGRAMS
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.torch,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not can_unshare(), reason="needs root and unshare"),
+    pytest.mark.skipif(shutil.which("slurmctld") is None, reason="needs slurm-wlm"),
+]
+
+SOURCE = (PROGRAMS / "launches/plant.py").read_text().splitlines()
+LINE = next(n for n, text in enumerate(SOURCE, 1) if "time.sleep(10_000)" in text)
+WHERE = rf"it stands in load_shard\(\), plant\.py:{LINE}$"
+
+
+def scene(name: str) -> Said:
+    """What the commands said in a scene of programs/launches/slurm.py."""
+    said = tell("launches/slurm.py", name)
+    if said is None:
+        pytest.skip("no namespaces here")
+    return said
+
+
+def names(answer: Said, rank: int, ranks: int) -> bool:
+    """Whether the verdict names *rank* alone, and all *ranks* have answered."""
+    first, second = answer["said"][:2]
+    if second.startswith("job "):
+        second = next(line for line in answer["said"] if " ranks answered" in line)
+    return (
+        answer["status"] == 1
+        and re.match(rf"rank {rank} has not entered .*{WHERE}", first) is not None
+        and second.startswith(f"{ranks} of {ranks} ranks answered")
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["a_task_for_each_rank", "torchrun_as_the_one_task", "salloc", "a_requeue"]
+)
+def test_the_rank_is_named_from_everywhere(name: str) -> None:
+    """By the recipe, by ``srun --overlap`` in the job, and by the plain command on a node."""
+    said = scene(name)
+    for way in ("recipe", "in the job", "outside"):
+        assert names(said[way], 2, 4), (way, said)
+    if "first" in said:
+        assert names(said["first"], 2, 4), said
+    assert said["log"].count("workerserver: serving on ") == (2 if "first" in said else 1)
+
+
+def test_the_tasks_of_an_array_are_jobs() -> None:
+    said = scene("an_array")
+    assert names(said["outside"], 1, 2), said
+    assert names(said["hung"], 1, 2), said
+    assert said["healthy"]["status"] == 0, said
+    lines = said["outside"]["said"]
+    assert lines[1] == f"job slurm-{said['job']}_1.0, 1 of 2; the others:"
+    assert lines[2].startswith(f"  slurm-{said['job']}_0.0: no rank is stuck")
