@@ -4,7 +4,7 @@ commands.md   what each command's ``--help`` says
 api.md        signatures and docstrings of what ``workerserver`` and its integrations export
 variables.md  the tables of README's configuration
 metrics.md    what a server that runs here answers to ``GET /metrics``
-json.md       what docs/diagnose.md says of ``--json``
+json.md       what docs/diagnose.md says of ``--json``, and the JSON Schemas
 
 ``make docs`` runs this; nothing of it is in the repository.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import http.client
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -22,7 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import workerserver
-from workerserver.cli import COMMANDS
+from workerserver.cli.commands import COMMANDS, NAMES
+from workerserver.cli.schema import schema_of
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Docstrings say ``::`` where Markdown wants a colon and an indented block.
@@ -54,7 +56,7 @@ def commands() -> Iterator[str]:
     yield "# Commands"
     yield "`python -m workerserver` is the same as `workerserver`."
     yield f"```text\n{said('--help')}\n```"
-    for command in COMMANDS:
+    for command in NAMES:
         yield f"## {command}"
         yield f"```text\n{said(command, '--help')}\n```"
 
@@ -153,6 +155,12 @@ def variables() -> Iterator[str]:
 def json_output() -> Iterator[str]:
     yield "# JSON"
     yield section("docs/diagnose.md", "--json", links="")
+    yield "## Schemas"
+    yield "`workerserver schema COMMAND` prints the same."
+    for command in COMMANDS:
+        if command.json:
+            yield f"### {command.name}"
+            yield f"```json\n{json.dumps(schema_of(command.name), indent=1)}\n```"
 
 
 # ---- metrics
