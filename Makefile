@@ -86,8 +86,8 @@ test-cpythons: build
 INTEGRATIONS ?= .venv-integrations
 $(INTEGRATIONS)/.installed: pyproject.toml constraints.txt
 	test -x $(INTEGRATIONS)/bin/python || $(PYTHON) -m venv $(INTEGRATIONS)
-	$(INTEGRATIONS)/bin/pip install --quiet --constraint constraints.txt Cython setuptools wheel
-	$(INTEGRATIONS)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation \
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --constraint constraints.txt Cython setuptools wheel
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
 	    --editable '.[integrations]'
 	@touch $@
 
@@ -99,7 +99,7 @@ test-integrations: build $(INTEGRATIONS)/.installed
 DOCS ?= .venv-docs
 $(DOCS)/.installed: pyproject.toml constraints.txt
 	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
-	$(DOCS)/bin/pip install --quiet --constraint constraints.txt 'mkdocs-material>=9.6'
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt 'mkdocs-material>=9.6'
 	@touch $@
 
 docs: build $(DOCS)/.installed

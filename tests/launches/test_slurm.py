@@ -38,13 +38,11 @@ def scene(name: str) -> Said:
 
 def names(answer: Said, rank: int, ranks: int) -> bool:
     """Whether the verdict names *rank* alone, and all *ranks* have answered."""
-    first, second = answer["said"][:2]
-    if second.startswith("job "):
-        second = next(line for line in answer["said"] if " ranks answered" in line)
+    lines = answer["said"]
     return (
         answer["status"] == 1
-        and re.match(rf"rank {rank} has not entered .*{WHERE}", first) is not None
-        and second.startswith(f"{ranks} of {ranks} ranks answered")
+        and re.match(rf"rank {rank} has not entered .*{WHERE}", lines[0]) is not None
+        and any(line.startswith(f"{ranks} of {ranks} ranks answered") for line in lines)
     )
 
 
@@ -61,11 +59,17 @@ def test_the_rank_is_named_from_everywhere(name: str) -> None:
     assert said["log"].count("workerserver: serving on ") == (2 if "first" in said else 1)
 
 
+def test_a_signal_before_the_time_limit_keeps_the_verdict() -> None:
+    said = scene("before_the_limit")
+    assert names(said["verdict"], 2, 4), said
+    assert said["states"] == ["R"], "the job has ended with the signal"
+
+
 def test_the_tasks_of_an_array_are_jobs() -> None:
     said = scene("an_array")
     assert names(said["outside"], 1, 2), said
     assert names(said["hung"], 1, 2), said
     assert said["healthy"]["status"] == 0, said
-    lines = said["outside"]["said"]
-    assert lines[1] == f"job slurm-{said['job']}_1.0, 1 of 2; the others:"
-    assert lines[2].startswith(f"  slurm-{said['job']}_0.0: no rank is stuck")
+    lines = "\n".join(said["outside"]["said"])
+    assert f"job slurm-{said['job']}_1.0, 1 of 2" in lines
+    assert f"  slurm-{said['job']}_0.0: no rank is stuck" in lines

@@ -234,9 +234,29 @@ def a_requeue() -> Said:
     return {"first": first, **from_everywhere(job), "job": job}
 
 
+def before_the_limit() -> Said:
+    """The signal that Slurm sends before the time limit."""
+    job = submit(script("Before the time limit"), "--chdir", str(FOLDER), HANG="2")
+    begun(4)
+    until(1, *ask(job))  # the hang is old enough
+    verdict = FOLDER / f"verdict-{job}.txt"
+    assert said("scancel", "--batch", "--signal=USR1", job)["status"] == 0
+    wait_until(lambda: verdict.exists() and "ranks answered" in verdict.read_text(), 120)
+    return {
+        "verdict": {"status": 1, "said": verdict.read_text().splitlines()},
+        "states": said("squeue", "-h", "-o", "%t")["said"],
+    }
+
+
 SCENES: dict[str, Callable[[], Said]] = {
     each.__name__: each
-    for each in (a_task_for_each_rank, torchrun_as_the_one_task, an_array, a_requeue)
+    for each in (
+        a_task_for_each_rank,
+        torchrun_as_the_one_task,
+        an_array,
+        a_requeue,
+        before_the_limit,
+    )
 }
 
 
