@@ -148,12 +148,13 @@ class WorkerServer:
         )
 
     def _start(self, limits: Limits) -> None:
-        self._router = Router(self.registry, self._metrics)
+        self._router = Router(self.registry, self._metrics, for_browsers=not self._unix)
         policy = AccessPolicy(
             standard_rules(
                 unix=self._unix,
                 token=self._tokens,
                 hosts=self._hosts,
+                tls=self.tls,
                 needs=self._router.needs,
             )
         )

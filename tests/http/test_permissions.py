@@ -17,6 +17,7 @@ from workerserver.http.audit import Audit
 from workerserver.http.registry import Registry
 from workerserver.process.credentials import Token, permits, tokens_from_environment
 from workerserver.server import WorkerServer
+from workerserver.types import Forbidden, NotFound, Unauthorized
 
 LINUX = sys.platform == "linux"
 KINDS: tuple[Kind, ...] = ("unix", "tcp", "uvloop-unix", "uvloop-tcp", "tls")
@@ -223,14 +224,15 @@ def test_lines_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
     log = Audit(lambda: now[0])
     for _ in range(1000):
-        log.refused(401, b"GET", b"/\r\nfalse line", None)
+        log.failed(Forbidden("a\r\nfalse line"), None)
     assert len(lines(caplog)) == audit.MAX_LINES
-    assert lines(caplog)[0] == r"refused with 401: GET /\r\nfalse line"
+    assert lines(caplog)[0] == r"refused with 403: Forbidden: a\r\nfalse line"
     now[0] += audit.SECONDS
-    log.refused(401, b"GET", b"/", None)
+    log.failed(Unauthorized(), None)
+    log.failed(NotFound(), None)
     assert lines(caplog)[-2:] == [
         f"{1000 - audit.MAX_LINES} more lines were left out",
-        "refused with 401: GET /",
+        "refused with 401: Unauthorized: a valid bearer token is required",
     ]
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from workerserver.cli.errors import UsageError
-from workerserver.process.credentials import Token, tokens_from_environment
+from workerserver.process.credentials import Token, token_in, tokens_from_environment
 
 __all__ = ["read_token", "token_name", "which_token"]
 
 
-def read_token() -> str | None:
-    """The token of the environment that permits most, or None.
+def read_token(path: str | None = None) -> str | None:
+    """The token in the file *path*; without a path, that of the environment that permits most, or
+    None.
 
     UsageError if the token can't be had or can't be part of a header field.
     """
-    token = _token()
+    token = _token(path)
     if token is None:
         return None
     if not all("!" <= c <= "~" for c in token.secret):
@@ -21,20 +22,22 @@ def read_token() -> str | None:
     return token.secret
 
 
-def which_token() -> str:
+def which_token(path: str | None = None) -> str:
     """Its name: "" for the one for everything, else what it permits."""
-    token = _token()
+    token = _token(path)
     return "" if token is None else token.name
 
 
-def token_name() -> str:
+def token_name(path: str | None = None) -> str:
     """What messages call the token: the variable, or the file, that it came from."""
-    token = _token()
+    token = _token(path)
     return f"the token in {token.source.rpartition(' ')[2]}" if token is not None else "the token"
 
 
-def _token() -> Token | None:
+def _token(path: str | None) -> Token | None:
     try:
+        if path is not None:
+            return Token("", "admin", token_in(path, "--token-file"), path)
         tokens = tokens_from_environment()
     except ValueError as error:
         raise UsageError(str(error)) from None

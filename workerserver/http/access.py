@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from workerserver.http._protocol import is_proof, proof_key
+from workerserver.http.ui import UI
 from workerserver.process.credentials import Permission, Token, permits
 from workerserver.types import Forbidden, Unauthorized, WorkerServerError
 
@@ -93,13 +94,33 @@ class Rule:
 
 
 class NoWebPages(Rule):
-    """No request that a browser sends on behalf of a web page."""
+    """No request that a browser sends on behalf of a web page, unless it is this server's own.
+
+    *scheme*, http or https, is that of the server's own page (http/ui); None: it has no page. The
+    browser says that the request comes from that page: the Origin is the scheme with the Host of
+    the request, and Sec-Fetch-Site is same-origin. Whether the Host is a name of this server, the
+    rule HostNames says.
+    """
 
     only_cross_site = True
 
+    def __init__(self, scheme: str | None = None) -> None:
+        self._own = None if scheme is None else f"{scheme}://".encode()
+
     def check(self, request: ParsedRequest) -> None:
-        if request.cross_site:
+        if request.cross_site and not self._is_own_page(request):
             raise Forbidden("requests made by a web page are not served")
+
+    def _is_own_page(self, request: ParsedRequest) -> bool:
+        if self._own is None or not request.host:
+            return False
+        said = [
+            (name, value)
+            for name, value in request.headers
+            if name in (b"origin", b"sec-fetch-site")
+        ]
+        own = (b"origin", self._own + request.host.lower())
+        return sorted(said) == [own, (b"sec-fetch-site", b"same-origin")]
 
     def native(self) -> NativeForm:
         # A request with a field by which a page shows is never recognised: see recognise.pyx.
@@ -176,10 +197,13 @@ def hosts_from_environment() -> tuple[str, ...]:
 
 
 class BearerToken(Rule):
-    """The request carries a token (RFC 6750, 2.1), or proves that its client knows one.
+    """The request carries a token (RFC 6750, 2.1), or proves that its client knows one, or asks for
+    the page where a person types the token in.
 
-    *needs* gives the permission that a request needs; it is asked only if some token does not
-    permit everything. ``graded``: there is such a token.
+    *page* is the path of that page, if there is one. It tells nothing of the job, so a browser gets
+    it without a token. Who asks for it has shown no secret: see connection.pyx. *needs* gives the
+    permission that a request needs; it is asked only if some token does not permit everything.
+    ``graded``: there is such a token.
     """
 
     asks_secret = True
@@ -187,6 +211,7 @@ class BearerToken(Rule):
     def __init__(
         self,
         tokens: str | Iterable[Token],
+        page: str | None = None,
         needs: Callable[[ParsedRequest], Permission] | None = None,
     ) -> None:
         from hmac import compare_digest  # with hashlib: milliseconds that not everybody pays
@@ -202,6 +227,7 @@ class BearerToken(Rule):
         self._permissions: tuple[Any, ...] = tuple(permissions)
         self._keys = tuple(proof_key(secret) if secret else b"" for secret in secrets)
         self._same = compare_digest
+        self._page = None if page is None else page.encode()
         self._needs = needs
         self.graded = any(
             secret and permission != "admin"
@@ -209,6 +235,8 @@ class BearerToken(Rule):
         )
 
     def check(self, request: ParsedRequest) -> None:
+        if request.path == self._page and request.method in (b"GET", b"HEAD"):
+            return
         place = self._place(request)
         if self.graded:
             need: Permission = "admin" if self._needs is None else self._needs(request)
@@ -284,13 +312,15 @@ def standard_rules(
     unix: bool,
     token: str | Sequence[Token] | None = None,
     hosts: Iterable[str] = (),
+    tls: bool = False,
     needs: Callable[[ParsedRequest], Permission] | None = None,
 ) -> tuple[Rule, ...]:
     """The rules of a listener on a Unix socket, else of one on TCP. *needs*: the permission that a
     request needs; without it, only a token for everything is of use."""
-    rules: list[Rule] = [NoWebPages(), OwnUser() if unix else HostNames(hosts)]
+    scheme = None if unix else "https" if tls else "http"
+    rules: list[Rule] = [NoWebPages(scheme), OwnUser() if unix else HostNames(hosts)]
     if token:
-        rules.append(BearerToken(token, needs))
+        rules.append(BearerToken(token, None if unix else UI, needs))
     return tuple(rules)
 
 

@@ -9,7 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from workerserver.types import WorkerServerError
+
+if TYPE_CHECKING:
+    from workerserver._parser import ParsedRequest
 
 __all__ = ["Audit"]
 
@@ -18,6 +23,7 @@ logger = logging.getLogger("workerserver.audit")
 #: At most so many lines in so many seconds; the others are only counted.
 MAX_LINES = 20
 SECONDS = 10.0
+REFUSALS = (401, 403)
 MAX_PATH_CHARACTERS = 100
 
 
@@ -30,20 +36,26 @@ class Audit:
         self._lines = 0
         self._left_out = 0
 
-    def refused(self, status: int, method: bytes, path: bytes, transport: Any) -> None:
-        """A request got *status*, 401 or 403; its path is as it came."""
-        self._write("refused with %d: %s %s", (status, _shown(method), _shown(path)), transport)
+    def failed(
+        self, error: WorkerServerError, transport: Any, request: ParsedRequest | None = None
+    ) -> None:
+        """*error* is the answer to *request*; None: to a connection, or to a request whose body has
+        not come. A line if somebody is refused."""
+        if error.status not in REFUSALS:
+            return
+        if request is None:
+            self._write("refused with %d: %s", (error.status, _shown(str(error))), transport)
+            return
+        what = request.method.decode("latin-1"), request.path.decode("latin-1")
+        self._write("refused with %d: %s %s", (error.status, *map(_shown, what)), transport)
 
     def refused_many(self, count: int) -> None:
         """The I/O thread has refused *count* requests without a valid token by itself."""
         self._write("refused with 401: %d more requests", (count,))
 
-    def refused_connection(self, reason: str, transport: Any) -> None:
-        self._write("refused a connection: %s", (reason,), transport)
-
     def served(self, permission: str, name: str, transport: Any) -> None:
         """Handler *name*, which needs *permission*, is about to run."""
-        self._write("%s: handler %s", (permission, _shown(name.encode())), transport)
+        self._write("%s: handler %s", (permission, _shown(name)), transport)
 
     def _write(self, text: str, values: tuple[object, ...], transport: Any = None) -> None:
         if not logger.isEnabledFor(logging.INFO):
@@ -61,9 +73,9 @@ class Audit:
         logger.info(f"{text}%s", *values, _from(transport))
 
 
-def _shown(text: bytes) -> str:
+def _shown(text: str) -> str:
     """For one line of a log: ASCII without control characters."""
-    return ascii(text[:MAX_PATH_CHARACTERS].decode("latin-1"))[1:-1]
+    return ascii(text[:MAX_PATH_CHARACTERS])[1:-1]
 
 
 def _from(transport: Any) -> str:

@@ -16,6 +16,7 @@ from asyncio import CancelledError, Future
 from functools import partial
 
 from workerserver.http.responses import error_response, failure
+from workerserver.http.ui import UI as _PAGE
 from workerserver.types import (
     Forbidden, HandlerBusy, ProtocolError, RequestTimeout, ServerBusy, WorkerServerError,
 )
@@ -27,6 +28,7 @@ cdef object _logger = logging.getLogger("workerserver")
 
 cdef Py_ssize_t MAX_READ_AHEAD_BYTES = 64 * 1024  # bytes kept for requests whose turn has not come
 cdef Py_ssize_t MAX_JOINED_BYTES = 16 * 1024  # bodies up to this are copied behind their head
+cdef bytes _UI = _PAGE.encode()
 cdef str _SHARE = "its loop has used its share of the processor; this request was not run"
 cdef str _UNSENT = "replies that their clients don't read fill the memory set aside for them"
 
@@ -132,7 +134,6 @@ cdef class WorkerProtocol:
         try:
             self._state.policy.admit(sock)
         except WorkerServerError as error:
-            self._state.audit.refused_connection(str(error), self._transport)
             self._fail(error)
             return False
         except Exception as error:  # a rule's own mistake: a connection that it can't judge
@@ -215,8 +216,6 @@ cdef class WorkerProtocol:
                 try:
                     request = self._parser.next_request()
                 except WorkerServerError as error:
-                    if error.status == 401 or error.status == 403:  # before the body has come
-                        self._state.audit.refused(error.status, b"?", b"?", self._transport)
                     self._fail(error)
                     return 0
                 if request is None:
@@ -320,7 +319,7 @@ cdef class WorkerProtocol:
             # As policy.check() does, without the time for another call.
             for check in state._checks if request.cross_site else state._plain_checks:
                 check(request)
-            if self._trust is not None:
+            if self._trust is not None and request.path != _UI:  # that needs no token
                 self._trust()
                 self._trust = None
             handler, path = state.router.resolve(request.method, request.path)
@@ -342,11 +341,10 @@ cdef class WorkerProtocol:
             if handler.audited:
                 state.audit.served(handler.permission, handler.name, self._transport)
         except WorkerServerError as error:
-            if handler is None and (error.status == 401 or error.status == 403):
-                state.audit.refused(error.status, request.method, request.path, self._transport)
             if isinstance(error, ProtocolError):
                 self._fail(error)
             else:
+                state.audit.failed(error, self._transport, request)
                 self._respond("" if handler is None else handler.name, error_response(error))
             return 0
         except Exception as error:  # a mistake of ours, or of torch's registry
@@ -430,6 +428,7 @@ cdef class WorkerProtocol:
 
     cdef int _fail(self, error) except -1:
         """Answer with *error*, whatever was asked, and close."""
+        self._state.audit.failed(error, self._transport)
         self._hold(0)
         self._write_response("", error_response(error), True, False, False, None)
         self._finish()

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Annotated
 
 from workerserver._parser import unquote
+from workerserver.http import ui
 from workerserver.http.registry import Handler
 from workerserver.job import presence
 from workerserver.process._pulse import health
@@ -34,7 +35,13 @@ MAX_CACHED = 256
 class Router:
     """``resolve()`` is for the loop's thread. Everything else is read-only, for any thread."""
 
-    def __init__(self, registry: Registry, metrics: Callable[[], Response] | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        metrics: Callable[[], Response] | None = None,
+        *,
+        for_browsers: bool = False,
+    ) -> None:
         self.registry = registry
         self.started = time.monotonic()
         presence.tell(anew=True)
@@ -45,7 +52,11 @@ class Router:
             "/healthz": Handler("/healthz", self._healthz, inline=True, permission="read"),
         }
         if metrics is not None:
+            # Its first call imports.
             self._pages["/metrics"] = Handler("/metrics", metrics, permission="read")
+        if for_browsers:
+            # Its first call reads files.
+            self._pages[ui.UI] = Handler(ui.UI, ui.page, permission="read")
         # (method, raw path) -> (handler, decoded path), for handlers of the registry's own.
         self._cache: dict[tuple[bytes, bytes], tuple[Handler, str]] = {}
         self._cache_version = -1

@@ -12,6 +12,7 @@ __all__ = [
     "permits",
     "plain_reason",
     "token_from_environment",
+    "token_in",
     "tokens_from_environment",
 ]
 
@@ -80,19 +81,29 @@ def _read(variable: str) -> tuple[str | None, str]:
     """The token that *variable* holds or points to, and where it is from."""
     token = os.environ.get(variable, "").strip()
     path = os.environ.get(f"{variable}_FILE", "")
-    source = variable
     if not token and path:
-        source = f"{variable}_FILE {path}"
-        try:
-            with open(path, encoding="utf-8") as file:
-                token = file.readline(MAX_LINE_CHARACTERS).strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{source}: {plain_reason(error)}") from error
-        if not token:
-            raise ValueError(f"{source}: the first line is empty, so there is no token")
+        return token_in(path, f"{variable}_FILE"), f"{variable}_FILE {path}"
+    return _checked(token, variable) or None, variable
+
+
+def token_in(path: str, named_by: str) -> str:
+    """The first line of the file *path*, without spaces around it. ValueError, which begins with
+    *named_by*, if there is none, or if no request can carry it."""
+    source = f"{named_by} {path}"
+    try:
+        with open(path, encoding="utf-8") as file:
+            token = file.readline(MAX_LINE_CHARACTERS).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source}: {plain_reason(error)}") from error
+    if not token:
+        raise ValueError(f"{source}: the first line is empty, so there is no token")
+    return _checked(token, source)
+
+
+def _checked(token: str, source: str) -> str:
     if not token.isprintable():
         raise ValueError(f"{source}: the token holds a line break or another control character")
-    return token or None, source
+    return token
 
 
 def plain_reason(error: OSError | UnicodeDecodeError) -> str:

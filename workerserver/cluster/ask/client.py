@@ -17,9 +17,9 @@ from workerserver.cluster.ask.collector_format import relay_failure, relayed
 from workerserver.cluster.ask.connection import Connection, connect
 from workerserver.cluster.ask.exchange import Answer, Progress, Question, request_parts
 from workerserver.cluster.ask.fanout import descriptors_left, fan_out
+from workerserver.cluster.ask.token.certificates import tls_context
 from workerserver.cluster.ask.token.proof import Meeting, Proof, key_of
 from workerserver.cluster.ask.token.trust import Terms, terms
-from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.failures import (
     Failed,
     other_version,
@@ -365,10 +365,9 @@ class Visit:
         return self._connection.peer_pid
 
     @property
-    def shows_token(self) -> bool:
-        """Whether the token is sent on the connection as it is."""
-        connection = self._connection
-        return connection is not None and connection.proof is None and connection.terms.bare
+    def may_send_token(self) -> bool:
+        """Whether the token may be sent on the connection as it is."""
+        return self._connection is not None and self._connection.terms.bare
 
     def overdue(self) -> None:
         """End the visit, because its time is over."""
@@ -493,24 +492,6 @@ async def ask(
     """One question to many workers: see :class:`Client`."""
     async with Client(deadline=deadline, concurrency=concurrency, token=token, tls=tls) as client:
         return await client.ask(workers, question, on_answer)
-
-
-def tls_context(
-    ca_file: str | None = None, certificate: str | None = None, key: str | None = None
-) -> ssl.SSLContext:
-    """A context that verifies against the authorities in *ca_file*, or else the system's, and shows
-    *certificate* to workers that ask for one; its *key* is in the same file by default."""
-    try:
-        context = ssl.create_default_context(cafile=ca_file)
-    except OSError as error:  # ssl.SSLError is one
-        raise ClusterError(f"{ca_file}: no certificates: {error.strerror or error}") from None
-    if certificate is not None:
-        try:
-            context.load_cert_chain(certificate, key)
-        except OSError as error:
-            reason = error.strerror or error
-            raise ClusterError(f"{certificate}: no certificate with its key: {reason}") from None
-    return context
 
 
 def run(main: Callable[[Client], Awaitable[T]], **options: Any) -> T:
