@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 
 import pytest
@@ -74,16 +75,15 @@ def with_token(request: bytes, secret: str) -> bytes:
 
 
 def test_what_each_token_permits(address: Address) -> None:
-    with Client(address) as client:
-        for request, permitted in NEEDS:
-            for name, secret in SECRETS.items():
-                reply = client.ask(with_token(request, secret))
-                expected = 200 if name in permitted else 403
-                assert reply.status == expected, (request, name, reply)
-                if expected == 403:
-                    assert f"not {name.lower()}" in reply.text
-            assert client.ask(request).status == 401
-        assert client.ask(with_token(post("nope"), SECRETS["READ"])).status == 404
+    for request, permitted in NEEDS:
+        for name, secret in SECRETS.items():
+            reply = ask(address, with_token(request, secret))
+            expected = 200 if name in permitted else 403
+            assert reply.status == expected, (request, name, reply)
+            if expected == 403:
+                assert f"not {name.lower()}" in reply.text
+        assert ask(address, request).status == 401
+    assert ask(address, with_token(post("nope"), SECRETS["READ"])).status == 404
 
 
 def test_what_each_token_permits_by_proof(address: Address) -> None:
@@ -213,10 +213,13 @@ def test_a_line_about_what_the_io_thread_refuses(
             assert client.ask(post("ping")).status == 401
     publication = served.server._native
     assert publication is not None
-    served.call(publication._tell_refused)
-    assert lines(caplog) == ["refused with 401: 3 more requests"]
-    served.call(publication._tell_refused)
-    assert len(lines(caplog)) == 1
+    for _ in range(2):  # a turn of the loop may have told of some before
+        served.call(publication._tell_refused)
+    told = [
+        re.fullmatch(r"refused with 401: ([0-9]) more requests", each) for each in lines(caplog)
+    ]
+    assert sum(int(each[1]) for each in told if each) == 3
+    assert all(told)
 
 
 def test_lines_are_bounded(caplog: pytest.LogCaptureFixture) -> None:

@@ -224,6 +224,7 @@ class BearerToken(Rule):
             secrets[place] = token.secret.encode()
             permissions[place] = token.permission
         self._tokens = tuple(secrets)
+        self._real = [(place, secret) for place, secret in enumerate(secrets) if secret]
         self._permissions: tuple[Any, ...] = tuple(permissions)
         self._keys = tuple(proof_key(secret) if secret else b"" for secret in secrets)
         self._same = compare_digest
@@ -257,8 +258,8 @@ class BearerToken(Rule):
         scheme, _, given = (request.authorization or b"").partition(b" ")
         given = given.strip()
         found = -1
-        for place, token in enumerate(self._tokens):
-            if self._same(given, token) and token:
+        for place, token in self._real:  # all of them, whichever the first is that fits
+            if self._same(given, token):
                 found = place
         if scheme.lower() != b"bearer" or found < 0:
             raise Unauthorized

@@ -440,9 +440,7 @@ cdef class WorkerProtocol:
         """*session*: where the reply is to be proven, if its request was; None: it has none."""
         cdef dict requests = self._state.requests
         cdef int status
-        cdef bytes body
-        cdef bytes head
-        cdef bytes proof = b""
+        cdef bytes body, head, proof = b""
         self._out.begin(response.sent)
         if not self._out.takes(PyBytes_GET_SIZE(response.body)):
             self._out.went_out(self._transport)
