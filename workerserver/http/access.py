@@ -320,7 +320,7 @@ def standard_rules(
     request needs; without it, only a token for everything is of use."""
     scheme = None if unix else "https" if tls else "http"
     rules: list[Rule] = [NoWebPages(scheme), OwnUser() if unix else HostNames(hosts)]
-    if token:
+    if token is not None and token != ():  # an empty text lets nobody in
         rules.append(BearerToken(token, None if unix else UI, needs))
     return tuple(rules)
 
