@@ -32,7 +32,7 @@ usage: workerserver COMMAND ...
   fr [TARGET...]                   show the flight recorders, by process group
   ping [TARGET...]                 show which workers of a job answer, and how fast
   profile -o FILE [TARGET...]      profile all ranks into one Chrome trace
-  watch --folder DIR [TARGET...]   diagnose again and again, and keep the verdicts
+  watch [TARGET...]                diagnose again and again, and say when the verdict changes
   top [TARGET...]                  show all ranks as a live table
   collector --listen HOST:PORT TARGET...
                                    answer for all workers of this host
@@ -106,7 +106,8 @@ def _run(arguments: Sequence[str]) -> int:
         status: int = command.main(arguments[1:])
         return status
     except CommandError as error:
-        complain(str(error))
+        for line in (str(error), *error.advice):
+            complain(line)
         return error.exit_status
     except KeyboardInterrupt:
         if arguments[0] == "run":  # the program's own: it ends as under plain Python

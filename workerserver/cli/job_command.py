@@ -230,7 +230,10 @@ def look(
 ) -> list[Round]:
     """As many rounds of *workers* as add_rounds()'s options say, with a progress bar. If they don't
     say how many: as many as are *enough*."""
-    with counting("asking", (options.rounds or 1) * len(workers)) as done:
+    then = ""
+    if options.rounds != 1:
+        then = f"{len(workers)} asked; another look {options.interval:g} s after the last one"
+    with counting("asking", len(workers), then) as done:
         return ask(
             options,
             lambda client: collect(
