@@ -8,7 +8,7 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo test test-debug faults simulate test-cuda wheels test-cpythons test-torch soak bench bench-check compare coverage sanitize lint format clean
+.PHONY: help build demo man test test-debug faults simulate test-cuda wheels test-cpythons test-torch soak bench bench-check compare coverage sanitize lint format clean
 
 help:
 	@echo "make demo           start a training job that hangs, and find the rank to blame"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench          compare the server's cost with torch's server and others (ARGS='--list', 'latency --quick')"
 	@echo "make bench-check    compare the ratios of a short run with benchmarks/baseline.json"
 	@echo "make compare        ask four hung jobs with this tool, py-spy, gdb and torch's own frontend"
+	@echo "make man            write the manual pages, into build/man/man1"
 	@echo "make build          make only the virtual environment and the extension modules"
 	@echo "PYTHON=... chooses the interpreter ($(PYTHON)), VENV=... chooses the environment ($(VENV))"
 
@@ -43,6 +44,9 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(PACKAGE)
 	@touch $@
 
 build: $(VENV)/.built
+
+man: build
+	$(PY) -m workerserver man --folder build/man/man1
 
 demo: build
 	$(PY) examples/demo.py $(ARGS)

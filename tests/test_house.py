@@ -56,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     | {
         "cluster.ask", "cluster.find", "cluster.judge", "cluster.read", "cluster.show",
         "collector", "control_plane", "http", "job", "loadgen", "process", "ranks", "server",
+        "__init__",
     },
     "__init__": {"control_plane", "handlers", "http", "process", "server", "types"},
     "__main__": {"cli"},

@@ -19,9 +19,17 @@ from collections.abc import Collection, Iterator, Sequence
 from workerserver.cli.console import Output
 from workerserver.cli.diagnose import STYLES as OF_STATUS
 from workerserver.cli.diagnose import judge
-from workerserver.cli.errors import UsageError
-from workerserver.cli.job_command import ask, by_job, find_all, find_some, job_parser, share
+from workerserver.cli.job_command import (
+    ask,
+    by_job,
+    find_all,
+    find_one_job,
+    job_parser,
+    share,
+    versioned,
+)
 from workerserver.cli.looks import Look, Looker, add_every
+from workerserver.cli.parser import CommandParser
 from workerserver.cli.rows import COLUMNS, Row, rows
 from workerserver.cli.screen import Picture, View, draw, keys, plain, screen
 from workerserver.cli.streams import reader_left
@@ -45,9 +53,7 @@ _TITLES = [title for title, _ in COLUMNS]
 HEADER = (_TITLES[0], _TITLES[-1], *_TITLES[1:-1])
 
 
-def main(argv: Sequence[str]) -> int:
-    """The exit status of the last look: 0 if all workers answer, 1 if some do, 2 if none does, 3 if
-    the job has ended."""
+def make_parser() -> CommandParser:
     parser = job_parser(
         "top",
         "Show all ranks of a job as a live table: the step, the age of the step, the time that the "
@@ -58,15 +64,22 @@ def main(argv: Sequence[str]) -> int:
         "/ filters it by words, states and ranks (no step 2-5), f folds ranks that are alike. "
         "Exit status: 0 all workers answered the last look, 1 some, 2 none, 3 no job.",
         deadline=3.0,
+        examples=(
+            ("workerserver top", "the one job of this user on this machine"),
+            ("workerserver top --every 10 --job train", "a look every ten seconds"),
+            ("workerserver top --count 1 --json", "one look, for a program"),
+        ),
     )
     add_every(parser, 2.0)
-    parser.add_argument("--json", action="store_true", help="print one object per look and line")
-    options = parser.parse_intermixed_args(list(argv))
-    found = find_some(options)
-    if len(found.labels) > 1:
-        names = ", ".join(found.labels)
-        raise UsageError(f"{len(found.labels)} jobs: choose one with --job: {names}")
-    return ask(options, _Top(options, found).run)
+    parser.add_json("one object per look and line")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit status of the last look: 0 if all workers answer, 1 if some do, 2 if none does, 3 if
+    the job has ended."""
+    options = make_parser().parse_intermixed_args(list(argv))
+    return ask(options, _Top(options, find_one_job(options)).run)
 
 
 class _Top:
@@ -137,7 +150,7 @@ class _Top:
                 "status": verdict.status if verdict is not None else None,
                 "suspects": [each.rank for each in verdict.suspects] if verdict is not None else [],
             }
-            sys.stdout.write(json.dumps(value) + "\n")
+            sys.stdout.write(json.dumps(versioned(value)) + "\n")
         elif self.out.console is None:
             if verdict is not None:
                 self.out.line(verdict.sentence)

@@ -17,8 +17,17 @@ from workerserver.cli import complain
 from workerserver.cli.console import Output
 from workerserver.cli.diagnose import STYLES, Judged, judge, report_all
 from workerserver.cli.errors import UsageError
-from workerserver.cli.job_command import ask, by_job, count, find_all, find_some, job_parser
+from workerserver.cli.job_command import (
+    ask,
+    by_job,
+    count,
+    find_all,
+    find_some,
+    job_parser,
+    versioned,
+)
 from workerserver.cli.looks import Look, Looker, add_every
+from workerserver.cli.parser import CommandParser
 from workerserver.cli.streams import reader_left
 from workerserver.cluster.ask.client import Client
 from workerserver.cluster.ask.rounds import EVERYTHING, Round
@@ -37,14 +46,20 @@ _NUMBERS = re.compile(r"[0-9.]+ ?(?:s|ms|%)(?![a-z])|#[0-9]+|(?<=steps )[0-9]+ t
 _STEP = re.compile(r"(?<=step )[0-9]+")
 
 
-def main(argv: Sequence[str]) -> int:
-    """The exit status of the last verdict; 2 without a verdict, 3 without a job."""
+def make_parser() -> CommandParser:
     parser = job_parser(
         "watch",
         "Diagnose a job again and again, and print a line whenever the verdict changes. Each look "
         "finds the workers anew. With --folder, keep all verdicts, with stacks and process groups, "
         "as JSON files. Ctrl-C ends the watch. "
         "Exit status: the status of the last verdict, see diagnose.",
+        examples=(
+            ("workerserver watch", "all jobs of this user on this machine, every 30 seconds"),
+            (
+                "workerserver watch --folder verdicts --every 300 --keep 500 --job train",
+                "one job, every five minutes",
+            ),
+        ),
     )
     parser.add_argument("--folder", metavar="DIR", help="where the files go; made if missing")
     parser.add_argument(
@@ -57,11 +72,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="print every verdict, changed or not"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print the verdicts as diagnose --json, one a line"
-    )
+    parser.add_json("the verdicts as diagnose --json, one a line")
     add_every(parser, 30.0)
-    options = parser.parse_intermixed_args(list(argv))
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit status of the last verdict; 2 without a verdict, 3 without a job."""
+    options = make_parser().parse_intermixed_args(list(argv))
     found = find_some(options)
     folder = Folder(options.folder, options.keep) if options.folder is not None else None
     looker = Looker(found, lambda: find_all(options), every=options.every, most=options.count)
@@ -78,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
             status = judged[0].verdict.status
             if folder is not None:
                 try:
-                    folder.add(look.round.started, report_all(judged))
+                    folder.add(look.round.started, versioned(report_all(judged)))
                 except OSError as error:  # the disk is full, say; the next round may find room
                     what = "this round's file is left out"
                     complain(f"{options.folder}: {error.strerror}; {what}")
@@ -126,7 +144,7 @@ class _Printer:
             changed = list(judged)
         if self._as_json:
             if changed or ended:
-                sys.stdout.write(json.dumps(report_all(judged)) + "\n")
+                sys.stdout.write(json.dumps(versioned(report_all(judged))) + "\n")
         else:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(look.round.started))
             for label in ended:
