@@ -90,7 +90,8 @@ class Router:
             raise NotFound
         handler = self.registry.find(name)
         if method != b"POST":
-            raise MethodNotAllowed("POST")
+            call = f"workerserver call {handler.name} TARGET, or curl -X POST URL"
+            raise MethodNotAllowed("POST", f"To call handler {handler.name}: {call}")
         return handler
 
     def _lasting(self, handler: Handler) -> bool:

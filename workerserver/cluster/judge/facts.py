@@ -202,10 +202,11 @@ class Apart:
 
 @dataclass(frozen=True, slots=True)
 class NoStep:
-    """It has made no step for *age* seconds."""
+    """It has made no step for *age* seconds. *usual*: how long a step takes, if that is known."""
 
     age: float
     step: int | None
+    usual: float | None = None
 
 
 Claim = (

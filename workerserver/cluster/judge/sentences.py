@@ -28,6 +28,8 @@ MAX_STEPS = 4
 MAX_CLAUSES = 5
 #: More operations than so many on each occasion are told.
 MANY = 1.25
+#: So many usual steps without a step are told as such.
+MIN_TIMES = 2.0
 
 Names = Callable[[Sequence[int]], str]
 """Ranks in words: "rank 2", "ranks 0-1,3"."""
@@ -172,7 +174,11 @@ def _p2p(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> str:
 
 def _stalled(claim: facts.NoStep, many: bool, names: Names) -> str:
     verb = "have" if many else "has"
-    return f"{verb} made no step for {claim.age:.0f} s, since step {claim.step}"
+    times = claim.age / claim.usual if claim.usual else 0.0
+    usual = ""
+    if claim.usual is not None and times >= MIN_TIMES:
+        usual = f", {times:.0f} times the usual {duration(claim.usual)}"
+    return f"{verb} made no step for {claim.age:.0f} s{usual}, since step {claim.step}"
 
 
 SENTENCES: Mapping[Reason, Sentence] = {

@@ -508,7 +508,8 @@ class Suspicions:
             if len(job.expected) > 1 and not is_elsewhere(job, rank):
                 continue
             if age >= least and (not still or self._admit(rank, "stalled", [])):
-                self.accuse(Accusation(rank, "stalled", NoStep(age, health.step)))
+                claim = NoStep(age, health.step, job.usual_step(rank))
+                self.accuse(Accusation(rank, "stalled", claim))
 
 
 class Rule(NamedTuple):
