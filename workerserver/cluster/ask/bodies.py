@@ -124,6 +124,7 @@ def health_of(fields: Mapping[str, Any]) -> Health:
         _integer(fields, "group_rank"),
         _text(fields, "host"),
         _seconds(fields, "started"),
+        _integer(fields, "step_thread"),
     )
 
 
