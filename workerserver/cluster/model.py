@@ -252,6 +252,8 @@ class Health:
     host: str | None = None
     started: float | None = None
     step_thread: int | None = None
+    #: It tells more than this client reads: the worker's version is newer.
+    newer: bool = False
 
 
 def cores_used(now: Health | None, before: Health | None) -> float | None:
