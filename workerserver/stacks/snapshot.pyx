@@ -11,8 +11,8 @@ from posix.unistd cimport getpid
 from workerserver.stacks.snapshot cimport (
     WS_DIGEST, WS_JSON, WS_MAX_DEPTH, WS_MAX_FRAMES, WS_MAX_NAME, WS_MAX_THREADS, WS_MODE_GIL,
     WS_MODE_KERNEL, WS_MODE_NOGIL, WS_TEXT, ws_buffer, ws_buffer_free, ws_check_snapshot, ws_format,
-    ws_frame, ws_kernel_free, ws_now, ws_render, ws_render_headers, ws_render_stack,
-    ws_place, ws_selfread_free, ws_selfread_problem, ws_snapshot, ws_thread, ws_waits_free,
+    ws_frame, ws_has_children, ws_kernel_free, ws_now, ws_place, ws_render, ws_render_headers,
+    ws_render_stack, ws_selfread_free, ws_selfread_problem, ws_snapshot, ws_thread, ws_waits_free,
     ws_waits_with_gil,
 )
 
@@ -297,8 +297,10 @@ cdef class Snapshot:
             raise ValueError(f"format must be text, json or digest, not {format}")
         cdef ws_format wanted = FORMATS[format]
         cdef int status
-        if self._c.frame_count > LONG or self._c.thread_count > MANY:
-            # Milliseconds, in JSON two files of /proc for each thread: worth getting the GIL back.
+        cdef bint slow = self._c.frame_count > LONG or self._c.thread_count > MANY
+        if slow or (wanted == WS_JSON and ws_has_children()):
+            # Milliseconds, in JSON two files of /proc for each thread and process: worth getting
+            # the GIL back.
             with nogil:
                 status = ws_render(&self._c, wanted, &out)
         else:

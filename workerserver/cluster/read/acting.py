@@ -80,7 +80,8 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
     """The thread that stands for the rank: the one on which the other ranks depend.
 
     *roots*: where the threads of other ranks began that wait for ranks; one that began there owes
-    them something. Else the main thread acts, unless it only waits for a thread of its own. Then
+    them something. Else the thread acts that made the last heartbeat, if the main thread is in no
+    operation. Else the main thread acts, unless it only waits for a thread of its own. Then
     the thread acts that it joins, or that has its lock, if that is known; else the one single other
     thread in user code that doesn't wait for work. So does that other thread where the one that
     owes something joins it, or waits for its result; and where the main thread is Ray's event loop.
@@ -99,6 +100,9 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
     kind = by_frames(main.frames).kind
     if kind in ON_RANKS:
         return main
+    beats = next((each for each in threads if each.beats and each is not main), None)
+    if beats is not None and root(beats) is not None:
+        return _end(beats, threads) or _joined(beats, threads, main) or beats
     end = _end(main, threads)
     if end is not None:
         return end
