@@ -21,9 +21,10 @@ MAX_DEPTH = WS_MAX_DEPTH
 MAX_THREADS = WS_MAX_THREADS
 MAX_FRAMES = WS_MAX_FRAMES
 
-# A snapshot with more than this is rendered without the GIL.
+# A snapshot with more than this is rendered without the GIL. JSON reads files for each thread.
 cdef size_t LONG = 2000  # frames
 cdef size_t MANY = 50  # threads
+cdef size_t MANY_IN_JSON = 4
 
 cdef tuple MODES = ("gil", "nogil", "kernel")  # by ws_mode
 cdef dict FORMATS = {"text": WS_TEXT, "json": WS_JSON, "digest": WS_DIGEST}
@@ -297,10 +298,13 @@ cdef class Snapshot:
             raise ValueError(f"format must be text, json or digest, not {format}")
         cdef ws_format wanted = FORMATS[format]
         cdef int status
-        cdef bint slow = self._c.frame_count > LONG or self._c.thread_count > MANY
-        if slow or (wanted == WS_JSON and ws_has_children()):
-            # Milliseconds, in JSON two files of /proc for each thread and process: worth getting
-            # the GIL back.
+        if (
+            self._c.frame_count > LONG or self._c.thread_count > MANY
+            or wanted == WS_JSON
+            and (self._c.thread_count > MANY_IN_JSON or ws_has_children())
+        ):
+            # Milliseconds, in JSON up to four files of /proc and 30 us for each thread and process:
+            # worth getting the GIL back.
             with nogil:
                 status = ws_render(&self._c, wanted, &out)
         else:
