@@ -242,7 +242,8 @@ class _Judge:
         if look.begins:
             self._history.clear()
         self._trouble = trouble
-        self._wanted = bool(look.round.states) and (bool(trouble) or quiet)
+        over = all(row["state"] == "ended" for row in table)
+        self._wanted = bool(look.round.states) and not over and (bool(trouble) or quiet)
         if not self._wanted:
             self._history.clear()
             self.verdict = None

@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
                 except OSError as error:  # the disk is full, say; the next round may find room
                     what = "this round's file is left out"
                     complain(f"{options.folder}: {error.strerror}; {what}")
-            printer.show(look, judged)
+            printer.show(look, judged, young=len(history) == 1)
             if folder is None and reader_left():
                 break
         return status
@@ -134,9 +134,14 @@ class _Printer:
         self._out = Output(sys.stdout)
         self._last: dict[str | None, tuple[object, ...]] = {}
 
-    def show(self, look: Look, judged: Sequence[Judged]) -> None:
+    def show(self, look: Look, judged: Sequence[Judged], *, young: bool) -> None:
+        """*young*: there was one look only, which seldom tells: a change to "unclear" has to wait
+        for the next one."""
         now = {each.view.label: essence(each.verdict) for each in judged}
         before, self._last = self._last, now
+        for view, verdict in judged:
+            if young and verdict.status == 2 and view.label in before:
+                now[view.label] = before[view.label]
         changed = [each for each in judged if before.get(each.view.label) != now[each.view.label]]
         living = [label for label, known in before.items() if known[0] != 3]
         ended = [label for label in living if label not in now and judged[0].verdict.status != 3]
