@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Annotated
 
 from workerserver._parser import unquote
+from workerserver.http import ui
 from workerserver.http.registry import Handler
 from workerserver.job import presence
 from workerserver.process._pulse import health
@@ -32,7 +33,13 @@ MAX_CACHED = 256
 class Router:
     """``resolve()`` is for the loop's thread. Everything else is read-only, for any thread."""
 
-    def __init__(self, registry: Registry, metrics: Callable[[], Response] | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        metrics: Callable[[], Response] | None = None,
+        *,
+        for_browsers: bool = False,
+    ) -> None:
         self.registry = registry
         self.started = time.monotonic()
         presence.tell(anew=True)
@@ -43,6 +50,8 @@ class Router:
         }
         if metrics is not None:
             self._functions[METRICS] = metrics
+        if for_browsers:
+            self._functions[ui.UI] = ui.page
         # Made when first asked for: to compile a signature takes longer than most of the start.
         # Made per server: their counters of running requests are the server's own.
         self._pages: dict[str, Handler] = {}
@@ -89,7 +98,7 @@ class Router:
     def _page(self, path: str) -> Handler:
         page = self._pages.get(path)
         if page is None:
-            inline = path != METRICS  # the first call of that one imports
+            inline = path not in (METRICS, ui.UI)  # their first calls import, and read files
             page = self._pages[path] = Handler(path, self._functions[path], inline=inline)
         return page
 
