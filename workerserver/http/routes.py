@@ -99,7 +99,7 @@ class Router:
     def _page(self, path: str) -> Handler:
         page = self._pages.get(path)
         if page is None:
-            inline = path not in (METRICS, ui.UI)  # the first call of those imports or reads files
+            inline = path not in (METRICS, ui.UI)  # their first calls import, and read files
             page = self._pages[path] = Handler(path, self._functions[path], inline=inline)
         return page
 
