@@ -22,7 +22,7 @@ __all__ = ["main"]
 USAGE = """\
 usage: workerserver COMMAND ...
 
-  run [--socket TEMPLATE] [--tcp HOST:PORT] (script.py | -m module) [ARGS...]
+  run [--socket TEMPLATE] [--tcp HOST:PORT] [--blackbox DIR] (script.py | -m module) [ARGS...]
                                    run an unchanged program with a server inside it
   call NAME [key=value...] TARGET  call a handler and print what it answers
   ls [TARGET...]                   list workers, and how each is doing
@@ -34,6 +34,7 @@ usage: workerserver COMMAND ...
   profile -o FILE [TARGET...]      profile all ranks into one Chrome trace
   watch --folder DIR [TARGET...]   diagnose again and again, and keep the verdicts
   top [TARGET...]                  show all ranks as a live table
+  blackbox DIR                     list what the ranks of a job have left behind
   collector --listen HOST:PORT TARGET...
                                    answer for all workers of this host
   bench TARGET [NAME[?key=value]]  measure how fast a handler answers
@@ -56,6 +57,7 @@ COMMANDS = (
     "profile",
     "watch",
     "top",
+    "blackbox",
     "collector",
     "bench",
 )

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from workerserver.cli.blackbox import are_boxes, judge_boxes
 from workerserver.cli.console import Output
 from workerserver.cli.job_command import (
     add_backends,
@@ -57,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
         "diagnose",
         "Say whether a job hangs, which rank is to blame, and why. Without a TARGET, all jobs of "
         "this user on this machine are judged, and the one that hangs is shown. "
+        "A TARGET may be a folder of black boxes (docs/blackbox.md). "
         "Exit status: 0 healthy, 1 suspects found, 2 could not tell, 3 no job, or it has ended.",
     )
     add_rounds(parser, None)
@@ -66,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
     options = parser.parse_intermixed_args(list(argv))
+    if are_boxes(options.targets):
+        return judge_boxes(options.targets, as_json=options.json)
     found = find_all(options)
     rounds: list[Round] = []
     if found.workers:
