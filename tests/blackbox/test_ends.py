@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -214,10 +215,10 @@ def test_a_keeper_of_its_own_ends_with_the_last_rank(tmp_path: Path) -> None:
         wait_until(lambda: keepers_of(tmp_path))
         await_box(tmp_path, pid, ended=False)
         (keeper,) = keepers_of(tmp_path)
-        links = [os.readlink(path) for path in Path(f"/proc/{keeper}/fd").iterdir()]
-        # Three streams, its lock, the rank's pidfd.
+        # Once it has said that it is ready: three streams, its lock, the rank's pidfd.
+        wait_until(lambda: links_of(keeper).count("/dev/null") == 3)
+        links = links_of(keeper)
         assert not [link for link in links if link.startswith(("socket:", "pipe:"))], links
-        assert links.count("/dev/null") == 3
         assert os.getpriority(os.PRIO_PROCESS, keeper) >= 10
         assert os.getsid(keeper) == keeper or os.getsid(keeper) != os.getsid(pid)
         resident = int(Path(f"/proc/{keeper}/statm").read_text().split()[1]) * os.sysconf(
@@ -227,6 +228,15 @@ def test_a_keeper_of_its_own_ends_with_the_last_rank(tmp_path: Path) -> None:
         talker_ends(rank)
     wait_until(lambda: not keepers_of(tmp_path), 100)
     assert await_box(tmp_path, pid).ends
+
+
+def links_of(pid: int) -> list[str]:
+    """What its descriptors stand for."""
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            found.append(os.readlink(path))
+    return found
 
 
 def test_a_folder_that_can_not_be_written_is_one_warning(tmp_path: Path) -> None:

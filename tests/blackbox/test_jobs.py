@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,8 +46,31 @@ WAYS = {
 }
 
 
-def run_job(way: str, log: Path, **more: str) -> int:
-    """The exit status of the job; its output is in *log*."""
+#: torch writes a rank's error file in place. If SIGTERM comes in between, torchrun finds an empty
+#: file and fails itself. Seen on a busy machine; such a run is made again.
+STUMBLED = "json.decoder.JSONDecodeError"
+ATTEMPTS = 4
+
+
+def run_job(way: str, log: Path, folder: Path | None = None) -> int:
+    """The exit status of the job; its output is in *log*. With *folder*: its black boxes are there,
+    those of one run."""
+    for _ in range(ATTEMPTS):
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        status = run_once(way, log, **({} if folder is None else with_boxes(folder)))
+        if folder is not None:
+            wait_until(partial(no_keeper, folder), 100)
+        if STUMBLED not in log.read_text(errors="replace"):
+            break
+    return status
+
+
+def no_keeper(folder: Path) -> bool:
+    return not keepers_of(folder)
+
+
+def run_once(way: str, log: Path, **more: str) -> int:
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
     with log.open("wb") as output:
         job = subprocess.Popen(
@@ -82,7 +107,7 @@ def root_cause(log: str) -> list[str]:
     block = log.partition("Root Cause (first observed failure):")[2]
     lines = [line.strip() for line in block.splitlines()[:8]]
     kept = [line for line in lines if line.startswith(("rank", "exitcode", "traceback", "msg"))]
-    return [re.sub(r"\(pid: \d+\)", "(pid)", line) for line in kept]
+    return [re.sub(r"(?i)(pid:?) \d+", r"\1", line) for line in kept]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -90,12 +115,12 @@ def test_who_ended_the_job(way: str, tmp_path: Path) -> None:
     plain = tmp_path / "plain.log"
     status = run_job(way, plain)
     reported = root_cause(plain.read_text(errors="replace"))
+    assert WAYS[way][2] in " ".join(reported)
     for number in range(RUNS):
         folder = tmp_path / f"boxes{number}"
         log = tmp_path / f"job{number}.log"
         try:
-            assert run_job(way, log, **with_boxes(folder)) == status
-            wait_until(lambda folder=folder: not keepers_of(folder), 60)  # type: ignore[misc]
+            assert run_job(way, log, folder) == status
             text = log.read_text(errors="replace")
             assert root_cause(text) == reported
             check(way, folder)
@@ -105,7 +130,7 @@ def test_who_ended_the_job(way: str, tmp_path: Path) -> None:
 
 
 def check(way: str, folder: Path) -> None:
-    kind, words, _ = WAYS[way]
+    kind, words = WAYS[way][:2]
     (run,), problems = runs_in([str(folder)])
     assert not problems
     assert [box.rank for box in run.boxes] == list(range(RANKS))

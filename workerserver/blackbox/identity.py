@@ -134,5 +134,5 @@ def _cgroup_folders(pid: int | str, root: str) -> list[str]:
         if "memory" in controllers.split(","):
             folders += [f"{mounts}/memory{path}", f"{mounts}/memory"]
         elif number == "0" and not controllers:
-            folders += [f"{mounts}{path}", f"{mounts}/unified{path}"]
+            folders += [f"{mounts}{path}", f"{mounts}/unified{path}", mounts]
     return folders

@@ -120,7 +120,7 @@ def _boxes(folder: str) -> list[re.Match[str]]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser("workerserver.blackbox.keeper")
+    parser = argparse.ArgumentParser(f"{__package__}.keeper")
     parser.add_argument("--boxes", required=True)
     parser.add_argument("--folder", required=True)
     parser.add_argument("--keep", type=int, required=True)

@@ -35,7 +35,7 @@ def start_keeper(
     keeper can't do is a warning of one line. OSError if no process can be had."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "workerserver.blackbox.keeper", "--boxes", boxes),
+            *(sys.executable, "-m", f"{__package__}.keeper", "--boxes", boxes),
             *("--folder", os.path.abspath(folder), "--keep", str(keep), "--label", label),
         ],
         cwd="/",  # -m looks for modules in the current folder first

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/vfs.h>
@@ -55,6 +56,7 @@ static char *base; /* NULL: no box */
 static lane_header lanes[WS_BOX_LANES];
 static uint64_t sequences[WS_BOX_LANES];
 static int writing;
+static sigset_t before; /* of the thread that writes */
 static uint32_t crc_table[256];
 
 /* The checksum of zlib's crc32(). */
@@ -151,13 +153,20 @@ bool ws_box_there(void) {
 
 bool ws_box_lock(int milliseconds) {
     const struct timespec pause = {0, 500000};
+    sigset_t sent, mask;
+    sigemptyset(&sent);
+    sigaddset(&sent, SIGTERM);
+    sigaddset(&sent, SIGABRT);
+    pthread_sigmask(SIG_BLOCK, &sent, &mask);
     for (int left = 2 * milliseconds;; left--) {
         int nobody = 0;
         if (__atomic_compare_exchange_n(&writing, &nobody, 1, false, __ATOMIC_ACQUIRE,
                                         __ATOMIC_RELAXED)) {
+            before = mask;
             return true;
         }
         if (left <= 0) {
+            pthread_sigmask(SIG_SETMASK, &mask, NULL);
             return false;
         }
         nanosleep(&pause, NULL);
@@ -165,7 +174,13 @@ bool ws_box_lock(int milliseconds) {
 }
 
 void ws_box_unlock(void) {
+    sigset_t mask = before;
     __atomic_store_n(&writing, 0, __ATOMIC_RELEASE);
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
+}
+
+size_t ws_box_room(ws_lane lane) {
+    return ws_box_there() ? lanes[lane].slot_size - sizeof(slot_header) : 0;
 }
 
 static slot_header *next_slot(ws_lane lane) {
@@ -182,7 +197,7 @@ char *ws_box_begin(ws_lane lane, size_t *capacity) {
     slot_header *slot = next_slot(lane);
     __atomic_store_n(&slot->magic, 0, __ATOMIC_RELAXED);
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    *capacity = lanes[lane].slot_size - sizeof *slot;
+    *capacity = ws_box_room(lane);
     return (char *)(slot + 1);
 }
 

@@ -31,9 +31,14 @@ int ws_box_open(int fd, size_t size);
 /* Whether this process has a box. */
 bool ws_box_there(void);
 
-/* One writer at a time. False after so many milliseconds: a thread was stopped while it wrote. */
+/* One writer at a time. False after so many milliseconds: a thread was stopped while it wrote. The
+ * holder gets none of the signals of signals.c that are sent: its handler would wait for the writer,
+ * which waits for the holder. */
 bool ws_box_lock(int milliseconds);
 void ws_box_unlock(void);
+
+/* Bytes of the lane's longest record; 0: there is no box. */
+size_t ws_box_room(ws_lane lane);
 
 /* With the lock: where the lane's next record goes, and its room. NULL: there is no box. The oldest
  * record of the lane is gone from here on. */

@@ -36,9 +36,9 @@ cdef extern from "box.h":
         uint64_t address
         int64_t wall_ns
     int ws_box_open(int fd, size_t size) noexcept nogil
-    bint ws_box_there() noexcept nogil
     bint ws_box_lock(int milliseconds) noexcept nogil
     void ws_box_unlock() noexcept nogil
+    size_t ws_box_room(ws_lane lane) noexcept nogil
     char *ws_box_begin(ws_lane lane, size_t *capacity) noexcept nogil
     void ws_box_commit(ws_lane lane, size_t length) noexcept nogil
     bint ws_box_watch(const char *name, const char *path) noexcept nogil
@@ -169,20 +169,18 @@ cdef void write_stacks(ws_lane lane) noexcept nogil:
     """The stacks of all threads, as ``{"digest":...,"headers":"...","stacks":...}``."""
     cdef ws_buffer bodies[3]
     cdef ws_buffer headers
-    cdef size_t capacity = 0, at = 0, i
+    cdef size_t capacity, at = 0, i, room = ws_box_room(lane)
     cdef char *out
-    if not ws_box_there():
+    if room == 0:
         return
     memset(bodies, 0, sizeof(bodies))
     memset(&headers, 0, sizeof(headers))
     # The lock is not held: a snapshot may wait for another thread's.
-    if ws_box_lock(LOCK_MS):
-        ws_box_begin(lane, &capacity)
-        ws_box_unlock()
-    if capacity > 2 * HEADERS + 1024 and dump_within(
-        capacity - 2 * HEADERS - 1024, bodies, &headers
-    ) == 0 and headers.size <= HEADERS and bodies[<int>WS_DIGEST].size < 1024 - 64 \
-            and ws_box_lock(LOCK_MS):
+    if (
+        dump_within(room - 2 * HEADERS - 1024, bodies, &headers) == 0
+        and headers.size <= HEADERS and bodies[<int>WS_DIGEST].size < 1024 - 64
+        and ws_box_lock(LOCK_MS)
+    ):
         out = ws_box_begin(lane, &capacity)
         if out != NULL:
             at = _append(out, at, b'{"digest":', 10)
