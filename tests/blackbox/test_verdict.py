@@ -19,6 +19,7 @@ from workerserver.blackbox.read import read_box
 from workerserver.blackbox.runs import runs_in
 from workerserver.cli import blackbox, diagnose
 from workerserver.cli.errors import NoJobError
+from workerserver.cli.schema import schema_of
 from workerserver.cluster.read.boxes.endings import ending
 
 Put = tuple[LaneName, float, Mapping[str, Any]]
@@ -228,3 +229,15 @@ def test_json(tmp_path: Path) -> None:
     (culprit,) = told["culprits"]
     assert (culprit["rank"], culprit["end"], culprit["step"]) == (0, "killed", 1204)
     assert culprit["location"] == {"file": "/job/data.py", "line": 33, "function": "load_batch"}
+    (tmp_path / "20260101T000000-train@node7-1" / "rank1-1.box").write_bytes(b"none")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        blackbox.main(["--json", str(tmp_path)])
+    check("blackbox", out.getvalue())
+    check("diagnose", verdict(tmp_path, "--json")[1])
+
+
+def check(command: str, text: str) -> None:
+    """The published schema describes it."""
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.Draft202012Validator(schema_of(command)).validate(json.loads(text))

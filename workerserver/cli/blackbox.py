@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -12,33 +11,49 @@ from typing import Any
 from workerserver.blackbox.runs import Problem, Run, holds_boxes, runs_in
 from workerserver.cli.console import Output
 from workerserver.cli.errors import NoJobError, UsageError
-from workerserver.cli.job_command import write_json
+from workerserver.cli.job_command import cost, write_json
+from workerserver.cli.parser import CommandParser
 from workerserver.cluster.ask.boxes.samples import rounds_of
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.ends import Ended, conclude, place_text, who_ended
-from workerserver.cluster.judge.verdict import Verdict
+from workerserver.cluster.judge.verdict import Verdict, over
 from workerserver.cluster.read.boxes.endings import Ending, ending
 from workerserver.cluster.show.report import verdict_dict
 
-__all__ = ["are_boxes", "judge_boxes", "main", "read_runs"]
+__all__ = ["are_boxes", "judge_boxes", "main", "make_parser", "read_runs"]
 
 MAX_LINES = 40
 
 
+def make_parser() -> CommandParser:
+    parser = CommandParser(
+        "blackbox",
+        description="List the black boxes in a folder: rank, last step, how and when it ended. "
+        "Exit status: 0 all could be read, 1 some, 2 none, 3 there are none.",
+        epilog="workerserver diagnose DIR says who began it. docs/blackbox.md says what is in a "
+        "box, and how a job is told to keep some.",
+        examples=(
+            ("workerserver blackbox /shared/boxes", "the last run"),
+            ("workerserver blackbox --all /shared/boxes", "all runs that are kept"),
+        ),
+    )
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="as in WORKERSERVER_BLACKBOX")
+    parser.add_argument("--all", action="store_true", help="earlier runs, too")
+    parser.add_json("one object")
+    return parser
+
+
 def main(argv: Sequence[str]) -> int:
     """Exit status 0: all boxes could be read, 1: some, 2: none; 3: there are none."""
-    options = _parser().parse_args(list(argv))
+    options = make_parser().parse_intermixed_args(list(argv))
     runs, problems = read_runs(options.folders)
     shown = runs if options.all else runs[:1]
     if options.json:
-        write_json(
-            sys.stdout,
-            {
-                "schema_version": 1,
-                "runs": [_run_dict(run) for run in shown],
-                "problems": [_problem_dict(each) for each in problems],
-            },
-        )
+        fields = {
+            "runs": [_run_dict(run) for run in shown],
+            "problems": [_problem_dict(each) for each in problems],
+        }
+        write_json(sys.stdout, fields)
     else:
         out = Output(sys.stdout)
         for run in shown:
@@ -49,21 +64,6 @@ def main(argv: Sequence[str]) -> int:
     if not runs:
         return 2
     return 1 if problems else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "workerserver blackbox",
-        description="List the black boxes in a folder: rank, last step, how and when it ended. "
-        "Exit status: 0 all could be read, 1 some, 2 none, 3 there are none.",
-        epilog="workerserver diagnose DIR says who began it. docs/blackbox.md says what is in a "
-        "box, and how a job is told to keep some.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="as in WORKERSERVER_BLACKBOX")
-    parser.add_argument("--all", action="store_true", help="earlier runs, too")
-    parser.add_argument("--json", action="store_true", help="one object")
-    return parser
 
 
 def are_boxes(targets: Sequence[str]) -> bool:
@@ -108,15 +108,20 @@ def _live(run: Run) -> Verdict | None:
 
 
 def verdict_of(ended: Ended, run: Run | None, problems: Sequence[Problem]) -> dict[str, Any]:
-    fields = {} if ended.live is None else verdict_dict(ended.live)
+    """The fields of a verdict on live workers, and those of the boxes."""
+    fields = verdict_dict(over("") if ended.live is None else ended.live)
     if ended.culprits or ended.status != 1:
         fields["suspects"] = []
     return {
-        "schema_version": 1,
         **fields,
         "status": ended.status,
         "verdict": ended.sentence,
+        "time": None if run is None else run.ended,
+        "cost": cost([]),
         "job": None if run is None else run.job,
+        "leftovers": [],
+        "notes": [],
+        "other_jobs": [],
         "culprits": [_ending_dict(each) for each in ended.culprits],
         "boxes": [_ending_dict(each) for each in ended.endings],
         "without_box": list(ended.missing),

@@ -16,6 +16,7 @@ from asyncio import CancelledError, Future
 from functools import partial
 
 from workerserver.http.responses import error_response, failure
+from workerserver.http.ui import UI as _PAGE
 from workerserver.types import (
     Forbidden,
     HandlerBusy,
@@ -32,6 +33,7 @@ cdef object _logger = logging.getLogger("workerserver")
 
 cdef Py_ssize_t MAX_READ_AHEAD_BYTES = 64 * 1024  # bytes kept for requests whose turn has not come
 cdef Py_ssize_t MAX_JOINED_BYTES = 16 * 1024  # bodies up to this are copied behind their head
+cdef bytes _UI = _PAGE.encode()
 cdef str _SHARE = "its loop has used its share of the processor; this request was not run"
 cdef str _UNSENT = "replies that their clients don't read fill the memory set aside for them"
 
@@ -322,7 +324,7 @@ cdef class WorkerProtocol:
             # As policy.check() does, without the time for another call.
             for check in state._checks if request.cross_site else state._plain_checks:
                 check(request)
-            if self._trust is not None:
+            if self._trust is not None and request.path != _UI:  # that needs no token
                 self._trust()
                 self._trust = None
             handler, path = state.router.resolve(request.method, request.path)

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Annotated
 
 from workerserver._parser import unquote
+from workerserver.http import ui
 from workerserver.http.registry import Handler
 from workerserver.job import presence
 from workerserver.process._pulse import health
@@ -31,7 +32,13 @@ MAX_CACHED = 256
 class Router:
     """``resolve()`` is for the loop's thread. Everything else is read-only, for any thread."""
 
-    def __init__(self, registry: Registry, metrics: Callable[[], Response] | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        metrics: Callable[[], Response] | None = None,
+        *,
+        for_browsers: bool = False,
+    ) -> None:
         self.registry = registry
         self.started = time.monotonic()
         presence.tell(anew=True)
@@ -43,6 +50,8 @@ class Router:
         }
         if metrics is not None:
             self._pages["/metrics"] = Handler("/metrics", metrics)  # its first call imports
+        if for_browsers:
+            self._pages[ui.UI] = Handler(ui.UI, ui.page)  # its first call reads files
         # (method, raw path) -> (handler, decoded path), for handlers of the registry's own.
         self._cache: dict[tuple[bytes, bytes], tuple[Handler, str]] = {}
         self._cache_version = -1
