@@ -24,6 +24,7 @@ from workerserver.server import WorkerServer, running_server, serving
 
 __all__ = [
     "TORCH_WORKER_SERVER_SOCKET",
+    "WORKERSERVER_BLACKBOX",
     "WORKERSERVER_COLLECTOR",
     "WORKERSERVER_STRICT",
     "WORKERSERVER_TCP",
@@ -41,6 +42,7 @@ logger = logging.getLogger("workerserver")
 
 TORCH_WORKER_SERVER_SOCKET = "TORCH_WORKER_SERVER_SOCKET"
 WORKERSERVER_TCP = "WORKERSERVER_TCP"
+WORKERSERVER_BLACKBOX = "WORKERSERVER_BLACKBOX"
 WORKERSERVER_COLLECTOR = "WORKERSERVER_COLLECTOR"
 WORKERSERVER_STRICT = "WORKERSERVER_STRICT"
 
@@ -109,7 +111,10 @@ def parse_host_port(text: str) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def serve_from_environment(
-    socket: str | None = None, tcp: str | None = None
+    socket: str | None = None,
+    tcp: str | None = None,
+    blackbox: str | None = None,
+    keep: int | None = None,
 ) -> Iterator[list[WorkerServer]]:
     """Serve on *socket* (a path that may hold placeholders) and on *tcp* (``host:port``) while
     the block runs.
@@ -118,6 +123,9 @@ def serve_from_environment(
     serves nothing. A TCP server announces itself in the job's TCPStore, in the background. With
     WORKERSERVER_COLLECTOR (``host:port``) the worker of LOCAL_RANK 0 starts its host's collector.
 
+    With *blackbox*, or WORKERSERVER_BLACKBOX, the process keeps a black box from now until it ends,
+    and copies of the last *keep* runs are in that folder (docs/blackbox.md).
+
     The block runs in any case. What keeps a server from starting is a warning of one line; with
     WORKERSERVER_STRICT=1 it raises what WorkerServer and expand_placeholders raise, before the
     block begins. Where gevent or eventlet has replaced threads, there is no server.
@@ -125,6 +133,11 @@ def serve_from_environment(
     if socket is None and tcp is None:
         socket = os.environ.get(TORCH_WORKER_SERVER_SOCKET)
         tcp = os.environ.get(WORKERSERVER_TCP) or None
+    blackbox = blackbox or os.environ.get(WORKERSERVER_BLACKBOX) or None
+    if blackbox is not None:
+        from workerserver.native.black_box import KEEP, keep_black_box
+
+        keep_black_box(os.fspath(blackbox), KEEP if keep is None else keep)
     why_not = why_no_real_threads()
     with contextlib.ExitStack() as stack:
         servers: list[WorkerServer] = []
@@ -260,7 +273,12 @@ def start() -> WorkerServer | None:
         return servers[0] if servers else None
 
 
-def start_at(socket: str | None = None, tcp: str | None = None) -> list[WorkerServer]:
+def start_at(
+    socket: str | None = None,
+    tcp: str | None = None,
+    blackbox: str | None = None,
+    keep: int | None = None,
+) -> list[WorkerServer]:
     """As ``start()``, at the given places, as in ``serve_from_environment``.
 
     atexit closes the servers, and not the end of the program's last line: the program's remaining
@@ -276,7 +294,8 @@ def start_at(socket: str | None = None, tcp: str | None = None) -> list[WorkerSe
             logger.warning("this worker runs without a server: %s", error)
             return []
     stack = contextlib.ExitStack()
-    servers = stack.enter_context(serve_from_environment(socket=socket, tcp=tcp))
+    serving = serve_from_environment(socket, tcp, blackbox, keep)
+    servers = stack.enter_context(serving)
     owner = os.getpid()
 
     def close() -> None:
@@ -325,10 +344,11 @@ class worker_main:
 
     Serves as the environment says (see ``serve_from_environment``), and applies torch's
     ``record``, so that a failure lands in the file that torchrun names in
-    ``TORCHELASTIC_ERROR_FILE``.
+    ``TORCHELASTIC_ERROR_FILE``. *blackbox*: a folder, as WORKERSERVER_BLACKBOX.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, blackbox: str | os.PathLike[str] | None = None) -> None:
+        self._blackbox = None if blackbox is None else os.fspath(blackbox)
         self._serving: list[contextlib.AbstractContextManager[Any]] = []  # the innermost last
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R | None]:
@@ -336,7 +356,7 @@ class worker_main:
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R | None:
             @functools.wraps(function)
             def serve(*args: P.args, **kwargs: P.kwargs) -> R:
-                with serve_from_environment():
+                with serve_from_environment(blackbox=self._blackbox):
                     return function(*args, **kwargs)
 
             record = _torch_record()
@@ -349,7 +369,7 @@ class worker_main:
 
     def __enter__(self) -> None:
         with _recorded():
-            serving = serve_from_environment()
+            serving = serve_from_environment(blackbox=self._blackbox)
             serving.__enter__()
             self._serving.append(serving)
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from workerserver.cli.blackbox import are_boxes, judge_boxes
 from workerserver.cli.console import Output
 from workerserver.cli.job_command import (
     add_backends,
@@ -64,6 +65,7 @@ def make_parser() -> CommandParser:
         "diagnose",
         "Say whether a job hangs, which rank is to blame, and why. Without a TARGET, all jobs of "
         "this user on this machine are judged, and the one that hangs is shown. "
+        "A TARGET may be a folder of black boxes (docs/blackbox.md). "
         "Exit status: 0 healthy, 1 suspects found, 2 could not tell, 3 no job, or it has ended.",
         examples=(
             (
@@ -80,6 +82,7 @@ def make_parser() -> CommandParser:
                 "workerserver diagnose --store node1:29500 --world-size 64",
                 "all ranks of a job on many hosts",
             ),
+            ("workerserver diagnose /shared/boxes", "a job that has ended, from its black boxes"),
             ("workerserver diagnose --json | jq -r .verdict", "the sentence alone"),
         ),
     )
@@ -102,6 +105,8 @@ def main(argv: Sequence[str]) -> int:
     """Exit status 0: no rank is suspected, 1: at least one is, 2: could not tell, 3: no job, or it
     has ended. Of several jobs the worst one counts."""
     options = make_parser().parse_intermixed_args(list(argv))
+    if are_boxes(options.targets):
+        return judge_boxes(options.targets, as_json=options.json)
     found = find_all(options)
     rounds: list[Round] = []
     if found.workers:

@@ -21,15 +21,16 @@ MAX_LINKS = 40
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
-def run_folder() -> str:
-    """``<tempdir>/workerserver-<uid>``. Any user can make a folder of that name."""
-    return os.path.join(tempfile.gettempdir(), f"workerserver-{os.geteuid()}")
+def run_folder(place: str | None = None) -> str:
+    """``<tempdir>/workerserver-<uid>``, or the same in the folder *place*. Any user can make a
+    folder of that name."""
+    return os.path.join(place or tempfile.gettempdir(), f"workerserver-{os.geteuid()}")
 
 
-def run_folders() -> list[str]:
+def run_folders(place: str | None = None) -> list[str]:
     """The folders of that name that belong to this user alone: the usual one, and those that were
     made because another user had the usual name."""
-    usual = run_folder()
+    usual = run_folder(place)
     place, name = os.path.split(usual)
     found = [usual] if _is_ours(usual) else []
     with contextlib.suppress(OSError), os.scandir(place) as entries:
@@ -38,13 +39,13 @@ def run_folders() -> list[str]:
     return found
 
 
-def make_run_folder() -> str:
+def make_run_folder(place: str | None = None) -> str:
     """A folder of this user's own, made with mode 0700 if need be.
 
     PermissionError if the usual folder is this user's and others may enter it, NotADirectoryError
     if it is this user's and no folder: its owner can mend that. OSError if none can be made.
     """
-    usual = run_folder()
+    usual = run_folder(place)
     with contextlib.suppress(FileExistsError):
         os.mkdir(usual, 0o700)
     status = os.lstat(usual)
@@ -55,7 +56,7 @@ def make_run_folder() -> str:
             raise PermissionError(usual)
         return usual
     # Another user was first. That user must not be able to keep us from serving.
-    for folder in run_folders():
+    for folder in run_folders(place):
         return folder
     return tempfile.mkdtemp(prefix=f"{os.path.basename(usual)}-", dir=os.path.dirname(usual))
 

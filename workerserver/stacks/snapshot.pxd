@@ -113,4 +113,5 @@ cdef extern from "dump.h":
     int ws_dump_prepare() noexcept  # with the GIL
     int ws_dump_take(ws_snapshot *out, bint facts) noexcept nogil
     int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers) noexcept nogil
+    int ws_dump_within(size_t limit, ws_buffer *outs, ws_buffer *headers) noexcept nogil
     unsigned long long ws_dumps_taken() noexcept nogil

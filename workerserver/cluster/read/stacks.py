@@ -25,7 +25,15 @@ from workerserver.cluster.read.waits_for import (
     with_names,
 )
 
-__all__ = ["Stacks", "digest_text", "parse_json", "parse_text", "read_json", "read_text"]
+__all__ = [
+    "Stacks",
+    "digest_text",
+    "of_value",
+    "parse_json",
+    "parse_text",
+    "read_json",
+    "read_text",
+]
 
 Mode = Literal["gil", "nogil", "kernel"]
 _MODES: tuple[Mode, ...] = ("gil", "nogil", "kernel")
@@ -84,6 +92,11 @@ def read_json(body: bytes | str) -> Stacks:
         raise ValueError("not JSON: nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
+    return of_value(value)
+
+
+def of_value(value: Any) -> Stacks:
+    """As :func:`read_json`, from the decoded JSON."""
     top = _Object(value, "the answer")
     version = top.get("version", int)
     if version != 1:
