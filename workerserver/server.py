@@ -30,7 +30,7 @@ from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
 from workerserver.job import presence
 from workerserver.process._pulse import immortalise
-from workerserver.process.credentials import token_from_environment
+from workerserver.process.credentials import Token, tokens_from_environment
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
 from workerserver.process.sockets import (
@@ -41,7 +41,7 @@ from workerserver.process.sockets import (
     descriptor_line,
     fill_standard_descriptors,
 )
-from workerserver.process.tls import tls_from_environment
+from workerserver.process.tls import ServerTls, tls_from_environment
 from workerserver.types import Response
 
 if TYPE_CHECKING:
@@ -96,9 +96,11 @@ class WorkerServer:
         self._host_or_file = host_or_file
         self._asked = _address_key(host_or_file, port)
         self._unix = port == -1
-        self._token = token or token_from_environment()
+        self._tokens = (Token("", "admin", token),) if token else tokens_from_environment()
         self._hosts = () if self._unix else (host_or_file, *hosts_from_environment())
-        self._tls = None if self._unix and tls is None else tls or tls_from_environment()
+        self._tls = None if tls is None else ServerTls(tls)
+        if self._tls is None and not self._unix:
+            self._tls = tls_from_environment()
         if self._tls is not None and (self._unix or transport == "native"):
             raise ValueError(f"no TLS on {'a Unix socket' if self._unix else 'transport native'}")
         self._transport = _choose_transport(transport if self._tls is None else "uvloop")
@@ -135,7 +137,7 @@ class WorkerServer:
         _live.add(self)
 
     def _check_exposure(self, host: str, port: int) -> None:
-        if self._token is not None or _is_loopback(host):
+        if self._tokens or _is_loopback(host):
             return
         if os.environ.get("WORKERSERVER_REQUIRE_TOKEN") == "1":
             raise RuntimeError(f"Error binding to {host}:{port}") from PermissionError(
@@ -149,15 +151,16 @@ class WorkerServer:
         )
 
     def _start(self, limits: Limits) -> None:
+        self._router = Router(self.registry, self._metrics, for_browsers=not self._unix)
         policy = AccessPolicy(
             standard_rules(
                 unix=self._unix,
-                token=self._token,
+                token=self._tokens,
                 hosts=self._hosts,
                 tls=self.tls,
+                needs=self._router.needs,
             )
         )
-        self._router = Router(self.registry, self._metrics, for_browsers=not self._unix)
         self._pool = DaemonPool(limits.max_threads)
         self._thread = LoopThread.acquire()
         try:

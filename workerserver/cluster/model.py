@@ -62,6 +62,8 @@ class Worker:
     *ranks*, where they are known. *via*: the collector through which this worker is asked; the
     *address* is then one on the collector's host.
 
+    *downgraded*: its entry in the job's store says http, and others of the job say https.
+
     *known*: who the worker is, from its record or from what its process was started with.
     """
 
@@ -75,12 +77,18 @@ class Worker:
     collector: bool = False
     ranks: tuple[int, ...] = ()
     via: Worker | None = None
+    downgraded: bool = False
     known: Identity | None = field(default=None, compare=False, repr=False)
 
     def __hash__(self) -> int:
         # Workers are keys of the tables of answers. To hash all fields would add a twentieth to the
         # cost of an answer.
         return hash((self.address, self.rank))
+
+    @property
+    def from_store(self) -> bool:
+        """Whether only the job's TCPStore says so, into which many can write."""
+        return not self.unix and self.source in ("store", "torchrun")
 
     @property
     def name(self) -> str:

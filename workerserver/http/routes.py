@@ -15,12 +15,15 @@ from workerserver.types import (
     NotFound,
     Range,
     Response,
+    WorkerServerError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from workerserver._parser import ParsedRequest
     from workerserver.http.registry import Registry
+    from workerserver.process.credentials import Permission
 
 __all__ = ["Router"]
 
@@ -80,6 +83,13 @@ class Router:
             self._cache[(method, raw_path)] = (handler, path)
         return handler, path
 
+    def needs(self, request: ParsedRequest) -> Permission:
+        """What the client's token has to permit. What is not there tells nobody anything."""
+        try:
+            return self.resolve(request.method, request.path)[0].permission
+        except WorkerServerError:
+            return "read"
+
     def _find(self, method: bytes, path: str) -> Handler:
         if path in self._functions:
             if method not in (b"GET", b"HEAD"):
@@ -100,7 +110,9 @@ class Router:
         page = self._pages.get(path)
         if page is None:
             inline = path not in (METRICS, ui.UI)  # their first calls import, and read files
-            page = self._pages[path] = Handler(path, self._functions[path], inline=inline)
+            page = self._pages[path] = Handler(
+                path, self._functions[path], inline=inline, permission="read"
+            )
         return page
 
     def _lasting(self, handler: Handler) -> bool:

@@ -122,6 +122,8 @@ class Publication:
         self._numbers: dict[str, int] = {}
         self._closed = False
         self._relayed = False  # the hub knows torch's own server
+        self._refused = 0  # requests that the I/O thread has refused, as far as the audit knows
+        self._audit = state.audit
         self.listener = NativeListener(
             hub,
             fd,
@@ -160,7 +162,14 @@ class Publication:
             self._relayed = True
         publish()  # again: after a shortage that may have passed, and what was imported since
         presence.look()  # the rank may have become known
+        self._tell_refused()
         self.refresh()
+
+    def _tell_refused(self) -> None:
+        refused = self.listener.requests.get(("", 401), 0)
+        if refused > self._refused:
+            self._audit.refused_many(refused - self._refused)
+            self._refused = refused
 
     def refresh(self) -> None:
         """Publish again if anything has changed: our handlers, or torch's, which change without
@@ -238,8 +247,13 @@ class Publication:
         for name in fallback.names():
             handler = registry.own(name)
             ours = handler is None or is_part_of(handlers, handler.function.__module__)
-            if ours and name in listed:
+            if ours and name in listed and self._may_read(name):
                 add("POST", name, PREFIX + name, "opaque", RELAY)
+
+    def _may_read(self, name: str) -> bool:
+        """Whether each token permits *name*, so that the I/O thread may answer without asking what
+        the client's token permits. What it answers by itself needs no more than ``read``."""
+        return not self._policy.graded or self._router.registry.find(name).permission == "read"
 
     def close(self) -> None:
         """On the loop's thread: close the listener and every connection."""

@@ -12,7 +12,7 @@ cimport cython
 from cpython.long cimport PyLong_CheckExact
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcpy, strlen
+from libc.string cimport memcmp, memcpy, strlen
 from posix.unistd cimport getpid
 
 from workerserver.process.clock cimport monotonic_coarse_ns, monotonic_ns, process_cpu_ns
@@ -463,6 +463,36 @@ cdef Py_ssize_t health_body(
     word(&text, b"}")
     status[0] = 503 if stalled else 200
     return -1 if text.at is NULL else text.at - out
+
+
+cdef const char *_JOB = b',"job":"'  # how the identity's fields begin
+
+
+cdef size_t worker_text(char *out, size_t capacity) noexcept nogil:
+    cdef Text text
+    cdef char identity[WS_TEXT_BYTES]
+    cdef int64_t rank = ws_load(&ws_watch.rank)
+    cdef size_t size = ws_identity_read(identity)
+    cdef size_t begin = strlen(_JOB)
+    cdef size_t end = begin
+    cdef char *whole
+    text.at = out
+    text.end = out + capacity
+    integer(&text, getpid())
+    word(&text, b" ")
+    if rank < 0:
+        word(&text, b"-")
+    else:
+        integer(&text, rank)
+    word(&text, b" ")
+    whole = text.at
+    if size > begin and memcmp(identity, _JOB, begin) == 0:
+        while end < size and identity[end] != c'"':
+            end += 2 if identity[end] == c"\\" else 1
+        put(&text, &identity[begin], min(end, size) - begin)
+        if text.at is NULL:
+            text.at = whole
+    return 0 if text.at is NULL else text.at - out
 
 
 # 1536 is HEALTH_CAPACITY, a name of C that the signature can't show to Python.

@@ -280,10 +280,12 @@ def _each_once(workers: Iterable[Worker]) -> list[Worker]:
     """*workers* without doubles: each address once, and each rank without an address once.
 
     The first of equal addresses stays. If that worker has no rank, it gets a later worker's rank.
+    A collector is no double of a worker: the job's store may name a worker's address as one.
     """
-    found: dict[tuple[str, int | None], Worker] = {}
+    found: dict[tuple[str, int | None, bool], Worker] = {}
     for worker in workers:
-        key = (worker.address, None if worker.address else worker.rank)
+        rank = None if worker.address else worker.rank
+        key = (worker.address, rank, worker.collector)
         known = found.get(key)
         if known is None:
             found[key] = worker
