@@ -15,6 +15,8 @@ cdef enum:
     MIN_TIMES = 8  # fewer give no usual time
     MAX_STEPS_TIMED = 64  # short steps that are timed together
     TICKS = 64  # steps are timed together until they take so many ticks of the clock
+    LATE_STEPS = 3  # a step is late after so many usual ones
+    LATE_NS = 1_000_000_000  # and after that time at least
 
 cdef extern from *:
     """
@@ -135,6 +137,19 @@ cdef void forget_median() noexcept:
     """For a forked child, in which the thread that computed it may be gone."""
     ws_usual.count = -1
     ws_store(&ws_usual.busy, 0)
+
+
+cdef int64_t beat_count() noexcept nogil:
+    return ws_beat_count()
+
+
+cdef bint step_is_late(int64_t now_ns) noexcept nogil:
+    cdef int64_t age = _since(ws_beat_read().stamp, now_ns)
+    cdef int64_t median
+    if age < LATE_NS:
+        return False
+    median = step_median_ns()
+    return median >= 0 and age > LATE_STEPS * median
 
 
 def step_median():

@@ -36,6 +36,7 @@ cdef enum Kind:
     KIND_LISTENER
     KIND_CONNECTION
     KIND_RELAY
+    KIND_ENDING
 
 
 # What is known of a client, which counts when places are short.
@@ -254,6 +255,11 @@ cdef struct Hub:
     char *page  # READ_SIZE bytes to read into
     char *joined  # JOINED bytes, for answers to pipelined requests
     Hub *next
+    double box_at  # when the black box is due; NEVER: this thread writes none
+    Source ending  # a pipe: a signal's handler -> the I/O thread; -1: no handler is installed
+    int ending_wake  # the handlers' end of that pipe
+    bint ends  # a handler waits
+    int tid  # of the I/O thread
     Witness witness
 
 
