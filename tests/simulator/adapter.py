@@ -132,7 +132,7 @@ def _state(told: Answers, plan: RankPlan) -> RankState:
     if told.digest is not None:
         state.digest, state.main_digest = told.digest
     state.mode = told.mode
-    if plan.facts and not told.stock:
+    if (plan.facts or told.children) and not told.stock:
         state.own = Own(told.mode, 4000 + told.rank, 1, read_children(told.children))
     if told.threads is not None:
         state.threads = tuple(_thread(each, told) for each in told.threads)

@@ -170,15 +170,16 @@ def _pause(draft: Draft, fault: list[list[Op]]) -> None:
     """Seen while it lasts, or just after."""
     job, draw = draft.job, draft.random.random
     kind = PAUSES[int(draw() * len(PAUSES))]
-    longest = PAUSE_LEAST_S
+    # What the rank computes before and after it counts, too.
+    longest = max(PAUSE_LEAST_S - job.usual, 1.0)
     if _paced(draft):
         # The stages of a pipeline work at the same time.
-        step = job.usual / 3 if job.layout == "pipeline" else job.usual
-        longest = max(min(PAUSE_STEPS * step, PAUSE_MOST_S), longest)
+        step = job.usual / max(job.world, 3) if job.layout == "pipeline" else job.usual
+        longest = max(min(PAUSE_STEPS * step, PAUSE_MOST_S), PAUSE_LEAST_S)
     seconds = longest * (0.1 + 0.9 * draw())
     rank = _victim(draft)
     key = ("io", "cpu", "still")[int(draw() * 3)] if kind == "write" else ""
-    if kind == "child" and job.ranks[rank].facts:
+    if kind == "child" and not job.ranks[rank].stock:
         key = CHILDREN[int(draw() * len(CHILDREN))]
         seconds *= CHILD_TIMES if key else 1.0
     line = draft.next_line()
@@ -227,7 +228,7 @@ def _absent(draft: Draft, fault: list[list[Op]]) -> None:
 def _forever(draft: Draft, kind: str, rank: int, fault: list[list[Op]]) -> list[Op]:
     key = "still" if kind == "write" else ""
     place = "prepare"
-    if kind == "child" and draft.job.ranks[rank].facts and draft.chance(BUSY_FOREVER):
+    if kind == "child" and not draft.job.ranks[rank].stock and draft.chance(BUSY_FOREVER):
         key = "busy"
     if kind == "raise":
         kind, place = "sleep", "wait_for_the_end"

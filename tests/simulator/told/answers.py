@@ -105,8 +105,7 @@ def answers(machine: Machine, rank: Rank, now: float) -> Answers:
     told.mode = "nogil" if held else "gil"
     told.threads = _threads(machine, rank, now)
     told.digest = _digests(told.threads)
-    if plan.facts:
-        told.children = children(rank, now)
+    told.children = children(rank, now)
     if held:
         told.failures["fr_summary"] = "timeout"
     else:

@@ -138,9 +138,10 @@ def _one_left_out(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[
     collective, one of these two has left something out, or has made something that is too much.
 
     If the one that waits is a step ahead, it has left out the collective. If others wait for it in
-    turn, they count as many operations as it does, and the other one has made too few. Else it is
-    one's word against the other's, however many are in the collective: they tell nothing of what
-    these two owe each other.
+    turn, they count as many operations as it does, and the other one has made too few. If all that
+    the other one has ever issued is recorded, that was no send and no receive: nobody but the one
+    that waits takes part in any. Else it is one's word against the other's, however many are in the
+    collective: they tell nothing of what these two owe each other.
     """
     job, members = suspicions.job, set(ranks)
     pairs = [wait for wait in suspicions.hanging if wait.seq is None]
@@ -160,11 +161,19 @@ def _one_left_out(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[
         elif rank in awaited:
             owed = Owed(job.entered(wait), job.entered(other))
             suspicions.accuse_in(other, peer, "order", owed, evidence)
+        elif _has_only_recorded(job, peer):
+            suspicions.accuse_in(other, rank, "p2p", Absent(job.entered(other)), evidence)
         else:
             continue
         unclear = False
     if unclear:
         suspicions.doubts.append(Tangled([job.entered(wait) for wait in waits]))
+
+
+def _has_only_recorded(job: Job, rank: int) -> bool:
+    """By torch's own counters."""
+    record = job.now.of_rank(rank)
+    return record is not None and record.enqueued > 0 and not record.unrecorded
 
 
 def _crossings(
