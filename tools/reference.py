@@ -4,7 +4,7 @@ commands.md   what each command's ``--help`` says
 api.md        signatures and docstrings of what ``workerserver`` and its integrations export
 variables.md  the tables of README's configuration
 metrics.md    what a server that runs here answers to ``GET /metrics``
-json.md       what docs/diagnose.md says of ``--json``, and the schemas
+json.md       what docs/diagnose.md says of ``--json``, and the JSON Schemas
 
 ``make docs`` runs this; nothing of it is in the repository.
 """
@@ -19,12 +19,11 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import workerserver
-from workerserver.cli.commands import COMMANDS
+from workerserver.cli.commands import COMMANDS, NAMES
 from workerserver.cli.schema import schema_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,9 +56,9 @@ def commands() -> Iterator[str]:
     yield "# Commands"
     yield "`python -m workerserver` is the same as `workerserver`."
     yield f"```text\n{said('--help')}\n```"
-    for command in COMMANDS:
-        yield f"## {command.name}"
-        yield f"```text\n{said(command.name, '--help')}\n```"
+    for command in NAMES:
+        yield f"## {command}"
+        yield f"```text\n{said(command, '--help')}\n```"
 
 
 # ---- the Python API
@@ -157,12 +156,11 @@ def json_output() -> Iterator[str]:
     yield "# JSON"
     yield section("docs/diagnose.md", "--json", links="")
     yield "## Schemas"
-    yield "As `workerserver schema COMMAND` prints them."
+    yield "`workerserver schema COMMAND` prints the same."
     for command in COMMANDS:
         if command.json:
-            schema = json.dumps(schema_of(command.name), indent=1)
-            block = f"```json\n{schema}\n```"
-            yield f'??? note "{command.name}"\n\n{textwrap.indent(block, "    ")}'
+            yield f"### {command.name}"
+            yield f"```json\n{json.dumps(schema_of(command.name), indent=1)}\n```"
 
 
 # ---- metrics

@@ -356,10 +356,10 @@ class HandlerNotFound(WorkerServerError):
 class MethodNotAllowed(WorkerServerError):
     status = 405
 
-    def __init__(self, allow: str) -> None:
+    def __init__(self, allow: str, hint: str = "") -> None:
         self.allow = allow
         self.headers = (("Allow", allow),)
-        super().__init__(f"Method not allowed; allowed: {allow}")
+        super().__init__(f"Method not allowed; allowed: {allow}{hint and f'. {hint}'}")
 
 
 class HandlerBusy(WorkerServerError):

@@ -270,10 +270,30 @@ def test_fish_completes(scripts: dict[str, Path], tmp_path: Path) -> None:
     assert "which rank is to blame" in line
 
 
-def test_zsh_takes_the_script(scripts: dict[str, Path]) -> None:
-    zsh = needs("zsh")
-    subprocess.run([zsh, "-n", str(scripts["zsh"])], timeout=60, check=True)
-    assert scripts["zsh"].read_text().startswith("#compdef workerserver")
+#: zsh completes only in a terminal: zpty is one. Reads until the word is whole.
+ASK_ZSH = r"""
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell "PS1=; fpath=($1 \$fpath); autoload -U compinit; compinit -u -D; print REA''DY"
+zpty -r shell text '*READY*'
+zpty -w -n shell $'workerserver diagno\t'
+zpty -r shell text '*workerserver diagnose*'
+print -r -- $text
+zpty -d shell
+"""
+
+
+def test_zsh_completes(scripts: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "_workerserver").write_text(scripts["zsh"].read_text())
+    done = subprocess.run(
+        [needs("zsh"), "-f", "-c", ASK_ZSH, "zsh", str(tmp_path)],
+        env={**os.environ, "TERM": "dumb", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "workerserver diagnose" in done.stdout
 
 
 def test_completion_without_shtab(tmp_path: Path) -> None:

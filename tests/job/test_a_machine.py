@@ -83,7 +83,7 @@ def test_two_jobs_of_one_user_one_hung() -> None:
     assert [each["job"] for each in said["mixed"]["said"]["other_jobs"]] == [second["job"]]
 
     assert said["ls"]["status"] == 0
-    rows = said["ls"]["said"]
+    rows = said["ls"]["said"]["workers"]
     assert sorted(row["rank"] for row in rows) == [0, 0, 1, 1]
     assert said["stranger"] not in [row["pid"] for row in rows]
     for command in ("stacks", "fr"):
@@ -108,7 +108,7 @@ def test_a_job_that_torchrun_has_started_again() -> None:
     assert suspects(said["diagnose"]) == [(0, "behind", f"train.py:{LINE} load_shard")]
     assert said["diagnose"]["said"]["leftovers"] == []
     assert said["diagnose"]["said"]["other_jobs"] == []
-    assert sorted(row["pid"] for row in said["ls"]["said"]) == sorted(said["pids"])
+    assert sorted(row["pid"] for row in said["ls"]["said"]["workers"]) == sorted(said["pids"])
 
 
 def test_a_killed_job_and_the_next_one_in_its_folder() -> None:
@@ -149,7 +149,7 @@ def test_launches_without_a_launcher() -> None:
     first, second = said["spawn pids"]
     assert {f"rank0.{pid}.sock" for pid in (first, second)} & set(said["spawn sockets"])
     assert "rank0.sock" in said["spawn sockets"]
-    by_pid = {row["pid"]: row["rank"] for row in said["spawn ls"]["said"]}
+    by_pid = {row["pid"]: row["rank"] for row in said["spawn ls"]["said"]["workers"]}
     assert by_pid == {first: 0, second: 1}
     assert brief(said["alone"]) == (2, "alone", 1, 1)
     assert f"load_shard(), train.py:{LINE}" in said["alone"]["said"]["verdict"]

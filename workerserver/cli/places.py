@@ -136,7 +136,9 @@ def _places(options: argparse.Namespace, *, whole: bool) -> Options:
 def failed(error: ClusterError) -> CommandError:
     """How a command ends for which *error* leaves nobody to ask."""
     if isinstance(error, NoJob):
-        return NoJobError(str(error))
+        nobody = NoJobError(str(error))
+        nobody.advice = error.advice
+        return nobody
     return CommandError(str(error)) if isinstance(error, Unanswered) else UsageError(str(error))
 
 

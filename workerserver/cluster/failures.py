@@ -90,7 +90,10 @@ def describe(error: OSError) -> str:
 def not_permitted(path: str) -> str:
     """Why this user may not use *path*, or a folder above it."""
     owner = _owner(path)
-    return "permission denied" if owner is None else f"permission denied; it belongs to {owner}"
+    if owner is None:
+        return "permission denied"
+    how = f": sudo -u {owner} workerserver ..." if " " not in owner else ""
+    return f"permission denied; it belongs to {owner}{how}"
 
 
 def _owner(path: str) -> str | None:

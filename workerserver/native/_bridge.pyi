@@ -5,8 +5,8 @@ from typing import Any, Literal, NamedTuple, final
 
 from workerserver.http.access import NativeForm
 from workerserver.http.limits import Limits
-from workerserver.process.acceptor import Figures
 from workerserver.process.canary import Canary
+from workerserver.process.sockets import Figures
 
 class Look(NamedTuple):
     length: int

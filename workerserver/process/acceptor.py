@@ -11,7 +11,6 @@ import contextlib
 import errno
 import fcntl
 import logging
-import resource
 import socket
 import ssl
 import time
@@ -20,7 +19,9 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
-__all__ = ["Acceptor", "Figures", "Place", "Places", "Rules", "descriptor_line"]
+from workerserver.process.sockets import Figures, descriptor_line
+
+__all__ = ["Acceptor", "Place", "Places", "Rules"]
 
 logger = logging.getLogger("workerserver")
 
@@ -30,8 +31,6 @@ MAX_HANDSHAKES = 64
 FAREWELL_SECONDS = 5.0
 #: Time until the next accept() after the process ran out of descriptors.
 PAUSE_SECONDS = 0.1
-#: Descriptors that are left to training: a quarter of the soft limit, and at least so many.
-SPARED = 64
 #: Places for Unix clients and for those with the token, whatever training has opened.
 KEPT = 4
 
@@ -49,16 +48,6 @@ class Rules(NamedTuple):
     max_unproven: int
     max_peer: int
     timeout: float  # seconds for a TLS handshake
-
-
-class Figures(NamedTuple):
-    """Connections that have not shown the token yet, those of the peer that has most, and how many
-    so far were closed for a newcomer, or were newcomers for whom there was no place."""
-
-    unproven: int
-    busiest_peer: int
-    evicted: int
-    refused: int
 
 
 class Place:
@@ -165,14 +154,6 @@ class Places:
         self.give(oldest[1])
         oldest[1].close()
         return True
-
-
-def descriptor_line() -> float:
-    """The highest number that a connection's descriptor may have."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return float("inf")
-    return soft - max(SPARED, soft // 4)
 
 
 class Acceptor:

@@ -29,7 +29,7 @@ import os
 import threading
 
 from workerserver.process import loop_turn
-from workerserver.process.acceptor import Figures
+from workerserver.process.sockets import Figures
 from workerserver.process.threads import name_this_thread
 
 STATIC = ACTION_STATIC
