@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from workerserver.job import identity, presence
-from workerserver.job.records import sweep
 from workerserver.process.loaded import imported
 from workerserver.process.run_folder import make_run_folder, run_folder, run_folders
 from workerserver.process.sockets import is_listening
@@ -46,6 +45,9 @@ WORKERSERVER_TCP = "WORKERSERVER_TCP"
 WORKERSERVER_BLACKBOX = "WORKERSERVER_BLACKBOX"
 WORKERSERVER_COLLECTOR = "WORKERSERVER_COLLECTOR"
 WORKERSERVER_STRICT = "WORKERSERVER_STRICT"
+
+#: The greeting of rank 0 waits so long to hear whether the job is found by its record.
+GREETING_SECONDS = 0.25
 
 PLACEHOLDERS = {"rank": "RANK", "local_rank": "LOCAL_RANK"}
 #: A process that has one of these was started by a launcher, which should have set RANK.
@@ -225,12 +227,23 @@ def _welcome(servers: list[WorkerServer], path: str | None) -> None:
     me = presence.told()
     if me is None:
         return
+    # Not rank 0, or a sibling was first.
+    if not me.rank and (me.rank is not None or path is None or servers[0].address in (path, "")):
+        _greet(servers)
     if not me.local_rank:
-        sweep(run_folders(), me)
-    if me.rank or (me.rank is None and path is not None and servers[0].address not in (path, "")):
-        return  # not rank 0, or a sibling was first
+        servers[0].in_background(lambda: _sweep(me))
+
+
+def _sweep(me: identity.Identity) -> None:
+    from workerserver.job.left import sweep  # one worker of a machine needs it
+
+    sweep(run_folders(), me)
+
+
+def _greet(servers: list[WorkerServer]) -> None:
     if sys.stderr is None:
         return
+    presence.settled(GREETING_SECONDS)
     addresses = ", ".join(server.address for server in servers)
     where = "" if presence.is_recorded() else f" {servers[0].address}"
     with contextlib.suppress(OSError, ValueError):

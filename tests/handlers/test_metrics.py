@@ -16,7 +16,7 @@ from workerserver.handlers.metrics import metrics_response
 from workerserver.http.limits import Budget
 from workerserver.http.registry import Registry
 from workerserver.process import _pulse
-from workerserver.process.acceptor import Figures
+from workerserver.process.sockets import Figures
 
 prometheus_client = pytest.importorskip("prometheus_client")
 parser = pytest.importorskip("prometheus_client.parser")

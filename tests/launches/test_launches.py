@@ -48,7 +48,7 @@ def check(said: Said, rank: int, ranks: int, place: str = PLANTED) -> None:
     assert re.search(f"(^|/){place}$", suspect["location"]), said
     assert fields["other_jobs"] == []
     assert fields["leftovers"] == []
-    rows = sorted(said["ls"]["said"], key=lambda row: said["pids"].index(row["pid"]))
+    rows = sorted(said["ls"]["said"]["workers"], key=lambda row: said["pids"].index(row["pid"]))
     # A process alone does not tell a rank: it is rank 0 because no launcher has started it.
     assert [row["rank"] for row in rows] == (list(range(ranks)) if ranks > 1 else [None]), said
     assert [row["step"] for row in rows] == [20] * ranks, said

@@ -47,8 +47,8 @@ COMMANDS = (
     Command("profile", "-o FILE [TARGET...]", "profile all ranks into one Chrome trace", json=True),
     Command(
         "watch",
-        "--folder DIR [TARGET...]",
-        "diagnose again and again, and keep the verdicts",
+        "[TARGET...]",
+        "diagnose again and again, and say when the verdict changes",
         json=True,
     ),
     Command("top", "[TARGET...]", "show all ranks as a live table", json=True),

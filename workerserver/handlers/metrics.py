@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from workerserver.http.limits import Budget
 from workerserver.http.registry import Registry
 from workerserver.process._pulse import gil_watch, last_heartbeat, step_median
-from workerserver.process.acceptor import Figures
+from workerserver.process.sockets import Figures
 from workerserver.types import HandlerNotFound, NotImplementedHere, Response
 
 __all__ = ["MetricsState", "metrics_response"]

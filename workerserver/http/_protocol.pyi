@@ -2,13 +2,17 @@ import asyncio
 from collections.abc import Callable
 from typing import final
 
+from workerserver._parser import ParsedRequest
 from workerserver.http.access import AccessPolicy
+from workerserver.http.audit import Audit
 from workerserver.http.limits import Limits
 from workerserver.http.routes import Router
 from workerserver.process.acceptor import Place
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
 from workerserver.types import Response
+
+__pyx_capi__: dict[str, object]
 
 @final
 class ServerState:
@@ -21,6 +25,7 @@ class ServerState:
     requests: dict[tuple[str, int], int]
     limits: Limits
     is_unix: bool
+    audit: Audit
     stall_seconds: float
     drain_seconds: float
     closing: bool
@@ -42,7 +47,14 @@ class ServerState:
     ) -> None: ...
 
 def date_field(second: int) -> bytes: ...
+def proof_key(token: bytes) -> bytes: ...
+def is_proof(value: bytes | None) -> bool: ...
 def whole_reply(response: Response, close: bool) -> bytes: ...
+
+@final
+class Session:
+    def judge(self, keys: tuple[bytes, ...], request: ParsedRequest) -> int: ...
+    def challenge(self, keys: tuple[bytes, ...]) -> tuple[tuple[str, str], ...]: ...
 
 @final
 class WorkerProtocol:

@@ -4,6 +4,8 @@ cimport cython
 
 from workerserver.http.bounds cimport DRAIN_SECONDS, STALL_SECONDS
 
+from workerserver.http.audit import Audit as _Audit
+
 
 @cython.final
 cdef class ServerState:
@@ -35,6 +37,7 @@ cdef class ServerState:
         self._plain_checks = policy.plain_checks
         self.pool = pool
         self.is_unix = is_unix
+        self.audit = _Audit()
         self.connections = set()
         self.requests = {}
         self.limits = limits

@@ -85,6 +85,9 @@ cdef extern from "render.h":
     int ws_kernel_take(ws_snapshot *out) noexcept nogil
     void ws_kernel_free(ws_snapshot *snapshot) noexcept nogil
 
+cdef extern from "children.h":
+    bint ws_has_children() noexcept nogil
+
 cdef extern from "waits.h":
     void ws_waits_store(int port) noexcept nogil
 

@@ -59,6 +59,12 @@ SETTLED_MOST_S = 150.0
 #: A job begins so long before its first step, as its uptime tells.
 STARTS_S = 3.5
 
+#: A child process that is seen to work may do so for so many times as long.
+CHILD_TIMES = 10.0
+#: What such a child does; and one that never ends.
+CHILDREN = ("busy", "copies", "")
+BUSY_FOREVER = 0.25
+
 #: Pauses that end.
 PAUSES = ("sleep", "compute", "write", "data", "child", "beats")
 
@@ -164,14 +170,18 @@ def _pause(draft: Draft, fault: list[list[Op]]) -> None:
     """Seen while it lasts, or just after."""
     job, draw = draft.job, draft.random.random
     kind = PAUSES[int(draw() * len(PAUSES))]
-    longest = PAUSE_LEAST_S
+    # What the rank computes before and after it counts, too.
+    longest = max(PAUSE_LEAST_S - job.usual, 1.0)
     if _paced(draft):
         # The stages of a pipeline work at the same time.
-        step = job.usual / 3 if job.layout == "pipeline" else job.usual
-        longest = max(min(PAUSE_STEPS * step, PAUSE_MOST_S), longest)
+        step = job.usual / max(job.world, 3) if job.layout == "pipeline" else job.usual
+        longest = max(min(PAUSE_STEPS * step, PAUSE_MOST_S), PAUSE_LEAST_S)
     seconds = longest * (0.1 + 0.9 * draw())
     rank = _victim(draft)
     key = ("io", "cpu", "still")[int(draw() * 3)] if kind == "write" else ""
+    if kind == "child" and not job.ranks[rank].stock:
+        key = CHILDREN[int(draw() * len(CHILDREN))]
+        seconds *= CHILD_TIMES if key else 1.0
     line = draft.next_line()
     spot = _spot(draft, fault[rank])
     if kind == "beats":
@@ -209,12 +219,17 @@ def _absent(draft: Draft, fault: list[list[Op]]) -> None:
     ops = fault[rank]
     spot = _spot(draft, ops)
     ops[spot:spot] = _MAKERS.get(kind, _forever)(draft, kind, rank, fault)
-    _accuse(draft, kind, rank, ABSENT[kind])
+    if kind == "child" and ops[spot].key:
+        _accuse(draft, f"{ops[spot].key} child", rank, ABSENT[kind])
+    else:
+        _accuse(draft, kind, rank, ABSENT[kind])
 
 
 def _forever(draft: Draft, kind: str, rank: int, fault: list[list[Op]]) -> list[Op]:
     key = "still" if kind == "write" else ""
     place = "prepare"
+    if kind == "child" and not draft.job.ranks[rank].stock and draft.chance(BUSY_FOREVER):
+        key = "busy"
     if kind == "raise":
         kind, place = "sleep", "wait_for_the_end"
     op = Op(kind, seconds=FOREVER, key=key, planted=True)

@@ -29,7 +29,7 @@ import os
 import threading
 
 from workerserver.process import loop_turn
-from workerserver.process.acceptor import Figures
+from workerserver.process.sockets import Figures
 from workerserver.process.threads import name_this_thread
 
 STATIC = ACTION_STATIC
@@ -420,6 +420,8 @@ cdef int _set_answer(Answer *answer, bytearray whole, bytearray closing) except 
     if answer.closing_date == NULL:
         answer.date = NULL
     answer.second = 0
+    answer.head = max(whole.find(b"\r\n\r\n") + 2, 0)
+    answer.closing_head = max(closing.find(b"\r\n\r\n") + 2, 0)
     answer.status = int(whole[9:12] or 0)  # of "HTTP/1.1 200 OK"
     return 0
 
