@@ -16,7 +16,7 @@ from support.boxes.left import await_box, keepers_of, left_on_tmpfs
 from support.lifecycle import PROGRAMS, Talker, environment, run_isolated, talking
 from support.waiting import wait_until
 
-from workerserver.blackbox.read import Box
+from workerserver.blackbox.read import Box, read_box
 
 if sys.platform != "linux":
     pytest.skip("black boxes need Linux", allow_module_level=True)
@@ -99,8 +99,12 @@ def test_an_exception_in_a_thread_is_told_and_ends_nothing(tmp_path: Path) -> No
 
 def test_what_leaves_no_trace(tmp_path: Path) -> None:
     """os._exit: only the keeper knows."""
-    pid, code, _ = outcome("os_exit", str(tmp_path))
-    assert code == 7
+    with talking("blackbox/ending_rank.py", "os_exit", str(tmp_path)) as rank:
+        pid = int(rank.hear())
+        wait_until(lambda: read_box(left_on_tmpfs(pid)[0]).stacks)
+        rank.say("end")
+        rank.hear()
+        assert rank.end()[0] == 7
     box = await_box(tmp_path, pid)
     assert box.ends == ()
     assert box.last is None
@@ -138,8 +142,6 @@ def test_killed(way: str, number: signal.Signals, tmp_path: Path) -> None:
 
 def stands_in(folder: Path, pid: int, way: str) -> bool:
     """Whether a sample of the box on the tmpfs shows the rank at its end."""
-    from workerserver.blackbox.read import read_box
-
     box = read_box(left_on_tmpfs(pid)[0])
     return bool(box.stacks) and "load_batch" in str(box.stacks[-1].value)
 
@@ -197,8 +199,6 @@ def test_a_handler_that_comes_later_stands_and_is_told(tmp_path: Path) -> None:
 
 
 def replaced(pid: int) -> list[str]:
-    from workerserver.blackbox.read import read_box
-
     states = read_box(left_on_tmpfs(pid)[0]).states
     return list(states[-1].value["replaced"]) if states else []
 
