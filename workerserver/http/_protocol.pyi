@@ -5,6 +5,7 @@ from typing import final
 from workerserver.http.access import AccessPolicy
 from workerserver.http.limits import Limits
 from workerserver.http.routes import Router
+from workerserver.process._pulse import Meter
 from workerserver.process.acceptor import Place
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
@@ -18,7 +19,9 @@ class ServerState:
     policy: AccessPolicy
     pool: DaemonPool
     connections: set[WorkerProtocol]
-    requests: dict[tuple[str, int], int]
+    meter: Meter
+    @property
+    def requests(self) -> dict[tuple[str, int], int]: ...
     limits: Limits
     is_unix: bool
     stall_seconds: float
@@ -39,9 +42,11 @@ class ServerState:
         is_unix: bool,
         limits: Limits,
         thread: LoopThread | None = None,
+        meter: Meter | None = None,
     ) -> None: ...
 
 def date_field(second: int) -> bytes: ...
+def wants_openmetrics(accept: bytes) -> bool: ...
 def whole_reply(response: Response, close: bool) -> bytes: ...
 
 @final

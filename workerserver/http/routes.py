@@ -13,6 +13,7 @@ from workerserver.types import (
     MethodNotAllowed,
     NotFound,
     Range,
+    Request,
     Response,
 )
 
@@ -31,7 +32,9 @@ MAX_CACHED = 256
 class Router:
     """``resolve()`` is for the loop's thread. Everything else is read-only, for any thread."""
 
-    def __init__(self, registry: Registry, metrics: Callable[[], Response] | None = None) -> None:
+    def __init__(
+        self, registry: Registry, metrics: Callable[[Request], Response] | None = None
+    ) -> None:
         self.registry = registry
         self.started = time.monotonic()
         presence.tell(anew=True)
@@ -42,10 +45,14 @@ class Router:
             "/healthz": Handler("/healthz", self._healthz, inline=True),
         }
         if metrics is not None:
-            self._pages["/metrics"] = Handler("/metrics", metrics)  # its first call imports
+            self._pages["/metrics"] = Handler("/metrics", metrics)  # it reads a folder of /proc
         # (method, raw path) -> (handler, decoded path), for handlers of the registry's own.
         self._cache: dict[tuple[bytes, bytes], tuple[Handler, str]] = {}
         self._cache_version = -1
+
+    def serves(self, path: str) -> bool:
+        """Whether *path* is a page."""
+        return path in self._pages
 
     @property
     def uptime_s(self) -> float:

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, final
 
 from workerserver.http.access import NativeForm
 from workerserver.http.limits import Limits
+from workerserver.process._pulse import Meter
 from workerserver.process.acceptor import Figures
 from workerserver.process.canary import Canary
 
@@ -91,6 +92,7 @@ HEALTH: int
 DUMP: int
 RELAY: int
 STEPS: int
+METRICS: int
 NAME: str
 
 @final
@@ -110,6 +112,7 @@ class NativeHub:
 @final
 class NativeListener:
     factory: Callable[[], Any]
+    meter: Meter
     def __init__(
         self,
         hub: NativeHub,
@@ -125,9 +128,11 @@ class NativeListener:
         forbidden: bytes,
         head_late: bytes,
         asks_secret: bool = ...,
+        meter: Meter | None = ...,
     ) -> None: ...
     @property
     def requests(self) -> dict[tuple[str, int], int]: ...
+    def exposition(self, openmetrics: bool) -> bytes: ...
     @property
     def connections(self) -> int: ...
     @property
