@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["INSTALL", "Output", "counting", "rich_table"]
-
-INSTALL = "pip install 'workerserver[cluster]'"
+__all__ = ["Output", "counting", "rich_table"]
 
 
 class Output:
@@ -27,8 +25,6 @@ class Output:
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self.console = rich_console(out) if out.isatty() else None
-        if self.console is None and out.isatty():
-            _tell_what_is_missing()
 
     def line(self, text: str = "", style: str = "") -> None:
         """Write one line. *style* is a style of rich ("bold red")."""
@@ -101,8 +97,3 @@ def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
 
 def _nothing() -> None:
     """Called for each finished item if there is no progress bar."""
-
-
-def _tell_what_is_missing() -> None:
-    if sys.stderr is not None:
-        print(f"workerserver: for colours and progress: {INSTALL}", file=sys.stderr)
