@@ -8,7 +8,7 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo test test-debug faults simulate test-cuda wheels test-cpythons test-torch soak bench bench-check compare coverage sanitize lint format clean
+.PHONY: help build demo man docs test test-debug faults simulate test-cuda test-integrations wheels test-cpythons test-torch soak bench bench-check compare coverage sanitize lint format clean
 
 help:
 	@echo "make demo           start a training job that hangs, and find the rank to blame"
@@ -21,12 +21,15 @@ help:
 	@echo "make sanitize       run the compiled code under ASan, UBSan and TSan (ARGS=--quick: the stress only)"
 	@echo "make test-cpythons  test a wheel, without torch, on every other CPython on this machine"
 	@echo "make test-torch     run the tests where torch matters on other torches (VERSIONS='2.10.0 2.15.0', SECONDS_EACH=1800)"
+	@echo "make test-integrations  start jobs with Lightning, transformers, accelerate, Ray, a notebook"
+	@echo "make docs           build the documentation as a site in build/site, and check its links"
 	@echo "make wheels         build manylinux wheels, and test each without a compiler"
 	@echo "make test-cuda      run the tests that need an NVIDIA GPU"
 	@echo "make soak           run long tests: snapshots, the GIL held, half-open clients, restarts"
 	@echo "make bench          compare the server's cost with torch's server and others (ARGS='--list', 'latency --quick')"
 	@echo "make bench-check    compare the ratios of a short run with benchmarks/baseline.json"
 	@echo "make compare        ask four hung jobs with this tool, py-spy, gdb and torch's own frontend"
+	@echo "make man            write the manual pages, into build/man/man1"
 	@echo "make build          make only the virtual environment and the extension modules"
 	@echo "PYTHON=... chooses the interpreter ($(PYTHON)), VENV=... chooses the environment ($(VENV))"
 
@@ -43,6 +46,9 @@ $(VENV)/.built: $(VENV)/.installed setup.py $(PACKAGE)
 	@touch $@
 
 build: $(VENV)/.built
+
+man: build
+	$(PY) -m workerserver man --folder build/man/man1
 
 # On a fresh machine only what the demo needs. Where `make build` has been, everything is there.
 $(VENV)/.demo: pyproject.toml constraints.txt setup.py tools/prepare_demo.py $(PACKAGE)
@@ -80,6 +86,31 @@ test-cuda: build
 CHROOT ?=
 test-cpythons: build
 	$(PY) tools/run_cpythons.py $(if $(CHROOT),--chroot $(CHROOT)) $(ARGS)
+
+# Slurm's part runs where slurmctld, slurmd and slurm-client are installed, as root.
+# In an environment of its own, of 2 GiB with a CPU build of torch. `make clean` removes it.
+INTEGRATIONS ?= .venv-integrations
+$(INTEGRATIONS)/.installed: pyproject.toml constraints.txt
+	test -x $(INTEGRATIONS)/bin/python || $(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --constraint constraints.txt Cython setuptools wheel
+	$(INTEGRATIONS)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
+	    --editable '.[integrations]'
+	@touch $@
+
+test-integrations: build $(INTEGRATIONS)/.installed
+	$(INTEGRATIONS)/bin/python -m pytest -m 'integrations or slurm' tests/launches \
+	    tests/integrations $(ARGS)
+
+# The reference is written by the program itself, and the site is built in an environment without it.
+DOCS ?= .venv-docs
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt 'mkdocs-material>=9.6'
+	@touch $@
+
+docs: build $(DOCS)/.installed
+	$(PY) tools/reference.py build/reference
+	NO_MKDOCS_2_WARNING=1 WORKERSERVER_REFERENCE=build/reference $(DOCS)/bin/mkdocs build --strict --quiet $(ARGS)
 
 # One environment after the other; a CUDA build of torch needs 10 GiB of disk for as long as it is
 # tested. ARGS="--pytest tests/handlers" for other tests than the tool's own.
@@ -134,5 +165,5 @@ format: build
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf build $(VENV)
+	rm -rf build $(VENV) $(INTEGRATIONS) $(DOCS)
 	find workerserver -name '*.so' -delete

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 # Each verdict is checked against the rules that hold for all verdicts.
 os.environ["WORKERSERVER_CHECK"] = "1"
-# On a busy machine one example may take long.
-hypothesis.settings.register_profile("suite", deadline=None)
+# On a busy machine one example may take long. The suite asks the same examples each time, so that a
+# commit fails for what it has changed; "make soak" looks for new ones.
+LONG = os.environ.get("WORKERSERVER_HYPOTHESIS") == "long"
+hypothesis.settings.register_profile("suite", deadline=None, database=None, derandomize=not LONG)
 hypothesis.settings.load_profile("suite")
 
 # The programs of the corpus can't even be read without torch.
@@ -40,13 +42,15 @@ LAUNCHERS = ("TORCH_WORKER_SERVER_SOCKET", "RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the real jobs with planted faults, except quick ones, unless the command line asks
-    for them: they take minutes."""
-    if "faults" in (config.option.markexpr or ""):
-        return
+    """Leave out the real jobs with planted faults, except quick ones, and jobs on Slurm, unless the
+    command line asks for them: they take minutes."""
+    asked = config.option.markexpr or ""
 
     def wanted(item: pytest.Item) -> bool:
-        return not item.get_closest_marker("faults") or bool(item.get_closest_marker("quick"))
+        if item.get_closest_marker("slurm"):
+            return "slurm" in asked
+        quick = item.get_closest_marker("quick")
+        return "faults" in asked or not item.get_closest_marker("faults") or bool(quick)
 
     left_out = [item for item in items if not wanted(item)]
     if left_out:

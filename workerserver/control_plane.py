@@ -87,8 +87,10 @@ def _is_guessed(name: str) -> bool:
         return False
     if identity.is_spawned():
         return True
-    told = identity.rank_in(os.environ, local=name != "rank")
-    return told is None and not any(os.environ.get(each) for each in LAUNCHED)
+    if identity.rank_in(os.environ, local=name != "rank") is not None:
+        return False
+    # Lightning's own launcher never sets RANK.
+    return "NODE_RANK" in os.environ or not any(os.environ.get(each) for each in LAUNCHED)
 
 
 def parse_host_port(text: str) -> tuple[str, int]:

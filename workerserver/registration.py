@@ -89,6 +89,7 @@ class StoreRegistration:
     def _try(self) -> None:
         wait = FIRST_WAIT_SECONDS
         while not self._stop.is_set():
+            before = self.attempts
             try:
                 if self._attempt():
                     self.done.set()
@@ -98,7 +99,8 @@ class StoreRegistration:
                 logger.debug("not yet registered with the store: %s", error)
             # A thousand ranks that start together must not all come back together.
             self._stop.wait(wait * random.uniform(0.5, 1.0))
-            wait = min(wait * 2, MAX_WAIT_SECONDS)
+            if self.attempts > before:  # to look whether torch is there yet bothers nobody
+                wait = min(wait * 2, MAX_WAIT_SECONDS)
 
     def _attempt(self) -> bool:
         distributed = _torch_distributed()

@@ -150,9 +150,10 @@ class WorkerServer:
                 unix=self._unix,
                 token=self._token,
                 hosts=self._hosts,
+                tls=self.tls,
             )
         )
-        self._router = Router(self.registry, self._metrics)
+        self._router = Router(self.registry, self._metrics, for_browsers=not self._unix)
         self._thread = LoopThread.acquire()
         try:
             limits = limits.within_descriptors()

@@ -85,7 +85,9 @@ def written(out: io.TextIOWrapper) -> bytes:
 
 
 def result(body: bytes, kind: str = "text/plain", status: int = 200) -> call.Result:
-    return call.Result("t", Answer(status, "Said So", {"content-type": kind}, body, 0))
+    return call.Result(
+        Worker("t", unix=True), Answer(status, "Said So", {"content-type": kind}, body, 0)
+    )
 
 
 def test_a_terminal_gets_no_control_characters() -> None:
@@ -121,7 +123,10 @@ def test_a_real_terminal(folder: Path) -> None:
 def test_raw_is_raw() -> None:
     out, err = stream(), stream()
     body = bytes(range(256))
-    results = [result(body, "application/octet-stream"), call.Result("u\n", error="gone\n")]
+    results = [
+        result(body, "application/octet-stream"),
+        call.Result(Worker("u\n", unix=True), error="gone\n"),
+    ]
     assert call.render(results, out, err, raw=True, headers=True) == 1
     assert written(out) == b"== t\n" + body + b"\n== u\\n\n"
     assert written(err) == b"workerserver: u\\n: gone\\n\n"
@@ -129,11 +134,18 @@ def test_raw_is_raw() -> None:
 
 def test_json_holds_every_answer() -> None:
     out = stream()
-    results = [result("é".encode()), result(b"\xff", status=404), call.Result("u", error="gone")]
+    gone = Worker("u:1", False, 3, "node7", tls=True)
+    results = [
+        result("é".encode()), result(b"\xff", status=404), call.Result(gone, error="gone")
+    ]  # fmt: skip
     assert call.render_json(results, out) == 1
-    first, second, third = json.loads(written(out))
+    fields = json.loads(written(out))
+    assert fields["schema_version"] == 1
+    first, second, third = fields["workers"]
     assert first == {
-        "target": "t",
+        "address": "t",
+        "rank": None,
+        "host": None,
         "status": 200,
         "content_type": "text/plain",
         "body": "é",
@@ -141,6 +153,7 @@ def test_json_holds_every_answer() -> None:
     }
     assert (second["status"], second["body"], second["body_base64"]) == (404, None, "/w==")
     assert (third["status"], third["error"]) == (None, "gone")
+    assert (third["address"], third["rank"], third["host"]) == ("https://u:1", 3, "node7")
 
 
 # --- ls against workers that say odd things ---------------------------------------------------
@@ -157,13 +170,14 @@ def row(folder: Path, health: bytes, names: bytes = NAMES) -> ls.Row:
 
 
 def test_rows(folder: Path) -> None:
-    assert row(folder, http(HEALTHY)) == ls.Row("p", "ok", None, 3, 7, 75.5, 12, 0.5, ("ping",))
+    name = ("p", "p", None)
+    assert row(folder, http(HEALTHY)) == ls.Row(*name, "ok", None, 3, 7, 75.5, 12, 0.5, ("ping",))
     stalled = row(folder, http(HEALTHY.replace(b"ok", b"stalled"), "503 Service Unavailable"))
     assert (stalled.status, stalled.error) == ("stalled", None)
     torch = row(folder, http(b"", "404 Not Found"))
-    assert torch == ls.Row("p", "torch", pid=os.getpid(), handlers=("ping",))
+    assert torch == ls.Row(*name, "torch", pid=os.getpid(), handlers=("ping",))
     odd = row(folder, http(b'{"status":"ok","pid":true,"rank":[],"uptime_s":NaN,"step":"x"}'))
-    assert odd == ls.Row("p", "ok", pid=os.getpid(), handlers=("ping",))
+    assert odd == ls.Row(*name, "ok", pid=os.getpid(), handlers=("ping",))
 
 
 @pytest.mark.parametrize(
@@ -186,8 +200,8 @@ def test_rows_of_what_is_no_worker(folder: Path, health: bytes, names: bytes, er
 def test_the_table() -> None:
     out = stream()
     workers = [
-        ls.Row("a.sock", "ok", None, 0, 41, 75.5, 12, 0.5, ("ping", "x")),
-        ls.Row("b\x1b.sock", "unreachable", "no such\nsocket"),
+        ls.Row("a.sock", "a.sock", None, "ok", None, 0, 41, 75.5, 12, 0.5, ("ping", "x")),
+        ls.Row("b\x1b.sock", "b\x1b.sock", None, "unreachable", "no such\nsocket"),
     ]
     ls.render(workers, out)
     assert written(out).decode().splitlines() == [
@@ -211,7 +225,7 @@ def test_one_silent_worker_does_not_hold_up_the_others(folder: Path) -> None:
         stack.callback(released.set)
         listing = command("ls", "--json", "--timeout", "0.5", ".", "gone/x.sock")
     assert listing.returncode == 1
-    workers = json.loads(listing.stdout)
+    workers = json.loads(listing.stdout)["workers"]
     assert [worker["status"] for worker in workers] == ["ok", "unreachable", "ok", "unreachable"]
     assert [worker["error"] for worker in workers] == [
         None,
@@ -263,7 +277,7 @@ def test_ls(live: tuple[str, Path, int], folder: Path) -> None:
     cells = line.split()
     assert cells[:4] == [str(path), "torch" if kind == "torch" else "ok", "-", str(pid)]
     done = command("ls", str(path), "--json", "--max-step-age", "5")
-    (worker,) = json.loads(done.stdout)
+    (worker,) = json.loads(done.stdout)["workers"]
     assert worker["status"] == ("torch" if kind == "torch" else "stalled")
     assert worker["pid"] == pid
     assert {"ping", "dump_traceback"} <= set(worker["handlers"])
@@ -280,7 +294,7 @@ def test_call_of_many(live: tuple[str, Path, int], folder: Path) -> None:
     assert done.stderr == b"workerserver: 0.sock: connection refused: nobody listens there\n"
     done = command("call", "ping", "*.sock", "--json", "-o", "all.json")
     assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
-    answers = json.loads((folder / "all.json").read_text())
+    answers = json.loads((folder / "all.json").read_text())["workers"]
     assert [answer["body"] for answer in answers] == [None, "pong", "pong"]
     assert command("call", "ping", "*.sock", "-o", "x").returncode == 64
 

@@ -80,11 +80,11 @@ def test_fresh_connections(path: str, capsys: pytest.CaptureFixture[str]) -> Non
 def test_json(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = figures(capsys, path, "--requests", "30", "--rate", "500", "--connections", "2")
     assert list(found) == [
-        "target", "path", "connections", "rate", "fresh", "interrupted", "sent", "answered",
-        "failed", "statuses", "seconds", "answered_per_second", "received_bytes", "response_ns",
-        "service_ns", "late_ns",
+        "schema_version", "address", "rank", "host", "path", "connections", "rate", "fresh",
+        "interrupted", "sent", "answered", "failed", "statuses", "seconds",
+        "answered_per_second", "received_bytes", "response_ns", "service_ns", "late_ns",
     ]  # fmt: skip
-    assert found["target"] == path
+    assert (found["address"], found["rank"], found["host"]) == (path, None, None)
     assert (found["path"], found["connections"], found["rate"]) == ("/handler/ping", 2, 500.0)
     assert (found["sent"], found["answered"], found["failed"]) == (30, 30, {})
     assert (found["statuses"], found["interrupted"]) == ({"200": 30}, False)
@@ -212,6 +212,8 @@ def test_one_worker_only(
         (["/x", "--connections", "5000"], "connections: 5000"),
         (["/x", "--rate", "1e8"], "rate: 1e"),
         (["/" + "x" * 200], "address"),
+        ([], "TARGET is missing"),
+        (["/x", "ping", "pong"], "one argument too many: pong"),
     ],
 )
 def test_wrong_use(words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,14 +225,12 @@ def test_wrong_use(words: list[str], reason: str, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     "words",
     [
-        [],
         ["/x", "--requests", "0"],
         ["/x", "--requests", "1", "--duration", "1"],
         ["/x", "--duration", "-1s"],
         ["/x", "--rate", "fast"],
         ["/x", "--rate", "nan"],
         ["/x", "--connections", "-1"],
-        ["/x", "ping", "pong"],
     ],
 )
 def test_wrong_options(words: list[str]) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 from support.jobs.peers import answering, http, make_socket, peer
 from support.jobs.recordings import recording
+from support.jobs.replaying import answer, replayed, replaying
 from support.lifecycle import environment
 
 from workerserver.cli import console, main
@@ -43,48 +44,10 @@ server.shutdown()
 """
 
 
-def answer(value: object) -> Response:
-    return Response(json.dumps(value).encode(), content_type="application/json")
-
-
-def replayed(rounds: list[dict[str, Any]]) -> Registry:
-    """The handlers of one rank: what it answered in each of *rounds*, the last one for ever."""
-    registry = Registry()
-    looks = {"digest": 0, "fr_summary": 0}
-
-    def at(question: str) -> dict[str, Any]:
-        looks[question] += 1
-        return rounds[min(looks[question], len(rounds)) - 1]
-
-    def dump_traceback(format: str = "text") -> Response:
-        if format == "digest":
-            return answer(at("digest")["digest"])
-        return answer(rounds[min(looks["digest"], len(rounds)) - 1]["stacks"])
-
-    def fr_summary() -> Response:
-        return answer(at("fr_summary")["fr_summary"])
-
-    def fr_trace_json() -> Response:
-        return answer(rounds[min(looks["fr_summary"], len(rounds)) - 1]["flight"])
-
-    for handler in (dump_traceback, fr_summary, fr_trace_json):
-        registry.register(handler.__name__, handler)
-    return registry
-
-
 @pytest.fixture
 def job(folder: Path, no_leaks: None) -> Iterator[Callable[[str], str]]:
     """``job(name)``: serves a recording's ranks; gives the target that they are found by."""
-    with contextlib.ExitStack() as stack:
-
-        def start(name: str) -> str:
-            rounds = recording(name)["rounds"]
-            for rank in range(len(rounds[0]["ranks"])):
-                registry = replayed([each["ranks"][rank] for each in rounds])
-                server = WorkerServer(str(folder / f"rank{rank}.sock"), -1, registry=registry)
-                stack.callback(server.shutdown)
-            return str(folder / "rank{rank}.sock")
-
+    with replaying(folder) as start:
         yield start
 
 
@@ -131,7 +94,7 @@ def test_the_verdict_as_json(job: Job, run: Run) -> None:
     assert fields.keys() == {
         "verdict", "status", "ranks", "responded", "unreachable", "suspects", "stragglers",
         "groups", "process_groups", "problems", "progress", "again_s", "not_looked_at", "time",
-        "cost", "job", "leftovers", "other_jobs",
+        "cost", "job", "leftovers", "notes", "other_jobs", "schema_version",
     }  # fmt: skip
     assert (fields["ranks"], fields["responded"], fields["unreachable"]) == (4, 4, [])
     (suspect,) = fields["suspects"]

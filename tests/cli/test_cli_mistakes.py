@@ -19,7 +19,10 @@ from support.jobs.peers import make_socket
 from support.served import Serve
 
 from workerserver.cli import main
+from workerserver.cli.bench_tls import TlsLoad
+from workerserver.cluster.ask.client import tls_context
 from workerserver.cluster.failures import not_permitted
+from workerserver.cluster.model import Worker
 from workerserver.server import WorkerServer
 
 Said = Callable[..., str]
@@ -98,8 +101,9 @@ def test_the_page_of_a_web_server_is_in_the_json(
     web_server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["call", "ping", web_server, "--json"]) == 2
-    (answer,) = json.loads(capsys.readouterr().out)
-    assert list(answer) == ["target", "status", "content_type", "body", "error"]
+    (answer,) = json.loads(capsys.readouterr().out)["workers"]
+    names = ["address", "rank", "host", "status", "content_type", "body", "error"]
+    assert list(answer) == names
     assert (answer["status"], answer["error"]) == (501, None)
     assert "DOCTYPE" in answer["body"]
 
@@ -198,14 +202,58 @@ def test_call_and_ls_over_tls(
     assert main(["call", "ping", url, "--cacert", certificate]) == 0
     assert capsys.readouterr().out == "pong"
     assert main(["ls", url, "--cacert", certificate, "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)
-    assert (row["target"], row["status"], row["error"]) == (url, "ok", None)
+    (row,) = json.loads(capsys.readouterr().out)["workers"]
+    assert (row["address"], row["status"], row["error"]) == (url, "ok", None)
 
 
-def test_bench_over_tls(secure: tuple[str, str], said: Said) -> None:
-    url, _ = secure
-    reason = "bench can't measure https, because its native loop has no TLS"
-    assert said("bench", url) == f"workerserver: {url}: {reason}"
+def test_bench_over_tls(
+    secure: tuple[str, str], said: Said, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    url, certificate = secure
+    assert "certificate not accepted" in said("bench", url)
+    assert "HTTP 401: it needs a token" in said("bench", url, "--cacert", certificate)
+    (folder / "token").write_text("s3cret")
+    words = ["bench", url, "--cacert", certificate, "--token-file", "token"]
+    assert main([*words, "--requests", "20"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"POST /handler/ping at {url}, 1 connection"
+    assert lines[1].startswith("20 requests in ")
+    assert lines[2].startswith("answered: 20, ")
+    assert lines[3:5] == ["statuses: 20 x 200", "failed: none"]
+    for more in (["--connections", "3"], ["--fresh"], ["--rate", "500", "--connections", "2"]):
+        assert main([*words, "--requests", "12", "--json", *more]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["address"], found["sent"], found["answered"]) == (url, 12, 12)
+        assert found["service_ns"]["count"] == found["response_ns"]["count"] == 12
+        assert found["late_ns"] is None or "--rate" in more
+        assert found["received_bytes"] > 12 * len("HTTP/1.1 200 OK")
+    assert main([*words[:2], "nope", *words[2:]]) == 2
+
+
+def test_bench_over_tls_of_a_server_that_ends(
+    secure: tuple[str, str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers that are no success, and connections that end, are counted by their reason."""
+    url, certificate = secure
+    worker = Worker(url.removeprefix("https://"), False, tls=True)
+    head = f"POST /handler/nope HTTP/1.1\r\nHost: {worker.address}\r\nContent-Length: 0\r\n"
+    fields = "Authorization: Bearer s3cret\r\nConnection: close\r\n\r\n"
+    load = TlsLoad(
+        worker,
+        (head + fields).encode(),
+        {"tls": tls_context(certificate)},
+        limit=1000,
+        connections=1,
+        requests=3,
+        seconds=0.0,
+        rate=0.0,
+        fresh=False,
+        timeout=10.0,
+    )
+    result = load.run()
+    assert (result.sent, result.answered, result.statuses) == (3, 0, {404: 3})
+    assert result.failed == {"status 404": 3}
+    assert result.service.count == 0
 
 
 # --- tokens ------------------------------------------------------------------------------------
@@ -336,8 +384,8 @@ def test_call_and_ls_find_workers_as_the_job_commands_do(
     assert main(["call", "ping", "--dns", f"127.0.0.1:{ports[0]}"]) == 0
     assert capsys.readouterr().out == "pong"
     assert main(["ls", "--hosts", "hosts", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["target"] for row in rows] == [f"127.0.0.1:{port}" for port in ports]
+    rows = json.loads(capsys.readouterr().out)["workers"]
+    assert [row["address"] for row in rows] == [f"127.0.0.1:{port}" for port in ports]
 
 
 def test_parameters_and_a_target_beside_a_place(
@@ -351,8 +399,8 @@ def test_parameters_and_a_target_beside_a_place(
     assert main([*words, "--hosts", "hosts"]) == 0
     assert json.loads(capsys.readouterr().out)["mode"] == "gil"
     assert main([*words, "./a=b.sock", "--hosts", "hosts", "--json"]) == 0
-    answers = json.loads(capsys.readouterr().out)
-    assert [answer["target"] for answer in answers] == ["./a=b.sock", f"127.0.0.1:{port}"]
+    answers = json.loads(capsys.readouterr().out)["workers"]
+    assert [answer["address"] for answer in answers] == ["./a=b.sock", f"127.0.0.1:{port}"]
     assert main(["call", "ping", "--hosts", "hosts", "./a=b.sock", "-o", "x"]) == 64
     assert "-o holds one answer" in capsys.readouterr().err
 

@@ -529,7 +529,7 @@ def test_under_torchrun(folder: Path) -> None:
                 time.sleep(0.05)
             result = execute(listing, folder)
             assert result.returncode == 0, result.stdout
-            workers = json.loads(result.stdout)
+            workers = json.loads(result.stdout)["workers"]
             assert [str(worker["rank"]) for worker in workers] == ["0", "1"]
             assert all("ping" in worker["handlers"] for worker in workers)
             (folder / "go").touch()

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from support.jobs.workers import SUMMARY, Canned, good, http
 
-from workerserver.cli import COMMANDS, main
+from workerserver.cli import main
+from workerserver.cli.commands import NAMES
 
 #: How a command on jobs begins.
 ON_JOBS = {
@@ -31,7 +32,7 @@ ON_JOBS = {
 on_jobs = pytest.mark.parametrize("command", ON_JOBS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", NAMES)
 def test_wrong_use_is_64(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--no-such-option"])

@@ -195,11 +195,12 @@ def test_call_and_ls_through_a_collector(
     assert main(["call", "ping", *place, "-o", "x"]) == 64
     assert "-o holds one answer" in capsys.readouterr().err
     assert main(["ls", *place, "--json"]) == 1
-    rows = json.loads(capsys.readouterr().out)
-    assert [(row["target"], row["status"], row["rank"]) for row in rows] == [
-        (names[0], "ok", 0),
-        (names[1], "ok", 1),
-        ("rank 2", "unreachable", None),
+    rows = json.loads(capsys.readouterr().out)["workers"]
+    assert [f"{row['host']}:{row['address']}" for row in rows[:2]] == names
+    assert [(row["status"], row["rank"]) for row in rows] == [
+        ("ok", 0),
+        ("ok", 1),
+        ("unreachable", 2),
     ]
 
 

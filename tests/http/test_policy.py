@@ -41,6 +41,7 @@ REQUESTS = {
     "unknown handler": post("nope"),
     "unknown path": message("GET", "/nope"),
     "metrics": message("GET", "/metrics"),
+    "ui": message("GET", "/ui"),
 }
 
 

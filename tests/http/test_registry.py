@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import pydoc
 import sys
 import threading
 import types
@@ -10,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support.served import Connect, Serve
+from support.wire import ask, post
 
 import workerserver
 from workerserver.handlers import default_registry
@@ -113,6 +117,58 @@ def test_public_names_are_the_default_registrys() -> None:
     finally:
         workerserver.unregister_handler("public")
     assert "public" not in workerserver.get_handler_names()
+
+
+def test_replacing() -> None:
+    """As a notebook does, where a cell runs again."""
+    registry = Registry()
+    for function in (nothing, something, something):
+        registry.handler("X", replace=True)(function)
+        assert registry.find("X").function is function
+    with pytest.raises(ValueError, match="Handler X already registered"):
+        registry.handler("X")(nothing)
+    assert registry.names() == ["X"]
+    registry.fallback = Stock("X", "Y")
+    registry.register("X", nothing, replace=True)  # it hides the other X already
+    with pytest.raises(ValueError, match="Handler Y already registered"):
+        registry.register("Y", nothing, replace=True)
+
+
+def test_a_request_inside_a_replaced_handler_ends_as_it_would_have(
+    serve: Serve, connect: Connect
+) -> None:
+    served = serve("unix")
+    inside, go_on = threading.Event(), threading.Event()
+
+    def first() -> str:
+        inside.set()
+        assert go_on.wait(30)
+        return "first"
+
+    served.registry.register("X", first)
+    client = connect(served.address)
+    client.send(post("X"))
+    assert inside.wait(30)
+    served.registry.register("X", lambda: "second", replace=True)
+    assert ask(served.address, post("X")).text == "second"
+    go_on.set()
+    assert client.reply().text == "first"
+
+
+def test_help_says_what_a_person_needs() -> None:
+    text = pydoc.render_doc(workerserver.handler, renderer=pydoc.plaintext)  # type: ignore[attr-defined]
+    for words in (
+        "POST /handler/NAME",
+        '@workerserver.handler("loader_state")',
+        "workerserver call loader_state depth=3 TARGET",
+        "replace",
+        "400",
+        "503",
+        "async def",
+    ):
+        assert words in text
+    for name in inspect.signature(workerserver.handler).parameters:
+        assert name == "name" or f"*{name}*:" in text
 
 
 def test_builtins_cannot_be_replaced_by_accident() -> None:

@@ -5,46 +5,27 @@ Nothing tells the commands where the workers are.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from importlib.util import find_spec
-from typing import Any
 
 import pytest
-from support.lifecycle import PROGRAMS, environment
-
-SANDBOX = ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "--kill-child"]
+from support.jobs.machine import Said, can_unshare, tell
+from support.lifecycle import PROGRAMS
 
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.slow,
     pytest.mark.timeout(280),
     pytest.mark.skipif(find_spec("torch") is None, reason="needs torch"),
-    pytest.mark.skipif(
-        os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare"
-    ),
+    pytest.mark.skipif(not can_unshare(), reason="needs root and unshare"),
 ]
-
-Said = dict[str, Any]
 
 
 def scene(name: str) -> Said:
     """What the commands said in a scene of programs/job/alone.py."""
-    done = subprocess.run(
-        [*SANDBOX, sys.executable, str(PROGRAMS / "job/alone.py"), name],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "unshare failed" in done.stderr or "mount" in done.stderr.partition(":")[0]:
-        pytest.skip(f"no namespaces here: {done.stderr}")
-    assert done.returncode == 0, done.stderr
-    found: Said = json.loads(done.stdout)
-    return found
+    said = tell("job/alone.py", name)
+    if said is None:
+        pytest.skip("no namespaces here")
+    return said
 
 
 def brief(said: Said) -> tuple[int, str | None, int, int]:
@@ -102,7 +83,7 @@ def test_two_jobs_of_one_user_one_hung() -> None:
     assert [each["job"] for each in said["mixed"]["said"]["other_jobs"]] == [second["job"]]
 
     assert said["ls"]["status"] == 0
-    rows = said["ls"]["said"]
+    rows = said["ls"]["said"]["workers"]
     assert sorted(row["rank"] for row in rows) == [0, 0, 1, 1]
     assert said["stranger"] not in [row["pid"] for row in rows]
     for command in ("stacks", "fr"):
@@ -127,7 +108,7 @@ def test_a_job_that_torchrun_has_started_again() -> None:
     assert suspects(said["diagnose"]) == [(0, "behind", f"train.py:{LINE} load_shard")]
     assert said["diagnose"]["said"]["leftovers"] == []
     assert said["diagnose"]["said"]["other_jobs"] == []
-    assert sorted(row["pid"] for row in said["ls"]["said"]) == sorted(said["pids"])
+    assert sorted(row["pid"] for row in said["ls"]["said"]["workers"]) == sorted(said["pids"])
 
 
 def test_a_killed_job_and_the_next_one_in_its_folder() -> None:
@@ -168,7 +149,7 @@ def test_launches_without_a_launcher() -> None:
     first, second = said["spawn pids"]
     assert {f"rank0.{pid}.sock" for pid in (first, second)} & set(said["spawn sockets"])
     assert "rank0.sock" in said["spawn sockets"]
-    by_pid = {row["pid"]: row["rank"] for row in said["spawn ls"]["said"]}
+    by_pid = {row["pid"]: row["rank"] for row in said["spawn ls"]["said"]["workers"]}
     assert by_pid == {first: 0, second: 1}
     assert brief(said["alone"]) == (2, "alone", 1, 1)
     assert f"load_shard(), train.py:{LINE}" in said["alone"]["said"]["verdict"]

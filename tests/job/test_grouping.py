@@ -98,9 +98,10 @@ class Look:
 
 
 def living(rank: int | None, path: str = "", job: str | None = "j", **more: Any) -> RankState:
+    pid = more.pop("pid", rank)
     fields: dict[str, Any] = {"world_size": 2, "agent": "10:1", "host": "n1", **more}
     told = {"job": job, "job_from": "MASTER_ADDR", **fields} if job is not None else {}
-    health = Health("ok", pid=rank, rank=rank, **told)
+    health = Health("ok", pid=pid, rank=rank, **told)
     worker = Worker(path or f"/s/rank{rank}.sock", unix=True)
     return RankState(worker, rank, "workerserver", health, responded=True)
 
@@ -215,6 +216,23 @@ def test_a_worker_that_tells_no_job() -> None:
     assert sorted(len(each.rounds[-1].states) for each in three) == [1, 1, 1]
     alien = RankState(Worker("/s/rank7.sock", True), 7, "torch", responded=True)
     assert len(views(living(0), alien)) == 2
+
+
+def test_a_process_that_no_launcher_has_started_is_rank_0() -> None:
+    alone: dict[str, Any] = {"world_size": None, "agent": "7:1", "pid": 7}
+    (view,) = views(living(None, "/s", **alone))
+    assert ranks(view) == [0]
+    assert view.rounds[0].states[0].inferred is None
+    # Not if it was spawned, if a process group has it, or if the user says that there are more.
+    for more in ({"agent": "6:1"}, {"world_size": 2}):
+        (view,) = views(living(None, "/s", **{**alone, **more}))
+        assert ranks(view) == [None]
+    (view,) = split([Look([living(None, "/s", **alone)])], world_size=2)
+    assert ranks(view) == [None]
+    one, two = views(
+        living(None, "/s", **alone), living(None, "/t", **{**alone, "agent": "8:1", "pid": 8})
+    )
+    assert ranks(one) == ranks(two) == [0]
 
 
 def test_a_rank_is_remembered_over_the_looks() -> None:

@@ -92,6 +92,16 @@ def test_the_numbers_of_slurm() -> None:
     assert rank_in({"RANK": "-1"}) is None
 
 
+def test_the_rank_under_lightnings_own_launcher() -> None:
+    """It sets no RANK, and how many ranks an earlier node has is not told."""
+    first = {"NODE_RANK": "0", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}
+    assert rank_in(first) == 1
+    assert rank_in(first, local=True) == 1
+    assert rank_in({**first, "NODE_RANK": "1"}) is None
+    assert rank_in({**first, "RANK": "3"}) == 3
+    assert rank_in({"LOCAL_RANK": "1", "WORLD_SIZE": "4"}) is None
+
+
 def test_a_process_without_a_launcher_is_its_own_agent() -> None:
     stat = proc.stat_of(os.getpid())
     assert stat is not None

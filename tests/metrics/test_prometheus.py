@@ -130,7 +130,7 @@ def scraping(folder: Path, ports: list[int]) -> Iterator[Prometheus]:
                 return bool(Prometheus(port).get("/api/v1/status/runtimeinfo"))
             return False
 
-        wait_until(ready, 60)
+        wait_until(ready, 120)
         yield Prometheus(found[-1])
     except BaseException:
         print(log.read_text(errors="replace"))
@@ -147,6 +147,7 @@ def mentioned(text: str) -> set[str]:
 @prometheus
 @pytest.mark.torch
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_real_job_is_scraped(tmp_path: Path) -> None:
     """Two ranks under torchrun. Then one holds the GIL, and is scraped all the same."""
     pytest.importorskip("torch")
@@ -157,7 +158,7 @@ def test_a_real_job_is_scraped(tmp_path: Path) -> None:
         with scraping(tmp_path, ports) as server:
             info = 'workerserver_info{exported_job="digits", world_size="2"}'
             by_rank = f"* on (instance) group_left (rank) {info}"
-            wait_until(lambda: server.ask(info) == {"0": 1.0, "1": 1.0}, 60)
+            wait_until(lambda: server.ask(info) == {"0": 1.0, "1": 1.0}, 120)
             wait_until(
                 lambda: len(server.ask(f"workerserver_collectives_issued_total {by_rank}")) == 2, 60
             )
@@ -170,7 +171,7 @@ def test_a_real_job_is_scraped(tmp_path: Path) -> None:
                     )
                     > 0
                 ),
-                60,
+                120,
             )
 
             wait_until(
@@ -181,7 +182,7 @@ def test_a_real_job_is_scraped(tmp_path: Path) -> None:
             asked |= mentioned((CONTRIB / "grafana-dashboard.json").read_text())
             assert asked
             assert not asked - known
-            wait_until(lambda: server.health_of_rules() == ["ok"] * 7, 60)
+            wait_until(lambda: server.health_of_rules() == ["ok"] * 7, 120)
             for panel in json.loads((CONTRIB / "grafana-dashboard.json").read_text())["panels"]:
                 for target in panel["targets"]:
                     query = target["expr"].replace("$training", ".+")
@@ -189,7 +190,7 @@ def test_a_real_job_is_scraped(tmp_path: Path) -> None:
 
             (tmp_path / "hold").touch()
             held = f"workerserver_gil_unavailable_seconds {by_rank}"
-            wait_until(lambda: server.ask(held).get("1", 0) > 3, 60)
+            wait_until(lambda: server.ask(held).get("1", 0) > 3, 120)
             assert server.ask("up") == {f"127.0.0.1:{port}": 1.0 for port in ports}
             steps = server.ask(f"workerserver_heartbeat_step {by_rank}")
             assert abs(steps["0"] - steps["1"]) <= 1
@@ -197,4 +198,4 @@ def test_a_real_job_is_scraped(tmp_path: Path) -> None:
                 "(workerserver_collectives_issued_total - workerserver_collectives_retired_total) "
                 + by_rank
             )
-            wait_until(lambda: server.ask(under_way).get("0") == 1.0, 60)
+            wait_until(lambda: server.ask(under_way).get("0") == 1.0, 120)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.lifecycle import PROGRAMS, environment, run_isolated, talking
 
-from workerserver.registration import StoreRegistration
+from workerserver.registration import FIRST_WAIT_SECONDS, StoreRegistration
 
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="needs torch")
 
@@ -96,6 +96,23 @@ def test_torch_that_is_imported_late() -> None:
     facts, stderr = scene("torch_comes_late")
     assert facts == {"torch": False, "attempts": 0, "connected": False, "value": "http://node:1"}
     assert stderr == ""
+
+
+def test_a_slow_import_of_torch_does_not_delay_the_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses grow with attempts at the store alone."""
+    registration = StoreRegistration("head", 29500, "rank0", "http://node:1")
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 12:
+            registration.stop()
+
+    monkeypatch.setattr(registration._stop, "wait", pause)
+    monkeypatch.setattr("workerserver.registration._torch_distributed", lambda: None)
+    registration._try()
+    assert max(pauses) <= FIRST_WAIT_SECONDS
+    assert registration.attempts == 0
 
 
 @pytest.mark.torch

@@ -1,68 +1,25 @@
 """The command line: ``workerserver COMMAND``.
 
-Each command is a module with ``main(argv) -> exit status``; what it prints goes through a
-``render_*(…, out)`` function that writes to the stream it is given. Nothing here imports torch,
-and only ``run`` and ``collector`` import the server.
+Each command is a module with ``make_parser()`` and ``main(argv) -> exit status``; ``commands.py``
+lists them. What a command prints goes through a ``render_*(…, out)`` function that writes to the
+stream it is given. Nothing here imports torch; only ``run`` and ``collector`` import the server.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import sys
 from collections.abc import Sequence
 
+from workerserver import __version__
+from workerserver.cli.commands import NAMES, USAGE, load
 from workerserver.cli.errors import CommandError, UsageError
+from workerserver.cli.parser import guess
 from workerserver.cli.streams import NOT_WRITTEN, bearable_streams
 from workerserver.cli.text import escape_line
 
 __all__ = ["main"]
-
-USAGE = """\
-usage: workerserver COMMAND ...
-
-  run [--socket TEMPLATE] [--tcp HOST:PORT] (script.py | -m module) [ARGS...]
-                                   run an unchanged program with a server inside it
-  call NAME [key=value...] TARGET  call a handler and print what it answers
-  ls [TARGET...]                   list workers, and how each is doing
-  diagnose [TARGET...]             if a job hangs, say which rank is to blame, and why
-  stacks [TARGET...]               show what all ranks do; equal stacks are shown once
-  slow [TARGET...]                 say which rank the others wait for, how often, how long
-  fr [TARGET...]                   show the flight recorders, by process group
-  ping [TARGET...]                 show which workers of a job answer, and how fast
-  profile -o FILE [TARGET...]      profile all ranks into one Chrome trace
-  watch --folder DIR [TARGET...]   diagnose again and again, and keep the verdicts
-  top [TARGET...]                  show all ranks as a live table
-  collector --listen HOST:PORT TARGET...
-                                   answer for all workers of this host
-  bench TARGET [NAME[?key=value]]  measure how fast a handler answers
-
-TARGET is a Unix socket, a folder or pattern of them, host:port, https://host:port, or the pid of a
-worker or of its launcher. Workers are also found through --job, --store, --hosts, --dns,
---collectors and --slurm. The commands whose TARGET is optional find the jobs of this user on this
-machine by themselves.
-"workerserver COMMAND --help" says more.
-"""
-COMMANDS = (
-    "run",
-    "call",
-    "ls",
-    "diagnose",
-    "stacks",
-    "slow",
-    "fr",
-    "ping",
-    "profile",
-    "watch",
-    "top",
-    "collector",
-    "bench",
-)
-
-
-#: With which argparse ends the process.
-ARGPARSE_WRONG_USE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,8 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = _run(arguments)
         except SystemExit as end:  # of argparse: --help, or wrong use
             status = end.code if isinstance(end.code, int) else 0
-            if status == ARGPARSE_WRONG_USE:
-                status = UsageError.exit_status
             sys.stdout.flush()
             if losses.error is None:
                 raise SystemExit(status) from None
@@ -88,28 +43,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    if arguments[:1] in (["-h"], ["--help"]):
-        sys.stdout.write(USAGE)
-        return 0
-    if not arguments or arguments[0] not in COMMANDS:
-        if arguments:
-            complain(f"no such command: {arguments[0]}")
+    if not arguments:
         if sys.stderr is not None:
             sys.stderr.write(USAGE)
         return UsageError.exit_status
-    if arguments[0] != "run":
+    name = arguments[0]
+    if name in ("-h", "--help"):
+        sys.stdout.write(USAGE)
+        return 0
+    if name == "--version":
+        sys.stdout.write(f"workerserver {__version__}\n")
+        return 0
+    if name not in NAMES:
+        option = name.startswith("-")
+        known = ("--help", "--version") if option else NAMES
+        kind = "option" if option else "command"
+        complain(f"no such {kind}: {name}{guess(name, known)}")
+        complain("workerserver --help lists the commands")
+        return UsageError.exit_status
+    if name != "run":
         # Thousands of answers hold no garbage, and to look for some among them took half of the
         # time of a diagnosis.
         gc.set_threshold(100_000)
-    command = importlib.import_module(f"{__name__}.{arguments[0]}")
     try:
-        status: int = command.main(arguments[1:])
+        status: int = load(name).main(arguments[1:])
         return status
     except CommandError as error:
         complain(str(error))
         return error.exit_status
     except KeyboardInterrupt:
-        if arguments[0] == "run":  # the program's own: it ends as under plain Python
+        if name == "run":  # the program's own: it ends as under plain Python
             raise
         return 130
 

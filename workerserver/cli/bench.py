@@ -1,29 +1,36 @@
 """``workerserver bench TARGET [NAME[?key=value]]``: measure how fast a worker answers.
 
-The client is the package's load generator, the one behind the figures in docs/performance.md.
+The client is the package's load generator, the one behind the figures in docs/performance.md. Over
+TLS it is bench_tls.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 from urllib.parse import quote
 
+from workerserver.cli.bench_tls import TlsLoad
 from workerserver.cli.errors import NoJobError, TargetError, UsageError
-from workerserver.cli.places import failed
+from workerserver.cli.job_command import write_json
+from workerserver.cli.parser import CommandParser
+from workerserver.cli.places import (
+    add_asking,
+    add_places,
+    client_options,
+    find,
+    is_place_named,
+    shown_address,
+)
 from workerserver.cli.text import count, escape_line, positive_seconds, write_table, write_text
-from workerserver.cli.token import read_token, token_name
 from workerserver.cluster.addresses import host_port
 from workerserver.cluster.ask.client import Visit
 from workerserver.cluster.ask.exchange import Question, request_parts
 from workerserver.cluster.ask.in_order import in_order
-from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.failures import NO_SOCKET, REFUSED
-from workerserver.cluster.find.discovery import Options, discover
 from workerserver.cluster.model import Failure, Worker
 from workerserver.loadgen._loadgen import Histogram, Load, Result
 
@@ -49,6 +56,8 @@ that were due meanwhile take longer. The run ends after 5 seconds or 10,000 requ
 The worker goes on training. A ping costs it next to nothing. But each dump_traceback (unless
 ?mode=nogil), and each handler in Python, takes the GIL from the training loop for a while. A bench
 does that as often as it can, or R times a second.
+
+Over https the client runs in Python, and its own time is a larger part of what it measures.
 """
 EPILOG = """\
 latency: from the sending of the request to the last byte of the answer. With --rate there are three
@@ -73,24 +82,25 @@ class Plan:
 def main(argv: Sequence[str]) -> int:
     """Exit status 0 if every request was answered with 2xx, 1 if some were not, 2 if nothing could
     be measured, 3 if nobody listens there, and 130 if interrupted."""
-    options = _parser().parse_intermixed_args(list(argv))
+    options = make_parser().parse_intermixed_args(list(argv))
+    name = _name(options)
     plan = Plan(
-        _worker(options.target),
-        Question("bench", _path(options.name), limit=MAX_ANSWER_BYTES),
+        _worker(options),
+        Question("bench", _path(name), limit=MAX_ANSWER_BYTES),
         options.connections,
         options.rate,
         options.fresh,
     )
     bounded = options.requests or options.duration
-    token = read_token()
+    asking = client_options(options)
     load = _load(
         plan,
-        token,
+        asking,
         requests=options.requests if bounded else REQUESTS,
         seconds=options.duration if bounded else SECONDS,
-        timeout=options.timeout,
+        timeout=options.deadline,
     )
-    _ask_once(plan, options.timeout, token)
+    _ask_once(plan, asking)
     interrupted = False
     try:
         result = load.run()
@@ -105,23 +115,30 @@ def main(argv: Sequence[str]) -> int:
     return 1 if result.failed else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "workerserver bench",
+def make_parser() -> CommandParser:
+    parser = CommandParser(
+        "bench",
         usage="%(prog)s TARGET [NAME[?key=value]] [--requests N | --duration S] [--rate R]\n"
-        "       [--connections N] [--fresh] [--timeout S] [--json]",
+        "       [--connections N] [--fresh] [--json]\n"
+        "       [--job NAME] [--store HOST:PORT] [--hosts FILE] [--dns NAME:PORT]\n"
+        "       [--collectors HOST:PORT] [--slurm] [--port PORT] [--world-size N]\n"
+        "       [--deadline S] [--token-file FILE] [--cacert FILE]",
         description=DESCRIPTION,
+        examples=(
+            ("workerserver bench /tmp/job/rank0.sock", "pings, as fast as they are answered"),
+            (
+                "workerserver bench 4711 'dump_traceback?mode=nogil' --rate 20 --duration 10",
+                "20 dumps a second of process 4711, for ten seconds",
+            ),
+        ),
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("target", metavar="TARGET", help="a Unix socket, host:port, or a URL")
     parser.add_argument(
-        "name",
-        nargs="?",
-        default="ping",
-        metavar="NAME[?key=value]",
-        help="a handler with its parameters, e.g. 'dump_traceback?mode=nogil'",
+        "words",
+        nargs="*",
+        metavar="TARGET [NAME[?key=value]]",
+        help="one worker, and a handler with its parameters, e.g. 'dump_traceback?mode=nogil'. "
+        "TARGET can be left out if an option says where the worker is",
     )
     parser.add_argument(
         "--connections", type=count, default=1, metavar="N", help="open at most N (default 1)"
@@ -139,15 +156,22 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="a new connection for each request; connecting counts",
     )
-    parser.add_argument(
-        "--timeout",
-        type=positive_seconds,
-        default=10.0,
-        metavar="S",
-        help="for each request (default 10)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one object")
+    parser.add_json("one object")
+    add_places(parser, targets=False)
+    add_asking(parser, 10.0)
     return parser
+
+
+def _name(options: argparse.Namespace) -> str:
+    """The handler with its parameters; the target is put where find() looks for targets."""
+    words: list[str] = options.words
+    count_of_targets = 0 if is_place_named(options) and len(words) < 2 else 1
+    if len(words) < count_of_targets:
+        raise UsageError("TARGET is missing: workerserver bench TARGET [NAME]")
+    if len(words) > count_of_targets + 1:
+        raise UsageError(f"one argument too many: {words[count_of_targets + 1]}")
+    options.targets = words[:count_of_targets]
+    return words[count_of_targets] if len(words) > count_of_targets else "ping"
 
 
 def _duration(text: str) -> float:
@@ -173,54 +197,56 @@ def _path(name: str) -> str:
     return f"/handler/{quote(handler, safe='')}{mark}{query}"
 
 
-def _worker(target: str) -> Worker:
-    """The one worker that *target* stands for."""
-    try:
-        found = discover(Options([target], environment={}))
-    except ClusterError as error:
-        raise failed(error) from None
+def _worker(options: argparse.Namespace) -> Worker:
+    """The one worker that the options name."""
+    found = find(options)
     if len(found) > 1:
-        raise UsageError(f"bench asks one worker, and {target} stands for {len(found)}")
+        named = options.targets[0] if options.targets else "what the options name"
+        raise UsageError(f"bench asks one worker, and {named} stands for {len(found)}")
     (worker,) = found
-    if worker.tls:
-        raise UsageError(f"{target}: bench can't measure https, because its native loop has no TLS")
+    if worker.collector or worker.via is not None:
+        raise UsageError(f"{worker.address}: bench can't measure a worker behind a collector")
     return worker
 
 
-def _load(plan: Plan, token: str | None, *, requests: int, seconds: float, timeout: float) -> Load:
+def _load(
+    plan: Plan, asking: Mapping[str, Any], *, requests: int, seconds: float, timeout: float
+) -> Load | TlsLoad:
     worker = plan.worker
     fields = {}
-    if token is not None:
-        fields["Authorization"] = f"Bearer {token}"
+    if asking["token"] is not None:
+        fields["Authorization"] = f"Bearer {asking['token']}"
     if plan.fresh:
         fields["Connection"] = "close"
     host = b"localhost" if worker.unix else worker.address.encode("ascii", "replace")
+    request = host.join(request_parts(plan.question, fields))
+    options: dict[str, Any] = {
+        "connections": plan.connections,
+        "requests": requests,
+        "seconds": seconds,
+        "rate": plan.rate,
+        "fresh": plan.fresh,
+        "timeout": timeout,
+    }
+    if worker.tls:
+        return TlsLoad(worker, request, asking, limit=MAX_ANSWER_BYTES, **options)
     try:
-        return Load(
-            worker.address if worker.unix else host_port(worker.address),
-            host.join(request_parts(plan.question, fields)),
-            connections=plan.connections,
-            requests=requests,
-            seconds=seconds,
-            rate=plan.rate,
-            fresh=plan.fresh,
-            timeout=timeout,
-        )
+        place = worker.address if worker.unix else host_port(worker.address)
+        return Load(place, request, **options)
     except ValueError as error:
         raise UsageError(str(error)) from None
     except OSError as error:  # the look-up of the name
         raise TargetError(worker.address, error.strerror or str(error)) from None
 
 
-def _ask_once(plan: Plan, timeout: float, token: str | None) -> None:
+def _ask_once(plan: Plan, asking: Mapping[str, Any]) -> None:
     """One request that is not measured. TargetError if its answer is no success: there would be
     nothing to measure but failures."""
 
     async def talk(visit: Visit) -> None:
         await visit.ask(plan.question)
 
-    options = {"deadline": timeout, "token": token, "token_name": token_name()}
-    for worker, outcome in in_order([plan.worker], talk, **options):
+    for worker, outcome in in_order([plan.worker], talk, **asking):
         if isinstance(outcome, Failure):
             if outcome.text.startswith((NO_SOCKET, REFUSED)):
                 raise NoJobError(f"{worker.address}: {outcome.text}")
@@ -237,7 +263,7 @@ def render(plan: Plan, result: Result, out: TextIO, *, interrupted: bool = False
         ways += f", {plan.connections} at a time"
     pace = f", {plan.rate:g} per second" if plan.rate else ""
     lines = [
-        f"POST {plan.question.path} at {plan.worker.address}{pace}, {ways}",
+        f"POST {plan.question.path} at {shown_address(plan.worker)}{pace}, {ways}",
         f"{_number(result.sent, 'request')} in {result.seconds:.2f} s"
         + (", interrupted" if interrupted else ""),
         f"answered: {result.answered}, {_per_second(result):.0f} per second, "
@@ -301,7 +327,9 @@ def _per_second(result: Result) -> float:
 def render_json(plan: Plan, result: Result, out: TextIO, *, interrupted: bool = False) -> None:
     """One object. A histogram without values is null, ``late_ns`` in a closed loop, too."""
     report = {
-        "target": plan.worker.address,
+        "address": shown_address(plan.worker),
+        "rank": plan.worker.rank,
+        "host": plan.worker.host,
         "path": plan.question.path,
         "connections": plan.connections,
         "rate": plan.rate or None,
@@ -318,8 +346,7 @@ def render_json(plan: Plan, result: Result, out: TextIO, *, interrupted: bool = 
         "service_ns": _as_json(result.service),
         "late_ns": _as_json(result.late),
     }
-    json.dump(report, out, indent=1)
-    out.write("\n")
+    write_json(out, report)
 
 
 def _as_json(times: Histogram) -> dict[str, float] | None:

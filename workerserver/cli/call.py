@@ -13,16 +13,21 @@ from typing import Any, TextIO
 from urllib.parse import quote, urlencode
 
 from workerserver.cli.errors import OutputError, UsageError
+from workerserver.cli.job_command import SCHEMA_VERSION
+from workerserver.cli.parser import CommandParser
 from workerserver.cli.places import (
     TARGET_HELP,
     TOKEN_HELP,
+    add_asking,
     add_places,
     client_options,
     find,
     is_place_named,
+    shown_address,
+    shown_host,
     target_name,
 )
-from workerserver.cli.text import escape, escape_line, positive_seconds, write_text
+from workerserver.cli.text import escape, escape_line, write_text
 from workerserver.cluster.addresses import is_address
 from workerserver.cluster.ask.client import Visit
 from workerserver.cluster.ask.exchange import Answer, Question
@@ -53,13 +58,18 @@ OF_TORCH = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one target: an answer, or the *error* why there is none. *hint* explains an
+    """What became of one worker: an answer, or the *error* why there is none. *hint* explains an
     answer that is an HTTP error better than the answer itself does."""
 
-    target: str
+    worker: Worker
     answer: Answer | None = None
     error: str | None = None
     hint: str | None = None
+
+    @property
+    def target(self) -> str:
+        """What a person sees."""
+        return target_name(self.worker)
 
     @property
     def ok(self) -> bool:
@@ -90,7 +100,7 @@ class Tally:
 def main(argv: Sequence[str]) -> int:
     """Exit status 0 if every target answered 2xx, 1 if some did, 2 if none did, 3 if nobody
     listens; UsageError for wrong use."""
-    options = _parser().parse_intermixed_args(list(argv))
+    options = make_parser().parse_intermixed_args(list(argv))
     if not options.name:
         raise UsageError("NAME is empty: which handler?")
     parameters, options.targets = _sorted(options)
@@ -113,40 +123,37 @@ def main(argv: Sequence[str]) -> int:
     return _save(results, options.output, as_json=options.json)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "workerserver call",
-        usage="%(prog)s NAME [key=value...] TARGET [--timeout S] [--json] [--raw] [-o FILE]\n"
-        "       [--store HOST:PORT] [--hosts FILE] [--dns NAME:PORT] [--collectors HOST:PORT]\n"
-        "       [--slurm] [--port PORT] [--world-size N] [--cacert FILE]",
+def make_parser() -> CommandParser:
+    parser = CommandParser(
+        "call",
+        usage="%(prog)s NAME [key=value...] TARGET [--json] [--raw] [-o FILE]\n"
+        "       [--job NAME] [--store HOST:PORT] [--hosts FILE] [--dns NAME:PORT]\n"
+        "       [--collectors HOST:PORT] [--slurm] [--port PORT] [--world-size N]\n"
+        "       [--deadline S] [--token-file FILE] [--cacert FILE]",
         description="Call handler NAME in one worker, or in every worker that TARGET stands for. "
-        "TARGET can be left out if an option says where the workers are.",
+        "TARGET can be left out if an option says where the workers are. "
+        "Exit status: 0 every worker answered with success, 1 some, 2 none, 3 no job.",
+        examples=(
+            ("workerserver call dump_traceback 4711", "the stacks of process 4711"),
+            ("workerserver call fr_summary --job train", "an answer from every rank of a job"),
+            (
+                "workerserver call torch_profile duration=2 /tmp/job/rank2.sock -o trace.json",
+                "a profile of rank 2 in a file",
+            ),
+        ),
         epilog=TOKEN_HELP,
-        allow_abbrev=False,
     )
     parser.add_argument("name", metavar="NAME", help="e.g. ping, dump_traceback, fr_trace_json")
     parser.add_argument(
         "rest", nargs="*", metavar="key=value... TARGET", help=f"TARGET comes last: {TARGET_HELP}"
     )
-    parser.add_argument(
-        "--timeout",
-        dest="deadline",
-        type=positive_seconds,
-        default=30.0,
-        metavar="S",
-        help="for each worker (default 30)",
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print an array of {target, status, content_type, body, error}; "
-        "a body that is not UTF-8 is in body_base64 instead",
-    )
+    parser.add_json("one object; a body that is not UTF-8 is in body_base64")
     parser.add_argument(
         "--raw", action="store_true", help="write the bytes unchanged, even to a terminal"
     )
     parser.add_argument("-o", dest="output", metavar="FILE", help="write the answer to FILE")
     add_places(parser, targets=False)
+    add_asking(parser, 30.0)
     return parser
 
 
@@ -186,12 +193,12 @@ def ask_all(workers: Sequence[Worker], question: Question, **options: Any) -> It
     async def talk(visit: Visit) -> Result:
         answer: Answer = await visit.ask(question)
         hint = None if answer.ok else await _hint(visit, question.name, answer)
-        return Result(target_name(visit.worker), answer, hint=hint)
+        return Result(visit.worker, answer, hint=hint)
 
     asking = in_order(workers, talk, concurrency=CONCURRENCY, strict=True, **options)
     for worker, outcome in asking:
         if isinstance(outcome, Failure):
-            yield Result(target_name(worker), error=outcome.text)
+            yield Result(worker, error=outcome.text)
         else:
             yield outcome
 
@@ -268,14 +275,14 @@ def _write_body(body: bytes, out: TextIO, *, raw: bool, line_end: bool) -> None:
 
 
 def render_json(results: Iterable[Result], out: TextIO) -> int:
-    """Write one array with an object per target; return the exit status."""
+    """Write one object, with an object per worker as its answer comes; return the exit status."""
     tally = Tally()
-    out.write("[")
+    out.write(f'{{"schema_version": {SCHEMA_VERSION}, "workers": [')
     for index, result in enumerate(results):
         tally.count(result, result.ok)
         out.write(",\n " if index else "\n ")
         out.write(json.dumps(_as_json(result)))
-    out.write("\n]\n")
+    out.write("\n]}\n")
     out.flush()
     return tally.status
 
@@ -283,7 +290,9 @@ def render_json(results: Iterable[Result], out: TextIO) -> int:
 def _as_json(result: Result) -> dict[str, Any]:
     answer = result.answer
     fields: dict[str, Any] = {
-        "target": result.target,
+        "address": shown_address(result.worker),
+        "rank": result.worker.rank,
+        "host": shown_host(result.worker),
         "status": answer.status if answer else None,
         "content_type": answer.content_type if answer else None,
         "body": None,

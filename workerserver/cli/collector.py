@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from workerserver.cli.errors import CommandError, UsageError
+from workerserver.cli.parser import CommandParser
 from workerserver.cluster.errors import ClusterError, NotATarget
 from workerserver.cluster.find.discovery import Options, discover
 from workerserver.cluster.find.host_lists import unfold
@@ -34,7 +35,7 @@ NICE = 10
 
 def main(argv: Sequence[str]) -> int:
     """Serve until a signal ends it; exit status 0."""
-    options = _parser().parse_intermixed_args(list(argv))
+    options = make_parser().parse_intermixed_args(list(argv))
     for target in options.targets:
         _check(target)
     starter = _Starter(options.starter, options.starter_socket) if options.starter else None
@@ -85,16 +86,22 @@ def _serve(address: tuple[str, int], registry: Registry, patient: bool) -> Worke
         time.sleep(0.5)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "workerserver collector",
+def make_parser() -> CommandParser:
+    parser = CommandParser(
+        "collector",
         description="Answer for all workers of this host. The commands on whole jobs then ask one "
         "collector for each host (--collectors, or the job's TCPStore) instead of each worker. "
         "SIGTERM or Ctrl-C ends the collector.",
         epilog="With WORKERSERVER_COLLECTOR=HOST:PORT in a job's environment, the worker of "
         "LOCAL_RANK 0 starts a collector. A token is taken from WORKERSERVER_TOKEN or "
         "WORKERSERVER_TOKEN_FILE.",
-        allow_abbrev=False,
+        examples=(
+            (
+                "workerserver collector --listen 0.0.0.0:25998 '/tmp/job/rank{rank}.sock'",
+                "answer on port 25998 for the workers behind these sockets",
+            ),
+            ("workerserver diagnose --collectors node[001-128]:25998", "ask the collectors"),
+        ),
     )
     parser.add_argument(
         "targets",

@@ -22,6 +22,7 @@ from workerserver.cli.job_command import (
     show_gone,
     write_json,
 )
+from workerserver.cli.parser import CommandParser
 from workerserver.cli.slow import ask_all, weigh
 from workerserver.cli.stacks import show_groups
 from workerserver.cli.text import seconds
@@ -50,22 +51,43 @@ MAX_EARLY = 4096
 MAX_HISTORIES = 256
 
 
-def main(argv: Sequence[str]) -> int:
-    """Exit status 0: no rank is suspected, 1: at least one is, 2: could not tell, 3: no job, or it
-    has ended. Of several jobs the worst one counts."""
+def make_parser() -> CommandParser:
     parser = job_parser(
         "diagnose",
         "Say whether a job hangs, which rank is to blame, and why. Without a TARGET, all jobs of "
         "this user on this machine are judged, and the one that hangs is shown. "
         "Exit status: 0 healthy, 1 suspects found, 2 could not tell, 3 no job, or it has ended.",
+        examples=(
+            (
+                "workerserver diagnose",
+                "all jobs of this user on this machine; the one that hangs in full",
+            ),
+            ("workerserver diagnose --job train", "one of them"),
+            ("workerserver diagnose 4711", "the job of process 4711"),
+            (
+                "workerserver diagnose '/tmp/job/rank{rank}.sock'",
+                "the workers behind these sockets",
+            ),
+            (
+                "workerserver diagnose --store node1:29500 --world-size 64",
+                "all ranks of a job on many hosts",
+            ),
+            ("workerserver diagnose --json | jq -r .verdict", "the sentence alone"),
+        ),
     )
     add_rounds(parser, None)
     add_backends(parser)
     parser.add_argument(
         "--all", action="store_true", help="show every suspect and every group of stacks"
     )
-    parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
-    options = parser.parse_intermixed_args(list(argv))
+    parser.add_json("one object")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 0: no rank is suspected, 1: at least one is, 2: could not tell, 3: no job, or it
+    has ended. Of several jobs the worst one counts."""
+    options = make_parser().parse_intermixed_args(list(argv))
     found = find_all(options)
     rounds: list[Round] = []
     if found.workers:
@@ -163,6 +185,7 @@ def report_all(judged: Sequence[Judged]) -> dict[str, Any]:
         **report(verdict, view.rounds),
         "job": view.label,
         "leftovers": [line for each in judged for line in each.view.leftovers],
+        "notes": [line for each in judged for line in each.view.notes],
         "other_jobs": [
             {
                 "job": each.view.label,
@@ -183,7 +206,7 @@ def render_all(judged: Sequence[Judged], out: Output, *, everything: bool = Fals
         for each in others:
             name = each.view.label or "no known name"
             out.line(f"  {name}: {each.verdict.sentence}", STYLES[each.verdict.status])
-    for line in (line for each in judged for line in each.view.leftovers):
+    for line in (line for each in judged for line in (*each.view.leftovers, *each.view.notes)):
         out.line(line, "dim")
     if verdict.status != 3:
         render(verdict, view.rounds, out, everything=everything)

@@ -21,6 +21,7 @@ from workerserver.cli.job_command import (
     show_job,
     write_json,
 )
+from workerserver.cli.parser import CommandParser
 from workerserver.cluster.ask.rounds import Part, Round
 from workerserver.cluster.find.host_lists import unfold
 from workerserver.cluster.judge.diagnose import diagnose
@@ -36,9 +37,7 @@ ASKED: tuple[Part, ...] = ("health", "flight")
 MAX_ROWS = 20
 
 
-def main(argv: Sequence[str]) -> int:
-    """Exit status 0: nothing differs or hangs, 1: something does, or a rank's recorder could not be
-    read, 2: no recorder has an entry, 3: no job."""
+def make_parser() -> CommandParser:
     parser = job_parser(
         "fr",
         "Show the flight recorders of all ranks together. For each process group: the last issued "
@@ -46,12 +45,25 @@ def main(argv: Sequence[str]) -> int:
         "operations differ. "
         "Exit status: 0 nothing hangs or differs, 1 something does, or a rank could not be read, "
         "2 no recorder has an entry, 3 no job.",
+        examples=(
+            ("workerserver fr", "all jobs of this user on this machine"),
+            (
+                "workerserver fr --all --hosts hosts.txt",
+                "every process group of the workers in a file",
+            ),
+        ),
     )
     add_rounds(parser, 1)
     add_backends(parser)
     parser.add_argument("--all", action="store_true", help="show every process group and position")
-    parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
-    options = parser.parse_intermixed_args(list(argv))
+    parser.add_json("one object")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 0: nothing differs or hangs, 1: something does, or a rank's recorder could not be
+    read, 2: no recorder has an entry, 3: no job."""
+    options = make_parser().parse_intermixed_args(list(argv))
     found = find_some(options)
     rounds = look(options, found.workers, ASKED)
     views = by_job(options, found, rounds)

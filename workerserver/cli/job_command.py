@@ -9,14 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TextIO, TypeVar
 
 from workerserver.cli import places
 from workerserver.cli.console import Output, counting
 from workerserver.cli.errors import NoJobError, UsageError
-from workerserver.cli.places import TOKEN_HELP, add_places, client_options
+from workerserver.cli.parser import CommandParser, Example
+from workerserver.cli.places import TOKEN_HELP, add_asking, add_places, client_options
 from workerserver.cli.text import backend_name, count, positive_seconds
 from workerserver.cluster.ask.client import Client, run
 from workerserver.cluster.ask.rounds import Part, Round, collect
@@ -28,6 +29,7 @@ from workerserver.cluster.model import MAX_HOST_WORKERS, RankState, Worker
 from workerserver.cluster.show.tree import short_fold
 
 __all__ = [
+    "SCHEMA_VERSION",
     "add_backends",
     "add_rounds",
     "ask",
@@ -47,35 +49,33 @@ __all__ = [
     "show_gone",
     "show_job",
     "unreachable",
+    "versioned",
     "world_size",
     "write_json",
 ]
 
 T = TypeVar("T")
 
+#: Of all that --json prints: raised when a field is removed or changes its meaning.
+SCHEMA_VERSION = 1
 #: Lines about workers without an answer.
 MAX_GONE_LINES = 20
 
 
-def job_parser(name: str, description: str, *, deadline: float = 10.0) -> argparse.ArgumentParser:
+def job_parser(
+    name: str, description: str, *, examples: Sequence[Example], deadline: float = 10.0
+) -> CommandParser:
     """A parser with the options for finding and asking workers."""
-    parser = argparse.ArgumentParser(
-        f"workerserver {name}",
+    parser = CommandParser(
+        name,
         description=description,
-        allow_abbrev=False,
+        examples=examples,
         epilog="If no place is named, the workers are found through torchrun's environment "
         "(MASTER_ADDR, MASTER_PORT), Slurm's, TORCH_WORKER_SERVER_SOCKET, or else all jobs of this "
         f"user on this machine. {TOKEN_HELP}",
     )
     add_places(parser, targets=True)
-    how = parser.add_argument_group("how to ask")
-    how.add_argument(
-        "--deadline",
-        type=positive_seconds,
-        default=deadline,
-        metavar="S",
-        help=f"for each worker (default {deadline:g})",
-    )
+    how = add_asking(parser, deadline)
     how.add_argument(
         "--concurrency",
         type=count,
@@ -194,7 +194,8 @@ def share(have: int, asked: int, states: Iterable[RankState]) -> int:
 def of_jobs(views: Sequence[JobView[Round]], parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What is told of each job, for JSON: the first one's fields, and the others beside it."""
     first, *others = (
-        {**fields, "job": view.label} for view, fields in zip(views, parts, strict=True)
+        {**fields, "notes": view.notes, "job": view.label}
+        for view, fields in zip(views, parts, strict=True)
     )
     return {**first, "other_jobs": others}
 
@@ -203,7 +204,7 @@ def show_job(view: JobView[Round], count: int, out: Output) -> None:
     """The head of what is told of one job, if there are more."""
     if count > 1:
         out.line(f"job {view.label or 'of no known name'}", "bold")
-    for line in view.leftovers:
+    for line in (*view.leftovers, *view.notes):
         out.line(line, "dim")
 
 
@@ -310,7 +311,12 @@ def show_gone(out: Output, gone: Sequence[dict[str, Any]]) -> None:
         out.line(f"... and {len(alike) - MAX_GONE_LINES} more reasons", "yellow")
 
 
-def write_json(out: TextIO, value: object) -> None:
+def versioned(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What --json prints: *fields*, behind the version of their schema."""
+    return {"schema_version": SCHEMA_VERSION, **fields}
+
+
+def write_json(out: TextIO, fields: Mapping[str, Any]) -> None:
     """Only ASCII is written, so a terminal can show it."""
-    json.dump(value, out, indent=1)
+    json.dump(versioned(fields), out, indent=1)
     out.write("\n")

@@ -5,7 +5,6 @@ Stock torch workers are listed too. They are told apart by not knowing ``/health
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -13,11 +12,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
+from workerserver.cli.job_command import write_json
+from workerserver.cli.parser import CommandParser
 from workerserver.cli.places import (
     TOKEN_HELP,
+    add_asking,
     add_places,
     client_options,
     find,
+    shown_address,
+    shown_host,
     target_name,
 )
 from workerserver.cli.text import positive_seconds, seconds, write_table
@@ -36,10 +40,13 @@ HEADER = ("TARGET", "STATUS", "RANK", "PID", "UPTIME", "STEP", "STEP AGE", "HAND
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One worker. *status* is ok, stalled, torch (a stock server), error (it gives answers that no
-    worker gives) or unreachable (it gives none); *error* explains the last two."""
+    """One worker. *target* is what a person sees; *address* and *host* are for programs. *status*
+    is ok, stalled, torch (a stock server), error (it gives answers that no worker gives) or
+    unreachable (it gives none); *error* explains the last two."""
 
     target: str
+    address: str
+    host: str | None
     status: str
     error: str | None = None
     rank: int | str | None = None
@@ -48,35 +55,38 @@ class Row:
     step: int | None = None
     step_age_s: float | None = None
     handlers: tuple[str, ...] = ()
+    job: str | None = None
 
 
-def main(argv: Sequence[str]) -> int:
-    """Exit status 0 if every target could be asked, 1 if some could, 2 if none could, 3 if there is
-    no job; UsageError for wrong use."""
-    parser = argparse.ArgumentParser(
-        "workerserver ls",
+def make_parser() -> CommandParser:
+    parser = CommandParser(
+        "ls",
         description="Show every worker that TARGET stands for: rank, pid, uptime, training step. "
-        "Without a TARGET, every worker of this user on this machine.",
+        "Without a TARGET, every worker of this user on this machine. "
+        "Exit status: 0 all workers could be asked, 1 some, 2 none, 3 no job.",
+        examples=(
+            ("workerserver ls", "every worker of this user on this machine"),
+            ("workerserver ls '/tmp/job/*.sock'", "the workers behind these sockets"),
+            ("workerserver ls --max-step-age 300", "with no step for 300 s, a worker is stalled"),
+        ),
         epilog=TOKEN_HELP,
-        allow_abbrev=False,
     )
     add_places(parser, targets=True)
-    parser.add_argument(
-        "--timeout",
-        dest="deadline",
-        type=positive_seconds,
-        default=3.0,
-        metavar="S",
-        help="for each worker (default 3)",
-    )
+    add_asking(parser, 3.0)
     parser.add_argument(
         "--max-step-age",
         type=positive_seconds,
         metavar="S",
         help="show a worker as stalled if its last heartbeat is older",
     )
-    parser.add_argument("--json", action="store_true", help="an array of objects, with the names")
-    options = parser.parse_intermixed_args(list(argv))
+    parser.add_json("one object, with the names of the handlers")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 0 if every target could be asked, 1 if some could, 2 if none could, 3 if there is
+    no job; UsageError for wrong use."""
+    options = make_parser().parse_intermixed_args(list(argv))
     found = rows(find(options), max_step_age=options.max_step_age, **client_options(options))
     (render_json if options.json else render)(found, sys.stdout)
     good = sum(row.error is None for row in found)
@@ -98,11 +108,15 @@ def rows(
         return _row_of(visit, answer, await visit.ask(listing))
 
     return [
-        Row(target_name(worker), "unreachable", outcome.text)
+        Row(*_names(worker), "unreachable", outcome.text, worker.rank)
         if isinstance(outcome, Failure)
         else outcome
         for worker, outcome in in_order(workers, talk, **options)
     ]
+
+
+def _names(worker: Worker) -> tuple[str, str, str | None]:
+    return target_name(worker), shown_address(worker), shown_host(worker)
 
 
 def _question(path: str) -> Question:
@@ -110,31 +124,35 @@ def _question(path: str) -> Question:
 
 
 def _row_of(visit: Visit, health: Answer, listing: Answer) -> Row:
-    target, pid = target_name(visit.worker), visit.peer_pid
+    names, pid = _names(visit.worker), visit.peer_pid
     if not listing.ok:
-        return Row(target, "error", visit.client.explain(listing) or listing.status_line, pid=pid)
+        return Row(*names, "error", visit.client.explain(listing) or listing.status_line, pid=pid)
     try:
         handlers = tuple(handler_names(listing.body))
     except ValueError:
-        return Row(target, "error", "GET /handler/ gives no list of names", pid=pid)
+        return Row(*names, "error", "GET /handler/ gives no list of names", pid=pid)
+    known = visit.worker.known
+    job = None if known is None else known.job
     if health.status == 404:
-        return Row(target, "torch", rank=visit.worker.rank, pid=pid, handlers=handlers)
+        return Row(*names, "torch", rank=visit.worker.rank, pid=pid, handlers=handlers, job=job)
     fields = _load(health.body)
     status = fields.get("status") if isinstance(fields, dict) else None
     if not isinstance(fields, dict) or status not in ("ok", "stalled"):
         reason = f"GET /healthz gives {health.status_line}"
-        return Row(target, "error", reason, pid=pid, handlers=handlers)
+        return Row(*names, "error", reason, pid=pid, handlers=handlers)
     rank = fields.get("rank")
+    told = fields.get("job")
     return Row(
-        target,
+        *names,
         str(status),
-        rank=rank if isinstance(rank, str) else _integer(rank),
+        rank=rank if isinstance(rank, str) else _rank(_integer(rank), visit.worker),
         # In another pid namespace the worker's own word differs from what the kernel tells us.
         pid=_integer(fields.get("pid")) or pid,
         uptime_s=_number(fields.get("uptime_s")),
         step=_integer(fields.get("step")),
         step_age_s=_number(fields.get("step_age_s")),
         handlers=handlers,
+        job=told if isinstance(told, str) else job,
     )
 
 
@@ -158,9 +176,11 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def render_json(found: Sequence[Row], out: TextIO) -> None:
-    """An array with one object per worker."""
-    json.dump([asdict(row) for row in found], out, indent=1)
-    out.write("\n")
+    """One object, with an object per worker."""
+    rows = [asdict(row) for row in found]
+    for row in rows:
+        del row["target"]
+    write_json(out, {"workers": rows})
 
 
 def _cell(value: object) -> str:
@@ -173,6 +193,11 @@ def _load(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError):
         return None
+
+
+def _rank(told: int | None, worker: Worker) -> int | None:
+    """The rank that the worker tells; else that by which it was found."""
+    return worker.rank if told is None and not worker.assumed else told
 
 
 def _integer(value: object) -> int | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from workerserver.cli.console import Output, counting
 from workerserver.cli.job_command import ask, count, find_some, job_parser, write_json
+from workerserver.cli.parser import CommandParser
 from workerserver.cli.text import seconds
 from workerserver.cluster.ask.client import Client, Question, Visit
 from workerserver.cluster.ask.collectors import behind_collectors
@@ -46,19 +47,27 @@ class Ping:
     gil_unavailable_s: float | None = None
 
 
-def main(argv: Sequence[str]) -> int:
-    """Exit status 0: all workers answer, 1: some do, 2: none does, 3: no job, or it has ended."""
+def make_parser() -> CommandParser:
     parser = job_parser(
         "ping",
         "Send pings to every worker of a job, and show how long the answers took. "
         "Exit status: 0 all workers answer, 1 some do, 2 none does, 3 no job.",
         deadline=3.0,
+        examples=(
+            ("workerserver ping", "every worker of this user on this machine"),
+            ("workerserver ping --slurm --port 8900", "every worker of this Slurm job"),
+        ),
     )
     parser.add_argument(
         "--count", type=count, default=3, metavar="N", help="pings to each worker (default 3)"
     )
-    parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
-    options = parser.parse_intermixed_args(list(argv))
+    parser.add_json("one object")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 0: all workers answer, 1: some do, 2: none does, 3: no job, or it has ended."""
+    options = make_parser().parse_intermixed_args(list(argv))
     pings = sorted(_ask_all(options, find_some(options).workers), key=_order)
     answered = sum(each.fastest_s is not None for each in pings)
     if options.json:

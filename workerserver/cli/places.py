@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from workerserver.cli.errors import CommandError, NoJobError, UsageError
-from workerserver.cli.text import count
+from workerserver.cli.text import count, positive_seconds
 from workerserver.cli.token import read_token, token_name
 from workerserver.cluster.ask.client import tls_context
 from workerserver.cluster.errors import ClusterError, NoJob, Unanswered
@@ -15,12 +15,16 @@ from workerserver.cluster.model import Worker
 
 __all__ = [
     "TARGET_HELP",
+    "TOKEN_HELP",
+    "add_asking",
     "add_places",
     "client_options",
     "failed",
     "find",
     "find_all",
     "is_place_named",
+    "shown_address",
+    "shown_host",
     "target_name",
 ]
 
@@ -66,9 +70,28 @@ def add_places(parser: argparse.ArgumentParser, *, targets: bool) -> None:
     where.add_argument(
         "--world-size", type=count, metavar="N", help="how many ranks the job must have"
     )
-    where.add_argument(
+
+
+def add_asking(parser: argparse.ArgumentParser, deadline: float) -> argparse._ArgumentGroup:
+    """The options that client_options() reads; *deadline* in seconds if none is given."""
+    how = parser.add_argument_group("how to ask")
+    how.add_argument(
+        "--deadline",
+        "--timeout",
+        type=positive_seconds,
+        default=deadline,
+        metavar="S",
+        help=f"seconds for each worker (default {deadline:g})",
+    )
+    how.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="take the token from the first line of FILE, not from the environment",
+    )
+    how.add_argument(
         "--cacert", metavar="FILE", help="the certificate authorities for https addresses"
     )
+    return how
 
 
 def is_place_named(options: argparse.Namespace) -> bool:
@@ -125,8 +148,8 @@ def client_options(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(str(error)) from None
     return {
         "deadline": options.deadline,
-        "token": read_token(),
-        "token_name": token_name(),
+        "token": read_token(options.token_file),
+        "token_name": token_name(options.token_file),
         "tls": tls,
     }
 
@@ -138,3 +161,13 @@ def target_name(worker: Worker) -> str:
     if worker.via is not None:
         return f"{worker.via.host}:{worker.address}"
     return f"https://{worker.address}" if worker.tls else worker.address
+
+
+def shown_address(worker: Worker) -> str:
+    """The address of a worker in JSON, as a TARGET is written."""
+    return f"https://{worker.address}" if worker.tls and worker.via is None else worker.address
+
+
+def shown_host(worker: Worker) -> str | None:
+    """The host of a worker in JSON; None if nobody has told it."""
+    return worker.via.host if worker.via is not None else worker.host

@@ -21,6 +21,7 @@ from typing import IO, Any, TextIO
 from workerserver.cli.console import Output, counting
 from workerserver.cli.errors import OutputError, UsageError
 from workerserver.cli.job_command import ask, find_one, job_parser, write_json
+from workerserver.cli.parser import CommandParser
 from workerserver.cli.text import positive_seconds
 from workerserver.cluster.ask import bodies
 from workerserver.cluster.ask.client import Client, Question, Visit
@@ -57,8 +58,7 @@ class Profiled:
         return self.worker.address if self.rank is None else f"rank {self.rank}"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Exit status 0: got the traces of all workers, 1: of some, 2: of none, 3: no job."""
+def make_parser() -> CommandParser:
     parser = job_parser(
         "profile",
         "Run torch's profiler on all ranks of a job at one time, and merge the traces into one "
@@ -66,6 +66,16 @@ def main(argv: Sequence[str]) -> int:
         "while its profile runs. Exit status: 0 with the traces of all workers, 1 of some, 2 of "
         "none, 3 no job.",
         deadline=60.0,
+        examples=(
+            (
+                "workerserver profile -o trace.json.gz",
+                "one second of all ranks of the one job on this machine",
+            ),
+            (
+                "workerserver profile -o trace.json --duration 5 /tmp/job/rank0.sock",
+                "five seconds of one rank",
+            ),
+        ),
     )
     parser.add_argument(
         "-o", dest="output", required=True, metavar="FILE", help="output file; may end in .gz"
@@ -77,8 +87,13 @@ def main(argv: Sequence[str]) -> int:
         metavar="S",
         help="length of the profiles in seconds (default 1), added to the deadline",
     )
-    parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
-    options = parser.parse_intermixed_args(list(argv))
+    parser.add_json("one object")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 0: got the traces of all workers, 1: of some, 2: of none, 3: no job."""
+    options = make_parser().parse_intermixed_args(list(argv))
     options.deadline += options.duration
     workers = find_one(options)
     started = time.time_ns()

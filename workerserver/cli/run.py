@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from workerserver.cli.errors import UsageError
+from workerserver.cli.parser import CommandParser
 from workerserver.cli.program import LoadError, Module, Program, Script, execute, hide_our_frames
 from workerserver.job.identity import name_program
 
@@ -18,10 +19,7 @@ def main(argv: Sequence[str]) -> int:
     UsageError before the program starts, if there is no such program. What keeps a server from
     starting is a warning, and the program runs without one.
     """
-    try:
-        options, program = _parse(list(argv))
-    except SystemExit as end:  # of our own options; 2 may be the program's own status
-        raise SystemExit(UsageError.exit_status if end.code == 2 else end.code) from None
+    options, program = _parse(list(argv))
     try:
         program.load()
     except LoadError as error:
@@ -44,17 +42,26 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parse(argv: list[str]) -> tuple[argparse.Namespace, Program]:
-    """Our options end at the program's name. All arguments after the name go to the program."""
-    parser = argparse.ArgumentParser(
-        "workerserver run",
+def make_parser() -> CommandParser:
+    parser = CommandParser(
+        "run",
         usage="%(prog)s [--socket TEMPLATE] [--tcp HOST:PORT] (script.py | -m module) [ARGS...]",
         description="Run a program with a worker server inside its process.",
         epilog="Without --socket and --tcp, the server listens where TORCH_WORKER_SERVER_SOCKET "
         "and WORKERSERVER_TCP say. If neither variable is set, the server listens on a socket in a "
         "private folder of the user. If no server can start, a warning says why, and the program "
         "runs without one (WORKERSERVER_STRICT=1: it does not run).",
-        allow_abbrev=False,
+        examples=(
+            ("workerserver run train.py --its --own args", "one process"),
+            (
+                "torchrun --nproc-per-node 4 -m workerserver run train.py",
+                "each rank of a job of torchrun",
+            ),
+            (
+                "workerserver run --tcp 127.0.0.1:8900 -m package.train",
+                "a module; http://127.0.0.1:8900/ui is a page for a browser",
+            ),
+        ),
     )
     parser.add_argument(
         "--socket",
@@ -67,6 +74,12 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Program]:
     parser.add_argument(
         "-m", dest="module", metavar="module", help="run a module, as python -m does"
     )
+    return parser
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, Program]:
+    """Our options end at the program's name. All arguments after the name go to the program."""
+    parser = make_parser()
     end = 0
     while end < len(argv) and argv[end].startswith("-") and argv[end] != "-":
         option = argv[end]

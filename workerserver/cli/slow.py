@@ -21,6 +21,7 @@ from workerserver.cli.job_command import (
     world_size,
     write_json,
 )
+from workerserver.cli.parser import CommandParser
 from workerserver.cli.text import count
 from workerserver.cluster.ask.client import Client
 from workerserver.cluster.ask.full.histories import History, histories
@@ -69,14 +70,20 @@ class Weighed(NamedTuple):
     status: int
 
 
-def main(argv: Sequence[str]) -> int:
-    """Exit status 0: no rank is slow, 1: at least one is, 2: could not tell, 3: no job."""
+def make_parser() -> CommandParser:
     parser = job_parser(
         "slow",
         "Say which rank comes last to the operations, how often and by how much, from the flight "
         "recorders and the step times of all ranks. A rank is named only if chance would name one "
         "of equal ranks in at most one of 1,000 jobs. "
         "Exit status: 0 no rank is slow, 1 at least one is, 2 could not tell, 3 no job.",
+        examples=(
+            ("workerserver slow", "the one job of this user on this machine"),
+            (
+                "workerserver slow --job train --last 2000",
+                "more operations: smaller delays can be told from chance",
+            ),
+        ),
     )
     parser.add_argument(
         "--last",
@@ -86,8 +93,13 @@ def main(argv: Sequence[str]) -> int:
         help=f"operations of each process group that are looked at (default {LAST})",
     )
     parser.add_argument("--all", action="store_true", help="show every rank and process group")
-    parser.add_argument("--json", action="store_true", help="one object, see docs/slow.md")
-    options = parser.parse_intermixed_args(list(argv))
+    parser.add_json("one object")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 0: no rank is slow, 1: at least one is, 2: could not tell, 3: no job."""
+    options = make_parser().parse_intermixed_args(list(argv))
     if not MIN_OPERATIONS <= options.last <= MAX_LAST:
         raise UsageError(f"--last: {MIN_OPERATIONS} to {MAX_LAST} operations")
     workers = find_one(options)

@@ -22,6 +22,7 @@ from workerserver.cli.job_command import (
     unreachable,
     write_json,
 )
+from workerserver.cli.parser import CommandParser
 from workerserver.cli.text import seconds
 from workerserver.cluster.ask.rounds import Round
 from workerserver.cluster.read.groups import Group, groups
@@ -39,18 +40,30 @@ MAX_GROUPS = 12
 MAX_BRANCHES = 200
 
 
-def main(argv: Sequence[str]) -> int:
-    """Exit status 0: got the stacks of all workers, 1: of some, 2: of none; 3: no job."""
+def make_parser() -> CommandParser:
     parser = job_parser(
         "stacks",
         "Show the stacks of all ranks. Equal stacks are shown once; rare stacks come first. "
         "Exit status: 0 with the stacks of all workers, 1 of some, 2 of none, 3 no job.",
+        examples=(
+            ("workerserver stacks", "the stacks of all jobs of this user on this machine"),
+            ("workerserver stacks --tree --job train", "the main threads of one job, as a tree"),
+            (
+                "workerserver stacks --rounds 3",
+                "three looks: which ranks are stuck, and which move",
+            ),
+        ),
     )
     add_rounds(parser, 1)
     parser.add_argument("--tree", action="store_true", help="show main threads as a prefix tree")
     parser.add_argument("--all", action="store_true", help="show every group, or the whole tree")
-    parser.add_argument("--json", action="store_true", help="one object, see docs/diagnose.md")
-    options = parser.parse_intermixed_args(list(argv))
+    parser.add_json("one object")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 0: got the stacks of all workers, 1: of some, 2: of none; 3: no job."""
+    options = make_parser().parse_intermixed_args(list(argv))
     found = find_some(options)
     rounds = look(options, found.workers, ("health", "stacks"))
     views = by_job(options, found, rounds)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from workerserver.cli.console import Output, rich_table
-from workerserver.cli.job_command import ask, find_one, job_parser, share, unreachable
+from workerserver.cli.job_command import ask, find_one, job_parser, share, unreachable, versioned
 from workerserver.cli.looks import add_every, looks
+from workerserver.cli.parser import CommandParser
 from workerserver.cli.streams import reader_left
 from workerserver.cli.text import seconds
 from workerserver.cluster.ask.client import Client
@@ -29,9 +30,7 @@ STYLES = {"ok": "", "torch": "dim", "stalled": "yellow", "no GIL": "red"}
 GIL_AWAY_SECONDS = 1.0
 
 
-def main(argv: Sequence[str]) -> int:
-    """The exit status of the last look: 0 if all workers answer, 1 if some do, 2 if none does, 3 if
-    the job has ended."""
+def make_parser() -> CommandParser:
     parser = job_parser(
         "top",
         "Show all ranks of a job as a live table: the step, the age of the step, the time that the "
@@ -40,10 +39,21 @@ def main(argv: Sequence[str]) -> int:
         "Ctrl-C ends the table. "
         "Exit status: 0 all workers answered the last look, 1 some, 2 none, 3 no job.",
         deadline=3.0,
+        examples=(
+            ("workerserver top", "the one job of this user on this machine"),
+            ("workerserver top --every 10 --job train", "a look every ten seconds"),
+            ("workerserver top --count 1 --json", "one look, for a program"),
+        ),
     )
     add_every(parser, 2.0)
-    parser.add_argument("--json", action="store_true", help="print one object per look and line")
-    options = parser.parse_intermixed_args(list(argv))
+    parser.add_json("one object per look and line")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit status of the last look: 0 if all workers answer, 1 if some do, 2 if none does, 3 if
+    the job has ended."""
+    options = make_parser().parse_intermixed_args(list(argv))
     workers = find_one(options)
     out = Output(sys.stdout)
 
@@ -65,7 +75,8 @@ def main(argv: Sequence[str]) -> int:
                 before = look
                 answered, asked = sum(row["answered"] for row in table), len(table)
                 if options.json:
-                    sys.stdout.write(json.dumps({"time": look.started, "workers": table}) + "\n")
+                    fields = versioned({"time": look.started, "workers": table})
+                    sys.stdout.write(json.dumps(fields) + "\n")
                 elif live is not None:
                     cells = [_cells(row) for row in table]
                     styles = [STYLES.get(row["state"], "red") for row in table]

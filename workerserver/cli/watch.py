@@ -16,8 +16,9 @@ from workerserver.cli import complain
 from workerserver.cli.console import Output
 from workerserver.cli.diagnose import STYLES, judge, report_all
 from workerserver.cli.errors import UsageError
-from workerserver.cli.job_command import ask, by_job, count, find_some, job_parser
+from workerserver.cli.job_command import ask, by_job, count, find_some, job_parser, versioned
 from workerserver.cli.looks import add_every, looks
+from workerserver.cli.parser import CommandParser
 from workerserver.cluster.ask.client import Client
 from workerserver.cluster.ask.rounds import EVERYTHING, Round
 
@@ -29,13 +30,22 @@ WORDS = ("healthy", "SUSPECT", "unclear", "ended")
 _NAME = re.compile(r"round-[0-9]{8}T[0-9]{6}\.[0-9]{3}Z\.json\Z")
 
 
-def main(argv: Sequence[str]) -> int:
-    """The exit status of the last verdict; 2 without a verdict, 3 without a job."""
+def make_parser() -> CommandParser:
     parser = job_parser(
         "watch",
         "Diagnose a job again and again. Print a line for each look. Keep the verdicts, with "
         "stacks and process groups, as JSON files in a folder. Ctrl-C ends the watch. "
         "Exit status: the status of the last verdict, see diagnose.",
+        examples=(
+            (
+                "workerserver watch --folder verdicts",
+                "all jobs of this user on this machine, every 30 seconds",
+            ),
+            (
+                "workerserver watch --folder verdicts --every 300 --keep 500 --job train",
+                "one job, every five minutes",
+            ),
+        ),
     )
     parser.add_argument(
         "--folder", required=True, metavar="DIR", help="where the files go; made if missing"
@@ -48,7 +58,12 @@ def main(argv: Sequence[str]) -> int:
         help="keep the newest N files (default 1000)",
     )
     add_every(parser, 30.0)
-    options = parser.parse_intermixed_args(list(argv))
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit status of the last verdict; 2 without a verdict, 3 without a job."""
+    options = make_parser().parse_intermixed_args(list(argv))
     found = find_some(options)
     out = Output(sys.stdout)
     folder = Folder(options.folder, options.keep)
@@ -63,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
             judged = judge(by_job(options, found, list(history)), found)
             status = judged[0].verdict.status
             try:
-                folder.add(look.started, report_all(judged))
+                folder.add(look.started, versioned(report_all(judged)))
             except OSError as error:  # the disk is full, say; the next round may find room
                 complain(f"{options.folder}: {error.strerror}; this round's file is left out")
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(look.started))

@@ -229,6 +229,8 @@ class Health:
     group_rank: int | None = None
     host: str | None = None
     started: float | None = None
+    #: It tells more than this client reads: the worker's version is newer.
+    newer: bool = False
 
 
 def cores_used(now: Health | None, before: Health | None) -> float | None:

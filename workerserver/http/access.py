@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from workerserver.http.ui import UI
 from workerserver.types import Forbidden, Unauthorized, WorkerServerError
 
 if TYPE_CHECKING:
@@ -87,13 +88,33 @@ class Rule:
 
 
 class NoWebPages(Rule):
-    """No request that a browser sends on behalf of a web page."""
+    """No request that a browser sends on behalf of a web page, unless it is this server's own.
+
+    *scheme*, http or https, is that of the server's own page (http/ui); None: it has no page. The
+    browser says that the request comes from that page: the Origin is the scheme with the Host of
+    the request, and Sec-Fetch-Site is same-origin. Whether the Host is a name of this server, the
+    rule HostNames says.
+    """
 
     only_cross_site = True
 
+    def __init__(self, scheme: str | None = None) -> None:
+        self._own = None if scheme is None else f"{scheme}://".encode()
+
     def check(self, request: ParsedRequest) -> None:
-        if request.cross_site:
+        if request.cross_site and not self._is_own_page(request):
             raise Forbidden("requests made by a web page are not served")
+
+    def _is_own_page(self, request: ParsedRequest) -> bool:
+        if self._own is None or not request.host:
+            return False
+        said = [
+            (name, value)
+            for name, value in request.headers
+            if name in (b"origin", b"sec-fetch-site")
+        ]
+        own = (b"origin", self._own + request.host.lower())
+        return sorted(said) == [own, (b"sec-fetch-site", b"same-origin")]
 
     def native(self) -> NativeForm:
         # A request with a field by which a page shows is never recognised: see recognise.pyx.
@@ -170,17 +191,25 @@ def hosts_from_environment() -> tuple[str, ...]:
 
 
 class BearerToken(Rule):
-    """The request carries the token (RFC 6750, 2.1)."""
+    """The request carries the token (RFC 6750, 2.1), or asks for the page where a person types the
+    token in.
+
+    *page* is the path of that page, if there is one. It tells nothing of the job, so a browser gets
+    it without a token. Who asks for it has shown no secret: see connection.pyx.
+    """
 
     asks_secret = True
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, page: str | None = None) -> None:
         from hmac import compare_digest  # with hashlib: milliseconds that not everybody pays
 
         self._token = token.encode()
         self._same = compare_digest
+        self._page = None if page is None else page.encode()
 
     def check(self, request: ParsedRequest) -> None:
+        if request.path == self._page and request.method in (b"GET", b"HEAD"):
+            return
         scheme, _, given = (request.authorization or b"").partition(b" ")
         matches = self._same(given.strip(), self._token)
         if scheme.lower() != b"bearer" or not matches:
@@ -224,12 +253,13 @@ def _peer_uid(sock: socket.socket) -> int | None:
 
 
 def standard_rules(
-    *, unix: bool, token: str | None = None, hosts: Iterable[str] = ()
+    *, unix: bool, token: str | None = None, hosts: Iterable[str] = (), tls: bool = False
 ) -> tuple[Rule, ...]:
     """The rules of a listener on a Unix socket, else of one on TCP."""
-    rules: list[Rule] = [NoWebPages(), OwnUser() if unix else HostNames(hosts)]
+    scheme = None if unix else "https" if tls else "http"
+    rules: list[Rule] = [NoWebPages(scheme), OwnUser() if unix else HostNames(hosts)]
     if token is not None:
-        rules.append(BearerToken(token))
+        rules.append(BearerToken(token, None if unix else UI))
     return tuple(rules)
 
 

@@ -6,7 +6,6 @@ doesn't define, so it runs on any loop and on any transport.
 
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
-from libc.stdint cimport int64_t
 
 from workerserver.http.bounds cimport MAX_DRAINED_BYTES, MAX_REFUSED
 from workerserver.process.clock cimport monotonic, monotonic_ns
@@ -17,6 +16,7 @@ from asyncio import CancelledError, Future
 from functools import partial
 
 from workerserver.http.responses import error_response, failure
+from workerserver.http.ui import UI as _PAGE
 from workerserver.types import (
     Forbidden,
     HandlerBusy,
@@ -33,6 +33,7 @@ cdef object _logger = logging.getLogger("workerserver")
 
 cdef Py_ssize_t MAX_READ_AHEAD_BYTES = 64 * 1024  # bytes kept for requests whose turn has not come
 cdef Py_ssize_t MAX_JOINED_BYTES = 16 * 1024  # bodies up to this are copied behind their head
+cdef bytes _UI = _PAGE.encode()
 cdef str _SHARE = "its loop has used its share of the processor; this request was not run"
 cdef str _UNSENT = "replies that their clients don't read fill the memory set aside for them"
 
@@ -65,8 +66,7 @@ cdef class WorkerProtocol:
     cdef double _owes_since  # monotonic seconds
     cdef readonly int fileno  # -1 if the transport has none; for the child of a fork
     cdef Stage _stage
-    cdef bint _reading_paused
-    cdef bint _writing_paused
+    cdef bint _reading_paused, _writing_paused
     cdef bint _eof  # the client sends no more
     cdef bint _advancing
     cdef object _timer  # asyncio.TimerHandle | None
@@ -78,7 +78,7 @@ cdef class WorkerProtocol:
     cdef Py_ssize_t _body_bytes  # our share of _state.body_bytes
     # --- request
     cdef ParsedRequest _request
-    cdef int64_t _began_ns  # when it was complete; 0: it was not
+    cdef long long _began_ns  # when it was complete; 0: it was not
     cdef object _handler  # registry.Handler | None
     cdef object _task  # asyncio.Task | None
     cdef bint _waits  # for the loop's share of the processor; then STAGE_BUSY
@@ -325,7 +325,7 @@ cdef class WorkerProtocol:
             # As policy.check() does, without the time for another call.
             for check in state._checks if request.cross_site else state._plain_checks:
                 check(request)
-            if self._trust is not None:
+            if self._trust is not None and request.path != _UI:  # that needs no token
                 self._trust()
                 self._trust = None
             handler, path = state.router.resolve(request.method, request.path)

@@ -118,13 +118,15 @@ class Registry:
         requires: str | None = None,
         unknown_text: str | None = None,
         shadow: bool = False,
+        replace: bool = False,
     ) -> None:
         """Serve *function* as ``POST /handler/NAME``.
 
         *inline* runs it on the server's loop: only for what is short and never blocks. *limit*
         bounds the requests inside it at one time; one more gets 503. *requires* names a module
         without which the handler is neither listed nor served. *shadow* allows a name that the
-        fallback has too; the fallback's handler is then hidden.
+        fallback has too; the fallback's handler is then hidden. *replace* allows a name that is
+        registered here already; requests inside the earlier handler end as they would have.
 
         Raises ValueError for a name that is taken (``Handler X already registered``), TypeError
         for a non-callable or for a signature that can't be turned into parameters.
@@ -141,9 +143,10 @@ class Registry:
             requires=requires,
             unknown_text=unknown_text,
         )
-        taken = not shadow and self.fallback is not None and name in self.fallback.names()
+        hides = not shadow and self.fallback is not None and name in self.fallback.names()
         with self._lock:
-            if taken or name in self._handlers:
+            taken = not replace if name in self._handlers else hides
+            if taken:
                 raise ValueError(f"Handler {name} already registered")
             self._handlers = {**self._handlers, name: handler}
             self.version += 1
@@ -172,11 +175,55 @@ class Registry:
         for watcher in self._watchers:
             watcher()
 
-    def handler(self, name: str, **options: Any) -> Callable[[F], F]:
-        """Decorator form of :meth:`register`; returns the function unchanged."""
+    def handler(
+        self,
+        name: str,
+        *,
+        inline: bool = False,
+        limit: int = DEFAULT_LIMIT,
+        requires: str | None = None,
+        unknown_text: str | None = None,
+        shadow: bool = False,
+        replace: bool = False,
+    ) -> Callable[[F], F]:
+        """Serve the decorated function as ``POST /handler/NAME``; the function stays as it is.
+
+            @workerserver.handler("loader_state")
+            def loader_state(depth: int = 10) -> dict:
+                return {"queued": queue.qsize(), "next": peek(depth)}
+
+        Then ``workerserver call loader_state depth=3 TARGET`` prints what it returns. The function
+        returns bytes, a str, a Response, or anything that JSON can hold. If it raises, the answer
+        is 500 with the exception's text, and training goes on.
+
+        The signature says which parameters a request may have: ``int``, ``float``, ``bool``,
+        ``str``, ``Literal[...]``, ``X | None``, ``Annotated[float, Range(0, 60)]``. A parameter
+        without a default has to be given. A wrong or an unknown one is answered with 400, and the
+        function does not run. A parameter annotated ``Request`` gets the request itself.
+
+        A plain function runs in one of the server's few threads, and takes the GIL from the
+        training loop while it runs. An ``async def`` runs on the server's event loop.
+
+        *replace*: take the place of an earlier handler of this name. A notebook needs it, where a
+        cell runs again; without it, a name that is taken raises ValueError. *limit*: how many
+        requests may be inside the function at one time; one more is answered with 503. *inline*:
+        run on the server's loop, for what is short and never blocks. *requires*: the name of a
+        module; while it is not loaded, the handler is not there. *shadow*: the name may be one of
+        torch's own handlers, which is then hidden. *unknown_text*: what a request with an unknown
+        parameter is told.
+        """
 
         def decorate(function: F) -> F:
-            self.register(name, function, **options)
+            self.register(
+                name,
+                function,
+                inline=inline,
+                limit=limit,
+                requires=requires,
+                unknown_text=unknown_text,
+                shadow=shadow,
+                replace=replace,
+            )
             return function
 
         return decorate

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Annotated
 
 from workerserver._parser import unquote
+from workerserver.http import ui
 from workerserver.http.registry import Handler
 from workerserver.job import presence
 from workerserver.process._pulse import health
@@ -33,7 +34,11 @@ class Router:
     """``resolve()`` is for the loop's thread. Everything else is read-only, for any thread."""
 
     def __init__(
-        self, registry: Registry, metrics: Callable[[Request], Response] | None = None
+        self,
+        registry: Registry,
+        metrics: Callable[[Request], Response] | None = None,
+        *,
+        for_browsers: bool = False,
     ) -> None:
         self.registry = registry
         self.started = time.monotonic()
@@ -46,6 +51,8 @@ class Router:
         }
         if metrics is not None:
             self._pages["/metrics"] = Handler("/metrics", metrics)  # it reads a folder of /proc
+        if for_browsers:
+            self._pages[ui.UI] = Handler(ui.UI, ui.page)  # its first call reads files
         # (method, raw path) -> (handler, decoded path), for handlers of the registry's own.
         self._cache: dict[tuple[bytes, bytes], tuple[Handler, str]] = {}
         self._cache_version = -1

@@ -83,11 +83,16 @@ def _is_task(environment: Mapping[str, str]) -> bool:
 
 
 def rank_in(environment: Mapping[str, str], *, local: bool = False) -> int | None:
-    """RANK or LOCAL_RANK. Where several tasks of Slurm have no RANK: Slurm's own number."""
+    """RANK or LOCAL_RANK. Where several tasks of Slurm have no RANK: Slurm's own number. Under
+    Lightning's own launcher, which sets no RANK: on the first node LOCAL_RANK."""
     rank = number(environment.get("LOCAL_RANK" if local else "RANK"))
-    if rank is None and not environment.get("RANK") and _is_task(environment):
-        rank = number(environment.get("SLURM_LOCALID" if local else "SLURM_PROCID"))
-    return rank
+    if rank is not None or environment.get("RANK"):
+        return rank
+    if _is_task(environment):
+        return number(environment.get("SLURM_LOCALID" if local else "SLURM_PROCID"))
+    if environment.get("NODE_RANK") == "0" and environment.get("WORLD_SIZE"):
+        return number(environment.get("LOCAL_RANK"))
+    return None
 
 
 def _name(environment: Mapping[str, str], host: str) -> tuple[str, str] | None:
@@ -205,11 +210,11 @@ def own() -> Identity:
         _own = _Own()
     environment: Mapping[str, str] = os.environ
     if _own.spawned and not environment.get("RANK"):
-        # Slurm's numbers are those of the process that spawned this one.
+        # The numbers of Slurm and Lightning are those of the process that spawned this one.
         environment = {
             name: text
             for name, text in environment.items()
-            if name not in ("SLURM_PROCID", "SLURM_LOCALID")
+            if name not in ("SLURM_PROCID", "SLURM_LOCALID", "NODE_RANK")
         }
     program = _program or os.path.basename(sys.argv[0] if sys.argv else "") or "python"
     identity = _identity(environment, _own.host, _own.agent, program, _own.ticks)

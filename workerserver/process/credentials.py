@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["plain_reason", "token_from_environment"]
+__all__ = ["plain_reason", "token_from_environment", "token_in"]
 
 TOKEN = "WORKERSERVER_TOKEN"
 TOKEN_FILE = "WORKERSERVER_TOKEN_FILE"
@@ -21,19 +21,29 @@ def token_from_environment() -> str | None:
     """
     token = os.environ.get(TOKEN, "").strip()
     path = os.environ.get(TOKEN_FILE, "")
-    source = TOKEN
     if not token and path:
-        source = f"{TOKEN_FILE} {path}"
-        try:
-            with open(path, encoding="utf-8") as file:
-                token = file.readline(MAX_LINE_CHARACTERS).strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{source}: {plain_reason(error)}") from error
-        if not token:
-            raise ValueError(f"{source}: the first line is empty, so there is no token")
+        return token_in(path, TOKEN_FILE)
+    return _checked(token, TOKEN) or None
+
+
+def token_in(path: str, named_by: str) -> str:
+    """The first line of the file *path*, without spaces around it. ValueError, which begins with
+    *named_by*, if there is none, or if no request can carry it."""
+    source = f"{named_by} {path}"
+    try:
+        with open(path, encoding="utf-8") as file:
+            token = file.readline(MAX_LINE_CHARACTERS).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source}: {plain_reason(error)}") from error
+    if not token:
+        raise ValueError(f"{source}: the first line is empty, so there is no token")
+    return _checked(token, source)
+
+
+def _checked(token: str, source: str) -> str:
     if not token.isprintable():
         raise ValueError(f"{source}: the token holds a line break or another control character")
-    return token or None
+    return token
 
 
 def plain_reason(error: OSError | UnicodeDecodeError) -> str:

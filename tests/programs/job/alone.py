@@ -1,5 +1,4 @@
-"""Real jobs on a machine of their own: ``unshare`` gives this script pid and mount namespaces, so
-that no other process of the user and no other file in /tmp is seen.
+"""Real jobs on a machine of their own.
 
 The argument is the name of a scene. The script prints one JSON object with what the commands said.
 """
@@ -15,94 +14,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from support.jobs.machine import TRAIN, Jobs, Said, begun, isolate, until, workerserver
 from support.lifecycle import environment, free_port
 from support.torchrun import end
-from support.waiting import wait_until
 
-TRAIN = str(Path(__file__).with_name("train.py"))
 STRANGER = 54321
 FOLDER = Path("/tmp/job")
-
-Said = dict[str, Any]
-
-
-def workerserver(*words: str, **more: str) -> Said:
-    """What a command says: status, the object of --json, or lines, and stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "workerserver", *words],
-        env=environment(**more),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    value: object = done.stdout.splitlines()
-    if "--json" in words and done.stdout:
-        value = json.loads(done.stdout)
-    return {"status": done.returncode, "said": value, "error": done.stderr}
-
-
-def until(status: int, *words: str) -> Said:
-    """What the command says once it ends with *status*: a hang has to be old enough. After two
-    minutes, what it says then."""
-    give_up = time.monotonic() + 120
-    while True:
-        said = workerserver(*words)
-        if said["status"] == status or time.monotonic() > give_up:
-            return said
-        time.sleep(1)
-
-
-class Jobs:
-    """Jobs that are ended with the scene. Each one has a folder for what its ranks report."""
-
-    def __init__(self, stack: contextlib.ExitStack) -> None:
-        self.stack = stack
-        self.count = 0
-
-    def start(self, words: Sequence[str], **more: str) -> tuple[subprocess.Popen[bytes], Path]:
-        self.count += 1
-        folder = Path(f"/tmp/{self.count}")
-        folder.mkdir()
-        log = self.stack.enter_context((folder / "log").open("wb"))
-        process = subprocess.Popen(
-            [sys.executable, *words],
-            env=environment(
-                BEGUN=str(folder), TORCH_FR_BUFFER_SIZE="2000", OMP_NUM_THREADS="1", **more
-            ),
-            stdout=log,
-            stderr=log,
-        )
-        self.stack.callback(end, process)
-        return process, folder
-
-    def torchrun(
-        self, ranks: int, *words: str, restarts: int = 0, watch: bool = False, **more: str
-    ) -> tuple[subprocess.Popen[bytes], Path]:
-        """torchrun; without *watch* it leaves the other ranks alone when one rank dies."""
-        interval = "0.1" if watch else "3600"
-        options = ["--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
-        options += ["--monitor-interval", interval, "--master-port", str(free_port())]
-        return self.start(["-m", "torch.distributed.run", *options, *words, TRAIN], **more)
-
-
-def begun(folder: Path, ranks: int, restart: int = 0) -> list[int]:
-    """The pids of the ranks once all of them train."""
-    files = [folder / f"{rank}-{restart}" for rank in range(ranks)]
-
-    def all_there() -> bool:
-        return all(each.exists() and each.read_text() for each in files)
-
-    try:
-        wait_until(all_there, 300)
-    except AssertionError:
-        print((folder / "log").read_text(errors="replace"), file=sys.stderr)
-        raise
-    return [int(each.read_text()) for each in files]
 
 
 @contextlib.contextmanager
@@ -294,8 +215,7 @@ SCENES: dict[str, Callable[[Jobs], Said]] = {
 
 
 def main() -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/tmp"], check=True)
-    os.environ.pop("TMPDIR", None)
+    isolate()
     FOLDER.mkdir(mode=0o700)
     with contextlib.ExitStack() as stack:
         said = SCENES[sys.argv[1]](Jobs(stack))

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import fields as dataclass_fields
 from typing import Any, NamedTuple
 
 from workerserver.cluster.failures import short
@@ -35,6 +36,8 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 DAYS_TO_1970 = 719_469
 #: By how much clocks have to differ until a Date shows that: an answer may take a second, too.
 MIN_CLOCK_SECONDS = 3.0
+#: What /healthz may tell. A collector tells *newer* in what it passes on.
+_KNOWN = frozenset(each.name for each in dataclass_fields(Health))
 _HASH = re.compile(r"[0-9a-f]{1,64}\Z")
 
 
@@ -124,6 +127,7 @@ def health_of(fields: Mapping[str, Any]) -> Health:
         _integer(fields, "group_rank"),
         _text(fields, "host"),
         _seconds(fields, "started"),
+        fields.get("newer") is True or not _KNOWN.issuperset(fields),
     )
 
 

@@ -32,8 +32,8 @@ MAX_SHOWN = 4
 @dataclass(slots=True)
 class JobView(Generic[R]):
     """One job. *rounds*: the looks at it alone. *elsewhere*: its ranks that nobody looked for.
-    *leftovers*: lines about what other jobs, or earlier starts of this one, have left.
-    *is_over*: nobody listens any more."""
+    *leftovers*: lines about what other jobs, or earlier starts of this one, have left. *notes*:
+    lines about workers of another version than this one. *is_over*: nobody listens any more."""
 
     label: str | None
     rounds: list[R]
@@ -41,6 +41,7 @@ class JobView(Generic[R]):
     world_size: int | None = None
     elsewhere: frozenset[int] = frozenset()
     leftovers: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     is_over: bool = False
 
 
@@ -223,6 +224,8 @@ class _Split(Generic[R]):
     def _view(
         self, job: Group | None, workers: Sequence[Worker], gone: Sequence[RankState]
     ) -> JobView[R]:
+        if len(workers) == 1 and not gone and self.asked in (None, 1):
+            self._name_the_only_one(workers[0])
         mine = set(workers)
         rounds = []
         for look in self.rounds:
@@ -232,11 +235,40 @@ class _Split(Generic[R]):
         if size is None and job is not None:
             size = job.world_size
         view = JobView(job.label if job else None, rounds, job.name if job else None, size)
+        view.notes = self._versions(workers)
         if size is not None:
             self._name_the_silent(size, workers, gone)
             if self.asked is None:
                 view.elsewhere = self._elsewhere(size, workers, gone)
         return view
+
+    def _versions(self, workers: Sequence[Worker]) -> list[str]:
+        """Lines about the workers of ours that tell less than this version's do, or more."""
+        last = [self.states[worker][-1].health for worker in workers]
+        told = [health for health in last if health is not None]
+        older = sum(health.job is None for health in told)
+        newer = sum(health.newer for health in told)
+        lines = []
+        if older:
+            lines.append(
+                f"{_workers(older)} an older workerserver, which does not tell the job's name "
+                "and size: ranks that nobody looked for are not known"
+            )
+        if newer:
+            lines.append(
+                f"{_workers(newer)} a newer workerserver than this command: what only that tells "
+                "is not read"
+            )
+        return lines
+
+    def _name_the_only_one(self, worker: Worker) -> None:
+        """A process that no launcher has started, and that is in no process group, is rank 0."""
+        known = self.identities[worker]
+        if known is None or known.world_size is not None or self._rank(worker) is not None:
+            return
+        if known.agent is not None and known.agent.partition(":")[0] == str(self._pid(worker)):
+            for state in self.states[worker]:
+                state.rank = 0
 
     def _name_the_silent(
         self, size: int, workers: Sequence[Worker], gone: Sequence[RankState]
@@ -268,6 +300,10 @@ class _Split(Generic[R]):
             elif known.local_world_size == size:
                 looked.update(range(size))
         return frozenset(rank for rank in range(size) if rank not in looked)
+
+
+def _workers(count: int) -> str:
+    return f"{count} workers have" if count > 1 else "1 worker has"
 
 
 def _holds(size: int | None, rank: int | None) -> bool:

@@ -31,6 +31,7 @@ Role = Literal[
     "logging",
     "nccl",
     "nccl watchdog",
+    "notebook",
     "other",
     "pool",
     "queue feeder",
@@ -38,8 +39,8 @@ Role = Literal[
     "workerserver",
 ]
 """dataloader: the pin-memory thread, or a worker. queue feeder: the thread that writes into a queue
-of multiprocessing; a DataLoader has one for each worker. pool: concurrent.futures and
-multiprocessing.pool. workerserver: ours, or that of torch's own server."""
+of multiprocessing; a DataLoader has one for each worker. notebook: of the kernel itself. pool:
+concurrent.futures and multiprocessing.pool. workerserver: ours, or that of torch's own server."""
 
 #: By name. Threads named ``pt_…`` are C++ of torch. The kernel cuts names to 15 characters.
 _NAMES: tuple[tuple[str, Role], ...] = (
@@ -90,13 +91,16 @@ _OWNERS: tuple[tuple[str, Role], ...] = (
     ("tqdm/", "logging"),
     ("wandb/", "logging"),
     ("mlflow/", "logging"),
+    ("ipykernel/", "notebook"),
+    ("IPython/", "notebook"),
+    ("zmq/", "notebook"),
     ("debugpy/", "debugger"),
     ("_pydevd_", "debugger"),
     ("pydevd", "debugger"),
 )
 
 #: A job never waits for these. They are shown only if one of them keeps the GIL.
-_BACKGROUND = frozenset({"debugger", "logging"})
+_BACKGROUND = frozenset({"debugger", "logging", "notebook"})
 
 #: Modules of Python's library that wait: they do nothing else while they are the newest frames.
 WAITS = frozenset(
