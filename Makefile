@@ -8,13 +8,14 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo man docs test test-debug faults simulate test-cuda test-integrations wheels test-cpythons test-torch soak bench bench-check compare coverage sanitize lint format clean
+.PHONY: help build demo man docs test test-debug faults blackbox simulate test-cuda test-integrations wheels test-cpythons test-torch soak bench bench-check compare coverage sanitize lint format clean
 
 help:
 	@echo "make demo           start a training job that hangs, and find the rank to blame"
 	@echo "make test           run all tests (ARGS='-k name': some of them)"
 	@echo "make test-debug     run the native side's tests with a debug build, which checks invariants"
 	@echo "make faults         run real jobs with planted faults, and check each verdict"
+	@echo "make blackbox       kill writers of black boxes at random moments, and end real jobs in each way"
 	@echo "make simulate       judge simulated jobs, and find planted faults of the judge (JOBS=1000000)"
 	@echo "make lint           run ruff, cython-lint, mypy, stubtest; look for Cython's performance hints"
 	@echo "make coverage       measure the line coverage of Python and Cython code together"
@@ -118,6 +119,12 @@ VERSIONS ?= 2.10.0 2.13.0 2.14.1 2.15.0
 SECONDS_EACH ?= 1800
 test-torch: build
 	$(PY) tools/run_torches.py --seconds $(SECONDS_EACH) $(VERSIONS) $(ARGS)
+
+# Each way to end a job, RUNS times with black boxes; KILLS of a writer at random moments.
+RUNS ?= 20
+KILLS ?= 100000
+blackbox: build
+	WORKERSERVER_BLACKBOX_KILLS=$(KILLS) WORKERSERVER_BLACKBOX_RUNS=$(RUNS) $(PY) -m pytest tests/blackbox $(ARGS)
 
 # Some 10,000 jobs a minute on each core that is free. FIRST: the first one's seed.
 JOBS ?= 20000

@@ -26,6 +26,8 @@ cdef class ParsedRequest:
     cdef readonly bint keep_alive
     cdef readonly bint cross_site  # carries Origin, or Sec-Fetch-Site: cross-site
     cdef readonly bytes authorization  # or None
+    cdef public object session  # proof.Session of the connection, or None
+    cdef readonly bint whole  # the body is there
     cdef bytes content_type  # or None
 
     cpdef tuple parameters(self)
@@ -53,6 +55,7 @@ cdef class RequestParser:
     cdef Py_ssize_t _max_body
     cdef Py_ssize_t _max_chunks
     cdef object _judge  # callable with a ParsedRequest, or None
+    cdef public object session  # what each request gets as its session
     cdef object _http  # httptools.HttpRequestParser
     cdef object _buffer  # bytes or bytearray
     cdef Py_ssize_t _start

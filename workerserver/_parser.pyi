@@ -49,11 +49,14 @@ class ParsedRequest:
     keep_alive: bool
     cross_site: bool
     authorization: bytes | None
+    session: Any  # _protocol.Session | None
+    whole: bool
     def parameters(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]: ...
     def to_request(self, path: str, peer: str | None) -> Request: ...
 
 @final
 class RequestParser:
+    session: Any  # _protocol.Session | None
     def __init__(
         self,
         *,

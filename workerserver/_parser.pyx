@@ -601,6 +601,7 @@ cdef class RequestParser:
         done = self._request
         if self._body is not None:
             done.body = bytes(self._body)
+        done.whole = True
         self._request = None
         self._phase = PHASE_LINE if done.keep_alive else PHASE_CLOSED
         if self._upgrade or self._chunked:
@@ -702,6 +703,7 @@ cdef class RequestParser:
         request.http_version = "1.1" if data[i + 7] == c"1" else "1.0"
         request.body = b""
         request.host = b""
+        request.session = self.session
         self._split_target(request, target)
         self._request = request
         return 0

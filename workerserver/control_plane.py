@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from workerserver.job import identity, presence
-from workerserver.job.records import sweep
 from workerserver.process.loaded import imported
 from workerserver.process.run_folder import make_run_folder, run_folder, run_folders
 from workerserver.process.sockets import is_listening
@@ -25,6 +24,7 @@ from workerserver.server import WorkerServer, running_server, serving
 
 __all__ = [
     "TORCH_WORKER_SERVER_SOCKET",
+    "WORKERSERVER_BLACKBOX",
     "WORKERSERVER_COLLECTOR",
     "WORKERSERVER_STRICT",
     "WORKERSERVER_TCP",
@@ -42,8 +42,12 @@ logger = logging.getLogger("workerserver")
 
 TORCH_WORKER_SERVER_SOCKET = "TORCH_WORKER_SERVER_SOCKET"
 WORKERSERVER_TCP = "WORKERSERVER_TCP"
+WORKERSERVER_BLACKBOX = "WORKERSERVER_BLACKBOX"
 WORKERSERVER_COLLECTOR = "WORKERSERVER_COLLECTOR"
 WORKERSERVER_STRICT = "WORKERSERVER_STRICT"
+
+#: The greeting of rank 0 waits so long to hear whether the job is found by its record.
+GREETING_SECONDS = 0.25
 
 PLACEHOLDERS = {"rank": "RANK", "local_rank": "LOCAL_RANK"}
 #: A process that has one of these was started by a launcher, which should have set RANK.
@@ -107,7 +111,10 @@ def parse_host_port(text: str) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def serve_from_environment(
-    socket: str | None = None, tcp: str | None = None
+    socket: str | None = None,
+    tcp: str | None = None,
+    blackbox: str | None = None,
+    keep: int | None = None,
 ) -> Iterator[list[WorkerServer]]:
     """Serve on *socket* (a path that may hold placeholders) and on *tcp* (``host:port``) while
     the block runs.
@@ -116,6 +123,9 @@ def serve_from_environment(
     serves nothing. A TCP server announces itself in the job's TCPStore, in the background. With
     WORKERSERVER_COLLECTOR (``host:port``) the worker of LOCAL_RANK 0 starts its host's collector.
 
+    With *blackbox*, or WORKERSERVER_BLACKBOX, the process keeps a black box from now until it ends,
+    and copies of the last *keep* runs are in that folder (docs/blackbox.md).
+
     The block runs in any case. What keeps a server from starting is a warning of one line; with
     WORKERSERVER_STRICT=1 it raises what WorkerServer and expand_placeholders raise, before the
     block begins. Where gevent or eventlet has replaced threads, there is no server.
@@ -123,6 +133,11 @@ def serve_from_environment(
     if socket is None and tcp is None:
         socket = os.environ.get(TORCH_WORKER_SERVER_SOCKET)
         tcp = os.environ.get(WORKERSERVER_TCP) or None
+    blackbox = blackbox or os.environ.get(WORKERSERVER_BLACKBOX) or None
+    if blackbox is not None:
+        from workerserver.native.black_box import KEEP, keep_black_box
+
+        keep_black_box(os.fspath(blackbox), KEEP if keep is None else keep)
     why_not = why_no_real_threads()
     with contextlib.ExitStack() as stack:
         servers: list[WorkerServer] = []
@@ -212,12 +227,23 @@ def _welcome(servers: list[WorkerServer], path: str | None) -> None:
     me = presence.told()
     if me is None:
         return
+    # Not rank 0, or a sibling was first.
+    if not me.rank and (me.rank is not None or path is None or servers[0].address in (path, "")):
+        _greet(servers)
     if not me.local_rank:
-        sweep(run_folders(), me)
-    if me.rank or (me.rank is None and path is not None and servers[0].address not in (path, "")):
-        return  # not rank 0, or a sibling was first
+        servers[0].in_background(lambda: _sweep(me))
+
+
+def _sweep(me: identity.Identity) -> None:
+    from workerserver.job.left import sweep  # one worker of a machine needs it
+
+    sweep(run_folders(), me)
+
+
+def _greet(servers: list[WorkerServer]) -> None:
     if sys.stderr is None:
         return
+    presence.settled(GREETING_SECONDS)
     addresses = ", ".join(server.address for server in servers)
     where = "" if presence.is_recorded() else f" {servers[0].address}"
     with contextlib.suppress(OSError, ValueError):
@@ -247,7 +273,12 @@ def start() -> WorkerServer | None:
         return servers[0] if servers else None
 
 
-def start_at(socket: str | None = None, tcp: str | None = None) -> list[WorkerServer]:
+def start_at(
+    socket: str | None = None,
+    tcp: str | None = None,
+    blackbox: str | None = None,
+    keep: int | None = None,
+) -> list[WorkerServer]:
     """As ``start()``, at the given places, as in ``serve_from_environment``.
 
     atexit closes the servers, and not the end of the program's last line: the program's remaining
@@ -263,7 +294,8 @@ def start_at(socket: str | None = None, tcp: str | None = None) -> list[WorkerSe
             logger.warning("this worker runs without a server: %s", error)
             return []
     stack = contextlib.ExitStack()
-    servers = stack.enter_context(serve_from_environment(socket=socket, tcp=tcp))
+    serving = serve_from_environment(socket, tcp, blackbox, keep)
+    servers = stack.enter_context(serving)
     owner = os.getpid()
 
     def close() -> None:
@@ -312,10 +344,11 @@ class worker_main:
 
     Serves as the environment says (see ``serve_from_environment``), and applies torch's
     ``record``, so that a failure lands in the file that torchrun names in
-    ``TORCHELASTIC_ERROR_FILE``.
+    ``TORCHELASTIC_ERROR_FILE``. *blackbox*: a folder, as WORKERSERVER_BLACKBOX.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, blackbox: str | os.PathLike[str] | None = None) -> None:
+        self._blackbox = None if blackbox is None else os.fspath(blackbox)
         self._serving: list[contextlib.AbstractContextManager[Any]] = []  # the innermost last
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R | None]:
@@ -323,7 +356,7 @@ class worker_main:
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R | None:
             @functools.wraps(function)
             def serve(*args: P.args, **kwargs: P.kwargs) -> R:
-                with serve_from_environment():
+                with serve_from_environment(blackbox=self._blackbox):
                     return function(*args, **kwargs)
 
             record = _torch_record()
@@ -336,7 +369,7 @@ class worker_main:
 
     def __enter__(self) -> None:
         with _recorded():
-            serving = serve_from_environment()
+            serving = serve_from_environment(blackbox=self._blackbox)
             serving.__enter__()
             self._serving.append(serving)
 

@@ -14,6 +14,7 @@ import ssl
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -28,21 +29,22 @@ from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
 from workerserver.job import presence
 from workerserver.process._pulse import Meter, immortalise
-from workerserver.process.acceptor import Acceptor, Figures, Rules
-from workerserver.process.credentials import token_from_environment
+from workerserver.process.credentials import Token, tokens_from_environment
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
 from workerserver.process.sockets import (
+    Figures,
     UnixListener,
     bind_tcp,
     close_accepted,
     fill_standard_descriptors,
 )
-from workerserver.process.tls import tls_from_environment
+from workerserver.process.tls import ServerTls, tls_from_environment
 from workerserver.types import Request, Response
 
 if TYPE_CHECKING:
     from workerserver.native._bridge import NativeHub
+    from workerserver.process.acceptor import Acceptor
 if sys.platform == "linux" or TYPE_CHECKING:
     # Here and not at the first start, which is to be quick.
     from workerserver.native.publication import Publication, hub_of, standby_threads
@@ -54,6 +56,7 @@ Transport = Literal["native", "uvloop"]
 logger = logging.getLogger("workerserver")
 START_SECONDS = 10.0
 GRACE_SECONDS = 1.0
+RECORD_AFTER_SECONDS = 0.005  # from the start until the record of the process is written
 #: What a system call says that isn't there, or is forbidden, for as long as the process lives.
 NOT_HERE = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EINVAL)
 _warned = False  # that the native transport is not available
@@ -91,9 +94,11 @@ class WorkerServer:
         self._host_or_file = host_or_file
         self._asked = _address_key(host_or_file, port)
         self._unix = port == -1
-        self._token = token or token_from_environment()
+        self._tokens = (Token("", "admin", token),) if token else tokens_from_environment()
         self._hosts = () if self._unix else (host_or_file, *hosts_from_environment())
-        self._tls = None if self._unix and tls is None else tls or tls_from_environment()
+        self._tls = None if tls is None else ServerTls(tls)
+        if self._tls is None and not self._unix:
+            self._tls = tls_from_environment()
         if self._tls is not None and (self._unix or transport == "native"):
             raise ValueError(f"no TLS on {'a Unix socket' if self._unix else 'transport native'}")
         self._transport = _choose_transport(transport if self._tls is None else "uvloop")
@@ -128,10 +133,9 @@ class WorkerServer:
             place = host_or_file if self._unix else f"{host_or_file}:{port}"
             raise RuntimeError(f"Error binding to {place}") from error
         _live.add(self)
-        presence.serves(self, self.address, unix=self._unix, tls=self.tls)
 
     def _check_exposure(self, host: str, port: int) -> None:
-        if self._token is not None or _is_loopback(host):
+        if self._tokens or _is_loopback(host):
             return
         if os.environ.get("WORKERSERVER_REQUIRE_TOKEN") == "1":
             raise RuntimeError(f"Error binding to {host}:{port}") from PermissionError(
@@ -145,15 +149,16 @@ class WorkerServer:
         )
 
     def _start(self, limits: Limits) -> None:
+        self._router = Router(self.registry, self._metrics, for_browsers=not self._unix)
         policy = AccessPolicy(
             standard_rules(
                 unix=self._unix,
-                token=self._token,
+                token=self._tokens,
                 hosts=self._hosts,
                 tls=self.tls,
+                needs=self._router.needs,
             )
         )
-        self._router = Router(self.registry, self._metrics, for_browsers=not self._unix)
         self._thread = LoopThread.acquire()
         try:
             limits = limits.within_descriptors()
@@ -172,18 +177,33 @@ class WorkerServer:
             )
             self._thread.share.share = limits.gil_share
             limit_snapshots(limits.max_snapshots)
+            presence.serves(self, self.address, self._pool.submit, unix=self._unix, tls=self.tls)
             self._thread.run(self._listen(), START_SECONDS)
         except BaseException:
+            presence.stops(self)
+            with contextlib.suppress(RuntimeError):
+                self._thread.call_soon(presence.settle)
             self._thread.release(GRACE_SECONDS)
             raise
 
+    def in_background(self, work: Callable[[], None]) -> None:
+        """Have *work* in the run folder done soon, by a thread of the server."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._thread.call_soon(presence.in_background, work)
+
     async def _listen(self) -> None:
+        # Not now: the caller would get the GIL, and so its server, only after that. The time begins
+        # in the loop's next turn, which tells the caller that the server is there.
+        loop = self._thread.loop
+        loop.call_soon(loop.call_later, RECORD_AFTER_SECONDS, presence.settle)
         hub = self._native_hub() if self._transport == "native" else None
         if hub is not None:
             self._native = Publication(
                 hub, self._socket.fileno(), self.state, self._publish_metrics
             )
             return
+        from workerserver.process.acceptor import Acceptor, Rules  # most processes have none
+
         factory: Any = partial(WorkerProtocol, self.state)  # asyncio's methods, not its base class
         limits = self.state.limits
         secret = self.state.policy.asks_secret
@@ -312,10 +332,10 @@ class WorkerServer:
             self._closed = True
         if self._pid != os.getpid():
             return  # the parent's server: nothing of it is ours to touch
-        presence.stops(self)
+        give_up = time.monotonic() + timeout
+        elsewhere = presence.stops(self)
         if self._listener is not None:
             self._listener.remove()
-        give_up = time.monotonic() + timeout
         self._pool.close()
         if not self._thread.canary.alive:
             self._leave()
@@ -337,6 +357,9 @@ class WorkerServer:
                 self._native.listener.ignore()
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
+            presence.settle()
+        if elsewhere:
+            presence.settled(max(0.0, give_up - time.monotonic()))
         if not ended:
             logger.warning("a handler keeps the server's loop busy: leaving its thread behind")
 
@@ -349,11 +372,13 @@ class WorkerServer:
         immortalise(self._thread)
         immortalise(self._thread.loop)
         self._socket.detach()
+        presence.settle()
         _live.discard(self)
 
     async def _close(self, grace: float) -> None:
         """On the loop: accept no more, and wait up to *grace* seconds for replies under way."""
         self.state.closing = True
+        presence.settle()
         if self._acceptor is not None:
             self._acceptor.close()
         elif self._native is not None:

@@ -325,10 +325,14 @@ class Forbidden(WorkerServerError):
 
 
 class Unauthorized(WorkerServerError):
-    status = 401
-    headers = (("WWW-Authenticate", "Bearer"),)
+    """No token came, or one that is not right. *challenge*: the fields that say how to show it."""
 
-    def __init__(self) -> None:
+    status = 401
+    headers: tuple[tuple[str, str], ...] = (("WWW-Authenticate", "Bearer"),)
+
+    def __init__(self, challenge: tuple[tuple[str, str], ...] = ()) -> None:
+        if challenge:
+            self.headers = challenge
         super().__init__("Unauthorized: a valid bearer token is required")
 
 
@@ -356,10 +360,10 @@ class HandlerNotFound(WorkerServerError):
 class MethodNotAllowed(WorkerServerError):
     status = 405
 
-    def __init__(self, allow: str) -> None:
+    def __init__(self, allow: str, hint: str = "") -> None:
         self.allow = allow
         self.headers = (("Allow", allow),)
-        super().__init__(f"Method not allowed; allowed: {allow}")
+        super().__init__(f"Method not allowed; allowed: {allow}{hint and f'. {hint}'}")
 
 
 class HandlerBusy(WorkerServerError):

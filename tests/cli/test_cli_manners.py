@@ -34,7 +34,7 @@ TARGET_OPTIONS = {
     "--token-file",
     "--cacert",
 }
-OTHERS = ("run", "collector", "help", "schema", "completion", "man")
+OTHERS = ("run", "blackbox", "collector", "help", "schema", "completion", "man")
 ASKING = [name for name in NAMES if name not in OTHERS]
 
 

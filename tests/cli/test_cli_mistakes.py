@@ -16,12 +16,16 @@ from typing import Any
 import pytest
 from support.certificates import make_certificate
 from support.jobs.peers import make_socket
+from support.jobs.workers import HEALTH, SUMMARY, Canned, good
+from support.jobs.workers import http as answer
 from support.served import Serve
+from support.wire import ask, message
 
 from workerserver.cli import main
 from workerserver.cli.bench_tls import TlsLoad
 from workerserver.cluster.ask.client import tls_context
 from workerserver.cluster.failures import not_permitted
+from workerserver.cluster.find.here import Here
 from workerserver.cluster.model import Worker
 from workerserver.server import WorkerServer
 
@@ -299,10 +303,11 @@ def test_another_users_folder(
     (folder / "job").mkdir()
     monkeypatch.setattr(os, "listdir", refuse)
     owner = (folder / "job").owner()
-    expected = f"workerserver: job: permission denied; it belongs to {owner}"
+    how = f"it belongs to {owner}: sudo -u {owner} workerserver ..."
+    expected = f"workerserver: job: permission denied; {how}"
     assert said(*STARTS[command], "job") == expected
     pattern = str(folder / "job" / "*.sock")
-    expected = f"workerserver: {pattern}: permission denied; it belongs to {owner}"
+    expected = f"workerserver: {pattern}: permission denied; {how}"
     assert said(*STARTS[command], pattern) == expected
     assert main([*STARTS[command], "job"]) == 64
 
@@ -320,7 +325,69 @@ def test_the_owner_of_what_is_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "stat", stat)
     text = not_permitted(str(hidden))
-    assert text == f"permission denied; it belongs to {tmp_path.owner()}"
+    owner = tmp_path.owner()
+    assert text == f"permission denied; it belongs to {owner}: sudo -u {owner} workerserver ..."
+
+
+# --- jobs ---------------------------------------------------------------------------------------
+
+
+def test_two_jobs_in_one_folder(folder: Path, said: Said) -> None:
+    """Of workers that don't tell their job."""
+    with contextlib.ExitStack() as stack:
+        for name in ("a", "b"):
+            worker = Canned(good(0), folder / f"{name}.sock")
+            stack.callback(worker.close)
+        text = said("diagnose", "./*.sock", "--rounds", "1")
+    assert "says that it is rank 0, and so does ./" in text
+    assert ": workers of two jobs? Name one job" in text
+
+
+def test_the_job_has_ended(folder: Path, said: Said) -> None:
+    for rank in range(4):
+        make_socket(folder / f"rank{rank}.sock")
+    text = said("diagnose", "./rank{rank}.sock")
+    assert text == "the job has ended: nobody listens at ./rank0.sock and 3 more"
+
+
+def test_no_worker_found(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workerserver.cluster.find.discovery.look_here", Here)
+    text = said("diagnose")
+    begin, name, start = text.split("workerserver: ")[1:]
+    assert begin.startswith("no worker found: no process of this user has a worker server")
+    assert (
+        name == "To name one: workerserver diagnose SOCKET, FOLDER, HOST:PORT or --store HOST:PORT "
+    )
+    assert start == "To start a job with a server: torchrun ... -m workerserver run train.py"
+
+
+def test_no_recorder(folder: Path, said: Said) -> None:
+    worker = Canned({**good(0), SUMMARY: answer(b"", "404 Not Found")}, folder / "rank0.sock")
+    try:
+        text = said("fr", "./rank0.sock")
+    finally:
+        worker.close()
+    assert "these processes have not loaded torch, so there is no flight recorder" in text
+    quiet = Canned({HEALTH: answer(b"", "500 No")}, folder / "rank1.sock")
+    try:
+        assert "0 of 1 ranks answered" in said("fr", "./rank1.sock")
+    finally:
+        quiet.close()
+
+
+def test_a_token_file_that_is_not_there(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKERSERVER_TOKEN_FILE", "/nope")
+    text = said("diagnose", "./rank0.sock")
+    assert text == "workerserver: WORKERSERVER_TOKEN_FILE /nope: no such file"
+
+
+def test_a_handler_in_a_browser(serve: Serve) -> None:
+    reply = ask(serve("uvloop-tcp").address, message("GET", "/handler/ping"))
+    assert (reply.status, dict(reply.headers)["allow"]) == (405, "POST")
+    assert reply.text == (
+        "Method not allowed; allowed: POST. To call handler ping:"
+        " workerserver call ping TARGET, or curl -X POST URL"
+    )
 
 
 # --- words of call -----------------------------------------------------------------------------

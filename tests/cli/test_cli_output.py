@@ -120,7 +120,7 @@ def stream(found: IO[str] | None) -> IO[str]:
 
 
 def test_watch_goes_on(targets: str, folder: Path) -> None:
-    with full(["watch", "--every", "0.2", "--folder", "kept", targets]) as process:
+    with full(["watch", "-v", "--every", "0.2", "--folder", "kept", targets]) as process:
         try:
             for _ in range(2):
                 line = stream(process.stderr).readline()

@@ -143,7 +143,8 @@ def test_an_unreadable_folder_is_64(command: str, folder: Path) -> None:
                 check=False,
             )
             (line,) = done.stderr.splitlines()
-            assert line == f"workerserver: {target}: permission denied; it belongs to root"
+            how = "it belongs to root: sudo -u root workerserver ..."
+            assert line == f"workerserver: {target}: permission denied; {how}"
             assert (done.returncode, done.stdout) == (64, "")
 
 

@@ -218,6 +218,7 @@ def test_two_workers_of_one_rank() -> None:
             result = ask_each(servers, None, None)
             for state, other in zip(result.states, reversed(servers), strict=True):
                 text = f"says that it is rank 4, and so does {other.address}"
+                text += ": workers of two jobs? Name one job"
                 assert state.failures == {"healthz": Failure("lied", text)}
                 assert state.rank == 4
                 assert state.threads

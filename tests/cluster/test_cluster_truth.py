@@ -21,6 +21,7 @@ from workerserver.cluster.judge.suspicions import Suspicions
 from workerserver.cluster.model import Frame, Health, RankState, Thread, WaitsFor, Worker
 from workerserver.cluster.read.acting import acting, roots_of_waits
 from workerserver.cluster.read.blocked_on import blocked_on
+from workerserver.cluster.read.waits_for import with_beats
 
 THREADING = "/usr/lib/python3.11/threading.py"
 JOIN = Frame(THREADING, 1112, "join")
@@ -241,6 +242,23 @@ def test_the_thread_that_owes_what_the_victims_wait_for() -> None:
     assert acting(guilty) is guilty[1]
     assert acting((*guilty, logger)) is guilty[0]  # nothing tells which thread main waits for
     assert acting(main("step", "train")) is not None
+
+
+def test_the_thread_that_made_the_last_heartbeat() -> None:
+    """Of several that work. What other ranks are seen to wait for goes before it."""
+    first, trainer = joining(thread("prepare", "step", "loop", wchan="hrtimer_nanosleep"))
+    logger = thread("flush", "log", wchan="hrtimer_nanosleep")
+    trainer, logger = replace(trainer, ident=5), replace(logger, ident=6)
+    beating = with_beats((first, trainer, logger), 5)
+    assert acting((first, trainer, logger)) is first
+    assert acting(beating) is beating[1]
+    polls = replace(first, frames=(Frame(CODE, 7, "watch"),))
+    assert acting((polls, *beating[1:])) is beating[1]
+    assert acting(beating, [(CODE, "log")]) is beating[2]
+    in_operation = replace(first, frames=WAITING[0].frames)
+    assert acting((in_operation, *beating[1:])) is in_operation
+    assert with_beats((first, trainer), 7) == (first, trainer)
+    assert with_beats((first, trainer), None) == (first, trainer)
 
 
 POOL = "/usr/lib/python3.11/concurrent/futures/thread.py"

@@ -130,7 +130,7 @@ def state(rank: int, answers: Json, named: bool) -> RankState:
         elif question == "stacks":
             told = read_json(json.dumps(answer))
             found.threads, found.mode = told.threads, told.mode
-            found.own = Own(told.mode, told.pid, told.namespace)
+            found.own = Own(told.mode, told.pid, told.namespace, told.children)
         elif question == "text":
             found.kind = "torch"
             found.threads = parse_text(answer)

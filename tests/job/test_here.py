@@ -21,8 +21,10 @@ from workerserver.cluster.find.here import Living, look_here, of_process_or_laun
 SERVE = """
 import sys
 from workerserver import WorkerServer
+from workerserver.job import presence
 kind, *places = sys.argv[1:]
 servers = [WorkerServer(places[0]) if kind == "unix" else WorkerServer(places[0], 0)]
+assert presence.settled(60)  # the record comes some milliseconds after the start
 print(servers[0].address, flush=True)
 sys.stdin.readline()
 """

@@ -137,6 +137,10 @@ def test_what_proc_tells(tmp_path: Path) -> None:
     assert stat.parent == os.getppid()
     assert proc.stat_of(2**22 + 1) is None
     assert proc.environment_of(2**22 + 1) == {}
+    assert proc.environment_of("self")["HOME"] == os.environ["HOME"]
+    with open("/proc/stat", encoding="utf-8") as file:
+        (booted,) = (line.split()[1] for line in file if line.startswith("btime "))
+    assert abs((proc.born(0) or 0.0) - int(booted)) <= 1  # the clock may have been set meanwhile
     assert not proc.is_elsewhere("net", os.getpid())
     assert proc.own_pid_in(os.getpid()) == os.getpid()
     with subprocess.Popen(["true"]) as ended:

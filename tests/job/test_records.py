@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.lifecycle import environment
+from support.lifecycle import PROGRAMS, environment
+from support.waiting import wait_until
 
+from workerserver.job import presence
 from workerserver.job.identity import Identity
+from workerserver.job.left import read_folder, sweep
 from workerserver.job.proc import namespace, stat_of
-from workerserver.job.records import Address, Record, read_folder, sweep, write
+from workerserver.job.records import Address, Record, write
 
 CODE = """
 import os, sys
@@ -65,13 +68,25 @@ def say(process: subprocess.Popen[str], text: str = "") -> str:
     return process.stdout.readline().strip()
 
 
+def recorded(run_folder: Path, addresses: int) -> Record:
+    """The record, as soon as it has so many addresses: nobody waits for it but the loop."""
+
+    def found() -> list[Record]:
+        every = read_folder(str(run_folder), os.geteuid())
+        return [record for record in every if len(record.addresses) == addresses]
+
+    wait_until(found)
+    (record,) = found()
+    return record
+
+
 def test_a_worker_leaves_a_record(
     worker: subprocess.Popen[str], short_path: Path, run_folder: Path
 ) -> None:
     port = say(worker)
-    (path,) = run_folder.iterdir()
-    assert path.stat().st_mode & 0o777 == 0o600
-    (record,) = read_folder(str(run_folder), os.geteuid())
+    record = recorded(run_folder, 3)
+    assert Path(record.path).stat().st_mode & 0o777 == 0o600
+    assert [str(path) for path in run_folder.iterdir()] == [record.path]
     stat = stat_of(worker.pid)
     assert stat is not None
     assert (record.pid, record.ticks) == (worker.pid, stat.ticks)
@@ -94,9 +109,74 @@ def test_a_worker_leaves_a_record(
 
 def test_a_killed_worker_leaves_it(worker: subprocess.Popen[str], run_folder: Path) -> None:
     say(worker)
+    recorded(run_folder, 3)
     worker.send_signal(signal.SIGKILL)
     worker.wait(60)
     assert len(list(read_folder(str(run_folder), os.geteuid()))) == 1
+
+
+def test_a_worker_that_ends_at_once_leaves_none(short_path: Path, run_folder: Path) -> None:
+    code = (
+        "import sys\n"
+        "from workerserver import WorkerServer\n"
+        "with WorkerServer(sys.argv[1]):\n"
+        "    pass\n"
+        "server = WorkerServer(sys.argv[1])\n"  # which the interpreter's end closes
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(short_path / "s")],
+        env=environment(TMPDIR=str(short_path)),
+        check=True,
+        timeout=60,
+    )
+    assert not run_folder.exists() or list(run_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "writer", "more"),
+    [
+        ("ext4", "workerserver-loop", {}),
+        ("nfs4", "workerserver-handler-1", {"where": "workerserver-handler-2"}),
+    ],
+)
+def test_nobody_waits_for_a_disk_that_hangs(
+    kind: str, writer: str, more: dict[str, str], short_path: Path
+) -> None:
+    """The constructor returns, the server answers, shutdown() ends in time. A network file system
+    doesn't keep the loop either."""
+    done = subprocess.run(
+        [sys.executable, str(PROGRAMS / "job" / "slow_disk.py"), str(short_path / "s"), kind],
+        env=environment(TMPDIR=str(short_path)),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    expected = {"asked": True, "ping": "pong", "hangs": True, "writers": [writer], "gone": True}
+    assert json.loads(done.stdout) == expected | more
+
+
+def test_a_change_while_the_record_is_written_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a signal handler in the middle of it, which finds the writer at work."""
+    present = presence._Presence()
+    present.identity = Identity("j", "WORKERSERVER_JOB")
+    done: list[str] = []
+
+    def write(folder: str, record: Record) -> str:
+        done.append("write")
+        present.addresses.clear()
+        present.change()
+        present.settle()  # must not wait for itself
+        assert not present.settled.is_set()
+        return "the path"
+
+    monkeypatch.setattr("workerserver.job.records.write", write)
+    monkeypatch.setattr("workerserver.job.records.remove", lambda path: done.append(path))
+    present.addresses[1] = Address("/s", True)
+    present.change()
+    present.settle()
+    assert done == ["write", "the path"]
+    assert present.settled.is_set()
 
 
 def record_of(folder: Path, **more: object) -> Record:

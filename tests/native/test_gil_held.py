@@ -20,6 +20,7 @@ import pytest
 from support.lifecycle import PROGRAMS, Talker, talking
 from support.pings import descriptors, pings
 from support.requests.race import Race
+from support.requests.speaker import Speaker
 from support.waiting import wait_until
 from support.wire import Address, Client, Reply, ask, message, post
 
@@ -184,6 +185,30 @@ def test_a_missing_token_is_refused(short_path: Path) -> None:
                 late = ask(address, post("dump_traceback", b"", token))
                 assert (late.status, late.header("x-traceback-mode")) == (200, "nogil")
         assert [reply.status for reply in only_replies(waiting)] == [401] * 4
+        assert held.say("ran") == []
+
+
+def test_a_proof_needs_no_gil(short_path: Path) -> None:
+    """Both ends prove the token while the GIL is held, and what the loop alone can answer gets a
+    503 that is proven too."""
+    environment = {"WORKERSERVER_TOKEN": "s3cret", "WORKERSERVER_GIL_TIMEOUT": "2"}
+    token = [("Authorization", "Bearer s3cret")]
+    with scene(short_path, **environment) as held:
+        for address in (held.path, held.tcp):
+            with Client(address) as client, held.held(fields=token):
+                speaker = Speaker(client)
+                assert speaker.greet() == "proven"
+                assert speaker.ask("POST", "/handler/ping").text == "pong"
+                assert speaker.ask("GET", "/handler/").status == 200
+                check_dump(speaker.ask("POST", "/handler/dump_traceback"))
+                wrong = speaker.post("ping").replace(b", m=", b", m=0")
+                assert client.ask(wrong).status == 401
+                assert speaker.ask("GET", "/healthz").status == 200
+                refused = speaker.ask("POST", "/handler/inline?id=1")
+                assert (refused.status, "was not run" in refused.text) == (503, True)
+                assert speaker.ask("POST", "/handler/ping").text == "pong"
+                again = speaker.post("ping")
+                assert [client.ask(again).status for _ in range(2)] == [200, 401]
         assert held.say("ran") == []
 
 

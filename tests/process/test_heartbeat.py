@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from decimal import Decimal
@@ -55,6 +56,7 @@ FIELDS = (
     "cpu_s",
     "rss_bytes",
     "step_median_s",
+    "step_thread",
 )
 #: What a server adds, as the last fields.
 IDENTITY = (
@@ -170,14 +172,29 @@ def test_the_last_step_counts(steps: list[int]) -> None:
     assert answer(time.monotonic_ns())["step"] == steps[-1]
 
 
+def test_the_thread_of_the_last_step_is_known() -> None:
+    def told() -> Any:
+        return answer(time.monotonic_ns())["step_thread"]
+
+    assert told() is None
+    heartbeat(1)
+    assert told() == threading.get_ident()
+    other = threading.Thread(target=heartbeat, args=(2,))
+    other.start()
+    other.join()
+    assert told() == other.ident
+    reset()
+    assert told() is None
+
+
 # --- what /healthz says ---------------------------------------------------------------------------
 
 
 def measured(body: bytes) -> tuple[bytes, float, int]:
-    """A body without the fields that change at every moment: processor time and memory. Its last
-    field is null here."""
-    form = rb'(.*),"cpu_s":([0-9.]+),"rss_bytes":([0-9]+),"step_median_s":null}'
-    found = re.fullmatch(form, body)
+    """A body without the fields that change at every moment, processor time and memory, and without
+    the last ones."""
+    last = rb',"step_median_s":null,"step_thread":(?:null|[0-9]+)}'
+    found = re.fullmatch(rb'(.*),"cpu_s":([0-9.]+),"rss_bytes":([0-9]+)' + last, body)
     assert found is not None
     return found[1], float(found[2]), int(found[3])
 

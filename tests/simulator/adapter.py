@@ -15,7 +15,12 @@ from typing import Any
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.verdict import Verdict
 from workerserver.cluster.model import Failure, Frame, Health, Own, RankState, Thread, Worker
-from workerserver.cluster.read.waits_for import read_holds, read_waits
+from workerserver.cluster.read.waits_for import (
+    read_children,
+    read_holds,
+    read_waits,
+    with_names,
+)
 
 from .job.program import Job, RankPlan
 from .job.truth import Played
@@ -128,9 +133,11 @@ def _state(told: Answers, plan: RankPlan) -> RankState:
         state.digest, state.main_digest = told.digest
     state.mode = told.mode
     if plan.facts and not told.stock:
-        state.own = Own(told.mode, 4000 + told.rank, 1)
+        state.own = Own(told.mode, 4000 + told.rank, 1, read_children(told.children))
     if told.threads is not None:
         state.threads = tuple(_thread(each, told) for each in told.threads)
+        if state.own is not None and state.own.children:
+            state.threads = with_names(state.threads, state.own.children)
         if told.stock:
             taker = Thread((), name="pt_workerserver", ident=0x7FD48DFFB6C0, holds_gil=True)
             state.threads = (taker, *state.threads)

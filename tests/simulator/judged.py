@@ -76,7 +76,7 @@ def _evidence(played: Played) -> str:
         return f"one process, {told}"
     if not played.truth.deadlocked and _few_beats(played):
         told = told.replace(" heartbeats", " first heartbeats")
-    if "compute" in played.truth.kinds:
+    if not {"compute", "busy child"}.isdisjoint(played.truth.kinds):
         return f"a rank computes, {told}"
     if ", no recorder," in told and played.truth.deadlocked and not _shown(played):
         return told.replace("no recorder", "stacks that don't tell")

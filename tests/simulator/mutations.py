@@ -65,6 +65,7 @@ MUTATIONS: dict[str, tuple[Change, ...]] = {
     "a rank that pauses may be accused": _without("late"),
     "a rank that waits may be accused": _without("waits"),
     "a rank that computes or writes may be accused": _without("computes"),
+    "a rank whose child works may be accused": _without("child"),
     "recorded operations are not compared": _without_rule("from_mismatches"),
     "nobody asks who waits for whom": _without_rule("from_waits"),
     "stacks alone accuse nobody": _without_rule("from_stacks"),

@@ -13,6 +13,7 @@ RARE = frozenset(
     {
         "a rank that computes or writes may be accused",
         "a rank that counts on may be accused",
+        "a rank whose child works may be accused",
         "a step that is too old accuses nobody",
     }
 )

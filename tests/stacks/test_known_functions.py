@@ -252,7 +252,7 @@ def test_each_row_names_a_function_of_a_library() -> None:
         row.qualname
         for row in known.TABLE
         if row.module in ("threading", "queue", "subprocess", "concurrent.futures._base")
-        and known._codes(known._find(sys.modules[row.module], row.qualname), row.module)
+        and known._codes(known._find(sys.modules[row.module], row.qualname), row.module, {})
     }
     assert {"Condition.wait", "Queue.get", "Popen.wait", "Future.result", "Thread.join"} <= found
 

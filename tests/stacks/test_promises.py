@@ -113,8 +113,8 @@ def ends_at(done: subprocess.CompletedProcess[str], assertion: str) -> None:
     assert assertion.replace(" ", "") in said[1].replace(" ", "")
 
 
-PROMISING = ["check", "render", "put", "dump", "kernel", "waits", "blake2b", "selfread/memory"]
-PROMISING += ["facts/put_facts", "facts/sleep"]
+PROMISING = ["check", "render", "put", "dump", "kernel", "waits", "children", "blake2b"]
+PROMISING += ["selfread/memory", "facts/put_facts", "facts/sleep"]
 WALKING = ["check", *(f"selfread/{name}" for name in ("selfread", "stack", "code", "lines"))]
 
 

@@ -38,6 +38,7 @@ RENDERER = (
     "put",
     "check",
     "kernel",
+    "children",
     "waits",
     "blake2b",
     "facts/put_facts",
@@ -87,6 +88,7 @@ def json_of(taken: Snapshot, seen: dict[str, Any]) -> bytes:
             for thread, entry in zip(taken.threads, seen["threads"], strict=True)
         ],
         "pid_namespace": seen["pid_namespace"],
+        **{key: seen[key] for key in ("children",) if key in seen},
     }
     for thread in value["threads"]:
         for frame in thread["frames"]:

@@ -19,3 +19,29 @@ def make_certificate(folder: Path) -> tuple[str, str]:
     files = ["-keyout", key, "-out", certificate]
     subprocess.run([*command, *names, *files], check=True, capture_output=True)
     return key, certificate
+
+
+class Authority:
+    """A certificate authority of a test, in *folder*; skips without the openssl program."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+        self._key, self.certificate = make_certificate(folder)
+
+    def issue(self, name: str, *names: str) -> tuple[str, str]:
+        """A key and its certificate for the common name *name*, with *names* beside it."""
+        key, request, certificate, more = (
+            str(self._folder / f"{name}.{end}") for end in ("key", "csr", "pem", "ext")
+        )
+        command = ["openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}"]
+        _run(*command, "-keyout", key, "-out", request)
+        text = f"subjectAltName={','.join(names)}\n" if names else "basicConstraints=CA:FALSE\n"
+        Path(more).write_text(text)
+        signed = ["openssl", "x509", "-req", "-in", request, "-CA", self.certificate]
+        _run(*signed, "-CAkey", self._key, "-CAcreateserial", "-extfile", more, "-out", certificate)
+        return key, certificate
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)

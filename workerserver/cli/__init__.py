@@ -69,7 +69,8 @@ def _run(arguments: Sequence[str]) -> int:
         status: int = load(name).main(arguments[1:])
         return status
     except CommandError as error:
-        complain(str(error))
+        for line in (str(error), *error.advice):
+            complain(line)
         return error.exit_status
     except KeyboardInterrupt:
         if name == "run":  # the program's own: it ends as under plain Python

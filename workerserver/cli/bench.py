@@ -59,6 +59,11 @@ does that as often as it can, or R times a second.
 
 Over https the client runs in Python, and its own time is a larger part of what it measures.
 """
+#: Why no request is measured where the token would have to be proven.
+_BARE = (
+    "{}: bench sends the same bytes each time, so it can't prove that it knows the token, and "
+    "would send the token itself: measure a Unix socket of this user, or give --send-token"
+)
 EPILOG = """\
 latency: from the sending of the request to the last byte of the answer. With --rate there are three
 times instead. response: from when the request was due to the last byte of the answer. service: from
@@ -122,7 +127,8 @@ def make_parser() -> CommandParser:
         "       [--connections N] [--fresh] [--json]\n"
         "       [--job NAME] [--store HOST:PORT] [--hosts FILE] [--dns NAME:PORT]\n"
         "       [--collectors HOST:PORT] [--slurm] [--port PORT] [--world-size N]\n"
-        "       [--deadline S] [--token-file FILE] [--cacert FILE]",
+        "       [--deadline S] [--token-file FILE] [--cacert FILE] [--cert FILE] [--key FILE]\n"
+        "       [--send-token]",
         description=DESCRIPTION,
         examples=(
             ("workerserver bench /tmp/job/rank0.sock", "pings, as fast as they are answered"),
@@ -241,16 +247,23 @@ def _load(
 
 def _ask_once(plan: Plan, asking: Mapping[str, Any]) -> None:
     """One request that is not measured. TargetError if its answer is no success: there would be
-    nothing to measure but failures."""
+    nothing to measure but failures. UsageError if the token may not be sent there as it is."""
+    token = asking["token"]
+    named = shown_address(plan.worker)
+    if token is not None and not (plan.worker.unix or plan.worker.tls or asking["send_token"]):
+        raise UsageError(_BARE.format(named))
 
-    async def talk(visit: Visit) -> None:
+    async def talk(visit: Visit) -> bool:
         await visit.ask(plan.question)
+        return visit.may_send_token
 
     for worker, outcome in in_order([plan.worker], talk, **asking):
         if isinstance(outcome, Failure):
             if outcome.text.startswith((NO_SOCKET, REFUSED)):
                 raise NoJobError(f"{worker.address}: {outcome.text}")
             raise TargetError(worker.address, outcome.text)
+        if token is not None and not outcome:
+            raise UsageError(_BARE.format(named))
 
 
 # --- output -----------------------------------------------------------------------------------

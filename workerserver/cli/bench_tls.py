@@ -98,13 +98,13 @@ class TlsLoad:
         connection: Connection | None = None
         try:
             while (due := self._next()) is not None:
-                wait = due - time.monotonic_ns()
-                if wait > 0:
-                    await asyncio.sleep(wait / 1e9)
+                was_free = due > time.monotonic_ns()
+                while (wait := due - time.monotonic_ns()) > 0:
+                    await asyncio.sleep(wait / 1e9)  # uvloop may wake up to 1 ms early
                 if connection is not None and (self._fresh or not connection.usable):
                     await connection.close()
                     connection = None
-                connection = await self._ask(client, connection, due, was_free=wait > 0)
+                connection = await self._ask(client, connection, due, was_free=was_free)
         finally:
             if connection is not None:
                 await connection.close()

@@ -129,7 +129,8 @@ def make_parser() -> CommandParser:
         usage="%(prog)s NAME [key=value...] TARGET [--json] [--raw] [-o FILE]\n"
         "       [--job NAME] [--store HOST:PORT] [--hosts FILE] [--dns NAME:PORT]\n"
         "       [--collectors HOST:PORT] [--slurm] [--port PORT] [--world-size N]\n"
-        "       [--deadline S] [--token-file FILE] [--cacert FILE]",
+        "       [--deadline S] [--token-file FILE] [--cacert FILE] [--cert FILE] [--key FILE]\n"
+        "       [--send-token]",
         description="Call handler NAME in one worker, or in every worker that TARGET stands for. "
         "TARGET can be left out if an option says where the workers are. "
         "Exit status: 0 every worker answered with success, 1 some, 2 none, 3 no job.",

@@ -23,7 +23,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command(
         "run",
-        "[--socket TEMPLATE] [--tcp HOST:PORT] (script.py | -m module) [ARGS...]",
+        "[--socket TEMPLATE] [--tcp HOST:PORT] [--blackbox DIR] (script.py | -m module) [ARGS...]",
         "run an unchanged program with a server inside it",
     ),
     Command(
@@ -47,11 +47,12 @@ COMMANDS = (
     Command("profile", "-o FILE [TARGET...]", "profile all ranks into one Chrome trace", json=True),
     Command(
         "watch",
-        "--folder DIR [TARGET...]",
-        "diagnose again and again, and keep the verdicts",
+        "[TARGET...]",
+        "diagnose again and again, and say when the verdict changes",
         json=True,
     ),
     Command("top", "[TARGET...]", "show all ranks as a live table", json=True),
+    Command("blackbox", "DIR...", "list what the ranks of a job have left behind", json=True),
     Command("collector", "--listen HOST:PORT TARGET...", "answer for all workers of this host"),
     Command("bench", "TARGET [NAME[?key=value]]", "measure how fast a handler answers", json=True),
     Command("mcp", "[TARGET...]", "answer an agent's questions about a job, by MCP"),

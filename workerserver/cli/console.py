@@ -6,11 +6,12 @@ All text goes through ``text.escape_line`` here, so no text from a worker contro
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from workerserver.cli.text import escape_line, write_table, write_text
+from workerserver.cli.text import escape_line, wrap, write_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,22 +19,47 @@ if TYPE_CHECKING:
 
 __all__ = ["Output", "counting", "rich_table"]
 
+#: A terminal that says it has fewer columns can't be meant.
+MIN_WIDTH = 20
+
 
 class Output:
-    """Writes lines and tables to *out*, in colour if *out* is a terminal and rich is installed."""
+    """Writes lines and tables to *out*, in colour if *out* is a terminal and rich is installed.
+
+    On a terminal, long lines are broken between words. ``size`` is its columns and lines, None if
+    *out* is no terminal. ``lines`` counts what was written by :meth:`line`."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
+        self.lines = 0
         self.console = rich_console(out) if out.isatty() else None
 
-    def line(self, text: str = "", style: str = "") -> None:
-        """Write one line. *style* is a style of rich ("bold red")."""
-        if self.console is None:
-            write_text(self._out, f"{escape_line(text)}\n")
-            return
-        from rich.text import Text
+    @property
+    def size(self) -> tuple[int, int] | None:
+        if self.console is not None:
+            return max(self.console.width, MIN_WIDTH), self.console.height
+        if not self._out.isatty():
+            return None
+        columns, lines = shutil.get_terminal_size()
+        return max(columns, MIN_WIDTH), lines
 
-        self.console.print(Text(self._fitting(text), style), soft_wrap=True)
+    def fitted(self, text: str, hang: int = 0) -> list[str]:
+        """The lines that *text* takes."""
+        size = self.size
+        fitting = self._fitting(text)
+        return [fitting] if size is None else wrap(fitting, size[0], hang)
+
+    def line(self, text: str = "", style: str = "", hang: int = 0) -> None:
+        """Write one line. *style* is a style of rich ("bold red"). *hang*: by how much the rest of
+        a long line is indented."""
+        for line in self.fitted(text, hang):
+            self.lines += 1
+            if self.console is None:
+                self._out.write(f"{line}\n")
+                continue
+            from rich.text import Text
+
+            self.console.print(Text(line, style), soft_wrap=True)
 
     def table(
         self,
@@ -79,9 +105,10 @@ def rich_table(
 
 
 @contextlib.contextmanager
-def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
+def counting(title: str, total: int, then: str = "") -> Iterator[Callable[[], None]]:
     """Show a progress bar on stderr while the block runs, if stderr is a terminal. Gives the
-    function to call for each finished item."""
+    function to call for each finished item. *then*: what is said when all are finished, until the
+    first one of the next *total*."""
     err = sys.stderr
     console = rich_console(err) if err is not None and err.isatty() else None
     if console is None:
@@ -92,7 +119,16 @@ def counting(title: str, total: int) -> Iterator[Callable[[], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=total)
-        yield lambda: progress.advance(task)
+        count = 0
+
+        def done() -> None:
+            nonlocal count
+            count = count % total + 1 if total else 0
+            progress.update(
+                task, completed=count, description=then if then and count == total else title
+            )
+
+        yield done
 
 
 def _nothing() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from workerserver.cli.blackbox import are_boxes, judge_boxes
 from workerserver.cli.console import Output
 from workerserver.cli.job_command import (
     add_backends,
@@ -34,6 +35,7 @@ from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.sentences import SENTENCES
 from workerserver.cluster.judge.slow.stragglers import slow_fact
 from workerserver.cluster.judge.verdict import Verdict, over
+from workerserver.cluster.show.brief import Line, brief
 from workerserver.cluster.show.report import verdict_dict
 
 __all__ = ["STYLES", "Judged", "judge", "main", "render", "render_all", "report", "report_all"]
@@ -42,9 +44,16 @@ __all__ = ["STYLES", "Judged", "judge", "main", "render", "render_all", "report"
 STYLES = ("bold green", "bold red", "bold yellow", "bold")
 #: Of several jobs, by status: which one is shown.
 ORDER = (2, 0, 1, 3)
-#: Suspects and other lines that a person sees without --all.
+#: Lines of a terminal, or of a pipe, that a person sees without -v.
+MAX_BRIEF = 20
+#: Other jobs, and leftovers, that are told by default.
+MAX_OTHERS = 4
+MAX_LEFTOVERS = 2
+#: Suspects and other lines that -v shows without --all.
 MAX_SUSPECTS = 8
 MAX_LINES = 20
+#: How the brief form ends.
+MORE = "(-v: evidence and stacks)"
 #: Of a larger job, a verdict on the first look costs more than it saves.
 MAX_EARLY = 4096
 #: Of a healthy job of so many ranks at most, the whole recorders are asked for slow ranks.
@@ -56,6 +65,7 @@ def make_parser() -> CommandParser:
         "diagnose",
         "Say whether a job hangs, which rank is to blame, and why. Without a TARGET, all jobs of "
         "this user on this machine are judged, and the one that hangs is shown. "
+        "A TARGET may be a folder of black boxes (docs/blackbox.md). "
         "Exit status: 0 healthy, 1 suspects found, 2 could not tell, 3 no job, or it has ended.",
         examples=(
             (
@@ -72,13 +82,20 @@ def make_parser() -> CommandParser:
                 "workerserver diagnose --store node1:29500 --world-size 64",
                 "all ranks of a job on many hosts",
             ),
+            ("workerserver diagnose /shared/boxes", "a job that has ended, from its black boxes"),
             ("workerserver diagnose --json | jq -r .verdict", "the sentence alone"),
         ),
     )
     add_rounds(parser, None)
     add_backends(parser)
     parser.add_argument(
-        "--all", action="store_true", help="show every suspect and every group of stacks"
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="show all evidence, the answers that are missing, and the groups of equal stacks",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="as -v, with every suspect and every group of stacks"
     )
     parser.add_json("one object")
     return parser
@@ -88,6 +105,8 @@ def main(argv: Sequence[str]) -> int:
     """Exit status 0: no rank is suspected, 1: at least one is, 2: could not tell, 3: no job, or it
     has ended. Of several jobs the worst one counts."""
     options = make_parser().parse_intermixed_args(list(argv))
+    if are_boxes(options.targets):
+        return judge_boxes(options.targets, as_json=options.json)
     found = find_all(options)
     rounds: list[Round] = []
     if found.workers:
@@ -106,7 +125,8 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         write_json(sys.stdout, report_all(judged))
     else:
-        render_all(judged, Output(sys.stdout), everything=options.all)
+        out = Output(sys.stdout)
+        render_all(judged, out, verbose=options.verbose or options.all, everything=options.all)
     return judged[0].verdict.status
 
 
@@ -197,19 +217,61 @@ def report_all(judged: Sequence[Judged]) -> dict[str, Any]:
     }
 
 
-def render_all(judged: Sequence[Judged], out: Output, *, everything: bool = False) -> None:
-    """Print the verdict on the first job, with one line for each other job."""
+def render_all(
+    judged: Sequence[Judged], out: Output, *, verbose: bool = False, everything: bool = False
+) -> None:
+    """Print the verdict on the first job, with one line for each other job. *verbose*: with all
+    that is behind the verdict. Where that has scrolled the sentence away, the sentence comes once
+    more."""
     (view, verdict), *others = judged
     out.line(verdict.sentence, STYLES[verdict.status])
     if others:
         out.line(f"job {view.label or 'of no known name'}, 1 of {len(judged)}; the others:", "bold")
-        for each in others:
+        shown = others if verbose or len(others) <= MAX_OTHERS else others[: MAX_OTHERS - 1]
+        for each in shown:
             name = each.view.label or "no known name"
-            out.line(f"  {name}: {each.verdict.sentence}", STYLES[each.verdict.status])
-    for line in (line for each in judged for line in (*each.view.leftovers, *each.view.notes)):
-        out.line(line, "dim")
-    if verdict.status != 3:
+            out.line(f"  {name}: {each.verdict.sentence}", STYLES[each.verdict.status], 4)
+        if len(shown) < len(others):
+            out.line(f"  ... and {len(others) - len(shown)} more jobs (-v)")
+    leftovers = [line for each in judged for line in (*each.view.leftovers, *each.view.notes)]
+    for line in leftovers if verbose else leftovers[:MAX_LEFTOVERS]:
+        out.line(line, "dim", 2)
+    if not verbose and len(leftovers) > MAX_LEFTOVERS:
+        out.line(f"... and {len(leftovers) - MAX_LEFTOVERS} more lines on leftovers (-v)", "dim")
+    if verdict.status == 3:
+        return
+    if verbose:
         render(verdict, view.rounds, out, everything=everything)
+    else:
+        render_brief(verdict, view.rounds, out)
+    if out.size is not None and out.lines >= out.size[1]:  # a line is the prompt's
+        out.line()
+        out.line(verdict.sentence, STYLES[verdict.status])
+
+
+def render_brief(verdict: Verdict, rounds: Sequence[Round], out: Output) -> None:
+    """Print what a person needs beside the sentence, in MAX_BRIEF lines in all."""
+    lines = [
+        *brief(verdict, rounds),
+        Line(extra=3),
+        Line(f"{_spent(verdict, rounds)} {MORE}", "dim"),
+    ]
+    heights = {id(line): len(out.fitted(line.text, line.hang)) for line in lines}
+    while sum(heights[id(line)] for line in lines) > MAX_BRIEF - out.lines:
+        last = max(range(len(lines)), key=lambda number: (lines[number].extra, number))
+        if not lines[last].extra:
+            break
+        del lines[last]
+    for line in lines:
+        out.line(line.text, line.style, line.hang)
+
+
+def _spent(verdict: Verdict, rounds: Sequence[Round]) -> str:
+    spent = cost(rounds)
+    return (
+        f"{verdict.responded} of {verdict.ranks} ranks answered; {spent['questions']} questions, "
+        f"{spent['bytes_received']} bytes, {seconds(spent['seconds'])}"
+    )
 
 
 def render(
@@ -218,16 +280,11 @@ def render(
     """Print what is behind the sentence: the suspects with their evidence, then the stacks of all
     ranks."""
     fields = verdict_dict(verdict)
-    spent = cost(rounds)
-    out.line(
-        f"{verdict.responded} of {verdict.ranks} ranks answered; {spent['questions']} questions, "
-        f"{spent['bytes_received']} bytes, {seconds(spent['seconds'])}",
-        "dim",
-    )
+    out.line(_spent(verdict, rounds), "dim")
     suspects = fields["suspects"]
     shown = suspects if everything else suspects[:MAX_SUSPECTS]
     for suspect in shown:
-        _show_suspect(suspect, out)
+        _show_suspect(suspect, out, alone=verdict.ranks == 1)
     if len(shown) < len(suspects):
         out.line(f"... and {len(suspects) - len(shown)} more suspects (--all)")
     if verdict.unreachable:
@@ -247,13 +304,17 @@ def render(
         show_groups(verdict.groups, out, everything=everything)
 
 
-def _show_suspect(suspect: Mapping[str, Any], out: Output) -> None:
+def _show_suspect(suspect: Mapping[str, Any], out: Output, *, alone: bool) -> None:
+    """*alone*: the job has no other rank."""
     rank, host = suspect["rank"], suspect["host"]
     who = f"rank {rank}" if rank is not None else "worker of unknown rank"
     at = ", ".join(filter(None, (host, suspect["address"])))
     out.line()
     out.line(f"{who} ({at}): {suspect['reason']}", "bold red")
-    out.line(f"  {SENTENCES[suspect['reason']].rests_on}", "dim")
+    rests_on = SENTENCES[suspect["reason"]].rests_on
+    if alone:
+        rests_on = rests_on.removeprefix("others wait for it, and ")
+    out.line(f"  {rests_on}", "dim")
     operation = suspect["collective"]
     if operation is not None and suspect["seq"] is not None:
         operation = f"{operation} #{suspect['seq']}"

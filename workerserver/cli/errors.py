@@ -11,9 +11,10 @@ __all__ = ["CommandError", "NoJobError", "OutputError", "TargetError", "UsageErr
 
 
 class CommandError(Exception):
-    """The command could not do what it was asked."""
+    """The command could not do what it was asked. ``advice``: lines that say what to do."""
 
     exit_status = 2
+    advice: tuple[str, ...] = ()
 
 
 class NoJobError(CommandError):

@@ -23,8 +23,10 @@ from workerserver.cli.job_command import (
 )
 from workerserver.cli.parser import CommandParser
 from workerserver.cluster.ask.rounds import Part, Round
+from workerserver.cluster.failures import unusable
 from workerserver.cluster.find.host_lists import unfold
 from workerserver.cluster.judge.diagnose import diagnose
+from workerserver.cluster.model import RankState
 from workerserver.cluster.show.report import verdict_dict
 from workerserver.cluster.show.tree import short_fold
 from workerserver.ranks import fold
@@ -102,9 +104,27 @@ def report(
             if state.rank is not None and state.responded and not state.recorded
         ),
         "problems": [*failures, *fields["problems"]],
+        "nothing": _why_nothing(rounds[-1].states, fields["process_groups"]),
         "time": rounds[-1].started,
         "cost": cost(rounds),
     }
+
+
+def _why_nothing(
+    states: Sequence[RankState], process_groups: Sequence[Mapping[str, Any]]
+) -> str | None:
+    """Why no flight recorder shows a collective; None if one does."""
+    if _any_entry(process_groups):
+        return None
+    there = [state for state in states if unusable(state) is None]
+    if not there:
+        return f"0 of {len(states)} ranks answered"
+    missing = [state.failures.get("fr_summary") for state in there if state.kind == "workerserver"]
+    if len(missing) == len(there) and all(
+        failure is not None and failure.reason == "missing" for failure in missing
+    ):
+        return "these processes have not loaded torch, so there is no flight recorder"
+    return "no flight recorder shows a collective"
 
 
 def _status(fields: Mapping[str, Any]) -> int:
@@ -137,7 +157,7 @@ def render(fields: Mapping[str, Any], out: Output, *, everything: bool = False) 
     for line in fields["problems"][:most]:
         out.line(line, "yellow")
     if not _any_entry(process_groups):
-        out.line("no flight recorder shows a collective", "yellow")
+        out.line(fields["nothing"], "yellow")
     for line in fields["not_looked_at"][:most]:
         out.line(f"not looked at: {line}", "dim")
     for group in process_groups[:most]:

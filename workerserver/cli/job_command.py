@@ -39,6 +39,7 @@ __all__ = [
     "ended",
     "find_all",
     "find_one",
+    "find_one_job",
     "find_some",
     "job_parser",
     "look",
@@ -160,11 +161,16 @@ def find_some(options: argparse.Namespace) -> Found:
 
 def find_one(options: argparse.Namespace) -> list[Worker]:
     """The workers of one job, for commands that can't keep two apart."""
+    return find_one_job(options).workers
+
+
+def find_one_job(options: argparse.Namespace) -> Found:
+    """The same, with what ended workers have left."""
     found = find_some(options)
     labels = found.labels
     if len(labels) > 1:
         raise UsageError(f"{len(labels)} jobs: choose one with --job: {', '.join(labels)}")
-    return found.workers
+    return found
 
 
 def by_job(
@@ -231,7 +237,10 @@ def look(
 ) -> list[Round]:
     """As many rounds of *workers* as add_rounds()'s options say, with a progress bar. If they don't
     say how many: as many as are *enough*."""
-    with counting("asking", (options.rounds or 1) * len(workers)) as done:
+    then = ""
+    if options.rounds != 1:
+        then = f"{len(workers)} asked; another look {options.interval:g} s after the last one"
+    with counting("asking", len(workers), then) as done:
         return ask(
             options,
             lambda client: collect(

@@ -7,13 +7,14 @@ from typing import Any
 
 from workerserver.cli.errors import CommandError, NoJobError, UsageError
 from workerserver.cli.text import count, positive_seconds
-from workerserver.cli.token import read_token, token_name
+from workerserver.cli.token import read_token, token_name, which_token
 from workerserver.cluster.ask.client import tls_context
 from workerserver.cluster.errors import ClusterError, NoJob, Unanswered
 from workerserver.cluster.find.discovery import Found, Options, discover, look_around
 from workerserver.cluster.model import Worker
 
 __all__ = [
+    "SEND_TOKEN_HELP",
     "TARGET_HELP",
     "TOKEN_HELP",
     "add_asking",
@@ -32,7 +33,14 @@ TARGET_HELP = (
     "a Unix socket, a folder, pattern or template ({rank}) of them, host:port, a URL, or the pid "
     "of a worker or of its launcher"
 )
-TOKEN_HELP = "A token is taken from WORKERSERVER_TOKEN or WORKERSERVER_TOKEN_FILE."
+TOKEN_HELP = (
+    "A token is taken from WORKERSERVER_TOKEN or WORKERSERVER_TOKEN_FILE. It is not sent: the "
+    "workers and this command prove to each other that they know it."
+)
+SEND_TOKEN_HELP = (
+    "send the token itself, in clear without https, and believe workers that prove nothing: for "
+    "workers that are older than this command, and for stock torch workers"
+)
 
 
 def add_places(parser: argparse.ArgumentParser, *, targets: bool) -> None:
@@ -91,6 +99,11 @@ def add_asking(parser: argparse.ArgumentParser, deadline: float) -> argparse._Ar
     how.add_argument(
         "--cacert", metavar="FILE", help="the certificate authorities for https addresses"
     )
+    how.add_argument(
+        "--cert", metavar="FILE", help="the certificate that https workers are shown, with its key"
+    )
+    how.add_argument("--key", metavar="FILE", help="its key, if that is in a file of its own")
+    how.add_argument("--send-token", action="store_true", help=SEND_TOKEN_HELP)
     return how
 
 
@@ -136,21 +149,30 @@ def _places(options: argparse.Namespace, *, whole: bool) -> Options:
 def failed(error: ClusterError) -> CommandError:
     """How a command ends for which *error* leaves nobody to ask."""
     if isinstance(error, NoJob):
-        return NoJobError(str(error))
+        nobody = NoJobError(str(error))
+        nobody.advice = error.advice
+        return nobody
     return CommandError(str(error)) if isinstance(error, Unanswered) else UsageError(str(error))
 
 
 def client_options(options: argparse.Namespace) -> dict[str, Any]:
     """How the cluster's Client is to ask: deadline, token and certificates. UsageError."""
     try:
-        tls = tls_context(options.cacert) if options.cacert is not None else None
+        tls = None
+        if options.key is not None and options.cert is None:
+            raise UsageError("--key is of use with --cert only")
+        if options.cacert is not None or options.cert is not None:
+            tls = tls_context(options.cacert, options.cert, options.key)
     except ClusterError as error:
         raise UsageError(str(error)) from None
     return {
         "deadline": options.deadline,
         "token": read_token(options.token_file),
         "token_name": token_name(options.token_file),
+        "send_token": options.send_token,
+        "which": which_token(options.token_file),
         "tls": tls,
+        "authority": options.cacert is not None,
     }
 
 

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     from workerserver.control_plane import start_at
 
     try:
-        start_at(options.socket, options.tcp)
+        start_at(options.socket, options.tcp, options.blackbox, options.keep)
     except (OSError, RuntimeError, ValueError) as error:  # with WORKERSERVER_STRICT=1
         reason = f": {error.__cause__}" if error.__cause__ is not None else ""
         raise UsageError(f"can't serve: {error}{reason}") from None
@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
 def make_parser() -> CommandParser:
     parser = CommandParser(
         "run",
-        usage="%(prog)s [--socket TEMPLATE] [--tcp HOST:PORT] (script.py | -m module) [ARGS...]",
+        usage="%(prog)s [--socket TEMPLATE] [--tcp HOST:PORT] [--blackbox DIR] [--keep N] "
+        "(script.py | -m module) [ARGS...]",
         description="Run a program with a worker server inside its process.",
         epilog="Without --socket and --tcp, the server listens where TORCH_WORKER_SERVER_SOCKET "
         "and WORKERSERVER_TCP say. If neither variable is set, the server listens on a socket in a "
@@ -56,6 +57,10 @@ def make_parser() -> CommandParser:
             (
                 "torchrun --nproc-per-node 4 -m workerserver run train.py",
                 "each rank of a job of torchrun",
+            ),
+            (
+                "torchrun --nproc-per-node 4 -m workerserver run --blackbox /shared/boxes train.py",
+                "the same, and each rank leaves a file that says how it ended",
             ),
             (
                 "workerserver run --tcp 127.0.0.1:8900 -m package.train",
@@ -70,6 +75,17 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument(
         "--tcp", metavar="HOST:PORT", help="address to listen on; port 0 takes any free port"
+    )
+    parser.add_argument(
+        "--blackbox",
+        metavar="DIR",
+        help="leave behind in DIR what this process was doing when it ended (docs/blackbox.md)",
+    )
+    parser.add_argument(
+        "--keep",
+        type=_count,
+        metavar="N",
+        help="in DIR, keep the black boxes of the last N runs of each host (10)",
     )
     parser.add_argument(
         "-m", dest="module", metavar="module", help="run a module, as python -m does"
@@ -89,7 +105,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Program]:
         if option == "--":
             end += 1
             break
-        end += 2 if option in ("--socket", "--tcp") else 1
+        end += 2 if option in ("--socket", "--tcp", "--blackbox", "--keep") else 1
     options = parser.parse_args([word for word in argv[:end] if word != "--"])
     rest = argv[end:]
     if options.module is not None:
@@ -97,3 +113,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Program]:
     if not rest:
         parser.error("which program? give script.py or -m module")
     return options, Script(rest[0], rest[1:])
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 10_000):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 9999")
+    return int(text)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import unicodedata
 from collections.abc import Sequence
 from typing import TextIO
 
 __all__ = [
     "backend_name",
+    "cells",
     "count",
+    "cut",
     "escape",
     "escape_line",
     "positive_seconds",
     "seconds",
+    "wrap",
     "write_table",
     "write_text",
 ]
@@ -32,6 +36,58 @@ def escape_line(text: str) -> str:
 
 def _spell(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal *text* takes, which has no control characters."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_columns, text))
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def cut(text: str, width: int) -> str:
+    """*text* in *width* columns at most: what is left out is a "~" at the end."""
+    if cells(text) <= width:
+        return text
+    return _split(text, max(width - 1, 0))[0] + "~"[:width]
+
+
+def wrap(text: str, width: int, hang: int = 0) -> list[str]:
+    """*text* in lines of *width* columns at most, broken between words where that is possible. All
+    lines but the first one begin with *hang* spaces. *width*: 4 or more."""
+    if cells(text) <= width:
+        return [text]
+    hang = min(hang, width // 2)
+    begun = line = " " * min(len(text) - len(text.lstrip(" ")), width // 2)
+    lines: list[str] = []
+    for word in text.split():
+        if line != begun and cells(line) + 1 + cells(word) > width:
+            lines.append(line)
+            begun = line = " " * hang
+        elif line != begun:
+            line += " "
+        while cells(line) + cells(word) > width:
+            part, word = _split(word, width - cells(line))
+            lines.append(line + part)
+            begun = line = " " * hang
+        line += word
+    return [*lines, line]
+
+
+def _split(text: str, width: int) -> tuple[str, str]:
+    """The beginning of *text* that takes *width* columns at most, and the rest."""
+    taken = 0
+    for index, character in enumerate(text):
+        taken += _columns(character)
+        if taken > width:
+            return text[:index], text[index:]
+    return text, ""
 
 
 def write_text(out: TextIO, text: str) -> None:

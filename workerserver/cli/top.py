@@ -1,33 +1,56 @@
-"""``workerserver top``: a live table of all ranks, from ``/healthz``."""
+"""``workerserver top``: all ranks as a live table, from ``/healthz``.
+
+While ranks are in trouble, or where no rank tells its steps, a look now and then asks all that
+``diagnose`` asks. Then the head has the verdict.
+"""
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import contextlib
 import json
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Sequence
 
-from workerserver.cli.console import Output, rich_table
-from workerserver.cli.job_command import ask, find_one, job_parser, share, unreachable, versioned
-from workerserver.cli.looks import add_every, looks
+from workerserver.cli.console import Output
+from workerserver.cli.diagnose import STYLES as OF_STATUS
+from workerserver.cli.diagnose import judge
+from workerserver.cli.job_command import (
+    ask,
+    by_job,
+    find_all,
+    find_one_job,
+    job_parser,
+    share,
+    versioned,
+)
+from workerserver.cli.looks import Look, Looker, add_every
 from workerserver.cli.parser import CommandParser
+from workerserver.cli.rows import COLUMNS, Row, rows
+from workerserver.cli.screen import Picture, View, draw, keys, plain, screen
 from workerserver.cli.streams import reader_left
-from workerserver.cli.text import seconds
 from workerserver.cluster.ask.client import Client
-from workerserver.cluster.ask.rounds import Part, Round
-from workerserver.cluster.model import Health, RankState, cores_used
+from workerserver.cluster.ask.rounds import EVERYTHING, Part, Round
+from workerserver.cluster.find.discovery import Found
+from workerserver.cluster.judge.verdict import Verdict
 
-__all__ = ["main", "rows"]
+__all__ = ["main"]
 
 HEALTH: tuple[Part, ...] = ("health",)
-HEADER = (
-    "RANK", "TARGET", "STATE", "STEP", "STEP AGE", "GIL WAIT", "GIL AWAY", "CPU", "MEMORY", "UPTIME"
-)  # fmt: skip
-#: The style of a row, by its state.
-STYLES = {"ok": "", "torch": "dim", "stalled": "yellow", "no GIL": "red"}
-#: If the server has waited this long for the GIL, a thread of the worker holds the GIL.
-GIL_AWAY_SECONDS = 1.0
+#: States of ranks that need no verdict.
+FINE = frozenset({"ok", "torch", "starting"})
+#: Looks behind one verdict.
+MAX_HISTORY = 4
+#: The least deadline of a look for a verdict, as that of diagnose.
+VERDICT_SECONDS = 10.0
+#: While nothing changes, a verdict holds for so long.
+AGAIN_SECONDS = 30.0
+_TITLES = [title for title, _ in COLUMNS]
+HEADER = (_TITLES[0], _TITLES[-1], *_TITLES[1:-1])
 
 
 def make_parser() -> CommandParser:
@@ -35,8 +58,10 @@ def make_parser() -> CommandParser:
         "top",
         "Show all ranks of a job as a live table: the step, the age of the step, the time that the "
         "server waited for the GIL, the processor time since the last look (100% is one core), and "
-        "the memory. Ranks that don't answer come first, then the ranks with the lowest steps. "
-        "Ctrl-C ends the table. "
+        "the memory. Each look finds the ranks anew. While ranks are in trouble, the head has a "
+        "verdict as of diagnose, and the ranks that it names come first. Ranks that are alike "
+        "share a line if the terminal has not room for all. Keys: q ends the table, s sorts it, "
+        "/ filters it by words, states and ranks (no step 2-5), f folds ranks that are alike. "
         "Exit status: 0 all workers answered the last look, 1 some, 2 none, 3 no job.",
         deadline=3.0,
         examples=(
@@ -54,99 +79,181 @@ def main(argv: Sequence[str]) -> int:
     """The exit status of the last look: 0 if all workers answer, 1 if some do, 2 if none does, 3 if
     the job has ended."""
     options = make_parser().parse_intermixed_args(list(argv))
-    workers = find_one(options)
-    out = Output(sys.stdout)
+    return ask(options, _Top(options, find_one_job(options)).run)
 
-    async def watch(client: Client) -> int:
+
+class _Top:
+    """*answered*, *asked*, *last*: of the last look."""
+
+    def __init__(self, options: argparse.Namespace, found: Found) -> None:
+        self.options = options
+        self.looker = Looker(found, self._find, every=options.every, most=options.count)
+        self.out = Output(sys.stdout)
+        self.view = View()
+        self.picture: Picture | None = None
+        self.judge = _Judge(options)
+        self.name: str | None = None
+        self.seen: set[str] = set()
+        self.size: tuple[int, int] | None = None
+        self.last: Look | None = None
+        self.terminated = False
+
+    async def run(self, client: Client) -> int:
         answered = asked = 0
-        before: Round | None = None
-        with contextlib.ExitStack() as stack:
-            live = None
-            if out.console is not None and not options.json:
-                from rich.live import Live
-
-                live = stack.enter_context(
-                    Live(console=out.console, auto_refresh=False, vertical_overflow="crop")
-                )
-            async for look in looks(
-                client, workers, HEALTH, every=options.every, most=options.count
-            ):
-                table = rows(look, before)
-                before = look
+        with self._shown(client):
+            async for look in self.looker.looks(client, lambda: self._want(client), self._resized):
+                before = self.last.round if self.last is not None else None
+                table = rows(look.round, before, look.vanished, self.seen)
+                self.judge.take(look, table)
+                self.seen |= {row["address"] for row in table if row["answered"]}
+                self.last = look
                 answered, asked = sum(row["answered"] for row in table), len(table)
-                if options.json:
-                    fields = versioned({"time": look.started, "workers": table})
-                    sys.stdout.write(json.dumps(fields) + "\n")
-                elif live is not None:
-                    cells = [_cells(row) for row in table]
-                    styles = [STYLES.get(row["state"], "red") for row in table]
-                    live.update(rich_table(HEADER, cells, styles), refresh=True)
-                else:
-                    out.table(HEADER, [_cells(row) for row in table])
-                    out.line()
-                sys.stdout.flush()
+                self._name(look)
+                self._show(look, table)
                 if reader_left():
                     break
-        return share(answered, asked, before.states if before is not None else ())
+        if self.picture is not None and self.out.console is not None and not self.options.json:
+            width, height = self.out.size or (80, 24)
+            for text, style in draw(self.picture, self.view, width, height - 1, help=False):
+                self.out.line(text, style)
+        return share(answered, asked, self.last.round.states if self.last is not None else ())
 
-    return ask(options, watch)
+    def _want(self, client: Client) -> Collection[Part]:
+        """What to ask in the next look. All that a verdict needs gets more time than the health: a
+        rank that is slow to answer is no suspect."""
+        parts = self.judge.parts()
+        client.deadline = self.options.deadline
+        if parts is EVERYTHING:
+            client.deadline = max(client.deadline, VERDICT_SECONDS)
+        return parts
+
+    # ---- the job
+
+    def _find(self) -> Found:
+        """The workers of the same job, once its name is known; else those of the newest one."""
+        return find_all(self.options).of_job(self.name)
+
+    def _name(self, look: Look) -> None:
+        if self.name is None and look.round.states:
+            views = by_job(self.options, look.found, [look.round])
+            self.name = views[0].name if len(views) == 1 else None
+
+    # ---- what is shown
+
+    def _show(self, look: Look, table: Sequence[Row]) -> None:
+        verdict = self.judge.verdict
+        if self.options.json:
+            value = {
+                "time": look.round.started,
+                "workers": table,
+                "verdict": verdict.sentence if verdict is not None else None,
+                "status": verdict.status if verdict is not None else None,
+                "suspects": [each.rank for each in verdict.suspects] if verdict is not None else [],
+            }
+            sys.stdout.write(json.dumps(versioned(value)) + "\n")
+        elif self.out.console is None:
+            if verdict is not None:
+                self.out.line(verdict.sentence)
+            self.out.table(HEADER, plain(table))
+            self.out.line()
+        else:
+            self.picture = self._picture(look, table)
+            self._draw()
+        sys.stdout.flush()
+
+    def _picture(self, look: Look, table: Sequence[Row]) -> Picture:
+        verdict = self.judge.verdict
+        words = Counter(row["state"] for row in table)
+        states = ", ".join(f"{count} {word}" for word, count in words.most_common())
+        steps = [row["step"] for row in table if row["step"] is not None]
+        at = ""
+        if steps:
+            low, high = min(steps), max(steps)
+            at = f"  step {low}" if low == high else f"  steps {low}-{high}"
+        clock = time.strftime("%H:%M:%S", time.localtime(look.round.started))
+        head = f"{self.name or 'job'}  {len(table)} ranks: {states}{at}  {clock}"
+        if not any(row["answered"] for row in table):
+            head = f"{self.name or 'job'}  {look.why or 'nobody answers'}  {clock}"
+        if verdict is None:
+            return Picture(head, table)
+        suspects = frozenset(each.rank for each in verdict.suspects if each.rank is not None)
+        return Picture(head, table, verdict.sentence, OF_STATUS[verdict.status], suspects)
+
+    def _draw(self) -> None:
+        self.size = self.out.size
+        if self.picture is not None and self.size is not None:
+            self.fill(draw(self.picture, self.view, *self.size))
+
+    def _resized(self) -> None:
+        if self.size is not None and self.out.size != self.size:
+            self._draw()
+
+    @contextlib.contextmanager
+    def _shown(self, client: Client) -> Iterator[None]:
+        """The terminal as ``top`` needs it."""
+        if self.out.console is None or self.options.json:
+            yield
+            return
+
+        def take(key: str) -> None:
+            if not self.view.key(key):
+                client.stop()
+            self._draw()
+
+        def end() -> None:
+            self.terminated = True
+            client.stop()
+
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(RuntimeError, ValueError):  # this is not the main thread
+            loop.add_signal_handler(signal.SIGTERM, end)
+        try:
+            with screen(self.out.console) as self.fill, keys(take):
+                yield
+        finally:
+            with contextlib.suppress(RuntimeError, ValueError):
+                loop.remove_signal_handler(signal.SIGTERM)
+        if self.terminated:  # the terminal is as it was
+            signal.raise_signal(signal.SIGTERM)
 
 
-def rows(look: Round, before: Round | None = None) -> list[dict[str, Any]]:
-    """A row per worker, workers with trouble first. *before* is the look before this one."""
-    gone = {(each["address"], each["rank"]): each for each in unreachable(look.states)}
-    last = {state.worker: state.health for state in before.states} if before is not None else {}
-    return sorted((_row(state, gone, last.get(state.worker)) for state in look.states), key=_order)
+class _Judge:
+    """When a look has to ask for all, and the verdict on those looks: as long as something is wrong
+    that is new, and again after a while. No rank is asked for more than its health otherwise."""
 
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.verdict: Verdict | None = None
+        self._history: deque[Round] = deque(maxlen=MAX_HISTORY)
+        self._trouble: Counter[str] = Counter()
+        self._wanted = self._asked = False
+        self._due = 0.0  # on this process's clock
 
-def _row(
-    state: RankState, gone: dict[tuple[str, int | None], dict[str, Any]], last: Health | None
-) -> dict[str, Any]:
-    health, failure = state.health, gone.get((state.worker.address, state.rank))
-    used = cores_used(health, last)
-    # Only health was asked for, and a stock server has none.
-    answered = failure is None if health is not None else state.kind == "torch"
-    away = health.gil_unavailable_s if health is not None else None
-    if failure is not None and not answered:
-        word = failure["reason"]
-    elif health is None:
-        word = "torch"
-    else:
-        word = "no GIL" if (away or 0.0) >= GIL_AWAY_SECONDS else health.status
-    return {
-        "rank": state.rank,
-        "host": state.worker.host,
-        "address": state.worker.address,
-        "answered": answered,
-        "state": word,
-        "text": failure["text"] if failure is not None and not answered else None,
-        "step": health.step if health is not None else None,
-        "step_age_s": health.step_age_s if health is not None else None,
-        "gil_wait_s": health.gil_wait_s if health is not None else None,
-        "gil_unavailable_s": away,
-        "cpu": None if used is None else round(used, 3),
-        "rss_bytes": health.rss_bytes if health is not None else None,
-        "uptime_s": health.uptime_s if health is not None else None,
-    }
+    def parts(self) -> Collection[Part]:
+        self._asked = self._wanted and time.monotonic() >= self._due
+        return EVERYTHING if self._asked else HEALTH
 
-
-def _order(row: dict[str, Any]) -> tuple[bool, float, int, str]:
-    step = float("inf") if row["step"] is None else row["step"]
-    rank = 1 << 62 if row["rank"] is None else row["rank"]
-    return (row["answered"], step, rank, row["address"])
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    wait = row["gil_wait_s"]
-    return (
-        "-" if row["rank"] is None else str(row["rank"]),
-        row["address"] or "-",
-        row["state"],
-        "-" if row["step"] is None else str(row["step"]),
-        seconds(row["step_age_s"]),
-        "-" if wait is None else f"{wait * 1000:.2f} ms",
-        seconds(row["gil_unavailable_s"] or None),
-        "-" if row["cpu"] is None else f"{row['cpu']:.0%}",
-        "-" if row["rss_bytes"] is None else f"{row['rss_bytes'] / 2**20:.0f} MiB",
-        seconds(row["uptime_s"]),
-    )
+    def take(self, look: Look, table: Sequence[Row]) -> None:
+        """Judge a look that asked for all, and decide what the next one has to ask."""
+        trouble = Counter(row["state"] for row in table if row["state"] not in FINE)
+        quiet = all(row["step"] is None and row["state"] != "starting" for row in table)
+        if look.changed or trouble != self._trouble:
+            self._due = 0.0
+        if look.begins:
+            self._history.clear()
+        self._trouble = trouble
+        over = all(row["state"] == "ended" for row in table)
+        self._wanted = bool(look.round.states) and not over and (bool(trouble) or quiet)
+        if not self._wanted:
+            self._history.clear()
+            self.verdict = None
+        elif self._asked:
+            self._history.append(look.round)
+            views = by_job(self.options, look.found, list(self._history))
+            verdict = judge(views, look.found)[0].verdict
+            once = len(self._history) == 1
+            enough = verdict.sure if once else verdict.again_s is None
+            if enough or not once or verdict.status == 1:  # one look seldom tells
+                self.verdict = verdict
+            if enough or len(self._history) == MAX_HISTORY:
+                self._due = time.monotonic() + AGAIN_SECONDS

@@ -18,7 +18,12 @@ class NotPermitted(ClusterError):
 
 
 class NoJob(ClusterError):
-    """There is no worker at the place, and nobody listens: no job, or one that has ended."""
+    """There is no worker at the place, and nobody listens: no job, or one that has ended. *advice*:
+    lines that say what to do."""
+
+    def __init__(self, text: str, *advice: str) -> None:
+        super().__init__(text)
+        self.advice = advice
 
 
 class Unanswered(ClusterError):

@@ -22,8 +22,10 @@ __all__ = [
     "nobody_listens",
     "not_http",
     "not_permitted",
+    "other_version",
     "short",
     "unauthorized",
+    "unproven",
     "unusable",
     "web_server",
 ]
@@ -73,6 +75,8 @@ def closed(worker: Worker) -> Failed:
     text = "connection closed without an answer"
     if not worker.unix and not worker.tls:
         text += f"; if the port speaks TLS, try https://{worker.address}"
+    elif worker.tls:
+        text += "; if it wants a certificate of its clients, give --cert"
     return Failed("unreachable", text)
 
 
@@ -90,7 +94,10 @@ def describe(error: OSError) -> str:
 def not_permitted(path: str) -> str:
     """Why this user may not use *path*, or a folder above it."""
     owner = _owner(path)
-    return "permission denied" if owner is None else f"permission denied; it belongs to {owner}"
+    if owner is None:
+        return "permission denied"
+    how = f": sudo -u {owner} workerserver ..." if " " not in owner else ""
+    return f"permission denied; it belongs to {owner}{how}"
 
 
 def _owner(path: str) -> str | None:
@@ -143,6 +150,24 @@ def unauthorized(token: str | None) -> str:
     if token is None:
         return "HTTP 401: it needs a token: set WORKERSERVER_TOKEN or WORKERSERVER_TOKEN_FILE"
     return f"HTTP 401: {token} was not accepted"
+
+
+def unproven(token: str) -> str:
+    """A worker answered without a proof that it knows the token, which *token* names."""
+    return (
+        f"it did not prove that it knows {token}, so its answer does not count: it is a worker "
+        "without a token, or no worker (ask without the token, or with --send-token)"
+    )
+
+
+def other_version(token: str, *, bare: bool) -> str:
+    """A worker takes no proof of this version; *bare*: it takes nothing but the token itself."""
+    if not bare:
+        return "HTTP 401: it speaks another version of the proof: use the workerserver of the job"
+    return (
+        f"HTTP 401: its workerserver is older and takes {token} only as it is: update it, ask "
+        "through its Unix socket, or give --send-token, which shows the token to whoever listens"
+    )
 
 
 def web_server(status_line: str, fields: Mapping[str, str]) -> str:

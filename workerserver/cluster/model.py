@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EVERYTHING",
     "MAX_HOST_WORKERS",
+    "Child",
     "Failure",
     "Frame",
     "Health",
@@ -61,6 +62,8 @@ class Worker:
     *ranks*, where they are known. *via*: the collector through which this worker is asked; the
     *address* is then one on the collector's host.
 
+    *downgraded*: its entry in the job's store says http, and others of the job say https.
+
     *known*: who the worker is, from its record or from what its process was started with.
     """
 
@@ -74,12 +77,18 @@ class Worker:
     collector: bool = False
     ranks: tuple[int, ...] = ()
     via: Worker | None = None
+    downgraded: bool = False
     known: Identity | None = field(default=None, compare=False, repr=False)
 
     def __hash__(self) -> int:
         # Workers are keys of the tables of answers. To hash all fields would add a twentieth to the
         # cost of an answer.
         return hash((self.address, self.rank))
+
+    @property
+    def from_store(self) -> bool:
+        """Whether only the job's TCPStore says so, into which many can write."""
+        return not self.unix and self.source in ("store", "torchrun")
 
     @property
     def name(self) -> str:
@@ -174,6 +183,7 @@ class Thread:
     From a worker that only gives text, *name*, *state* and *wchan* are None, and *main* is a guess:
     the oldest frame is a module's. *waits*, *holds* and *switches* (how often the kernel has
     stopped running it) are facts of one process: a rank whose stacks are another rank's has none.
+    *beats*: it made the last heartbeat.
     """
 
     frames: tuple[Frame, ...]
@@ -189,23 +199,43 @@ class Thread:
     waits: WaitsFor | None = None
     holds: tuple[Hold, ...] = ()
     switches: int | None = None
+    beats: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process that a worker has started. *state*: the kernel's letter. *processes*: how many it
+    is, with its own children and theirs; *states*: the letters of all of these. *cpu_s*: their
+    processor time, in seconds. *io_bytes*: what they have read and written; None if the kernel
+    doesn't tell the worker."""
+
+    pid: int
+    name: str
+    state: str
+    processes: int = 1
+    states: str = ""
+    cpu_s: float = 0.0
+    io_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Own:
     """What a rank's own dump tells beside its stacks. *mode*: how it was taken. *namespace*: the
-    one of its process ids, a number that means something only on its host."""
+    one of its process ids, a number that means something only on its host. *children*: the
+    processes that it has started; empty also if its worker does not tell them."""
 
     mode: str | None = None
     pid: int | None = None
     namespace: int | None = None
+    children: tuple[Child, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
     """``GET /healthz``; a field is None if the worker didn't tell it. Ages and waits are in
-    seconds, and so is *cpu_s*, the processor time of the process. From *job* on, it is the
-    process's Identity (:mod:`workerserver.job.identity`)."""
+    seconds, and so is *cpu_s*, the processor time of the process. *step_thread*: the ident of the
+    thread that called heartbeat(). From *job* to *started*, it is the process's Identity
+    (:mod:`workerserver.job.identity`)."""
 
     status: str
     pid: int | None = None
@@ -229,6 +259,7 @@ class Health:
     group_rank: int | None = None
     host: str | None = None
     started: float | None = None
+    step_thread: int | None = None
     #: It tells more than this client reads: the worker's version is newer.
     newer: bool = False
 

@@ -20,7 +20,16 @@ logger = logging.getLogger("workerserver")
 #: Variables that would make the collector serve as a worker, start another one, or claim a rank.
 NOT_ITS = ("TORCH_WORKER_SERVER_SOCKET", "WORKERSERVER_TCP", "WORKERSERVER_COLLECTOR", "RANK")
 #: Files and folders, which may be relative to the current folder.
-PATHS = ("WORKERSERVER_TOKEN_FILE", "WORKERSERVER_TLS_CERT", "WORKERSERVER_TLS_KEY", "PYTHONPATH")
+PATHS = (
+    "WORKERSERVER_TOKEN_FILE",
+    "WORKERSERVER_TOKEN_READ_FILE",
+    "WORKERSERVER_TOKEN_PROFILE_FILE",
+    "WORKERSERVER_TOKEN_ADMIN_FILE",
+    "WORKERSERVER_TLS_CERT",
+    "WORKERSERVER_TLS_KEY",
+    "WORKERSERVER_TLS_CLIENT_CA",
+    "PYTHONPATH",
+)
 #: The line that says where the collector serves.
 MAX_LINE_BYTES = 4096
 

@@ -71,7 +71,7 @@ class Collector:
         self._large = asyncio.Semaphore(MAX_LARGE_REQUESTS)
         ping.register(self.registry)
         stacks.register(self.registry)
-        self.registry.register("collect", self.collect, limit=MAX_REQUESTS)
+        self.registry.register("collect", self.collect, limit=MAX_REQUESTS, permission="read")
         self.registry.register("ask", self.ask, limit=MAX_REQUESTS)
 
     def workers(self) -> list[Worker]:

@@ -362,5 +362,6 @@ def register(registry: Registry) -> None:
             function,
             requires="torch",
             unknown_text=UNKNOWN_TEXT,
+            permission="read",
             shadow=True,
         )

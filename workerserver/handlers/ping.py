@@ -16,4 +16,4 @@ def ping(**ignored: str) -> Response:
 
 
 def register(registry: Registry) -> None:
-    registry.register("ping", ping, inline=True, shadow=True)
+    registry.register("ping", ping, inline=True, permission="read", shadow=True)

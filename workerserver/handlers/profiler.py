@@ -443,4 +443,6 @@ def _in_use(backend: Any) -> bool:
 
 
 def register(registry: Registry) -> None:
-    registry.register("torch_profile", torch_profile, limit=1, requires="torch", shadow=True)
+    registry.register(
+        "torch_profile", torch_profile, limit=1, requires="torch", permission="profile", shadow=True
+    )

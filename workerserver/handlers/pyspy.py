@@ -168,4 +168,4 @@ def _output(
 
 
 def register(registry: Registry) -> None:
-    registry.register("pyspy_dump", pyspy_dump, limit=1, shadow=True)
+    registry.register("pyspy_dump", pyspy_dump, limit=1, permission="profile", shadow=True)

@@ -183,4 +183,4 @@ def dump_traceback(format: Format = "text", mode: Mode = "auto") -> Any:
 
 def register(registry: Registry) -> None:
     """Serve ``dump_traceback`` from *registry*, in place of torch's handler of that name."""
-    registry.register("dump_traceback", dump_traceback, inline=True, shadow=True)
+    registry.register("dump_traceback", dump_traceback, inline=True, permission="read", shadow=True)

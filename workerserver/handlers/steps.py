@@ -21,4 +21,4 @@ def steps() -> Response:
 
 
 def register(registry: Registry) -> None:
-    registry.register("steps", steps, inline=True)
+    registry.register("steps", steps, inline=True, permission="read")

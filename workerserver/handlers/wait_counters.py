@@ -18,4 +18,10 @@ def wait_counter_values(**ignored: str) -> Response:
 
 
 def register(registry: Registry) -> None:
-    registry.register("wait_counter_values", wait_counter_values, requires="torch", shadow=True)
+    registry.register(
+        "wait_counter_values",
+        wait_counter_values,
+        requires="torch",
+        permission="read",
+        shadow=True,
+    )

@@ -2,3 +2,4 @@
 
 include "state.pxd"
 include "reply.pxd"
+include "session.pxd"

@@ -2,7 +2,9 @@ import asyncio
 from collections.abc import Callable
 from typing import final
 
+from workerserver._parser import ParsedRequest
 from workerserver.http.access import AccessPolicy
+from workerserver.http.audit import Audit
 from workerserver.http.limits import Limits
 from workerserver.http.routes import Router
 from workerserver.process._pulse import Meter
@@ -10,6 +12,8 @@ from workerserver.process.acceptor import Place
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
 from workerserver.types import Response
+
+__pyx_capi__: dict[str, object]
 
 @final
 class ServerState:
@@ -24,6 +28,7 @@ class ServerState:
     def requests(self) -> dict[tuple[str, int], int]: ...
     limits: Limits
     is_unix: bool
+    audit: Audit
     stall_seconds: float
     drain_seconds: float
     closing: bool
@@ -47,7 +52,14 @@ class ServerState:
 
 def date_field(second: int) -> bytes: ...
 def wants_openmetrics(accept: bytes) -> bool: ...
+def proof_key(token: bytes) -> bytes: ...
+def is_proof(value: bytes | None) -> bool: ...
 def whole_reply(response: Response, close: bool) -> bytes: ...
+
+@final
+class Session:
+    def judge(self, keys: tuple[bytes, ...], request: ParsedRequest) -> int: ...
+    def challenge(self, keys: tuple[bytes, ...]) -> tuple[tuple[str, str], ...]: ...
 
 @final
 class WorkerProtocol:

@@ -12,10 +12,12 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from workerserver.http._protocol import is_proof, proof_key
 from workerserver.http.ui import UI
+from workerserver.process.credentials import Permission, Token, permits
 from workerserver.types import Forbidden, Unauthorized, WorkerServerError
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ __all__ = [
 HOSTS = "WORKERSERVER_HOSTS"
 _HOST = re.compile(r"(\*\.)?[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*\.?")
 logger = logging.getLogger("workerserver")
+#: The tokens by name, as a greeting names them (http/proof.c): "" is for everything.
+PLACES = ("", "read", "profile", "admin")
 PEER_REFUSED = "this socket serves its own user only"
 
 
@@ -53,7 +57,9 @@ class NativeForm(NamedTuple):
     fields: tuple[bytes, ...]
     names: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = ()
-    token: bytes = b""
+    #: By place: for everything, read, profile, admin; b"" where there is none.
+    tokens: tuple[bytes, ...] = ()
+    keys: tuple[bytes, ...] = ()
     uid: int = -1
     refusal: type[Unauthorized] | None = None
 
@@ -191,32 +197,82 @@ def hosts_from_environment() -> tuple[str, ...]:
 
 
 class BearerToken(Rule):
-    """The request carries the token (RFC 6750, 2.1), or asks for the page where a person types the
-    token in.
+    """The request carries a token (RFC 6750, 2.1), or proves that its client knows one, or asks for
+    the page where a person types the token in.
 
     *page* is the path of that page, if there is one. It tells nothing of the job, so a browser gets
-    it without a token. Who asks for it has shown no secret: see connection.pyx.
+    it without a token. Who asks for it has shown no secret: see connection.pyx. *needs* gives the
+    permission that a request needs; it is asked only if some token does not permit everything.
+    ``graded``: there is such a token.
     """
 
     asks_secret = True
 
-    def __init__(self, token: str, page: str | None = None) -> None:
+    def __init__(
+        self,
+        tokens: str | Iterable[Token],
+        page: str | None = None,
+        needs: Callable[[ParsedRequest], Permission] | None = None,
+    ) -> None:
         from hmac import compare_digest  # with hashlib: milliseconds that not everybody pays
 
-        self._token = token.encode()
+        if isinstance(tokens, str):
+            tokens = (Token("", "admin", tokens),)
+        secrets, permissions = [b""] * len(PLACES), ["admin"] * len(PLACES)
+        for token in tokens:
+            place = PLACES.index(token.name)
+            secrets[place] = token.secret.encode()
+            permissions[place] = token.permission
+        self._tokens = tuple(secrets)
+        self._real = [(place, secret) for place, secret in enumerate(secrets) if secret]
+        self._permissions: tuple[Any, ...] = tuple(permissions)
+        self._keys = tuple(proof_key(secret) if secret else b"" for secret in secrets)
         self._same = compare_digest
         self._page = None if page is None else page.encode()
+        self._needs = needs
+        self.graded = any(
+            secret and permission != "admin"
+            for secret, permission in zip(secrets, permissions, strict=True)
+        )
 
     def check(self, request: ParsedRequest) -> None:
         if request.path == self._page and request.method in (b"GET", b"HEAD"):
             return
+        place = self._place(request)
+        if self.graded:
+            need: Permission = "admin" if self._needs is None else self._needs(request)
+            have: Permission = self._permissions[place]
+            if not permits(have, need):
+                raise Forbidden(f"this needs a token that permits {need}, not {have}")
+
+    def _place(self, request: ParsedRequest) -> int:
+        """Which of the tokens the client shows; Unauthorized if it is none."""
+        if is_proof(request.authorization):
+            session = request.session
+            if session is None:
+                raise Unauthorized
+            place: int = session.judge(self._keys, request)
+            if place < 0:
+                raise Unauthorized(session.challenge(self._keys))
+            return place
         scheme, _, given = (request.authorization or b"").partition(b" ")
-        matches = self._same(given.strip(), self._token)
-        if scheme.lower() != b"bearer" or not matches:
+        given = given.strip()
+        found = -1
+        for place, token in self._real:  # all of them, whichever the first is that fits
+            if self._same(given, token):
+                found = place
+        if scheme.lower() != b"bearer" or found < 0:
             raise Unauthorized
+        return found
 
     def native(self) -> NativeForm:
-        return NativeForm("token", (b"authorization",), token=self._token, refusal=Unauthorized)
+        return NativeForm(
+            "token",
+            (b"authorization",),
+            tokens=self._tokens,
+            keys=self._keys,
+            refusal=Unauthorized,
+        )
 
 
 class OwnUser(Rule):
@@ -253,13 +309,19 @@ def _peer_uid(sock: socket.socket) -> int | None:
 
 
 def standard_rules(
-    *, unix: bool, token: str | None = None, hosts: Iterable[str] = (), tls: bool = False
+    *,
+    unix: bool,
+    token: str | Sequence[Token] | None = None,
+    hosts: Iterable[str] = (),
+    tls: bool = False,
+    needs: Callable[[ParsedRequest], Permission] | None = None,
 ) -> tuple[Rule, ...]:
-    """The rules of a listener on a Unix socket, else of one on TCP."""
+    """The rules of a listener on a Unix socket, else of one on TCP. *needs*: the permission that a
+    request needs; without it, only a token for everything is of use."""
     scheme = None if unix else "https" if tls else "http"
     rules: list[Rule] = [NoWebPages(scheme), OwnUser() if unix else HostNames(hosts)]
-    if token is not None:
-        rules.append(BearerToken(token, None if unix else UI))
+    if token:
+        rules.append(BearerToken(token, None if unix else UI, needs))
     return tuple(rules)
 
 
@@ -274,6 +336,9 @@ class AccessPolicy:
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(rules)
+        #: Whether not every token permits everything. Then the I/O thread answers only what needs
+        #: no more than ``read``.
+        self.graded = any(getattr(rule, "graded", False) for rule in self.rules)
         self.asks_secret = any(rule.asks_secret for rule in self.rules)
         self.native = _native_forms(self.rules)
         self.checks = tuple(rule.check for rule in self.rules)

@@ -18,12 +18,7 @@ from functools import partial
 from workerserver.http.responses import error_response, failure
 from workerserver.http.ui import UI as _PAGE
 from workerserver.types import (
-    Forbidden,
-    HandlerBusy,
-    ProtocolError,
-    RequestTimeout,
-    ServerBusy,
-    WorkerServerError,
+    Forbidden, HandlerBusy, ProtocolError, RequestTimeout, ServerBusy, WorkerServerError,
 )
 
 # For responses.failure(): a frame of this module is no news to whoever wrote the handler.
@@ -63,6 +58,7 @@ cdef class WorkerProtocol:
     cdef RequestParser _parser
     cdef public object place  # acceptor.Place | None: the transport's own, if it has none itself
     cdef object _trust  # to be called once, when the client has shown the token; else None
+    cdef Session _session  # None: the rules ask for no secret
     cdef double _owes_since  # monotonic seconds
     cdef readonly int fileno  # -1 if the transport has none; for the child of a fork
     cdef Stage _stage
@@ -106,6 +102,8 @@ cdef class WorkerProtocol:
         if self.place is not None:
             self.place.owes_since = self._owes
             self.place.close = transport.abort
+        if state.policy.asks_secret:
+            self._session = self._parser.session = getattr(transport, "session", Session)()
         if state.policy.asks_secret and not state.is_unix:
             self._trust = getattr(transport if self.place is None else self.place, "trust", None)
         if self._want_bytes is not None:
@@ -143,11 +141,6 @@ cdef class WorkerProtocol:
             self._fail(Forbidden("this connection can't be judged"))
             return False
         return True
-
-    cdef object _peer(self):
-        """``host:port`` of the client; None on a Unix socket."""
-        peer = self._transport.get_extra_info("peername")
-        return f"{peer[0]}:{peer[1]}" if peer and isinstance(peer, tuple) else None
 
     def connection_lost(self, exc):
         self._stage = STAGE_LOST
@@ -320,6 +313,8 @@ cdef class WorkerProtocol:
         self._request = request
         self._stage = STAGE_IDLE
         self._out.asked_again(self._transport)
+        if self._session is not None:
+            self._session.begin()
         handler = None
         try:
             # As policy.check() does, without the time for another call.
@@ -338,16 +333,19 @@ cdef class WorkerProtocol:
             else:
                 values = validator.validate(())
             if validator.request_name is not None:
-                values[validator.request_name] = request.to_request(path, self._peer())
+                values[validator.request_name] = request.to_request(path, _peer_of(self._transport))
             kind = handler.kind
             if kind != "inline" and not self._out.takes(MAX_SMALL_BYTES + 1):
                 raise ServerBusy(_UNSENT)
             if kind != "inline" and not state.enter(handler):
                 raise HandlerBusy(handler.name, handler.limit)
+            if handler.audited:
+                state.audit.served(handler.permission, handler.name, self._transport)
         except WorkerServerError as error:
             if isinstance(error, ProtocolError):
                 self._fail(error)
             else:
+                state.audit.failed(error, self._transport, request)
                 self._respond("" if handler is None else handler.name, error_response(error))
             return 0
         except Exception as error:  # a mistake of ours, or of torch's registry
@@ -417,9 +415,8 @@ cdef class WorkerProtocol:
         self._request = None
         self._hold(0)
         try:
-            self._write_response(
-                name, response, close, request.method == b"HEAD", request.http_version == "1.0"
-            )
+            self._write_response(name, response, close, request.method == b"HEAD",
+                                 request.http_version == "1.0", self._session)
         except BaseException:  # out of memory, say; a part of it may be written already
             _logger.debug("reply of %s not written", name, exc_info=True)
             self._transport.abort()
@@ -432,17 +429,18 @@ cdef class WorkerProtocol:
 
     cdef int _fail(self, error) except -1:
         """Answer with *error*, whatever was asked, and close."""
+        self._state.audit.failed(error, self._transport)
         self._hold(0)
-        self._write_response("", error_response(error), True, False, False)
+        self._write_response("", error_response(error), True, False, False, None)
         self._finish()
         return 0
 
     cdef int _write_response(
-        self, str name, response, bint close, bint head_only, bint http_1_0
+        self, str name, response, bint close, bint head_only, bint http_1_0, Session session
     ) except -1:
+        """*session*: where the reply is to be proven, if its request was; None: it has none."""
         cdef int status
-        cdef bytes body
-        cdef bytes head
+        cdef bytes body, head, proof = b""
         self._out.begin(response.sent)
         if not self._out.takes(PyBytes_GET_SIZE(response.body)):
             self._out.went_out(self._transport)
@@ -453,7 +451,9 @@ cdef class WorkerProtocol:
         self._began_ns = 0
         if status == 204 or status == 304:
             body = b""
-        head = reply_head(response, len(body), close, http_1_0)
+        if session is not None:
+            proof = session.answer(status, b"" if head_only else body)
+        head = reply_head(response, len(body), close, http_1_0, proof)
         if head_only or not body:
             self._transport.write(head)
         elif len(body) <= MAX_JOINED_BYTES:

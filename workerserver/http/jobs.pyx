@@ -28,6 +28,12 @@ cdef object _response_of(handler, future):
         return failure(handler.name, error)
 
 
+cdef object _peer_of(transport):
+    """``host:port`` of the client; None on a Unix socket."""
+    peer = transport.get_extra_info("peername")
+    return f"{peer[0]}:{peer[1]}" if peer and isinstance(peer, tuple) else None
+
+
 cdef bint _hung_up(int fd) except -1:
     """Whether the other end of a Unix socket is closed, and not only its writing half."""
     poll = select.poll()

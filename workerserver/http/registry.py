@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeVar
 
 from workerserver._parser import QueryValidator
+from workerserver.process.credentials import PERMISSIONS, Permission
 from workerserver.process.loaded import imported
 from workerserver.types import HandlerNotFound
 
@@ -33,10 +34,14 @@ class Handler:
 
     ``kind`` is ``async`` for a coroutine function (runs on the server's loop), ``inline`` for a
     short function that never blocks (called on the loop), ``thread`` for any other (runs in the
-    server's bounded pool). ``running`` counts the requests inside it in this process.
+    server's bounded pool). ``permission``: what a client's token has to permit, if there are tokens
+    for less than everything. ``running`` counts the requests inside it in this process.
     """
 
-    __slots__ = ("function", "kind", "limit", "lock", "name", "requires", "running", "validator")
+    __slots__ = (
+        "audited", "function", "kind", "limit", "lock", "name", "permission", "requires", "running",
+        "validator",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -47,7 +52,11 @@ class Handler:
         limit: int = DEFAULT_LIMIT,
         requires: str | None = None,
         unknown_text: str | None = None,
+        permission: Permission = "admin",
     ) -> None:
+        if permission not in PERMISSIONS:
+            known = ", ".join(PERMISSIONS)
+            raise ValueError(f"permission of handler {name} is {permission!r}, none of {known}")
         if not callable(function):
             raise TypeError(f"handler {name} must be callable, not {type(function).__name__}")
         if limit < 1:
@@ -57,6 +66,8 @@ class Handler:
         self.kind: Kind = "async" if _is_async(function) else "inline" if inline else "thread"
         self.limit = limit
         self.requires = requires
+        self.permission = permission
+        self.audited = permission != "read"
         self.validator = QueryValidator.from_callable(function, unknown_text=unknown_text)
         self.running = 0
         self.lock = threading.Lock()
@@ -117,6 +128,7 @@ class Registry:
         limit: int = DEFAULT_LIMIT,
         requires: str | None = None,
         unknown_text: str | None = None,
+        permission: Permission = "admin",
         shadow: bool = False,
         replace: bool = False,
     ) -> None:
@@ -124,9 +136,11 @@ class Registry:
 
         *inline* runs it on the server's loop: only for what is short and never blocks. *limit*
         bounds the requests inside it at one time; one more gets 503. *requires* names a module
-        without which the handler is neither listed nor served. *shadow* allows a name that the
-        fallback has too; the fallback's handler is then hidden. *replace* allows a name that is
-        registered here already; requests inside the earlier handler end as they would have.
+        without which the handler is neither listed nor served. *permission*: what a client's token
+        has to permit (``read``, ``profile``, ``admin``), where there are tokens for less than
+        everything. *shadow* allows a name that the fallback has too; the fallback's handler is then
+        hidden. *replace* allows a name that is registered here already; requests inside the earlier
+        handler end as they would have.
 
         Raises ValueError for a name that is taken (``Handler X already registered``), TypeError
         for a non-callable or for a signature that can't be turned into parameters.
@@ -142,6 +156,7 @@ class Registry:
             limit=limit,
             requires=requires,
             unknown_text=unknown_text,
+            permission=permission,
         )
         hides = not shadow and self.fallback is not None and name in self.fallback.names()
         with self._lock:

@@ -29,14 +29,17 @@ def wants_openmetrics(bytes accept not None):
 cdef bytes _EPOCH = date_field(0)
 
 
-cdef bytes reply_head(response, Py_ssize_t length, bint close, bint http_1_0):
-    """The head of *response*, whose body has *length* bytes; *close*: the connection's last."""
+cdef bytes reply_head(
+    response, Py_ssize_t length, bint close, bint http_1_0, bytes proof=b""
+):
+    """The head of *response*, whose body has *length* bytes; *close*: the connection's last.
+    *proof*: one more line."""
     cdef int status = response.status
     cdef bytes head
     if renew_date(&_date):
         _heads.clear()
-    if close or http_1_0 or response.headers or status == 204 or status == 304:
-        return _full_head(response, length, close, http_1_0, _date.field[:DATE_FIELD])
+    if proof or close or http_1_0 or response.headers or status == 204 or status == 304:
+        return _full_head(response, length, close, http_1_0, _date.field[:DATE_FIELD], proof)
     shape = (status, response.content_type, length)
     head = _heads.get(shape)
     if head is None:
@@ -47,7 +50,7 @@ cdef bytes reply_head(response, Py_ssize_t length, bint close, bint http_1_0):
 
 
 cdef bytes _full_head(
-    response, Py_ssize_t length, bint close, bint http_1_0, bytes date
+    response, Py_ssize_t length, bint close, bint http_1_0, bytes date, bytes proof=b""
 ):
     """*date* is left out if the response has a Date field of its own."""
     cdef str extra = "Connection: close\r\n" if close else ""
@@ -57,6 +60,7 @@ cdef bytes _full_head(
         extra += f"{field}: {value}\r\n"
         if field.lower() == "date":
             date = b""
+    extra += proof.decode("ascii")
     return _head(response.status, response.content_type, length, date, extra)
 
 

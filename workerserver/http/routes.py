@@ -16,17 +16,21 @@ from workerserver.types import (
     Range,
     Request,
     Response,
+    WorkerServerError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from workerserver._parser import ParsedRequest
     from workerserver.http.registry import Registry
+    from workerserver.process.credentials import Permission
 
 __all__ = ["Router"]
 
 INDEX = b'<h1>torch.distributed.WorkerServer</h1>\n<a href="/handler/">Handler names</a>\n'
 PREFIX = "/handler/"
+METRICS = "/metrics"
 MAX_CACHED = 256
 
 
@@ -43,23 +47,25 @@ class Router:
         self.registry = registry
         self.started = time.monotonic()
         presence.tell(anew=True)
-        # Made per server: their counters of running requests are the server's own.
-        self._pages = {
-            "/": Handler("/", self._index, inline=True),
-            PREFIX: Handler(PREFIX, self._names, inline=True),
-            "/healthz": Handler("/healthz", self._healthz, inline=True),
+        self._functions: dict[str, Callable[..., Response]] = {
+            "/": self._index,
+            PREFIX: self._names,
+            "/healthz": self._healthz,
         }
         if metrics is not None:
-            self._pages["/metrics"] = Handler("/metrics", metrics)  # it reads a folder of /proc
+            self._functions[METRICS] = metrics
         if for_browsers:
-            self._pages[ui.UI] = Handler(ui.UI, ui.page)  # its first call reads files
+            self._functions[ui.UI] = ui.page
+        # Made when first asked for: to compile a signature takes longer than most of the start.
+        # Made per server: their counters of running requests are the server's own.
+        self._pages: dict[str, Handler] = {}
         # (method, raw path) -> (handler, decoded path), for handlers of the registry's own.
         self._cache: dict[tuple[bytes, bytes], tuple[Handler, str]] = {}
         self._cache_version = -1
 
     def serves(self, path: str) -> bool:
         """Whether *path* is a page."""
-        return path in self._pages
+        return path in self._functions
 
     @property
     def uptime_s(self) -> float:
@@ -82,12 +88,18 @@ class Router:
             self._cache[(method, raw_path)] = (handler, path)
         return handler, path
 
+    def needs(self, request: ParsedRequest) -> Permission:
+        """What the client's token has to permit. What is not there tells nobody anything."""
+        try:
+            return self.resolve(request.method, request.path)[0].permission
+        except WorkerServerError:
+            return "read"
+
     def _find(self, method: bytes, path: str) -> Handler:
-        page = self._pages.get(path)
-        if page is not None:
+        if path in self._functions:
             if method not in (b"GET", b"HEAD"):
                 raise MethodNotAllowed("GET, HEAD")
-            return page
+            return self._page(path)
         if not path.startswith(PREFIX):
             raise NotFound
         name = path[len(PREFIX) :].removesuffix("/")
@@ -95,8 +107,18 @@ class Router:
             raise NotFound
         handler = self.registry.find(name)
         if method != b"POST":
-            raise MethodNotAllowed("POST")
+            call = f"workerserver call {handler.name} TARGET, or curl -X POST URL"
+            raise MethodNotAllowed("POST", f"To call handler {handler.name}: {call}")
         return handler
+
+    def _page(self, path: str) -> Handler:
+        page = self._pages.get(path)
+        if page is None:
+            inline = path not in (METRICS, ui.UI)  # their first calls import, and read files
+            page = self._pages[path] = Handler(
+                path, self._functions[path], inline=inline, permission="read"
+            )
+        return page
 
     def _lasting(self, handler: Handler) -> bool:
         """Whether *handler* stays the answer until the registry's version changes."""
@@ -111,6 +133,6 @@ class Router:
     def _healthz(self, max_step_age: Annotated[float | None, Range(0.0, 1e9)] = None) -> Response:
         """200: the process answers. With *max_step_age*, 503 if the last step is older than that
         many seconds."""
-        presence.tell()
+        presence.look()
         body, status = health(self.started, max_step_age)
         return Response(body, status, "application/json")

@@ -15,6 +15,7 @@ cdef class ServerState:
     cdef readonly Meter meter
     cdef readonly object limits  # limits.Limits
     cdef readonly bint is_unix
+    cdef readonly object audit  # audit.Audit
     cdef public double stall_seconds  # a client that takes no byte of its reply for so long is gone
     cdef public double drain_seconds  # the client's time to end its side after the last reply
     cdef public bint closing

@@ -5,6 +5,8 @@ cimport cython
 from workerserver.http.bounds cimport DRAIN_SECONDS, STALL_SECONDS
 from workerserver.process._pulse cimport Meter, ws_set
 
+from workerserver.http.audit import Audit as _Audit
+
 
 @cython.final
 cdef class ServerState:
@@ -61,6 +63,7 @@ cdef class ServerState:
         self._plain_checks = policy.plain_checks
         self.pool = pool
         self.is_unix = is_unix
+        self.audit = _Audit()
         self.connections = set()
         self.meter = Meter() if meter is None else meter
         self.limits = limits

@@ -21,8 +21,8 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from workerserver.job.proc import born, environment_of, stat_of, words_of
@@ -50,6 +50,8 @@ PROCESS = "process"
 _OF_LAUNCHER = ("RANK", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
 #: Slurm's numbers of the steps that are no srun: batch, extern, interactive.
 _NO_STEP = 4294967000
+#: What JSON writes as it is.
+_PLAIN = re.compile(r"[ !#-\[\]-~]*\Z")
 _TASKS = re.compile(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?\Z")
 
 
@@ -69,6 +71,9 @@ class Identity:
     group_rank: int | None = None
     host: str | None = None
     started: float | None = None
+
+
+_FIELDS = tuple(field.name for field in fields(Identity))
 
 
 def number(text: str | None) -> int | None:
@@ -218,13 +223,14 @@ def own() -> Identity:
         }
     program = _program or os.path.basename(sys.argv[0] if sys.argv else "") or "python"
     identity = _identity(environment, _own.host, _own.agent, program, _own.ticks)
-    rank, size = _in_process_group()
-    fields = asdict(identity)
-    if identity.rank is None:
-        fields["rank"] = rank
-    if identity.world_size is None:
-        fields["world_size"] = size
-    return Identity(**fields)
+    if identity.rank is None or identity.world_size is None:
+        rank, size = _in_process_group()
+        identity = replace(
+            identity,
+            rank=rank if identity.rank is None else identity.rank,
+            world_size=size if identity.world_size is None else identity.world_size,
+        )
+    return identity
 
 
 def is_spawned() -> bool:
@@ -269,6 +275,8 @@ def of_process(pid: int, environment: Mapping[str, str]) -> Identity:
 
 def _cut(text: str) -> str:
     """*text* as JSON writes it, of MAX_TEXT characters at most, without the quotes."""
+    if len(text) <= MAX_TEXT and _PLAIN.match(text):
+        return text
     whole = json.dumps(text)[1:-1]
     if len(whole) <= MAX_TEXT:
         return whole
@@ -285,15 +293,18 @@ def _cut(text: str) -> str:
 
 def short(identity: Identity) -> dict[str, Any]:
     """Its fields, the texts cut."""
-    return {
-        name: json.loads(f'"{_cut(value)}"') if isinstance(value, str) else value
-        for name, value in asdict(identity).items()
-    }
+    return {name: json.loads(value) for name, value in _as_json(identity)}
 
 
 def text_fields(identity: Identity) -> bytes:
     """As ``/healthz`` tells it: fields of a JSON object, each with a comma before it. The rank is
     told there already."""
-    fields = short(identity)
-    del fields["rank"]
-    return ("," + json.dumps(fields, separators=(",", ":"))[1:-1]).encode("ascii")
+    told = (f',"{name}":{value}' for name, value in _as_json(identity) if name != "rank")
+    return "".join(told).encode("ascii")
+
+
+def _as_json(identity: Identity) -> Iterator[tuple[str, str]]:
+    for name in _FIELDS:
+        value = getattr(identity, name)
+        text = "null" if value is None else str(value)
+        yield name, f'"{_cut(value)}"' if isinstance(value, str) else text

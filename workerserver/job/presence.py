@@ -1,8 +1,14 @@
 """How this process makes itself known: the rank and the identity in ``/healthz``, and its record.
 
-``tell()`` is called when a server starts, and again from the loop, because the rank may come later:
-mp.spawn, notebooks, Ray and Lightning's launcher set no RANK before the server starts. Nothing here
-raises: a record that can't be written costs only that the job is not found by itself.
+``tell()`` is called when a server starts, and ``look()`` from the loop: mp.spawn, notebooks, Ray
+and Lightning's launcher set no RANK before the server starts. Nothing here raises: a record that
+can't be written costs only that the job is not found by itself.
+
+A disk can be slow, and a network file system can hang. So who starts a server, and who makes a
+step, never waits for the record. ``serves()`` and ``stops()`` only say what the record should be.
+``settle()`` writes it, on the loop's thread. Where the run folder is on a file system that another
+machine or program serves, the loop doesn't wait either: there a thread of the handlers' pool writes
+the record, and only that thread can hang.
 """
 
 from __future__ import annotations
@@ -11,67 +17,125 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 
 from workerserver.job import records
 from workerserver.job.identity import PROCESS, Identity, own, text_fields
 from workerserver.job.proc import namespace, stat_of
 from workerserver.process._pulse import set_identity, set_rank
-from workerserver.process.run_folder import make_run_folder
+from workerserver.process.run_folder import make_run_folder, may_hang
 
-__all__ = ["is_recorded", "keep_no_record", "serves", "stops", "tell", "told"]
+__all__ = [
+    "in_background",
+    "is_recorded",
+    "keep_no_record",
+    "look",
+    "serves",
+    "settle",
+    "settled",
+    "stops",
+    "tell",
+    "told",
+]
 
 logger = logging.getLogger("workerserver")
 
+#: Runs a job in a thread of a pool; False if it can't.
+Submit = Callable[[Callable[[], None]], bool]
 #: What may have changed is looked up no more often.
 LOOK_SECONDS = 1.0
 
 
 class _Presence:
+    """What this process tells. Any thread may call anything, and so may a signal handler.
+
+    Only one thread at a time works on the record, and nobody waits for that thread: who comes
+    meanwhile leaves the work to it. While a disk is waited for, no lock is held but ``_working``,
+    which is only ever tried.
+    """
+
     def __init__(self) -> None:
         # A signal handler may stop a server while its thread is in here.
         self.lock = threading.RLock()
         self.pid = os.getpid()
         self.identity: Identity | None = None
-        self.addresses: dict[object, records.Address] = {}  # by the server
-        self.path = ""
+        # By the server.
+        self.addresses: dict[object, records.Address] = {}
+        self.pools: dict[object, Submit] = {}
+        self.path = ""  # of the record, as far as there is one
         self.looked = 0.0
+        self.settled = threading.Event()
+        self.settled.set()
+        self._changed = False  # since the record was last worked on
+        self._working = threading.Lock()
+        self._tried: records.Record | None = None
+        self._may_hang: bool | None = None  # None: not looked at yet
 
     def tell(self, anew: bool) -> None:
         now = time.monotonic()
         if now - self.looked < LOOK_SECONDS and not anew:
             return
         self.looked = now
-        identity = own()
         with self.lock:
+            identity = own()
             if identity == self.identity and not anew:
                 return
-            self.identity = identity
+            if identity != self.identity:
+                self.identity = identity
+                if self.addresses:
+                    self.change()
             set_rank(identity.rank)
             set_identity(text_fields(identity))
-            if self.addresses:
-                self.write()
 
-    def write(self) -> None:
-        stat = stat_of(self.pid)
-        if not _wanted or stat is None or self.identity is None:
+    def change(self) -> None:
+        """What the record should say has changed."""
+        self.settled.clear()
+        self._changed = True
+
+    def settle(self) -> None:
+        """Write the record, or remove it, if something has changed; waits for the disk."""
+        while self._changed and self._working.acquire(blocking=False):
+            try:
+                self._changed = False
+                self._work()
+            finally:
+                self._working.release()
+            self.settled.set()
+            if self._changed:
+                self.settled.clear()
+
+    @property
+    def changed(self) -> bool:
+        return self._changed
+
+    def may_hang(self) -> bool:
+        """Whether the run folder is where only a thread of the pool may wait for it."""
+        if self._may_hang is None:
+            self._may_hang = may_hang()
+        return self._may_hang
+
+    def _work(self) -> None:
+        wanted = self._wanted()
+        if wanted == self._tried:
             return
-        record = records.Record(
-            self.pid,
-            stat.ticks,
-            namespace("pid"),
-            tuple(self.addresses.values()),
-            self.identity,
-        )
+        self._tried = wanted
         try:
-            folder = os.path.dirname(self.path) if self.path else make_run_folder()
-            self.path = records.write(folder, record)
-        except OSError as error:
+            if wanted is None:
+                path, self.path = self.path, ""
+                if path:
+                    records.remove(path)
+            else:
+                folder = os.path.dirname(self.path) if self.path else make_run_folder()
+                self.path = records.write(folder, wanted)
+        except Exception as error:
             logger.debug("no record of this worker: %s", error)
 
-    def remove(self) -> None:
-        if self.path:
-            records.remove(self.path)
-            self.path = ""
+    def _wanted(self) -> records.Record | None:
+        addresses = tuple(self.addresses.values())
+        stat = stat_of(self.pid) if addresses and _wanted else None
+        if stat is None or self.identity is None:
+            return None
+        return records.Record(self.pid, stat.ticks, namespace("pid"), addresses, self.identity)
 
 
 _wanted = True
@@ -90,14 +154,20 @@ def told() -> Identity | None:
 
 
 def tell(anew: bool = False) -> None:
-    """Tell in ``/healthz`` and in the record who this process is, if that may have changed. *anew*:
-    a server starts."""
+    """Tell in ``/healthz`` who this process is, if that may have changed; the record follows with
+    the next ``settle()``. *anew*: a server starts."""
     if _settled() and not anew:
         return
     try:
         _present.tell(anew)
     except Exception as error:  # whatever an unusual environment brings, never training's problem
         logger.debug("who this worker is can't be told: %s", error)
+
+
+def look() -> None:
+    """``tell()`` and ``settle()``; on the loop's thread."""
+    tell()
+    settle()
 
 
 def _settled() -> bool:
@@ -110,22 +180,46 @@ def _settled() -> bool:
     )
 
 
-def serves(server: object, address: str, *, unix: bool, tls: bool) -> None:
-    """*server* listens on *address*."""
+def serves(server: object, address: str, submit: Submit, *, unix: bool, tls: bool) -> None:
+    """*server* listens on *address*; the record follows with the next ``settle()``. *submit*: of
+    the server's pool."""
     address = os.path.abspath(address) if unix else address
-    with _present.lock:
-        _present.addresses[server] = records.Address(address, unix, tls)
-        _present.write()
+    _present.pools[server] = submit
+    _present.addresses[server] = records.Address(address, unix, tls)
+    _present.change()
 
 
-def stops(server: object) -> None:
-    with _present.lock:
-        if _present.addresses.pop(server, None) is None:
-            return
-        if _present.addresses:
-            _present.write()
-        else:
-            _present.remove()
+def stops(server: object) -> bool:
+    """*server* ends, and will close its pool. The record follows with the next ``settle()``.
+
+    Where only a thread of a pool may do that, the server's own pool gets it to do now. Whether that
+    is so, and ``settled()`` is worth a wait.
+    """
+    submit = _present.pools.pop(server, None)
+    if _present.addresses.pop(server, None) is None or submit is None:
+        return False
+    _present.change()
+    return _present.may_hang() and submit(_present.settle)
+
+
+def settle() -> None:
+    """Bring the record up to date; on the loop's thread. Cheap if nothing has changed."""
+    if _present.changed:
+        in_background(_present.settle)
+
+
+def in_background(work: Callable[[], None]) -> None:
+    """Do *work* in the run folder; on the loop's thread. Where the folder may hang, a thread of a
+    server's pool does it."""
+    if not _present.may_hang():
+        work()
+    elif not any(submit(work) for submit in list(_present.pools.values())):
+        logger.debug("the run folder is left as it is: no thread is free to wait for it")
+
+
+def settled(seconds: float) -> bool:
+    """Wait up to *seconds* until the record says what it should. Whether it does."""
+    return _present.settled.wait(seconds)
 
 
 def is_recorded() -> bool:

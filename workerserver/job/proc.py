@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple
@@ -31,6 +32,9 @@ __all__ = [
 
 #: Of one process. More is cut, and the last variable may then be lost.
 MAX_ENVIRONMENT_BYTES = 1 << 20
+#: Of /proc/PID/stat, which has 52 numbers and a name.
+MAX_STAT_BYTES = 4096
+PART_BYTES = 16 << 10
 #: The flag of a socket that accepts connections (SO_ACCEPTCON), and the state LISTEN of tcp(7).
 _ACCEPTS = 1 << 16
 _LISTEN = "0A"
@@ -44,25 +48,38 @@ class Stat(NamedTuple):
     ticks: int
 
 
+def _read(path: str, most: int) -> bytes:
+    """The first *most* bytes of a file of /proc, which does not tell its size. OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = [os.read(descriptor, min(most, PART_BYTES))]
+        left = most - len(parts[-1])
+        while parts[-1] and left > 0:
+            parts.append(os.read(descriptor, min(left, PART_BYTES)))
+            left -= len(parts[-1])
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
+
+
 def stat_of(pid: int | str) -> Stat | None:
     """None if there is no such process, or if it has ended and only its parent knows it."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
+        fields = _read(f"/proc/{pid}/stat", MAX_STAT_BYTES).rpartition(b")")[2].split()
     except OSError:
         return None
-    if len(fields) < 20 or fields[0] in ("Z", "X"):
+    if len(fields) < 20 or fields[0] in (b"Z", b"X"):
         return None
     return Stat(int(fields[1]), int(fields[19]))
 
 
 @lru_cache(maxsize=1)
 def _boot_time() -> int | None:
-    with contextlib.suppress(OSError), open("/proc/stat", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("btime "):
-                return int(line.split()[1])
-    return None
+    """In seconds since the epoch, as ``btime`` in /proc/stat has it. The kernel writes a line for
+    each processor, and a number for each interrupt, before it comes to that: milliseconds on a
+    large machine."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return None if clock is None else int(time.time() - time.clock_gettime(clock))
 
 
 def born(ticks: int) -> float | None:
@@ -74,19 +91,17 @@ def born(ticks: int) -> float | None:
 def environment_of(pid: int | str) -> Mapping[str, str]:
     """What the process was started with; empty if that may not be read."""
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            data = file.read(MAX_ENVIRONMENT_BYTES)
+        data = _read(f"/proc/{pid}/environ", MAX_ENVIRONMENT_BYTES)
     except OSError:
         return {}
-    pairs = (os.fsdecode(part).partition("=") for part in data.split(b"\0") if b"=" in part)
-    return {name: value for name, _, value in pairs}
+    parts = os.fsdecode(data).split("\0")
+    return dict(part.split("=", 1) for part in parts if "=" in part)
 
 
 def words_of(pid: int) -> list[str]:
     """The words of its command line."""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            data = file.read(MAX_ENVIRONMENT_BYTES)
+        data = _read(f"/proc/{pid}/cmdline", MAX_ENVIRONMENT_BYTES)
     except OSError:
         return []
     return [os.fsdecode(word) for word in data.split(b"\0")[:-1]]

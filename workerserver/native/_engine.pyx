@@ -12,6 +12,7 @@ that its name says:
 * a connection: ``places`` (which may stay), ``stage`` (who owns it), ``connection`` (the loop's
   calls), ``answer`` (replies), ``outgoing`` (unsent bytes), ``polling`` (what epoll is asked for),
   ``ending``;
+* the black box: ``sampler`` (what goes into it, and when; the file itself is box/box.c);
 * both threads: ``lock``, ``queue``, ``hub`` (their life), ``io`` (the loop of the I/O thread),
   ``invariants`` (what debug builds check).
 """
@@ -34,6 +35,7 @@ include "requests/late.pyx"
 include "requests/dumps.pyx"
 include "requests/scrapes.pyx"
 include "torch/slots.pyx"
+include "box/sampler.pyx"
 include "engine/hub.pyx"
 include "engine/io.pyx"
 include "engine/invariants.pyx"

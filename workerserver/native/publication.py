@@ -32,6 +32,7 @@ from workerserver.process._pulse import watch_switch
 from workerserver.process.environment import seconds
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.own import is_part_of
+from workerserver.stacks._stacks import prepare
 from workerserver.stacks.known import publish
 from workerserver.types import Forbidden, RequestTimeout, Response, ServerBusy, WorkerServerError
 
@@ -39,12 +40,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from workerserver.http._protocol import ServerState
-    from workerserver.process.acceptor import Figures
+    from workerserver.process.sockets import Figures
 
 __all__ = ["Publication", "hub_of", "standby_threads"]
 
 ENTER_SECONDS = 5.0  # for the I/O thread's first steps, which need the GIL
 GIL_WATCH_SECONDS = 5.0  # seconds between two turns that the I/O thread asks for
+LEARN_AFTER_SECONDS = 0.005  # from the start until the library functions that wait are learnt
 RELAY_AFTER_SECONDS = 0.02  # seconds from the start until torch's own server is started too
 
 Method = Literal["GET", "POST"]
@@ -128,6 +130,8 @@ class Publication:
         self._numbers: dict[str, int] = {}
         self._closed = False
         self._relayed = False  # the hub knows torch's own server
+        self._refused = 0  # requests that the I/O thread has refused, as far as the audit knows
+        self._audit = state.audit
         self.listener = NativeListener(
             hub,
             fd,
@@ -146,11 +150,12 @@ class Publication:
         )
         hub.set_snapshots(max(limits.max_snapshots, 1.0))
         state.unsent_elsewhere = lambda: self.listener.unsent
-        publish()  # with the GIL, what reading stacks and waits without it needs to know
+        prepare()  # with the GIL, what reading stacks without it needs to know
         self._router.registry.on_change(self.refresh)
         self.refresh()
-        # torch's own server takes milliseconds to start, some of them with the GIL. The start of
-        # ours doesn't wait for that.
+        # The caller would get the GIL, and so its server, only after these: a half millisecond for
+        # what reading waits needs to know, milliseconds until torch's own server has started.
+        hub.loop.call_later(LEARN_AFTER_SECONDS, publish)
         hub.loop.call_later(RELAY_AFTER_SECONDS, self._turn)
 
     @property
@@ -165,8 +170,15 @@ class Publication:
             self._hub.set_relay(fallback.path_bytes() or b"", *fallback.listener())
             self._relayed = True
         publish()  # again: after a shortage that may have passed, and what was imported since
-        presence.tell()  # the rank may have become known
+        presence.look()  # the rank may have become known
+        self._tell_refused()
         self.refresh()
+
+    def _tell_refused(self) -> None:
+        refused = self.listener.requests.get(("", 401), 0)
+        if refused > self._refused:
+            self._audit.refused_many(refused - self._refused)
+            self._refused = refused
 
     def refresh(self) -> None:
         """Publish again if anything has changed: our handlers, or torch's, which change without
@@ -247,8 +259,13 @@ class Publication:
         for name in fallback.names():
             handler = registry.own(name)
             ours = handler is None or is_part_of(handlers, handler.function.__module__)
-            if ours and name in listed:
+            if ours and name in listed and self._may_read(name):
                 add("POST", name, PREFIX + name, "opaque", RELAY)
+
+    def _may_read(self, name: str) -> bool:
+        """Whether each token permits *name*, so that the I/O thread may answer without asking what
+        the client's token permits. What it answers by itself needs no more than ``read``."""
+        return not self._policy.graded or self._router.registry.find(name).permission == "read"
 
     def close(self) -> None:
         """On the loop's thread: close the listener and every connection."""

@@ -40,6 +40,11 @@ cdef extern from "<netinet/in.h>" nogil:
     int IPPROTO_TCP
 
 
+cdef extern from "<fcntl.h>" nogil:
+    int O_CLOEXEC
+    int O_NONBLOCK
+
+
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
         int fd
@@ -133,3 +138,7 @@ cdef extern from "<sys/un.h>" nogil:
     struct sockaddr_un:
         sa_family_t sun_family
         char sun_path[108]
+
+
+cdef extern from "<unistd.h>" nogil:
+    int pipe2(int *ends, int flags)

@@ -11,16 +11,17 @@ import contextlib
 import errno
 import fcntl
 import logging
-import resource
 import socket
-import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
-__all__ = ["Acceptor", "Figures", "Place", "Places", "Rules", "descriptor_line"]
+from workerserver.process.sockets import Figures, descriptor_line
+from workerserver.process.tls import ServerTls
+
+__all__ = ["Acceptor", "Place", "Places", "Rules"]
 
 logger = logging.getLogger("workerserver")
 
@@ -30,8 +31,6 @@ MAX_HANDSHAKES = 64
 FAREWELL_SECONDS = 5.0
 #: Time until the next accept() after the process ran out of descriptors.
 PAUSE_SECONDS = 0.1
-#: Descriptors that are left to training: a quarter of the soft limit, and at least so many.
-SPARED = 64
 #: Places for Unix clients and for those with the token, whatever training has opened.
 KEPT = 4
 
@@ -49,16 +48,6 @@ class Rules(NamedTuple):
     max_unproven: int
     max_peer: int
     timeout: float  # seconds for a TLS handshake
-
-
-class Figures(NamedTuple):
-    """Connections that have not shown the token yet, those of the peer that has most, and how many
-    so far were closed for a newcomer, or were newcomers for whom there was no place."""
-
-    unproven: int
-    busiest_peer: int
-    evicted: int
-    refused: int
 
 
 class Place:
@@ -167,30 +156,46 @@ class Places:
         return True
 
 
-def descriptor_line() -> float:
-    """The highest number that a connection's descriptor may have."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return float("inf")
-    return soft - max(SPARED, soft // 4)
+class _Doorman(asyncio.Protocol):
+    """Looks at the client's certificate. *protocol* gets the connection, or nobody does."""
+
+    def __init__(self, protocol: Any, tls: ServerTls) -> None:
+        self._protocol = protocol
+        self._tls = tls
+
+    def connection_made(self, transport: Any) -> None:
+        certificate = transport.get_extra_info("peercert")
+        if self._tls.admits(certificate):
+            transport.set_protocol(self._protocol)
+            self._protocol.connection_made(transport)
+            return
+        logger.warning(
+            "TLS: a client at %s has a certificate without a name of the list",
+            (transport.get_extra_info("peername") or ("?",))[0],
+        )
+        transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.place.leave()
 
 
 class Acceptor:
     """Accepts the connections of one *listener* until close(). Only the loop's thread may use it.
 
     *factory* makes a connection's protocol, which gets its Place as the attribute ``place``. With
-    *context*, the protocol hears of the connection after the TLS handshake.
+    *tls*, the protocol hears of the connection after the handshake, and of no client whose
+    certificate has a wrong name.
     """
 
     def __init__(
         self,
         listener: socket.socket,
-        context: ssl.SSLContext | None,
+        tls: ServerTls | None,
         factory: Callable[[], Any],
         places: Places,
         rules: Rules,
     ) -> None:
-        self._context = context
+        self._tls = tls
         self._factory = factory
         self._places = places
         self._rules = rules
@@ -221,7 +226,7 @@ class Acceptor:
                 place = self._places.take(sock, host, self._rules)
                 if place is None:
                     sock.close()
-                elif self._context is None:
+                elif self._tls is None:
                     await self._take_in(sock, place)
                 else:
                     self._make_room(peer[0])
@@ -254,17 +259,18 @@ class Acceptor:
             sock.close()
 
     async def _take_in(self, sock: socket.socket, place: Place) -> None:
-        protocol = self._factory()
+        protocol = first = self._factory()
         options: dict[str, Any] = {}
-        if self._context is not None:
+        if self._tls is not None:
+            first = _Doorman(protocol, self._tls) if self._tls.names else protocol
             options = {
-                "ssl": self._context,
+                "ssl": self._tls.context,
                 "ssl_handshake_timeout": self._rules.timeout,
                 "ssl_shutdown_timeout": FAREWELL_SECONDS,
             }
         protocol.place = place
         try:
-            await self._loop.connect_accepted_socket(lambda: protocol, sock, **options)
+            await self._loop.connect_accepted_socket(lambda: first, sock, **options)
         except (OSError, asyncio.TimeoutError) as error:
             # The client spoke no TLS, or doesn't trust our certificate. It knows that itself.
             logger.debug("a connection was not taken in: %s", error)

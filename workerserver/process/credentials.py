@@ -3,27 +3,87 @@
 from __future__ import annotations
 
 import os
+from typing import Literal, NamedTuple, get_args
 
-__all__ = ["plain_reason", "token_from_environment", "token_in"]
+__all__ = [
+    "PERMISSIONS",
+    "Permission",
+    "Token",
+    "permits",
+    "plain_reason",
+    "token_from_environment",
+    "token_in",
+    "tokens_from_environment",
+]
 
+#: What a token, or a handler, is for; each includes those before it.
+Permission = Literal["read", "profile", "admin"]
+PERMISSIONS: tuple[Permission, ...] = get_args(Permission)
 TOKEN = "WORKERSERVER_TOKEN"
-TOKEN_FILE = "WORKERSERVER_TOKEN_FILE"
+#: By the variable's end.
+_OF: dict[str, Permission] = {
+    "": "admin",
+    "_READ": "read",
+    "_PROFILE": "profile",
+    "_ADMIN": "admin",
+}
 MAX_LINE_CHARACTERS = 64 * 1024
 
 
-def token_from_environment() -> str | None:
-    """``WORKERSERVER_TOKEN``, or the first line of the file that ``WORKERSERVER_TOKEN_FILE`` names,
-    without spaces around it; None if neither is set. An empty variable counts as not set.
+class Token(NamedTuple):
+    """A secret and what it permits. *name*: "" for the token for everything, else the permission
+    that its variable names. *source*: the variable, and the file if it names one."""
 
-    Raises ValueError for a file that can't be read or has no token in its first line, and for a
-    token that no request can carry: to serve without the protection that somebody asked for would
-    be worse than not to serve.
+    name: str
+    permission: Permission
+    secret: str
+    source: str = ""
+
+    def __repr__(self) -> str:
+        """Without the secret, which must not come into a log."""
+        return f"<Token for {self.permission}>"
+
+
+def permits(have: Permission, need: Permission) -> bool:
+    """Whether a token for *have* is enough for what needs *need*."""
+    return PERMISSIONS.index(have) >= PERMISSIONS.index(need)
+
+
+def tokens_from_environment() -> tuple[Token, ...]:
+    """The tokens of ``WORKERSERVER_TOKEN`` (for everything), ``WORKERSERVER_TOKEN_ADMIN``,
+    ``_PROFILE`` and ``_READ``, the one that permits most first; with ``_FILE`` behind its name, a
+    variable names a file with the token in its first line. Spaces around a token are left out, and
+    an empty variable counts as not set.
+
+    Raises ValueError for a file that can't be read or has no token in its first line, for a token
+    that no request can carry, and for two tokens that are the same: to serve without the protection
+    that somebody asked for would be worse than not to serve.
     """
-    token = os.environ.get(TOKEN, "").strip()
-    path = os.environ.get(TOKEN_FILE, "")
+    found: list[Token] = []
+    for end in ("", "_ADMIN", "_PROFILE", "_READ"):
+        secret, source = _read(f"{TOKEN}{end}")
+        if secret is None:
+            continue
+        for other in found:
+            if other.secret == secret:
+                raise ValueError(f"{source}: the same token as in {other.source}")
+        found.append(Token(end[1:].lower(), _OF[end], secret, source))
+    return tuple(found)
+
+
+def token_from_environment() -> str | None:
+    """The token that permits most, for who asks; None if there is none. ValueError as above."""
+    tokens = tokens_from_environment()
+    return tokens[0].secret if tokens else None
+
+
+def _read(variable: str) -> tuple[str | None, str]:
+    """The token that *variable* holds or points to, and where it is from."""
+    token = os.environ.get(variable, "").strip()
+    path = os.environ.get(f"{variable}_FILE", "")
     if not token and path:
-        return token_in(path, TOKEN_FILE)
-    return _checked(token, TOKEN) or None
+        return token_in(path, f"{variable}_FILE"), f"{variable}_FILE {path}"
+    return _checked(token, variable) or None, variable
 
 
 def token_in(path: str, named_by: str) -> str:

@@ -27,5 +27,15 @@ cdef Py_ssize_t health_body(
     int *status,
 ) noexcept nogil
 
+# Writes "PID RANK JOB" to *out*: "-" for an unknown rank, the job's name as JSON has it, without
+# its quotes. Returns the length; a name that does not fit *capacity* is left out.
+cdef size_t worker_text(char *out, size_t capacity) noexcept nogil
+
 # Writes the body of the handler steps to *out*. Returns its length, or -1 if it does not fit.
 cdef Py_ssize_t steps_body(char *out, size_t capacity) noexcept nogil
+
+# How many heartbeats there were.
+cdef int64_t beat_count() noexcept nogil
+
+# Whether the present step takes much longer than steps usually do.
+cdef bint step_is_late(int64_t now_ns) noexcept nogil

@@ -12,13 +12,14 @@ cimport cython
 from cpython.long cimport PyLong_CheckExact
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcpy, memset, strlen
+from libc.string cimport memcmp, memcpy, memset, strlen
 from posix.unistd cimport getpid
 
 from workerserver.process.clock cimport monotonic_coarse_ns, monotonic_ns, process_cpu_ns
 
 cdef extern from *:
     """
+    #include <pthread.h>
     #include <stdint.h>
     #include <string.h>
 
@@ -32,6 +33,7 @@ cdef extern from *:
     enum { WS_SLOTS = 2048 };
     static struct {
         int64_t count;
+        uint64_t thread; /* of the last beat, as Python calls it: its ident; 0: none */
         ws_beat slots[WS_SLOTS] __attribute__((aligned(64)));
     } ws_pulse __attribute__((aligned(64)));
 
@@ -42,12 +44,13 @@ cdef extern from *:
 
     /* One writer at a time: the thread that holds the GIL. Each store is a release. So a reader
      * that sees a value of beat n also sees that beat n - 1 was counted. */
-    static inline void ws_beat_write(int64_t step, int64_t stamp)
+    static inline void ws_beat_write(int64_t step, int64_t stamp, uint64_t thread)
     {
         int64_t count = __atomic_load_n(&ws_pulse.count, __ATOMIC_RELAXED) + 1;
         ws_beat *slot = ws_slot(count);
         __atomic_store_n(&slot->step, step, __ATOMIC_RELEASE);
         __atomic_store_n(&slot->stamp, stamp, __ATOMIC_RELEASE);
+        __atomic_store_n(&ws_pulse.thread, thread, __ATOMIC_RELAXED);
         __atomic_store_n(&ws_pulse.count, count, __ATOMIC_RELEASE);
     }
 
@@ -64,6 +67,17 @@ cdef extern from *:
             beat.stamp = __atomic_load_n(&slot->stamp, __ATOMIC_ACQUIRE);
         } while (count != __atomic_load_n(&ws_pulse.count, __ATOMIC_RELAXED) && --tries);
         return beat;
+    }
+
+    /* The calling thread, as PyThread_get_thread_ident() has it. */
+    static inline uint64_t ws_this_thread(void)
+    {
+        return (uint64_t)(uintptr_t)pthread_self();
+    }
+
+    static inline uint64_t ws_beat_thread(void)
+    {
+        return __atomic_load_n(&ws_pulse.thread, __ATOMIC_RELAXED);
     }
 
     static inline int64_t ws_beat_count(void)
@@ -153,7 +167,9 @@ cdef extern from *:
     ctypedef struct ws_beat:
         int64_t step
         int64_t stamp
-    void ws_beat_write(int64_t step, int64_t stamp) noexcept nogil
+    void ws_beat_write(int64_t step, int64_t stamp, uint64_t thread) noexcept nogil
+    uint64_t ws_this_thread() noexcept nogil
+    uint64_t ws_beat_thread() noexcept nogil
     ws_beat ws_beat_read() noexcept nogil
     int64_t ws_beat_count() noexcept nogil
     ws_beat ws_beat_at(int64_t number) noexcept nogil
@@ -189,7 +205,7 @@ def heartbeat(step, /):
     """heartbeat(step, /)
 --
 
-Note that the training loop has reached *step* now: some nanoseconds, no lock.
+Note that the training loop has reached *step* now, in this thread: some nanoseconds, no lock.
 
 TypeError if *step* is no integer, OverflowError if it doesn't fit 64 bits. An integer tensor counts
 as an integer; on a GPU, reading it waits for the GPU.
@@ -199,12 +215,12 @@ as an integer; on a GPU, reading it waits for the GPU.
         value = step
     else:
         value = PyNumber_Index(step)  # C conversion alone would take floats
-    ws_beat_write(value, monotonic_coarse_ns())
+    ws_beat_write(value, monotonic_coarse_ns(), ws_this_thread())
 
 
 cpdef void beat_at(int64_t step, int64_t now_ns) noexcept nogil:
     """heartbeat(*step*) at the time *now_ns* of monotonic_ns()."""
-    ws_beat_write(step, now_ns)
+    ws_beat_write(step, now_ns, ws_this_thread())
 
 
 def last_heartbeat():
@@ -281,7 +297,7 @@ def set_identity(bytes fields):
 
 def reset():
     """Forget everything: a forked child has made no step of its own, and nobody watches it."""
-    ws_beat_write(-1, 0)
+    ws_beat_write(-1, 0, 0)
     forget_median()
     forget_steps()
     forget_published()
@@ -442,10 +458,45 @@ cdef Py_ssize_t health_body(
     bytes_or_null(&text, ws_resident_bytes())
     word(&text, b',"step_median_s":')
     nanoseconds(&text, step_median_ns())
+    word(&text, b',"step_thread":')
+    if never:
+        word(&text, b"null")
+    else:
+        natural(&text, ws_beat_thread())
     put(&text, identity, ws_identity_read(identity))
     word(&text, b"}")
     status[0] = 503 if stalled else 200
     return -1 if text.at is NULL else text.at - out
+
+
+cdef const char *_JOB = b',"job":"'  # how the identity's fields begin
+
+
+cdef size_t worker_text(char *out, size_t capacity) noexcept nogil:
+    cdef Text text
+    cdef char identity[WS_TEXT_BYTES]
+    cdef int64_t rank = ws_load(&ws_watch.rank)
+    cdef size_t size = ws_identity_read(identity)
+    cdef size_t begin = strlen(_JOB)
+    cdef size_t end = begin
+    cdef char *whole
+    text.at = out
+    text.end = out + capacity
+    integer(&text, getpid())
+    word(&text, b" ")
+    if rank < 0:
+        word(&text, b"-")
+    else:
+        integer(&text, rank)
+    word(&text, b" ")
+    whole = text.at
+    if size > begin and memcmp(identity, _JOB, begin) == 0:
+        while end < size and identity[end] != c'"':
+            end += 2 if identity[end] == c"\\" else 1
+        put(&text, &identity[begin], min(end, size) - begin)
+        if text.at is NULL:
+            text.at = whole
+    return 0 if text.at is NULL else text.at - out
 
 
 # 1536 is HEALTH_CAPACITY, a name of C that the signature can't show to Python.

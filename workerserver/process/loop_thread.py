@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvloop
 
 from workerserver.process import threads
 from workerserver.process._pulse import LoopShare, immortalise
-from workerserver.process.acceptor import Places
 from workerserver.process.canary import Canary
+
+if TYPE_CHECKING:
+    from workerserver.process.acceptor import Places
 
 __all__ = ["LoopThread"]
 
@@ -45,7 +48,6 @@ class LoopThread:
         except BaseException:
             self.canary.close()
             raise
-        self.places = Places()
         self.share = LoopShare(self.loop, 1.0)
         self._users = 0
         self._ended = False
@@ -63,6 +65,13 @@ class LoopThread:
         if not self._ready.wait(READY_SECONDS):
             self._ended = True  # if it comes to life after all
             raise TimeoutError(f"the server's thread did not run in {READY_SECONDS:g} s")
+
+    @functools.cached_property
+    def places(self) -> Places:
+        """Of the connections that uvloop's transport has; most processes have no such listener."""
+        from workerserver.process.acceptor import Places
+
+        return Places()
 
     @classmethod
     def acquire(cls) -> LoopThread:

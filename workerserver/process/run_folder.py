@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import tempfile
 
-__all__ = ["make_run_folder", "run_folder", "run_folders"]
+__all__ = ["make_run_folder", "may_hang", "run_folder", "run_folders"]
+
+#: File systems that need no other machine, and no program, to answer.
+_LOCAL = frozenset({
+    "aufs", "bcachefs", "btrfs", "devtmpfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay",
+    "ramfs", "reiserfs", "rootfs", "tmpfs", "xfs", "zfs",
+})  # fmt: skip
+_MOUNTS = "/proc/self/mountinfo"
+MAX_MOUNTS_BYTES = 4 << 20
+MAX_LINKS = 40
+_ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
-def run_folder() -> str:
-    """``<tempdir>/workerserver-<uid>``. Any user can make a folder of that name."""
-    return os.path.join(tempfile.gettempdir(), f"workerserver-{os.geteuid()}")
+def run_folder(place: str | None = None) -> str:
+    """``<tempdir>/workerserver-<uid>``, or the same in the folder *place*. Any user can make a
+    folder of that name."""
+    return os.path.join(place or tempfile.gettempdir(), f"workerserver-{os.geteuid()}")
 
 
-def run_folders() -> list[str]:
+def run_folders(place: str | None = None) -> list[str]:
     """The folders of that name that belong to this user alone: the usual one, and those that were
     made because another user had the usual name."""
-    usual = run_folder()
+    usual = run_folder(place)
     place, name = os.path.split(usual)
     found = [usual] if _is_ours(usual) else []
     with contextlib.suppress(OSError), os.scandir(place) as entries:
@@ -27,13 +39,13 @@ def run_folders() -> list[str]:
     return found
 
 
-def make_run_folder() -> str:
+def make_run_folder(place: str | None = None) -> str:
     """A folder of this user's own, made with mode 0700 if need be.
 
     PermissionError if the usual folder is this user's and others may enter it, NotADirectoryError
     if it is this user's and no folder: its owner can mend that. OSError if none can be made.
     """
-    usual = run_folder()
+    usual = run_folder(place)
     with contextlib.suppress(FileExistsError):
         os.mkdir(usual, 0o700)
     status = os.lstat(usual)
@@ -44,9 +56,65 @@ def make_run_folder() -> str:
             raise PermissionError(usual)
         return usual
     # Another user was first. That user must not be able to keep us from serving.
-    for folder in run_folders():
+    for folder in run_folders(place):
         return folder
     return tempfile.mkdtemp(prefix=f"{os.path.basename(usual)}-", dir=os.path.dirname(usual))
+
+
+def may_hang() -> bool:
+    """Whether the run folder is on a file system that another machine or a program serves. While
+    that one doesn't answer, whoever opens a file there waits.
+
+    Looks at no such file system itself.
+    """
+    places = [tempfile.tempdir]
+    if tempfile.tempdir is None:  # nobody has asked yet, and to find out writes files
+        places = [*(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")), "/tmp"]
+    mounts = _mounts()
+    return any(_is_remote(os.path.abspath(os.fsdecode(place)), mounts) for place in places if place)
+
+
+def _mounts() -> dict[str, str]:
+    """The kind of each mounted file system, by its path; none where /proc doesn't tell."""
+    found = {}
+    with contextlib.suppress(OSError), open(_MOUNTS, encoding="utf-8", errors="replace") as file:
+        for line in file.read(MAX_MOUNTS_BYTES).splitlines():
+            left, _, right = line.partition(" - ")
+            fields = left.split(" ")
+            if len(fields) > 4 and right:
+                path = _ESCAPED.sub(lambda match: chr(int(match[1], 8)), fields[4])
+                found[path.rstrip("/")] = right.partition(" ")[0]
+    return found
+
+
+def _is_remote(path: str, mounts: dict[str, str]) -> bool:
+    """Whether *path*, with its symbolic links followed, leads to a file system that is not local.
+    Stops where it does: to look at the next name there could hang."""
+    at, links = "", 0
+    left = path.split("/")[::-1]
+    while left:
+        name = left.pop()
+        if name in ("", "."):
+            continue
+        at = at.rpartition("/")[0] if name == ".." else f"{at}/{name}"
+        if _kind_at(at, mounts) not in _LOCAL:
+            return True
+        try:
+            target = os.readlink(at or "/")
+        except OSError:
+            continue  # no link
+        links += 1
+        if links > MAX_LINKS:
+            return True
+        at = "" if target.startswith("/") else at.rpartition("/")[0]
+        left += target.split("/")[::-1]
+    return False
+
+
+def _kind_at(path: str, mounts: dict[str, str]) -> str:
+    while path and path not in mounts:
+        path = path.rpartition("/")[0]
+    return mounts.get(path, "rootfs")
 
 
 def _is_ours(path: str) -> bool:

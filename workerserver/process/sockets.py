@@ -10,13 +10,15 @@ import socket
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = [
     "BACKLOG",
+    "Figures",
     "UnixListener",
     "bind_tcp",
     "close_accepted",
+    "descriptor_line",
     "fill_standard_descriptors",
     "is_listening",
     "remove_stale",
@@ -28,9 +30,29 @@ LOCK_SECONDS = 1.0
 #: network has not even taken yet.
 SEND_BUFFER_BYTES = 256 << 10
 UNREAD_BYTES = 64 << 10
+#: Descriptors that are left to training: a quarter of the soft limit, and at least so many.
+SPARED = 64
 FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
 # sockaddr_un.sun_path, without the final NUL: 108 bytes on Linux, 104 elsewhere.
 MAX_PATH_BYTES = 107 if os.uname().sysname == "Linux" else 103
+
+
+class Figures(NamedTuple):
+    """Connections that have not shown the token yet, those of the peer that has most, and how many
+    so far were closed for a newcomer, or were newcomers for whom there was no place."""
+
+    unproven: int
+    busiest_peer: int
+    evicted: int
+    refused: int
+
+
+def descriptor_line() -> float:
+    """The highest number that a connection's descriptor may have."""
+    soft = os.sysconf("SC_OPEN_MAX")  # the soft limit; the module resource is 40 KiB
+    if soft == -1:  # no limit
+        return float("inf")
+    return soft - max(SPARED, soft // 4)
 
 
 def fill_standard_descriptors() -> None:

@@ -17,6 +17,8 @@ cdef enum:
     MAX_STEPS_TIMED = 64  # short steps that are timed together
     TICKS = 64  # steps are timed together until they take so many ticks of the clock
     KEPT = 2000  # of the heartbeats in the ring: a reader has time before the rest is overwritten
+    LATE_STEPS = 3  # a step is late after so many usual ones
+    LATE_NS = 1_000_000_000  # and after that time at least
 
 cdef extern from *:
     """
@@ -207,6 +209,19 @@ cdef void forget_steps() noexcept:
     """For a forked child, in which the thread that counted may be gone."""
     memset(&ws_timed, 0, sizeof(ws_timed))
     ws_timed.seen = ws_timed.first = ws_beat_count()
+
+
+cdef int64_t beat_count() noexcept nogil:
+    return ws_beat_count()
+
+
+cdef bint step_is_late(int64_t now_ns) noexcept nogil:
+    cdef int64_t age = _since(ws_beat_read().stamp, now_ns)
+    cdef int64_t median
+    if age < LATE_NS:
+        return False
+    median = step_median_ns()
+    return median >= 0 and age > LATE_STEPS * median
 
 
 def step_median():

@@ -9,6 +9,9 @@ from workerserver.stacks.snapshot cimport ws_buffer, ws_gil
 # buffers are then as they were.
 cdef int dump_reply(int wanted, ws_buffer *outs, ws_buffer *headers) noexcept nogil
 
+# The same as JSON and as a digest; the JSON has at most *limit* bytes (dump.h).
+cdef int dump_within(size_t limit, ws_buffer *outs, ws_buffer *headers) noexcept nogil
+
 cdef void buffer_free(ws_buffer *buffer) noexcept nogil
 
 # The GIL's state, now. Takes no lock.

@@ -76,21 +76,37 @@ static void compress(uint64_t h[8], const unsigned char *block, uint64_t total, 
         h[i] ^= v[i] ^ v[i + 8];
 }
 
-void ws_blake2b(const void *data, size_t size, unsigned char *digest, size_t digest_size) {
+void ws_blake2b_keyed(
+    const void *key, size_t key_size, const void *data, size_t size, unsigned char *digest,
+    size_t digest_size
+) {
     const unsigned char *at = data;
     unsigned char block[BLOCK] = {0};
     uint64_t h[8];
-    uint64_t total = 0;
+    uint64_t before = 0, total = 0; /* bytes hashed: of the key's block, of the data */
     assert(digest_size >= 1 && digest_size <= 64);
+    assert(key_size <= 64);
     memcpy(h, IV, sizeof h);
-    h[0] ^= 0x01010000 ^ digest_size; /* section 2.5: fanout 1, depth 1, no key */
+    h[0] ^= 0x01010000 ^ key_size << 8 ^ digest_size; /* section 2.5: fanout 1, depth 1 */
+    if (key_size > 0) {
+        memcpy(block, key, key_size);
+        before = BLOCK;
+        if (size > 0) {
+            compress(h, block, before, false);
+            memset(block, 0, sizeof block);
+        }
+    }
     while (size - total > BLOCK) {
         total += BLOCK;
-        compress(h, at + total - BLOCK, total, false);
+        compress(h, at + total - BLOCK, before + total, false);
     }
     if (size > total) /* an empty input may come with a null pointer */
         memcpy(block, at + total, size - total);
-    compress(h, block, size, true);
+    compress(h, block, before + size, true);
     for (size_t i = 0; i < digest_size; i++)
         digest[i] = (unsigned char)(h[i / 8] >> 8 * (i % 8));
+}
+
+void ws_blake2b(const void *data, size_t size, unsigned char *digest, size_t digest_size) {
+    ws_blake2b_keyed(NULL, 0, data, size, digest, digest_size);
 }

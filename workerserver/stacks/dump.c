@@ -56,14 +56,27 @@ static int render(const ws_snapshot *snapshot, int wanted, ws_buffer *outs) {
     return status;
 }
 
+/* A snapshot of mode "nogil" or, if that fails, "kernel". give_back() in either case. */
+static int take(ws_snapshot *snapshot, bool facts) {
+    int status = ws_dump_take(snapshot, facts);
+    if (status != 0) {
+        ws_selfread_free(snapshot);
+        status = ws_kernel_take(snapshot);
+    }
+    return status;
+}
+
+static void give_back(ws_snapshot *snapshot) {
+    if (snapshot->mode == WS_MODE_NOGIL)
+        ws_selfread_free(snapshot);
+    else
+        ws_kernel_free(snapshot);
+}
+
 int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers) {
     ws_snapshot snapshot;
     assert(wanted >= 0 && wanted < 1 << (WS_DIGEST + 1));
-    int status = ws_dump_take(&snapshot, wanted & 1 << WS_JSON);
-    if (status != 0) {
-        ws_selfread_free(&snapshot);
-        status = ws_kernel_take(&snapshot);
-    }
+    int status = take(&snapshot, wanted & 1 << WS_JSON);
     size_t before = headers->size;
     if (status == 0)
         status = ws_render_headers(&snapshot, headers);
@@ -72,10 +85,55 @@ int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers) {
         if (status != 0)
             headers->size = before;
     }
-    if (snapshot.mode == WS_MODE_NOGIL)
-        ws_selfread_free(&snapshot);
-    else
-        ws_kernel_free(&snapshot);
+    give_back(&snapshot);
+    return status;
+}
+
+/* Half of the threads stay, those that were created first: the main thread is the last one. Of a
+ * single thread half of the frames stay, the newest. Returns false if nothing is left to drop. */
+static bool halve(ws_snapshot *snapshot) {
+    size_t gone = snapshot->thread_count / 2, holds = 0;
+    if (snapshot->thread_count == 1) {
+        ws_thread *last = snapshot->threads;
+        if (last->count < 2)
+            return false;
+        last->count /= 2;
+        last->truncated = true;
+        snapshot->hold_count = 0; /* their frames may be gone */
+        if (snapshot->waits != NULL && snapshot->waits[0].frame >= (int)last->count)
+            snapshot->waits = NULL;
+        return true;
+    }
+    snapshot->threads += gone;
+    snapshot->thread_count -= gone;
+    snapshot->truncated = true;
+    if (snapshot->waits != NULL)
+        snapshot->waits += gone;
+    for (size_t i = 0; i < snapshot->hold_count; i++) {
+        if (snapshot->holds[i].thread >= gone) {
+            snapshot->holds[holds] = snapshot->holds[i];
+            snapshot->holds[holds++].thread -= gone;
+        }
+    }
+    snapshot->hold_count = holds;
+    return snapshot->thread_count > 0;
+}
+
+int ws_dump_within(size_t limit, ws_buffer *outs, ws_buffer *headers) {
+    ws_snapshot snapshot;
+    int status = take(&snapshot, true);
+    if (status == 0)
+        status = ws_render_headers(&snapshot, headers);
+    if (status == 0)
+        status = render(&snapshot, 1 << WS_DIGEST, outs); /* of all threads */
+    while (status == 0) {
+        outs[WS_JSON].size = 0;
+        status = render(&snapshot, 1 << WS_JSON, outs);
+        if (status != 0 || outs[WS_JSON].size <= limit)
+            break;
+        status = halve(&snapshot) ? 0 : -1;
+    }
+    give_back(&snapshot);
     return status;
 }
 

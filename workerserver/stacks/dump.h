@@ -22,6 +22,11 @@ int ws_dump_take(ws_snapshot *out, bool facts);
  * they were. */
 int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers);
 
+/* The same in WS_JSON and WS_DIGEST, where the JSON has at most `limit` bytes: if it is longer, the
+ * threads that were created last are left out, and at last the main thread's oldest frames. `outs`
+ * as above, empty before. */
+int ws_dump_within(size_t limit, ws_buffer *outs, ws_buffer *headers);
+
 /* Snapshots of mode "nogil" so far. */
 unsigned long long ws_dumps_taken(void);
 

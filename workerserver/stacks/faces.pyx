@@ -4,8 +4,9 @@ import os
 
 from posix.unistd cimport usleep
 from workerserver.stacks.snapshot cimport (
-    ws_dump, ws_dump_init, ws_dump_prepare, ws_dump_take, ws_dumps_taken, ws_gil, ws_kernel,
-    ws_kernel_state, ws_kernel_take, ws_selfread_gil, ws_selfread_problem, ws_waits_store,
+    ws_dump, ws_dump_init, ws_dump_prepare, ws_dump_take, ws_dump_within, ws_dumps_taken, ws_gil,
+    ws_kernel, ws_kernel_state, ws_kernel_take, ws_selfread_gil, ws_selfread_problem,
+    ws_waits_store,
 )
 
 if ws_dump_init() != 0:
@@ -108,6 +109,12 @@ def prepare():
 @cython.profile(False)
 cdef int dump_reply(int wanted, ws_buffer *outs, ws_buffer *headers) noexcept nogil:
     return ws_dump(wanted, outs, headers)
+
+
+@cython.linetrace(False)
+@cython.profile(False)
+cdef int dump_within(size_t limit, ws_buffer *outs, ws_buffer *headers) noexcept nogil:
+    return ws_dump_within(limit, outs, headers)
 
 
 @cython.linetrace(False)

@@ -186,28 +186,34 @@ def _find(module: types.ModuleType, qualname: str) -> object:
     return found
 
 
-def _codes(function: object, module: str) -> list[types.CodeType]:
+def _codes(function: object, module: str, files: dict[str, bool]) -> list[types.CodeType]:
     """The code of a library function behind its decorators, innermost first. Empty where any of
-    it is not the library's."""
+    it is not the library's. *files*: what is known of each file, for this *module*."""
     codes: list[types.CodeType] = []
     while isinstance(function, types.FunctionType) and len(codes) < 8:
-        codes.insert(0, function.__code__)
+        code = function.__code__
+        codes.insert(0, code)
+        file = code.co_filename
+        known = files.get(file)
+        if known is None:
+            known = files[file] = _is_library(file, module)
+        if not known:
+            return []
         function = vars(function).get("__wrapped__")
-    return codes if all(_is_library(code.co_filename, module) for code in codes) else []
+    return codes
 
 
-def _publish_row(module: types.ModuleType, row: Row) -> None:
-    codes = _codes(_find(module, row.qualname), row.module)
+def _publish_row(module: types.ModuleType, row: Row, files: dict[str, bool]) -> None:
+    codes = _codes(_find(module, row.qualname), row.module, files)
     if not codes:
         return
     code = codes[0]
-    cells = {*code.co_cellvars, *code.co_freevars}
-    names = list(code.co_varnames)
-    places = {
-        role: names.index(name)
-        for role, name in row.locals.items()
-        if name in names and name not in cells
-    }
+    places = {}
+    if row.locals:
+        names, cells = code.co_varnames, (*code.co_cellvars, *code.co_freevars)
+        for role, name in row.locals.items():
+            if name in names and name not in cells:
+                places[role] = names.index(name)
     learn_function(code, row.kind, row.op, row.attribute, places)
     for wrapper in codes[1:]:
         learn_function(wrapper, "pass", None, None, {})
@@ -261,8 +267,9 @@ def _publish_modules() -> bool:
         if getattr(getattr(module, "__spec__", None), "_initializing", False):
             late = True
             continue
+        files: dict[str, bool] = {}
         for row in _waiting.pop(name, ()):
-            _publish_row(module, row)
+            _publish_row(module, row, files)
         if name == _GROUPS:
             _publish_groups(module)
     return late

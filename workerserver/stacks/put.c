@@ -219,3 +219,46 @@ void ws_put_json_text(sink *out, const char *text) {
 void ws_put_json_bool(sink *out, bool value) {
     ws_put(out, value ? "true" : "false");
 }
+
+/* Bytes as the system has them, made into code points; what is no UTF-8 becomes a lone surrogate,
+ * as Python has it. Returns how many. */
+static size_t decode(const unsigned char *bytes, size_t size, uint32_t *to) {
+    size_t count = 0;
+    for (size_t i = 0; i < size; count++) {
+        unsigned char first = bytes[i];
+        size_t more = first < 0x80 ? 0 : first >= 0xf0 ? 3 : first >= 0xe0 ? 2 : 1;
+        uint32_t value = first < 0x80 ? first : first & (0x3fu >> more);
+        bool good = first < 0x80 || (first >= 0xc2 && first <= 0xf4);
+        for (size_t k = 1; good && k <= more; k++) {
+            good = i + k < size && (bytes[i + k] & 0xc0) == 0x80;
+            if (good)
+                value = value << 6 | (bytes[i + k] & 0x3fu);
+        }
+        static const uint32_t LEAST[] = {0, 0x80, 0x800, 0x10000};
+        good = good && value >= LEAST[more] && value <= 0x10ffff
+               && !(value >= 0xd800 && value <= 0xdfff);
+        to[count] = good ? value : 0xdc00u + first;
+        i += good ? more + 1 : 1;
+    }
+    return count;
+}
+
+void ws_put_json_bytes(sink *out, const char *bytes, size_t size, bool cut) {
+    uint32_t points[WS_MAX_BYTES];
+    assert(size <= WS_MAX_BYTES);
+    size_t count = decode((const unsigned char *)bytes, size, points);
+    ws_name name = {.data = points, .length = count, .kind = 4, .cut = cut};
+    ws_put_json_name(out, &name);
+}
+
+void ws_put_json_micros(sink *out, uint64_t micros) {
+    unsigned rest = (unsigned)(micros % 1000000);
+    char text[] = ".000000";
+    size_t size = strlen(text);
+    for (size_t i = size - 1; i > 0; i--, rest /= 10)
+        text[i] = (char)('0' + rest % 10);
+    while (size > 2 && text[size - 1] == '0')
+        size--;
+    ws_put_decimal(out, micros / 1000000);
+    ws_put_bytes(out, text, size);
+}

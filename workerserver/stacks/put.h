@@ -34,4 +34,13 @@ void ws_put_json_name(sink *out, const ws_name *name);
 void ws_put_json_text(sink *out, const char *text);
 void ws_put_json_bool(sink *out, bool value);
 
+/* At most WS_MAX_BYTES bytes as the system has them, as a JSON string; what is no UTF-8 becomes a
+ * lone surrogate, as Python has it. `cut`: there were more. */
+void ws_put_json_bytes(sink *out, const char *bytes, size_t size, bool cut);
+
+/* Microseconds as seconds, as Python writes such a float. */
+void ws_put_json_micros(sink *out, uint64_t micros);
+
+enum { WS_MAX_BYTES = 512 };
+
 #endif

@@ -7,6 +7,7 @@
 
 #include "blake2b.h"
 #include "check.h"
+#include "children.h"
 #include "put.h"
 #include "put_facts.h"
 #include "selfread.h"
@@ -151,20 +152,6 @@ double ws_now(void) {
     return (double)(now.tv_sec * (int64_t)1000000 + now.tv_nsec / 1000) / 1e6;
 }
 
-/* As Python writes a float of whole microseconds; such a number has at most six decimals. */
-static void put_json_time(sink *out, double time) {
-    uint64_t micros = time > 0 ? (uint64_t)(time * 1e6 + 0.5) : 0;
-    unsigned rest = (unsigned)(micros % 1000000);
-    char text[] = ".000000";
-    size_t size = strlen(text);
-    for (size_t i = size - 1; i > 0; i--, rest /= 10)
-        text[i] = (char)('0' + rest % 10);
-    while (size > 2 && text[size - 1] == '0')
-        size--;
-    ws_put_decimal(out, micros / 1000000);
-    ws_put_bytes(out, text, size);
-}
-
 static void put_json_number(sink *out, uint64_t value) {
     if (value == 0)
         ws_put(out, "null");
@@ -254,7 +241,7 @@ static void put_json(sink *out, const ws_snapshot *snapshot) {
     ws_put(out, ",\"mode\":");
     ws_put_json_text(out, mode_name(snapshot->mode));
     ws_put(out, ",\"time\":");
-    put_json_time(out, snapshot->time);
+    ws_put_json_micros(out, snapshot->time > 0 ? (uint64_t)(snapshot->time * 1e6 + 0.5) : 0);
     ws_put(out, ",\"gil_holder\":");
     put_json_number(out, snapshot->holder);
     ws_put(out, ",\"truncated\":");
@@ -270,6 +257,7 @@ static void put_json(sink *out, const ws_snapshot *snapshot) {
         ws_put(out, ",\"pid_namespace\":");
         ws_put_decimal(out, namespace);
     }
+    ws_put_children(out, snapshot);
     ws_put(out, "}");
 }
 

@@ -27,7 +27,8 @@ typedef struct {
  * Where it is known what a thread waits for, `waits_for` and `switches` follow (waits.h), and
  * `switches` alone for other threads that sleep in the kernel, but for most futexes; not for
  * this package's own threads. After the threads comes `pid_namespace`, if it can be read: processes
- * of one host mean the same by a process id only where these numbers are equal.
+ * of one host mean the same by a process id only where these numbers are equal. A process that has
+ * started others tells of them in `children` (children.h).
  *
  * WS_DIGEST, 100 to 200 bytes of JSON, equal where processes do the same, and in mode "gil" as in
  * mode "nogil": `version` 1; `main`, the hash of the main thread's stack (null if it has none);

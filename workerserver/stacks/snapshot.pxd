@@ -85,6 +85,9 @@ cdef extern from "render.h":
     int ws_kernel_take(ws_snapshot *out) noexcept nogil
     void ws_kernel_free(ws_snapshot *snapshot) noexcept nogil
 
+cdef extern from "children.h":
+    bint ws_has_children() noexcept nogil
+
 cdef extern from "waits.h":
     void ws_waits_store(int port) noexcept nogil
 
@@ -110,4 +113,5 @@ cdef extern from "dump.h":
     int ws_dump_prepare() noexcept  # with the GIL
     int ws_dump_take(ws_snapshot *out, bint facts) noexcept nogil
     int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers) noexcept nogil
+    int ws_dump_within(size_t limit, ws_buffer *outs, ws_buffer *headers) noexcept nogil
     unsigned long long ws_dumps_taken() noexcept nogil

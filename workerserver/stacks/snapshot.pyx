@@ -11,8 +11,8 @@ from posix.unistd cimport getpid
 from workerserver.stacks.snapshot cimport (
     WS_DIGEST, WS_JSON, WS_MAX_DEPTH, WS_MAX_FRAMES, WS_MAX_NAME, WS_MAX_THREADS, WS_MODE_GIL,
     WS_MODE_KERNEL, WS_MODE_NOGIL, WS_TEXT, ws_buffer, ws_buffer_free, ws_check_snapshot, ws_format,
-    ws_frame, ws_kernel_free, ws_now, ws_render, ws_render_headers, ws_render_stack,
-    ws_place, ws_selfread_free, ws_selfread_problem, ws_snapshot, ws_thread, ws_waits_free,
+    ws_frame, ws_has_children, ws_kernel_free, ws_now, ws_place, ws_render, ws_render_headers,
+    ws_render_stack, ws_selfread_free, ws_selfread_problem, ws_snapshot, ws_thread, ws_waits_free,
     ws_waits_with_gil,
 )
 
@@ -21,9 +21,10 @@ MAX_DEPTH = WS_MAX_DEPTH
 MAX_THREADS = WS_MAX_THREADS
 MAX_FRAMES = WS_MAX_FRAMES
 
-# A snapshot with more than this is rendered without the GIL.
+# A snapshot with more than this is rendered without the GIL. JSON reads files for each thread.
 cdef size_t LONG = 2000  # frames
 cdef size_t MANY = 50  # threads
+cdef size_t MANY_IN_JSON = 4
 
 cdef tuple MODES = ("gil", "nogil", "kernel")  # by ws_mode
 cdef dict FORMATS = {"text": WS_TEXT, "json": WS_JSON, "digest": WS_DIGEST}
@@ -297,8 +298,13 @@ cdef class Snapshot:
             raise ValueError(f"format must be text, json or digest, not {format}")
         cdef ws_format wanted = FORMATS[format]
         cdef int status
-        if self._c.frame_count > LONG or self._c.thread_count > MANY:
-            # Milliseconds, in JSON two files of /proc for each thread: worth getting the GIL back.
+        if (
+            self._c.frame_count > LONG or self._c.thread_count > MANY
+            or wanted == WS_JSON
+            and (self._c.thread_count > MANY_IN_JSON or ws_has_children())
+        ):
+            # Milliseconds, in JSON up to four files of /proc and 30 us for each thread and process:
+            # worth getting the GIL back.
             with nogil:
                 status = ws_render(&self._c, wanted, &out)
         else:

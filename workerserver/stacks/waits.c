@@ -23,7 +23,7 @@
 
 enum {
     ARGUMENTS = 4,
-    MAX_PATH = 512,           /* bytes of a name that are read */
+    MAX_PATH = WS_MAX_BYTES,  /* bytes of a name that are read */
     MAX_LOCKS = 256 * 1024,   /* bytes of /proc/locks that are read */
     MAX_CHILDREN = 1 << 22,   /* process ids are smaller */
     FUTEX_WAIT_PRIVATE = 128, /* of <linux/futex.h>, with no flag for the clock */
@@ -111,38 +111,7 @@ static bool read_memory(unsigned long address, void *into, size_t size) {
     return ok;
 }
 
-/* ---- names ---- */
-
-/* Bytes as the system has them, made into code points; what is no UTF-8 becomes a lone surrogate,
- * as Python has it. Returns how many. */
-static size_t decode(const unsigned char *bytes, size_t size, uint32_t *to) {
-    size_t count = 0;
-    for (size_t i = 0; i < size; count++) {
-        unsigned char first = bytes[i];
-        size_t more = first < 0x80 ? 0 : first >= 0xf0 ? 3 : first >= 0xe0 ? 2 : 1;
-        uint32_t value = first < 0x80 ? first : first & (0x3fu >> more);
-        bool good = first < 0x80 || (first >= 0xc2 && first <= 0xf4);
-        for (size_t k = 1; good && k <= more; k++) {
-            good = i + k < size && (bytes[i + k] & 0xc0) == 0x80;
-            if (good)
-                value = value << 6 | (bytes[i + k] & 0x3fu);
-        }
-        static const uint32_t LEAST[] = {0, 0x80, 0x800, 0x10000};
-        good = good && value >= LEAST[more] && value <= 0x10ffff
-               && !(value >= 0xd800 && value <= 0xdfff);
-        to[count] = good ? value : 0xdc00u + first;
-        i += good ? more + 1 : 1;
-    }
-    return count;
-}
-
-static void put_bytes_as_name(sink *out, const char *bytes, size_t size, bool cut) {
-    uint32_t points[MAX_PATH];
-    assert(size <= MAX_PATH);
-    size_t count = decode((const unsigned char *)bytes, size, points);
-    ws_name name = {.data = points, .length = count, .kind = 4, .cut = cut};
-    ws_put_json_name(out, &name);
-}
+/* ---- descriptors ---- */
 
 /* `,"descriptor":5,"path":"/data/x"`; for what has no path, "target". */
 static void put_descriptor(sink *out, int fd) {
@@ -155,7 +124,7 @@ static void put_descriptor(sink *out, int fd) {
     if (size <= 0)
         return;
     ws_put(out, target[0] == '/' ? ",\"path\":" : ",\"target\":");
-    put_bytes_as_name(out, target, (size_t)size, size == sizeof target);
+    ws_put_json_bytes(out, target, (size_t)size, size == sizeof target);
 }
 
 static void put_kind(sink *out, const char *kind, const char *name) {
@@ -394,7 +363,7 @@ static bool put_open(sink *out, const call *made) {
     const char *end = memchr(path, 0, size);
     put_kind(out, "descriptor", "openat");
     ws_put(out, ",\"path\":");
-    put_bytes_as_name(out, path, end != NULL ? (size_t)(end - path) : size, end == NULL);
+    ws_put_json_bytes(out, path, end != NULL ? (size_t)(end - path) : size, end == NULL);
     return true;
 }
 

@@ -82,12 +82,13 @@ def test_an_answer(start: Start, kind: str, question: Question) -> None:
 
 
 def test_what_is_sent(start: Start, question: Question, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token and a length; no cookies, no proxies of the environment, no wish for compression."""
+    """A token and a length; no cookies, no proxies of the environment, no wish for compression.
+    The token itself, over TCP, only if the operator says so."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     server = start({"/handler/ping": http(b"pong", "200 OK", "Set-Cookie: a=b")})
     for _ in range(2):
-        (answer,) = ask_all([server.worker()], question, token="secret")
+        (answer,) = ask_all([server.worker()], question, token="secret", send_token=True)
         assert answer.body == b"pong"
     for head in server.heads:
         fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])

@@ -56,7 +56,7 @@ def test_every_field() -> None:
         dump(
             waits_for={
                 "kind": "operation", "source": "locals", "frame": 1, "op": "recv", "peer": 2,
-                "group": {"name": "0", "description": "default_pg", "ranks": "0-2"}, "tag": 3,
+                "group": {"name": "0", "description": "default_pg", "ranks": [2, 0, 1]}, "tag": 3,
                 "object": "0x00007F12", "holder": None, "keys": ["a"], "path": "/x", "pid": 12,
                 "descriptor": 5, "syscall": "read", "target": "pipe:[1]",
                 "thread": {"native_id": 9, "name": "saver"},
@@ -106,7 +106,10 @@ def test_bounds() -> None:
     assert waits is not None
     assert len(waits.keys) == 16
     assert len(read_holds([{"kind": "lock", "object": "0x1"}] * 10_000)) == 64
-    for ranks in ("0-70000", "0-2000000000", "0," * 1000, "3-1", "x", "0-"):
+    told = read_waits({"kind": "operation", "group": {"ranks": "0-1,3"}})
+    assert told == WaitsFor("operation", ranks=(0, 1, 3))
+    wrong: list[Any] = [[70000], [-1], [0, True], [0, "1"], [0, 1.0]]
+    for ranks in ("0-70000", "0-2000000000", "0," * 1000, "3-1", "x", "0-", *wrong):
         found = read_waits({"kind": "operation", "group": {"ranks": ranks}})
         assert found == WaitsFor("operation")
 
@@ -437,9 +440,29 @@ def test_one_send_too_few() -> None:
     )
 
 
-def test_one_receive_too_many() -> None:
-    verdict = diagnose(looks(reducing(0), reducing(1), state(2, [receiving(0)], trace())), 3)
-    assert reasons(verdict) == [(2, "p2p")]
+@pytest.mark.parametrize("others", [2, 4])
+def test_a_receive_from_one_that_is_in_the_collective(others: int) -> None:
+    """Rank 0 has sent too few, or the last one asks for too many. How many others are in the
+    collective tells nothing of that."""
+    ranks = str([*range(others + 1)])
+    rest = [state(each, [WAITING], trace(pending(0, 1), ranks=ranks)) for each in range(others)]
+    last = state(others, [receiving(0)], trace(ranks=ranks))
+    verdict = diagnose(looks(*rest, last), others + 1)
+    assert (verdict.status, reasons(verdict)) == (2, [])
+    assert "ranks wait for each other" in verdict.sentence
+
+
+def test_a_receive_of_the_step_after_the_collective() -> None:
+    """It is a step ahead: it has left out the collective."""
+    beats = [
+        Health("ok", pid=100 + n, step=step, step_age_s=60.0) for n, step in enumerate((7, 7, 8))
+    ]
+    states = [reducing(0), reducing(1), state(2, [receiving(0)], trace())]
+    states = [replace(each, health=beat) for each, beat in zip(states, beats, strict=True)]
+    verdict = diagnose(looks(*states), 3)
+    assert reasons(verdict) == [(2, "swallowed")]
+    assert "has not entered all_reduce #1 of" in verdict.sentence
+    assert "and is at step 8, not 7" in verdict.sentence
 
 
 def test_one_of_each_accuses_nobody() -> None:

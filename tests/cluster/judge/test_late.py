@@ -61,6 +61,69 @@ def beating(number: int, flight: Any, threads: Any, age: float, usual: float) ->
     return replace(rank(number, flight, threads, health=told), worker=replace(HERE, rank=number))
 
 
+# --- several that may be wrong
+
+
+def test_who_counts_in_twos_has_left_out_nothing() -> None:
+    """After two steps of both, one says 4 and the other 2."""
+    done = entry(0, 1, **at(-700))
+    waits = trace(done, pending(1, 2, **at(-600)), ranks="[0, 1]")
+    beats = [Health("ok", step=step, step_age_s=600.0, uptime_s=900.0) for step in (2, 4)]
+    states = [
+        rank(0, waits, WAITING, health=beats[0]),
+        rank(1, trace(done), COMPUTING, health=beats[1]),
+    ]
+    assert reasons(diagnose(twice(*states), 2)) == [(1, "behind")]
+    later = [replace(beat, step=step) for beat, step in zip(beats, (5, 6), strict=True)]
+    states = [replace(each, health=beat) for each, beat in zip(states, later, strict=True)]
+    assert reasons(diagnose(twice(*states), 2)) == [(1, "swallowed")]
+
+
+@pytest.mark.parametrize(
+    ("inside", "waits_for", "suspects"),
+    [
+        ((0, 1, 2), {3: 2}, [3]),  # rank 2 is only one of those that have come
+        ((2,), {3: 2, 0: 3, 1: 3}, [2]),
+        ((1, 3), {0: 1, 2: 0}, [0, 1]),  # one's word, and two on each side
+    ],
+)
+def test_who_meets_and_who_does_not(
+    inside: tuple[int, ...], waits_for: dict[int, int], suspects: list[int]
+) -> None:
+    """Each of the others waits in a group of two for one rank."""
+    meeting = main(".new_group", "setup", wchan="poll_schedule_timeout")
+    config: dict[str, Any] = {
+        str(number): {"name": str(number), "desc": f"pair{number}", "ranks": str(sorted(pair))}
+        for number, pair in ((each, (each, other)) for each, other in waits_for.items())
+    }
+    states = []
+    for number in range(4):
+        group: dict[str, Any] = {"process_group": [str(number), f"pair{number}"], **at(-600)}
+        entries = [] if number in inside else [pending(0, 1, **group)]
+        own = {key: each for key, each in config.items() if str(number) in each["ranks"]}
+        flight = {"version": "2.10", "pg_config": own, "entries": entries}
+        states.append(rank(number, flight, meeting if number in inside else WAITING))
+    assert sorted(reasons(diagnose(twice(*states), 4))) == [(each, "order") for each in suspects]
+
+
+def test_a_lock_though_another_thread_computes() -> None:
+    """The thread itself has not run since: so it doesn't want the GIL."""
+    done, ahead = entry(0, 1, **at(-700)), pending(1, 2, **at(-600))
+    (thread,) = main("prepare", "train", wchan="futex_do_wait")
+    for switches, reason in ((5, "lock"), (None, "behind")):
+        threads = (replace(thread, native_id=7, switches=switches),)
+        looks = []
+        for seconds in (0.0, 10.0):
+            health = Health("ok", uptime_s=900.0 + seconds, cpu_s=100.0 + 0.2 * seconds)
+            states = [
+                rank(0, trace(done, ahead), WAITING),
+                rank(1, trace(done), threads, health=health),
+                rank(2, trace(done, ahead), WAITING),
+            ]
+            looks.append(Round(states, NOW - 10.0 + seconds))
+        assert reasons(diagnose(looks, 3)) == [(1, reason)]
+
+
 # --- a pause
 
 

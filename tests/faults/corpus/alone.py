@@ -32,6 +32,7 @@ from scenes import (
     prepare,
     reduce,
     standing,
+    unclear,
 )
 from torch.utils.data import DataLoader
 
@@ -106,6 +107,23 @@ def joins() -> None:
 @only(1, late(1, "waits_for_child"))
 def waits_for_child() -> None:
     subprocess.run(["sleep", str(FOREVER)], check=False)
+
+
+@only(1, late(1, "waits_for_stopped_child"))
+def waits_for_stopped_child() -> None:
+    """As by a debugger, or a terminal that has gone."""
+    with subprocess.Popen(["sleep", str(FOREVER)]) as child:
+        child.send_signal(signal.SIGSTOP)
+        child.wait()
+
+
+# A child that computes for ever looks as one that will be ready in a minute.
+@unclear(3, "works, and may only be slow")
+def waits_for_spinning_child() -> None:
+    beat(STEPS)
+    if RANK == 1:
+        subprocess.run(["sh", "-c", "while :; do :; done & wait"], check=False)
+    reduce()
 
 
 @only(1, late(1, "asks_pool", "lock"))

@@ -68,7 +68,7 @@ def joins_its_saver() -> None:
     reduce()
 
 
-# What a child process does, no worker tells. The main thread is at the line that joins it.
+# Where a child process stands, no worker tells. The main thread is at the line that joins it.
 @fault(3, late(0, "ends_saving"))
 def saves_in_a_process() -> None:
     beat(STEPS)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -146,6 +147,48 @@ def writes_a_checkpoint_slowly() -> None:
             write_slowly(15)
         dist.barrier()
         time.sleep(0.2)
+
+
+@healthy(3)
+def compresses_in_a_process() -> None:
+    """A program of a program: rank 0 waits for 20 s, and so do the others."""
+    for step in range(STEPS, FOR_GOOD):
+        beat(step)
+        if RANK == 0 and step % 10 == STEPS:
+            pack(20)
+        dist.barrier()
+        time.sleep(0.2)
+
+
+def pack(seconds: int) -> None:
+    with Path("/dev/zero").open("rb") as source:
+        command = ["timeout", str(seconds), "gzip", "-9"]
+        subprocess.run(command, stdin=source, stdout=subprocess.DEVNULL, check=False)
+
+
+class Packed:
+    """Each tenth sample takes long to unpack."""
+
+    def __len__(self) -> int:
+        return FOR_GOOD
+
+    def __getitem__(self, index: int) -> int:
+        if index % 10 == 3 and RANK == 1:
+            work(STACKS_S)
+        return index
+
+
+@healthy(3, how=NO_GROUP)
+def loads_with_much_work() -> None:
+    """It has never taken so long before: the DataLoader's process works."""
+    dist.init_process_group("gloo", timeout=timedelta(seconds=FOREVER))
+    loader = DataLoader(Packed(), batch_size=1, num_workers=1, multiprocessing_context="fork")
+    for step, _ in enumerate(loader):
+        beat(step)
+        if step == 2:
+            begun()
+        time.sleep(0.1)
+        reduce()
 
 
 SLOW_STORE = "import sys, time\nwhile sys.stdin.buffer.read(1 << 16): time.sleep(0.06)"

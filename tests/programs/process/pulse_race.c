@@ -17,7 +17,7 @@ static int64_t done;
 static void *train(void *unused)
 {
     for (int64_t step = 1; step <= ROUNDS; step++) {
-        ws_beat_write(step, step + BASE);
+        ws_beat_write(step, step + BASE, 1);
         for (volatile int pause = 0; pause < 10; pause++) {
             /* no training loop calls heartbeat() faster */
         }

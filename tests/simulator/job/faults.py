@@ -59,6 +59,12 @@ SETTLED_MOST_S = 150.0
 #: A job begins so long before its first step, as its uptime tells.
 STARTS_S = 3.5
 
+#: A child process that is seen to work may do so for so many times as long.
+CHILD_TIMES = 10.0
+#: What such a child does; and one that never ends.
+CHILDREN = ("busy", "copies", "")
+BUSY_FOREVER = 0.25
+
 #: Pauses that end.
 PAUSES = ("sleep", "compute", "write", "data", "child", "beats")
 
@@ -172,6 +178,9 @@ def _pause(draft: Draft, fault: list[list[Op]]) -> None:
     seconds = longest * (0.1 + 0.9 * draw())
     rank = _victim(draft)
     key = ("io", "cpu", "still")[int(draw() * 3)] if kind == "write" else ""
+    if kind == "child" and job.ranks[rank].facts:
+        key = CHILDREN[int(draw() * len(CHILDREN))]
+        seconds *= CHILD_TIMES if key else 1.0
     line = draft.next_line()
     spot = _spot(draft, fault[rank])
     if kind == "beats":
@@ -209,12 +218,17 @@ def _absent(draft: Draft, fault: list[list[Op]]) -> None:
     ops = fault[rank]
     spot = _spot(draft, ops)
     ops[spot:spot] = _MAKERS.get(kind, _forever)(draft, kind, rank, fault)
-    _accuse(draft, kind, rank, ABSENT[kind])
+    if kind == "child" and ops[spot].key:
+        _accuse(draft, f"{ops[spot].key} child", rank, ABSENT[kind])
+    else:
+        _accuse(draft, kind, rank, ABSENT[kind])
 
 
 def _forever(draft: Draft, kind: str, rank: int, fault: list[list[Op]]) -> list[Op]:
     key = "still" if kind == "write" else ""
     place = "prepare"
+    if kind == "child" and draft.job.ranks[rank].facts and draft.chance(BUSY_FOREVER):
+        key = "busy"
     if kind == "raise":
         kind, place = "sleep", "wait_for_the_end"
     op = Op(kind, seconds=FOREVER, key=key, planted=True)

@@ -6,7 +6,8 @@ beat                heartbeat()
 compute sleep data write child open
                     takes ``seconds``; ``inf``: for good. ``data``: a DataLoader's next batch.
                     ``write``: a checkpoint (``key``: "io" bytes grow, "cpu" processor time grows,
-                    "still" neither does). ``child``: a subprocess. ``open``: of a pipe
+                    "still" neither does). ``child``: a subprocess (``key``: "busy" it computes,
+                    "copies" it reads and writes, "" neither). ``open``: of a pipe
 gil stop die        the GIL is kept; SIGSTOP; SIGKILL
 call                a collective. Blocks on gloo; on NCCL it is put on the stream
 issue               the same with async_op=True; ``key`` names the work

@@ -15,7 +15,7 @@ from typing import Any
 from ..job.machine import Machine, Rank, Thread
 from .frames import Stack, stack_of
 from .recorder import EPOCH, Recorded, summary, trace
-from .waits import PID, holds, waits_for
+from .waits import PID, children, holds, waits_for
 
 __all__ = ["Answers", "Told", "answers", "stacks_json", "tell", "text_of"]
 
@@ -56,6 +56,7 @@ class Answers:
     digest: tuple[str, str | None] | None = None
     mode: str | None = None
     threads: list[Told] | None = None
+    children: list[Json] = field(default_factory=list)
     summary: Json | None = None
     recorded: Recorded | None = None
 
@@ -104,6 +105,8 @@ def answers(machine: Machine, rank: Rank, now: float) -> Answers:
     told.mode = "nogil" if held else "gil"
     told.threads = _threads(machine, rank, now)
     told.digest = _digests(told.threads)
+    if plan.facts:
+        told.children = children(rank, now)
     if held:
         told.failures["fr_summary"] = "timeout"
     else:
@@ -251,6 +254,7 @@ def stacks_json(told: Answers) -> Json:
             }
             for each in threads
         ],
+        **({"children": told.children} if told.children else {}),
     }
 
 

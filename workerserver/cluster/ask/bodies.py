@@ -127,6 +127,7 @@ def health_of(fields: Mapping[str, Any]) -> Health:
         _integer(fields, "group_rank"),
         _text(fields, "host"),
         _seconds(fields, "started"),
+        _integer(fields, "step_thread"),
         fields.get("newer") is True or not _KNOWN.issuperset(fields),
     )
 

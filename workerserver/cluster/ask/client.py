@@ -17,8 +17,17 @@ from workerserver.cluster.ask.collector_format import relay_failure, relayed
 from workerserver.cluster.ask.connection import Connection, connect
 from workerserver.cluster.ask.exchange import Answer, Progress, Question, request_parts
 from workerserver.cluster.ask.fanout import descriptors_left, fan_out
-from workerserver.cluster.errors import ClusterError
-from workerserver.cluster.failures import Failed, short, unauthorized, web_server
+from workerserver.cluster.ask.token.certificates import tls_context
+from workerserver.cluster.ask.token.proof import Meeting, Proof, key_of
+from workerserver.cluster.ask.token.trust import Terms, terms
+from workerserver.cluster.failures import (
+    Failed,
+    other_version,
+    short,
+    unauthorized,
+    unproven,
+    web_server,
+)
 from workerserver.cluster.model import Failure, Worker
 from workerserver.cluster.resolve import Resolver
 
@@ -34,6 +43,9 @@ CONCURRENCY = 128
 MAX_KEPT_REQUESTS = 64
 #: New objects until Python looks for garbage in cycles. This program makes few cycles.
 GARBAGE_OBJECTS = 100_000
+#: The first request on a connection where both ends prove the token. It asks for nothing that a
+#: stranger may not know.
+GREETING = Question("greeting", "/", "GET", limit=64 << 10, any_status=True)
 #: The reason of a visit that ended before its deadline.
 INTERRUPTED = "interrupted"
 #: A visit may end this long after its deadline.
@@ -45,9 +57,13 @@ class Client:
 
     *deadline*: seconds for one worker, from the look-up of its name to the last byte of the last
     answer. *concurrency*: the number of workers that are asked at one time; with *strict*, slow
-    workers count too. *token* goes to every worker, but to no Unix socket of a user whom we have no
-    reason to trust (trust.py); *token_name* tells in messages where the token came from. *tls* has
-    the authorities for https addresses; the default is the system's.
+    workers count too. *tls* has the authorities for https addresses; the default is the system's,
+    and then *authority*, whether the operator has named one, is False.
+
+    With a *token*, an answer counts only if its worker knows the token too: the worker proves that,
+    and so does the client (token/trust.py). With *send_token* the token goes to each worker as it
+    is, but to no Unix socket of a user whom we have no reason to trust, and each answer counts.
+    *token_name* tells in messages where the token came from, *which* is its name (Token.name).
 
     ``patience`` holds shorter deadlines for workers that did not answer before. ``stop()`` ends all
     visits under way; the caller gets the results until then. ``questions`` and ``bytes_received``
@@ -62,7 +78,10 @@ class Client:
         strict: bool = False,
         token: str | None = None,
         token_name: str = "the token",
+        send_token: bool = False,
+        which: str = "",
         tls: ssl.SSLContext | None = None,
+        authority: bool | None = None,
     ) -> None:
         self.deadline = deadline
         self.concurrency = concurrency
@@ -72,11 +91,14 @@ class Client:
         self.bytes_received = 0
         self.resolver = Resolver()
         self.headers = {"User-Agent": "workerserver", "Accept-Encoding": "identity"}
-        if token is not None:
-            self.headers["Authorization"] = f"Bearer {token}"
-        self._token_name = None if token is None else token_name
+        self.key = None if token is None else key_of(token)
+        self._bearer = None if token is None else f"Bearer {token}"
+        self._token_name = token_name
+        self._send_token = send_token
+        self.which = which
         self.stopped = False
         self._tls = tls
+        self.authority = tls is not None if authority is None else authority
         self._visits: set[Visit] = set()
         # One timer for all visits. A timer for each visit would cost a tenth of a question.
         self._timer: asyncio.TimerHandle | None = None
@@ -97,9 +119,14 @@ class Client:
         self._end_overdue_at(math.inf)
 
     @property
-    def sends_token(self) -> bool:
-        """Whether every question carries a token."""
-        return self._token_name is not None
+    def asks_proof(self) -> bool:
+        """Whether an answer over TCP counts only if its worker has proven that it knows the token
+        (or if its certificate vouches for it)."""
+        return self.key is not None and not self._send_token
+
+    def terms(self, worker: Worker, uid: int | None) -> Terms:
+        """How the token is shown to *worker*; *uid*: whom its Unix socket belongs to."""
+        return terms(worker, uid, in_clear=self._send_token, authority=self.authority)
 
     @property
     def tls(self) -> ssl.SSLContext:
@@ -191,15 +218,20 @@ class Client:
                 first = min(first, visit.until)
         self._end_overdue_at(max(first, now + LATE_SECONDS))
 
-    def request(self, host: str, question: Question) -> bytes:
-        """The bytes of a request. All except the host is built once for all workers."""
+    def request(self, host: str, question: Question, proof: str | None, bare: bool) -> bytes:
+        """The bytes of a request. All except the host and the token is built once for all workers.
+        *proof*: what shows that we know the token. *bare*: the token itself shows it."""
         parts = self._requests.get((question.method, question.path))
         if parts is None:
             if len(self._requests) >= MAX_KEPT_REQUESTS:
                 self._requests.clear()
             parts = request_parts(question, self.headers)
             self._requests[question.method, question.path] = parts
-        return host.encode("ascii", "replace").join(parts)
+        name = host.encode("ascii", "replace")
+        shown = self._bearer if bare else proof
+        if shown is not None:
+            name += f"\r\nAuthorization: {shown}".encode("ascii", "replace")
+        return name.join(parts)
 
     def explain(self, answer: Answer) -> str | None:
         """Why the HTTP error *answer* can't come from a worker; None if it may come from one.
@@ -208,7 +240,9 @@ class Client:
         """
         if not answer.ok and answer.is_html:
             return web_server(answer.status_line, answer.fields)
-        return unauthorized(self._token_name) if answer.status == 401 else None
+        if answer.status == 401:
+            return unauthorized(None if self.key is None else self._token_name)
+        return None
 
     def result(self, question: Question, answer: Answer) -> Any:
         """The result of *question* for *answer*. Failed says why *answer* can't be used."""
@@ -225,6 +259,21 @@ class Client:
             raise Failed("malformed", text) from None
         except Exception as error:
             raise _mistake(error) from error
+
+    def unproven(self, answer: Answer) -> Failed:
+        """Why *answer*, which its worker did not prove, does not count."""
+        text = self.explain(answer)
+        if text is not None:
+            return Failed("refused", text)
+        if answer.ok:
+            return Failed("refused", unproven(self._token_name))
+        return Failed("refused", self._refusal(answer).failure.text)
+
+    def unmet(self, answer: Answer, how: Meeting) -> Failed:
+        """Why a worker that gives *answer* to the greeting is not asked. *how*: what it said."""
+        if answer.status != 401 or answer.is_html or how == "other":
+            return self.unproven(answer)
+        return Failed("refused", other_version(self._token_name, bare=how == "unknown"))
 
     def _refusal(self, answer: Answer) -> Failed:
         text = self.explain(answer)
@@ -315,6 +364,11 @@ class Visit:
             return None
         return self._connection.peer_pid
 
+    @property
+    def may_send_token(self) -> bool:
+        """Whether the token may be sent on the connection as it is."""
+        return self._connection is not None and self._connection.terms.bare
+
     def overdue(self) -> None:
         """End the visit, because its time is over."""
         deadline = self.client.deadline
@@ -351,16 +405,54 @@ class Visit:
     async def _send(self, door: Worker, question: Question) -> Answer:
         """Put *question* to *door*: the worker itself, or the collector of its host."""
         host = "localhost" if door.unix else door.address
-        request = self.client.request(host, question)
         connection = self._connection
         if connection is not None and connection.usable:
             try:
-                return await connection.ask(request, question.limit, self._progress)
+                return await self._put(connection, host, question)
             except Failed as failed:
                 # A server may close a connection at any time after an answer.
                 if failed.failure.reason != "unreachable":
                     raise
-        return await (await self._connect()).ask(request, question.limit, self._progress)
+        return await self._put(await self._connect(), host, question)
+
+    async def _put(self, connection: Connection, host: str, question: Question) -> Answer:
+        """Put *question*, with what shows that we know the token."""
+        proof = connection.proof
+        if proof is not None and not proof.met:
+            await self._meet(connection, proof, host)
+            proof = connection.proof
+        client = self.client
+        shown = None if proof is None else proof.request(question.method, question.path)
+        request = client.request(host, question, shown, proof is None and connection.terms.bare)
+        answer = await connection.ask(request, question.limit, self._progress)
+        info = answer.fields.get("authentication-info", "")
+        if proof is not None and not proof.answered(answer.status, answer.body, info):
+            connection.usable = False
+            raise client.unproven(answer)
+        return answer
+
+    async def _meet(self, connection: Connection, proof: Proof, host: str) -> None:
+        """Have the worker prove that it knows the token, before it is asked anything."""
+        client = self.client
+        greeting = client.request(host, GREETING, proof.greeting(), False)
+        progress = Progress()
+        answer = await connection.ask(greeting, GREETING.limit, progress)
+        self.received += progress.received
+        client.bytes_received += progress.received
+        how: Meeting = "unknown"
+        if answer.status == 401:
+            how = proof.meet(answer.fields.get("www-authenticate", ""))
+        if how != "proven":
+            connection.proof = None
+            if not connection.terms.bare or how != "unknown":
+                connection.usable = False
+                if connection.terms.why_not and how == "unknown":
+                    raise Failed("refused", connection.terms.why_not)
+                raise client.unmet(answer, how)
+        elif self.worker.via is None and _is_another(self.worker, proof.rank):
+            connection.usable = False
+            found = self.worker.rank
+            raise Failed("lied", f"found as rank {found}, proves that it is rank {proof.rank}")
 
     async def _connect(self) -> Connection:
         if self._connection is not None:
@@ -402,14 +494,6 @@ async def ask(
         return await client.ask(workers, question, on_answer)
 
 
-def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
-    """A context that verifies against the authorities in *ca_file*, or else the system's."""
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:  # ssl.SSLError is one
-        raise ClusterError(f"{ca_file}: no certificates: {error.strerror or error}") from None
-
-
 def run(main: Callable[[Client], Awaitable[T]], **options: Any) -> T:
     """Run ``main(client)`` on a new uvloop loop; *options* are the Client's.
 
@@ -446,6 +530,12 @@ def run(main: Callable[[Client], Awaitable[T]], **options: Any) -> T:
     finally:
         gc.set_threshold(*usual)
         gc.unfreeze()
+
+
+def _is_another(worker: Worker, rank: int | None) -> bool:
+    """Whether what proves to be *rank* is not the worker that discovery found."""
+    found = None if worker.assumed or worker.collector else worker.rank
+    return None not in (found, rank) and found != rank
 
 
 def _mistake(error: Exception) -> Failed:

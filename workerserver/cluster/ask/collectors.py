@@ -35,7 +35,7 @@ async def first_answers(
     if not collectors:
         return await ask_each(workers, client, want, memory, on_done, stock)
     found = await _ask_collectors(collectors, client, want, memory, on_done, stock)
-    kept, direct = _without_doubles(workers, found)
+    kept, direct = _without_doubles(workers, found, client.asks_proof)
     return kept + await ask_each(direct, client, want, memory, on_done, stock)
 
 
@@ -46,16 +46,18 @@ async def behind_collectors(workers: Sequence[Worker], client: Client) -> list[W
     found = await _ask_collectors(
         collectors, client, want, Memory(), None, stock=False, seconds=WHO_IS_THERE_SECONDS
     )
-    kept, direct = _without_doubles(workers, found)
+    kept, direct = _without_doubles(workers, found, client.asks_proof)
     return [state.worker for state in kept] + direct
 
 
 def _without_doubles(
-    workers: Iterable[Worker], found: Iterable[RankState]
+    workers: Iterable[Worker], found: Iterable[RankState], proven: bool
 ) -> tuple[list[RankState], list[Worker]]:
     """The states from collectors that count, and the *workers* that have to be asked directly.
 
-    A worker that *workers* name is asked directly if its collector has no answer from it.
+    A worker that *workers* name is asked directly if its collector has no answer from it, or if
+    nothing but the job's store vouches for the collector. *proven*: collectors that answer have
+    proven that they know the token.
     """
     by_rank: dict[int | None, list[RankState]] = {}
     for state in found:
@@ -69,10 +71,15 @@ def _without_doubles(
         known = [] if worker.rank is None or worker.assumed else answers.get(worker.rank, [])
         if not known:
             direct.append(worker)
-        elif worker.address and not known[0].responded:
+        elif worker.address and not (known[0].responded and _vouched_for(known[0], proven)):
             direct.append(worker)
             del answers[worker.rank]
     return kept + [state for states in answers.values() for state in states], direct
+
+
+def _vouched_for(state: RankState, proven: bool) -> bool:
+    """Whether more than an entry in the job's store says that the collector of *state* is one."""
+    return proven or state.worker.via is None or not state.worker.via.from_store
 
 
 def _believed(states: Sequence[RankState]) -> Sequence[RankState]:

@@ -22,7 +22,8 @@ import httptools
 
 from workerserver.cluster.addresses import host_port
 from workerserver.cluster.ask.exchange import Answer, Progress
-from workerserver.cluster.ask.trust import distrust
+from workerserver.cluster.ask.token.proof import Proof
+from workerserver.cluster.ask.token.trust import NO_TOKEN, Terms
 from workerserver.cluster.errors import NotATarget
 from workerserver.cluster.failures import Failed, closed, no_connection, not_http
 from workerserver.cluster.model import FailureReason, Worker
@@ -47,6 +48,13 @@ START_BYTES = 256
 _PASSING = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL})
 
 
+#: Why a worker is not asked whose entry in the job's store says http.
+DOWNGRADED = (
+    "its entry in the job's TCPStore says http, but the job speaks https: the entry may be false "
+    "(to ask it all the same, name its address)"
+)
+
+
 class _Stop(Exception):
     """Stops the parser. httptools wraps its own exception around this one."""
 
@@ -63,6 +71,8 @@ class Connection(asyncio.Protocol):
         # The connection
         self.usable = True
         self.answered = 0
+        self.terms = NO_TOKEN
+        self.proof: Proof | None = None  # where both ends prove the token
         self._worker = worker
         self._loop = loop
         self._transport: Any = None
@@ -297,7 +307,15 @@ class Means(Protocol):
     def tls(self) -> ssl.SSLContext: ...
 
     @property
-    def sends_token(self) -> bool: ...
+    def key(self) -> bytes | None: ...
+
+    @property
+    def which(self) -> str: ...
+
+    @property
+    def authority(self) -> bool: ...
+
+    def terms(self, worker: Worker, uid: int | None) -> Terms: ...
 
 
 async def connect(
@@ -312,13 +330,15 @@ async def connect(
             raise Failed("unreachable", "the path holds a NUL")
         connection = await _connect(worker, loop, {"path": path})
         # After connect(), and of the connection itself: what a path names may change at any time.
-        why = distrust(path, connection.peer_uid) if means.sends_token else None
-        if why is not None:
+        _agree(connection, worker, means)
+        if connection.terms.why_not and not connection.terms.proves:
             await connection.close()
-            raise Failed("refused", why)
+            raise Failed("refused", connection.terms.why_not)
         return connection
     if not worker.address:
         raise Failed("unreachable", "not registered")
+    if not worker.tls and (worker.downgraded or (worker.from_store and means.authority)):
+        raise Failed("refused", DOWNGRADED)
     try:
         host, port = host_port(worker.address)
     except NotATarget as error:
@@ -332,14 +352,23 @@ async def connect(
         attempt = _connect(worker, loop, where)
         try:
             if index == len(addresses) - 1:
-                return await attempt
+                return _agree(await attempt, worker, means)
             share = (deadline - loop.time()) / (len(addresses) - index)
-            return await asyncio.wait_for(attempt, max(share, 0.001))
+            return _agree(await asyncio.wait_for(attempt, max(share, 0.001)), worker, means)
         except asyncio.TimeoutError:
             failed = Failed("timeout", f"no connection to {address}")
         except Failed as error:
             failed = error
     raise failed or Failed("unreachable", f"no address for {host}")
+
+
+def _agree(connection: Connection, worker: Worker, means: Means) -> Connection:
+    """How the token is shown on a new connection."""
+    if means.key is not None:
+        connection.terms = means.terms(worker, connection.peer_uid)
+        if connection.terms.proves:
+            connection.proof = Proof(means.key, means.which)
+    return connection
 
 
 async def _connect(

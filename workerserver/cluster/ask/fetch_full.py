@@ -14,7 +14,7 @@ from workerserver.cluster.model import Failure, Own, RankState, Worker
 from workerserver.cluster.read.blocked_on import blocked_on
 from workerserver.cluster.read.stacks import Stacks
 from workerserver.cluster.read.summary import GLOO, NCCL, positions, recorders
-from workerserver.cluster.read.waits_for import tells, without_facts
+from workerserver.cluster.read.waits_for import tells, with_beats, without_facts
 
 #: A digest, and the mode in which the stacks were taken.
 Key = tuple[str, str | None]
@@ -39,7 +39,8 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
     Where such stacks wait for what may have an owner, each member is asked for its own: equal
     stacks may wait for different ranks, and what has to be seen twice is read twice. So is each
     member of a few that stand apart and don't wait for ranks: only its own answer tells whether it
-    has run since the last look.
+    has run since the last look. If such a process has children, however many there are, each member
+    is asked: its children may work for it.
     """
     groups: dict[Key, list[RankState]] = {}
     for state in states:
@@ -65,10 +66,12 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
             if isinstance(outcome, Failure):
                 state.failures["stacks"] = outcome
             else:
-                memory.threads[key] = without_facts(outcome.threads)
-                if tells(outcome.threads):
+                beating = with_beats(outcome.threads, _step_thread(state))
+                memory.threads[key] = without_facts(beating)
+                apart = not blocked_on(outcome.threads).on_ranks
+                if tells(outcome.threads) or (apart and outcome.children):
                     memory.telling.add(key)
-                if not blocked_on(outcome.threads).on_ranks:
+                if apart:
                     memory.apart.add(key)
                 own[worker] = outcome
                 fetched += 1
@@ -87,9 +90,13 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
     return fetched
 
 
+def _step_thread(state: RankState) -> int | None:
+    return state.health.step_thread if state.health is not None else None
+
+
 def _take_own(state: RankState, told: Stacks) -> None:
-    state.threads = told.threads
-    state.own = Own(told.mode, told.pid, told.namespace)
+    state.threads = with_beats(told.threads, _step_thread(state))
+    state.own = Own(told.mode, told.pid, told.namespace, told.children)
     state.failures.pop("stacks", None)
 
 

@@ -60,10 +60,12 @@ async def collect(
     enough: Callable[[Sequence[Round]], bool] | None = None,
     longest: float = LONGEST_SECONDS,
     backends: Sequence[str] = (),
+    memory: Memory | None = None,
 ) -> list[Round]:
     """*rounds* rounds over all *workers*, with *interval* or more seconds from start to start.
     With *enough*, as many as it wants that begin within *longest* seconds. *backends*: recorders to
-    ask torch's own servers for, beside those that torch itself brings.
+    ask torch's own servers for, beside those that torch itself brings. *memory*: what earlier calls
+    have learned.
 
     Every worker has a RankState in each round, even a worker that did not answer. *on_done* gets
     each state as soon as it has its small answers. If the client is stopped, the result is the
@@ -83,9 +85,11 @@ async def collect(
                 enough=enough,
                 longest=longest,
                 backends=backends,
+                memory=memory,
             )
     everybody = list(dict.fromkeys(workers))
-    memory = Memory(backends=backends)
+    if memory is None:
+        memory = Memory(backends=backends)
     done: list[Round] = []
     loop = asyncio.get_running_loop()
     first = loop.time()
@@ -148,7 +152,8 @@ def settle_ranks(states: Sequence[RankState]) -> None:
         for state in claimants:
             others = [other.worker.address for other in claimants if other is not state]
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-            text = f"says that it is rank {rank}, and so does {min(others)}{more}"
+            two = f"and so does {min(others)}{more}: workers of two jobs? Name one job"
+            text = f"says that it is rank {rank}, {two}"
             state.failures.setdefault("healthz", Failure("lied", text))
     # If the count is wrong for one worker, it is wrong for the other workers too.
     counted = [state for state in states if state.worker.assumed]

@@ -62,8 +62,24 @@ class Found:
     @property
     def labels(self) -> list[str]:
         """The jobs of the workers, as far as they are known before anybody is asked."""
-        members = [Member(each, each.known) for each in self.workers if each.known is not None]
-        return sorted(job.label for job in group(members))
+        return sorted(job.label for job in self._jobs())
+
+    def of_job(self, name: str | None) -> Found:
+        """Of several jobs that are known before anybody is asked: the newest one of that name, or
+        else the newest one of all. Workers of no known job stay."""
+        jobs = self._jobs()
+        if len(jobs) < 2:
+            return self
+        named = [job for job in jobs if name in (job.name, job.label)]
+        wanted = {id(key) for key in (named or jobs)[0].keys}
+        return replace(
+            self,
+            workers=[each for each in self.workers if each.known is None or id(each) in wanted],
+        )
+
+    def _jobs(self) -> list[Group]:
+        """The newest one first."""
+        return group([Member(each, each.known) for each in self.workers if each.known is not None])
 
 
 def discover(options: Options) -> list[Worker]:
@@ -205,11 +221,11 @@ def _from_environment(options: Options, environment: Mapping[str, str]) -> Found
             return _no_such_job(options.job, here, jobs)
         return _of_jobs(here, wanted, jobs)
     if not here.living and not here.ended:
-        looked = f" Looked at: {'; '.join(tried)}." if tried else ""
+        looked = f" (looked at: {'; '.join(tried)})" if tried else ""
         raise NoJob(
-            "no worker found: no process of this user has a worker server on this machine."
-            f"{looked} Name one: a socket, a folder of sockets, host:port, or --store HOST:PORT. "
-            "To start a program with a worker server: workerserver run SCRIPT"
+            f"no worker found: no process of this user has a worker server on this machine{looked}",
+            "To name one: workerserver diagnose SOCKET, FOLDER, HOST:PORT or --store HOST:PORT",
+            "To start a job with a server: torchrun ... -m workerserver run train.py",
         )
     return Found([each.worker for each in here.living], here.ended)
 
@@ -264,10 +280,12 @@ def _each_once(workers: Iterable[Worker]) -> list[Worker]:
     """*workers* without doubles: each address once, and each rank without an address once.
 
     The first of equal addresses stays. If that worker has no rank, it gets a later worker's rank.
+    A collector is no double of a worker: the job's store may name a worker's address as one.
     """
-    found: dict[tuple[str, int | None], Worker] = {}
+    found: dict[tuple[str, int | None, bool], Worker] = {}
     for worker in workers:
-        key = (worker.address, None if worker.address else worker.rank)
+        rank = None if worker.address else worker.rank
+        key = (worker.address, rank, worker.collector)
         known = found.get(key)
         if known is None:
             found[key] = worker

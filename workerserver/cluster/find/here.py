@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from workerserver.cluster.model import Worker
 from workerserver.job import proc
 from workerserver.job.identity import Identity, of_process, rank_in
-from workerserver.job.records import Address, Record, read_folder
+from workerserver.job.left import read_folder
+from workerserver.job.records import Address, Record
 from workerserver.process.run_folder import run_folder, run_folders
 
 __all__ = ["Ended", "Here", "Living", "look_here", "of_process_or_launcher"]

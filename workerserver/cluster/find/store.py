@@ -59,8 +59,9 @@ def workers_in_store(
 
     A rank without an entry gets a worker with an empty address, unless a collector answers for that
     rank. So every rank below *world_size* has a worker. Without *world_size*, every rank below the
-    highest known rank has one. *deadline* is for the whole call, in seconds. ClusterError if the
-    store can't be read, has no worker at all, or has more in it than a job can have.
+    highest known rank has one. If any entry says https, workers whose entries say http are marked.
+    *deadline* is for the whole call, in seconds. ClusterError if the store can't be read, has no
+    worker at all, or has more in it than a job can have.
     """
     host, port = host_port(address)
     until = time.monotonic() + deadline
@@ -93,7 +94,17 @@ def workers_in_store(
     covered = {rank for collector in collectors for rank in collector.ranks}
     end = max({*found, *covered}, default=-1) + 1 if world_size is None else world_size
     ranks = [rank for rank in range(end) if rank in found or rank not in covered]
-    return collectors + [_worker(rank, found.get(rank)) for rank in ranks]
+    return _none_downgraded(collectors + [_worker(rank, found.get(rank)) for rank in ranks])
+
+
+def _none_downgraded(workers: list[Worker]) -> list[Worker]:
+    """*workers*, those with http marked if others have https: their entries may be false."""
+    if not any(worker.tls for worker in workers):
+        return workers
+    return [
+        worker if worker.tls or not worker.address else replace(worker, downgraded=True)
+        for worker in workers
+    ]
 
 
 def _collector(value: bytes) -> Worker:

@@ -14,6 +14,7 @@ from workerserver.cluster.judge.facts import (
     MainThread,
     Moved,
 )
+from workerserver.cluster.judge.grounds.children import looked_at
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.model import Frame
 from workerserver.cluster.read.owners import is_library
@@ -35,6 +36,7 @@ def evidence(job: Job, rank: int) -> Iterator[Evidence]:
             yield InKernel(thread.wchan)
         if job.blocked[rank].told:
             yield Told(job.blocked[rank].told)
+        yield from looked_at(job, rank)
     same = job.same_stack(rank)
     if same is not None:
         yield Moved(same, job.window)

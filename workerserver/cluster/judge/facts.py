@@ -13,7 +13,7 @@ from typing import Literal
 
 from workerserver.cluster.judge.chains.facts import Deadlock, Knot, Told
 from workerserver.cluster.judge.reasons import Reason
-from workerserver.cluster.model import Frame
+from workerserver.cluster.model import Child, Frame
 from workerserver.cluster.read.progress import Sign
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Claim",
     "Crossed",
     "Crowd",
+    "Differs",
     "Doubt",
     "Endless",
     "Entered",
@@ -35,6 +36,7 @@ __all__ = [
     "GilHeld",
     "GoesOn",
     "Gone",
+    "IdleChild",
     "InCall",
     "InKernel",
     "Issued",
@@ -161,6 +163,14 @@ class Meeting:
 
 
 @dataclass(frozen=True, slots=True)
+class Differs:
+    """It waits in *own*, and the ranks of *other* wait in that: calls that take the same ranks."""
+
+    own: Entered
+    other: Entered
+
+
+@dataclass(frozen=True, slots=True)
 class Owed:
     """It waits in *own*, and owes the ranks of *wait* the other side of a send or a receive."""
 
@@ -202,10 +212,11 @@ class Apart:
 
 @dataclass(frozen=True, slots=True)
 class NoStep:
-    """It has made no step for *age* seconds."""
+    """It has made no step for *age* seconds. *usual*: how long a step takes, if that is known."""
 
     age: float
     step: int | None
+    usual: float | None = None
 
 
 Claim = (
@@ -213,6 +224,7 @@ Claim = (
     | Ring
     | Crossed
     | Meeting
+    | Differs
     | Owed
     | Absent
     | Silent
@@ -312,6 +324,15 @@ class InKernel:
 
 
 @dataclass(frozen=True, slots=True)
+class IdleChild:
+    """The process of its own that it waits for doesn't work, for *seconds* at least; None: one look
+    alone tells that."""
+
+    child: Child
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Moved:
     """*still*: at the same line in two rounds that are *seconds* apart."""
 
@@ -350,6 +371,7 @@ Evidence = (
     | StacksAlone
     | MainThread
     | InKernel
+    | IdleChild
     | Moved
     | GilHeld
     | LastHeartbeat
@@ -419,24 +441,35 @@ class NoEvidence:
 
 
 Hindrance = Literal[
-    "moves", "changes", "computes", "writes", "early", "late", "waits", "majority", "unseen"
+    "moves",
+    "changes",
+    "computes",
+    "writes",
+    "child",
+    "early",
+    "late",
+    "waits",
+    "majority",
+    "unseen",
 ]
-"""Why a rank that has not come isn't accused. moves: it counts on. changes: its stack does. early:
-its step is no older than usual. late: it pauses, for no longer than a pause may last. waits: it
-may wait for another rank itself. majority: most ranks are where it is. unseen: where it is can't be
-told."""
+"""Why a rank that has not come isn't accused. moves: it counts on. changes: its stack does. child:
+it waits for a process of its own that works, or may work. early: its step is no older than usual.
+late: it pauses, for no longer than a pause may last. waits: it may wait for another rank itself.
+majority: most ranks are where it is. unseen: where it is can't be told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unproven:
     """*ranks* have not come to *wait* (None: to where others stand), but that proves no fault of
-    theirs, for the reason *why*. *place*: where they are, in *call*."""
+    theirs, for the reason *why*. *place*: where they are, in *call*. *child*: the process that
+    works for the one rank."""
 
     ranks: Ranks
     why: Hindrance
     wait: Entered | None
     place: Frame | None = None
     call: str = ""
+    child: Child | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,6 +212,17 @@ class Job:
             return None
         return progress.still(then, now, self.blocked[rank], self.roots)
 
+    def slept(self, rank: int) -> bool:
+        """Its acting thread is in the same place as in the round before, for the same wait, and has
+        not run in between."""
+        state = self.before.states.get(rank) if self.before is not None else None
+        then = acting(state.threads, self.roots) if state is not None else None
+        now = self.blocked[rank].thread
+        if then is None or now is None or then.switches is None:
+            return False
+        places = [(each.native_id, each.frames, each.waits) for each in (then, now)]
+        return places[0] == places[1] and then.switches == now.switches
+
     def came_elsewhere(self, rank: int) -> bool:
         """The acting thread is in another of the user's functions than in the round before."""
         if self.before is None or rank not in self.before.states or rank not in self.now.states:

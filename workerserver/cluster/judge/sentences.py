@@ -14,7 +14,7 @@ from workerserver.cluster.judge.chains.facts import Deadlock, Knot, Told
 from workerserver.cluster.judge.chains.words import at, deadlock, debt
 from workerserver.cluster.judge.facts import NAMELESS, Accusation, Claim, Crowd, Entered
 from workerserver.cluster.judge.reasons import Reason
-from workerserver.cluster.model import Frame
+from workerserver.cluster.model import Child, Frame
 from workerserver.cluster.read.blocked_on import Blocked
 from workerserver.ranks import fold
 
@@ -28,6 +28,8 @@ MAX_STEPS = 4
 MAX_CLAUSES = 5
 #: More operations than so many on each occasion are told.
 MANY = 1.25
+#: So many usual steps without a step are told as such.
+MIN_TIMES = 2.0
 
 Names = Callable[[Sequence[int]], str]
 """Ranks in words: "rank 2", "ranks 0-1,3"."""
@@ -58,7 +60,11 @@ class Sentence(NamedTuple):
     place: tuple[str, str] | None = None
 
 
-def _mismatch(claim: facts.Issued, many: bool, names: Names) -> str:
+def _mismatch(claim: facts.Issued | facts.Differs, many: bool, names: Names) -> str:
+    if isinstance(claim, facts.Differs):
+        verb, waiting = "wait" if many else "waits", claim.other.ranks
+        theirs = f"{names(waiting)} {_wait(waiting)} in {_in(claim.other)}"
+        return f"{verb} in {_in(claim.own)} while {theirs}: each takes all of these ranks"
     others = names(claim.others)
     return (
         f"issued {claim.own} as #{claim.seq} of {claim.group} where {others} issued {claim.theirs}"
@@ -172,7 +178,11 @@ def _p2p(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> str:
 
 def _stalled(claim: facts.NoStep, many: bool, names: Names) -> str:
     verb = "have" if many else "has"
-    return f"{verb} made no step for {claim.age:.0f} s, since step {claim.step}"
+    times = claim.age / claim.usual if claim.usual else 0.0
+    usual = ""
+    if claim.usual is not None and times >= MIN_TIMES:
+        usual = f", {times:.0f} times the usual {duration(claim.usual)}"
+    return f"{verb} made no step for {claim.age:.0f} s{usual}, since step {claim.step}"
 
 
 SENTENCES: Mapping[Reason, Sentence] = {
@@ -349,7 +359,30 @@ def _unproven(fact: facts.Unproven, names: Names) -> str:
         )
     place = f" in {at(fact.place)}" if fact.place is not None else ""
     why = HINDRANCES[fact.why][many]
+    if fact.child is not None:
+        why = f"waits for its child {_child(fact.child)}, which works, and may only be slow"
     return f"{start}; {'they' if many else 'it'} {why}{place}"
+
+
+def _child(child: Child) -> str:
+    return f"{child.name} (process {child.pid})"
+
+
+def _idle_child(fact: facts.IdleChild, names: Names) -> str:
+    child, seconds = fact.child, fact.seconds
+    words = CHILD_STATES.get(child.state, "")
+    if not words and seconds is not None:
+        words = f"it has neither computed nor read nor written in {seconds:.1f} s"
+    more = f", with {child.processes - 1} of its own" if child.processes > 1 else ""
+    return f"its child {_child(child)}{more}: {words or 'it was looked at only once'}"
+
+
+#: By the kernel's letter: of a process that can't work.
+CHILD_STATES = {
+    "T": "it is stopped by a signal",
+    "t": "it is stopped by a debugger",
+    "Z": "it has ended, and nobody has taken note of that",
+}
 
 
 def _for(wait: Entered) -> str:
@@ -361,6 +394,10 @@ HINDRANCES: Mapping[facts.Hindrance, tuple[str, str]] = {
     "moves": ("goes on, and may only be slow", "go on, and may only be slow"),
     "changes": ("moves, and may only be slow", "move, and may only be slow"),
     "computes": ("computes or writes, and may only be slow", "compute or write, and may be slow"),
+    "child": (
+        "waits for a child process, which works or may work, and may only be slow",
+        "wait for child processes, which work or may work, and may only be slow",
+    ),
     "early": ("takes no longer than usual so far", "take no longer than usual so far"),
     "late": ("pauses, and may only be late", "pause, and may only be late"),
     "waits": (
@@ -466,6 +503,7 @@ LINES: Mapping[type, Callable[[Any, Names], str]] = {
     facts.StacksAlone: lambda fact, names: "from stacks alone: no flight recorder tells who waits",
     facts.MainThread: _main_thread,
     facts.InKernel: lambda fact, names: f"in the kernel: {fact.wchan}",
+    facts.IdleChild: _idle_child,
     facts.Moved: _moved,
     facts.GilHeld: _gil,
     facts.LastHeartbeat: _heartbeat,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from workerserver.cluster.judge.chains.calls import from_calls
 from workerserver.cluster.judge.chains.deadlocks import from_threads, weigh_ring
 from workerserver.cluster.judge.chains.words import FILE_LOCK
 from workerserver.cluster.judge.facts import (
@@ -43,6 +44,7 @@ from workerserver.cluster.judge.facts import (
 )
 from workerserver.cluster.judge.flight import Mismatch, Wait
 from workerserver.cluster.judge.grounds.admission import hindrance, is_elsewhere, is_late
+from workerserver.cluster.judge.grounds.children import one_works, waits_for_child, working
 from workerserver.cluster.judge.grounds.crowd import (
     crowd_of,
     is_free,
@@ -115,7 +117,8 @@ class Suspicions:
             why, wait = self.refused[ranks[0]]
             blocked = job.blocked.get(ranks[0], UNKNOWN)
             entered = job.entered(wait) if wait is not None else None
-            yield Unproven(ranks, why, entered, blocked.location, blocked.call)
+            child = working(job, ranks[0]) if why == "child" and len(ranks) == 1 else None
+            yield Unproven(ranks, why, entered, blocked.location, blocked.call, child)
 
     def _admit(
         self, rank: int, reason: Reason, absent: Collection[int], wait: Wait | None = None
@@ -127,11 +130,12 @@ class Suspicions:
         return why is None
 
     def accuse(self, accusation: Accusation) -> None:
-        """The strongest reason stays; the evidence of all of them is kept."""
+        """The strongest reason stays; the evidence of all of them is kept. One of two that issued
+        different things may be right: what else is known of that rank is stronger."""
         known = self.accused.get(accusation.rank)
         if known is None:
             self.accused[accusation.rank] = accusation
-        elif STRENGTH[accusation.reason] < STRENGTH[known.reason]:
+        elif STRENGTH[accusation.reason] < STRENGTH[known.reason] or _is_undecided(known):
             accusation.evidence += known.evidence
             self.accused[accusation.rank] = accusation
         else:
@@ -150,7 +154,7 @@ class Suspicions:
         label = wait.group.label
         self.accuse(Accusation(rank, reason, claim, label, wait.op, wait.seq, [*evidence]))
 
-    def _steps_if_ahead(self, rank: int, others: Sequence[int]) -> tuple[int, int] | None:
+    def steps_if_ahead(self, rank: int, others: Sequence[int]) -> tuple[int, int] | None:
         """The rank's step and the others', if its own is the higher one. Ranks may count steps of
         their own: they are comparable only if the others are at one step, at the same rate."""
         if id(others) not in self._stepped:
@@ -167,9 +171,11 @@ class Suspicions:
         if max(told) - min(told) > MAX_AHEAD - 1:
             return None
         own = self.job.usual_step(rank)
-        far = mine - theirs > MAX_AHEAD
-        if far and own is not None and rate is not None and rate > MAX_RATES * own:
-            return None
+        if mine - theirs > MAX_AHEAD:
+            if own is not None and rate is not None and rate > MAX_RATES * own:
+                return None
+        elif 2 * mine >= 3 * theirs:
+            return None  # after a few steps: it may as well count two where the others count one
         return mine, theirs
 
     def _await(self, wait: Wait) -> Awaited:
@@ -204,7 +210,7 @@ class Suspicions:
     ) -> Accusation:
         label, seq = mismatch.group.label, mismatch.seq
         others, theirs = next(party for party in mismatch.parties if party is not own)
-        ahead = self._steps_if_ahead(rank, others)
+        ahead = self.steps_if_ahead(rank, others)
         reason: Reason = "mismatch"
         if mismatch.kind == "order":
             reason = "order"
@@ -267,6 +273,8 @@ class Suspicions:
         if self.job.gil(rank) is not None:
             return True
         polls = self.job.blocked[rank].kind == "sleep" and self.job.pending(rank)
+        if waits_for_child(self.job, rank) or one_works(self.job, rank):
+            return True
         return not polls and is_elsewhere(self.job, rank)
 
     def _from_apart(self, ends: Mapping[int, Sequence[int]]) -> bool:
@@ -291,28 +299,30 @@ class Suspicions:
     def _from_meetings(self, ends: Mapping[int, Sequence[int]]) -> bool:
         """Handles the case where every awaited rank is itself inside new_group or the like, which
         needs all ranks and is not recorded. Suspects the awaited ranks, or those that wait for them
-        outside, whoever are fewer; both if they are equal. False if it is something else."""
+        outside, whoever are fewer. If they are equal: those on the side with fewer ranks, inside or
+        outside, and both if these are equal, too. False if it is something else."""
         job = self.job
         among = {rank for rank, blocked in job.blocked.items() if blocked.kind in MEETINGS}
         if not ends or not among.issuperset(ends):
             return False
         numbers = {number for each in ends.values() for number in each}
         waits = [self.hanging[number] for number in sorted(numbers)]
-        inside = sorted(among)
-        everybody = {rank for wait in self.hanging for rank in wait.waiting}
-        outside = sorted(everybody - among)
-        awaited = sorted(ends)
-        if not outside or (len(awaited) == len(outside) > 1):
+        inside, awaited = sorted(among), sorted(ends)
+        outside = sorted({rank for wait in self.hanging for rank in wait.waiting} - among)
+        direct = sorted({rank for wait in waits for rank in wait.waiting} - among)
+        if not direct:
+            return False
+        few = (len(awaited), len(inside)), (len(direct), len(outside))
+        if few[0] == few[1] and len(awaited) > 1:
             return False
         main = waits[0]
         call = job.blocked[inside[0]].call or None
         evidence: list[Evidence] = [InCall(inside, call)]
         evidence += [WaitsIn(job.entered(wait)) for wait in waits]
-        sides = [(awaited, True)] if len(awaited) < len(outside) else [(outside, False)]
-        if len(awaited) == len(outside):
-            sides.append((awaited, True))
+        sides = [(direct, False)] if few[1] <= few[0] else []
+        sides += [(awaited, True)] if few[0] <= few[1] else []
         for ranks, is_inside in sides:
-            claim = Meeting(call, inside, outside, job.entered(main), is_inside)
+            claim = Meeting(call, inside, direct, job.entered(main), is_inside)
             for rank in ranks:
                 self.accuse_in(main, rank, "order", claim, evidence)
         return True
@@ -393,7 +403,7 @@ class Suspicions:
         if not self._admit(rank, "behind", absent, main):
             return
         why = self._why(rank, main)
-        ahead = self._steps_if_ahead(rank, main.waiting) if main.seq is not None else None
+        ahead = self.steps_if_ahead(rank, main.waiting) if main.seq is not None else None
         claim = Absent(entered, rank in main.silent, ahead)
         self.accuse_in(main, rank, why, claim, evidence)
 
@@ -403,7 +413,7 @@ class Suspicions:
         if (
             wait is not None
             and wait.seq is not None
-            and self._steps_if_ahead(rank, wait.waiting) is not None
+            and self.steps_if_ahead(rank, wait.waiting) is not None
         ):
             return "swallowed"
         if job.gil(rank) is not None:
@@ -419,7 +429,7 @@ class Suspicions:
         blocked = self.job.blocked[rank]
         if blocked.inside or blocked.thread is None or not self.job.same_stack(rank):
             return False
-        if self.job.may_compute(rank):
+        if self.job.may_compute(rank) and not self.job.slept(rank):
             return False
         record = self.job.now.records.get(rank)
         pending = record is None or any(group.may_go_on for group in record.groups.values())
@@ -507,8 +517,18 @@ class Suspicions:
                 least = patience(job, rank, None) if known else STALLED_STILL_SECONDS
             if len(job.expected) > 1 and not is_elsewhere(job, rank):
                 continue
-            if age >= least and (not still or self._admit(rank, "stalled", [])):
-                self.accuse(Accusation(rank, "stalled", NoStep(age, health.step)))
+            if one_works(job, rank):
+                self.refused.setdefault(rank, ("child", None))
+            elif age >= least and (not still or self._admit(rank, "stalled", [])):
+                claim = NoStep(age, health.step, job.usual_step(rank))
+                self.accuse(Accusation(rank, "stalled", claim))
+
+
+def _is_undecided(accusation: Accusation) -> bool:
+    """Its word stands against another rank's."""
+    if not isinstance(accusation.claim, Issued):
+        return False
+    return any(isinstance(each, NoMajority) for each in accusation.evidence)
 
 
 class Rule(NamedTuple):
@@ -522,6 +542,7 @@ class Rule(NamedTuple):
 RULES: tuple[Rule, ...] = (
     Rule(from_threads, ("deadlock",)),
     Rule(Suspicions.from_mismatches, ("mismatch", "order", "swallowed")),
+    Rule(from_calls, ("mismatch",)),
     Rule(
         Suspicions.from_waits,
         (

@@ -80,10 +80,11 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
     """The thread that stands for the rank: the one on which the other ranks depend.
 
     *roots*: where the threads of other ranks began that wait for ranks; one that began there owes
-    them something. Else the main thread acts, unless it only waits for a thread of its own. Then
+    them something. Else the thread acts that made the last heartbeat, if the main thread is in no
+    operation. Else the main thread acts, unless it only waits for a thread of its own. Then
     the thread acts that it joins, or that has its lock, if that is known; else the one single other
     thread in user code that doesn't wait for work. So does that other thread where the one that
-    owes something joins it, or waits for its result.
+    owes something joins it, or waits for its result; and where the main thread is Ray's event loop.
     """
     main = main_thread(threads)
     if len(threads) < 2:
@@ -99,15 +100,18 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
     kind = by_frames(main.frames).kind
     if kind in ON_RANKS:
         return main
+    beats = next((each for each in threads if each.beats and each is not main), None)
+    if beats is not None and root(beats) is not None:
+        return _end(beats, threads) or _joined(beats, threads, main) or beats
     end = _end(main, threads)
     if end is not None:
         return end
     others = [thread for thread in threads if thread is not main and _works(thread)]
     bound = [thread for thread in others if by_frames(thread.frames).kind in ON_RANKS]
-    waits = kind in ("lock", "wait", "shutdown") or (kind is None and _sleeps(main))
-    if waits and bound:
+    serves = kind in ("lock", "wait", "shutdown") or _is_loop(main)
+    if (serves or (kind is None and _sleeps(main))) and bound:
         return bound[0]
-    if kind in ("lock", "wait", "shutdown") and len(others) == 1:
+    if serves and len(others) == 1:
         return others[0]
     return main
 
@@ -122,6 +126,15 @@ def _end(thread: Thread, threads: Sequence[Thread]) -> Thread | None:
     if awaited(end, known) is not None:
         return thread
     return end if end is not thread and root(end) is not None else None
+
+
+#: Where the main thread of a process serves others while the user's code runs in a thread.
+_LOOPS = frozenset({("ray/_private/worker.py", "main_loop")})
+
+
+def _is_loop(main: Thread) -> bool:
+    newest = main.frames[0] if main.frames else None
+    return newest is not None and (code_file(newest.file).path, newest.function) in _LOOPS
 
 
 #: Calls that end when other threads of the process have ended, or have a result.

@@ -25,6 +25,7 @@ from workerserver.cluster.read.library_calls import (
 from workerserver.cluster.read.waits_for import LOCKS, in_words, on_others
 
 __all__ = [
+    "CHILD",
     "FILE_LOCK",
     "POLL",
     "STORE",
@@ -36,6 +37,7 @@ __all__ = [
     "blocked_on",
 ]
 
+CHILD = "a child process"
 FILE_LOCK = "a file lock"
 POLL = "poll"
 STORE = "the store"
@@ -219,7 +221,7 @@ def _by_kernel(state: str | None, wchan: str | None, gil_is_held: bool) -> tuple
     if where.startswith(_FILE_LOCKS):
         return ("wait", FILE_LOCK)
     if where.startswith(_CHILDREN):
-        return ("wait", "a child process")
+        return ("wait", CHILD)
     if state == "D" or where.startswith(_DISKS):
         return ("io", "a disk or a network file system")
     if state == "S":

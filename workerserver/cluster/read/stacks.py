@@ -16,10 +16,24 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Literal, NoReturn
 
-from workerserver.cluster.model import Frame, Thread
-from workerserver.cluster.read.waits_for import read_holds, read_switches, read_waits
+from workerserver.cluster.model import Child, Frame, Thread
+from workerserver.cluster.read.waits_for import (
+    read_children,
+    read_holds,
+    read_switches,
+    read_waits,
+    with_names,
+)
 
-__all__ = ["Stacks", "digest_text", "parse_json", "parse_text", "read_json", "read_text"]
+__all__ = [
+    "Stacks",
+    "digest_text",
+    "of_value",
+    "parse_json",
+    "parse_text",
+    "read_json",
+    "read_text",
+]
 
 Mode = Literal["gil", "nogil", "kernel"]
 _MODES: tuple[Mode, ...] = ("gil", "nogil", "kernel")
@@ -52,6 +66,8 @@ class Stacks:
     truncated: bool = False
     namespace: int | None = None
     """Of process ids, on the worker's host."""
+    children: tuple[Child, ...] = ()
+    """The processes that the worker has started; empty also if it doesn't tell."""
 
 
 @lru_cache(maxsize=8192)
@@ -76,6 +92,11 @@ def read_json(body: bytes | str) -> Stacks:
         raise ValueError("not JSON: nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
+    return of_value(value)
+
+
+def of_value(value: Any) -> Stacks:
+    """As :func:`read_json`, from the decoded JSON."""
     top = _Object(value, "the answer")
     version = top.get("version", int)
     if version != 1:
@@ -102,7 +123,9 @@ def read_json(body: bytes | str) -> Stacks:
     namespace = value.get("pid_namespace")
     if type(namespace) is not int or not 0 < namespace <= 1 << 64:
         namespace = None
-    return Stacks(tuple(threads), pid, mode, time, top.get("truncated", bool), namespace)
+    children = read_children(value.get("children"))
+    found = with_names(threads, children) if children else tuple(threads)
+    return Stacks(found, pid, mode, time, top.get("truncated", bool), namespace, children)
 
 
 class _Object:

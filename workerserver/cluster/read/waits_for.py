@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
-from workerserver.cluster.model import Hold, Thread, WaitKind, WaitsFor
+from workerserver.cluster.model import Child, Hold, Thread, WaitKind, WaitsFor
 from workerserver.ranks import unpack
 
 __all__ = [
@@ -23,10 +23,13 @@ __all__ = [
     "follow",
     "in_words",
     "on_others",
+    "read_children",
     "read_holds",
     "read_switches",
     "read_waits",
     "tells",
+    "with_beats",
+    "with_names",
     "without_facts",
 ]
 
@@ -37,6 +40,11 @@ MAX_TEXT = 1024
 MAX_KEYS = 16
 MAX_HOLDS = 64
 MAX_RANKS = 1 << 16
+#: Of a process, its children.
+MAX_CHILDREN = 64
+#: Of all its processes; and letters of their states.
+MAX_CPU_SECONDS = 1e12
+MAX_STATES = 16
 MAX_NUMBER = 1 << 31
 MAX_SWITCHES = 1 << 62
 #: Digits of an address, with its "0x".
@@ -103,6 +111,45 @@ def read_switches(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value <= MAX_SWITCHES else None
 
 
+def read_children(value: Any) -> tuple[Child, ...]:
+    """The worker's ``children``, without what is not understood."""
+    if type(value) is not list:
+        return ()
+    found = (_child(each) for each in value[:MAX_CHILDREN] if type(each) is dict)
+    return tuple(each for each in found if each is not None)
+
+
+def _child(entry: Mapping[str, Any]) -> Child | None:
+    pid, state = _number(entry, "pid"), _text(entry, "state")
+    spent, moved = entry.get("cpu_s"), entry.get("io_bytes")
+    if pid is None or state is None or len(state) != 1:
+        return None
+    if isinstance(spent, bool) or not isinstance(spent, int | float):
+        return None
+    if not 0 <= spent < MAX_CPU_SECONDS:
+        return None
+    return Child(
+        pid=pid,
+        name=_text(entry, "name") or "?",
+        state=state,
+        processes=_number(entry, "processes") or 1,
+        states=(_text(entry, "states") or state)[:MAX_STATES],
+        cpu_s=float(spent),
+        io_bytes=moved if type(moved) is int and 0 <= moved <= MAX_SWITCHES else None,
+    )
+
+
+def with_names(threads: Sequence[Thread], children: Sequence[Child]) -> tuple[Thread, ...]:
+    """*threads* that know the names of the children that they wait for."""
+    names = {each.pid: each.name for each in children}
+    return tuple(
+        replace(each, waits=replace(each.waits, name=names[each.waits.pid]))
+        if each.waits is not None and each.waits.kind == "process" and each.waits.pid in names
+        else each
+        for each in threads
+    )
+
+
 def _text(entry: Mapping[str, Any], name: str) -> str | None:
     value = entry.get(name)
     return value if type(value) is str and 0 < len(value) <= MAX_TEXT else None
@@ -136,7 +183,11 @@ def _keys(value: Any) -> tuple[str, ...]:
 
 
 def _ranks(value: Any) -> tuple[int, ...]:
-    """All of a group's ranks ("0-3,8"), or none: a part would be taken for all of them."""
+    """All of a group's ranks, as a list or as "0-3,8", or none: a part would be taken for all of
+    them."""
+    if type(value) is list and len(value) <= MAX_RANKS:
+        good = all(type(each) is int and 0 <= each < MAX_RANKS for each in value)
+        return tuple(sorted({*value})) if good else ()
     if type(value) is not str or len(value) > MAX_TEXT:
         return ()
     try:
@@ -233,6 +284,16 @@ def tells(threads: Sequence[Thread]) -> bool:
     return any(each.kind in TELLING or each.op in DIRECTIONS for each in found)
 
 
+def with_beats(threads: Sequence[Thread], ident: int | None) -> tuple[Thread, ...]:
+    """*threads* of which the one with *ident* has made the last heartbeat."""
+    if ident is None or all(each.ident != ident for each in threads):
+        return tuple(threads)
+    return tuple(
+        replace(each, beats=True) if each.ident == ident and not each.beats else each
+        for each in threads
+    )
+
+
 def without_facts(threads: Sequence[Thread]) -> tuple[Thread, ...]:
     """*threads* for ranks that have the same stacks: what they wait for is not known. The same
     object, if *threads* tell nothing of the kind."""
@@ -287,7 +348,10 @@ def _file_lock(waits: WaitsFor) -> str:
 
 
 def _process(waits: WaitsFor) -> str:
-    return "a child process" if waits.pid is None else f"process {waits.pid}, its child"
+    if waits.pid is None:
+        return "a child process"
+    name = f" ({waits.name})" if waits.name is not None else ""
+    return f"process {waits.pid}{name}, its child"
 
 
 def _thread(waits: WaitsFor) -> str:

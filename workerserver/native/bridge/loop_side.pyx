@@ -24,13 +24,13 @@ from workerserver.native._engine cimport (
 from workerserver.native._engine cimport (
     hub_await, hub_drop, hub_forget, hub_free, hub_ignore, hub_listen, hub_new, hub_stop,
 )
-from workerserver.native._engine cimport hub_run
+from workerserver.native._engine cimport box_begin, ends_begin, hub_run
 
 import os
 import threading
 
 from workerserver.process import loop_turn
-from workerserver.process.acceptor import Figures
+from workerserver.process.sockets import Figures
 from workerserver.process.threads import name_this_thread
 
 STATIC = ACTION_STATIC
@@ -135,6 +135,18 @@ cdef class NativeHub:
         self._hub.dump_rate = self._hub.dumps_left = rate
         self._hub.dumps_at = monotonic()
         hub_unlock(self._hub)
+
+    def keep_box(self, double interval, bint signals):
+        """Write this process's black box, with stacks every *interval* seconds. *signals*: also
+        when a signal comes that ends the process. OSError if no handler can be installed."""
+        cdef int failed = 0
+        if self._hub == NULL:
+            raise RuntimeError("the hub is closed")
+        box_begin(self._hub, interval)
+        if signals:
+            failed = ends_begin(self._hub)
+        if failed:
+            raise OSError(failed, os.strerror(failed))
 
     def _turn(self):
         """The I/O thread has asked for a turn: serve the connections in the queue."""
@@ -400,6 +412,8 @@ cdef int _set_answer(Answer *answer, bytearray whole, bytearray closing) except 
     if answer.closing_date == NULL:
         answer.date = NULL
     answer.second = 0
+    answer.head = max(whole.find(b"\r\n\r\n") + 2, 0)
+    answer.closing_head = max(closing.find(b"\r\n\r\n") + 2, 0)
     answer.status = int(whole[9:12] or 0)  # of "HTTP/1.1 200 OK"
     return 0
 

@@ -4,6 +4,7 @@ cimport cython
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from workerserver.http._protocol cimport WS_KEY, WS_TOKENS
 from workerserver.native._engine cimport (
     JUDGED_PASSED, JUDGED_REFUSED, METHOD_GET, METHOD_POST, NATIVE_FIELDS, NATIVE_HEAD,
     QUERY_ANY, QUERY_DUMP, QUERY_HEALTHZ, QUERY_NONE, QUERY_OPAQUE, RULE_HOST, RULE_PEER,
@@ -85,7 +86,7 @@ cdef class Table:
                   action) for form, action in rules]
         texts = [entry[1] for entry in entries]
         for form, hosts, _ in forms:
-            texts += [*hosts, form.token]
+            texts += [*hosts, *form.tokens, *form.keys]
         self._routes = <Route*>calloc(len(entries) + 1, sizeof(Route))
         self._rules = <Rule*>calloc(len(forms) + 1, sizeof(Rule))
         self._names = <Text*>calloc(sum(len(hosts) for _, hosts, _ in forms) + 1, sizeof(Text))
@@ -123,7 +124,11 @@ cdef class Table:
             for host in hosts:
                 names[0] = self._keep(host)
                 names += 1
-            rule.token = self._keep(form.token)
+            for place, token in enumerate(form.tokens[:WS_TOKENS]):
+                rule.tokens[<int>place] = self._keep(token)
+            for place, key in enumerate(form.keys[:WS_TOKENS]):
+                if len(key) == WS_KEY:
+                    rule.keys[<int>place] = <const unsigned char*>self._keep(key).data
             if form.kind == "peer":
                 rule.uid = form.uid
             rule.refuses = action is not None
@@ -162,7 +167,7 @@ cdef class Table:
         verdict = recognise(raw, len(data), &state, &request)
         if verdict != VERDICT_RECOGNISED:
             return "incomplete" if verdict == VERDICT_INCOMPLETE else "forward"
-        judgement = permitted(&self.data, raw, &request, &refusing)
+        judgement = permitted(&self.data, raw, &request, NULL, &refusing)
         route = find(&self.data, raw, &request, &parameters)
         return Look(
             request.length,

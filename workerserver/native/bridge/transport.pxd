@@ -1,5 +1,6 @@
 """What the hub's Python side uses of a transport."""
 
+from workerserver.http._protocol cimport Session
 from workerserver.native._engine cimport Connection
 
 
@@ -9,6 +10,7 @@ cdef class Link:
     cdef object _transport  # NativeTransport
     cdef object _protocol  # asyncio.Protocol
     cdef object _socket  # socket.socket on a duplicate of the descriptor, or None
+    cdef Session _session  # on the connection's own; None: nobody has asked for it
     cdef dict _extra
     cdef bint _closing
     cdef bint _ended  # write_eof() was called

@@ -12,6 +12,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdlib cimport free
 
+from workerserver.http._protocol cimport Session
 from workerserver.native._engine cimport (
     Connection, Event, connection_attach, connection_close, connection_descriptor,
     connection_detach, connection_full, connection_pause, connection_prove, connection_shut,
@@ -86,6 +87,9 @@ cdef class Link:
             return 0
         self._closing = True
         self._connection = NULL
+        if self._session is not None:
+            self._session.session = &self._session.own  # which proves nothing
+            self._session = None
         protocol = self._protocol
         try:
             if protocol is not None:
@@ -184,6 +188,13 @@ cdef class Link:
     def trust(self):
         if self._connection != NULL:
             connection_prove(self._connection)
+
+    def session(self):
+        cdef Session session = Session()
+        if self._connection != NULL:
+            session.session = &self._connection.session
+            self._session = session
+        return session
 
     def set_limits(self, high, low):
         cdef size_t top, bottom
@@ -303,6 +314,11 @@ class NativeTransport(asyncio.Transport):
     def trust(self):
         """The client has shown the token. Not a method of asyncio's."""
         self._link.trust()
+
+    def session(self):
+        """What the client has proven on this connection, to the I/O thread too. Not a method of
+        asyncio's."""
+        return self._link.session()
 
     def set_write_buffer_limits(self, high=None, low=None):
         self._link.set_limits(high, low)

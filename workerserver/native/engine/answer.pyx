@@ -8,6 +8,9 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strlen
 
+from workerserver.http._protocol cimport (
+    WS_CHALLENGE, WS_PROVEN, WS_PROVEN_LINE, proof_answer, proof_answer_hashed, proof_challenge,
+)
 from workerserver.http.bounds cimport STALL_SECONDS
 from workerserver.http.date cimport DATE_AT, DATE_FIELD, DATE_SIZE, renew_date
 from workerserver.process.clock cimport monotonic, monotonic_ns
@@ -17,7 +20,7 @@ from workerserver.process._pulse cimport (
 
 
 cdef enum:
-    HEAD_ROOM = 1024  # bytes for a head
+    HEAD_ROOM = 1536  # bytes for a head
     SMALL = 1024  # bytes of a body that is sent whatever is unsent
 
 cdef const char *UNSENT = (
@@ -59,6 +62,8 @@ cdef const char *_reason(int status) noexcept nogil:
         return b"OK"
     if status == 400:
         return b"Bad Request"
+    if status == 401:
+        return b"Unauthorized"
     if status == 404:
         return b"Not Found"
     if status == 500:
@@ -125,6 +130,10 @@ cdef void send_answer(
     cdef size_t size = answer.size if keep_alive else answer.closing_size
     _date_anew(connection.hub, answer)
     count(connection.listener, route, answer.status)
+    if connection.session.verdict == WS_PROVEN:
+        _send_proven(connection, answer, keep_alive, joined)
+        took(connection, route, 1)
+        return
     if joined == NULL:
         emit(connection, data, size)
         took(connection, route, 1)
@@ -141,12 +150,57 @@ cdef void send_answer(
     joined[0] += size
 
 
+cdef void _send_proven(
+    Connection *connection, const Answer *answer, bint keep_alive, size_t *joined
+) noexcept nogil:
+    """A precomputed reply, with the line that proves it."""
+    cdef char *buffer = connection.hub.joined
+    cdef char line[WS_PROVEN_LINE]
+    cdef const char *data = answer.data if keep_alive else answer.closing
+    cdef size_t head = answer.head if keep_alive else answer.closing_head
+    cdef size_t rest = (answer.size if keep_alive else answer.closing_size) - head
+    cdef size_t more = proof_answer(
+        &connection.session, answer.status, data + head + 2, rest - 2, line
+    )
+    cdef size_t own = 0
+    cdef size_t *used = &own if joined == NULL else joined
+    if used[0] + head + more + rest > JOINED:
+        send_joined(connection, used)
+    if head + more + rest > JOINED:
+        emit(connection, data, head)
+        emit(connection, line, more)
+        emit(connection, data + head, rest)
+        return
+    memcpy(&buffer[used[0]], data, head)
+    memcpy(&buffer[used[0] + head], line, more)
+    memcpy(&buffer[used[0] + head + more], data + head, rest)
+    used[0] += head + more + rest
+    if joined == NULL:
+        send_joined(connection, used)
+
+
+cdef void send_challenge(
+    Connection *connection, const Answer *answer, int route, const Rule *refusing,
+    bint keep_alive
+) noexcept nogil:
+    """*answer* is what *refusing* answers without a token; the client has asked to prove one."""
+    cdef char lines[WS_CHALLENGE]
+    cdef size_t size = proof_challenge(
+        &connection.session, <const unsigned char **>refusing.keys, lines
+    )
+    send_reply(
+        connection, route, answer.status, b"text/plain", 10, lines, size,
+        answer.data + answer.head + 2, answer.size - answer.head - 2, keep_alive, NULL,
+    )
+
+
 cdef void send_joined(Connection *connection, size_t *joined) noexcept nogil:
     cdef Hub *hub = connection.hub
-    if joined[0]:
+    if joined != NULL and joined[0]:
         emit(connection, hub.joined, joined[0])
         joined[0] = 0
-        took(connection, hub.answered_route, hub.answered)
+        if hub.answered:
+            took(connection, hub.answered_route, hub.answered)
         hub.answered = 0
 
 
@@ -170,7 +224,7 @@ cdef void send_health(
     )
     send_reply(
         connection, route, status, b"application/json", 16, NULL, 0, body,
-        <size_t>max(size, 0), keep_alive,
+        <size_t>max(size, 0), keep_alive, NULL,
     )
 
 
@@ -182,21 +236,26 @@ cdef void send_steps(Connection *connection, int route, bint keep_alive) noexcep
     cdef Py_ssize_t size = steps_body(body, STEPS_CAPACITY)
     send_reply(
         connection, route, 200, b"application/json", 16, NULL, 0, body, <size_t>max(size, 0),
-        keep_alive,
+        keep_alive, NULL,
     )
     free(body)
 
 
 cdef void send_reply(
     Connection *connection, int route, int status, const char *content_type, size_t type_size,
-    const char *extra, size_t extra_size, const char *body, size_t size, bint keep_alive
+    const char *extra, size_t extra_size, const char *body, size_t size, bint keep_alive,
+    const unsigned char *hashed
 ) noexcept nogil:
-    """Send head and body; *extra* is whole header lines."""
+    """Send head and body; *extra* is whole header lines. *hashed*: the body's hash, if a large body
+    is to be proven; NULL: it is reckoned here."""
     cdef Line head
+    cdef char proof[WS_PROVEN_LINE]
+    cdef size_t more
     cdef char joined[HEAD_ROOM + JOINED]
     if size > SMALL and not may_send(connection.listener, size):
         send_reply(
-            connection, route, 503, b"text/plain", 10, NULL, 0, UNSENT, strlen(UNSENT), keep_alive
+            connection, route, 503, b"text/plain", 10, NULL, 0, UNSENT, strlen(UNSENT),
+            keep_alive, NULL,
         )
         return
     count(connection.listener, route, status)
@@ -215,7 +274,12 @@ cdef void send_reply(
     if not keep_alive:
         _put_text(&head, b"\r\nConnection: close")
     _put_text(&head, b"\r\n")
-    _put(&head, extra, min(extra_size, <size_t>512))
+    _put(&head, extra, min(extra_size, <size_t>WS_CHALLENGE))
+    if hashed != NULL:
+        more = proof_answer_hashed(&connection.session, status, hashed, proof)
+    else:
+        more = proof_answer(&connection.session, status, body, size, proof)
+    _put(&head, proof, more)
     _put_text(&head, b"\r\n")
     if size <= JOINED:
         memcpy(joined, head.text, head.size)
@@ -249,5 +313,5 @@ cdef void send_unavailable(
     _put_text(&retry, b"\r\n")
     send_reply(
         connection, route, 503, b"text/plain", 10, retry.text, retry.size, body.text, body.size,
-        keep_alive,
+        keep_alive, NULL,
     )

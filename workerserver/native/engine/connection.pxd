@@ -6,6 +6,7 @@ is written down, and checked in debug builds, in invariants.pyx.
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from workerserver.http._protocol cimport ws_session
 from workerserver.http.date cimport HttpDate
 from workerserver.native.system cimport pthread_mutex_t, pthread_t
 from workerserver.process._pulse cimport Readings, ws_meter
@@ -37,6 +38,7 @@ cdef enum Kind:
     KIND_LISTENER
     KIND_CONNECTION
     KIND_RELAY
+    KIND_ENDING
 
 
 # What is known of a client, which counts when places are short.
@@ -77,6 +79,8 @@ cdef struct Answer:  # a whole precomputed reply, in memory that belongs to the 
     size_t closing_size
     char *date  # in data: DATE_SIZE bytes, to be written anew each second; NULL: there is none
     char *closing_date  # the same in closing
+    size_t head  # of data: its header lines, without the empty one
+    size_t closing_head
     long second  # whose date they hold
     int status
 
@@ -134,6 +138,7 @@ cdef struct Connection:
     Connection *dump_next
     Stage stage
     Standing standing
+    ws_session session  # what the client has proven; used by whoever owns the connection
     double owes_since  # when the client last began to owe us bytes
     Peer *peer  # NULL: on a Unix socket
     uint32_t events  # what epoll was asked for
@@ -251,6 +256,11 @@ cdef struct Hub:
     int answered  # requests of one route whose time is not counted yet ...
     int answered_route  # ... and that route
     Hub *next
+    double box_at  # when the black box is due; NEVER: this thread writes none
+    Source ending  # a pipe: a signal's handler -> the I/O thread; -1: no handler is installed
+    int ending_wake  # the handlers' end of that pipe
+    bint ends  # a handler waits
+    int tid  # of the I/O thread
     Witness witness
 
 

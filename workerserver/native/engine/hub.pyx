@@ -41,7 +41,8 @@ cdef Hub *hub_new(double watch, int canary) noexcept nogil:
     set_canary(hub, canary)
     hub.timer.kind = KIND_TIMER
     hub.timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
-    hub.scan_at = hub.timer_at = hub.watch_at = NEVER
+    hub.scan_at = hub.timer_at = hub.watch_at = hub.box_at = NEVER
+    hub.ending.fd = hub.ending_wake = -1
     for i in range(RELAYS):
         hub.relays[i].kind = KIND_RELAY
         relay_init(&hub.relays[i].relay)
@@ -91,6 +92,10 @@ cdef void _close_descriptors(Hub *hub) noexcept nogil:
         close(hub.timer.fd)
     if hub.turn >= 0:
         close(hub.turn)
+    if hub.ending.fd >= 0:
+        close(hub.ending.fd)
+    if hub.ending_wake >= 0:
+        close(hub.ending_wake)
 
 
 cdef bint hub_await(Hub *hub, double seconds) noexcept nogil:
@@ -239,6 +244,7 @@ cdef void _after_fork_in_child() noexcept nogil:
                 close(hub.canary)
         hub.canary = -1
         hub.epoll = hub.turn = hub.wake.fd = hub.timer.fd = -1
+        hub.ending.fd = hub.ending_wake = -1
         hub.woken = hub.asked = True
         pthread_mutex_init(&hub.lock, NULL)
         hub = hub.next

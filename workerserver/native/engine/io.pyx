@@ -242,7 +242,9 @@ cdef void _scan(Hub *hub) noexcept nogil:
         listener = listener.next
     if hub.dumps != NULL and hub.dump_wait_until > 0.0:
         arm(hub, hub.dump_wait_until)
-    if hub.watch > 0.0 and hub.listeners != NULL:
+    if hub.now < hub.box_at:  # else box_turn() comes next
+        arm(hub, hub.box_at)
+    if hub.watch > 0.0 and (hub.listeners != NULL or hub.box_at < NEVER):
         if hub.now >= hub.watch_at:
             hub.watch_at = hub.now + hub.watch
             ask_turn(hub)
@@ -344,6 +346,8 @@ cdef void _handle(Hub *hub, Source *source, uint32_t events) noexcept nogil:
     else:
         if source.kind == KIND_TIMER:
             hub.timer_at = NEVER
+        elif source.kind == KIND_ENDING:
+            hub.ends = True
         else:
             hub.woken = False
         if read(source.fd, drained, 8) < 0:
@@ -360,6 +364,8 @@ cdef void hub_run(Hub *hub) noexcept nogil:
     if WS_DEBUG:
         enter_side(SIDE_IO)
     hub_lock(hub)
+    if not hub.stopping:
+        hub.tid = ws_tid()
     hub.entered = True
     hub.now = monotonic()
     while not hub.stopping and not hub.gone:
@@ -368,10 +374,14 @@ cdef void hub_run(Hub *hub) noexcept nogil:
             _sweep(hub)
         if hub.now >= hub.scan_at:
             _scan(hub)
+        if hub.ends:
+            ends_turn(hub)
         if hub.dumps != NULL:
             answer_dumps(hub)
         if hub.scrapes != NULL:
             answer_scrapes(hub)
+        if hub.now >= hub.box_at and not hub.ends:
+            box_turn(hub)
         if hub.reap != NULL or hub.gone:
             continue
         if hub.scan_at < hub.timer_at:
@@ -394,6 +404,8 @@ cdef void hub_run(Hub *hub) noexcept nogil:
         for i in range(n):
             _handle(hub, <Source *>events[i].data.ptr, events[i].events)
             give_way(hub)
+    if hub.ending_wake >= 0:
+        ws_ends_writer(0)  # no handler waits for this thread any more
     if hub_gone(hub):
         hub_unlock(hub)
         if WS_DEBUG:

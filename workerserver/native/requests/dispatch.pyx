@@ -8,6 +8,7 @@ from libc.errno cimport ENOMEM
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy, memmove
 
+from workerserver.http._protocol cimport WS_DOUBTED, WS_GREETED
 from workerserver.http.accept cimport openmetrics_wanted
 
 
@@ -47,6 +48,7 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
     cdef Recognised request
     cdef Parameters parameters
     cdef const Route *route
+    cdef const Rule *refusing
     cdef Listener *listener = connection.listener
     while (
         connection.stage == STAGE_IO
@@ -61,13 +63,16 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
             left = size
         if left == 0:
             break
+        refusing = NULL
         route = _recall(connection, at, left, &request)
         if route == NULL:
             verdict = recognise(at, left, &connection.state, &request)
             if verdict == VERDICT_INCOMPLETE and left <= <size_t>listener.table.max_head:
                 break
             if verdict == VERDICT_RECOGNISED:
-                route = judge(listener.table, at, &request, &parameters)
+                route = judge(
+                    listener.table, at, &request, &connection.session, &parameters, &refusing
+                )
                 if parameters.permitted:
                     prove(connection)
                 _remember(listener, at, route, &request)
@@ -75,7 +80,7 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
         if route == NULL or route.action & 255 != ACTION_STATIC:
             send_joined(connection, &joined)
         if route == NULL or not _answer(
-            connection, at, route, &request, &parameters, False,
+            connection, at, route, refusing, &request, &parameters, False,
             &joined if joined or used < left else NULL,
         ):
             if _keep(connection, data, size):
@@ -165,17 +170,26 @@ cdef bint _keep(Connection *connection, const char *data, size_t size) noexcept 
 
 
 cdef bint _answer(
-    Connection *connection, const char *data, const Route *route, const Recognised *request,
-    const Parameters *parameters, bint late, size_t *joined
+    Connection *connection, const char *data, const Route *route, const Rule *refusing,
+    const Recognised *request, const Parameters *parameters, bint late, size_t *joined
 ) noexcept nogil:
     """Answer a recognised request, which *data* begins with, or begin to; False if the loop or
-    torch's server must. *late*: gil_deadline is over."""
+    torch's server must. *refusing*: the rule that refuses the request. *late*: gil_deadline is
+    over."""
     cdef Listener *listener = connection.listener
     cdef int action = route.action & 255
     connection.began = connection.queued_at if late else connection.hub.now
     connection.route = route.action >> 8
     connection.keep_alive = request.keep_alive
-    if action == ACTION_STATIC or (late and action == ACTION_LATE):
+    if refusing != NULL and (
+        connection.session.verdict == WS_GREETED or connection.session.verdict == WS_DOUBTED
+    ):
+        send_joined(connection, joined)
+        send_challenge(
+            connection, &listener.answers[route.action >> 8], connection.route, refusing,
+            request.keep_alive,
+        )
+    elif action == ACTION_STATIC or (late and action == ACTION_LATE):
         send_answer(
             connection, &listener.answers[route.action >> 8], connection.route,
             request.keep_alive, joined,

@@ -3,6 +3,7 @@ under the hub's lock."""
 
 from libc.string cimport memset
 
+from workerserver.http._protocol cimport WS_KEY, WS_PROVEN, proof_hash
 from workerserver.process.clock cimport monotonic
 from workerserver.stacks.snapshot cimport ws_buffer
 from workerserver.stacks._stacks cimport buffer_free, dump_reply
@@ -38,7 +39,8 @@ cdef void answer_dumps(Hub *hub) noexcept nogil:
     cdef ws_buffer bodies[DUMP_FORMATS]
     cdef ws_buffer headers
     cdef ws_buffer *body
-    cdef int wanted = 0, failed
+    cdef unsigned char hashes[DUMP_FORMATS][WS_KEY]
+    cdef int wanted = 0, proven = 0, failed, format
     if not _may_dump(hub):
         return
     hub.dumping = hub.dumps
@@ -48,9 +50,14 @@ cdef void answer_dumps(Hub *hub) noexcept nogil:
     connection = hub.dumping
     while connection != NULL:
         wanted |= 1 << connection.format
+        if connection.session.verdict == WS_PROVEN:
+            proven |= 1 << connection.format
         connection = connection.dump_next
     hub_unlock(hub)
     failed = dump_reply(wanted, bodies, &headers)
+    for format in range(DUMP_FORMATS):
+        if proven & 1 << format and not failed:
+            proof_hash(bodies[format].data, bodies[format].size, hashes[format])
     hub_lock(hub)
     hub.now = monotonic()
     while hub_gone(hub) and hub.dumping != NULL:
@@ -63,7 +70,7 @@ cdef void answer_dumps(Hub *hub) noexcept nogil:
         if failed:
             send_reply(
                 connection, connection.route, 503, b"text/plain", 10, NULL, 0,
-                b"no stacks could be read", 23, connection.keep_alive,
+                b"no stacks could be read", 23, connection.keep_alive, NULL,
             )
         else:
             send_reply(
@@ -71,6 +78,7 @@ cdef void answer_dumps(Hub *hub) noexcept nogil:
                 b"text/plain" if connection.format == DUMP_TEXT else b"application/json",
                 10 if connection.format == DUMP_TEXT else 16,
                 headers.data, headers.size, body.data, body.size, connection.keep_alive,
+                hashes[connection.format] if proven & 1 << connection.format else NULL,
             )
         _answered(connection)
         give_way(hub)

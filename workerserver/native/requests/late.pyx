@@ -6,6 +6,7 @@ one answer: a snapshot, the reply of torch's own server, or 503. A request with 
 
 from libc.string cimport memset
 
+from workerserver.http._protocol cimport WS_NO_PROOF
 from workerserver.stacks.snapshot cimport ws_gil
 from workerserver.stacks._stacks cimport gil_state
 
@@ -16,7 +17,8 @@ cdef void take_back(Connection *connection) noexcept nogil:
     cdef Listener *listener = connection.listener
     cdef Recognised request
     cdef Parameters parameters
-    cdef const Route *route = _judge(connection, &request, &parameters)
+    cdef const Rule *refusing
+    cdef const Route *route = _judge(connection, &request, &parameters, &refusing)
     if _owed_nothing(connection):
         finish(connection)  # a reply may still be on its way out
         return
@@ -25,7 +27,8 @@ cdef void take_back(Connection *connection) noexcept nogil:
     if route == NULL:
         return
     if _answer(
-        connection, connection.data + connection.start, route, &request, &parameters, True, NULL
+        connection, connection.data + connection.start, route, refusing, &request, &parameters,
+        True, NULL,
     ):
         take_out(connection)
         connection.start += <size_t>request.length
@@ -46,12 +49,14 @@ cdef bint _owed_nothing(Connection *connection) noexcept nogil:
 
 
 cdef const Route *_judge(
-    Connection *connection, Recognised *request, Parameters *parameters
+    Connection *connection, Recognised *request, Parameters *parameters, const Rule **refusing
 ) noexcept nogil:
     """The route of the first request in the queued bytes; NULL if it is not recognised."""
     cdef Recognition state
     cdef const char *data = connection.data + connection.start
     cdef size_t size = connection.size - connection.start
+    refusing[0] = NULL
+    connection.session.verdict = WS_NO_PROOF
     if not connection.boundary or size == 0:
         return NULL
     memset(&state, 0, sizeof(state))
@@ -59,7 +64,9 @@ cdef const Route *_judge(
     if recognise(data, size, &state, request) != VERDICT_RECOGNISED:
         request.length = 0
         return NULL
-    return judge(connection.listener.table, data, request, parameters)
+    return judge(
+        connection.listener.table, data, request, &connection.session, parameters, refusing
+    )
 
 
 cdef void _answered(Connection *connection) noexcept nogil:
@@ -80,6 +87,7 @@ cdef void refuse(Connection *connection) noexcept nogil:
     cdef Recognised request
     cdef Parameters parameters
     cdef ws_gil gil
+    cdef const Rule *refusing
     cdef const Route *route
     cdef int number = -1
     cdef const char *about = b"the server's loop has not come"
@@ -90,7 +98,7 @@ cdef void refuse(Connection *connection) noexcept nogil:
         finish(connection)
         return
     request.length = 0
-    route = _judge(connection, &request, &parameters)
+    route = _judge(connection, &request, &parameters, &refusing)
     if route != NULL:
         number = route.action >> 8
     gil_state(&gil)

@@ -2,6 +2,8 @@
 
 from libc.stdint cimport uint32_t
 
+from workerserver.http._protocol cimport WS_TOKENS, ws_session
+
 
 cdef enum QueryRule:
     QUERY_ANY  # parameters are ignored
@@ -59,7 +61,8 @@ cdef struct Rule:  # an access.NativeForm
     RuleKind kind
     const Text* names  # RULE_HOST: lower case; one that begins with "." ends further names
     int name_count
-    Text token  # RULE_TOKEN
+    Text tokens[WS_TOKENS]  # RULE_TOKEN; those of no length are none
+    const unsigned char *keys[WS_TOKENS]  # ... of WS_KEY bytes, for proofs; NULL: there is none
     uint32_t uid  # RULE_PEER
     bint refuses  # there is an answer for a request that the rule refuses: ...
     Route refusal  # ... this route; only its action counts
@@ -80,9 +83,11 @@ cdef struct TableData:
 cdef bint admitted(const TableData* table, int fd) noexcept nogil
 
 # What the rules say, all of them in order; *refusing* is then the rule that refuses, else NULL.
-# JUDGED_OPEN also where the server's limits don't hold: the parser says so.
+# JUDGED_OPEN also where the server's limits don't hold: the parser says so. *session* is the
+# connection's, and keeps what the request proves; NULL leaves proofs open.
 cdef Judgement permitted(
-    const TableData* table, const char* data, const Recognised* request, const Rule** refusing
+    const TableData* table, const char* data, const Recognised* request, ws_session* session,
+    const Rule** refusing,
 ) noexcept nogil
 
 # What is asked for, whoever asks: the route, with *parameters* filled, or NULL.
@@ -91,9 +96,10 @@ cdef const Route* find(
 ) noexcept nogil
 
 # The route by which a request is answered: that of a rule's refusal, or what is asked for if every
-# rule passes. NULL: forward. Requests are answered by nothing but this.
+# rule passes. NULL: forward. Requests are answered by nothing but this. *refusing* as above.
 cdef const Route* judge(
-    const TableData* table, const char* data, const Recognised* request, Parameters* parameters
+    const TableData* table, const char* data, const Recognised* request, ws_session* session,
+    Parameters* parameters, const Rule** refusing,
 ) noexcept nogil
 
 # *c*, of a host name, in lower case; 0 for any other character.

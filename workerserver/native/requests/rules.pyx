@@ -7,6 +7,9 @@ judges it.
 
 from libc.string cimport memcmp, memcpy, memset
 
+from workerserver.http._protocol cimport (
+    WS_NO_PROOF, WS_PROVEN, WS_TOKENS, proof_is_ours, proof_judge, ws_session,
+)
 from workerserver.native.system cimport (
     AF_INET, AF_INET6, SOL_SOCKET, SO_PEERCRED, getsockopt, inet_pton, socklen_t, ucred,
 )
@@ -88,27 +91,59 @@ cdef bint _host_allowed(const Rule* rule, const unsigned char* host, int length)
     return c"0" <= host[0] <= c"9" and _is_address(AF_INET, host, end)
 
 
-cdef Judgement _judge_token(
-    const Text* token, const unsigned char* value, int length
+cdef bint _fits_token(
+    const Text* token, const unsigned char* given, int length
 ) noexcept nogil:
-    """access.BearerToken; all wrong tokens of a length take the same time."""
+    """All wrong tokens of a length take the same time."""
     cdef volatile unsigned char different = 0
     cdef int i
-    if token.length == 0:
+    if token.length == 0 or length != token.length:
+        return False
+    for i in range(length):
+        different |= given[i] ^ <unsigned char>token.data[i]
+    return different == 0
+
+
+cdef Judgement _judge_token(
+    const Rule* rule, const unsigned char* value, int length
+) noexcept nogil:
+    """access.BearerToken; each token is compared, whichever the first is that fits."""
+    cdef bint right = False, any_token = False
+    cdef int i
+    for i in range(WS_TOKENS):
+        any_token |= rule.tokens[i].length > 0
+    if not any_token:
         return JUDGED_OPEN
     if length < 8 or not _is_host(value, "bearer", 6) or value[6] != c" ":
         return JUDGED_REFUSED
     if value[7] == c" " or value[7] == c"\t":
         return JUDGED_OPEN  # check() strips what it compares
-    if length != token.length + 7:
-        return JUDGED_REFUSED
-    for i in range(token.length):
-        different |= value[7 + i] ^ <unsigned char>token.data[i]
-    return JUDGED_PASSED if different == 0 else JUDGED_REFUSED
+    for i in range(WS_TOKENS):
+        right |= _fits_token(&rule.tokens[i], &value[7], length - 7)
+    return JUDGED_PASSED if right else JUDGED_REFUSED
+
+
+cdef Judgement _judge_proof(
+    const Rule* rule, const char* data, const Recognised* request, ws_session* session
+) noexcept nogil:
+    """access.BearerToken, for an Authorization of our own scheme."""
+    cdef const char* method = b"GET" if request.method == METHOD_GET else b"POST"
+    cdef size_t size = <size_t>request.path_length
+    if session == NULL:
+        return JUDGED_OPEN
+    if request.query:
+        size = <size_t>(request.query + request.query_length - request.path)
+    if proof_judge(
+        session, <const unsigned char**>rule.keys,
+        data + request.authorization, <size_t>request.authorization_length,
+        method, 3 if request.method == METHOD_GET else 4, data + request.path, size,
+    ) == WS_PROVEN:
+        return JUDGED_PASSED
+    return JUDGED_REFUSED
 
 
 cdef Judgement _ask(
-    const Rule* rule, const unsigned char* raw, const Recognised* request
+    const Rule* rule, const unsigned char* raw, const Recognised* request, ws_session* session
 ) noexcept nogil:
     if rule.kind == RULE_WEB_PAGE or rule.kind == RULE_PEER:
         return JUDGED_PASSED
@@ -117,23 +152,30 @@ cdef Judgement _ask(
     if rule.kind == RULE_TOKEN:
         if request.path_length == 3 and memcmp(&raw[request.path], b"/ui", 3) == 0:
             return JUDGED_OPEN  # the one page that needs no token, if the server has it
+        if proof_is_ours(
+            <const char*>&raw[request.authorization], <size_t>request.authorization_length
+        ):
+            return _judge_proof(rule, <const char*>raw, request, session)
         return _judge_token(
-            &rule.token, &raw[request.authorization], request.authorization_length
+            rule, &raw[request.authorization], request.authorization_length
         )
     return JUDGED_OPEN
 
 
 cdef Judgement permitted(
-    const TableData* table, const char* data, const Recognised* request, const Rule** refusing
+    const TableData* table, const char* data, const Recognised* request, ws_session* session,
+    const Rule** refusing,
 ) noexcept nogil:
     """See the .pxd."""
     cdef Judgement judgement
     cdef int i
     refusing[0] = NULL
+    if session != NULL:
+        session.verdict = WS_NO_PROOF
     if request.length > table.max_head or request.fields > table.max_fields:
         return JUDGED_OPEN
     for i in range(table.rule_count):
-        judgement = _ask(&table.rules[i], <const unsigned char*>data, request)
+        judgement = _ask(&table.rules[i], <const unsigned char*>data, request, session)
         if judgement == JUDGED_REFUSED:
             refusing[0] = &table.rules[i]
         if judgement != JUDGED_PASSED:
@@ -272,14 +314,14 @@ cdef const Route* find(
 
 
 cdef const Route* judge(
-    const TableData* table, const char* data, const Recognised* request, Parameters* parameters
+    const TableData* table, const char* data, const Recognised* request, ws_session* session,
+    Parameters* parameters, const Rule** refusing,
 ) noexcept nogil:
     """See the .pxd."""
-    cdef const Rule* refusing
-    cdef Judgement judgement = permitted(table, data, request, &refusing)
+    cdef Judgement judgement = permitted(table, data, request, session, refusing)
     parameters.permitted = judgement == JUDGED_PASSED
     if parameters.permitted:
         return find(table, data, request, parameters)
-    if judgement == JUDGED_REFUSED and refusing.refuses:
-        return &refusing.refusal
+    if judgement == JUDGED_REFUSED and refusing[0].refuses:
+        return &refusing[0].refusal
     return NULL

@@ -52,13 +52,13 @@ cdef void answer_scrapes(Hub *hub) noexcept nogil:
         if body == NULL or size < 0:
             send_reply(
                 connection, connection.route, 503, b"text/plain", 10, NULL, 0,
-                b"no memory for the metrics", 25, connection.keep_alive,
+                b"no memory for the metrics", 25, connection.keep_alive, NULL,
             )
         else:
             content_type = OPENMETRICS_TYPE if connection.format else TEXT_TYPE
             send_reply(
                 connection, connection.route, 200, content_type, strlen(content_type), NULL, 0,
-                body, <size_t>size, connection.keep_alive,
+                body, <size_t>size, connection.keep_alive, NULL,
             )
         free(body)
         ask_turn(hub)  # the loop publishes what only Python knows, for the next scrape

@@ -3,6 +3,7 @@ thread, under the hub's lock."""
 
 from libc.string cimport memcmp, memcpy, strlen
 
+from workerserver.http._protocol cimport WS_KEY, WS_PROVEN, proof_hash
 from workerserver.process.epoll cimport EPOLLIN
 
 
@@ -77,9 +78,15 @@ cdef void relayed(Hub *hub, RelaySlot *slot) noexcept nogil:
     """torch's server has sent something: when its reply is complete, pass it on."""
     cdef Connection *connection = slot.connection
     cdef Relay *relay = &slot.relay
+    cdef unsigned char hashed[WS_KEY]
     cdef int state = relay_read(relay)
     if state == RELAY_MORE:
         return
+    if state == RELAY_DONE and connection != NULL and connection.session.verdict == WS_PROVEN:
+        hub_unlock(hub)  # a large reply takes many milliseconds
+        proof_hash(relay.data + relay.body_start, relay.body_size, hashed)
+        hub_lock(hub)
+        connection = slot.connection
     slot.busy = False
     slot.connection = NULL
     if connection != NULL:
@@ -88,6 +95,7 @@ cdef void relayed(Hub *hub, RelaySlot *slot) noexcept nogil:
                 connection, connection.route, relay.status, relay.data + relay.type_start,
                 relay.type_size, NULL, 0, relay.data + relay.body_start, relay.body_size,
                 connection.keep_alive,
+                hashed if connection.session.verdict == WS_PROVEN else NULL,
             )
         else:
             _relay_failed(connection, 502, b"torch's own server did not answer as it should: ",
@@ -119,5 +127,5 @@ cdef void _relay_failed(
     memcpy(&text[size], reason, more)
     send_reply(
         connection, connection.route, status, b"text/plain", 10, NULL, 0, text, size + more,
-        connection.keep_alive,
+        connection.keep_alive, NULL,
     )

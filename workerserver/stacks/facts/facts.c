@@ -55,6 +55,8 @@ typedef struct {
     size_t with_count;
     lock *locks;
     size_t lock_count;
+    const ws_function **functions; /* by spot; NULL: not a known one */
+    ws_locals *locals;             /* of these */
 } reading;
 
 typedef struct {
@@ -83,18 +85,34 @@ static bool outer_says_more(const ws_wait *inner, const ws_wait *outer) {
     return outer->kind != WS_WAIT_STORE;
 }
 
+/* Reads the locals of all known functions. False: no memory. */
+static bool read_functions(const look *at, reading *out) {
+    out->functions = ws_arena_take(at->arena, (at->spot_count + 1) * sizeof *out->functions);
+    out->locals = ws_arena_take(at->arena, (at->spot_count + 1) * sizeof *out->locals);
+    if (out->functions == NULL || out->locals == NULL) {
+        return false;
+    }
+    for (size_t i = 0; i < at->spot_count; i++) {
+        out->functions[i] = ws_function_find(at->spots[i].code);
+    }
+    ws_locals_read(at->spots, out->functions, at->spot_count, out->locals);
+    return true;
+}
+
 /* The newest frames of a thread that are known functions, up to the first that is not. */
-static void take_known(const look *at, const ws_spot *spots, size_t count, reading *out) {
+static void take_known(const look *at, size_t start, size_t count, reading *out) {
+    const ws_spot *spots = at->spots + start;
     ws_wait *wait = &out->waits[spots->thread];
     for (size_t i = 0; i < count; i++) {
-        const ws_function *function = ws_function_find(spots[i].code);
+        const ws_function *function = out->functions[start + i];
         ws_wait found;
         unsigned long owner;
         if (function == NULL || spots[i].index != i) {
             return;
         }
         if (function->kind == WS_WAIT_NONE
-            || !ws_locals_take(at->arena, function, &spots[i], &found, &owner)
+            || !ws_locals_take(at->arena, function, &spots[i], &out->locals[start + i], &found,
+                               &owner)
             || !outer_says_more(wait, &found)) {
             continue;
         }
@@ -125,21 +143,40 @@ static lock *lock_at(reading *out, uintptr_t address, ws_wait_kind kind) {
     return found;
 }
 
-static size_t take_releases(const look *at, ws_locks *known, release *out) {
+/* Whether frame `i` is in a Condition.wait; `*self` is the Condition, 0: not readable. */
+static bool in_condition(const reading *from, size_t i, uintptr_t *self) {
+    const ws_function *function = from->functions[i];
+    if (function == NULL || function->kind != WS_WAIT_CONDITION) {
+        return false;
+    }
+    *self = from->locals[i].good ? from->locals[i].values[WS_ROLE_SELF] : 0;
+    return true;
+}
+
+/* Finds out about the locks of all with blocks and Conditions together. */
+static void learn_locks(const look *at, const reading *from, ws_locks *known) {
+    uintptr_t objects[2 * WS_LOCKS_TOGETHER], self;
     size_t count = 0;
+    for (size_t i = 0; i < from->with_count && count < WS_LOCKS_TOGETHER; i++) {
+        objects[count++] = from->withs[i].manager;
+    }
+    for (size_t i = 0; i < at->spot_count && count < 2 * WS_LOCKS_TOGETHER; i++) {
+        if (in_condition(from, i, &self) && self != 0) {
+            objects[count++] = self;
+        }
+    }
+    ws_locks_learn(known, objects, count);
+}
+
+static size_t take_releases(const look *at, const reading *from, ws_locks *known, release *out) {
+    size_t count = 0;
+    uintptr_t self;
     for (size_t i = 0; i < at->spot_count && count < RELEASES; i++) {
-        const ws_function *function = ws_function_find(at->spots[i].code);
-        ws_wait found;
-        unsigned long owner;
-        if (function == NULL || function->kind != WS_WAIT_CONDITION) {
-            continue;
+        if (in_condition(from, i, &self)) {
+            ws_wait_kind kind;
+            uintptr_t address = self == 0 ? 0 : ws_lock_of(known, self, &kind);
+            out[count++] = (release){at->spots[i].thread, at->spots[i].index, address};
         }
-        ws_wait_kind kind;
-        out[count] = (release){at->spots[i].thread, at->spots[i].index, 0};
-        if (ws_locals_take(at->arena, function, &at->spots[i], &found, &owner)) {
-            out[count].lock = ws_lock_of(known, found.object, &kind);
-        }
-        count++;
     }
     return count;
 }
@@ -201,7 +238,11 @@ static void take_withs(const look *at, reading *out) {
     }
     size_t count = ws_withs_take(at->arena, at->spots, at->spot_count, withs, WITHS);
     count = out->with_count = keep_locks(at->arena, withs, count);
-    size_t release_count = count > 0 ? take_releases(at, &known, releases) : 0;
+    size_t release_count = 0;
+    if (count > 0) {
+        learn_locks(at, out, &known);
+        release_count = take_releases(at, out, &known, releases);
+    }
     for (size_t i = 0; i < count; i++) {
         ws_wait_kind kind = WS_WAIT_NONE;
         uintptr_t address = ws_lock_of(&known, withs[i].manager, &kind);
@@ -237,20 +278,11 @@ static void read_state(lock *of) {
     }
 }
 
-static int64_t thread_of(const ws_snapshot *snapshot, unsigned long ident) {
-    for (size_t i = 0; i < snapshot->thread_count && ident != 0; i++) {
-        if (snapshot->threads[i].ident == ident) {
-            return (int64_t)i;
-        }
-    }
-    return -1;
-}
-
 static void find_holder(const look *at, lock *of) {
     if (!of->locked || of->candidates > 1) {
         return;
     }
-    int64_t owner = thread_of(at->snapshot, of->owner);
+    int64_t owner = ws_thread_of(at->snapshot, of->owner);
     if (of->kind == WS_WAIT_RLOCK) {
         /* An RLock knows its owner. The frame only tells where it was taken. */
         if (of->candidates == 0 || owner == (int64_t)of->thread) {
@@ -268,12 +300,16 @@ static void read_once(const look *at, reading *out) {
     memset(out->owners, 0, at->snapshot->thread_count * sizeof *out->owners);
     memset(out->inside, 0, at->snapshot->thread_count * sizeof *out->inside);
     out->lock_count = 0;
+    out->with_count = 0;
+    if (!read_functions(at, out)) {
+        return;
+    }
     for (size_t i = 0; i < at->spot_count;) {
         size_t count = 1;
         while (i + count < at->spot_count && spots[i + count].thread == spots[i].thread) {
             count++;
         }
-        take_known(at, spots + i, count, out);
+        take_known(at, i, count, out);
         i += count;
     }
     take_withs(at, out);
@@ -325,7 +361,7 @@ static void finish(ws_arena *arena, ws_snapshot *out, reading *from) {
     out->waits = from->waits;
     for (size_t i = 0; i < out->thread_count; i++) {
         ws_wait *wait = &out->waits[i];
-        int64_t holder = thread_of(out, from->owners[i]);
+        int64_t holder = ws_thread_of(out, from->owners[i]);
         if (is_lock(wait->kind)) {
             lock *of = lock_at(from, wait->object, wait->kind);
             holder = of == NULL ? -1 : of->holder;
@@ -398,7 +434,7 @@ static size_t keep_found(const look *at, const reading *found, bool *keep) {
         keep[i] = found->waits[i].kind != WS_WAIT_NONE || found->inside[i];
     }
     for (size_t i = 0; i < at->snapshot->thread_count; i++) {
-        int64_t owner = thread_of(at->snapshot, found->owners[i]);
+        int64_t owner = ws_thread_of(at->snapshot, found->owners[i]);
         if (owner >= 0) {
             keep[owner] = true;
             holders++;
@@ -441,14 +477,6 @@ static void read_switches(const ws_snapshot *snapshot, const bool *keep, ws_swit
     }
 }
 
-static bool stood(const ws_switches *before, const ws_switches *after) {
-    return before->known && after->known && before->count == after->count;
-}
-
-static bool sleeps(const ws_switches *at) {
-    return at->state == 'S' || at->state == 'D';
-}
-
 /* Drops the holders of `second` that the first reading, or a context switch, puts in doubt. */
 static void confirm(const look *at, reading *first, reading *second, const ws_switches *before,
                     const ws_switches *after) {
@@ -457,18 +485,18 @@ static void confirm(const look *at, reading *first, reading *second, const ws_sw
         lock *of = &second->locks[i];
         const lock *old = lock_at(first, of->address, of->kind);
         if (old == NULL || old->holder != of->holder || old->frame != of->frame
-            || (of->holder >= 0 && !stood(&before[of->holder], &after[of->holder]))) {
+            || (of->holder >= 0 && !ws_stood(&before[of->holder], &after[of->holder]))) {
             of->holder = -1;
         }
     }
     for (size_t i = 0; i < snapshot->thread_count; i++) {
-        int64_t owner = thread_of(snapshot, second->owners[i]);
-        bool still = stood(&before[i], &after[i]) && sleeps(&after[i]);
+        int64_t owner = ws_thread_of(snapshot, second->owners[i]);
+        bool still = ws_stood(&before[i], &after[i]) && ws_sleeps(&after[i]);
         if (!same_wait(&first->waits[i], &second->waits[i])) {
             memset(&second->waits[i], 0, sizeof second->waits[i]);
         }
         if (first->owners[i] != second->owners[i] || !still
-            || (owner >= 0 && !stood(&before[owner], &after[owner]))) {
+            || (owner >= 0 && !ws_stood(&before[owner], &after[owner]))) {
             second->owners[i] = 0;
         }
     }
@@ -478,43 +506,9 @@ static void confirm(const look *at, reading *first, reading *second, const ws_sw
 static void drop_restless(ws_snapshot *out, const ws_switches *before,
                           const ws_switches *after) {
     for (size_t i = 0; i < out->thread_count; i++) {
-        if (out->waits[i].holder != 0 && !(stood(&before[i], &after[i]) && sleeps(&after[i]))) {
+        if (out->waits[i].holder != 0 && !(ws_stood(&before[i], &after[i]) && ws_sleeps(&after[i]))) {
             out->waits[i].holder = 0;
         }
-    }
-}
-
-/* Threads that sleep in the futex of the GIL. Each is looked at twice, with the same holder of the
- * GIL before and after, and no context switch in between. */
-static void take_gil_waits(ws_snapshot *out) {
-    const ws_layout_t *at = &ws_layout;
-    ws_gil gil, again;
-    ws_gil_read(&gil);
-    int64_t holder = gil.known && gil.locked ? thread_of(out, gil.holder) : -1;
-    for (size_t i = 0; i < out->thread_count && holder >= 0; i++) {
-        long native = out->threads[i].native_id;
-        ws_switches before, after;
-        if ((int64_t)i == holder || out->waits[i].kind != WS_WAIT_NONE || native <= 0) {
-            continue;
-        }
-        uintptr_t first = ws_kernel_futex(native);
-        if (first < at->gil || first - at->gil >= at->gil_size) {
-            continue;
-        }
-        ws_kernel_switches(native, &before);
-        first = ws_kernel_futex(native);
-        ws_gil_read(&again);
-        uintptr_t second = ws_kernel_futex(native);
-        ws_kernel_switches(native, &after);
-        if (first != second || second < at->gil || second - at->gil >= at->gil_size) {
-            continue;
-        }
-        bool proven = stood(&before, &after) && sleeps(&after) && again.known && again.locked
-                      && again.holder == gil.holder && again.switches == gil.switches;
-        out->waits[i] = (ws_wait){
-            .kind = WS_WAIT_GIL, .source = WS_FROM_INTERPRETER, .frame = -1,
-            .holder = proven ? out->threads[holder].native_id : 0,
-        };
     }
 }
 
@@ -549,5 +543,5 @@ void ws_waits_take(ws_arena *arena, ws_snapshot *out, const ws_place *places) {
     confirm(&at, &first, &second, before, after);
     finish(arena, out, &second);
     drop_restless(out, before, after);
-    take_gil_waits(out);
+    ws_gil_waits_take(out);
 }

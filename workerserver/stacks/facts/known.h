@@ -75,12 +75,24 @@ ws_function *ws_function_add(uintptr_t code);
 
 /* --- what a known function waits for: locals.c */
 
+/* The named locals of a frame, in one reading. */
+typedef struct {
+    bool good; /* the frame still executes its code object */
+    uintptr_t values[WS_ROLES];
+} ws_locals;
+
+/* Reads those of all frames of known functions together: functions[i] is the one of spots[i], or
+ * NULL. */
+void ws_locals_read(const ws_spot *spots, const ws_function *const *functions, size_t count,
+                    ws_locals *out);
 /* Reads what a known function waits for. False: not readable. Of an import lock `*owner` gets the
  * ident of the thread that holds it. */
 bool ws_locals_take(ws_arena *arena, const ws_function *function, const ws_spot *spot,
-                    ws_wait *out, unsigned long *owner);
+                    const ws_locals *locals, ws_wait *out, unsigned long *owner);
 /* WS_WAIT_LOCK, WS_WAIT_RLOCK, or WS_WAIT_NONE for another type. */
 ws_wait_kind ws_lock_kind(uintptr_t type);
+
+enum { WS_LOCKS_TOGETHER = 32 };
 
 /* What was found of some objects in one reading; all zero: of none. */
 typedef struct {
@@ -89,11 +101,29 @@ typedef struct {
     struct {
         uintptr_t object, lock;
         ws_wait_kind kind;
-    } locks[32];
+    } locks[WS_LOCKS_TOGETHER];
 } ws_locks;
 
+/* Finds out about many objects together, so that ws_lock_of() need not. */
+void ws_locks_learn(ws_locks *known, const uintptr_t *objects, size_t count);
 /* The lock that a Condition, a lock or an RLock stands for; 0: none. */
 uintptr_t ws_lock_of(ws_locks *known, uintptr_t object, ws_wait_kind *kind);
+
+/* --- who waits for the GIL: gil.c */
+
+/* Threads that sleep in the futex of the GIL. Each is looked at twice, with the same holder of the
+ * GIL before and after, and no context switch in between. */
+void ws_gil_waits_take(ws_snapshot *out);
+
+/* The index of the thread with that ident; -1: none. */
+static inline int64_t ws_thread_of(const ws_snapshot *snapshot, unsigned long ident) {
+    for (size_t i = 0; i < snapshot->thread_count && ident != 0; i++) {
+        if (snapshot->threads[i].ident == ident) {
+            return (int64_t)i;
+        }
+    }
+    return -1;
+}
 
 #pragma GCC visibility pop
 

@@ -74,7 +74,22 @@ bool ws_learn_function(PyObject *code, int kind, const char *op, PyObject *attri
     return true;
 }
 
+/* One for all probes: to map memory for each of them took most of their time. */
+static ws_arena probing;
+
+static bool begin_probe(ws_arena *arena) {
+    if (probing.base == NULL && !ws_arena_make(&probing)) {
+        return false;
+    }
+    *arena = (ws_arena){probing.base, 0};
+    return true;
+}
+
 void ws_learn_proven(bool locals, bool withs) {
+    if (probing.base != NULL) {
+        munmap(probing.base, WS_ARENA);
+        probing.base = NULL;
+    }
     atomic_store(&ws_known.withs, locals && withs);
     atomic_store(&ws_known.locals, locals);
 }
@@ -110,7 +125,7 @@ size_t ws_probe_withs(uintptr_t *managers, size_t most, uintptr_t *entering) {
     ws_spot spot = calling();
     size_t found = 0, count = 0;
     *entering = 0;
-    if (spot.frame == 0 || !ws_arena_make(&arena)) {
+    if (spot.frame == 0 || !begin_probe(&arena)) {
         return 0;
     }
     count = ws_withs_take(&arena, &spot, 1, withs, 32);
@@ -121,7 +136,6 @@ size_t ws_probe_withs(uintptr_t *managers, size_t most, uintptr_t *entering) {
             managers[found++] = withs[i].manager;
         }
     }
-    munmap(arena.base, WS_ARENA);
     return found;
 }
 
@@ -144,7 +158,7 @@ bool ws_probe_int(uintptr_t object, long long *value) {
 bool ws_probe_text(uintptr_t object, char *to, size_t size) {
     ws_arena arena;
     ws_name name;
-    if (!ws_arena_make(&arena)) {
+    if (!begin_probe(&arena)) {
         return false;
     }
     bool good = ws_text_read(&arena, object, &name) && name.kind == 1 && name.length < size;
@@ -152,7 +166,6 @@ bool ws_probe_text(uintptr_t object, char *to, size_t size) {
         __builtin_memcpy(to, name.data, name.length);
         to[name.length] = 0;
     }
-    munmap(arena.base, WS_ARENA);
     return good;
 }
 

@@ -12,6 +12,9 @@ enum {
     GROUPS = 4096,   /* process groups */
     MEMBERS = 1024,  /* of a group whose members are read */
     RANK_TEXT = 12,  /* bytes of one, with its comma */
+    BEFORE = 4 * sizeof(void *), /* bytes before an object that lead to its attributes */
+    HEAD = BEFORE + sizeof(PyObject),
+    TOGETHER = 24,   /* frames whose locals are read together */
 };
 
 ws_wait_kind ws_lock_kind(uintptr_t type) {
@@ -21,13 +24,30 @@ ws_wait_kind ws_lock_kind(uintptr_t type) {
                                          : WS_WAIT_NONE;
 }
 
+static bool lock_known(const ws_locks *known, uintptr_t object, size_t *at) {
+    for (*at = 0; *at < known->count; (*at)++) {
+        if (known->locks[*at].object == object) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void add_lock(ws_locks *known, uintptr_t object, uintptr_t lock, uintptr_t type) {
+    ws_wait_kind kind = ws_lock_kind(type);
+    if (known->count < WS_LOCKS_TOGETHER) {
+        known->locks[known->count].object = object;
+        known->locks[known->count].lock = kind == WS_WAIT_NONE ? 0 : lock;
+        known->locks[known->count++].kind = kind;
+    }
+}
+
 uintptr_t ws_lock_of(ws_locks *known, uintptr_t object, ws_wait_kind *kind) {
     uintptr_t values[WS_WANTED], found = object;
-    for (size_t i = 0; i < known->count; i++) {
-        if (known->locks[i].object == object) {
-            *kind = known->locks[i].kind;
-            return known->locks[i].lock;
-        }
+    size_t at;
+    if (lock_known(known, object, &at)) {
+        *kind = known->locks[at].kind;
+        return known->locks[at].lock;
     }
     uintptr_t type = ws_type_read(object);
     known->types.wanted = (ws_wanted){{ws_known.key_lock}, 1};
@@ -35,14 +55,88 @@ uintptr_t ws_lock_of(ws_locks *known, uintptr_t object, ws_wait_kind *kind) {
         found = ws_attributes_read(&known->types, object, values) ? values[0] : 0;
         type = ws_type_read(found);
     }
+    add_lock(known, object, found, type);
     *kind = ws_lock_kind(type);
-    found = *kind == WS_WAIT_NONE ? 0 : found;
-    if (known->count < sizeof known->locks / sizeof *known->locks) {
-        known->locks[known->count].object = object;
-        known->locks[known->count].lock = found;
-        known->locks[known->count++].kind = *kind;
+    return *kind == WS_WAIT_NONE ? 0 : found;
+}
+
+/* The locks of Conditions whose memory is read: their places, their addresses, their types. */
+static void learn_conditions(ws_locks *known, const uintptr_t *objects, char (*heads)[HEAD],
+                             size_t count) {
+    uintptr_t slots[WS_LOCKS_TOGETHER][WS_WANTED], locks[WS_LOCKS_TOGETHER] = {0};
+    uintptr_t types[WS_LOCKS_TOGETHER] = {0};
+    ws_read reads[WS_LOCKS_TOGETHER];
+    size_t of[WS_LOCKS_TOGETHER], reading = 0, typed = 0;
+    const ws_type *type = ws_type_find(&known->types, ws_known.condition_type);
+    for (size_t i = 0; i < count && type != NULL; i++) {
+        ws_attributes_locate(slots[i], objects[i], heads[i], type, &known->types.wanted);
+        if (slots[i][0] != 0) {
+            of[reading] = i;
+            reads[reading++] = (ws_read){slots[i][0], &locks[i], sizeof locks[i], false};
+        }
     }
-    return found;
+    ws_read_many(reads, reading);
+    for (size_t i = 0; i < reading; i++) {
+        size_t which = of[i];
+        locks[which] = reads[i].ok ? locks[which] : 0;
+        if (locks[which] != 0 && locks[which] % sizeof(void *) == 0) {
+            of[typed] = which;
+            reads[typed++] = (ws_read){locks[which] + ws_layout.object_type, &types[which],
+                                       sizeof types[which], false};
+        }
+    }
+    ws_read_many(reads, typed);
+    for (size_t i = 0; i < typed; i++) {
+        if (reads[i].ok) {
+            add_lock(known, objects[of[i]], locks[of[i]], types[of[i]]);
+        }
+    }
+}
+
+void ws_locks_learn(ws_locks *known, const uintptr_t *objects, size_t count) {
+    uintptr_t wanted[WS_LOCKS_TOGETHER], types[WS_LOCKS_TOGETHER] = {0};
+    char heads[WS_LOCKS_TOGETHER][HEAD];
+    ws_read reads[2 * WS_LOCKS_TOGETHER];
+    size_t reading = 0, conditions = 0, at;
+    known->types.wanted = (ws_wanted){{ws_known.key_lock}, 1};
+    for (size_t i = 0; i < count && known->count + reading < WS_LOCKS_TOGETHER; i++) {
+        bool twice = objects[i] < BEFORE || objects[i] % sizeof(void *) != 0
+                     || lock_known(known, objects[i], &at);
+        for (size_t j = 0; j < reading; j++) {
+            twice = twice || wanted[j] == objects[i];
+        }
+        if (!twice) {
+            wanted[reading++] = objects[i];
+        }
+    }
+    /* What lies before an object that is no Condition may not be there: it is read by itself. */
+    for (size_t i = 0; i < reading; i++) {
+        reads[i] = (ws_read){wanted[i] + ws_layout.object_type, &types[i], sizeof types[i], false};
+    }
+    ws_read_many(reads, reading);
+    size_t seen = reading;
+    reading = 0;
+    for (size_t i = 0; i < seen; i++) {
+        if (!reads[i].ok || types[i] == 0) {
+            continue;
+        }
+        if (types[i] == ws_known.condition_type) {
+            wanted[conditions++] = wanted[i];
+        } else {
+            add_lock(known, wanted[i], wanted[i], types[i]);
+        }
+    }
+    for (size_t i = 0; i < conditions; i++) {
+        reads[i] = (ws_read){wanted[i] - BEFORE, heads[i], HEAD, false};
+    }
+    ws_read_many(reads, conditions);
+    for (size_t i = 0; i < conditions; i++) {
+        if (reads[i].ok) {
+            wanted[reading] = wanted[i];
+            memmove(heads[reading++], heads[i], HEAD);
+        }
+    }
+    learn_conditions(known, wanted, heads, reading);
 }
 
 /* ---- process groups ---- */
@@ -241,30 +335,64 @@ static bool take_lock(uintptr_t self, uintptr_t attribute, ws_wait *out) {
     return out->object != 0;
 }
 
-bool ws_locals_take(ws_arena *arena, const ws_function *function, const ws_spot *spot,
-                    ws_wait *out, unsigned long *owner) {
+static void read_locals(const ws_spot *const *spots, const ws_function *const *functions,
+                        ws_locals *const *out, size_t count) {
     const ws_layout_t *at = &ws_layout;
-    uintptr_t locals[WS_ROLES] = {0};
-    ws_read reads[WS_ROLES + 1];
-    uintptr_t code = 0;
-    size_t count = 0;
-    memset(out, 0, sizeof *out);
-    *owner = 0;
-    for (int role = 0; role < WS_ROLES; role++) {
-        if (function->locals[role] >= 0) {
-            uintptr_t place = (uintptr_t)function->locals[role] * sizeof(void *);
-            reads[count++] = (ws_read){spot->frame + at->frame_locals + place, &locals[role],
-                                       sizeof locals[role], false};
+    uintptr_t codes[TOGETHER] = {0};
+    ws_read reads[TOGETHER * (WS_ROLES + 1)];
+    size_t reading = 0;
+    for (size_t i = 0; i < count; i++) {
+        for (int role = 0; role < WS_ROLES; role++) {
+            if (functions[i]->locals[role] >= 0) {
+                uintptr_t place = (uintptr_t)functions[i]->locals[role] * sizeof(void *);
+                reads[reading++] = (ws_read){spots[i]->frame + at->frame_locals + place,
+                                             &out[i]->values[role], sizeof(uintptr_t), false};
+            }
+        }
+        /* After the locals: what they were read as is what this function's frame had. */
+        reads[reading++] =
+            (ws_read){spots[i]->frame + at->frame_code, &codes[i], sizeof codes[i], false};
+    }
+    ws_read_many(reads, reading);
+    for (size_t i = 0, read = 0; i < count; i++) {
+        for (int role = 0; role < WS_ROLES; role++) {
+            if (functions[i]->locals[role] >= 0) {
+                uintptr_t value = reads[read++].ok ? out[i]->values[role] : 0;
+                out[i]->values[role] = value & at->frame_code_mask;
+            }
+        }
+        /* If not, another function has taken the frame's place. */
+        out[i]->good = reads[read++].ok && (codes[i] & at->frame_code_mask) == spots[i]->code;
+    }
+}
+
+void ws_locals_read(const ws_spot *spots, const ws_function *const *functions, size_t count,
+                    ws_locals *out) {
+    const ws_spot *reading[TOGETHER];
+    const ws_function *of[TOGETHER];
+    ws_locals *into[TOGETHER];
+    size_t here = 0;
+    memset(out, 0, count * sizeof *out);
+    for (size_t i = 0; i < count; i++) {
+        if (functions[i] != NULL) {
+            reading[here] = &spots[i];
+            of[here] = functions[i];
+            into[here++] = &out[i];
+        }
+        if (here == TOGETHER || (i + 1 == count && here > 0)) {
+            read_locals(reading, of, into, here);
+            here = 0;
         }
     }
-    reads[count] = (ws_read){spot->frame + at->frame_code, &code, sizeof code, false};
-    ws_read_many(reads, count + 1);
-    if (!reads[count].ok || (code & at->frame_code_mask) != spot->code) {
-        return false; /* another function has taken the frame's place */
-    }
-    for (size_t i = 0; i < count; i++) {
-        uintptr_t *local = reads[i].into;
-        *local = reads[i].ok ? *local & at->frame_code_mask : 0;
+}
+
+bool ws_locals_take(ws_arena *arena, const ws_function *function, const ws_spot *spot,
+                    const ws_locals *from, ws_wait *out, unsigned long *owner) {
+    const uintptr_t *locals = from->values;
+    memset(out, 0, sizeof *out);
+    *owner = 0;
+    if (!from->good) {
+        return false;
     }
     out->kind = (ws_wait_kind)function->kind;
     out->source = WS_FROM_LOCALS;

@@ -15,6 +15,15 @@ typedef struct {
 
 void ws_kernel_switches(long native_id, ws_switches *out);
 
+/* Whether the thread has not been scheduled in between. */
+static inline bool ws_stood(const ws_switches *before, const ws_switches *after) {
+    return before->known && after->known && before->count == after->count;
+}
+
+static inline bool ws_sleeps(const ws_switches *at) {
+    return at->state == 'S' || at->state == 'D';
+}
+
 /* The address of the futex that a thread sleeps in; 0: it doesn't, or the kernel doesn't tell. */
 uintptr_t ws_kernel_futex(long native_id);
 

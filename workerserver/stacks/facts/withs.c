@@ -166,20 +166,36 @@ static void take_managers(const block *const *blocks, size_t count, uintptr_t *m
     }
 }
 
+/* Adds an address to those that are read, once. Threads of one program stand in the same functions,
+ * so most addresses come again. Returns its place. */
+static size_t add_address(uintptr_t *addresses, size_t *count, uintptr_t address) {
+    for (size_t i = 0; i < *count; i++) {
+        if (addresses[i] == address) {
+            return i;
+        }
+    }
+    addresses[*count] = address;
+    return (*count)++;
+}
+
 static size_t take_blocks(const block *blocks, size_t count, ws_with *out, size_t most) {
     unsigned char code[HANDLERS][2 * UNITS];
+    uintptr_t handlers[HANDLERS], managers[HANDLERS];
     const block *withs[HANDLERS];
-    uintptr_t managers[HANDLERS];
+    size_t which[HANDLERS], distinct = 0;
     ws_read reads[HANDLERS];
     size_t with_count = 0, found = 0;
     for (size_t i = 0; i < count; i++) {
-        reads[i] = (ws_read){blocks[i].handler, code[i], sizeof code[i], false};
+        which[i] = add_address(handlers, &distinct, blocks[i].handler);
     }
-    ws_read_many(reads, count);
+    for (size_t i = 0; i < distinct; i++) {
+        reads[i] = (ws_read){handlers[i], code[i], sizeof code[i], false};
+    }
+    ws_read_many(reads, distinct);
     for (size_t i = 0; i < count; i++) {
         bool with = false;
-        for (size_t unit = 0; unit < UNITS && reads[i].ok; unit++) {
-            with = with || code[i][2 * unit] == ws_known.with_except_start;
+        for (size_t unit = 0; unit < UNITS && reads[which[i]].ok; unit++) {
+            with = with || code[which[i]][2 * unit] == ws_known.with_except_start;
         }
         if (with && (!blocks[i].entering || enters(blocks[i].look))) {
             withs[with_count++] = &blocks[i];
@@ -201,34 +217,42 @@ static size_t take_blocks(const block *blocks, size_t count, ws_with *out, size_
 static size_t take_tables(ws_arena *arena, look *looks, size_t count, block *blocks) {
     const size_t data = offsetof(PyBytesObject, ob_sval);
     char(*heads)[TABLE_HEAD] = ws_arena_take(arena, GROUP * TABLE_HEAD);
+    uintptr_t addresses[GROUP];
+    const char *tables[GROUP] = {0};
+    Py_ssize_t sizes[GROUP];
     ws_read reads[GROUP];
-    const look *of[GROUP];
-    size_t reading = 0, found = 0;
+    size_t distinct = 0, found = 0;
     for (size_t i = 0; i < count && heads != NULL; i++) {
         if (looks[i].table != 0 && looks[i].table != ws_layout.no_exceptions) {
-            of[reading] = &looks[i];
-            reads[reading] = (ws_read){looks[i].table, heads[reading],
-                                       ws_read_length(looks[i].table, data, TABLE_HEAD), false};
-            reading++;
+            add_address(addresses, &distinct, looks[i].table);
         }
     }
-    ws_read_many(reads, reading);
-    for (size_t i = 0; i < reading; i++) {
-        Py_ssize_t size;
-        const char *table = heads[i] + data;
-        memcpy(&size, heads[i] + offsetof(PyVarObject, ob_size), sizeof size);
-        if (!reads[i].ok || size <= 0 || size > TABLE_MAX
+    for (size_t i = 0; i < distinct; i++) {
+        reads[i] = (ws_read){addresses[i], heads[i],
+                             ws_read_length(addresses[i], data, TABLE_HEAD), false};
+    }
+    ws_read_many(reads, distinct);
+    for (size_t i = 0; i < distinct; i++) {
+        memcpy(&sizes[i], heads[i] + offsetof(PyVarObject, ob_size), sizeof sizes[i]);
+        if (!reads[i].ok || sizes[i] <= 0 || sizes[i] > TABLE_MAX
             || ws_pointer(heads[i], ws_layout.object_type) != ws_layout.bytes_type) {
             continue;
         }
-        if ((size_t)size > reads[i].size - data) {
-            char *longer = ws_arena_take(arena, (size_t)size);
-            if (longer == NULL || !ws_read_one(of[i]->table + data, longer, (size_t)size)) {
-                continue;
-            }
-            table = longer;
+        tables[i] = heads[i] + data;
+        if ((size_t)sizes[i] > reads[i].size - data) {
+            char *longer = ws_arena_take(arena, (size_t)sizes[i]);
+            bool good = longer != NULL
+                        && ws_read_one(addresses[i] + data, longer, (size_t)sizes[i]);
+            tables[i] = good ? longer : NULL;
         }
-        in_table(of[i], (const unsigned char *)table, (size_t)size, blocks, &found);
+    }
+    for (size_t i = 0; i < count; i++) {
+        for (size_t j = 0; j < distinct; j++) {
+            if (addresses[j] == looks[i].table && tables[j] != NULL) {
+                in_table(&looks[i], (const unsigned char *)tables[j], (size_t)sizes[j], blocks,
+                         &found);
+            }
+        }
     }
     return found;
 }
@@ -269,24 +293,29 @@ static size_t take_group(ws_arena *arena, const ws_spot *spots, size_t count, ws
     char *frames = ws_arena_take(arena, count * at->frame_look);
     char *codes = ws_arena_take(arena, count * at->code_look);
     ws_read reads[2 * GROUP];
+    uintptr_t addresses[GROUP];
     look looks[GROUP];
     block blocks[HANDLERS];
-    size_t looking = 0, found = 0;
+    size_t which[GROUP], distinct = 0, looking = 0, found = 0;
     if (frames == NULL || codes == NULL) {
         return 0;
     }
     for (size_t i = 0; i < count; i++) {
-        reads[2 * i] = (ws_read){spots[i].frame, frames + i * at->frame_look,
-                                 (uint32_t)at->frame_look, false};
-        reads[2 * i + 1] = (ws_read){spots[i].code, codes + i * at->code_look,
+        which[i] = add_address(addresses, &distinct, spots[i].code);
+        reads[i] = (ws_read){spots[i].frame, frames + i * at->frame_look,
+                             (uint32_t)at->frame_look, false};
+    }
+    for (size_t i = 0; i < distinct; i++) {
+        reads[count + i] = (ws_read){addresses[i], codes + i * at->code_look,
                                      (uint32_t)at->code_look, false};
     }
-    ws_read_many(reads, 2 * count);
+    ws_read_many(reads, count + distinct);
     for (size_t i = 0; i < count; i++) {
-        const char *frame = frames + i * at->frame_look, *code = codes + i * at->code_look;
+        const char *frame = frames + i * at->frame_look;
+        const char *code = codes + which[i] * at->code_look;
         look *to = &looks[looking];
         memset(to, 0, sizeof *to);
-        if (!reads[2 * i].ok || !reads[2 * i + 1].ok
+        if (!reads[i].ok || !reads[count + which[i]].ok
             || ws_pointer(code, at->object_type) != at->code_type
             || !take_frame(to, &spots[i], frame)) {
             continue;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from workerserver.cluster.judge.chains.facts import Circle, Deadlock, Knot
@@ -134,8 +134,14 @@ def _knot(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[Wait]) -
 
 
 def _one_left_out(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[Wait]) -> None:
-    """Some wait point-to-point, and some in a collective. One side has left out the other side of a
-    send or receive, or has made one too many: the one with fewer ranks."""
+    """Some wait point-to-point, and some in a collective. Where one waits for a rank that is in the
+    collective, one of these two has left something out, or has made something that is too much.
+
+    If the one that waits is a step ahead, it has left out the collective. If others wait for it in
+    turn, they count as many operations as it does, and the other one has made too few. Else it is
+    one's word against the other's, however many are in the collective: they tell nothing of what
+    these two owe each other.
+    """
     job, members = suspicions.job, set(ranks)
     pairs = [wait for wait in suspicions.hanging if wait.seq is None]
     paired = {rank for wait in pairs for rank in wait.waiting}
@@ -143,20 +149,33 @@ def _one_left_out(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[
         rank for wait in suspicions.hanging if wait.seq is not None for rank in wait.waiting
     } - paired
     evidence = [WaitsIn(job.entered(wait), wait.absent) for wait in waits]
-    if len(paired) == len(together):
+    awaited = {rank for wait in pairs for rank in wait.absent}
+    unclear = True
+    for wait, other in _crossings(pairs, waits, together, members):
+        rank, peer = wait.waiting[0], wait.absent[0]
+        ahead = suspicions.steps_if_ahead(rank, other.waiting)
+        if ahead is not None:
+            claim = Absent(job.entered(other), steps=ahead)
+            suspicions.accuse_in(other, rank, "swallowed", claim, evidence)
+        elif rank in awaited:
+            owed = Owed(job.entered(wait), job.entered(other))
+            suspicions.accuse_in(other, peer, "order", owed, evidence)
+        else:
+            continue
+        unclear = False
+    if unclear:
         suspicions.doubts.append(Tangled([job.entered(wait) for wait in waits]))
-        return
+
+
+def _crossings(
+    pairs: Sequence[Wait], waits: Sequence[Wait], together: set[int], members: set[int]
+) -> Iterator[tuple[Wait, Wait]]:
+    """Where a rank of the ring waits point-to-point for one that is in a collective."""
     for wait in pairs:
         rank, peer = wait.waiting[0], wait.absent[0] if wait.absent else None
         if peer not in together or not {rank, peer}.issubset(members):
             continue
         others = (each for each in waits if peer in each.waiting and each.seq is not None)
         other = next(others, None)
-        if other is None:
-            continue
-        if len(paired) > len(together):
-            owed = Owed(job.entered(wait), job.entered(other))
-            suspicions.accuse_in(other, peer, "order", owed, evidence)
-        else:
-            claim = Absent(job.entered(other))
-            suspicions.accuse_in(other, rank, "p2p", claim, evidence)
+        if other is not None:
+            yield wait, other

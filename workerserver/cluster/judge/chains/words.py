@@ -8,10 +8,12 @@ from itertools import pairwise
 from workerserver.cluster.judge.chains.facts import Circle, Deadlock, Knot
 from workerserver.cluster.model import Frame
 
-__all__ = ["FILE_LOCK", "at", "deadlock", "debt"]
+__all__ = ["FILE_LOCK", "WHOLE_JOB", "at", "deadlock", "debt"]
 
 #: What the operation of a rank is called that waits for a file lock; its group is the lock's path.
 FILE_LOCK = "file lock"
+#: The group of a call that takes all ranks of the job.
+WHOLE_JOB = "the job"
 #: Of a deadlock, threads or ranks.
 MAX_STEPS = 6
 

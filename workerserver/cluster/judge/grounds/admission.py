@@ -11,6 +11,7 @@ from collections.abc import Collection
 
 from workerserver.cluster.judge.facts import Hindrance
 from workerserver.cluster.judge.flight import Wait
+from workerserver.cluster.judge.grounds.children import is_unclear, may_work, one_works
 from workerserver.cluster.judge.grounds.lateness import late_for, patience
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import Reason
@@ -54,9 +55,15 @@ def hindrance(
         few = 2 * len(absent) < len(job.expected) and set(absent) == {rank}
         if blocked.kind != "p2p" or wait is None or wait.silent or not few:
             return "waits"
+        if wait.seq is None and _others_in_p2p(job, rank):
+            return "waits"
         return is_late(job, rank, wait)
     if blocked.helped or blocked.kind == "device" or job.victims_at(rank):
         return "waits"
+    if one_works(job, rank) or may_work(job, rank):
+        return "child"
+    if is_unclear(job, rank) and _may_be_slow(job, rank, wait):
+        return "child"
     if rank in job.chains.edges:
         return "waits"
     together = wait is not None and wait.seq is not None
@@ -91,6 +98,8 @@ def is_elsewhere(job: Job, rank: int) -> bool:
     if blocked is None or blocked.on_ranks or blocked.helped or blocked.runs or blocked.writes:
         return False
     if blocked.on_others or rank in job.chains.edges:
+        return False
+    if one_works(job, rank) or may_work(job, rank) or is_unclear(job, rank):
         return False
     if blocked.kind == "device" or (blocked.guessed and not _in_own_lock(job, rank)):
         return False
@@ -134,6 +143,16 @@ def _alone(job: Job, rank: int, absent: Collection[int]) -> bool:
     others = (each for each in job.expected if each != rank)
     return set(absent) == {rank} and all(
         each in job.blocked and job.blocked[each].on_ranks for each in others
+    )
+
+
+def _others_in_p2p(job: Job, rank: int) -> bool:
+    """Another rank is in a send or a receive, too, of which nobody tells the other side: so *rank*
+    may wait for that one."""
+    known = job.chains.edges
+    return any(
+        blocked.kind == "p2p" and each != rank and each not in known
+        for each, blocked in job.blocked.items()
     )
 
 

@@ -6,7 +6,7 @@ from workerserver.cluster.judge.facts import Crowd
 from workerserver.cluster.judge.grounds.admission import is_elsewhere
 from workerserver.cluster.judge.job import Job
 
-__all__ = ["crowd_of", "is_free", "is_stuck", "surely_waits"]
+__all__ = ["STACKS_ALONE_SECONDS", "crowd_of", "is_free", "is_stuck", "surely_waits"]
 
 #: Stacks alone tell slow from stuck only if nothing has changed for so long.
 STACKS_ALONE_SECONDS = 5.0

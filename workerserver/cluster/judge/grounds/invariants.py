@@ -9,6 +9,7 @@ import os
 
 from workerserver.cluster.judge.facts import Accusation
 from workerserver.cluster.judge.grounds.admission import RECORDED
+from workerserver.cluster.judge.grounds.children import one_works
 from workerserver.cluster.judge.grounds.status import Conclusion
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.suspicions import Suspicions
@@ -58,3 +59,4 @@ def _check_accused(job: Job, accusation: Accusation) -> None:
     blocked = job.blocked[rank]
     assert not blocked.on_ranks or accusation.reason == "p2p", facts
     assert not blocked.helped, facts
+    assert not one_works(job, rank), facts

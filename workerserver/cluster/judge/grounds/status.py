@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ from workerserver.cluster.judge.facts import (
     Endless,
     Everywhere,
     GoesOn,
+    Hindrance,
     NoEvidence,
     NoSign,
     Outside,
@@ -28,16 +30,20 @@ from workerserver.cluster.judge.facts import (
 )
 from workerserver.cluster.judge.flight import Wait
 from workerserver.cluster.judge.grounds.admission import RECORDED, is_elsewhere
-from workerserver.cluster.judge.grounds.crowd import is_free
+from workerserver.cluster.judge.grounds.crowd import STACKS_ALONE_SECONDS, is_free
 from workerserver.cluster.judge.grounds.going_on import belong_together, overdue, signs
+from workerserver.cluster.judge.grounds.lateness import late_for, patience
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.suspicions import Suspicions
 from workerserver.cluster.model import Frame
+from workerserver.cluster.read.progress import PATIENCE
 
 __all__ = ["MORE_SECONDS", "Conclusion", "Status", "conclude"]
 
-#: When a look at a job that stands still may tell more.
+#: When a look at a job that stands still may tell more, where nothing tells it better...
 MORE_SECONDS = 10.0
+#: ... and the soonest that is worth while.
+SOON_SECONDS = 1.0
 #: What has stood still for so long does so for good, as far as a few looks can tell.
 LONG_SECONDS = 5.0
 #: A wait of so many usual steps needs no second look.
@@ -70,7 +76,8 @@ def conclude(job: Job, suspicions: Suspicions) -> Conclusion:
         accused = suspicions.accused.values()
         more = _may_be_more(job, suspicions)
         sure = not more and all(_is_sure(job, suspicions, each) for each in accused)
-        again = MORE_SECONDS if more else None
+        again = _next(_left(job, rank, *why) for rank, why in suspicions.refused.items())
+        again = (again or MORE_SECONDS) if more else None
         return Conclusion(1, (), parts, again_s=again, sure=sure)
     progress = signs(job)
     going = {rank for each in progress for rank in each.ranks}
@@ -82,7 +89,9 @@ def conclude(job: Job, suspicions: Suspicions) -> Conclusion:
     doubts += _hanging(job, suspicions, doubts)
     if job.ranks:
         doubts += _without_sign(job, progress, parts, doubts)
-    again = MORE_SECONDS if any(_may_end(each) for each in doubts) else None
+    again = _next(
+        seconds for each in doubts if _may_end(each) for seconds in _ends(job, suspicions, each)
+    )
     return Conclusion(2 if doubts else 0, progress, parts, tuple(doubts), again)
 
 
@@ -95,6 +104,35 @@ def _may_be_more(job: Job, suspicions: Suspicions) -> bool:
         and (why in ("late", "early") or (rank in job.blocked and is_free(job, rank)))
         for rank, (why, wait) in suspicions.refused.items()
     )
+
+
+def _next(seconds: Iterable[float]) -> float | None:
+    """The first of *seconds*, as people say it; None if there is none."""
+    first = min(seconds, default=None)
+    return None if first is None else max(math.ceil(10 * first) / 10, SOON_SECONDS)
+
+
+def _ends(job: Job, suspicions: Suspicions, doubt: Doubt) -> Iterator[float]:
+    """When *doubt* may end, in seconds from now."""
+    if isinstance(doubt, Unproven):
+        for rank in doubt.ranks:
+            yield _left(job, rank, *suspicions.refused[rank])
+    elif isinstance(doubt, Standing):
+        yield LONG_SECONDS - doubt.seconds
+    elif isinstance(doubt, Outside):
+        yield STACKS_ALONE_SECONDS - min(map(job.still_for, doubt.ranks))
+    else:
+        yield MORE_SECONDS
+
+
+def _left(job: Job, rank: int, why: Hindrance, wait: Wait | None) -> float:
+    """How long a rank that isn't accused for the reason *why* may go on so."""
+    if why == "late":
+        return patience(job, rank, wait) - late_for(job, rank, wait)
+    age, usual = job.step_age(rank), job.usual_step(rank)
+    if why == "early" and age is not None and usual is not None:
+        return PATIENCE * usual - age
+    return MORE_SECONDS
 
 
 def _may_end(doubt: Doubt) -> bool:

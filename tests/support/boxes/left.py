@@ -1,0 +1,60 @@
+"""Black boxes that a test's job has left, and the processes that keep them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from support.waiting import wait_until
+from workerserver.blackbox.format import BoxError
+from workerserver.blackbox.read import Box, read_box
+
+__all__ = ["await_box", "boxes_in", "keepers_of", "left_on_tmpfs"]
+
+
+def boxes_in(folder: Path) -> list[Box]:
+    """Every box of every run below *folder*. A box that can't be read fails the test."""
+    return [read_box(str(path)) for path in sorted(folder.glob("*/rank*.box"))]
+
+
+def await_box(folder: Path, pid: int, *, ended: bool = True) -> Box:
+    """The box of process *pid*, once it has been copied; with *ended*, since the process ended."""
+    found: list[Box] = []
+
+    def there() -> bool:
+        found[:] = []
+        for path in folder.glob(f"*/rank*-{pid}.box"):
+            try:
+                box = read_box(str(path))
+            except BoxError:  # replaced by a newer one just now
+                return False
+            if box.keeper is not None and bool(box.keeper.value["ended"]) >= ended:
+                found.append(box)
+        return bool(found)
+
+    wait_until(there, 100)  # on a busy machine: the keeper has a low priority
+    return found[0]
+
+
+def keepers_of(folder: Path) -> list[int]:
+    """The pids of the keepers that copy to *folder*."""
+    return [pid for pid, words in _commands() if str(folder) in words and _KEEPER in words]
+
+
+_KEEPER = "workerserver.blackbox.keeper"
+
+
+def _commands() -> Iterator[tuple[int, list[str]]]:
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{name}/cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        yield int(name), words.split("\0")
+
+
+def left_on_tmpfs(pid: int) -> list[str]:
+    """Boxes of process *pid* that nobody has taken away."""
+    place = Path(f"/dev/shm/workerserver-{os.geteuid()}")
+    return [str(path) for path in place.glob(f"blackbox-*/{pid}-*.box*")]

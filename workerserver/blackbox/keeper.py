@@ -1,0 +1,426 @@
+"""The keeper: one small process for the ranks of one job on one host, which copies their black
+boxes to the folder that the user named.
+
+A rank starts it (keeping.py). It is detached, has no descriptor of training's, and ends after the
+last rank. The folder may be on a network file system that blocks: then only the keeper waits. Each
+time a rank ends, its box is copied at once; meanwhile every COPY_SECONDS. A box leaves the tmpfs
+when its rank has ended and its last copy is whole.
+
+Run as ``python -m workerserver.blackbox.keeper``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import re
+import select
+import signal
+import struct
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from workerserver.blackbox.format import BoxError, Record, parse, record_bytes
+from workerserver.blackbox.place import READY
+from workerserver.blackbox.read import Box, decode, read_bytes
+from workerserver.job.proc import stat_of
+
+__all__ = ["RUN", "main"]
+
+NICE = 10
+LOOK_SECONDS = 1.0
+COPY_SECONDS = 10.0
+#: Until the kernel tells how a process ended. Its parent has to ask for it first.
+STATUS_SECONDS = 0.7
+#: A keeper of the job's last attempt may be about to end.
+LOCK_SECONDS = 5.0
+#: A keeper that the folder blocks ends so long after the last rank. The boxes stay.
+BLOCKED_SECONDS = 60.0
+#: What a job has left on the tmpfs goes after this time, if its keeper is gone too.
+OLD_SECONDS = 24 * 3600.0
+PAGE_BYTES = 4096
+
+#: A folder of one run on one host: when its keeper began, the job, the host, who started it.
+RUN = re.compile(r"(\d{8}T\d{6})-(.{1,64})@(.{1,64})-(\d{1,20})\Z")
+_BOX = re.compile(r"(\d{1,10})-(\d{1,20})\.box\Z")
+_COPY = re.compile(r"rank(?:\d{1,9}|-unknown)-\d{1,10}\.box(?:\.part)?\Z")
+
+#: ioctl PIDFD_GET_INFO of linux/pidfd.h, for the struct of 64 bytes; Linux 6.15 tells exits.
+_PIDFD_GET_INFO = 3 << 30 | 64 << 16 | 0xFF << 8 | 11
+_PIDFD_INFO_EXIT = 1 << 3
+
+
+@dataclass
+class Rank:
+    """One box. *seen*: what the cgroup had counted as killed for want of memory at the last look
+    when the process still lived."""
+
+    path: str
+    pid: int
+    ticks: int
+    pidfd: int
+    copied: float = 0.0
+    name: str = ""
+    watched: Mapping[str, str] = field(default_factory=dict)
+    seen: int | None = None
+
+
+def main() -> int:
+    options = _options()
+    if os.fork():  # nobody waits for us
+        os._exit(0)
+    os.setsid()
+    with contextlib.suppress(OSError):
+        os.nice(NICE)
+    # Slurm sends SIGTERM to every process of a job: just then this one is needed. It ends with the
+    # last rank.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    lock = _lock(os.path.join(options.boxes, "keeper.lock"))
+    if lock is None:
+        _tell(READY)  # another keeper works here
+        return 0
+    keeper = Keeper(options.boxes, options.folder, options.keep, options.label)
+
+    def work() -> None:
+        try:
+            keeper.begin()
+        except OSError as error:
+            _tell(f"{error.strerror or error}\n".encode())
+        else:
+            _tell(READY)
+        keeper.run()
+        os._exit(0)
+
+    threading.Thread(target=work, daemon=True).start()
+    _await_end(options.boxes)
+    os._exit(0)
+
+
+def _await_end(boxes: str) -> None:
+    """Return some time after the last rank has ended: the folder may block the other thread for
+    ever. That thread usually ends the process much earlier."""
+    left = BLOCKED_SECONDS
+    while left > 0:
+        time.sleep(LOOK_SECONDS)
+        alive = any(_is(int(match[1]), int(match[2])) for match in _boxes(boxes))
+        left = BLOCKED_SECONDS if alive else left - LOOK_SECONDS
+
+
+def _boxes(folder: str) -> list[re.Match[str]]:
+    with contextlib.suppress(OSError):
+        return [match for name in os.listdir(folder) if (match := _BOX.match(name)) is not None]
+    return []
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(f"{__package__}.keeper")
+    parser.add_argument("--boxes", required=True)
+    parser.add_argument("--folder", required=True)
+    parser.add_argument("--keep", type=int, required=True)
+    parser.add_argument("--label", required=True)
+    return parser.parse_args()
+
+
+def _lock(path: str) -> int | None:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    give_up = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() >= give_up:
+                os.close(descriptor)
+                return None
+            time.sleep(0.2)
+        else:
+            return descriptor
+
+
+def _tell(line: bytes) -> None:
+    """To who started us. Then close the streams: ``torchrun ... | tee`` ends as without us."""
+    with contextlib.suppress(OSError):
+        os.write(1, line)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    if null > 2:
+        os.close(null)
+
+
+class Keeper:
+    """*boxes*: the folder on the tmpfs. *folder*: where the copies go, each run in a folder of its
+    own below it. *keep*: so many runs of this host, with this one, are kept."""
+
+    def __init__(self, boxes: str, folder: str, keep: int, label: str) -> None:
+        self._boxes = boxes
+        self._folder = folder
+        self._keep = keep
+        self._label = label
+        self._run = ""
+        self._ranks: dict[str, Rank] = {}
+
+    def begin(self) -> None:
+        """Make the run's folder, copy what is there and delete what is too old. OSError: the folder
+        is missing and can't be made, is full, or may not be written."""
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        began = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        self._run = os.path.join(self._folder, f"{began}-{self._label}")
+        os.makedirs(self._run, mode=0o700, exist_ok=True)
+        self._look()
+        for rank in self._ranks.values():
+            with contextlib.suppress(BoxError):  # of a rank that has only just made it
+                self._copy(rank, {"ended": None})
+        self._prune()
+        _sweep(self._boxes)
+
+    def run(self) -> None:
+        """Until the last rank has ended."""
+        while True:
+            self._look()
+            ended = self._wait()
+            now = time.time()
+            left = _statuses(ended)
+            for rank in ended:
+                self._end(rank, left.get(rank.pid), now)
+            for rank in self._ranks.values():
+                if now - rank.copied >= COPY_SECONDS:
+                    self._try_copy(rank, {"ended": None})
+            if not self._ranks and not self._look():
+                return
+
+    def _look(self) -> bool:
+        """Note new boxes. Whether there are any."""
+        for match in _boxes(self._boxes):
+            path = os.path.join(self._boxes, match[0])
+            if path not in self._ranks:
+                pid, ticks = int(match[1]), int(match[2])
+                self._ranks[path] = Rank(path, pid, ticks, _pidfd(pid, ticks))
+        for rank in self._ranks.values():
+            rank.seen = _oom_kills(rank.watched) if rank.pidfd >= 0 else rank.seen
+        return bool(self._ranks)
+
+    def _wait(self) -> list[Rank]:
+        """Wait for a look's time, or for the end of a rank; the ranks that have ended."""
+        poll = select.poll()
+        by_descriptor = {}
+        ended = [rank for rank in self._ranks.values() if rank.pidfd < 0]
+        for rank in self._ranks.values():
+            if rank.pidfd >= 0:
+                poll.register(rank.pidfd, select.POLLIN)
+                by_descriptor[rank.pidfd] = rank
+        ready = poll.poll(0 if ended else LOOK_SECONDS * 1000)
+        return ended + [by_descriptor[descriptor] for descriptor, _ in ready]
+
+    def _end(self, rank: Rank, status: int | None, now: float) -> None:
+        kills = _oom_kills(rank.watched)
+        more = None if kills is None or rank.seen is None else kills - rank.seen
+        whole = self._try_copy(rank, {"ended": now, "wait_status": status, "oom_kills": more})
+        if rank.pidfd >= 0:
+            os.close(rank.pidfd)
+        del self._ranks[rank.path]
+        if whole:
+            with contextlib.suppress(OSError):
+                os.unlink(rank.path)
+        else:  # so that this keeper does not try again
+            with contextlib.suppress(OSError):
+                os.rename(rank.path, f"{rank.path}.left")
+
+    def _try_copy(self, rank: Rank, known: dict[str, Any]) -> bool:
+        try:
+            self._copy(rank, known)
+        except (OSError, BoxError):
+            rank.copied = time.time()
+            return False
+        return True
+
+    def _copy(self, rank: Rank, known: dict[str, Any]) -> None:
+        """Write the box to the run's folder, whole or not at all."""
+        rank.copied = time.time()
+        data = bytearray(read_bytes(rank.path))
+        contents = parse(bytes(data))
+        box = decode(contents, rank.path)
+        if not rank.watched:
+            rank.watched = _paths(box)
+            rank.seen = _oom_kills(rank.watched)
+        lane = contents.lanes["keeper"]
+        told = json.dumps({"copied": rank.copied, **known}).encode("ascii")
+        # One slot: its only record has number 1, as far as a ring of one counts.
+        record = Record(1, time.time_ns(), time.monotonic_ns(), told)
+        slot = record_bytes("keeper", record)
+        if len(slot) > lane.slot_bytes:
+            raise BoxError("its header is damaged")
+        data[lane.offset : lane.offset + len(slot)] = slot
+        name = f"rank{'-unknown' if box.rank is None else box.rank}-{rank.pid}.box"
+        _write(os.path.join(self._run, name), data)
+        if rank.name not in ("", name):  # the rank has become known
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self._run, rank.name))
+        rank.name = name
+
+    def _prune(self) -> None:
+        """Delete the oldest runs of this host, as far as they hold nothing but boxes."""
+        host = self._label.rpartition("@")[2].rpartition("-")[0]
+        runs = sorted(
+            name
+            for name in os.listdir(self._folder)
+            if (match := RUN.match(name)) is not None and match[3] == host
+        )
+        for name in runs[: -self._keep]:
+            folder = os.path.join(self._folder, name)
+            if folder == self._run or os.path.islink(folder):
+                continue
+            with contextlib.suppress(OSError):
+                for each in os.listdir(folder):
+                    if _COPY.match(each):
+                        os.unlink(os.path.join(folder, each))
+                os.rmdir(folder)
+
+
+def _sweep(mine: str) -> None:
+    """Delete what jobs have left on the tmpfs long ago, because their keeper was killed or could
+    not copy."""
+    place = os.path.dirname(mine)
+    with contextlib.suppress(OSError):
+        for name in os.listdir(place):
+            folder = os.path.join(place, name)
+            if not name.startswith("blackbox-") or folder == mine or os.path.islink(folder):
+                continue
+            with contextlib.suppress(OSError):
+                paths = [os.path.join(folder, each) for each in os.listdir(folder)]
+                newest = max(os.lstat(path).st_mtime for path in [folder, *paths])
+                alive = any(_is(int(match[1]), int(match[2])) for match in _boxes(folder))
+                if alive or newest > time.time() - OLD_SECONDS:
+                    continue
+                for path in paths:
+                    os.unlink(path)
+                os.rmdir(folder)
+
+
+def _write(path: str, data: bytearray) -> None:
+    part = f"{path}.part"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(part)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(part, flags, 0o600)
+    try:
+        for start, piece in _pieces(data):  # a box is mostly zeros: holes cost a network nothing
+            os.pwrite(descriptor, piece, start)
+        os.ftruncate(descriptor, len(data))
+        os.fsync(descriptor)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
+    finally:
+        os.close(descriptor)
+    os.rename(part, path)
+
+
+def _pieces(data: bytearray) -> Iterator[tuple[int, bytes]]:
+    """The parts of *data* that are not zeros, in whole pages."""
+    empty = bytes(PAGE_BYTES)
+    began = None
+    for at in range(0, len(data) + PAGE_BYTES, PAGE_BYTES):
+        full = at < len(data) and data[at : at + PAGE_BYTES] != empty[: len(data) - at]
+        if full and began is None:
+            began = at
+        elif not full and began is not None:
+            yield began, bytes(data[began:at])
+            began = None
+
+
+def _pidfd(pid: int, ticks: int) -> int:
+    """A descriptor that can be read once the process has ended; -1: it has."""
+    if not _is(pid, ticks):
+        return -1
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return -1
+    if _is(pid, ticks):
+        return descriptor
+    os.close(descriptor)
+    return -1
+
+
+def _is(pid: int, ticks: int) -> bool:
+    stat = stat_of(pid)
+    return stat is not None and stat.ticks == ticks
+
+
+def _statuses(ended: list[Rank]) -> dict[int, int]:
+    """The wait statuses of processes that have ended, by pid, as far as the kernel tells."""
+    found: dict[int, int] = {}
+    give_up = time.monotonic() + STATUS_SECONDS
+    asked = [rank for rank in ended if rank.pidfd >= 0]
+    while asked:
+        for rank in asked:
+            status = _of_zombie(rank) if rank.pid not in found else None
+            status = _of_pidfd(rank.pidfd) if status is None else status
+            if status is not None:
+                found.setdefault(rank.pid, status)
+        asked = [rank for rank in asked if rank.pid not in found]
+        if not asked or time.monotonic() >= give_up:
+            break
+        time.sleep(0.05)
+    return found
+
+
+def _of_zombie(rank: Rank) -> int | None:
+    """The last field of proc(5)'s stat, for a process that nobody has waited for yet."""
+    try:
+        with open(f"/proc/{rank.pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    if len(fields) < 50 or fields[0] != "Z" or fields[19] != str(rank.ticks):
+        return None
+    return int(fields[49])
+
+
+def _of_pidfd(descriptor: int) -> int | None:
+    """For a process that somebody has waited for."""
+    info = bytearray(64)
+    struct.pack_into("<Q", info, 0, _PIDFD_INFO_EXIT)
+    try:
+        fcntl.ioctl(descriptor, _PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    mask, status = struct.unpack_from("<Q", info)[0], struct.unpack_from("<i", info, 60)[0]
+    return int(status) if mask & _PIDFD_INFO_EXIT else None
+
+
+def _paths(box: Box) -> Mapping[str, str]:
+    watched = box.identity.get("watched")
+    if not isinstance(watched, dict):
+        return {}
+    return {str(name): path for name, path in watched.items() if isinstance(path, str)}
+
+
+def _oom_kills(watched: Mapping[str, str]) -> int | None:
+    """How many processes of the cgroup the kernel has killed for want of memory so far."""
+    for name in ("memory.events", "memory.oom_control"):
+        path = watched.get(name)
+        if path is None:
+            continue
+        with (
+            contextlib.suppress(OSError, ValueError),
+            open(path, encoding="ascii", errors="replace") as file,
+        ):
+            for line in file.read(4096).splitlines():
+                word, _, number = line.partition(" ")
+                if word == "oom_kill":
+                    return int(number)
+    return None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,160 @@
+"""The black boxes in a folder, put together to runs of jobs.
+
+A run of a job has a folder on each host. Clocks of hosts may differ, so folders belong together if
+their boxes tell the same job, and were written at the same time at some time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from workerserver.blackbox.format import BoxError
+from workerserver.blackbox.place import SUFFIX
+from workerserver.blackbox.read import Box, read_box
+
+__all__ = ["Problem", "Run", "holds_boxes", "runs_in"]
+
+#: Boxes that are read; more are no job's.
+MAX_BOXES = 1 << 16
+#: A box on the tmpfs that its keeper could not copy.
+LEFT = f"{SUFFIX}.left"
+_FOLDER = re.compile(r"\d{8}T\d{6}-.{1,64}@.{1,64}-\d{1,20}\Z")
+_RANK = re.compile(r"rank(?:(\d{1,9})|-unknown)-\d{1,10}\.box\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A file that can't be read as a box. *rank*: from its name."""
+
+    path: str
+    rank: int | None
+    text: str
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of one job. *boxes*: by rank; of a rank that several processes had, the newest one.
+    *older*: the others."""
+
+    job: str
+    restart: int | None
+    world_size: int | None
+    began: float
+    ended: float
+    boxes: list[Box] = field(default_factory=list)
+    older: list[Box] = field(default_factory=list)
+
+    @property
+    def missing(self) -> list[int]:
+        """Ranks of the job without a box."""
+        known = {box.rank for box in self.boxes}
+        return [rank for rank in range(self.world_size or 0) if rank not in known]
+
+
+def holds_boxes(folder: str) -> bool:
+    """Whether *folder* is one of black boxes: of runs, of one run, or the boxes' own on a tmpfs."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(
+                entry.name.endswith((SUFFIX, LEFT))
+                or (_FOLDER.match(entry.name) and entry.is_dir(follow_symlinks=False))
+                for entry in entries
+            )
+    except OSError:
+        return False
+
+
+def runs_in(folders: Sequence[str]) -> tuple[list[Run], list[Problem]]:
+    """The runs of which *folders* have boxes, the newest first, and what could not be read. OSError
+    if a folder can't be read."""
+    boxes: list[Box] = []
+    problems: list[Problem] = []
+    for path, owner in _files(folders):
+        if len(boxes) + len(problems) >= MAX_BOXES:
+            problems.append(Problem(path, None, f"only {MAX_BOXES} boxes are read"))
+            break
+        try:
+            box = read_box(path, owner)
+            _check(box)
+        except BoxError as error:
+            match = _RANK.match(os.path.basename(path))
+            problems.append(
+                Problem(path, int(match[1]) if match is not None and match[1] else None, str(error))
+            )
+        else:
+            boxes.append(box)
+    return _grouped(boxes), problems
+
+
+def _files(folders: Sequence[str]) -> Iterable[tuple[str, int]]:
+    """Each box's path, and who owns the folder that was named."""
+    for top in folders:
+        owner = os.stat(top).st_uid
+        with os.scandir(top) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            if entry.name.endswith((SUFFIX, LEFT)):
+                yield entry.path, owner
+            elif _FOLDER.match(entry.name) and entry.is_dir(follow_symlinks=False):
+                try:
+                    names = sorted(os.listdir(entry.path))
+                except OSError:
+                    continue
+                yield from ((os.path.join(entry.path, n), owner) for n in names if _RANK.match(n))
+
+
+def _check(box: Box) -> None:
+    """BoxError if the box doesn't tell whose it is."""
+    if not box.identity:
+        raise BoxError("it does not tell whose it is")
+
+
+def _began(box: Box) -> float:
+    started = box.identity.get("started")
+    if isinstance(started, int | float) and 0 < started < 1e12:
+        return float(started)
+    return box.time or 0.0
+
+
+def _number(box: Box, name: str) -> int | None:
+    for place in (box.health, box.identity):
+        value = place.get(name)
+        if type(value) is int and 0 <= value < 1 << 31:
+            return value
+    return None
+
+
+def _grouped(boxes: Sequence[Box]) -> list[Run]:
+    runs: list[Run] = []
+    current: dict[tuple[str, int | None], Run] = {}
+    for box in sorted(boxes, key=_began):
+        key = (str(box.identity.get("job"))[:128], _number(box, "restart"))
+        began, ended = _began(box), box.time or _began(box)
+        run = current.get(key)
+        if run is None or began > run.ended:
+            run = current[key] = Run(*key, None, began, ended)
+            runs.append(run)
+        run.ended = max(run.ended, ended)
+        size = _number(box, "world_size")
+        if size is not None and size <= MAX_BOXES:
+            run.world_size = max(run.world_size or 0, size)
+        run.boxes.append(box)
+    for run in runs:
+        _one_of_each_rank(run)
+    return sorted(runs, key=lambda run: run.began, reverse=True)
+
+
+def _one_of_each_rank(run: Run) -> None:
+    newest: dict[object, Box] = {}
+    for box in run.boxes:  # in the order of their beginning
+        key: object = box.rank if box.rank is not None else (box.path,)
+        if key in newest:
+            run.older.append(newest[key])
+        newest[key] = box
+    unknown = 1 << 31
+    run.boxes = sorted(
+        newest.values(), key=lambda box: (unknown if box.rank is None else box.rank, box.path)
+    )

@@ -1,0 +1,228 @@
+"""``workerserver blackbox``: list what the ranks of a job have left behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from workerserver.blackbox.runs import Problem, Run, holds_boxes, runs_in
+from workerserver.cli.console import Output
+from workerserver.cli.errors import NoJobError, UsageError
+from workerserver.cli.job_command import cost, write_json
+from workerserver.cli.parser import CommandParser
+from workerserver.cluster.ask.boxes.samples import rounds_of
+from workerserver.cluster.judge.diagnose import diagnose
+from workerserver.cluster.judge.ends import Ended, conclude, place_text, who_ended
+from workerserver.cluster.judge.verdict import Verdict, over
+from workerserver.cluster.read.boxes.endings import Ending, ending
+from workerserver.cluster.show.report import verdict_dict
+
+__all__ = ["are_boxes", "judge_boxes", "main", "make_parser", "read_runs"]
+
+MAX_LINES = 40
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser(
+        "blackbox",
+        description="List the black boxes in a folder: rank, last step, how and when it ended. "
+        "Exit status: 0 all could be read, 1 some, 2 none, 3 there are none.",
+        epilog="workerserver diagnose DIR says who began it. docs/blackbox.md says what is in a "
+        "box, and how a job is told to keep some.",
+        examples=(
+            ("workerserver blackbox /shared/boxes", "the last run"),
+            ("workerserver blackbox --all /shared/boxes", "all runs that are kept"),
+        ),
+    )
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="as in WORKERSERVER_BLACKBOX")
+    parser.add_argument("--all", action="store_true", help="earlier runs, too")
+    parser.add_json("one object")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 0: all boxes could be read, 1: some, 2: none; 3: there are none."""
+    options = make_parser().parse_intermixed_args(list(argv))
+    runs, problems = read_runs(options.folders)
+    shown = runs if options.all else runs[:1]
+    if options.json:
+        fields = {
+            "runs": [_run_dict(run) for run in shown],
+            "problems": [_problem_dict(each) for each in problems],
+        }
+        write_json(sys.stdout, fields)
+    else:
+        out = Output(sys.stdout)
+        for run in shown:
+            _show_run(run, out)
+        if len(shown) < len(runs):
+            out.line(f"{len(runs) - len(shown)} earlier runs (--all)", "dim")
+        _show_problems(problems, out)
+    if not runs:
+        return 2
+    return 1 if problems else 0
+
+
+def are_boxes(targets: Sequence[str]) -> bool:
+    """Whether all *targets* are folders of black boxes."""
+    return bool(targets) and all(os.path.isdir(each) and holds_boxes(each) for each in targets)
+
+
+def read_runs(folders: Sequence[str]) -> tuple[list[Run], list[Problem]]:
+    """NoJobError if there is no box, UsageError if a folder can't be read."""
+    try:
+        runs, problems = runs_in(folders)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from None
+    if not runs and not problems:
+        raise NoJobError(f"no black box in {', '.join(folders)}")
+    return runs, problems
+
+
+# ---- the verdict
+
+
+def judge_boxes(folders: Sequence[str], *, as_json: bool) -> int:
+    """What ``workerserver diagnose DIR`` prints of the newest run, and its exit status."""
+    runs, problems = read_runs(folders)
+    ended = judged(runs[0]) if runs else conclude([], [], None)
+    if as_json:
+        write_json(sys.stdout, verdict_of(ended, runs[0] if runs else None, problems))
+    else:
+        _show_verdict(ended, runs, problems, Output(sys.stdout))
+    return ended.status
+
+
+def judged(run: Run) -> Ended:
+    endings = [ending(box) for box in run.boxes]
+    return conclude(endings, run.missing, _live(run))
+
+
+def _live(run: Run) -> Verdict | None:
+    """What the last samples would have told of the job while it lived."""
+    rounds = rounds_of(run.boxes)
+    return diagnose(rounds, run.world_size) if rounds else None
+
+
+def verdict_of(ended: Ended, run: Run | None, problems: Sequence[Problem]) -> dict[str, Any]:
+    """The fields of a verdict on live workers, and those of the boxes."""
+    fields = verdict_dict(over("") if ended.live is None else ended.live)
+    if ended.culprits or ended.status != 1:
+        fields["suspects"] = []
+    return {
+        **fields,
+        "status": ended.status,
+        "verdict": ended.sentence,
+        "time": None if run is None else run.ended,
+        "cost": cost([]),
+        "job": None if run is None else run.job,
+        "leftovers": [],
+        "notes": [],
+        "other_jobs": [],
+        "culprits": [_ending_dict(each) for each in ended.culprits],
+        "boxes": [_ending_dict(each) for each in ended.endings],
+        "without_box": list(ended.missing),
+        "unreadable": [_problem_dict(each) for each in problems],
+    }
+
+
+def _show_verdict(
+    ended: Ended, runs: Sequence[Run], problems: Sequence[Problem], out: Output
+) -> None:
+    styles = ("bold green", "bold red", "bold yellow", "bold")
+    out.line(ended.sentence, styles[ended.status])
+    if runs:
+        out.line(_title(runs[0]), "dim")
+    for each in ended.culprits:
+        _show_culprit(each, out)
+    if not ended.culprits and ended.live is not None and ended.status == 1:
+        for suspect in verdict_dict(ended.live)["suspects"]:
+            out.line()
+            out.line(f"rank {suspect['rank']}: {suspect['reason']}", "bold red")
+            for line in suspect["evidence"]:
+                out.line(f"  - {line}")
+    out.line()
+    out.line("how the ranks ended", "bold")
+    for each in ended.endings[:MAX_LINES]:
+        out.line(f"  {who_ended(each)}")
+    if len(ended.endings) > MAX_LINES:
+        out.line(f"  ... and {len(ended.endings) - MAX_LINES} more (workerserver blackbox)")
+    _show_problems(problems, out)
+
+
+def _show_culprit(each: Ending, out: Output) -> None:
+    out.line()
+    out.line(who_ended(each), "bold red")
+    out.line(f"  {'box:':<10}{each.box.path}")
+    for end in each.box.ends:
+        trace = end.value.get("traceback")
+        if end.value.get("why") == "exception" and isinstance(trace, str):
+            for line in trace.splitlines()[-20:]:
+                out.line(f"  {line}")
+
+
+# ---- the list
+
+
+def _title(run: Run) -> str:
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.began))
+    ranks = "" if run.world_size is None else f", {run.world_size} ranks"
+    again = f", restart {run.restart}" if run.restart else ""
+    return f"job {run.job}, began {began}{ranks}{again}, {len(run.boxes)} boxes"
+
+
+def _show_run(run: Run, out: Output) -> None:
+    out.line(_title(run), "bold")
+    for box in run.boxes:
+        out.line(f"  {who_ended(ending(box))}")
+    if run.missing:
+        names = ", ".join(map(str, run.missing[:20]))
+        out.line(f"  no box of ranks {names}{', ...' if len(run.missing) > 20 else ''}", "yellow")
+    if run.older:
+        out.line(f"  {len(run.older)} boxes of earlier processes of these ranks", "dim")
+
+
+def _show_problems(problems: Sequence[Problem], out: Output) -> None:
+    for each in problems[:MAX_LINES]:
+        out.line(f"{each.path}: {each.text}", "yellow")
+    if len(problems) > MAX_LINES:
+        out.line(f"... and {len(problems) - MAX_LINES} more", "yellow")
+
+
+def _run_dict(run: Run) -> dict[str, Any]:
+    return {
+        "job": run.job,
+        "restart": run.restart,
+        "world_size": run.world_size,
+        "began": run.began,
+        "boxes": [_ending_dict(ending(box)) for box in run.boxes],
+        "without_box": run.missing,
+        "older": [box.path for box in run.older],
+    }
+
+
+def _ending_dict(each: Ending) -> dict[str, Any]:
+    place = each.place
+    return {
+        "rank": each.rank,
+        "host": each.host,
+        "pid": each.pid,
+        "end": each.kind,
+        "text": who_ended(each),
+        "time": each.time,
+        "last_written": each.box.time,
+        "step": each.step,
+        "location": None
+        if place is None
+        else {"file": place.file, "line": place.line, "function": place.function},
+        "place": place_text(each) or None,
+        "torn": each.box.torn,
+        "path": each.box.path,
+    }
+
+
+def _problem_dict(each: Problem) -> dict[str, Any]:
+    return {"path": each.path, "rank": each.rank, "text": each.text}

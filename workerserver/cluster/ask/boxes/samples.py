@@ -1,0 +1,77 @@
+"""Black boxes as a source: what ranks would have answered, as their last samples tell it.
+
+A box keeps several samples of the stacks. Two rounds are made of the last two, so that the judge
+sees what moved between them, as it does with live ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from workerserver.blackbox.read import Box, Moment
+from workerserver.cluster.ask import bodies
+from workerserver.cluster.ask.rounds import Round
+from workerserver.cluster.failures import short
+from workerserver.cluster.model import Failure, Own, RankState, Worker
+from workerserver.cluster.read.boxes.endings import stacks_of
+
+__all__ = ["rounds_of"]
+
+NO_RECORDER = Failure("missing", "a black box has no flight recorder")
+NO_STACKS = Failure("missing", "its black box has no stacks")
+
+
+def rounds_of(boxes: Iterable[Box]) -> list[Round]:
+    """Two rounds, the earlier one first; one, if no box has two samples."""
+    every = list(boxes)
+    rounds = []
+    for back in (2, 1):
+        samples = [box.stacks[-back] if len(box.stacks) >= back else None for box in every]
+        if back == 2 and not any(samples):
+            continue
+        times = [sample.time for sample in samples if sample is not None]
+        states = [_state(box, sample) for box, sample in zip(every, samples, strict=True)]
+        rounds.append(Round(states, max(times, default=0.0)))
+    return rounds
+
+
+def _state(box: Box, sample: Moment | None) -> RankState:
+    host = box.identity.get("host")
+    worker = Worker(box.path, False, box.rank, host if isinstance(host, str) else None)
+    state = RankState(worker, box.rank, kind="workerserver", responded=True)
+    state.failures["fr_summary"] = NO_RECORDER
+    _health(state, box, sample)
+    _stacks(state, sample)
+    return state
+
+
+def _health(state: RankState, box: Box, sample: Moment | None) -> None:
+    """The figures that were written with the sample, or last."""
+    moments = box.states
+    if sample is not None:
+        moments = tuple(each for each in moments if each.time <= sample.time) or moments[:1]
+    told: Any = moments[-1].value.get("health") if moments else None
+    if not isinstance(told, dict):
+        state.failures["healthz"] = Failure("missing", "its black box has no figures")
+        return
+    try:
+        state.health = bodies.health_of(told)
+    except ValueError as error:
+        state.failures["healthz"] = Failure("malformed", short(error))
+
+
+def _stacks(state: RankState, sample: Moment | None) -> None:
+    told = stacks_of(sample)
+    if sample is None or told is None:
+        state.failures["stacks"] = NO_STACKS
+        return
+    state.threads = told.threads
+    state.mode = told.mode
+    state.own = Own(told.mode, told.pid, told.namespace)
+    digest = sample.value.get("digest")
+    if isinstance(digest, dict):
+        try:
+            state.digest, state.main_digest = bodies.digest_of(digest)
+        except ValueError as error:
+            state.failures["digest"] = Failure("malformed", short(error))

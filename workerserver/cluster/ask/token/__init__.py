@@ -1,0 +1,1 @@
+"""How a client shows that it knows the token, and to whom."""

@@ -1,0 +1,105 @@
+"""Ranks that stand in different calls, each of which takes all of them: so none of the calls ends.
+Stacks tell that where no recorder does.
+
+No rank leaves an ``all_reduce``, or another operation in which each rank waits for all, before
+every rank of the group has entered it. So if most ranks stand in one, who stands in another
+operation of the same ranks has left something out, or has made something that the others have not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from workerserver.cluster.judge.chains.words import WHOLE_JOB
+from workerserver.cluster.judge.facts import (
+    Accusation,
+    Differs,
+    Entered,
+    Evidence,
+    NoMajority,
+    StacksAlone,
+)
+from workerserver.cluster.judge.flight import TOGETHER
+from workerserver.cluster.judge.grounds.crowd import is_stuck
+from workerserver.cluster.judge.job import Job
+from workerserver.cluster.read.waits_for import DIRECTIONS
+
+if TYPE_CHECKING:
+    from workerserver.cluster.judge.suspicions import Suspicions
+
+__all__ = ["from_calls"]
+
+#: A call that takes all ranks of the job, and ends on none before all have come.
+NEW_GROUP = "torch.distributed.new_group"
+#: So do these, among operations of a group.
+MEETINGS = (*TOGETHER, "monitored_barrier", NEW_GROUP)
+
+
+class _Call(NamedTuple):
+    """*ranks*: all that it takes. *name*: of the operation. *group*: for people."""
+
+    ranks: tuple[int, ...]
+    name: str
+    group: str
+
+
+def from_calls(suspicions: Suspicions) -> None:
+    job = suspicions.job
+    if job.before is None or suspicions.accused or job.moves:
+        return
+    calls = {rank: call for rank in job.ranks if (call := _call(job, rank)) is not None}
+    for ranks in sorted({call.ranks for call in calls.values()}):
+        inside = {rank: calls[rank] for rank in ranks if rank in calls}
+        if len(inside) == len(ranks) and all(call.ranks == ranks for call in inside.values()):
+            _weigh(suspicions, inside)
+
+
+def _weigh(suspicions: Suspicions, inside: dict[int, _Call]) -> None:
+    job = suspicions.job
+    parties: dict[_Call, list[int]] = {}
+    for rank, call in inside.items():
+        parties.setdefault(call, []).append(rank)
+    if len(parties) != 2 or not all(is_stuck(job, rank) and job.slept(rank) for rank in inside):
+        return  # a loop may be met in one call twice
+    (some, many), (other, few) = sorted(parties.items(), key=lambda each: (-len(each[1]), each[1]))
+    if not some.name.startswith(MEETINGS) or any(_is_recorded(job, rank) for rank in inside):
+        return
+    if len(many) == len(few) and not other.name.startswith(MEETINGS):
+        return
+    sides = [(other, few, some, many)]
+    evidence: list[Evidence] = [StacksAlone()]
+    if len(many) == len(few):
+        sides.append((some, many, other, few))
+        evidence.append(NoMajority())
+    for own, ranks, theirs, others in sides:
+        claim = Differs(_entered(own, ranks), _entered(theirs, others))
+        for rank in ranks:
+            accusation = Accusation(rank, "mismatch", claim, own.group, own.name)
+            accusation.evidence += evidence
+            suspicions.accuse(accusation)
+
+
+def _entered(call: _Call, ranks: Sequence[int]) -> Entered:
+    return Entered(call.name, call.group, ranks)
+
+
+def _call(job: Job, rank: int) -> _Call | None:
+    """The call in which the acting thread of *rank* stands, if it is known which ranks it takes."""
+    blocked = job.blocked[rank]
+    if not blocked.on_ranks or blocked.thread is None:
+        return None
+    everybody = tuple(job.expected)
+    if blocked.call == NEW_GROUP:
+        return _Call(everybody, NEW_GROUP, WHOLE_JOB)
+    waits = blocked.thread.waits
+    if waits is None or waits.kind != "operation" or not waits.op or waits.op in DIRECTIONS:
+        return None
+    ranks = waits.ranks or (everybody if waits.group == "default_pg" else ())
+    return _Call(ranks, waits.op, waits.group or "") if rank in ranks else None
+
+
+def _is_recorded(job: Job, rank: int) -> bool:
+    """Its recorder holds something: that tells more than its stack."""
+    record = job.now.of_rank(rank)
+    return record is not None and not record.empty

@@ -1,0 +1,164 @@
+"""A verdict on a run of which black boxes are left: who ended first, and of what.
+
+A rank is accused of what its own box, or the kernel, tells of its end. A rank that was ended by
+somebody, or that lost its connection to others, is none that began it. If nobody began it, the
+judge of live jobs looks at the last samples: the job may have hung before it was ended.
+"""
+
+from __future__ import annotations
+
+import os.path
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from workerserver.cluster.judge.verdict import Verdict
+from workerserver.cluster.read.boxes.endings import Ending
+from workerserver.ranks import fold
+
+__all__ = ["Ended", "conclude", "place_text", "who_ended"]
+
+#: Culprits that a sentence names.
+MAX_NAMED = 3
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """*culprits*: who began it, the first one first, as far as that is known. *live*: what the
+    judge of live jobs says of the last samples; None if it was not asked."""
+
+    sentence: str
+    status: int
+    culprits: tuple[Ending, ...]
+    endings: tuple[Ending, ...]
+    missing: tuple[int, ...]
+    live: Verdict | None
+
+
+def conclude(endings: Sequence[Ending], missing: Sequence[int], live: Verdict | None) -> Ended:
+    """*missing*: ranks without a box that can be read."""
+    culprits = _culprits(endings)
+    status, sentence = _sentence(endings, culprits, missing, live)
+    return Ended(sentence, status, tuple(culprits), tuple(endings), tuple(missing), live)
+
+
+def _culprits(endings: Sequence[Ending]) -> list[Ending]:
+    began = [each for each in endings if _began(each)]
+    own = [each for each in began if not each.waits_for_others]
+    if not own and len(began) == 1 and len(endings) == 1:
+        own = began  # nobody else it could have lost
+    if not own and began and all(each.kind == "crash" for each in began) and len(began) == 1:
+        own = began
+    hosts = {each.host for each in own}
+    if len(hosts) == 1 and all(each.time is not None for each in own):
+        return sorted(own, key=lambda each: (each.time or 0.0, _rank(each)))
+    return sorted(own, key=_rank)  # clocks of hosts differ
+
+
+def _began(each: Ending) -> bool:
+    return each.kind in ("exception", "crash", "killed", "oom", "status", "no trace")
+
+
+def _rank(each: Ending) -> int:
+    return 1 << 31 if each.rank is None else each.rank
+
+
+def _sentence(
+    endings: Sequence[Ending],
+    culprits: Sequence[Ending],
+    missing: Sequence[int],
+    live: Verdict | None,
+) -> tuple[int, str]:
+    if culprits:
+        named = "; ".join(map(who_ended, culprits[:MAX_NAMED]))
+        more = len(culprits) - MAX_NAMED
+        named += f"; and {more} more ranks ended by themselves" if more > 0 else ""
+        return 1, f"{named}{_others(endings, culprits)}{_without(missing)}"
+    if live is not None and live.status == 1:
+        alive = any(each.kind == "alive" for each in endings)
+        when = "" if alive else "before the job was ended: "
+        return 1, f"{when}{live.sentence}{_without(missing)}"
+    if all(each.kind == "clean" for each in endings) and endings:
+        if missing:
+            return 2, f"could not tell: {_kinds(endings)}{_without(missing)}"
+        return 3, f"the job has ended, and nothing accuses a rank: {_kinds(endings)}"
+    if not endings:
+        return 2, f"could not tell: no box can be read{_without(missing)}"
+    if all(each.kind == "alive" for each in endings) and live is not None:
+        return live.status, f"as the boxes tell: {live.sentence}{_without(missing)}"
+    return 2, f"could not tell who began it: {_kinds(endings)}{_without(missing)}"
+
+
+def who_ended(each: Ending) -> str:
+    """One rank's end in words: how, when, at which step, where."""
+    who = f"rank {each.rank}" if each.rank is not None else f"process {each.pid}"
+    text = f"{who} {each.detail}"
+    if each.kind == "oom" and each.memory is not None:
+        used, limit = (value / GIB for value in each.memory)
+        text += f", with {used:.1f} of {limit:.1f} GiB in use"
+    if each.time is not None:
+        text += f" at {time.strftime('%H:%M:%S', time.localtime(each.time))}"
+    at = [] if each.step is None else [f"at step {each.step:,}"]
+    if each.place is not None:
+        at.append(f"in {place_text(each)}")
+    if not at:
+        return text
+    if each.seen is None or each.time is None:
+        return f"{text}, {', '.join(at)}"
+    # Of a process that could not write any more, the last figures are up to a second old.
+    return f"{text}; last seen {', '.join(at)} ({max(each.time - each.seen, 0.0):.1f} s before)"
+
+
+def place_text(each: Ending) -> str:
+    """``load_batch(), data.py:33``; "" if no place is known."""
+    if each.place is None:
+        return ""
+    line = "" if each.place.line is None else f":{each.place.line}"
+    function = each.place.function
+    shown = function if function.startswith("<") else f"{function}()"
+    return f"{shown}, {os.path.basename(each.place.file)}{line}"
+
+
+def _others(endings: Sequence[Ending], culprits: Sequence[Ending]) -> str:
+    """What became of the other ranks."""
+    left = [each for each in endings if each not in culprits]
+    return f"; {_kinds(left)}" if left else ""
+
+
+def _kinds(endings: Sequence[Ending]) -> str:
+    parts = []
+    for words, some in (
+        ("ended by SIGTERM", [each for each in endings if each.kind == "terminated"]),
+        ("lost the others", [e for e in endings if _began(e) and e.waits_for_others]),
+        ("ended by {self}", [each for each in endings if each.kind == "clean"]),
+        ("still without an end", [each for each in endings if each.kind == "alive"]),
+    ):
+        if some:
+            one = len(some) == 1
+            verb = "" if words.startswith("lost") else "is " if one else "are "
+            if words.startswith("ended by SIGTERM"):
+                verb = "was " if one else "were "
+            elif words.startswith("ended by {"):
+                verb = ""
+            parts.append(
+                f"{_ranks(some)} {verb}{words.replace('{self}', 'itself' if one else 'themselves')}"
+            )
+    return ", ".join(parts)
+
+
+def _ranks(endings: Sequence[Ending]) -> str:
+    known = sorted(each.rank for each in endings if each.rank is not None)
+    if len(known) == 1 and len(endings) == 1:
+        return f"rank {known[0]}"
+    if not known:
+        return "a process" if len(endings) == 1 else f"{len(endings)} processes"
+    return f"ranks {fold(known)}"
+
+
+def _without(missing: Sequence[int]) -> str:
+    if not missing:
+        return ""
+    if len(missing) == 1:
+        return f"; of rank {missing[0]} there is no box"
+    return f"; of ranks {fold(missing)} there are no boxes"

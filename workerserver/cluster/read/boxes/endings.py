@@ -1,0 +1,250 @@
+"""How a process ended, as its black box tells it: only what is recorded, and nothing is guessed."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from workerserver.blackbox.read import Box, Moment
+from workerserver.cluster.model import Frame, Thread
+from workerserver.cluster.read import stacks
+from workerserver.cluster.read.acting import acting
+from workerserver.cluster.read.owners import code_file
+from workerserver.cluster.read.roles import main_thread
+
+__all__ = ["Ending", "Kind", "ending", "threads_of"]
+
+Kind = Literal[
+    "alive", "clean", "exception", "crash", "terminated", "killed", "oom", "status", "no trace"
+]
+"""alive: nothing says that it has ended. crash: a fatal signal of its own. terminated: somebody
+sent it SIGTERM or the like. killed: SIGKILL. oom: SIGKILL, and the kernel has killed for want of
+memory then. status: it left with that exit status, and no exception. no trace: it is gone, and
+nothing tells why: SIGKILL, os._exit, or its host."""
+
+#: What an exception says, or an abort does, when other ranks have gone or do not come.
+_OTHERS = re.compile(
+    r"timed? ?out|timeout|connection (?:closed|reset|refused|aborted)|closed by (?:peer|remote)|"
+    r"broken pipe|remote process exited|socket (?:closed|error)|peer closed|network error|"
+    r"heartbeat|store .{0,40}(?:closed|gone|lost)|rendezvous",
+    re.I | re.S,
+)
+
+
+class Memory(NamedTuple):
+    """Bytes in use by the process's cgroup, and its limit."""
+
+    used: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """*time*: seconds since the epoch, by its host's clock. *detail*: how, in words for people.
+    *waits_for_others*: it ended because other ranks had gone or did not come, as it says itself.
+    *place*: the newest line of the user's code on the stack that counts; *step*: the last one.
+    *seen*: when both were written, if nothing of its end was; None: at its end."""
+
+    rank: int | None
+    host: str | None
+    pid: int
+    kind: Kind
+    detail: str
+    time: float | None
+    step: int | None
+    place: Frame | None
+    waits_for_others: bool
+    memory: Memory | None
+    seen: float | None
+    box: Box
+
+
+def ending(box: Box) -> Ending:
+    events = [end.value for end in box.ends if end.value.get("why") in ("signal", "exception")]
+    signals = [each for each in events if each["why"] == "signal"]
+    # What came after a signal comes of it: KeyboardInterrupt, say.
+    exceptions = [each for each in events[:1] if each["why"] == "exception"]
+    exits = [end.value for end in box.ends if end.value.get("why") == "exit"]
+    keeper = {} if box.keeper is None else box.keeper.value
+    gone = _seconds(keeper.get("ended"))
+    status = keeper.get("wait_status")
+    status = status if type(status) is int and 0 <= status < 1 << 16 else None
+    kind, detail, told = _how(signals, exceptions, exits, gone, status, keeper)
+    others = False
+    if kind == "exception" and told is not None:
+        others = _OTHERS.search(f"{told.get('type')}: {told.get('text')}") is not None
+    if kind == "crash" and told is not None and told.get("signal") == signal.SIGABRT:
+        others = True  # std::terminate: a watchdog's, mostly; alone it accuses
+    time = None if told is None else _seconds(told.get("time"))
+    if time is None and kind not in ("alive",):
+        time = gone
+    host = box.identity.get("host")
+    step = box.health.get("step")
+    return Ending(
+        rank=box.rank,
+        host=host if isinstance(host, str) else None,
+        pid=box.pid,
+        kind=kind,
+        detail=detail,
+        time=time,
+        step=step if type(step) is int else None,
+        place=None if kind == "clean" else _place(box, told),
+        waits_for_others=others,
+        memory=_memory(box),
+        seen=box.time if told is None and kind != "alive" else None,
+        box=box,
+    )
+
+
+_How = tuple[Kind, str, "Mapping[str, Any] | None"]
+
+
+def _how(
+    signals: Sequence[Mapping[str, Any]],
+    exceptions: Sequence[Mapping[str, Any]],
+    exits: Sequence[Mapping[str, Any]],
+    gone: float | None,
+    status: int | None,
+    keeper: Mapping[str, Any],
+) -> _How:
+    """The kind, the words, and the record that tells it."""
+    exception = exceptions[0] if exceptions else None
+    sent = [each for each in signals if each.get("signal") == signal.SIGTERM]
+    crash = next((each for each in signals if each.get("signal") != signal.SIGTERM), None)
+    number = None if status is None else status & 127
+    code = None if status is None else status >> 8
+    if exception is not None and (not number or number in (signal.SIGTERM, signal.SIGKILL)):
+        return "exception", f"ended by {_exception(exception)}", exception
+    if number:
+        if number == signal.SIGKILL:
+            if sent:
+                return "terminated", f"{_sent(sent[0])}, and by SIGKILL later", sent[0]
+            kills = keeper.get("oom_kills")
+            if type(kills) is int and kills > 0:
+                return "oom", "was killed (out of memory)", None
+            return "killed", "was killed (SIGKILL)", None
+        if number == signal.SIGTERM:
+            return "terminated", _sent(sent[0] if sent else {}), sent[0] if sent else None
+        return "crash", f"ended by {_name(number)}{_where(crash)}", crash
+    if crash is not None and not exits:
+        name = _name(crash.get("signal"))
+        return "crash", f"ended by {name}{_where(crash)}", crash
+    if sent:
+        return "terminated", _sent(sent[0]), sent[0]
+    if code:
+        how = "" if exits else " by os._exit or from C"
+        return "status", f"left with exit status {code}{how}", None
+    if exits:
+        return "clean", "ended by itself", exits[0]
+    if code == 0:
+        return "status", "left with exit status 0 by os._exit or from C", None
+    if gone is not None:
+        return "no trace", "ended without a trace: SIGKILL, os._exit or its host", None
+    return "alive", "has not ended as far as its box tells", None
+
+
+def _name(number: Any) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _sent(told: Mapping[str, Any]) -> str:
+    pid = told.get("pid")
+    by = f" from process {pid}" if type(pid) is int and pid > 0 else ""
+    return f"was ended by SIGTERM{by}"
+
+
+def _where(told: Mapping[str, Any] | None) -> str:
+    """The address of a fault."""
+    address = None if told is None else told.get("address")
+    return f" at address 0x{address:x}" if type(address) is int and address > 0 else ""
+
+
+def _exception(told: Mapping[str, Any]) -> str:
+    kind, text = told.get("type"), told.get("text")
+    kind = kind if isinstance(kind, str) else "an exception"
+    first = text.strip().partition("\n")[0] if isinstance(text, str) else ""
+    return f"{kind}: {first[:200]}" if first else kind
+
+
+def _seconds(value: Any) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12:
+        return float(value)
+    return None
+
+
+# ---- where
+
+
+def threads_of(moment: Moment | None) -> tuple[Thread, ...]:
+    """The threads of a record of stacks; none if there is none that can be understood."""
+    told = stacks_of(moment)
+    return () if told is None else told.threads
+
+
+def stacks_of(moment: Moment | None) -> stacks.Stacks | None:
+    if moment is None:
+        return None
+    try:
+        return stacks.of_value(moment.value.get("stacks"))
+    except ValueError:
+        return None
+
+
+def _place(box: Box, told: Mapping[str, Any] | None) -> Frame | None:
+    if told is not None and isinstance(told.get("frames"), list):
+        return _own_frame(_frames(told["frames"]))
+    threads = threads_of(box.last) or threads_of(box.stacks[-1] if box.stacks else None)
+    thread = told.get("thread") if told is not None else None
+    crashed = [each for each in threads if each.native_id == thread and thread]
+    chosen = crashed[0] if crashed else acting(threads) or main_thread(threads)
+    if chosen is None or not any(code_file(each.file).owner == "user" for each in chosen.frames):
+        chosen = acting(threads) or chosen
+    return None if chosen is None else _own_frame(chosen.frames)
+
+
+def _frames(given: Sequence[Any]) -> list[Frame]:
+    """Those of a traceback, the newest first."""
+    found = []
+    for each in reversed(given):
+        match each:
+            case [str(file), int(line), str(function)]:
+                found.append(Frame(file, line, function))
+            case [str(file), None, str(function)]:
+                found.append(Frame(file, None, function))
+    return found
+
+
+def _own_frame(frames: Sequence[Frame]) -> Frame | None:
+    """The newest frame of the user's code, else the newest one."""
+    own = (frame for frame in frames if code_file(frame.file).owner == "user")
+    return next(own, frames[0] if frames else None)
+
+
+# ---- memory
+
+
+def _memory(box: Box) -> Memory | None:
+    if not box.states:
+        return None
+    files = box.states[-1].value.get("files")
+    if not isinstance(files, dict):
+        return None
+    for used, limit in (
+        ("memory.current", "memory.max"),
+        ("memory.usage_in_bytes", "memory.limit_in_bytes"),
+    ):
+        values = [_count(files.get(name)) for name in (used, limit)]
+        if values[0] is not None and values[1] is not None and values[1] < 1 << 60:
+            return Memory(values[0], values[1])
+    return None
+
+
+def _count(text: Any) -> int | None:
+    text = text.strip() if isinstance(text, str) else ""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else None

@@ -1,0 +1,52 @@
+"""The black box of this process, as Python opens it and writes into it.
+
+Samples are the I/O thread's (native/box/sampler.pyx). What only Python knows is written from here,
+in the calling thread.
+"""
+
+from workerserver.native._engine cimport (
+    box_end, box_identity, box_open, box_watch, ends_restore,
+)
+
+
+def open_box(int fd, size_t size):
+    """Map the file *fd*, which is empty and allocated, as this process's black box.
+
+    OSError: ENOTSUP if the file is on no tmpfs, EINVAL if *size* is too small, EBUSY if this
+    process has a black box already.
+    """
+    cdef int failed = box_open(fd, size)
+    if failed:
+        raise OSError(failed, os.strerror(failed))
+
+
+def watch_file(bytes name not None, bytes path not None):
+    """Put the beginning of a small file, as of /proc, into each record of figures. False if there
+    are too many of them."""
+    return bool(box_watch(name, path))
+
+
+def write_identity(bytes text not None):
+    """Write a record of who this process is. False if it could not be written."""
+    cdef const char *data = text
+    cdef size_t size = len(text)
+    cdef bint written
+    with nogil:
+        written = box_identity(data, size)
+    return bool(written)
+
+
+def write_end(bytes text not None):
+    """Write why the process ends, the last figures and the last stacks. False if the reason could
+    not be written."""
+    cdef const char *data = text
+    cdef size_t size = len(text)
+    cdef bint written
+    with nogil:
+        written = box_end(data, size)
+    return bool(written)
+
+
+def restore_signals():
+    """Give the handlers of signals back that keep_box() installed."""
+    ends_restore()
