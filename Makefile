@@ -51,8 +51,14 @@ build: $(VENV)/.built
 man: build
 	$(PY) -m workerserver man --folder build/man/man1
 
-demo: build
-	$(PY) examples/demo.py $(ARGS)
+# On a fresh machine only what the demo needs. Where `make build` has been, everything is there.
+$(VENV)/.demo: pyproject.toml constraints.txt setup.py tools/prepare_demo.py $(PACKAGE)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; set PYTHON=")'
+	@$(PYTHON) tools/prepare_demo.py $(VENV)
+	@touch $@
+
+demo: $(if $(wildcard $(VENV)/.installed),build,$(VENV)/.demo)
+	PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY) examples/demo.py $(ARGS)
 
 # Two files of tests run at a time, because tests mostly wait. With TESTERS=0 the files run one after
 # the other, as pytest -s and --pdb need.

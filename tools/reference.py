@@ -188,16 +188,15 @@ def scraped() -> str:
 def metrics() -> Iterator[str]:
     yield "# Metrics"
     yield (
-        "`GET /metrics` gives these, in Prometheus' text form. It needs "
-        "`pip install 'workerserver[metrics]'`. A metric without a value is left out. "
-        "[Prometheus](../howto/prometheus.md) says how to scrape them, and "
-        "[health](../health.md) what they mean."
+        "`GET /metrics` gives these, in Prometheus' text form or as OpenMetrics. A metric without "
+        "a value is left out. [Prometheus](../howto/prometheus.md) says how to scrape them, and "
+        "[the page on metrics](../metrics.md) what they mean."
     )
     rows = ["| name | type | labels | meaning |", "|---|---|---|---|"]
     text = scraped()
     for name, meaning in re.findall(r"^# HELP (\S+) (.*)$", text, re.M):
         (kind,) = re.findall(rf"^# TYPE {re.escape(name)} (\S+)$", text, re.M)
-        labels = re.search(rf"^{re.escape(name)}\{{(.*?)\}} ", text, re.M)
+        labels = re.search(rf"^{re.escape(name)}(?:_bucket)?\{{(.*?)\}} ", text, re.M)
         names = re.findall(r'(\w+)="', labels[1]) if labels is not None else []
         rows.append(f"| `{name}` | {kind} | {', '.join(names)} | {meaning} |")
     yield "\n".join(rows)

@@ -6,7 +6,7 @@ much room: a version for which the disk has too little is reported as skipped, a
 Without a GPU the tests that need one leave themselves out; those of the NCCL handlers' parameters
 and formats run.
 
-Exit status 0 if every version that was run has passed.
+Exit status 0 if every version that was run has passed, and in time.
 """
 
 from __future__ import annotations
@@ -120,6 +120,11 @@ def check(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="run_torches.py")
     parser.add_argument("--seconds", type=float, default=1800.0, help="for each version (1800)")
+    parser.add_argument(
+        "--late-is-no-failure",
+        action="store_true",
+        help="a version that is not done in time is reported, as one without room is",
+    )
     parser.add_argument("versions", nargs="+", metavar="VERSION", help="of torch: 2.13.0")
     parser.add_argument("--pytest", nargs=argparse.REMAINDER, default=[], metavar="ARGUMENT")
     options = parser.parse_args()
@@ -134,7 +139,8 @@ def main() -> int:
             result = check(version, built, options.seconds, options.pytest)
             lines.append(f"{version}: {result}")
     print("\n".join(["=== torches ===", *lines]))
-    return 1 if any("FAILED" in line or "not done" in line for line in lines) else 0
+    bad = ["FAILED"] if options.late_is_no_failure else ["FAILED", "not done"]
+    return 1 if any(word in line for line in lines for word in bad) else 0
 
 
 if __name__ == "__main__":

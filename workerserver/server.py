@@ -14,22 +14,21 @@ import ssl
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from workerserver.handlers import default_registry
-from workerserver.handlers.metrics import metrics_response
-from workerserver.handlers.stacks import limit_snapshots, snapshots_of_this_second
+from workerserver.handlers.metrics import Published, openmetrics_for, response
+from workerserver.handlers.stacks import limit_snapshots
 from workerserver.http._protocol import ServerState, WorkerProtocol
 from workerserver.http.access import AccessPolicy, hosts_from_environment, standard_rules
-from workerserver.http.limits import Budget, Limits
+from workerserver.http.limits import Limits
 from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
 from workerserver.job import presence
-from workerserver.process._pulse import immortalise
+from workerserver.process._pulse import Meter, immortalise
 from workerserver.process.credentials import Token, tokens_from_environment
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
@@ -38,11 +37,10 @@ from workerserver.process.sockets import (
     UnixListener,
     bind_tcp,
     close_accepted,
-    descriptor_line,
     fill_standard_descriptors,
 )
 from workerserver.process.tls import ServerTls, tls_from_environment
-from workerserver.types import Response
+from workerserver.types import Request, Response
 
 if TYPE_CHECKING:
     from workerserver.native._bridge import NativeHub
@@ -161,17 +159,21 @@ class WorkerServer:
                 needs=self._router.needs,
             )
         )
-        self._pool = DaemonPool(limits.max_threads)
         self._thread = LoopThread.acquire()
         try:
+            limits = limits.within_descriptors()
+            self._meter = Meter(self._thread.share, limits.budgets)
+            self._published = Published(self._meter, self.registry)
+            self._pool = DaemonPool(limits.max_threads, meter=self._meter)
             self.state = ServerState(
                 self._thread.loop,
                 self._router,
                 policy,
                 self._pool,
                 is_unix=self._unix,
-                limits=limits.within_descriptors(),
+                limits=limits,
                 thread=self._thread,
+                meter=self._meter,
             )
             self._thread.share.share = limits.gil_share
             limit_snapshots(limits.max_snapshots)
@@ -196,7 +198,9 @@ class WorkerServer:
         loop.call_soon(loop.call_later, RECORD_AFTER_SECONDS, presence.settle)
         hub = self._native_hub() if self._transport == "native" else None
         if hub is not None:
-            self._native = Publication(hub, self._socket.fileno(), self.state)
+            self._native = Publication(
+                hub, self._socket.fileno(), self.state, self._publish_metrics
+            )
             return
         from workerserver.process.acceptor import Acceptor, Rules  # most processes have none
 
@@ -262,10 +266,7 @@ class WorkerServer:
     @property
     def requests(self) -> dict[tuple[str, int], int]:
         """Replies so far, by (handler name, status); ``""`` where no handler was found."""
-        replies = Counter(self.state.requests)
-        if self._native is not None:
-            replies.update(self._native.listener.requests)
-        return dict(replies)
+        return self._meter.replies()
 
     @property
     def standby_threads(self) -> int | None:
@@ -277,25 +278,30 @@ class WorkerServer:
         """What is taken of the places for connections of the process, on this transport."""
         return self._thread.places.figures if self._native is None else self._native.figures
 
-    @property
-    def budgets(self) -> list[Budget]:
-        """What is used of each resource that is bounded."""
-        limits, state = self.state.limits, self.state
-        places = self.places
-        return [
-            Budget("descriptors", _descriptors(), descriptor_line()),
-            Budget("connections", self.connections, limits.max_connections),
-            Budget("connections_without_token", places.unproven, limits.max_unproven),
-            Budget("connections_of_one_address", places.busiest_peer, limits.max_peer),
-            Budget("request_bytes", state.held_bodies, limits.max_bodies),
-            Budget("unsent_bytes", state.unsent, limits.max_unsent),
-            Budget("handler_threads", self._pool.threads, limits.max_threads),
-            Budget("gil_share", self._thread.share.spent, limits.gil_share),
-            Budget("snapshots", snapshots_of_this_second(), limits.max_snapshots),
-        ]
+    def _publish_metrics(self) -> None:
+        """Tell what the metrics show and only Python knows."""
+        told = presence.told()
+        who = {name: getattr(told, name, None) for name in ("rank", "world_size", "job", "host")}
+        self._published.refresh(who, self.standby_threads)
 
-    def _metrics(self, **ignored: str) -> Response:
-        return metrics_response(self)
+    def _metrics(self, request: Request, **ignored: str) -> Response:
+        """For what the I/O thread does not answer by itself: another transport, HEAD."""
+        self._publish_metrics()
+        openmetrics = openmetrics_for(request)
+        if self._native is not None:
+            return response(self._native.listener.exposition(openmetrics), openmetrics)
+        places = self.places
+        body = self._meter.exposition(
+            openmetrics,
+            started=self._router.started,
+            connections=self.connections,
+            unproven=places.unproven,
+            busiest=places.busiest_peer,
+            evicted=places.evicted,
+            refused=places.refused,
+            unsent=self.state.unsent,
+        )
+        return response(body, openmetrics)
 
     def __repr__(self) -> str:
         return f"<WorkerServer {self.address}{' closed' if self._closed else ''}>"
@@ -456,16 +462,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _descriptors() -> int:
-    """The lowest number that no descriptor of the process has; -1 if there is none."""
-    try:
-        fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return -1
-    os.close(fd)
-    return fd
 
 
 _live: set[WorkerServer] = set()

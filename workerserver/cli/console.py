@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["INSTALL", "Output", "counting", "rich_table"]
+__all__ = ["Output", "counting", "rich_table"]
 
 #: A terminal that says it has fewer columns can't be meant.
 MIN_WIDTH = 20
-INSTALL = "pip install 'workerserver[cluster]'"
 
 
 class Output:
@@ -34,8 +33,6 @@ class Output:
         self._out = out
         self.lines = 0
         self.console = rich_console(out) if out.isatty() else None
-        if self.console is None and out.isatty():
-            _tell_what_is_missing()
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -136,8 +133,3 @@ def counting(title: str, total: int, then: str = "") -> Iterator[Callable[[], No
 
 def _nothing() -> None:
     """Called for each finished item if there is no progress bar."""
-
-
-def _tell_what_is_missing() -> None:
-    if sys.stderr is not None:
-        print(f"workerserver: for colours and progress: {INSTALL}", file=sys.stderr)

@@ -1,157 +1,85 @@
-"""``GET /metrics``: what the server counts, as Prometheus text. Needs ``prometheus_client``.
+"""What ``GET /metrics`` shows and only Python knows: who the process is, which handlers it has, and
+torch's process groups.
 
-Every value is read at the scrape, so a request pays nothing for being counted. Each scrape makes a
-registry of its own, because the process's global registry belongs to the training script.
+All of it is published into C memory on the loop, at most once a second. process/exposition.pyx
+writes the answer from there, without the GIL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+import logging
+import platform
+import sys
+from collections.abc import Iterable, Mapping
 
-from workerserver.http.limits import Budget
+from workerserver.handlers.flight_recorder import counters
+from workerserver.http._protocol import wants_openmetrics
 from workerserver.http.registry import Registry
-from workerserver.process._pulse import gil_watch, last_heartbeat, step_median
-from workerserver.process.sockets import Figures
-from workerserver.types import HandlerNotFound, NotImplementedHere, Response
+from workerserver.process._pulse import Meter, label, set_groups, set_info
+from workerserver.process.loaded import imported
+from workerserver.types import Request, Response
 
-__all__ = ["MetricsState", "metrics_response"]
+__all__ = ["Published", "openmetrics_for", "response"]
 
-
-class MetricsState(Protocol):
-    """What the metrics read of a server, from any thread."""
-
-    @property
-    def requests(self) -> Mapping[tuple[str, int], int]:
-        """Requests answered, by handler name and status."""
-
-    @property
-    def connections(self) -> int:
-        """Connections open now."""
-
-    @property
-    def uptime_s(self) -> float:
-        """Seconds since the server started."""
-
-    @property
-    def budgets(self) -> Sequence[Budget]:
-        """What is used of each resource that is bounded."""
-
-    @property
-    def places(self) -> Figures:
-        """How many connections had to go, or got no place."""
-
-    @property
-    def registry(self) -> Registry:
-        """The handlers that it serves."""
-
-    @property
-    def standby_threads(self) -> int | None:
-        """Threads of torch's own server, which stands by; None where there can be none."""
+logger = logging.getLogger("workerserver")
+#: Bytes of one label's value. All labels together have a bound in C.
+MAX_VALUE = 160
+TYPES = {
+    False: "text/plain; version=0.0.4; charset=utf-8",
+    True: "application/openmetrics-text; version=1.0.0; charset=utf-8",
+}
 
 
-def metrics_response(state: MetricsState) -> Response:
-    """The metrics of *state*; NotImplementedHere without ``prometheus_client``."""
-    try:
-        import prometheus_client
-    except ImportError:
-        raise NotImplementedHere(
-            "metrics need prometheus_client: pip install 'workerserver[metrics]'"
-        ) from None
-    registry = prometheus_client.CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(state))
-    return Response(
-        prometheus_client.generate_latest(registry),
-        content_type=prometheus_client.CONTENT_TYPE_LATEST,
+class Published:
+    """What one server publishes for its scrapes. ``refresh()`` is for the loop's thread, or for
+    another one that holds the GIL."""
+
+    def __init__(self, meter: Meter, registry: Registry) -> None:
+        self._meter = meter
+        self._registry = registry
+        self._scrapes = -1
+
+    def refresh(self, who: Mapping[str, object], standby: int | None) -> None:
+        """*who*: the process's labels beside its versions; a value that nobody knows is empty.
+        *standby*: threads of torch's own server."""
+        self._meter.list(self._registry.names())
+        self._meter.standby = standby
+        set_info(_info(who))
+        if self._meter.scrapes != self._scrapes:  # torch is asked for nobody's sake otherwise
+            self._scrapes = self._meter.scrapes
+            try:
+                set_groups(_groups())
+            except Exception:  # whatever a new torch makes of it, the other metrics stay
+                logger.debug("torch's process groups can't be told", exc_info=True)
+
+
+def _info(who: Mapping[str, object]) -> bytes:
+    torch = imported("torch")
+    labels = {
+        **{name: "" if value is None else value for name, value in who.items()},
+        "version": getattr(sys.modules.get("workerserver"), "__version__", ""),
+        "python": platform.python_version(),
+        "torch": getattr(torch, "__version__", ""),
+    }
+    return _joined(labels)
+
+
+def _groups() -> Iterable[tuple[bytes, int, int]]:
+    for backend, group, issued, retired in counters():
+        yield _joined({"backend": backend, "group": group}, 32), issued, retired
+
+
+def _joined(labels: Mapping[str, object], most: int = MAX_VALUE) -> bytes:
+    return b",".join(
+        b'%b="%b"' % (name.encode(), label(str(value), most)) for name, value in labels.items()
     )
 
 
-class _Collector:
-    def __init__(self, state: MetricsState) -> None:
-        self._state = state
+def openmetrics_for(request: Request) -> bool:
+    """Whether *request* is answered as OpenMetrics."""
+    accepted = [value for name, value in request.headers if name == b"accept"]
+    return wants_openmetrics(b",".join(accepted))
 
-    def describe(self) -> Iterable[Any]:
-        """Nothing: registering must not collect."""
-        return ()
 
-    def collect(self) -> Iterable[Any]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        state = self._state
-        requests = CounterMetricFamily(
-            "workerserver_requests", "Requests answered.", labels=("handler", "status")
-        )
-        # dict() of a dict is one step under the GIL, so the loop may go on counting.
-        for (handler, status), count in sorted(dict(state.requests).items()):
-            requests.add_metric((handler, str(status)), count)
-        yield requests
-
-        yield GaugeMetricFamily(
-            "workerserver_connections", "Connections open now.", value=state.connections
-        )
-        yield GaugeMetricFamily(
-            "workerserver_uptime_seconds", "Seconds since the start.", value=state.uptime_s
-        )
-
-        used = GaugeMetricFamily(
-            "workerserver_budget_used", "Used of a bounded resource now.", labels=("budget",)
-        )
-        limit = GaugeMetricFamily(
-            "workerserver_budget_limit", "How much of it may be used.", labels=("budget",)
-        )
-        for budget in state.budgets:
-            used.add_metric((budget.name,), budget.used)
-            limit.add_metric((budget.name,), budget.limit)
-        yield used
-        yield limit
-        gone = CounterMetricFamily(
-            "workerserver_places", "Connections that had to go, or got no place.", labels=("what",)
-        )
-        gone.add_metric(("closed_for_another",), state.places.evicted)
-        gone.add_metric(("refused",), state.places.refused)
-        yield gone
-
-        step, age = last_heartbeat()
-        if step is not None and age is not None:
-            yield GaugeMetricFamily(
-                "workerserver_heartbeat_step", "Last step of the training loop.", value=step
-            )
-            yield GaugeMetricFamily(
-                "workerserver_heartbeat_age_seconds", "Seconds since that step.", value=age
-            )
-
-        usual = step_median()
-        if usual is not None:
-            yield GaugeMetricFamily(
-                "workerserver_step_median_seconds", "Median time of the last steps.", value=usual
-            )
-
-        last, longest, unavailable = gil_watch()
-        for name, text, value in (
-            ("wait", "How long the server last waited for the GIL.", last),
-            ("wait_max", "The server's longest wait for the GIL.", longest),
-            (
-                "unavailable",
-                "How long the server has been waiting for the GIL; 0 when it isn't.",
-                unavailable,
-            ),
-        ):
-            if value is not None:
-                yield GaugeMetricFamily(f"workerserver_gil_{name}_seconds", text, value=value)
-
-        if state.standby_threads is not None:
-            yield GaugeMetricFamily(
-                "workerserver_torch_fallback_threads",
-                "Threads of torch's own server, which answers while the GIL is held.",
-                value=state.standby_threads,
-            )
-
-        running = GaugeMetricFamily(
-            "workerserver_handler_running", "Requests inside a handler now.", labels=("handler",)
-        )
-        for name in state.registry.names():
-            try:
-                running.add_metric((name,), state.registry.find(name).running)
-            except HandlerNotFound:
-                continue  # unregistered since
-        yield running
+def response(body: bytes, openmetrics: bool) -> Response:
+    return Response(body, content_type=TYPES[openmetrics])

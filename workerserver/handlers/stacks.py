@@ -34,7 +34,6 @@ __all__ = [
     "dump_traceback",
     "limit_snapshots",
     "register",
-    "snapshots_of_this_second",
     "snapshots_taken",
 ]
 
@@ -90,7 +89,7 @@ def _without_gil(facts: bool) -> Snapshot:
 
 
 #: Of all snapshots that requests cause on loops of this process.
-_pace = Pace(Limits.max_snapshots)
+_pace = Pace(Limits.max_snapshots, shown=True)
 #: How a snapshot is taken, with facts or without them.
 Take = Callable[[bool], Snapshot]
 
@@ -99,12 +98,7 @@ def limit_snapshots(rate: float) -> None:
     """From now on requests cause at most *rate* snapshots a second in this process, and 1 at
     least."""
     global _pace
-    _pace = Pace(rate)
-
-
-def snapshots_of_this_second() -> float:
-    """How many of this second's snapshots are used up."""
-    return _pace.spent
+    _pace = Pace(rate, shown=True)
 
 
 class _Next:

@@ -7,6 +7,7 @@ from workerserver.http.access import AccessPolicy
 from workerserver.http.audit import Audit
 from workerserver.http.limits import Limits
 from workerserver.http.routes import Router
+from workerserver.process._pulse import Meter
 from workerserver.process.acceptor import Place
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
@@ -22,7 +23,9 @@ class ServerState:
     policy: AccessPolicy
     pool: DaemonPool
     connections: set[WorkerProtocol]
-    requests: dict[tuple[str, int], int]
+    meter: Meter
+    @property
+    def requests(self) -> dict[tuple[str, int], int]: ...
     limits: Limits
     is_unix: bool
     audit: Audit
@@ -44,9 +47,11 @@ class ServerState:
         is_unix: bool,
         limits: Limits,
         thread: LoopThread | None = None,
+        meter: Meter | None = None,
     ) -> None: ...
 
 def date_field(second: int) -> bytes: ...
+def wants_openmetrics(accept: bytes) -> bool: ...
 def proof_key(token: bytes) -> bytes: ...
 def is_proof(value: bytes | None) -> bool: ...
 def whole_reply(response: Response, close: bool) -> bytes: ...

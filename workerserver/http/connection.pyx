@@ -8,7 +8,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
 
 from workerserver.http.bounds cimport MAX_DRAINED_BYTES, MAX_REFUSED
-from workerserver.process.clock cimport monotonic
+from workerserver.process.clock cimport monotonic, monotonic_ns
 from workerserver._parser cimport ParsedRequest, QueryValidator, RequestParser
 
 import logging
@@ -62,8 +62,7 @@ cdef class WorkerProtocol:
     cdef double _owes_since  # monotonic seconds
     cdef readonly int fileno  # -1 if the transport has none; for the child of a fork
     cdef Stage _stage
-    cdef bint _reading_paused
-    cdef bint _writing_paused
+    cdef bint _reading_paused, _writing_paused
     cdef bint _eof  # the client sends no more
     cdef bint _advancing
     cdef object _timer  # asyncio.TimerHandle | None
@@ -75,6 +74,7 @@ cdef class WorkerProtocol:
     cdef Py_ssize_t _body_bytes  # our share of _state.body_bytes
     # --- request
     cdef ParsedRequest _request
+    cdef long long _began_ns  # when it was complete; 0: it was not
     cdef object _handler  # registry.Handler | None
     cdef object _task  # asyncio.Task | None
     cdef bint _waits  # for the loop's share of the processor; then STAGE_BUSY
@@ -221,6 +221,7 @@ cdef class WorkerProtocol:
                 if request is None:
                     self._await_bytes()
                     return 0
+                self._began_ns = monotonic_ns()
                 if not self._hold(PyBytes_GET_SIZE(request.body)):
                     return 0
                 if self._state._share is not None and not self._state._share.open():
@@ -295,7 +296,7 @@ cdef class WorkerProtocol:
     cdef bint _hold(self, Py_ssize_t size) except -1:
         """Note that this connection's request holds *size* bytes of body until its reply is
         written; False, and the connection fails, if all together hold too many."""
-        self._state.body_bytes += size - self._body_bytes
+        self._state.hold(size - self._body_bytes)
         self._body_bytes = size
         if size == 0 or self._state.body_bytes <= self._state.limits.max_bodies:
             return True
@@ -336,7 +337,7 @@ cdef class WorkerProtocol:
             kind = handler.kind
             if kind != "inline" and not self._out.takes(MAX_SMALL_BYTES + 1):
                 raise ServerBusy(_UNSENT)
-            if kind != "inline" and not handler.acquire():
+            if kind != "inline" and not state.enter(handler):
                 raise HandlerBusy(handler.name, handler.limit)
             if handler.audited:
                 state.audit.served(handler.permission, handler.name, self._transport)
@@ -366,7 +367,7 @@ cdef class WorkerProtocol:
             self._task = state.loop.create_task(_run_async(self, self._turn, handler, values))
             self._task.add_done_callback(partial(self._on_task_done, self._turn, handler))
         elif not state.pool.submit(_ThreadJob(self, self._turn, handler, values)):
-            handler.release()
+            state.leave(handler)
             self._handler = None
             self._stage = STAGE_IDLE
             self._respond(handler.name, error_response(ServerBusy("no thread for the handler")))
@@ -386,7 +387,7 @@ cdef class WorkerProtocol:
     def _on_task_done(self, long turn, handler, task):
         """A task that was cancelled before its first step never came to _run_async's own end."""
         if task.cancelled():
-            handler.release()
+            self._state.leave(handler)
             self._on_result(turn, failure(handler.name, CancelledError()))
 
     def _on_result(self, long turn, response):
@@ -438,7 +439,6 @@ cdef class WorkerProtocol:
         self, str name, response, bint close, bint head_only, bint http_1_0, Session session
     ) except -1:
         """*session*: where the reply is to be proven, if its request was; None: it has none."""
-        cdef dict requests = self._state.requests
         cdef int status
         cdef bytes body, head, proof = b""
         self._out.begin(response.sent)
@@ -447,8 +447,8 @@ cdef class WorkerProtocol:
             response = error_response(ServerBusy(_UNSENT))
         status = response.status
         body = response.body
-        key = (name, status)
-        requests[key] = requests.get(key, 0) + 1
+        self._state.meter.reply(name, status, self._began_ns)
+        self._began_ns = 0
         if status == 204 or status == 304:
             body = b""
         if session is not None:

@@ -49,7 +49,7 @@ async def _run_async(WorkerProtocol protocol, long turn, handler, dict values):
     except BaseException as error:
         response = failure(handler.name, error)
     finally:
-        handler.release()
+        protocol._state.leave(handler)
     protocol._on_result(turn, response)
 
 
@@ -76,7 +76,7 @@ cdef class _ThreadJob:
         except BaseException as error:
             response = failure(name, error)
         finally:
-            self._handler.release()
+            self._protocol._state.leave(self._handler)
         try:
             self._protocol._state.call_soon(self._protocol._on_result, self._turn, response)
         except RuntimeError:

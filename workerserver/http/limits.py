@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from workerserver import _parser
 from workerserver.process.environment import number, seconds
 
-__all__ = ["Budget", "Limits"]
+__all__ = ["Limits"]
 
 #: The largest number of things, a C int, and of bytes, a Py_ssize_t.
 MAX_COUNT = 2**31 - 1
@@ -26,14 +25,6 @@ _WHOLE = {
     "max_peer": MAX_COUNT,
     "max_threads": MAX_COUNT,
 }
-
-
-class Budget(NamedTuple):
-    """What of one resource is used now, and how much may be."""
-
-    name: str
-    used: float
-    limit: float
 
 
 @dataclass(frozen=True)
@@ -95,6 +86,22 @@ class Limits:
             gil_timeout=seconds("WORKERSERVER_GIL_TIMEOUT", cls.gil_timeout),
             gil_share=number("WORKERSERVER_GIL_SHARE", cls.gil_share),
             max_snapshots=number("WORKERSERVER_SNAPSHOTS", cls.max_snapshots),
+        )
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """The limits of the budgets in ``/metrics``, in the order of ``_pulse.BUDGETS``; 0 for the
+        descriptors, whose limit the process has."""
+        return (
+            0,
+            self.max_connections,
+            self.max_unproven,
+            self.max_peer,
+            self.max_bodies,
+            self.max_unsent,
+            self.max_threads,
+            self.gil_share,
+            self.max_snapshots,
         )
 
     def within_descriptors(self) -> Limits:

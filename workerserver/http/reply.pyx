@@ -1,5 +1,6 @@
 """The bytes of replies."""
 
+from workerserver.http.accept cimport openmetrics_wanted
 from workerserver.http.date cimport DATE_FIELD, HttpDate, renew_date, write_date
 
 from http import HTTPStatus
@@ -17,6 +18,12 @@ def date_field(long second):
     cdef HttpDate date
     write_date(&date, second)
     return date.field[:DATE_FIELD]
+
+
+def wants_openmetrics(bytes accept not None):
+    """Whether a client with this Accept field gets ``/metrics`` as OpenMetrics, and not as
+    Prometheus' own text."""
+    return bool(openmetrics_wanted(<const char *>accept, <int>len(accept)))
 
 
 cdef bytes _EPOCH = date_field(0)

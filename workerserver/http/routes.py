@@ -14,6 +14,7 @@ from workerserver.types import (
     MethodNotAllowed,
     NotFound,
     Range,
+    Request,
     Response,
     WorkerServerError,
 )
@@ -39,7 +40,7 @@ class Router:
     def __init__(
         self,
         registry: Registry,
-        metrics: Callable[[], Response] | None = None,
+        metrics: Callable[[Request], Response] | None = None,
         *,
         for_browsers: bool = False,
     ) -> None:
@@ -61,6 +62,10 @@ class Router:
         # (method, raw path) -> (handler, decoded path), for handlers of the registry's own.
         self._cache: dict[tuple[bytes, bytes], tuple[Handler, str]] = {}
         self._cache_version = -1
+
+    def serves(self, path: str) -> bool:
+        """Whether *path* is a page."""
+        return path in self._functions
 
     @property
     def uptime_s(self) -> float:

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, final
 from workerserver.http._protocol import Session
 from workerserver.http.access import NativeForm
 from workerserver.http.limits import Limits
+from workerserver.process._pulse import Meter
 from workerserver.process.canary import Canary
 from workerserver.process.sockets import Figures
 
@@ -94,6 +95,7 @@ HEALTH: int
 DUMP: int
 RELAY: int
 STEPS: int
+METRICS: int
 NAME: str
 
 @final
@@ -114,6 +116,7 @@ class NativeHub:
 @final
 class NativeListener:
     factory: Callable[[], Any]
+    meter: Meter
     def __init__(
         self,
         hub: NativeHub,
@@ -129,9 +132,11 @@ class NativeListener:
         forbidden: bytes,
         head_late: bytes,
         asks_secret: bool = ...,
+        meter: Meter | None = ...,
     ) -> None: ...
     @property
     def requests(self) -> dict[tuple[str, int], int]: ...
+    def exposition(self, openmetrics: bool) -> bytes: ...
     @property
     def connections(self) -> int: ...
     @property

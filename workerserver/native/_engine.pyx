@@ -5,7 +5,8 @@ tools/check_cython.py reads the generated C of every function. The parts, each w
 that its name says:
 
 * requests: ``recognise`` (the bytes), ``rules`` (who may ask for what), ``dispatch`` (answered at
-  once, or handed to the loop), ``late`` (not claimed in time), ``dumps`` (snapshots);
+  once, or handed to the loop), ``late`` (not claimed in time), ``dumps`` (snapshots),
+  ``scrapes`` (metrics);
 * torch's own server: ``policy`` (what it may be asked), ``relay`` (a client), ``slots``
   (requests to it);
 * a connection: ``places`` (which may stay), ``stage`` (who owns it), ``connection`` (the loop's
@@ -32,6 +33,7 @@ include "engine/ending.pyx"
 include "requests/dispatch.pyx"
 include "requests/late.pyx"
 include "requests/dumps.pyx"
+include "requests/scrapes.pyx"
 include "torch/slots.pyx"
 include "box/sampler.pyx"
 include "engine/hub.pyx"

@@ -17,6 +17,7 @@ from workerserver.native._bridge import (
     DUMP,
     HEALTH,
     LATE,
+    METRICS,
     RELAY,
     STATIC,
     STEPS,
@@ -108,9 +109,16 @@ class Publication:
     Made and closed on the loop's thread; ``refresh()`` may be called from any.
     """
 
-    def __init__(self, hub: NativeHub, fd: int, state: ServerState) -> None:
+    def __init__(
+        self,
+        hub: NativeHub,
+        fd: int,
+        state: ServerState,
+        publish_metrics: Callable[[], None],
+    ) -> None:
         limits = state.limits
         self._hub = hub
+        self._publish_metrics = publish_metrics
         self._router: Router = state.router
         self._policy: AccessPolicy = state.policy
         forms = self._policy.native or ()
@@ -137,6 +145,7 @@ class Publication:
             too_many=_final(ServerBusy(f"{limits.max_connections} connections")),
             forbidden=_final(Forbidden(PEER_REFUSED)),
             asks_secret=self._policy.asks_secret,
+            meter=state.meter,
             head_late=_final(RequestTimeout("head", limits.head_timeout)),
         )
         hub.set_snapshots(max(limits.max_snapshots, 1.0))
@@ -175,6 +184,7 @@ class Publication:
         """Publish again if anything has changed: our handlers, or torch's, which change without
         notice."""
         with self._lock:
+            self._publish_metrics()
             plan = self._plan()
             if plan == self._published:
                 return
@@ -235,6 +245,8 @@ class Publication:
         # Not at once: torch's registry changes without telling us, and the loop can ask it.
         add("GET", PREFIX, PREFIX, "any", LATE, Response.json(listed))
         add("GET", "/healthz", "/healthz", "healthz", HEALTH)
+        if self._router.serves("/metrics"):
+            add("GET", "/metrics", "/metrics", "any", METRICS)
         handler = registry.own("ping")
         if handler is not None and handler.function is ping.ping:
             add("POST", "ping", f"{PREFIX}ping", "any", STATIC, ping.ping())

@@ -12,7 +12,7 @@ cimport cython
 from cpython.long cimport PyLong_CheckExact
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcmp, memcpy, strlen
+from libc.string cimport memcmp, memcpy, memset, strlen
 from posix.unistd cimport getpid
 
 from workerserver.process.clock cimport monotonic_coarse_ns, monotonic_ns, process_cpu_ns
@@ -252,6 +252,7 @@ cpdef void watch_answered(int64_t now_ns) noexcept nogil:
     if asked == 0 or not ws_turn(&ws_watch.asked, asked, 0):
         return
     ws_store(&ws_watch.last, waited)
+    ws_observe(&ws_waits, WS_REQUEST_BOUNDS, waited, 1)
     if waited > ws_load(&ws_watch.longest):
         ws_store(&ws_watch.longest, waited)
 
@@ -298,6 +299,9 @@ def reset():
     """Forget everything: a forked child has made no step of its own, and nobody watches it."""
     ws_beat_write(-1, 0, 0)
     forget_median()
+    forget_steps()
+    forget_published()
+    memset(&ws_waits, 0, sizeof(ws_waits))
     watch_switch(False)
     ws_store(&ws_watch.last, -1)
     ws_store(&ws_watch.longest, -1)

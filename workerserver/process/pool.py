@@ -11,6 +11,10 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from workerserver.process._pulse import Meter
 
 __all__ = ["DaemonPool"]
 
@@ -25,8 +29,9 @@ class DaemonPool:
     result any more. ``close()`` never waits for a busy thread. Any thread may call any method.
     """
 
-    def __init__(self, threads: int = 64, idle: float = 10.0) -> None:
+    def __init__(self, threads: int = 64, idle: float = 10.0, meter: Meter | None = None) -> None:
         self._limit = threads
+        self._meter = meter
         self._idle_seconds = idle
         # At most one job for each idle thread. submit() puts the job in under the lock, in the same
         # step in which it counts the thread as busy.
@@ -43,6 +48,12 @@ class DaemonPool:
         """Threads alive now."""
         return self._threads
 
+    def _count(self, change: int) -> None:
+        """Under the lock."""
+        self._threads += change
+        if self._meter is not None:
+            self._meter.threads = self._threads
+
     def inside(self) -> bool:
         """Whether the calling thread is one of the pool's."""
         return getattr(self._here, "inside", False)
@@ -58,7 +69,7 @@ class DaemonPool:
                 return True
             if self._threads >= self._limit:
                 return False
-            self._threads += 1
+            self._count(1)
             self._started += 1
             name = f"workerserver-handler-{self._started}"
         # A Thread keeps its arguments while it runs. So the job is in a list that _work() empties.
@@ -67,7 +78,7 @@ class DaemonPool:
             thread.start()
         except RuntimeError:  # no more threads in this process, or it is ending
             with self._lock:
-                self._threads -= 1
+                self._count(-1)
             return False
         return True
 
@@ -94,7 +105,7 @@ class DaemonPool:
                     # submit() may have handed over a job just as the wait ended.
                     job = self._handed.get_nowait()
         with self._lock:
-            self._threads -= 1
+            self._count(-1)
 
     def close(self) -> None:
         with self._lock:

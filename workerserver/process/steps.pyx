@@ -5,6 +5,7 @@ that ticks every few milliseconds, so short steps are timed many at a time.
 """
 
 from libc.stdint cimport int64_t
+from libc.string cimport memset
 from posix.unistd cimport getpid
 
 from workerserver.process.clock cimport coarse_tick_ns, monotonic_ns, wall_ns
@@ -15,6 +16,7 @@ cdef enum:
     MIN_TIMES = 8  # fewer give no usual time
     MAX_STEPS_TIMED = 64  # short steps that are timed together
     TICKS = 64  # steps are timed together until they take so many ticks of the clock
+    KEPT = 2000  # of the heartbeats in the ring: a reader has time before the rest is overwritten
     LATE_STEPS = 3  # a step is late after so many usual ones
     LATE_NS = 1_000_000_000  # and after that time at least
 
@@ -26,6 +28,22 @@ cdef extern from *:
         int64_t count; /* of beats when it was computed */
         int64_t median; /* ns; -1: too few steps */
     } ws_usual __attribute__((aligned(64))) = {0, -1, -1};
+
+    /* All steps so far. Whoever turned busy from 0 to 1 may touch the rest. */
+    static struct {
+        int64_t busy;
+        int64_t first;   /* the last beat before those that count */
+        int64_t seen;    /* the last beat that is counted */
+        int64_t step;    /* the step under way ... */
+        int64_t began;   /* ... and when it began, in ns; 0: there is none */
+        ws_histogram times;
+    } ws_timed __attribute__((aligned(64)));
+
+    /* In ns; a bound finer than the clock's tick would tell nothing. */
+    static const int64_t WS_STEP_BOUNDS[] = {
+        10000000, 25000000, 50000000, 100000000, 250000000, 500000000, 1000000000, 2500000000,
+        5000000000, 10000000000, 30000000000, 60000000000, 300000000000,
+    };
 
     /* The middle one of *values*, which are put into another order. */
     static int64_t ws_middle(int64_t *values, int length)
@@ -58,6 +76,15 @@ cdef extern from *:
         int64_t count
         int64_t median
     ws_usual_fields ws_usual
+    cdef struct ws_timed_fields:
+        int64_t busy
+        int64_t first
+        int64_t seen
+        int64_t step
+        int64_t began
+        ws_histogram times
+    ws_timed_fields ws_timed
+    const int64_t *WS_STEP_BOUNDS
     int64_t ws_middle(int64_t *values, int length) noexcept nogil
 
 
@@ -137,6 +164,51 @@ cdef void forget_median() noexcept:
     """For a forked child, in which the thread that computed it may be gone."""
     ws_usual.count = -1
     ws_store(&ws_usual.busy, 0)
+
+
+@cython.cdivision(True)
+cdef void steps_fold() noexcept nogil:
+    """See the .pxd. Steps are timed as in _step_times(). Of heartbeats that are overwritten already
+    each counts as a step, and all of them took the same time."""
+    cdef int64_t count = ws_beat_count(), number, missed
+    cdef ws_beat beat
+    if not ws_turn(&ws_timed.busy, 0, 1):
+        return  # another thread is at it
+    missed = max(count - ws_timed.seen - KEPT, 0)
+    for number in range(ws_timed.seen + missed + 1, count + 1):
+        beat = ws_beat_at(number)
+        if beat.stamp == 0:
+            missed += 1
+            continue
+        if ws_timed.began != 0 and (missed or beat.step != ws_timed.step):
+            ws_observe(
+                &ws_timed.times, WS_STEP_BOUNDS,
+                (beat.stamp - ws_timed.began) // (
+                    missed + 1 if missed else max(beat.step - ws_timed.step, 1)
+                ),
+                missed + 1,
+            )
+        if ws_timed.began == 0 or missed or beat.step != ws_timed.step:
+            ws_timed.began = beat.stamp
+            ws_timed.step = beat.step
+        missed = 0
+    ws_timed.seen = count
+    ws_store(&ws_timed.busy, 0)
+
+
+cdef const ws_histogram *step_times() noexcept nogil:
+    """How long all steps took that steps_fold() has seen."""
+    return &ws_timed.times
+
+
+cdef int64_t heartbeats_so_far() noexcept nogil:
+    return ws_beat_count() - ws_load(&ws_timed.first)
+
+
+cdef void forget_steps() noexcept:
+    """For a forked child, in which the thread that counted may be gone."""
+    memset(&ws_timed, 0, sizeof(ws_timed))
+    ws_timed.seen = ws_timed.first = ws_beat_count()
 
 
 cdef int64_t beat_count() noexcept nogil:

@@ -15,10 +15,11 @@ from posix.unistd cimport read
 
 from workerserver.http.date cimport DATE_AT
 from workerserver.process.clock cimport monotonic
+from workerserver.process._pulse cimport Meter, Readings, metrics_bytes
 from workerserver.native._engine cimport (
-    ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_RELAY, ACTION_STATIC, ACTION_STEPS, COUNTS,
-    PEER_BUCKETS, STANDING_UNPROVEN, Answer, Chunk, Connection, Count, Hub, Listener, Peer,
-    ask_turn, connection_close, hub_lock, hub_unlock, turn_begin, turn_next,
+    ACTION_DUMP, ACTION_HEALTH, ACTION_LATE, ACTION_METRICS, ACTION_RELAY, ACTION_STATIC,
+    ACTION_STEPS, PEER_BUCKETS, ROUTES, STANDING_UNPROVEN, Answer, Chunk, Connection, Hub, Listener,
+    Peer, ask_turn, connection_close, hub_lock, hub_unlock, read_hub, turn_begin, turn_next,
 )
 from workerserver.native._engine cimport (
     hub_await, hub_drop, hub_forget, hub_free, hub_ignore, hub_listen, hub_new, hub_stop,
@@ -38,6 +39,7 @@ HEALTH = ACTION_HEALTH
 DUMP = ACTION_DUMP
 RELAY = ACTION_RELAY
 STEPS = ACTION_STEPS
+METRICS = ACTION_METRICS
 
 NAME = "workerserver-io"
 
@@ -45,7 +47,6 @@ NAME = "workerserver-io"
 cdef double LONG_TURN_SECONDS = 0.001
 
 cdef enum:
-    MAX_ANSWERS = 64  # of one listener
     MAX_TURN_CONNECTIONS = 256  # served in one turn of the loop; then other callbacks run
 
 
@@ -259,13 +260,13 @@ cdef class NativeListener:
     cdef object _refresh_callback
     cdef tuple _keep  # the table and the answers, whose memory the C side uses
     cdef tuple _finals  # the same for the replies that end a connection
-    cdef Answer _answers[MAX_ANSWERS]
-    cdef tuple _names  # of the routes' counts
-    cdef dict _counted  # replies by (handler name, status), as far as they are collected
+    cdef Answer _answers[ROUTES]
+    cdef readonly Meter meter
 
     def __init__(
         self, NativeHub hub, int fd, factory, refresh, Table table not None, *, bint local, limits,
         double started, bytes too_many, bytes forbidden, bytes head_late, bint asks_secret=False,
+        Meter meter=None,
     ):
         cdef Listener model
         if hub._hub == NULL:
@@ -273,8 +274,7 @@ cdef class NativeListener:
         self._hub = hub
         self.factory = factory
         self._refresh_callback = refresh
-        self._counted = {}
-        self._names = ()
+        self.meter = Meter() if meter is None else meter
         self._keep = (table, ())
         self._finals = tuple(map(bytearray, (too_many, forbidden, head_late)))
         memset(&model, 0, sizeof(model))
@@ -291,6 +291,7 @@ cdef class NativeListener:
         model.gil_timeout = limits.gil_timeout
         model.started = started
         model.owner = <void *>self
+        model.meter = self.meter.data
         model.table = &(<Table>self._keep[0]).data
         model.answers = self._answers
         _set_answer(&model.too_many, self._finals[0], self._finals[0])
@@ -312,19 +313,20 @@ cdef class NativeListener:
         *answers*. An answer is a pair of whole replies: keep-alive, and ``Connection: close``.
         """
         cdef int i
-        cdef Answer[MAX_ANSWERS] fresh
-        if len(answers) > MAX_ANSWERS or len(names) != len(answers):
+        cdef Answer[ROUTES] fresh
+        cdef int[ROUTES] numbers
+        if len(answers) > ROUTES or len(names) != len(answers):
             raise ValueError(f"{len(answers)} answers, {len(names)} names")
         if self._listener == NULL:
             return
-        self._harvest()
-        self._names = names  # names are only added, so older counts keep theirs
         # The I/O thread writes the date into them.
         answers = tuple((bytearray(whole), bytearray(closing)) for whole, closing in answers)
         for i in range(len(answers)):
             _set_answer(&fresh[i], answers[i][0], answers[i][1])
+            numbers[i] = self.meter.number(names[i])
         hub_lock(self._hub._hub)
         memcpy(self._answers, fresh, len(answers) * sizeof(Answer))
+        memcpy(self._listener.numbers, numbers, len(answers) * sizeof(int))
         self._listener.table = &table.data
         self._listener.memo.size = 0
         hub_unlock(self._hub._hub)
@@ -339,29 +341,20 @@ cdef class NativeListener:
             )
         return 0
 
-    cdef int _harvest(self) except -1:
-        cdef Count[COUNTS] counts
-        cdef int i, used
-        if self._listener == NULL:
-            return 0
-        # Nothing of Python under the lock: a finalizer might give the GIL to a thread, and that
-        # thread might then wait for the lock.
-        hub_lock(self._hub._hub)
-        used = self._listener.count_used
-        memcpy(counts, self._listener.counts, used * sizeof(Count))
-        self._listener.count_used = 0
-        hub_unlock(self._hub._hub)
-        for i in range(used):
-            name = "" if counts[i].route < 0 else self._names[counts[i].route]
-            key = (name, counts[i].status)
-            self._counted[key] = self._counted.get(key, 0) + counts[i].number
-        return 0
-
     @property
     def requests(self):
-        """Replies of the I/O thread so far, by (handler name, status)."""
-        self._harvest()
-        return dict(self._counted)
+        """Replies that the I/O thread wrote by itself, by (handler name, status)."""
+        return self.meter.replies(loop=False)
+
+    def exposition(self, bint openmetrics):
+        """The body of GET /metrics, as the I/O thread writes it; from any thread."""
+        cdef Readings readings
+        memset(&readings, 0, sizeof(readings))
+        if self._listener != NULL:
+            hub_lock(self._hub._hub)
+            read_hub(self._hub._hub, self._listener, &readings)
+            hub_unlock(self._hub._hub)
+        return metrics_bytes(self.meter.data, &readings, openmetrics)
 
     @property
     def connections(self):
@@ -402,7 +395,6 @@ cdef class NativeListener:
             return
         self.ignore(True)
         self.drop(True)
-        self._harvest()
         hub_forget(self._hub._hub, self._listener)
         self._listener = NULL
         self._hub._listeners.discard(self)

@@ -13,8 +13,10 @@ from workerserver.http._protocol cimport (
 )
 from workerserver.http.bounds cimport STALL_SECONDS
 from workerserver.http.date cimport DATE_AT, DATE_FIELD, DATE_SIZE, renew_date
-from workerserver.process.clock cimport monotonic_ns
-from workerserver.process._pulse cimport HEALTH_CAPACITY, STEPS_CAPACITY, health_body, steps_body
+from workerserver.process.clock cimport monotonic, monotonic_ns
+from workerserver.process._pulse cimport (
+    HEALTH_CAPACITY, STEPS_CAPACITY, health_body, meter_replied, meter_took, steps_body,
+)
 
 
 cdef enum:
@@ -75,17 +77,15 @@ cdef const char *_reason(int status) noexcept nogil:
 
 cdef void count(Listener *listener, int route, int status) noexcept nogil:
     """Count a reply; *route* is -1 if no handler was found."""
-    cdef int i
-    for i in range(listener.count_used):
-        if listener.counts[i].route == route and listener.counts[i].status == status:
-            listener.counts[i].number += 1
-            return
-    if listener.count_used < COUNTS:
-        i = listener.count_used
-        listener.counts[i].route = route
-        listener.counts[i].status = status
-        listener.counts[i].number = 1
-        listener.count_used += 1
+    meter_replied(listener.meter, 0 if route < 0 else listener.numbers[route], status)
+
+
+cdef void took(Connection *connection, int route, int times) noexcept nogil:
+    """*times* replies of *route* are out: since when their requests were there, is known."""
+    meter_took(
+        connection.listener.meter, connection.listener.numbers[route],
+        <int64_t>((monotonic() - connection.began) * 1e9), times,
+    )
 
 
 cdef void emit(Connection *connection, const char *data, size_t size) noexcept nogil:
@@ -124,22 +124,28 @@ cdef void send_answer(
 ) noexcept nogil:
     """Send a precomputed reply. With *joined*, the reply is only appended to the *joined* bytes in
     hub.joined: many pipelined requests then cost one send()."""
-    cdef char *buffer = connection.hub.joined
+    cdef Hub *hub = connection.hub
+    cdef char *buffer = hub.joined
     cdef const char *data = answer.data if keep_alive else answer.closing
     cdef size_t size = answer.size if keep_alive else answer.closing_size
     _date_anew(connection.hub, answer)
     count(connection.listener, route, answer.status)
     if connection.session.verdict == WS_PROVEN:
         _send_proven(connection, answer, keep_alive, joined)
+        took(connection, route, 1)
         return
     if joined == NULL:
         emit(connection, data, size)
+        took(connection, route, 1)
         return
-    if joined[0] + size > JOINED:
+    if joined[0] + size > JOINED or route != hub.answered_route:
         send_joined(connection, joined)
     if size > JOINED:
         emit(connection, data, size)
+        took(connection, route, 1)
         return
+    hub.answered_route = route
+    hub.answered += 1
     memcpy(&buffer[joined[0]], data, size)
     joined[0] += size
 
@@ -189,9 +195,13 @@ cdef void send_challenge(
 
 
 cdef void send_joined(Connection *connection, size_t *joined) noexcept nogil:
+    cdef Hub *hub = connection.hub
     if joined != NULL and joined[0]:
-        emit(connection, connection.hub.joined, joined[0])
+        emit(connection, hub.joined, joined[0])
         joined[0] = 0
+        if hub.answered:
+            took(connection, hub.answered_route, hub.answered)
+        hub.answered = 0
 
 
 cdef void send_final(
@@ -279,6 +289,8 @@ cdef void send_reply(
     else:
         emit(connection, head.text, head.size)
         emit(connection, body, size)
+    if route >= 0:
+        took(connection, route, 1)
 
 
 cdef void send_unavailable(

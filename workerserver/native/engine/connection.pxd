@@ -9,11 +9,12 @@ from libc.stdint cimport uint32_t, uint64_t
 from workerserver.http._protocol cimport ws_session
 from workerserver.http.date cimport HttpDate
 from workerserver.native.system cimport pthread_mutex_t, pthread_t
+from workerserver.process._pulse cimport Readings, ws_meter
 
 
 cdef enum:
     RELAYS = 4  # requests at a time at torch's own server
-    COUNTS = 64
+    ROUTES = 64  # answers of one listener
     DUMP_FORMATS = 3
     READ_SIZE = 64 * 1024  # bytes read at a time
     JOINED = 16 * 1024
@@ -29,6 +30,7 @@ cdef enum Action:
     ACTION_DUMP
     ACTION_RELAY
     ACTION_STEPS
+    ACTION_METRICS
 
 cdef enum Kind:
     KIND_WAKE
@@ -83,12 +85,6 @@ cdef struct Answer:  # a whole precomputed reply, in memory that belongs to the 
     int status
 
 
-cdef struct Count:
-    int route  # -1: none
-    int status
-    uint64_t number
-
-
 cdef struct Memo:  # the last request that was answered at once, to recognise the same bytes again
     size_t size  # 0: none
     char data[256]
@@ -125,8 +121,8 @@ cdef struct Listener:
     Answer too_many
     Answer forbidden
     Answer head_late
-    Count counts[COUNTS]
-    int count_used
+    ws_meter *meter  # one of its users is the listener
+    int numbers[ROUTES]  # the tally of each route's number in the meter
 
 
 cdef struct Connection:
@@ -180,6 +176,7 @@ cdef struct Connection:
     bint shut  # send FIN when out is empty
     bint doomed  # STAGE_ANSWERING: close instead of going on when the answer is ready
     # --- the request that is being answered
+    double began  # when it had come
     int route
     int format
     bint keep_alive
@@ -238,6 +235,8 @@ cdef struct Hub:
     double dumps_at  # when that was reckoned
     double dump_wait_until  # when the next snapshot may be taken; 0: now
     Connection *dumping  # those whose snapshot is taken now
+    Connection *scrapes  # those that want the metrics
+    Connection *scraping  # those that get them now
     Chunk *done  # sent; the loop drops the references
     RelaySlot relays[RELAYS]
     char relay_path[108]  # of torch's own server; empty: there is none
@@ -254,6 +253,8 @@ cdef struct Hub:
     HttpDate date
     char *page  # READ_SIZE bytes to read into
     char *joined  # JOINED bytes, for answers to pipelined requests
+    int answered  # requests of one route whose time is not counted yet ...
+    int answered_route  # ... and that route
     Hub *next
     double box_at  # when the black box is due; NEVER: this thread writes none
     Source ending  # a pipe: a signal's handler -> the I/O thread; -1: no handler is installed
@@ -277,6 +278,8 @@ cdef void hub_lock(Hub *hub) noexcept nogil
 cdef void hub_unlock(Hub *hub) noexcept nogil
 cdef bint hub_gone(Hub *hub) noexcept nogil  # whether the descriptors are lost; under the lock
 cdef void ask_turn(Hub *hub) noexcept nogil  # under the lock
+# What a scrape of *listener* reads of the hub. Under the lock.
+cdef void read_hub(const Hub *hub, const Listener *listener, Readings *out) noexcept nogil
 
 # --- the loop's thread, which holds the GIL; these take the lock
 cdef Chunk *turn_begin(Hub *hub, uint64_t *number) noexcept nogil

@@ -10,6 +10,7 @@ from workerserver.native.system cimport (
     pthread_mutex_unlock, timerfd_create,
 )
 from workerserver.process.clock cimport monotonic
+from workerserver.process._pulse cimport meter_drop, meter_keep
 from workerserver.process.epoll cimport EPOLL_CLOEXEC, EPOLLIN, epoll_create1
 
 
@@ -75,6 +76,7 @@ cdef void hub_free(Hub *hub) noexcept nogil:
     while hub.listeners != NULL:
         listener = hub.listeners
         hub.listeners = listener.next
+        meter_drop(listener.meter)
         free(listener)
     free(hub.joined)
     free(hub.page)
@@ -137,6 +139,7 @@ cdef Listener *hub_listen(Hub *hub, const Listener *model) noexcept nogil:
         hub_unlock(hub)
         free(listener)
         return NULL
+    meter_keep(listener.meter)
     listener.next = hub.listeners
     hub.listeners = listener
     if hub.watch > 0.0:

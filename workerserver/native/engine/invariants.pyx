@@ -314,6 +314,8 @@ cdef void _check_slots(const Hub *hub, const Seen *seen) noexcept nogil:
     cdef int i, j, number = 0
     number += _check_dumps(hub, hub.dumps, seen)
     number += _check_dumps(hub, hub.dumping, seen)
+    number += _check_dumps(hub, hub.scrapes, seen)
+    number += _check_dumps(hub, hub.scraping, seen)
     for i in range(RELAYS):
         slot = &hub.relays[i]
         _must(slot.busy == (slot.relay.fd >= 0), b"relays: busy and descriptor disagree", hub, NULL)
@@ -391,6 +393,9 @@ cdef void _check_wakes(const Hub *hub) noexcept nogil:
         or (hub.dump_wait_until > 0.0 and _seen(hub, hub.dump_wait_until)),
         b"the I/O thread sleeps, with snapshots to take", hub, NULL,
     )
+    _must(
+        awake or hub.scrapes == NULL, b"the I/O thread sleeps, with metrics to write", hub, NULL
+    )
     _must(awake or not hub.stopping, b"the I/O thread sleeps, and should stop", hub, NULL)
     _must(
         awake or hub.timer_at <= hub.scan_at, b"the I/O thread sleeps beyond its next scan", hub,
@@ -412,6 +417,9 @@ cdef void check_end(const Hub *hub) noexcept nogil:
         _must(c.transport != NULL, b"the end: a connection is not freed", hub, c)
         c = c.next
     _must(hub.reap == NULL, b"the end: connections to free", hub, hub.reap)
-    _must(hub.dumps == NULL and hub.dumping == NULL, b"the end: snapshots to take", hub, NULL)
+    _must(
+        hub.dumps == NULL and hub.dumping == NULL and hub.scrapes == NULL and hub.scraping == NULL,
+        b"the end: snapshots to take, or metrics to write", hub, NULL,
+    )
     for i in range(RELAYS):
         _must(not hub.relays[i].busy, b"the end: a relay is open", hub, NULL)

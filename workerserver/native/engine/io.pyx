@@ -1,8 +1,9 @@
 """The native I/O thread: one epoll loop that owns all plain sockets and never needs the GIL.
 
 The loop accepts, reads and watches deadlines; dispatch.pyx decides what to do with requests. The
-thread holds the hub's lock except while it waits in epoll, takes a snapshot, or copies a large body
-into a socket. No Python runs between the first line of ``hub_run`` and its last.
+thread holds the hub's lock except while it waits in epoll, takes a snapshot, writes
+metrics, or copies a large body into a socket. No Python runs between the first line of ``hub_run``
+and its last.
 """
 
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, ENOMEM, errno
@@ -18,6 +19,7 @@ from workerserver.native.system cimport (
     ws_peer_name,
 )
 from workerserver.process.clock cimport monotonic
+from workerserver.process._pulse cimport meter_drop, steps_fold
 from workerserver.process.epoll cimport (
     EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, epoll_event, epoll_wait,
 )
@@ -246,6 +248,7 @@ cdef void _scan(Hub *hub) noexcept nogil:
         if hub.now >= hub.watch_at:
             hub.watch_at = hub.now + hub.watch
             ask_turn(hub)
+            steps_fold()
         arm(hub, hub.watch_at)
     # A scan holds the lock. With ten thousand connections it must not take more than a twentieth of
     # the time.
@@ -297,6 +300,7 @@ cdef void _sweep(Hub *hub) noexcept nogil:
         listener = place[0]
         if listener.dropped and listener.references == 0:
             place[0] = listener.next
+            meter_drop(listener.meter)
             free(listener)
         else:
             place = &listener.next
@@ -374,6 +378,8 @@ cdef void hub_run(Hub *hub) noexcept nogil:
             ends_turn(hub)
         if hub.dumps != NULL:
             answer_dumps(hub)
+        if hub.scrapes != NULL:
+            answer_scrapes(hub)
         if hub.now >= hub.box_at and not hub.ends:
             box_turn(hub)
         if hub.reap != NULL or hub.gone:
@@ -382,6 +388,8 @@ cdef void hub_run(Hub *hub) noexcept nogil:
             _set_timer(hub)
         # A second snapshot may be wanted behind an answered one. Other connections come first.
         timeout = -1 if hub.dumps == NULL or hub.dump_wait_until > 0.0 else 0
+        if hub.scrapes != NULL:
+            timeout = 0
         if WS_DEBUG:
             hub.witness.waiting = timeout < 0
         hub_unlock(hub)
@@ -411,7 +419,7 @@ cdef void hub_run(Hub *hub) noexcept nogil:
         if hub.relays[i].busy:
             relay_close(&hub.relays[i].relay)
             hub.relays[i].busy = False
-    hub.dumps = NULL
+    hub.dumps = hub.scrapes = NULL
     _sweep(hub)
     if WS_DEBUG:
         check_end(hub)

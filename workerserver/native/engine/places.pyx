@@ -9,6 +9,7 @@ to which we owe a reply is never closed.
 """
 
 from libc.errno cimport EMFILE, ENFILE
+from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 from posix.fcntl cimport F_DUPFD_CLOEXEC, fcntl
@@ -16,6 +17,8 @@ from posix.resource cimport RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, rlimit
 from posix.unistd cimport close
 
 from workerserver.native.system cimport ws_address, ws_peer_name
+from workerserver.process.clock cimport monotonic
+from workerserver.process._pulse cimport Readings
 
 
 cdef enum:
@@ -80,6 +83,29 @@ cdef void peer_leave(Hub *hub, Peer *peer) noexcept nogil:
         place = &place[0].next
     place[0] = peer.next
     free(peer)
+
+
+cdef void read_hub(const Hub *hub, const Listener *listener, Readings *out) noexcept nogil:
+    """See the .pxd."""
+    cdef const Peer *peer
+    cdef int i
+    out.started = listener.started
+    out.connections = listener.connections
+    out.unproven = hub.standing[<int>STANDING_UNPROVEN]
+    out.evicted = <int64_t>hub.evicted
+    out.refused = <int64_t>hub.refused
+    out.unsent = <int64_t>listener.unsent
+    out.busiest = 0
+    for i in range(PEER_BUCKETS):
+        peer = hub.peers[i]
+        while peer != NULL:
+            out.busiest = max(out.busiest, peer.connections)
+            peer = peer.next
+    out.snapshots = 0.0
+    if hub.dump_rate > 0.0:
+        out.snapshots = max(
+            0.0, hub.dump_rate - hub.dumps_left - hub.dump_rate * (monotonic() - hub.dumps_at)
+        )
 
 
 # --- places

@@ -34,10 +34,11 @@ LOOP       The protocol has the bytes. New bytes are appended, and the connectio
            queue again. The I/O thread only sends what the loop has left in ``out``. The stage ends
            with want_bytes() (IO, WAIT, or QUEUED if bytes are there already) or with close(). The
            I/O thread ends it only after close(), when all is sent, or when the hub itself ends.
-ANSWERING  Exactly one list of the hub refers to the connection: ``dumps``, ``dumping`` or a slot
-           of ``relays``. So the connection must not die for a reason of its own: errors and closes
-           only leave a mark (``error``, ``closing``, ``doomed``), which counts when the answer is
-           ready. If a relay's client reads nothing, it may die, and its slot forgets it.
+ANSWERING  Exactly one list of the hub refers to the connection: ``dumps``, ``dumping``,
+           ``scrapes``, ``scraping`` or a slot of ``relays``. So the connection must not die for a
+           reason of its own: errors and closes only leave a mark (``error``, ``closing``,
+           ``doomed``), which counts when the answer is ready. If a relay's client reads nothing,
+           it may die, and its slot forgets it.
 DRAIN      The last reply is written. The I/O thread sends the rest, ends our side, and reads until
            the client ends its side or the time is over.
 CLOSING    The loop has given the connection up (close(), abort(), the server's end), and it is in

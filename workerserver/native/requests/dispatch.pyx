@@ -9,6 +9,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy, memmove
 
 from workerserver.http._protocol cimport WS_DOUBTED, WS_GREETED
+from workerserver.http.accept cimport openmetrics_wanted
 
 
 cdef bint make_room(Connection *connection, size_t more) noexcept nogil:
@@ -79,7 +80,7 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
         if route == NULL or route.action & 255 != ACTION_STATIC:
             send_joined(connection, &joined)
         if route == NULL or not _answer(
-            connection, route, refusing, &request, &parameters, False,
+            connection, at, route, refusing, &request, &parameters, False,
             &joined if joined or used < left else NULL,
         ):
             if _keep(connection, data, size):
@@ -169,13 +170,15 @@ cdef bint _keep(Connection *connection, const char *data, size_t size) noexcept 
 
 
 cdef bint _answer(
-    Connection *connection, const Route *route, const Rule *refusing, const Recognised *request,
-    const Parameters *parameters, bint late, size_t *joined
+    Connection *connection, const char *data, const Route *route, const Rule *refusing,
+    const Recognised *request, const Parameters *parameters, bint late, size_t *joined
 ) noexcept nogil:
-    """Answer a recognised request, or begin to; False if the loop or torch's server must.
-    *refusing*: the rule that refuses the request. *late*: gil_deadline is over."""
+    """Answer a recognised request, which *data* begins with, or begin to; False if the loop or
+    torch's server must. *refusing*: the rule that refuses the request. *late*: gil_deadline is
+    over."""
     cdef Listener *listener = connection.listener
     cdef int action = route.action & 255
+    connection.began = connection.queued_at if late else connection.hub.now
     connection.route = route.action >> 8
     connection.keep_alive = request.keep_alive
     if refusing != NULL and (
@@ -197,6 +200,10 @@ cdef bint _answer(
         )
     elif action == ACTION_STEPS:
         send_steps(connection, connection.route, request.keep_alive)
+    elif action == ACTION_METRICS and request.accept >= 0:
+        _await_metrics(connection, request.accept > 0 and openmetrics_wanted(
+            data + request.accept, request.accept_length
+        ))
     elif action == ACTION_DUMP and (
         parameters.mode == DUMP_NOGIL or (late and parameters.mode != DUMP_GIL)
     ):

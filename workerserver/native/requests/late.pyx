@@ -26,7 +26,10 @@ cdef void take_back(Connection *connection) noexcept nogil:
     arm(hub, connection.queued_at + listener.gil_timeout)
     if route == NULL:
         return
-    if _answer(connection, route, refusing, &request, &parameters, True, NULL):
+    if _answer(
+        connection, connection.data + connection.start, route, refusing, &request, &parameters,
+        True, NULL,
+    ):
         take_out(connection)
         connection.start += <size_t>request.length
         if connection.stage == STAGE_QUEUED:
@@ -113,6 +116,7 @@ cdef void refuse(Connection *connection) noexcept nogil:
     # The end of a request that is not recognised is unknown, so no request can follow it.
     connection.keep_alive = request.length > 0 and request.keep_alive
     move(connection, STAGE_QUEUED, STAGE_ANSWERING)
+    connection.began = connection.queued_at
     send_unavailable(
         connection, number, about,
         connection.hub.now - min(connection.hub.asked_at, connection.queued_at),

@@ -29,6 +29,8 @@ cdef struct Recognised:
     int host_length
     int authorization  # 0: no such field
     int authorization_length
+    int accept  # 0: no such field; -1: several
+    int accept_length
     int fields
     bint keep_alive
 

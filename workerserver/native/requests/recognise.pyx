@@ -61,6 +61,7 @@ cdef enum Phase:
     PHASE_SPACE  # before a value; `then` says which
     PHASE_VALUE
     PHASE_AUTHORIZATION
+    PHASE_ACCEPT
     PHASE_HOST
     PHASE_HOST_END
     PHASE_LENGTH
@@ -112,6 +113,8 @@ cdef int _judge_name(
     elif length == 6:
         if _is(name, "expect", 6) or _is(name, "origin", 6):
             return PHASE_FORWARD
+        if _is(name, "accept", 6):
+            return PHASE_ACCEPT
     elif length == 7:
         if _is(name, "upgrade", 7) or _is(name, "trailer", 7):
             return PHASE_FORWARD
@@ -241,7 +244,9 @@ cdef Verdict recognise(
                     found.host = at
                 elif phase == PHASE_AUTHORIZATION:
                     found.authorization = at
-        elif phase == PHASE_VALUE or phase == PHASE_AUTHORIZATION:
+                elif phase == PHASE_ACCEPT:
+                    found.accept = at if found.accept == 0 else -1
+        elif phase == PHASE_VALUE or phase == PHASE_AUTHORIZATION or phase == PHASE_ACCEPT:
             while at < end and _CLASS[raw[at]] & IN_VALUE:
                 at += 1
             if at < end:
@@ -252,6 +257,8 @@ cdef Verdict recognise(
                         or raw[found.authorization + found.authorization_length - 1] == c"\t"
                     ):
                         found.authorization_length -= 1
+                elif phase == PHASE_ACCEPT and found.accept > 0:
+                    found.accept_length = at - found.accept
                 rest = "\n"
                 phase = PHASE_REST if raw[at] == c"\r" else PHASE_FORWARD
                 at += 1

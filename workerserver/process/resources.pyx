@@ -1,0 +1,98 @@
+"""What the process takes of its machine: memory, descriptors, and since when it runs."""
+
+cdef extern from *:
+    """
+    #include <dirent.h>
+    #include <sys/resource.h>
+
+    typedef struct {
+        int64_t resident, address_space, open, most; /* -1: the kernel doesn't tell */
+        int64_t started;                             /* ns since the epoch; -1 */
+    } ws_process;
+
+    static int64_t ws_process_started; /* 0: not looked up yet */
+
+    static int64_t ws_when_started(void)
+    {
+    #if defined(CLOCK_BOOTTIME)
+        char text[1024];
+        int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+            return -1;
+        ssize_t size = read(fd, text, sizeof text - 1);
+        close(fd);
+        text[size > 0 ? size : 0] = 0;
+        const char *at = strrchr(text, ')'); /* the name may hold anything */
+        for (int field = 2; at != NULL && field < 22; field++)
+            at = strchr(at + 1, ' ');
+        long ticks = sysconf(_SC_CLK_TCK);
+        if (at == NULL || ticks <= 0)
+            return -1;
+        int64_t after_boot = (int64_t)(strtod(at, NULL) * (1e9 / (double)ticks));
+        return ws_clock_ns(CLOCK_REALTIME) - ws_clock_ns(CLOCK_BOOTTIME) + after_boot;
+    #else
+        return -1;
+    #endif
+    }
+
+    static void ws_process_read(ws_process *out)
+    {
+        char text[128];
+        int64_t page = sysconf(_SC_PAGESIZE);
+        struct rlimit limit;
+        out->resident = out->address_space = out->open = out->most = -1;
+        int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+        if (fd >= 0) {
+            ssize_t size = read(fd, text, sizeof text - 1);
+            close(fd);
+            text[size > 0 ? size : 0] = 0;
+            char *end;
+            long long pages = strtoll(text, &end, 10);
+            if (end != text) {
+                out->address_space = pages * page;
+                out->resident = strtoll(end, NULL, 10) * page;
+            }
+        }
+        DIR *folder = opendir("/proc/self/fd");
+        if (folder != NULL) {
+            out->open = -3; /* ".", ".." and the folder's own descriptor */
+            while (readdir(folder) != NULL)
+                out->open++;
+            closedir(folder);
+        }
+        if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+            out->most = (int64_t)limit.rlim_cur;
+        if (ws_get(&ws_process_started) == 0)
+            ws_set(&ws_process_started, ws_when_started());
+        out->started = ws_get(&ws_process_started);
+    }
+
+    /* The lowest number that no descriptor of the process has; -1 if there is none. */
+    static int64_t ws_lowest_free(void)
+    {
+        int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        if (fd >= 0)
+            close(fd);
+        return fd;
+    }
+
+    /* As place_line() in native/engine/places.pyx. */
+    static int64_t ws_descriptor_line(void)
+    {
+        struct rlimit limit;
+        if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY)
+            return 0x7fffffff;
+        int64_t soft = (int64_t)limit.rlim_cur;
+        return soft - (soft / 4 > 64 ? soft / 4 : 64);
+    }
+    """
+    ctypedef struct ws_process:
+        int64_t resident
+        int64_t address_space
+        int64_t open
+        int64_t most
+        int64_t started
+    int64_t ws_process_started
+    void ws_process_read(ws_process *out) noexcept nogil
+    int64_t ws_lowest_free() noexcept nogil
+    int64_t ws_descriptor_line() noexcept nogil
