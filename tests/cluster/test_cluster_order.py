@@ -96,7 +96,8 @@ def test_only_one_module_of_the_judges_speaks_english() -> None:
         for path in sorted((CLUSTER / "judge").rglob("*.py"))
         if (found := {text for text in literals(path) if english.search(text)} - {*STRENGTH})
     }
-    assert spoken.keys() == {"sentences", "words"}  # words: those of deadlocks
+    # words: those of deadlocks; ends: those of black boxes.
+    assert spoken.keys() == {"sentences", "words", "ends"}
 
 
 def test_only_one_module_knows_the_fields_of_a_summary() -> None:

@@ -88,8 +88,8 @@ def test_as_json(serve_job: Served, run: Run) -> None:
     status, out = run("slow", target, "--json", "--last", "40")
     fields = json.loads(out)
     assert list(fields) == [
-        "verdict", "status", "ranks", "responded", "unreachable", "slow", "compared", "steps",
-        "notes", "problems", "time", "cost",
+        "schema_version", "verdict", "status", "ranks", "responded", "unreachable", "slow",
+        "compared", "steps", "notes", "problems", "time", "cost",
     ]  # fmt: skip
     assert (status, fields["status"], fields["ranks"], fields["responded"]) == (1, 1, 4, 4)
     (slow,) = fields["slow"]

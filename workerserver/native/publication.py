@@ -130,6 +130,7 @@ class Publication:
         self._numbers: dict[str, int] = {}
         self._closed = False
         self._relayed = False  # the hub knows torch's own server
+        self._begun = False  # the caller has its server, and what takes long may be done
         self._refused = 0  # requests that the I/O thread has refused, as far as the audit knows
         self._audit = state.audit
         self.listener = NativeListener(
@@ -154,17 +155,22 @@ class Publication:
         self._router.registry.on_change(self.refresh)
         self.refresh()
         # The caller would get the GIL, and so its server, only after these: a half millisecond for
-        # what reading waits needs to know, milliseconds until torch's own server has started.
-        hub.loop.call_later(LEARN_AFTER_SECONDS, publish)
-        hub.loop.call_later(RELAY_AFTER_SECONDS, self._turn)
+        # what reading waits needs to know, milliseconds until torch's own server has started. The
+        # loop's next turn tells the caller: the times begin there, however long this one took.
+        hub.loop.call_soon(hub.loop.call_later, LEARN_AFTER_SECONDS, publish)
+        hub.loop.call_soon(hub.loop.call_later, RELAY_AFTER_SECONDS, self._begin)
 
     @property
     def figures(self) -> Figures:
         """What is taken of the places for connections."""
         return self._hub.figures
 
+    def _begin(self) -> None:
+        self._begun = True
+        self._turn()
+
     def _turn(self) -> None:
-        if self._closed:
+        if self._closed or not self._begun:
             return
         if not self._relayed and fallback.start_if_possible():
             self._hub.set_relay(fallback.path_bytes() or b"", *fallback.listener())

@@ -57,13 +57,15 @@ cdef void meter_took(ws_meter *meter, int number, int64_t took_ns, int64_t times
     ws_observe(&meter.tallies[number].times, WS_REQUEST_BOUNDS, max(took_ns, 0), times)
 
 
-def label(str value, size_t most=WS_LABEL_BYTES):
-    """*value* as the value of a label, between its quotes, in *most* bytes at most."""
+def label(str value, most=None):
+    """*value* as the value of a label, between its quotes, in *most* bytes at most (the default is
+    the most that a handler's name may take)."""
+    cdef size_t limit = WS_LABEL_BYTES if most is None else most
     cdef str text = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     cdef bytes whole = text.encode("utf-8", "replace")
-    if len(whole) <= <Py_ssize_t>most:
+    if len(whole) <= <Py_ssize_t>limit:
         return whole
-    whole = whole[:most].decode("utf-8", "ignore").encode()
+    whole = whole[:limit].decode("utf-8", "ignore").encode()
     # Half an escape would swallow the quote behind it.
     return whole[:-1] if (len(whole) - len(whole.rstrip(b"\\"))) % 2 else whole
 

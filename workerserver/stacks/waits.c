@@ -356,11 +356,18 @@ static bool put_open(sink *out, const call *made) {
     unsigned long address = made->arguments[1];
     if (made->number != SYS_openat || address == 0)
         return false;
-    size_t size = 4096 - address % 4096; /* what begins a page is mapped */
-    size = size < sizeof path ? size : sizeof path;
-    if (!read_memory(address, path, size))
+    const char *end = NULL;
+    size_t size = 0;
+    while (end == NULL && size < sizeof path) { /* the page behind the text's last may not be there */
+        size_t more = 4096 - (address + size) % 4096;
+        more = more < sizeof path - size ? more : sizeof path - size;
+        if (!read_memory(address + size, path + size, more))
+            break;
+        end = memchr(path + size, 0, more);
+        size += more;
+    }
+    if (size == 0)
         return false;
-    const char *end = memchr(path, 0, size);
     put_kind(out, "descriptor", "openat");
     ws_put(out, ",\"path\":");
     ws_put_json_bytes(out, path, end != NULL ? (size_t)(end - path) : size, end == NULL);

@@ -277,6 +277,10 @@ cdef bint _plant_hub(Hub *hub, const char *fault) noexcept nogil:
         _sleeping(hub)
         hub.dumps = _at(hub, STAGE_ANSWERING)
         hub.relays[0].connection = NULL
+    elif not strcmp(fault, b"the I/O thread sleeps, with metrics to write"):
+        _sleeping(hub)
+        hub.scrapes = _at(hub, STAGE_ANSWERING)
+        hub.relays[0].connection = NULL
     elif not strcmp(fault, b"the I/O thread sleeps, and should stop"):
         _sleeping(hub)
         hub.stopping = True
@@ -304,7 +308,7 @@ cdef bint _plant_end(Hub *hub, const char *fault) noexcept nogil:
     hub.connections = NULL
     if not strcmp(fault, b"the end: connections to free"):
         hub.reap = idle
-    elif not strcmp(fault, b"the end: snapshots to take"):
+    elif not strcmp(fault, b"the end: snapshots to take, or metrics to write"):
         hub.dumping = idle
     elif strcmp(fault, b"the end: a relay is open"):
         return False
