@@ -167,7 +167,7 @@ def test_a_change_while_the_record_is_written_is_not_lost(monkeypatch: pytest.Mo
         present.addresses.clear()
         present.change()
         present.settle()  # must not wait for itself
-        assert not present.settled.is_set()
+        assert not present.settled
         return "the path"
 
     monkeypatch.setattr("workerserver.job.records.write", write)
@@ -176,7 +176,7 @@ def test_a_change_while_the_record_is_written_is_not_lost(monkeypatch: pytest.Mo
     present.change()
     present.settle()
     assert done == ["write", "the path"]
-    assert present.settled.is_set()
+    assert present.settled
 
 
 def record_of(folder: Path, **more: object) -> Record:

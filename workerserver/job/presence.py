@@ -44,6 +44,7 @@ logger = logging.getLogger("workerserver")
 Submit = Callable[[Callable[[], None]], bool]
 #: What may have changed is looked up no more often.
 LOOK_SECONDS = 1.0
+POLL_SECONDS = 0.001
 
 
 class _Presence:
@@ -64,10 +65,9 @@ class _Presence:
         self.pools: dict[object, Submit] = {}
         self.path = ""  # of the record, as far as there is one
         self.looked = 0.0
-        self.settled = threading.Event()
-        self.settled.set()
         self._changed = False  # since the record was last worked on
         self._working = threading.Lock()
+        self._busy = False  # somebody works on the record
         self._tried: records.Record | None = None
         self._may_hang: bool | None = None  # None: not looked at yet
 
@@ -89,20 +89,24 @@ class _Presence:
 
     def change(self) -> None:
         """What the record should say has changed."""
-        self.settled.clear()
         self._changed = True
 
     def settle(self) -> None:
         """Write the record, or remove it, if something has changed; waits for the disk."""
         while self._changed and self._working.acquire(blocking=False):
             try:
+                self._busy = True
                 self._changed = False
                 self._work()
             finally:
+                self._busy = False
                 self._working.release()
-            self.settled.set()
-            if self._changed:
-                self.settled.clear()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the record says what it should. No Event has this: a signal handler may shut a
+        server down while its thread holds an Event's lock."""
+        return not (self._changed or self._busy)
 
     @property
     def changed(self) -> bool:
@@ -219,7 +223,11 @@ def in_background(work: Callable[[], None]) -> None:
 
 def settled(seconds: float) -> bool:
     """Wait up to *seconds* until the record says what it should. Whether it does."""
-    return _present.settled.wait(seconds)
+    present = _present
+    end = time.monotonic() + seconds
+    while not present.settled and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
+    return present.settled
 
 
 def is_recorded() -> bool:
