@@ -155,6 +155,7 @@ def test_accelerate_counts_the_optimizers_steps() -> None:
     assert beats() == [0, 1, 2, 3]
 
 
+@needs("torch")
 def test_the_count_of_the_training_function_is_told() -> None:
     """ray_train_loop() needs nothing of Ray."""
     import torch

@@ -168,7 +168,7 @@ def test_any_name(tmp_path: Path) -> None:
         wait_until(lambda: ") R 1" in of(child.pid)["name"])
         told = of(child.pid)
         assert told["name"] == ') R 1 \\udcff"\\\xe9 and'  # of a lone surrogate, its six letters
-        assert told["state"] == "S"
+        wait_until(lambda: of(child.pid)["state"] == "S")
     finally:
         child.kill()
         child.wait()
