@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-
 #: An authority has to say that it is one: CPython 3.13 checks what RFC 5280 demands.
 USAGE = "keyUsage=critical,digitalSignature,keyEncipherment,keyCertSign"
 #: So has whoever is certified by one.
