@@ -28,6 +28,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the native I/O 
 
 #: Seconds that the GIL is held (0: the short form), and seconds of the race.
 SOAK = float(os.environ.get("WORKERSERVER_SOAK_GIL", "0"))
+METRICS = message("GET", "/metrics")
+TORCH_STANDS_BY = re.compile(rb"\nworkerserver_torch_fallback_threads [1-9]")
 RACE = float(os.environ.get("WORKERSERVER_SOAK_RACE", "2"))
 PINGS = 1_000_000 if SOAK else 300
 DUMPS = 1000 if SOAK else 150
@@ -285,6 +287,8 @@ def test_what_torch_answers(short_path: Path) -> None:
     pytest.importorskip("torch")
     environment = {"TORCH_FR_BUFFER_SIZE": "2000", "WORKERSERVER_TORCH_FALLBACK": "1"}
     with scene(short_path, "torch", **environment) as held:
+        # torch's own server is started some milliseconds after ours.
+        wait_until(lambda: TORCH_STANDS_BY.search(ask(held.path, METRICS).body) is not None)
         before = {
             name: json.loads(ask(held.path, post(name)).body)
             for name in ("fr_trace_json?includestacktraces=false", "wait_counter_values")

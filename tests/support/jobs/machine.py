@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from support.lifecycle import PROGRAMS, environment, free_port
+from support.lifecycle import PROGRAMS, ROOT, environment, free_port
 from support.torchrun import end
 from support.waiting import wait_until
 
@@ -63,8 +63,16 @@ def tell(program: str, name: str) -> Said | None:
 
 
 def isolate() -> None:
-    """An empty /tmp, in the mount namespace of this program."""
+    """An empty /tmp, in the mount namespace of this program: but for the environment and the
+    sources, if those are there."""
+    kept = [path for path in {sys.prefix, str(ROOT)} if Path(path).is_relative_to("/tmp")]
+    held = {path: os.open(path, os.O_PATH) for path in kept}
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/tmp"], check=True)
+    for path, descriptor in held.items():
+        Path(path).mkdir(parents=True, exist_ok=True)
+        bind = ["mount", "--no-canonicalize", "--bind", f"/proc/self/fd/{descriptor}", path]
+        subprocess.run(bind, check=True, pass_fds=(descriptor,))
+        os.close(descriptor)
     os.environ.pop("TMPDIR", None)
 
 
