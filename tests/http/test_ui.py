@@ -230,7 +230,8 @@ def test_in_chromium(serve: Serve, tmp_path: Path) -> None:
         page.click("#access button")
         wait_until(lambda: page.text("#state") == "ok")
         wait_until(lambda: page.run("return document.querySelectorAll('li button').length") > 3)
-        assert page.text("#fact-step") == "-"
+        step = page.text("#fact-step")  # of the process: earlier tests may have made one
+        assert step == "-" or step.isdecimal()
         page.click("button[data-handler=ping]")
         wait_until(lambda: page.text("#body") == "pong")
         page.type("li input[aria-label='parameters of evil']", "depth=7")
