@@ -8,24 +8,21 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import pytest
-from support.jobs.machine import Said, can_unshare, tell
-from support.lifecycle import PROGRAMS
+from support.jobs import scenes
+from support.jobs.machine import Said
 
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.slow,
     pytest.mark.timeout(280),
     pytest.mark.skipif(find_spec("torch") is None, reason="needs torch"),
-    pytest.mark.skipif(not can_unshare(), reason="needs root and unshare"),
+    scenes.needs_machine,
 ]
 
 
 def scene(name: str) -> Said:
     """What the commands said in a scene of programs/job/alone.py."""
-    said = tell("job/alone.py", name)
-    if said is None:
-        pytest.skip("no namespaces here")
-    return said
+    return scenes.scene("job/alone.py", name)
 
 
 def brief(said: Said) -> tuple[int, str | None, int, int]:
@@ -42,9 +39,7 @@ def suspects(said: Said) -> list[tuple[int, str, str | None]]:
     ]
 
 
-SOURCE = (PROGRAMS / "job/train.py").read_text().splitlines()
-#: Where the rank that hangs stands.
-LINE = next(n for n, text in enumerate(SOURCE, 1) if "time.sleep(10_000)" in text)
+LINE = scenes.planted_line("job/train.py")
 BEHIND = [(1, "behind", f"train.py:{LINE} load_shard")]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from support.jobs.scenes import NO_NAMESPACES, SANDBOX, needs_machine
 from support.lifecycle import ask, environment
 
 from workerserver.cli import main
@@ -126,20 +126,17 @@ def test_a_process_id_is_a_target(short_path: Path, capsys: pytest.CaptureFixtur
         assert "is no worker with a server" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare"
-)
+@needs_machine
 def test_a_container() -> None:
     """It has files of its own, and its pids are other ones."""
     name = f"container-{os.getpid()}"
     inside = 'mount -t tmpfs tmpfs /tmp && exec "$@"'
-    before = ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "--kill-child"]
     with running(
-        SERVE, "unix", "/tmp/w.sock", before=[*before, "sh", "-c", inside, "sh"],
+        SERVE, "unix", "/tmp/w.sock", before=[*SANDBOX, "sh", "-c", inside, "sh"],
         TMPDIR="/tmp", WORKERSERVER_JOB=name,
     ) as (_, address):  # fmt: skip
         if not address:
-            pytest.skip("no namespaces here")
+            pytest.skip(NO_NAMESPACES)
         (found,) = of_job(name)
         assert found.worker.address == f"/proc/{found.pid}/root/tmp/w.sock"
         assert ask(found.worker.address) == (200, "pong")

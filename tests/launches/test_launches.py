@@ -14,28 +14,23 @@ from importlib.util import find_spec
 from typing import TypeVar
 
 import pytest
-from support.jobs.machine import Said, can_unshare, tell
-from support.lifecycle import PROGRAMS, ROOT
+from support.jobs.machine import Said
+from support.jobs.scenes import needs_machine, planted_line, scene
+from support.lifecycle import ROOT
 
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.skipif(find_spec("torch") is None, reason="needs torch"),
-    pytest.mark.skipif(not can_unshare(), reason="needs root and unshare"),
+    needs_machine,
 ]
 
-SOURCE = (PROGRAMS / "launches/plant.py").read_text().splitlines()
-#: Where the rank that hangs stands.
-LINE = next(n for n, text in enumerate(SOURCE, 1) if "time.sleep(10_000)" in text)
-PLANTED = f"plant.py:{LINE} load_shard"
+PLANTED = f"plant.py:{planted_line('launches/plant.py')} load_shard"
 
 
 def launched(name: str) -> Said:
-    said = tell("launches/launch.py", name)
-    if said is None:
-        pytest.skip("no namespaces here")
-    return said
+    return scene("launches/launch.py", name)
 
 
 def check(said: Said, rank: int, ranks: int, place: str = PLANTED) -> None:
@@ -65,9 +60,7 @@ def test_python() -> None:
 
 def test_the_tutorial() -> None:
     """docs/tutorial.md: its verdicts are what a reader gets, apart from numbers."""
-    said = tell("launches/tutorial.py", "all")
-    if said is None:
-        pytest.skip("no namespaces here")
+    said = scene("launches/tutorial.py", "all")
     page = (ROOT / "docs/tutorial.md").read_text()
     shown = re.findall(r"^```text\n(.*?)^```$", page, re.M | re.S)
     assert [said[name]["status"] for name in ("healthy", "hung", "ended")] == [0, 1, 3], said

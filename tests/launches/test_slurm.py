@@ -11,29 +11,25 @@ import re
 import shutil
 
 import pytest
-from support.jobs.machine import Said, can_unshare, tell
-from support.lifecycle import PROGRAMS
+from support.jobs import scenes
+from support.jobs.machine import Said
 
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.torch,
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not can_unshare(), reason="needs root and unshare"),
+    scenes.needs_machine,
     pytest.mark.skipif(shutil.which("slurmctld") is None, reason="needs slurm-wlm"),
 ]
 
-SOURCE = (PROGRAMS / "launches/plant.py").read_text().splitlines()
-LINE = next(n for n, text in enumerate(SOURCE, 1) if "time.sleep(10_000)" in text)
+LINE = scenes.planted_line("launches/plant.py")
 WHERE = rf"it stands in load_shard\(\), plant\.py:{LINE}$"
 
 
 def scene(name: str) -> Said:
     """What the commands said in a scene of programs/launches/slurm.py."""
-    said = tell("launches/slurm.py", name)
-    if said is None:
-        pytest.skip("no namespaces here")
-    return said
+    return scenes.scene("launches/slurm.py", name)
 
 
 def names(answer: Said, rank: int, ranks: int) -> bool:

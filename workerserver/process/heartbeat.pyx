@@ -316,26 +316,38 @@ os.register_at_fork(after_in_child=reset)
 cdef extern from *:
     """
     #include <fcntl.h>
+    #include <stdbool.h>
     #include <stdint.h>
     #include <stdlib.h>
     #include <string.h>
     #include <unistd.h>
 
-    /* Memory that the process has in RAM; -1 where the kernel doesn't tell (proc(5), statm). */
-    static int64_t ws_resident_bytes(void)
+    /* What a file of /proc holds, with a NUL behind it; nothing if it can't be read. */
+    static void ws_read_proc(const char *path, char *text, size_t size)
     {
-        char text[128];
-        int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
-        if (fd < 0)
-            return -1;
-        ssize_t size = read(fd, text, sizeof text - 1);
-        close(fd);
-        text[size > 0 ? size : 0] = 0;
-        const char *second = strchr(text, ' ');
-        return second == NULL ? -1 : (int64_t)strtoll(second, NULL, 10) * sysconf(_SC_PAGESIZE);
+        ssize_t length = 0;
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd >= 0) {
+            length = read(fd, text, size - 1);
+            close(fd);
+        }
+        text[length > 0 ? length : 0] = 0;
+    }
+
+    /* Bytes that the process has in RAM, and those of its address space; -1 where the kernel
+       doesn't tell (proc(5), statm). */
+    static void ws_memory(int64_t *resident, int64_t *address_space)
+    {
+        char text[128], *end;
+        int64_t page = sysconf(_SC_PAGESIZE);
+        ws_read_proc("/proc/self/statm", text, sizeof text);
+        int64_t pages = strtoll(text, &end, 10);
+        bool told = end != text;
+        *address_space = told ? pages * page : -1;
+        *resident = told ? strtoll(end, NULL, 10) * page : -1;
     }
     """
-    int64_t ws_resident_bytes() noexcept nogil
+    void ws_memory(int64_t *resident, int64_t *address_space) noexcept nogil
 
 
 # --- GET /healthz -----------------------------------------------------------------------------
@@ -416,6 +428,7 @@ cdef Py_ssize_t health_body(
     double max_step_age,
     int *status,
 ) noexcept nogil:
+    cdef int64_t resident, address_space
     cdef Text text
     cdef char identity[WS_TEXT_BYTES]
     cdef ws_beat beat = ws_beat_read()
@@ -455,7 +468,8 @@ cdef Py_ssize_t health_body(
     word(&text, b',"cpu_s":')
     nanoseconds(&text, process_cpu_ns())
     word(&text, b',"rss_bytes":')
-    bytes_or_null(&text, ws_resident_bytes())
+    ws_memory(&resident, &address_space)
+    bytes_or_null(&text, resident)
     word(&text, b',"step_median_s":')
     nanoseconds(&text, step_median_ns())
     word(&text, b',"step_thread":')

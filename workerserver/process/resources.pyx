@@ -16,12 +16,7 @@ cdef extern from *:
     {
     #if defined(CLOCK_BOOTTIME)
         char text[1024];
-        int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
-        if (fd < 0)
-            return -1;
-        ssize_t size = read(fd, text, sizeof text - 1);
-        close(fd);
-        text[size > 0 ? size : 0] = 0;
+        ws_read_proc("/proc/self/stat", text, sizeof text);
         const char *at = strrchr(text, ')'); /* the name may hold anything */
         for (int field = 2; at != NULL && field < 22; field++)
             at = strchr(at + 1, ' ');
@@ -37,22 +32,9 @@ cdef extern from *:
 
     static void ws_process_read(ws_process *out)
     {
-        char text[128];
-        int64_t page = sysconf(_SC_PAGESIZE);
         struct rlimit limit;
-        out->resident = out->address_space = out->open = out->most = -1;
-        int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
-        if (fd >= 0) {
-            ssize_t size = read(fd, text, sizeof text - 1);
-            close(fd);
-            text[size > 0 ? size : 0] = 0;
-            char *end;
-            long long pages = strtoll(text, &end, 10);
-            if (end != text) {
-                out->address_space = pages * page;
-                out->resident = strtoll(end, NULL, 10) * page;
-            }
-        }
+        ws_memory(&out->resident, &out->address_space);
+        out->open = out->most = -1;
         DIR *folder = opendir("/proc/self/fd");
         if (folder != NULL) {
             out->open = -3; /* ".", ".." and the folder's own descriptor */

@@ -1,7 +1,7 @@
 """Jobs on a machine of their own, and what the commands say of them: ``unshare`` gives a program
 pid and mount namespaces, so that no other process of the user and no other file in /tmp is seen.
 
-Isolated scripts use this too, so no pytest in here.
+For the programs in there; scenes.py starts them. No pytest in here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -26,9 +25,7 @@ __all__ = [
     "Jobs",
     "Said",
     "begun",
-    "can_unshare",
     "isolate",
-    "tell",
     "until",
     "workerserver",
 ]
@@ -36,30 +33,7 @@ __all__ = [
 #: What a command said: its status, the lines or the object that it printed, and stderr.
 Said = dict[str, Any]
 
-SANDBOX = ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "--kill-child"]
 TRAIN = str(PROGRAMS / "job/train.py")
-
-
-def can_unshare() -> bool:
-    return os.geteuid() == 0 and shutil.which("unshare") is not None
-
-
-def tell(program: str, name: str) -> Said | None:
-    """The object that tests/programs/*program* prints for *name*, on a machine of its own. None if
-    this machine has no namespaces."""
-    done = subprocess.run(
-        [*SANDBOX, sys.executable, str(PROGRAMS / program), name],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if "unshare failed" in done.stderr or "mount" in done.stderr.partition(":")[0]:
-        print(done.stderr)
-        return None
-    assert done.returncode == 0, done.stderr
-    found: Said = json.loads(done.stdout)
-    return found
 
 
 def isolate() -> None:
