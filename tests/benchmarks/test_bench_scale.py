@@ -5,16 +5,15 @@ from __future__ import annotations
 import io
 import json
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.lifecycle import ask, environment
+from support.commands import answer
+from support.lifecycle import ask
 
 from benchmarks.__main__ import check
 from benchmarks.context import Context
@@ -54,21 +53,8 @@ def sockets(recording: Recording, short_path: Path) -> Iterator[str]:
         yield f"{folder}/rank{{rank}}.sock"
 
 
-def said(*words: str) -> tuple[int, dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "workerserver", *words],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.stderr == ""
-    return done.returncode, json.loads(done.stdout)
-
-
 def test_the_command_line_sees_a_job_that_hangs(sockets: str) -> None:
-    status, verdict = said("diagnose", "--json", "--interval", "0.01", sockets)
+    status, verdict = answer("diagnose", "--interval", "0.01", sockets)
     assert status == 1
     assert (verdict["ranks"], verdict["responded"], verdict["problems"]) == (16, 16, [])
     (suspect,) = verdict["suspects"]
@@ -76,7 +62,7 @@ def test_the_command_line_sees_a_job_that_hangs(sockets: str) -> None:
     assert suspect["location"].endswith(" compute")
     (group,) = verdict["process_groups"]
     assert (group["desc"], group["ranks"], group["complete"]) == ("default_pg", "0-15", True)
-    status, stacks = said("stacks", "--json", sockets)
+    status, stacks = answer("stacks", sockets)
     assert status == 0
     # Three stages of a pipeline, one of them without rank 5.
     assert [each["ranks"] for each in stacks["groups"]] == ["5", "0-4", "6-10", "11-15"]
@@ -87,7 +73,7 @@ def test_the_command_line_sees_a_job_that_hangs(sockets: str) -> None:
 
 
 def test_a_wrong_answer_is_no_figure(sockets: str) -> None:
-    status, stacks = said("stacks", "--json", sockets)
+    status, stacks = answer("stacks", sockets)
     scale.check("stacks", JOB, status, stacks)
     for wrong in (Job(16, 2), Job(17, 3)):
         with pytest.raises(RuntimeError, match="stacks, Job"):

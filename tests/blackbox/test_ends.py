@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.boxes.left import await_box, keepers_of, left_on_tmpfs
+from support.boxes.left import await_box, await_no_keeper, keepers_of, left_on_tmpfs
 from support.lifecycle import PROGRAMS, Talker, environment, run_isolated, talking
 from support.waiting import wait_until
 
@@ -226,7 +226,7 @@ def test_a_keeper_of_its_own_ends_with_the_last_rank(tmp_path: Path) -> None:
         )
         assert resident < 30 << 20
         talker_ends(rank)
-    wait_until(lambda: not keepers_of(tmp_path), 100)
+    await_no_keeper(tmp_path)
     assert await_box(tmp_path, pid).ends
 
 
@@ -263,6 +263,10 @@ def test_a_folder_that_can_not_be_written_is_one_warning(tmp_path: Path) -> None
     assert "black boxes are not copied to" in line
     assert rest == ""
     assert done.returncode == 0
+    await_no_keeper(wrong)
+    assert not list(Path("/").glob(f"rank*-{done.pid}.box*"))  # the keeper's own folder
+    (left,) = left_on_tmpfs(done.pid)
+    os.unlink(left)
 
 
 def test_earlier_runs_are_kept_up_to_a_number(tmp_path: Path) -> None:
@@ -271,6 +275,6 @@ def test_earlier_runs_are_kept_up_to_a_number(tmp_path: Path) -> None:
             pid = int(rank.hear())
             talker_ends(rank)
         await_box(tmp_path, pid)
-        wait_until(lambda: not keepers_of(tmp_path), 100)
+        await_no_keeper(tmp_path)
     runs = [path for path in tmp_path.iterdir() if path.is_dir()]
     assert len(runs) == 2

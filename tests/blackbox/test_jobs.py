@@ -6,22 +6,19 @@ WORKERSERVER_BLACKBOX_RUNS=20 for the long form (``make blackbox``).
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.boxes.left import keepers_of
+from support.boxes.left import await_no_keeper
+from support.commands import answer
 from support.lifecycle import PROGRAMS, environment
 from support.torchrun import end
-from support.waiting import wait_until
 
 from workerserver.blackbox.runs import runs_in
 
@@ -61,15 +58,11 @@ def run_job(way: str, log: Path, folder: Path | None = None) -> int:
             shutil.rmtree(folder, ignore_errors=True)
         status = run_once(way, log, **({} if folder is None else with_boxes(folder)))
         if folder is not None:
-            wait_until(partial(no_keeper, folder), 100)
+            await_no_keeper(folder)
         text = log.read_text(errors="replace")
         if STUMBLED not in text and f"rank      : {CULPRIT} " in " ".join(root_cause(text)):
             break
     return status
-
-
-def no_keeper(folder: Path) -> bool:
-    return not keepers_of(folder)
 
 
 def run_once(way: str, log: Path, **more: str) -> int:
@@ -89,19 +82,6 @@ def run_once(way: str, log: Path, **more: str) -> int:
 
 def with_boxes(folder: Path) -> dict[str, str]:
     return {"WORKERSERVER_BLACKBOX": str(folder), "WORKERSERVER_BLACKBOX_INTERVAL": "0.5"}
-
-
-def told(folder: Path, command: str) -> tuple[int, dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "workerserver", command, "--json", str(folder)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.stderr == ""
-    return done.returncode, json.loads(done.stdout)
 
 
 def root_cause(log: str) -> list[str]:
@@ -137,7 +117,7 @@ def check(way: str, folder: Path) -> None:
     assert not problems
     assert [box.rank for box in run.boxes] == list(range(RANKS))
     assert sum(box.torn for box in run.boxes) <= (way == "kill")
-    status, verdict = told(folder, "diagnose")
+    status, verdict = answer("diagnose", str(folder), timeout=120)
     assert status == 1, verdict
     (culprit,) = verdict["culprits"]
     assert (culprit["rank"], culprit["end"]) == (CULPRIT, kind), verdict
@@ -149,6 +129,6 @@ def check(way: str, folder: Path) -> None:
         held = verdict["boxes"][CULPRIT + 1]
         assert held["end"] == "terminated"
         assert held["location"]["function"] == "load_batch"
-    status, listed = told(folder, "blackbox")
+    status, listed = answer("blackbox", str(folder), timeout=120)
     assert status == 0
     assert [box["rank"] for box in listed["runs"][0]["boxes"]] == list(range(RANKS))

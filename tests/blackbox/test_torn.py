@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.waiting import wait_until
 
 from workerserver.blackbox.format import LEAST_BYTES, parse
 
@@ -68,11 +69,12 @@ def killed(path: Path, chance: random.Random) -> bool:
         finally:
             os._exit(1)
     os.close(descriptor)
-    while struct.unpack_from("<Q", counters, 8)[0] < 3:
-        time.sleep(0.0002)
-    time.sleep(chance.random() * 0.003)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    try:
+        wait_until(lambda: struct.unpack_from("<Q", counters, 8)[0] >= 3)
+        time.sleep(chance.random() * 0.003)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
     begun, written = struct.unpack("<QQ", counters[:])
     contents = parse(path.read_bytes())

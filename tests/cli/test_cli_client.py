@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from support.jobs.peers import answering, http, make_socket, peer
 
+from workerserver.cli import ping
 from workerserver.cli.errors import UsageError
+from workerserver.cli.places import client_options
 from workerserver.cli.text import escape, escape_line, seconds
-from workerserver.cli.token import read_token, token_name
+from workerserver.cli.token import shown_token
 from workerserver.cluster.addresses import host_port, is_address, parse_address
 from workerserver.cluster.ask.client import Visit
 from workerserver.cluster.ask.exchange import Answer, Question
@@ -263,17 +265,28 @@ def test_targets_that_cannot_be_reached(folder: Path) -> None:
 
 
 def test_token(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read_token() is None
+    assert shown_token().secret is None
     (folder / "token").write_text("  from-file\n")
     monkeypatch.setenv("WORKERSERVER_TOKEN_FILE", "token")
-    assert (read_token(), token_name()) == ("from-file", "the token in token")
+    assert (shown_token().secret, shown_token().name) == ("from-file", "the token in token")
     monkeypatch.setenv("WORKERSERVER_TOKEN", "from-variable")
-    assert read_token() == "from-variable"
-    assert token_name() == "the token in WORKERSERVER_TOKEN"
+    assert shown_token().secret == "from-variable"
+    assert shown_token().name == "the token in WORKERSERVER_TOKEN"
     monkeypatch.setenv("WORKERSERVER_TOKEN", "two\nlines")
     with pytest.raises(UsageError, match="token"):
-        read_token()
+        shown_token()
     monkeypatch.delenv("WORKERSERVER_TOKEN")
     monkeypatch.setenv("WORKERSERVER_TOKEN_FILE", "missing")
     with pytest.raises(UsageError, match="missing"):
-        read_token()
+        shown_token()
+
+
+def test_a_token_from_a_pipe(folder: Path) -> None:
+    """As from ``--token-file <(pass show job)``: it can be read once."""
+    os.mkfifo(folder / "pipe")
+    writer = threading.Thread(target=(folder / "pipe").write_text, args=("from-pipe\n",))
+    writer.start()
+    options = ping.make_parser().parse_args(["--token-file", str(folder / "pipe")])
+    asked = client_options(options)
+    writer.join(60)
+    assert (asked["token"], asked["token_name"]) == ("from-pipe", f"the token in {folder}/pipe")

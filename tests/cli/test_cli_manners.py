@@ -15,7 +15,7 @@ from support.lifecycle import ROOT, environment
 from support.served import Serve
 
 import workerserver
-from workerserver.cli import main
+from workerserver.cli import completion, main
 from workerserver.cli.commands import COMMANDS, NAMES, USAGE, parser_of
 from workerserver.cli.parser import guess
 
@@ -294,6 +294,16 @@ def test_zsh_completes(scripts: dict[str, Path], tmp_path: Path) -> None:
         check=True,
     )
     assert "workerserver diagnose" in done.stdout
+
+
+def test_whatever_takes_a_path_completes_paths() -> None:
+    _, parsers = completion.whole_parser()
+    for parser in parsers:
+        for action in parser._actions:
+            if action.metavar == "FILE":
+                assert action.dest in completion.PATHS, (parser.prog, action.dest)
+            if action.metavar == "DIR":
+                assert action.dest in completion.FOLDERS, (parser.prog, action.dest)
 
 
 def test_completion_without_shtab(tmp_path: Path) -> None:

@@ -156,6 +156,18 @@ def test_tokens_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert not permits("read", "profile")
 
 
+def test_a_decorator_tells_the_permission(registry: Registry) -> None:
+    @registry.handler("y", permission="read")
+    def read() -> str:
+        return ""
+
+    @registry.handler("z")
+    def other() -> str:
+        return ""
+
+    assert [registry.find(name).permission for name in ("y", "z")] == ["read", "admin"]
+
+
 def test_a_permission_that_is_none(registry: Registry) -> None:
     with pytest.raises(ValueError, match="permission of handler x is 'write'"):
         registry.register("x", lambda: "", permission="write")  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 
 from workerserver import WorkerServer
 from workerserver.cli.errors import UsageError
-from workerserver.cli.token import read_token
+from workerserver.cli.token import shown_token
 from workerserver.process.credentials import token_from_environment
 
 FILE = "WORKERSERVER_TOKEN_FILE"
@@ -37,7 +37,7 @@ def file(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_all_read_the_same(file: Path, content: str, token: str) -> None:
     file.write_text(content, newline="")
     assert token_from_environment() == token
-    assert read_token() == token
+    assert shown_token().secret == token
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_one_plain_reason(file: Path, content: bytes | str | None, reason: str) 
     text = f"{FILE} {file}: {reason}"
     for failing, error in (
         (token_from_environment, ValueError),
-        (read_token, UsageError),
+        (shown_token, UsageError),
         (lambda: WorkerServer(str(file.parent / "worker.sock")), ValueError),
     ):
         with pytest.raises(error) as caught:
@@ -78,11 +78,11 @@ def test_a_file_of_somebody_else(file: Path) -> None:
 
 def test_the_variable_wins(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKERSERVER_TOKEN", " from-variable ")
-    assert token_from_environment() == read_token() == "from-variable"
+    assert token_from_environment() == shown_token().secret == "from-variable"
     monkeypatch.setenv("WORKERSERVER_TOKEN", "two\nlines")
     with pytest.raises(ValueError, match=r"^WORKERSERVER_TOKEN: the token holds a line break"):
         token_from_environment()
     monkeypatch.delenv(FILE)
     monkeypatch.setenv("WORKERSERVER_TOKEN", "")
     assert token_from_environment() is None
-    assert read_token() is None
+    assert shown_token().secret is None

@@ -170,9 +170,10 @@ class Keeper:
     def begin(self) -> None:
         """Make the run's folder, copy what is there and delete what is too old. OSError: the folder
         is missing and can't be made, is full, or may not be written."""
-        os.makedirs(self._folder, mode=0o700, exist_ok=True)
         began = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        # First: where a folder can't be made, nothing may be copied to anywhere else.
         self._run = os.path.join(self._folder, f"{began}-{self._label}")
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
         os.makedirs(self._run, mode=0o700, exist_ok=True)
         self._look()
         for rank in self._ranks.values():

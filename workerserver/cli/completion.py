@@ -18,8 +18,19 @@ __all__ = ["main", "make_parser", "whole_parser"]
 SHELLS = ("bash", "zsh", "fish")
 INSTALL = "pip install 'workerserver[completion]'"
 #: Where parsers keep what is the path of a file or a socket, and what is a folder.
-PATHS = ("hosts", "cacert", "token_file", "output", "targets", "words", "rest", "socket")
-FOLDERS = ("folder",)
+PATHS = (
+    "hosts",
+    "cacert",
+    "cert",
+    "key",
+    "token_file",
+    "output",
+    "targets",
+    "words",
+    "rest",
+    "socket",
+)
+FOLDERS = ("folder", "folders", "blackbox")
 
 
 def make_parser() -> CommandParser:

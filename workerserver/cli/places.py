@@ -7,7 +7,7 @@ from typing import Any
 
 from workerserver.cli.errors import CommandError, NoJobError, UsageError
 from workerserver.cli.text import count, positive_seconds
-from workerserver.cli.token import read_token, token_name, which_token
+from workerserver.cli.token import shown_token
 from workerserver.cluster.ask.client import tls_context
 from workerserver.cluster.errors import ClusterError, NoJob, Unanswered
 from workerserver.cluster.find.discovery import Found, Options, discover, look_around
@@ -165,12 +165,13 @@ def client_options(options: argparse.Namespace) -> dict[str, Any]:
             tls = tls_context(options.cacert, options.cert, options.key)
     except ClusterError as error:
         raise UsageError(str(error)) from None
+    token = shown_token(options.token_file)
     return {
         "deadline": options.deadline,
-        "token": read_token(options.token_file),
-        "token_name": token_name(options.token_file),
+        "token": token.secret,
+        "token_name": token.name,
         "send_token": options.send_token,
-        "which": which_token(options.token_file),
+        "which": token.which,
         "tls": tls,
         "authority": options.cacert is not None,
     }

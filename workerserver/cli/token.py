@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from workerserver.cli.errors import UsageError
 from workerserver.process.credentials import Token, token_in, tokens_from_environment
 
-__all__ = ["read_token", "token_name", "which_token"]
+__all__ = ["Shown", "shown_token"]
 
 
-def read_token(path: str | None = None) -> str | None:
-    """The token in the file *path*; without a path, that of the environment that permits most, or
-    None.
+class Shown(NamedTuple):
+    """*name*: what messages call it, by the variable or the file that it came from. *which*: "" for
+    the one for everything, else what it permits."""
+
+    secret: str | None = None
+    name: str = "the token"
+    which: str = ""
+
+
+def shown_token(path: str | None = None) -> Shown:
+    """The token in the file *path*; without a path, that of the environment that permits most, if
+    there is any. It is read once: the file may be a pipe.
 
     UsageError if the token can't be had or can't be part of a header field.
     """
     token = _token(path)
     if token is None:
-        return None
+        return Shown()
     if not all("!" <= c <= "~" for c in token.secret):
         raise UsageError("the token holds characters that can't be sent")
-    return token.secret
-
-
-def which_token(path: str | None = None) -> str:
-    """Its name: "" for the one for everything, else what it permits."""
-    token = _token(path)
-    return "" if token is None else token.name
-
-
-def token_name(path: str | None = None) -> str:
-    """What messages call the token: the variable, or the file, that it came from."""
-    token = _token(path)
-    return f"the token in {token.source.rpartition(' ')[2]}" if token is not None else "the token"
+    return Shown(token.secret, f"the token in {token.source.rpartition(' ')[2]}", token.name)
 
 
 def _token(path: str | None) -> Token | None:

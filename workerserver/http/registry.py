@@ -200,6 +200,7 @@ class Registry:
         unknown_text: str | None = None,
         shadow: bool = False,
         replace: bool = False,
+        permission: Permission = "admin",
     ) -> Callable[[F], F]:
         """Serve the decorated function as ``POST /handler/NAME``; the function stays as it is.
 
@@ -225,7 +226,8 @@ class Registry:
         run on the server's loop, for what is short and never blocks. *requires*: the name of a
         module; while it is not loaded, the handler is not there. *shadow*: the name may be one of
         torch's own handlers, which is then hidden. *unknown_text*: what a request with an unknown
-        parameter is told.
+        parameter is told. *permission*: what a client's token has to permit: ``read``, ``profile``
+        or ``admin``.
         """
 
         def decorate(function: F) -> F:
@@ -238,6 +240,7 @@ class Registry:
                 unknown_text=unknown_text,
                 shadow=shadow,
                 replace=replace,
+                permission=permission,
             )
             return function
 

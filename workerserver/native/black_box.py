@@ -71,7 +71,12 @@ class _Own:
         except BaseException:
             self._thread.release(RELEASE_SECONDS)
             raise
-        self._hub.keep_box(self._interval, True)
+        try:
+            self._hub.keep_box(self._interval, True)
+        except OSError as error:  # the box is kept by now, and goes on
+            logger.warning(
+                "this worker's black box won't tell of signals: %s", error.strerror or error
+            )
         watch_end(_bridge.write_end, self._close)
 
     async def _begin(self, folder: str, keep: int) -> None:
@@ -88,7 +93,12 @@ class _Own:
         self._tell()
         if not identity.local_rank:
             label = label_of(identity.job, identity.host or "", starter)
-            start_keeper(self._thread.loop, boxes, folder, keep, label)
+            try:
+                start_keeper(self._thread.loop, boxes, folder, keep, label)
+            except OSError as error:
+                logger.warning(
+                    "black boxes are not copied to %s: %s", folder, error.strerror or error
+                )
 
     def _open(self, identity: Identity, starter: str) -> str:
         """Make and map the file, on the first tmpfs that has room; the folder that it lies in."""
@@ -118,7 +128,7 @@ class _Own:
         self._thread.loop.call_later(TELL_SECONDS, self._tell)
         presence.tell()
         publish()  # with the GIL, what reading stacks without it needs to know
-        identity = own()
+        identity = presence.told() or own()
         if identity != self._told and _bridge.write_identity(
             identity_bytes(identity, self._watched, self._interval)
         ):

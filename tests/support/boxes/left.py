@@ -10,7 +10,7 @@ from support.waiting import wait_until
 from workerserver.blackbox.format import BoxError
 from workerserver.blackbox.read import Box, read_box
 
-__all__ = ["await_box", "boxes_in", "keepers_of", "left_on_tmpfs"]
+__all__ = ["await_box", "await_no_keeper", "boxes_in", "keepers_of", "left_on_tmpfs"]
 
 
 def boxes_in(folder: Path) -> list[Box]:
@@ -24,7 +24,11 @@ def await_box(folder: Path, pid: int, *, ended: bool = True) -> Box:
 
     def there() -> bool:
         found[:] = []
-        for path in folder.glob(f"*/rank*-{pid}.box"):
+        try:
+            paths = list(folder.glob(f"*/rank*-{pid}.box"))
+        except FileNotFoundError:  # a run that is one too many was deleted just now
+            return False
+        for path in paths:
             try:
                 box = read_box(str(path))
             except BoxError:  # replaced by a newer one just now
@@ -40,6 +44,11 @@ def await_box(folder: Path, pid: int, *, ended: bool = True) -> Box:
 def keepers_of(folder: Path) -> list[int]:
     """The pids of the keepers that copy to *folder*."""
     return [pid for pid, words in _commands() if str(folder) in words and _KEEPER in words]
+
+
+def await_no_keeper(folder: Path) -> None:
+    """Until all is copied to *folder* that is left."""
+    wait_until(lambda: not keepers_of(folder), 100)
 
 
 _KEEPER = "workerserver.blackbox.keeper"

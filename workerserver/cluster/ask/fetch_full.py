@@ -19,7 +19,7 @@ from workerserver.cluster.read.waits_for import tells, with_beats, without_facts
 #: A digest, and the mode in which the stacks were taken.
 Key = tuple[str, str | None]
 
-__all__ = ["full_stacks", "full_traces", "worth_tracing"]
+__all__ = ["full_stacks", "full_traces", "take_own", "worth_tracing"]
 
 #: Different stacks that are fetched in full. Of more, only the most and the least common ones are.
 MAX_STACKS = 1024
@@ -81,7 +81,7 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
         for state in members:
             threads, told = memory.threads.get(key), own.get(state.worker)
             if told is not None:
-                _take_own(state, told)
+                take_own(state, told)
             elif threads is not None:
                 state.threads = threads
                 state.failures.pop("stacks", None)
@@ -94,7 +94,7 @@ def _step_thread(state: RankState) -> int | None:
     return state.health.step_thread if state.health is not None else None
 
 
-def _take_own(state: RankState, told: Stacks) -> None:
+def take_own(state: RankState, told: Stacks) -> None:
     state.threads = with_beats(told.threads, _step_thread(state))
     state.own = Own(told.mode, told.pid, told.namespace, told.children)
     state.failures.pop("stacks", None)

@@ -4,6 +4,7 @@ thread, under the hub's lock."""
 from libc.string cimport memcmp, memcpy, strlen
 
 from workerserver.http._protocol cimport WS_KEY, WS_PROVEN, proof_hash
+from workerserver.process.clock cimport monotonic
 from workerserver.process.epoll cimport EPOLLIN
 
 
@@ -86,6 +87,9 @@ cdef void relayed(Hub *hub, RelaySlot *slot) noexcept nogil:
         hub_unlock(hub)  # a large reply takes many milliseconds
         proof_hash(relay.data + relay.body_start, relay.body_size, hashed)
         hub_lock(hub)
+        hub.now = monotonic()
+        if hub_gone(hub):
+            return  # the slot stays busy: its descriptor may be somebody else's by now
         connection = slot.connection
     slot.busy = False
     slot.connection = NULL

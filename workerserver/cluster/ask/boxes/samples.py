@@ -11,9 +11,10 @@ from typing import Any
 
 from workerserver.blackbox.read import Box, Moment
 from workerserver.cluster.ask import bodies
+from workerserver.cluster.ask.fetch_full import take_own
 from workerserver.cluster.ask.rounds import Round
 from workerserver.cluster.failures import short
-from workerserver.cluster.model import Failure, Own, RankState, Worker
+from workerserver.cluster.model import Failure, RankState, Worker
 from workerserver.cluster.read.boxes.endings import stacks_of
 
 __all__ = ["rounds_of"]
@@ -66,9 +67,8 @@ def _stacks(state: RankState, sample: Moment | None) -> None:
     if sample is None or told is None:
         state.failures["stacks"] = NO_STACKS
         return
-    state.threads = told.threads
+    take_own(state, told)
     state.mode = told.mode
-    state.own = Own(told.mode, told.pid, told.namespace)
     digest = sample.value.get("digest")
     if isinstance(digest, dict):
         try:
