@@ -108,10 +108,10 @@ def test_a_whole_job(job: Job) -> None:
     stat = Path(f"/proc/{collector}/stat").read_text().rpartition(")")[2].split()
     assert int(stat[1]) not in {job.torchrun.pid, *map(job.pid, range(RANKS))}
     assert int(stat[16]) >= 10
-    # In each round the host is asked, and then each rank at most for its stacks and once more for
-    # its digest. At the end of a healthy job, each rank is asked for its recorder and its steps.
-    # None is asked for its health.
-    assert said["cost"]["questions"] <= said["cost"]["rounds"] * (1 + 2 * RANKS) + 2 * RANKS
+    # In each round the host is asked, and then each rank at most for the stacks of its group, once
+    # more for its digest, and for its own stacks. At the end of a healthy job, each rank is asked
+    # for its recorder and its steps. None is asked for its health.
+    assert said["cost"]["questions"] <= said["cost"]["rounds"] * (1 + 3 * RANKS) + 2 * RANKS
 
     status, said = job.asked("stacks")
     assert (said["responded"], said["unreachable"]) == (RANKS, [])

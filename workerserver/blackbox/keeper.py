@@ -27,11 +27,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workerserver.blackbox.format import BoxError, Record, parse, record_bytes
-from workerserver.blackbox.place import READY
+from workerserver.blackbox.place import READY, RUN
 from workerserver.blackbox.read import Box, decode, read_bytes
 from workerserver.job.proc import stat_of
 
-__all__ = ["RUN", "main"]
+__all__ = ["main"]
 
 NICE = 10
 LOOK_SECONDS = 1.0
@@ -46,8 +46,6 @@ BLOCKED_SECONDS = 60.0
 OLD_SECONDS = 24 * 3600.0
 PAGE_BYTES = 4096
 
-#: A folder of one run on one host: when its keeper began, the job, the host, who started it.
-RUN = re.compile(r"(\d{8}T\d{6})-(.{1,64})@(.{1,64})-(\d{1,20})\Z")
 _BOX = re.compile(r"(\d{1,10})-(\d{1,20})\.box\Z")
 _COPY = re.compile(r"rank(?:\d{1,9}|-unknown)-\d{1,10}\.box(?:\.part)?\Z")
 

@@ -50,11 +50,14 @@ class Box:
 
     @property
     def rank(self) -> int | None:
-        """As it was known last: under mp.spawn it comes late."""
+        return self.number("rank")
+
+    def number(self, name: str) -> int | None:
+        """As it was known last: under mp.spawn the rank comes late."""
         for place in (self.health, self.identity):
-            rank = place.get("rank")
-            if type(rank) is int and 0 <= rank < 1 << 31:
-                return rank
+            value = place.get(name)
+            if type(value) is int and 0 <= value < 1 << 31:
+                return value
         return None
 
     @property

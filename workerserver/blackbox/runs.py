@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from workerserver.blackbox.format import BoxError
-from workerserver.blackbox.place import SUFFIX
+from workerserver.blackbox.place import RUN, SUFFIX
 from workerserver.blackbox.read import Box, read_box
 
 __all__ = ["Problem", "Run", "holds_boxes", "runs_in"]
@@ -21,7 +21,6 @@ __all__ = ["Problem", "Run", "holds_boxes", "runs_in"]
 MAX_BOXES = 1 << 16
 #: A box on the tmpfs that its keeper could not copy.
 LEFT = f"{SUFFIX}.left"
-_FOLDER = re.compile(r"\d{8}T\d{6}-.{1,64}@.{1,64}-\d{1,20}\Z")
 _RANK = re.compile(r"rank(?:(\d{1,9})|-unknown)-\d{1,10}\.box\Z")
 
 
@@ -60,7 +59,7 @@ def holds_boxes(folder: str) -> bool:
         with os.scandir(folder) as entries:
             return any(
                 entry.name.endswith((SUFFIX, LEFT))
-                or (_FOLDER.match(entry.name) and entry.is_dir(follow_symlinks=False))
+                or (RUN.match(entry.name) and entry.is_dir(follow_symlinks=False))
                 for entry in entries
             )
     except OSError:
@@ -98,7 +97,7 @@ def _files(folders: Sequence[str]) -> Iterable[tuple[str, int]]:
         for entry in found:
             if entry.name.endswith((SUFFIX, LEFT)):
                 yield entry.path, owner
-            elif _FOLDER.match(entry.name) and entry.is_dir(follow_symlinks=False):
+            elif RUN.match(entry.name) and entry.is_dir(follow_symlinks=False):
                 try:
                     names = sorted(os.listdir(entry.path))
                 except OSError:
@@ -119,26 +118,18 @@ def _began(box: Box) -> float:
     return box.time or 0.0
 
 
-def _number(box: Box, name: str) -> int | None:
-    for place in (box.health, box.identity):
-        value = place.get(name)
-        if type(value) is int and 0 <= value < 1 << 31:
-            return value
-    return None
-
-
 def _grouped(boxes: Sequence[Box]) -> list[Run]:
     runs: list[Run] = []
     current: dict[tuple[str, int | None], Run] = {}
     for box in sorted(boxes, key=_began):
-        key = (str(box.identity.get("job"))[:128], _number(box, "restart"))
+        key = (str(box.identity.get("job"))[:128], box.number("restart"))
         began, ended = _began(box), box.time or _began(box)
         run = current.get(key)
         if run is None or began > run.ended:
             run = current[key] = Run(*key, None, began, ended)
             runs.append(run)
         run.ended = max(run.ended, ended)
-        size = _number(box, "world_size")
+        size = box.number("world_size")
         if size is not None and size <= MAX_BOXES:
             run.world_size = max(run.world_size or 0, size)
         run.boxes.append(box)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from workerserver.blackbox.runs import Problem, Run, holds_boxes, runs_in
-from workerserver.cli.console import Output
+from workerserver.cli.console import STYLES, Output
 from workerserver.cli.errors import NoJobError, UsageError
 from workerserver.cli.job_command import cost, write_json
 from workerserver.cli.parser import CommandParser
@@ -132,8 +132,7 @@ def verdict_of(ended: Ended, run: Run | None, problems: Sequence[Problem]) -> di
 def _show_verdict(
     ended: Ended, runs: Sequence[Run], problems: Sequence[Problem], out: Output
 ) -> None:
-    styles = ("bold green", "bold red", "bold yellow", "bold")
-    out.line(ended.sentence, styles[ended.status])
+    out.line(ended.sentence, STYLES[ended.status])
     if runs:
         out.line(_title(runs[0]), "dim")
     for each in ended.culprits:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["Output", "counting", "rich_table"]
+__all__ = ["STYLES", "Output", "counting", "rich_table"]
 
+#: Of a verdict, by exit status.
+STYLES = ("bold green", "bold red", "bold yellow", "bold")
 #: A terminal that says it has fewer columns can't be meant.
 MIN_WIDTH = 20
 

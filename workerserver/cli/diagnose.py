@@ -9,8 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from workerserver.cli.blackbox import are_boxes, judge_boxes
-from workerserver.cli.console import Output
+from workerserver.cli.console import STYLES, Output
 from workerserver.cli.job_command import (
     add_backends,
     add_rounds,
@@ -38,10 +37,8 @@ from workerserver.cluster.judge.verdict import Verdict, over
 from workerserver.cluster.show.brief import Line, brief
 from workerserver.cluster.show.report import verdict_dict
 
-__all__ = ["STYLES", "Judged", "judge", "main", "render", "render_all", "report", "report_all"]
+__all__ = ["Judged", "judge", "main", "render", "render_all", "report", "report_all"]
 
-#: The style of the verdict, by exit status.
-STYLES = ("bold green", "bold red", "bold yellow", "bold")
 #: Of several jobs, by status: which one is shown.
 ORDER = (2, 0, 1, 3)
 #: Lines of a terminal, or of a pipe, that a person sees without -v.
@@ -105,8 +102,11 @@ def main(argv: Sequence[str]) -> int:
     """Exit status 0: no rank is suspected, 1: at least one is, 2: could not tell, 3: no job, or it
     has ended. Of several jobs the worst one counts."""
     options = make_parser().parse_intermixed_args(list(argv))
-    if are_boxes(options.targets):
-        return judge_boxes(options.targets, as_json=options.json)
+    if options.targets:
+        from workerserver.cli.blackbox import are_boxes, judge_boxes  # 15 ms
+
+        if are_boxes(options.targets):
+            return judge_boxes(options.targets, as_json=options.json)
     found = find_all(options)
     rounds: list[Round] = []
     if found.workers:

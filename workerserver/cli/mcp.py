@@ -13,6 +13,7 @@ import contextlib
 import json
 import secrets
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -204,17 +205,10 @@ def by_job(workers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             "job": name,
             "workers": len(rows),
             "ranks": fold(row["rank"] for row in rows if isinstance(row["rank"], int)),
-            "status": _counted(row["status"] for row in rows),
+            "status": Counter(row["status"] for row in rows),
         }
         for name, rows in jobs.items()
     ]
-
-
-def _counted(words: Iterable[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for word in words:
-        counts[word] = counts.get(word, 0) + 1
-    return counts
 
 
 def marked(status: int, fields: dict[str, Any]) -> str:

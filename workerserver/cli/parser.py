@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,8 @@ Example = tuple[str, str]
 
 def guess(word: str, known: Iterable[str]) -> str:
     """``; did you mean ...?`` with the known word that *word* is most like, or nothing."""
+    import difflib  # after a mistake only
+
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 

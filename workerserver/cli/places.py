@@ -183,7 +183,7 @@ def target_name(worker: Worker) -> str:
         return worker.name
     if worker.via is not None:
         return f"{worker.via.host}:{worker.address}"
-    return f"https://{worker.address}" if worker.tls else worker.address
+    return shown_address(worker)
 
 
 def shown_address(worker: Worker) -> str:

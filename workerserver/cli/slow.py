@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from workerserver.cli.console import Output, counting
+from workerserver.cli.console import STYLES, Output, counting
 from workerserver.cli.errors import UsageError
 from workerserver.cli.job_command import (
     ask,
@@ -48,7 +48,6 @@ MAX_TABLES = 4
 MAX_LAST = 20_000
 
 HEADER = ("RANK", "CAME LAST", "BY (MEDIAN)", "USUALLY", "STEP")
-STYLES = ("bold green", "bold red", "bold yellow", "bold")
 
 
 class Answers(NamedTuple):

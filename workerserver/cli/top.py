@@ -16,8 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
 
-from workerserver.cli.console import Output
-from workerserver.cli.diagnose import STYLES as OF_STATUS
+from workerserver.cli.console import STYLES, Output
 from workerserver.cli.diagnose import judge
 from workerserver.cli.job_command import (
     ask,
@@ -177,7 +176,7 @@ class _Top:
         if verdict is None:
             return Picture(head, table)
         suspects = frozenset(each.rank for each in verdict.suspects if each.rank is not None)
-        return Picture(head, table, verdict.sentence, OF_STATUS[verdict.status], suspects)
+        return Picture(head, table, verdict.sentence, STYLES[verdict.status], suspects)
 
     def _draw(self) -> None:
         self.size = self.out.size

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from workerserver.cli import complain
-from workerserver.cli.console import Output
-from workerserver.cli.diagnose import STYLES, Judged, judge, report_all
+from workerserver.cli.console import STYLES, Output
+from workerserver.cli.diagnose import Judged, judge, report_all
 from workerserver.cli.errors import UsageError
 from workerserver.cli.job_command import (
     ask,

@@ -35,8 +35,6 @@ class ServerState:
     unsent_elsewhere: Callable[[], int] | None
     @property
     def unsent(self) -> int: ...
-    @property
-    def held_bodies(self) -> int: ...
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,

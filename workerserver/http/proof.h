@@ -1,7 +1,7 @@
 /* Proof that both ends of a connection know the token, which is never sent (docs/security.md).
  *
  * A session is what one connection keeps. One thread uses it at a time. Nothing here allocates,
- * waits, or needs the GIL. The client's half is cluster/ask/proof.py. */
+ * waits, or needs the GIL. The client's half is cluster/ask/token/proof.py. */
 #ifndef WS_PROOF_H
 #define WS_PROOF_H
 

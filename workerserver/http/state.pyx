@@ -22,11 +22,6 @@ cdef class ServerState:
         return self.unsent_here if self.unsent_elsewhere is None else self.unsent_elsewhere()
 
     @property
-    def held_bodies(self):
-        """Bytes of request bodies that wait for their reply."""
-        return self.body_bytes
-
-    @property
     def requests(self):
         """Replies that the loop wrote, by (handler name, status)."""
         return self.meter.replies(alone=False)

@@ -181,6 +181,8 @@ class Publication:
         self.refresh()
 
     def _tell_refused(self) -> None:
+        if not self._policy.asks_secret:
+            return
         refused = self.listener.requests.get(("", 401), 0)
         if refused > self._refused:
             self._audit.refused_many(refused - self._refused)

@@ -244,7 +244,7 @@ cdef void _write_budgets(
         text, openmetrics, b"workerserver_budget_limit", b"gauge", b"How much of it may be used."
     )
     for i in range(WS_BUDGETS):
-        _budget(text, b"limit", names[i], ws_descriptor_line() if i == 0 else meter.limits[i])
+        _budget(text, b"limit", names[i], descriptor_line() if i == 0 else meter.limits[i])
     _family(
         text, openmetrics, b"workerserver_places_total", b"counter",
         b"Connections that had to go, or got no place.",

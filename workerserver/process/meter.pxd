@@ -187,6 +187,10 @@ cdef void meter_drop(ws_meter *meter) noexcept nogil
 cdef void meter_replied(ws_meter *meter, int number, int status) noexcept nogil
 cdef void meter_took(ws_meter *meter, int number, int64_t took_ns, int64_t times) noexcept nogil
 
+# The highest number that a connection's descriptor may have: a quarter of the soft limit is left to
+# training. From any thread.
+cdef long descriptor_line() noexcept nogil
+
 # Writes the body of GET /metrics to *out*. Returns its length, or -1 if *capacity* is too small,
 # which that of metrics_capacity() never is.
 cdef size_t metrics_capacity(const ws_meter *meter) noexcept nogil

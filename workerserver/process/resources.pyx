@@ -1,5 +1,7 @@
 """What the process takes of its machine: memory, descriptors, and since when it runs."""
 
+from posix.resource cimport RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, rlimit
+
 cdef extern from *:
     """
     #include <dirent.h>
@@ -57,16 +59,6 @@ cdef extern from *:
             close(fd);
         return fd;
     }
-
-    /* As place_line() in native/engine/places.pyx. */
-    static int64_t ws_descriptor_line(void)
-    {
-        struct rlimit limit;
-        if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY)
-            return 0x7fffffff;
-        int64_t soft = (int64_t)limit.rlim_cur;
-        return soft - (soft / 4 > 64 ? soft / 4 : 64);
-    }
     """
     ctypedef struct ws_process:
         int64_t resident
@@ -77,4 +69,14 @@ cdef extern from *:
     int64_t ws_process_started
     void ws_process_read(ws_process *out) noexcept nogil
     int64_t ws_lowest_free() noexcept nogil
-    int64_t ws_descriptor_line() noexcept nogil
+
+
+cdef enum:
+    SPARED = 64  # descriptors that are left to training at least
+
+
+cdef long descriptor_line() noexcept nogil:
+    cdef rlimit limit
+    if getrlimit(RLIMIT_NOFILE, &limit) != 0 or limit.rlim_cur == RLIM_INFINITY:
+        return 0x7fffffff
+    return <long>limit.rlim_cur - max(<long>SPARED, <long>limit.rlim_cur // 4)

@@ -85,11 +85,6 @@ cdef class LoopShare:
         """Requests that wait now."""
         return len(self._waiting)
 
-    @property
-    def spent(self):
-        """The share of the last second that is used up; from any thread."""
-        return share_spent(self._credit_shown)
-
     cpdef bint open(self) except -1:
         """Whether a request may be handled now."""
         cdef double now = monotonic()
@@ -161,11 +156,6 @@ cdef class Pace:
             ws_set_real(&_pace.left, self._left)
             ws_set_real(&_pace.at, self._at)
         return 0
-
-    @property
-    def spent(self):
-        """How many of this second's are used up; from any thread."""
-        return max(0.0, self.rate - self._left - self.rate * (monotonic() - self._at))
 
     cpdef double wait(self) except -1.0:
         """Seconds until it may happen again; 0 if it may happen now, and then that counts."""

@@ -46,10 +46,8 @@ def conclude(endings: Sequence[Ending], missing: Sequence[int], live: Verdict | 
 def _culprits(endings: Sequence[Ending]) -> list[Ending]:
     began = [each for each in endings if _began(each)]
     own = [each for each in began if not each.waits_for_others]
-    if not own and len(began) == 1 and len(endings) == 1:
-        own = began  # nobody else it could have lost
-    if not own and began and all(each.kind == "crash" for each in began) and len(began) == 1:
-        own = began
+    if not own and len(began) == 1 and (len(endings) == 1 or began[0].kind == "crash"):
+        own = began  # there is nobody whom it could have lost, or nothing else that accuses
     hosts = {each.host for each in own}
     if len(hosts) == 1 and all(each.time is not None for each in own):
         return sorted(own, key=lambda each: (each.time or 0.0, _rank(each)))

@@ -13,25 +13,15 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 from posix.fcntl cimport F_DUPFD_CLOEXEC, fcntl
-from posix.resource cimport RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, rlimit
 from posix.unistd cimport close
 
 from workerserver.native.system cimport ws_address, ws_peer_name
 from workerserver.process.clock cimport monotonic
-from workerserver.process._pulse cimport Readings
+from workerserver.process._pulse cimport Readings, descriptor_line
 
 
 cdef enum:
-    SPARED = 64  # descriptors that are left to training at least
     KEPT = 4  # places for Unix clients and for those with the token, whatever training has opened
-
-
-cdef long place_line() noexcept nogil:
-    """The highest number that a connection may have; from any thread."""
-    cdef rlimit limit
-    if getrlimit(RLIMIT_NOFILE, &limit) != 0 or limit.rlim_cur == RLIM_INFINITY:
-        return 0x7fffffff
-    return <long>limit.rlim_cur - max(<long>SPARED, <long>limit.rlim_cur // 4)
 
 
 # --- peers
@@ -206,7 +196,7 @@ cdef int place_for(Listener *listener, const Peer *peer, int fd) noexcept nogil:
         hub.refused += 1
         close(fd)
         return -1
-    if fd <= place_line() or _open(hub) < KEPT or (
+    if fd <= descriptor_line() or _open(hub) < KEPT or (
         standing == STANDING_TRUSTED and hub.standing[<int>STANDING_TRUSTED] < KEPT
     ):
         return fd

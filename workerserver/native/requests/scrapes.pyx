@@ -6,6 +6,7 @@ takes a while to list the process's descriptors.
 
 from libc.stdlib cimport free, malloc
 
+from workerserver.http._protocol cimport WS_KEY, WS_PROVEN, proof_hash
 from workerserver.process.clock cimport monotonic
 from workerserver.process._pulse cimport Readings, metrics_body, metrics_capacity
 
@@ -31,17 +32,22 @@ cdef void answer_scrapes(Hub *hub) noexcept nogil:
     cdef const char *content_type
     cdef size_t capacity
     cdef Py_ssize_t size = -1
+    cdef unsigned char hashed[WS_KEY]
+    cdef bint proven
     hub.scraping = hub.scrapes
     hub.scrapes = NULL
     while hub.scraping != NULL:
         connection = hub.scraping
         meter = connection.listener.meter  # lives as long as the connection
+        proven = connection.session.verdict == WS_PROVEN
         read_hub(hub, connection.listener, &readings)
         hub_unlock(hub)
         capacity = metrics_capacity(meter)
         body = <char *>malloc(capacity)
         if body != NULL:
             size = metrics_body(body, capacity, meter, &readings, connection.format)
+            if proven and size >= 0:
+                proof_hash(body, <size_t>size, hashed)  # not under the lock: it may be long
         hub_lock(hub)
         hub.now = monotonic()
         hub.scraping = connection.dump_next
@@ -58,7 +64,7 @@ cdef void answer_scrapes(Hub *hub) noexcept nogil:
             content_type = OPENMETRICS_TYPE if connection.format else TEXT_TYPE
             send_reply(
                 connection, connection.route, 200, content_type, strlen(content_type), NULL, 0,
-                body, <size_t>size, connection.keep_alive, NULL,
+                body, <size_t>size, connection.keep_alive, hashed if proven else NULL,
             )
         free(body)
         ask_turn(hub)  # the loop publishes what only Python knows, for the next scrape

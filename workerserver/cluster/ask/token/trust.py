@@ -42,40 +42,31 @@ def terms(worker: Worker, uid: int | None, *, in_clear: bool, authority: bool) -
     Unix socket's process. *in_clear*: the operator sends the token as it is. *authority*: the
     operator has named an authority for certificates."""
     if worker.unix:
-        if _is_our_own(worker.address, uid):
+        uid = _owner(worker.address) if uid is None else uid
+        if uid in (0, os.geteuid()):
             return Terms(False, True)
         why = _distrust(worker.address, uid)
-        if in_clear:
-            return Terms(False, why is None, why or "")
-        return Terms(True, why is None, why or "")
+        return Terms(not in_clear, why is None, why or "")
     if in_clear:
         return Terms(False, True)
     return Terms(True, worker.tls and (authority or not worker.from_store))
 
 
-def _is_our_own(path: str, uid: int | None) -> bool:
-    if uid is None:
-        try:
-            uid = os.stat(path).st_uid
-        except OSError:
-            return False
-    return uid in (0, os.geteuid())
+def _owner(path: str) -> int | None:
+    """Whose the socket file is; it has to do where the platform tells no more. None if nobody can
+    tell."""
+    try:
+        return os.stat(path).st_uid
+    except OSError:
+        return None
 
 
 def _distrust(path: str, uid: int | None) -> str | None:
-    """Why no token may go to the socket at *path*, which belongs to user *uid*; None if it may.
-
-    *uid* is None where the platform does not tell. Then the owner of the socket file has to do.
-    """
+    """Why no token may go to the socket at *path*, which belongs to another user *uid*; None if it
+    may."""
     if uid is None:
-        try:
-            uid = os.stat(path).st_uid
-        except OSError:
-            return "nobody can tell to whom the socket belongs, so the token was not sent"
-    own = os.geteuid()
-    if uid in (0, own):
-        return None
-    if own != 0:
+        return "nobody can tell to whom the socket belongs, so the token was not sent"
+    if os.geteuid() != 0:
         return f"the socket belongs to {_name(uid)}, so the token was not sent"
     if _only_writer(os.path.dirname(os.path.realpath(path)), uid):
         return None

@@ -15,7 +15,7 @@ from workerserver.cluster.read.acting import acting
 from workerserver.cluster.read.owners import code_file
 from workerserver.cluster.read.roles import main_thread
 
-__all__ = ["Ending", "Kind", "ending", "threads_of"]
+__all__ = ["Ending", "Kind", "ending", "stacks_of"]
 
 Kind = Literal[
     "alive", "clean", "exception", "crash", "terminated", "killed", "oom", "status", "no trace"
@@ -79,7 +79,7 @@ def ending(box: Box) -> Ending:
     if kind == "crash" and told is not None and told.get("signal") == signal.SIGABRT:
         others = True  # std::terminate: a watchdog's, mostly; alone it accuses
     time = None if told is None else _seconds(told.get("time"))
-    if time is None and kind not in ("alive",):
+    if time is None and kind != "alive":
         time = gone
     host = box.identity.get("host")
     step = box.health.get("step")
@@ -181,7 +181,7 @@ def _seconds(value: Any) -> float | None:
 # ---- where
 
 
-def threads_of(moment: Moment | None) -> tuple[Thread, ...]:
+def _threads(moment: Moment | None) -> tuple[Thread, ...]:
     """The threads of a record of stacks; none if there is none that can be understood."""
     told = stacks_of(moment)
     return () if told is None else told.threads
@@ -199,7 +199,7 @@ def stacks_of(moment: Moment | None) -> stacks.Stacks | None:
 def _place(box: Box, told: Mapping[str, Any] | None) -> Frame | None:
     if told is not None and isinstance(told.get("frames"), list):
         return _own_frame(_frames(told["frames"]))
-    threads = threads_of(box.last) or threads_of(box.stacks[-1] if box.stacks else None)
+    threads = _threads(box.last) or _threads(box.stacks[-1] if box.stacks else None)
     thread = told.get("thread") if told is not None else None
     crashed = [each for each in threads if each.native_id == thread and thread]
     chosen = crashed[0] if crashed else acting(threads) or main_thread(threads)
