@@ -19,6 +19,8 @@ __all__ = ["Problem", "Run", "holds_boxes", "runs_in"]
 
 #: Boxes that are read; more are no job's.
 MAX_BOXES = 1 << 16
+#: When a process began is known to a second: so is when its machine started.
+BEGAN_SECONDS = 1.0
 #: A box on the tmpfs that its keeper could not copy.
 LEFT = f"{SUFFIX}.left"
 _RANK = re.compile(r"rank(?:(\d{1,9})|-unknown)-\d{1,10}\.box\Z")
@@ -125,7 +127,7 @@ def _grouped(boxes: Sequence[Box]) -> list[Run]:
         key = (str(box.identity.get("job"))[:128], box.number("restart"))
         began, ended = _began(box), box.time or _began(box)
         run = current.get(key)
-        if run is None or began > run.ended:
+        if run is None or began > run.ended + BEGAN_SECONDS:
             run = current[key] = Run(*key, None, began, ended)
             runs.append(run)
         run.ended = max(run.ended, ended)
@@ -142,10 +144,27 @@ def _one_of_each_rank(run: Run) -> None:
     newest: dict[object, Box] = {}
     for box in run.boxes:  # in the order of their beginning
         key: object = box.rank if box.rank is not None else (box.path,)
-        if key in newest:
-            run.older.append(newest[key])
+        known = newest.get(key)
+        if known is not None and _same_process(known, box):
+            newest[key] = max(known, box, key=_told)  # the box itself, and a copy of it
+            continue
+        if known is not None:
+            run.older.append(known)
         newest[key] = box
     unknown = 1 << 31
     run.boxes = sorted(
         newest.values(), key=lambda box: (unknown if box.rank is None else box.rank, box.path)
     )
+
+
+def _same_process(one: Box, other: Box) -> bool:
+    names = ("ticks", "host", "boot")
+    return one.pid == other.pid and all(
+        one.identity.get(name) == other.identity.get(name) for name in names
+    )
+
+
+def _told(box: Box) -> tuple[bool, float]:
+    """How much a box tells of its process: a copy that knows the end, then the newest one."""
+    keeper = {} if box.keeper is None else box.keeper.value
+    return keeper.get("ended") is not None, box.time or 0.0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from workerserver.blackbox.runs import Problem, Run, holds_boxes, runs_in
+from workerserver.blackbox.runs import Problem, Run, runs_in
 from workerserver.cli.console import STYLES, Output
 from workerserver.cli.errors import NoJobError, UsageError
 from workerserver.cli.job_command import cost, write_json
@@ -20,7 +19,15 @@ from workerserver.cluster.judge.verdict import Verdict, over
 from workerserver.cluster.read.boxes.endings import Ending, ending
 from workerserver.cluster.show.report import verdict_dict
 
-__all__ = ["are_boxes", "judge_boxes", "main", "make_parser", "read_runs"]
+__all__ = [
+    "box_fields",
+    "judge_boxes",
+    "main",
+    "make_parser",
+    "read_runs",
+    "show_endings",
+    "show_problems",
+]
 
 MAX_LINES = 40
 
@@ -60,15 +67,10 @@ def main(argv: Sequence[str]) -> int:
             _show_run(run, out)
         if len(shown) < len(runs):
             out.line(f"{len(runs) - len(shown)} earlier runs (--all)", "dim")
-        _show_problems(problems, out)
+        show_problems(problems, out)
     if not runs:
         return 2
     return 1 if problems else 0
-
-
-def are_boxes(targets: Sequence[str]) -> bool:
-    """Whether all *targets* are folders of black boxes."""
-    return bool(targets) and all(os.path.isdir(each) and holds_boxes(each) for each in targets)
 
 
 def read_runs(folders: Sequence[str]) -> tuple[list[Run], list[Problem]]:
@@ -122,9 +124,16 @@ def verdict_of(ended: Ended, run: Run | None, problems: Sequence[Problem]) -> di
         "leftovers": [],
         "notes": [],
         "other_jobs": [],
-        "culprits": [_ending_dict(each) for each in ended.culprits],
-        "boxes": [_ending_dict(each) for each in ended.endings],
-        "without_box": list(ended.missing),
+        **box_fields(ended, problems),
+    }
+
+
+def box_fields(ended: Ended | None, problems: Sequence[Problem]) -> dict[str, Any]:
+    """What a verdict's JSON tells of boxes. *ended* None: no box counts."""
+    return {
+        "culprits": [] if ended is None else [_ending_dict(each) for each in ended.culprits],
+        "boxes": [] if ended is None else [_ending_dict(each) for each in ended.endings],
+        "without_box": [] if ended is None else list(ended.missing),
         "unreadable": [_problem_dict(each) for each in problems],
     }
 
@@ -135,21 +144,26 @@ def _show_verdict(
     out.line(ended.sentence, STYLES[ended.status])
     if runs:
         out.line(_title(runs[0]), "dim")
-    for each in ended.culprits:
-        _show_culprit(each, out)
     if not ended.culprits and ended.live is not None and ended.status == 1:
         for suspect in verdict_dict(ended.live)["suspects"]:
             out.line()
             out.line(f"rank {suspect['rank']}: {suspect['reason']}", "bold red")
             for line in suspect["evidence"]:
                 out.line(f"  - {line}")
+    show_endings(ended, out)
+    show_problems(problems, out)
+
+
+def show_endings(ended: Ended, out: Output) -> None:
+    """The culprits with their tracebacks, and one line for each box."""
+    for each in ended.culprits:
+        _show_culprit(each, out)
     out.line()
     out.line("how the ranks ended", "bold")
     for each in ended.endings[:MAX_LINES]:
         out.line(f"  {who_ended(each)}")
     if len(ended.endings) > MAX_LINES:
         out.line(f"  ... and {len(ended.endings) - MAX_LINES} more (workerserver blackbox)")
-    _show_problems(problems, out)
 
 
 def _show_culprit(each: Ending, out: Output) -> None:
@@ -184,7 +198,7 @@ def _show_run(run: Run, out: Output) -> None:
         out.line(f"  {len(run.older)} boxes of earlier processes of these ranks", "dim")
 
 
-def _show_problems(problems: Sequence[Problem], out: Output) -> None:
+def show_problems(problems: Sequence[Problem], out: Output) -> None:
     for each in problems[:MAX_LINES]:
         out.line(f"{each.path}: {each.text}", "yellow")
     if len(problems) > MAX_LINES:

@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from workerserver.cli.console import STYLES, Output
 from workerserver.cli.job_command import (
+    Judged,
     add_backends,
     add_rounds,
     by_job,
@@ -23,6 +24,7 @@ from workerserver.cli.job_command import (
     write_json,
 )
 from workerserver.cli.parser import CommandParser
+from workerserver.cli.places import is_place_named
 from workerserver.cli.slow import ask_all, weigh
 from workerserver.cli.stacks import show_groups
 from workerserver.cli.text import seconds
@@ -62,7 +64,8 @@ def make_parser() -> CommandParser:
         "diagnose",
         "Say whether a job hangs, which rank is to blame, and why. Without a TARGET, all jobs of "
         "this user on this machine are judged, and the one that hangs is shown. "
-        "A TARGET may be a folder of black boxes (docs/blackbox.md). "
+        "A TARGET may be a folder of black boxes (docs/blackbox.md), also beside live ranks: then "
+        "a rank that does not answer is judged by its box. "
         "Exit status: 0 healthy, 1 suspects found, 2 could not tell, 3 no job, or it has ended.",
         examples=(
             (
@@ -80,6 +83,10 @@ def make_parser() -> CommandParser:
                 "all ranks of a job on many hosts",
             ),
             ("workerserver diagnose /shared/boxes", "a job that has ended, from its black boxes"),
+            (
+                "workerserver diagnose '/tmp/job/rank{rank}.sock' /shared/boxes",
+                "live ranks, and the boxes of those that do not answer",
+            ),
             ("workerserver diagnose --json | jq -r .verdict", "the sentence alone"),
         ),
     )
@@ -103,10 +110,11 @@ def main(argv: Sequence[str]) -> int:
     has ended. Of several jobs the worst one counts."""
     options = make_parser().parse_intermixed_args(list(argv))
     if options.targets:
-        from workerserver.cli.blackbox import are_boxes, judge_boxes  # 15 ms
+        from workerserver.cli.together import divided  # 15 ms
 
-        if are_boxes(options.targets):
-            return judge_boxes(options.targets, as_json=options.json)
+        boxes, options.targets = divided(options.targets)
+        if boxes:
+            return _with_boxes(options, boxes)
     found = find_all(options)
     rounds: list[Round] = []
     if found.workers:
@@ -114,11 +122,7 @@ def main(argv: Sequence[str]) -> int:
             options,
             found.workers,
             EVERYTHING,
-            lambda rounds: all(
-                is_enough(each.rounds, each.world_size, each.elsewhere)
-                for each in by_job(options, found, rounds)
-                if not each.is_over
-            ),
+            lambda rounds: are_enough(by_job(options, found, rounds)),
         )
     judged = judge(by_job(options, found, rounds), found)
     judged = [_with_slow_ranks(options, each) for each in judged]
@@ -128,6 +132,33 @@ def main(argv: Sequence[str]) -> int:
         out = Output(sys.stdout)
         render_all(judged, out, verbose=options.verbose or options.all, everything=options.all)
     return judged[0].verdict.status
+
+
+def _with_boxes(options: argparse.Namespace, boxes: Sequence[str]) -> int:
+    """The same with folders of black boxes among the targets."""
+    from workerserver.cli.blackbox import box_fields, judge_boxes, show_endings, show_problems
+    from workerserver.cli.together import judge_together
+
+    alone = not options.targets and not is_place_named(options)
+    both = None if alone else judge_together(options, boxes, judge, are_enough)
+    if both is None:
+        return judge_boxes(boxes, as_json=options.json)
+    view, verdict = both.judged[0]
+    if options.json:
+        write_json(sys.stdout, {**report_all(both.judged), **box_fields(both.ended, both.problems)})
+        return verdict.status
+    out = Output(sys.stdout)
+    if both.ended is None or not both.ended.culprits:
+        verbose = options.verbose or options.all
+        render_all(both.judged, out, verbose=verbose, everything=options.all)
+    else:
+        out.line(verdict.sentence, STYLES[verdict.status])
+        for line in view.notes:
+            out.line(line, "dim", 2)
+    if both.ended is not None and both.ended.endings:
+        show_endings(both.ended, out)
+    show_problems(both.problems, out)
+    return verdict.status
 
 
 def _with_slow_ranks(options: argparse.Namespace, judged: Judged) -> Judged:
@@ -144,13 +175,6 @@ def _with_slow_ranks(options: argparse.Namespace, judged: Judged) -> Judged:
     slow = [slow_fact(*each) for each in weigh(answers).study.named]
     verdict = diagnose(view.rounds, view.world_size, view.elsewhere, slow=slow)
     return Judged(view, verdict)
-
-
-class Judged(NamedTuple):
-    """One job and the verdict on it."""
-
-    view: JobView[Round]
-    verdict: Verdict
 
 
 def judge(views: Sequence[JobView[Round]], found: Found) -> list[Judged]:
@@ -181,6 +205,15 @@ def another_job(view: JobView[Round]) -> str | None:
         return None
     return (
         f"could not tell: the workers on these ports belong to {theirs}, and this is slurm-{mine}"
+    )
+
+
+def are_enough(views: Sequence[JobView[Round]]) -> bool:
+    """Another look would tell no more of any job."""
+    return all(
+        is_enough(each.rounds, each.world_size, each.elsewhere)
+        for each in views
+        if not each.is_over
     )
 
 

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
 
 from workerserver.cli import places
 from workerserver.cli.console import Output, counting
@@ -28,8 +28,12 @@ from workerserver.cluster.find.jobs import JobView, identity_of, split
 from workerserver.cluster.model import MAX_HOST_WORKERS, RankState, Worker
 from workerserver.cluster.show.tree import short_fold
 
+if TYPE_CHECKING:
+    from workerserver.cluster.judge.verdict import Verdict
+
 __all__ = [
     "SCHEMA_VERSION",
+    "Judged",
     "add_backends",
     "add_rounds",
     "ask",
@@ -61,6 +65,13 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 #: Lines about workers without an answer.
 MAX_GONE_LINES = 20
+
+
+class Judged(NamedTuple):
+    """One job and the verdict on it."""
+
+    view: JobView[Round]
+    verdict: Verdict
 
 
 def job_parser(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workerserver.cluster.judge.verdict import Verdict
+from workerserver.cluster.judge.verdict import Status, Verdict
 from workerserver.cluster.read.boxes.endings import Ending
 from workerserver.ranks import fold
 
@@ -29,17 +29,26 @@ class Ended:
     judge of live jobs says of the last samples; None if it was not asked."""
 
     sentence: str
-    status: int
+    status: Status
     culprits: tuple[Ending, ...]
     endings: tuple[Ending, ...]
     missing: tuple[int, ...]
     live: Verdict | None
 
 
-def conclude(endings: Sequence[Ending], missing: Sequence[int], live: Verdict | None) -> Ended:
-    """*missing*: ranks without a box that can be read."""
+def conclude(
+    endings: Sequence[Ending],
+    missing: Sequence[int],
+    live: Verdict | None,
+    answering: Sequence[int] = (),
+) -> Ended:
+    """*missing*: ranks without a box that can be read. *answering*: ranks that are alive and have
+    answered; then *live* is the verdict on them, and *endings* are of the other ranks."""
     culprits = _culprits(endings)
-    status, sentence = _sentence(endings, culprits, missing, live)
+    if answering and live is not None:
+        status, sentence = _beside_living(endings, culprits, live, answering)
+    else:
+        status, sentence = _sentence(endings, culprits, missing, live)
     return Ended(sentence, status, tuple(culprits), tuple(endings), tuple(missing), live)
 
 
@@ -67,12 +76,9 @@ def _sentence(
     culprits: Sequence[Ending],
     missing: Sequence[int],
     live: Verdict | None,
-) -> tuple[int, str]:
+) -> tuple[Status, str]:
     if culprits:
-        named = "; ".join(map(who_ended, culprits[:MAX_NAMED]))
-        more = len(culprits) - MAX_NAMED
-        named += f"; and {more} more ranks ended by themselves" if more > 0 else ""
-        return 1, f"{named}{_others(endings, culprits)}{_without(missing)}"
+        return 1, f"{_named(culprits)}{_others(endings, culprits)}{_without(missing)}"
     if live is not None and live.status == 1:
         alive = any(each.kind == "alive" for each in endings)
         when = "" if alive else "before the job was ended: "
@@ -86,6 +92,38 @@ def _sentence(
     if all(each.kind == "alive" for each in endings) and live is not None:
         return live.status, f"as the boxes tell: {live.sentence}{_without(missing)}"
     return 2, f"could not tell who began it: {_kinds(endings)}{_without(missing)}"
+
+
+def _beside_living(
+    endings: Sequence[Ending], culprits: Sequence[Ending], live: Verdict, answering: Sequence[int]
+) -> tuple[Status, str]:
+    ended = [each for each in endings if each.kind != "alive"]
+    if culprits:
+        return 1, f"{_named(culprits)}{_others(ended, culprits)}; {_living(live, answering)}"
+    if not ended:
+        return live.status, live.sentence
+    # Who ended without a fault of its own accuses nobody, and a job is not healthy without it.
+    return (2 if live.status == 0 else live.status), f"{live.sentence}; {_kinds(ended)}"
+
+
+def _living(live: Verdict, answering: Sequence[int]) -> str:
+    """What the ranks that answer do: a hanging operation, if there is one."""
+    one = len(answering) == 1
+    names = f"rank {answering[0]}" if one else f"ranks {fold(answering)}"
+    for state in live.process_groups:
+        for wait in state.hanging or state.waits:
+            waiting = sorted(set(wait.waiting) & set(answering))
+            if waiting:
+                one = len(waiting) == 1
+                names = f"rank {waiting[0]}" if one else f"ranks {fold(waiting)}"
+                return f"{names} {'waits' if one else 'wait'} in {wait.op} #{wait.seq}"
+    return f"{names} {'is' if one else 'are'} alive"
+
+
+def _named(culprits: Sequence[Ending]) -> str:
+    named = "; ".join(map(who_ended, culprits[:MAX_NAMED]))
+    more = len(culprits) - MAX_NAMED
+    return f"{named}; and {more} more ranks ended by themselves" if more > 0 else named
 
 
 def who_ended(each: Ending) -> str:
