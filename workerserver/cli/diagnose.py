@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -109,18 +109,19 @@ def main(argv: Sequence[str]) -> int:
             return judge_boxes(options.targets, as_json=options.json)
     found = find_all(options)
     rounds: list[Round] = []
+    verdicts = _Verdicts()
     if found.workers:
         rounds = look(
             options,
             found.workers,
             EVERYTHING,
             lambda rounds: all(
-                is_enough(each.rounds, each.world_size, each.elsewhere)
+                is_enough(each, verdicts)
                 for each in by_job(options, found, rounds)
                 if not each.is_over
             ),
         )
-    judged = judge(by_job(options, found, rounds), found)
+    judged = judge(by_job(options, found, rounds), found, verdicts)
     judged = [_with_slow_ranks(options, each) for each in judged]
     if options.json:
         write_json(sys.stdout, report_all(judged))
@@ -153,8 +154,27 @@ class Judged(NamedTuple):
     verdict: Verdict
 
 
-def judge(views: Sequence[JobView[Round]], found: Found) -> list[Judged]:
-    """A verdict on each job, that on a hung one first: 1, then 2, then 0."""
+class _Verdicts:
+    """The verdict on each job, found once for the same looks."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], tuple[JobView[Round], Verdict]] = {}
+
+    def of(self, view: JobView[Round]) -> Verdict:
+        states = (id(state) for each in view.rounds for state in each.states)
+        key = (len(view.rounds), view.world_size, view.elsewhere, *states)
+        if key not in self._known:  # a view keeps its states, so that no other one gets their ids
+            verdict = diagnose(view.rounds, view.world_size, view.elsewhere)
+            self._known[key] = view, verdict
+        return self._known[key][1]
+
+
+def judge(
+    views: Sequence[JobView[Round]], found: Found, verdicts: _Verdicts | None = None
+) -> list[Judged]:
+    """A verdict on each job, that on a hung one first: 1, then 2, then 0. *verdicts*: those that
+    are known already."""
+    verdicts = verdicts or _Verdicts()
     # Other jobs may run on the nodes of a Slurm job.
     slurm = any(worker.source == "slurm" for worker in found.workers)
     judged = []
@@ -163,7 +183,7 @@ def judge(views: Sequence[JobView[Round]], found: Found) -> list[Judged]:
             verdict = over(ended(view, found))
         else:
             stranger = another_job(view) if slurm else None
-            verdict = diagnose(view.rounds, view.world_size, view.elsewhere)
+            verdict = verdicts.of(view)
             if stranger is not None:
                 verdict = replace(verdict, sentence=stranger, status=2, suspects=(), again_s=None)
         judged.append(Judged(view, verdict))
@@ -184,12 +204,12 @@ def another_job(view: JobView[Round]) -> str | None:
     )
 
 
-def is_enough(rounds: Sequence[Round], size: int | None, elsewhere: Collection[int] = ()) -> bool:
+def is_enough(view: JobView[Round], verdicts: _Verdicts) -> bool:
     """Another look would tell no more: after one look only of a hang that is old enough."""
-    if len(rounds) == 1 and len(rounds[0].states) > MAX_EARLY:
+    if len(view.rounds) == 1 and len(view.rounds[0].states) > MAX_EARLY:
         return False
-    verdict = diagnose(rounds, size, elsewhere)
-    return verdict.sure if len(rounds) == 1 else verdict.again_s is None
+    verdict = verdicts.of(view)
+    return verdict.sure if len(view.rounds) == 1 else verdict.again_s is None
 
 
 def report(verdict: Verdict, rounds: Sequence[Round]) -> dict[str, Any]:

@@ -246,7 +246,7 @@ cdef class Snapshot:
         (CPython 3.10 and 3.11). The kernel has no such thread here: the only thread that a child
         begins with has the number of the process."""
         cdef ws_kernel found
-        if main.native_id == self._c.pid:
+        if main.native_id == 0 or main.native_id == self._c.pid:
             return
         ws_kernel_state(main.native_id, &found)
         if found.state == 0:

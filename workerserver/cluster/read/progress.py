@@ -234,11 +234,12 @@ _ASLEEP = ("S", "D")
 
 
 def _ran(before: Thread, after: Thread) -> bool:
-    """It slept in both looks, and ran between them: a short loop is often met at the same line. Who
-    is seen to run may spin, so that nothing is told by how often it was switched."""
+    """It slept in one of the looks, and ran between them: a short loop is often met at the same
+    line. Who is seen to run in both may spin, so that nothing is told by how often it was
+    switched."""
     if before.switches is None or after.switches is None or before.native_id != after.native_id:
         return False
-    asleep = before.state in _ASLEEP and after.state in _ASLEEP
+    asleep = before.state in _ASLEEP or after.state in _ASLEEP
     return asleep and before.switches != after.switches
 
 
