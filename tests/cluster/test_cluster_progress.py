@@ -42,8 +42,8 @@ def at(*frames: Frame, step: int | None = None, age: float | None = None, **more
     return state(0, main(*frames, **thread), health=health(step, age, **told), **more)
 
 
-def slept(letter: str, switches: int) -> RankState:
-    return at(LOAD, STEP, state=letter, wchan="hrtimer_nanosleep", switches=switches)
+def slept(letter: str, switches: int, wchan: str = "hrtimer_nanosleep") -> RankState:
+    return at(LOAD, STEP, state=letter, wchan=wchan, switches=switches)
 
 
 def operation(seq: int, retired: bool, op: str = "gloo:all_reduce") -> dict[str, Any]:
@@ -179,6 +179,7 @@ SEEN: list[tuple[list[Round], str, str]] = [
     (looks(slept("R", 7), slept("S", 9)), "busy", "no"),
     (looks(slept("S", 7), slept("R", 9)), "busy", "no"),
     (looks(slept("R", 7), slept("R", 9)), "stuck", "no"),
+    (looks(slept("S", 7), slept("S", 9, "futex_do_wait")), "busy", "no"),  # it wants the GIL
     # Digests are enough where the stacks were not fetched.
     (looks(at(main_digest="a"), at(main_digest="a")), "stuck", "the same stack"),
     (looks(at(main_digest="a"), at(main_digest="b")), "busy", "its stack changes"),

@@ -34,8 +34,8 @@ class Truth:
     *settled*: that began longer before the first look than any pause lasts. *guilty*: the root
     cause. *allowed*: whom an accusation may name; more than the guilty only where what can be seen
     is the same from both sides. *opposed*: those on the other side of one that deviates, where
-    nothing tells which side is right. *moving*: ranks of which some acting thread goes on after all.
-    *still*: late ranks that stand still meanwhile, as if for good. *victims*: stuck, and only
+    nothing tells which side is right. *moving*: ranks of which some acting thread goes on after
+    all. *still*: late ranks that stand still meanwhile, as if for good. *victims*: stuck, and only
     waiting. *recorded*: recorders hold operations of all kinds by which its ranks may wait for each
     other."""
 

@@ -224,8 +224,10 @@ def still(
         return before.main_digest == after.main_digest
     blocked = blocked or blocked_on(after.threads, now)
     if then.frames == now.frames:
-        # Who waits for a child sleeps in waitpid(): no polling.
-        return (blocked.polls and not blocked.on_child) or not _ran(then, now)
+        # Who waits for a child sleeps in waitpid(): no polling. Nor does the user's own line poll:
+        # if it has run there, it is a loop, which may want the GIL in this look.
+        polls = blocked.polls and blocked.inside and not blocked.on_child
+        return polls or not _ran(then, now)
     return blocked.polls and _same_wait(blocked_on(before.threads, then), blocked)
 
 
