@@ -394,3 +394,30 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
     assert done.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc/PID/task")
+def test_the_main_thread_always_tells_how_often_it_has_run() -> None:
+    """Also in a wait of which nobody knows the end: a thread that wants the GIL waits alike."""
+    code = """
+import _thread, json, threading
+from workerserver.stacks._stacks import kernel_state, snapshot
+lock = _thread.allocate_lock()
+lock.acquire()
+native = threading.get_native_id()
+
+def look():
+    while kernel_state(native)[0] != "S":
+        pass
+    threads = json.loads(snapshot().render("json"))["threads"]
+    [main] = [each for each in threads if each["name"] == "MainThread"]
+    print(main.get("switches"))
+    lock.release()
+
+_thread.start_new_thread(look, ())
+lock.acquire()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], timeout=60, capture_output=True, text=True, check=False
+    )
+    assert int(done.stdout) > 0
