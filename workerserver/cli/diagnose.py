@@ -327,7 +327,8 @@ def render(
 def _show_suspect(suspect: Mapping[str, Any], out: Output, *, alone: bool) -> None:
     """*alone*: the job has no other rank."""
     rank, host = suspect["rank"], suspect["host"]
-    who = f"rank {rank}" if rank is not None else "worker of unknown rank"
+    nameless = "the process" if alone else "worker of unknown rank"
+    who = f"rank {rank}" if rank is not None else nameless
     at = ", ".join(filter(None, (host, suspect["address"])))
     out.line()
     out.line(f"{who} ({at}): {suspect['reason']}", "bold red")

@@ -161,6 +161,18 @@ class Job:
         gone = self.now.gone.get(rank)
         return gone.address or "?" if gone is not None else "?"
 
+    def called(self, rank: int) -> str:
+        """What a worker is called whose rank nobody knows."""
+        state = self.now.states.get(rank)
+        health = state.health if state is not None else None
+        world = health.world_size if health is not None else None
+        if len(self.expected) == 1 and not self.elsewhere and (world or 1) == 1:
+            pid = health.pid if health is not None else None
+            if state is not None:
+                pid = pid or state.peer_pid
+            return f"the process (pid {pid})" if pid else "the process"
+        return f"worker {self.address(rank)}"
+
     def host(self, rank: int) -> str | None:
         state = self.now.states.get(rank)
         if state is not None:

@@ -568,20 +568,21 @@ UNSEEN: Mapping[str, str] = {
 
 
 class Narrator:
-    """Says what was found of one job. *address*: that of a worker whose rank nobody knows.
+    """Says what was found of one job. *called*: what a worker is called whose rank nobody
+    knows.
 
     What is said of many ranks is said of each suspect. Each list of ranks and each fact is put into
     words once, or the time would be quadratic in the number of ranks.
     """
 
-    def __init__(self, address: Callable[[int], str]) -> None:
-        self._address = address
+    def __init__(self, called: Callable[[int], str]) -> None:
+        self._called = called
         # By identity, each with the object, which has to live as long as its entry.
         self._named: dict[int, tuple[object, str]] = {}
         self._told: dict[int, tuple[object, str]] = {}
 
     def names(self, ranks: Sequence[int]) -> str:
-        """ "rank 2", "ranks 0-1,3"; workers without a rank by their address."""
+        """ "rank 2", "ranks 0-1,3"; workers without a rank by what they are called."""
         known = self._named.get(id(ranks))
         if known is None:
             known = self._named[id(ranks)] = (ranks, self._names(ranks))
@@ -598,7 +599,7 @@ class Narrator:
             else:
                 parts.append(f"rank{'s' if len(numbered) > 1 else ''} {text}")
         nameless = each[len(numbered) :]
-        parts += [f"worker {self._address(number)}" for number in nameless[:MAX_ADDRESSES]]
+        parts += [self._called(number) for number in nameless[:MAX_ADDRESSES]]
         if len(nameless) > MAX_ADDRESSES:
             parts.append(f"{len(nameless) - MAX_ADDRESSES} more")
         return ", ".join(parts)
