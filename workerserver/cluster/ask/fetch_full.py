@@ -111,9 +111,9 @@ async def _ask_each(
 ) -> int:
     """Ask each member of the groups whose stacks tell more, or that stand apart, the smallest
     groups first, and then the processes that they wait for; return how many have answered. A member
-    that doesn't answer keeps the stacks of its group. Where no rank waits for ranks, one
-    member of each group that sleeps is asked in each look: a loop of few lines is often met at one
-    line, and only a rank's own answer tells that it has run."""
+    that doesn't answer keeps the stacks of its group. One member of each group that sleeps
+    is asked in each look: a loop of few lines is often met at one line, and only a rank's own
+    answer tells that it has run."""
     ranks = sum(map(len, groups.values()))
     chosen = [
         each
@@ -121,10 +121,9 @@ async def _ask_each(
         if key in memory.telling or (key in memory.apart and _is_small(len(each), ranks))
     ]
     members = [state for each in sorted(chosen, key=len) for state in each]
-    if all(key in memory.apart for key in groups):
-        for key, each in groups.items():
-            if key in memory.asleep and not any(state.worker in own for state in each):
-                members.append(each[0])
+    for key, each in groups.items():
+        if key in memory.asleep and not any(state.worker in own for state in each):
+            members.append(each[0])
     answered = await _ask_own(client, members, own, MAX_OWN)
     holders = {
         each.waits.pid
