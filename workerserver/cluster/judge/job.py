@@ -161,8 +161,9 @@ class Job:
         gone = self.now.gone.get(rank)
         return gone.address or "?" if gone is not None else "?"
 
-    def called(self, rank: int) -> str:
-        """What a worker is called whose rank nobody knows."""
+    def pid_if_alone(self, rank: int) -> int | None:
+        """The process id of the only worker of a job without ranks; 0 if it is not known, None if
+        the job has others."""
         state = self.now.states.get(rank)
         health = state.health if state is not None else None
         world = health.world_size if health is not None else None
@@ -170,8 +171,8 @@ class Job:
             pid = health.pid if health is not None else None
             if state is not None:
                 pid = pid or state.peer_pid
-            return f"the process (pid {pid})" if pid else "the process"
-        return f"worker {self.address(rank)}"
+            return pid or 0
+        return None
 
     def host(self, rank: int) -> str | None:
         state = self.now.states.get(rank)
