@@ -1,6 +1,6 @@
 """A C call holds the GIL: some requests are answered, the others are refused and never run.
 
-``make soak`` runs it for a minute with a million pings; then times are asserted, too.
+``make long`` runs it for a minute with a million pings; then times are asserted, too.
 """
 
 from __future__ import annotations
