@@ -38,6 +38,7 @@ ORDER = (
     "acquisitions",
     "bodies",
     "flight",
+    "proof",
     "footprint",
     "scale",
 )

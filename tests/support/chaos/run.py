@@ -216,7 +216,7 @@ def _play(
                 rank = chance.choice(ranks)
                 load.excuse("" if name in STRICT else name)
                 _fault(story, name, rank, chance, fault_seconds, disk)
-                _recover(story, name, ranks)
+                _recover(story, name, ranks, job)
                 load.excuse("")
                 if name not in story.absent:
                     story.faults[name] += 1
@@ -279,10 +279,13 @@ def _crowd(path: str) -> None:
         time.sleep(0.1)
 
 
-def _recover(story: Story, name: str, ranks: list[Rank]) -> None:
+def _recover(story: Story, name: str, ranks: list[Rank], job: subprocess.Popen[bytes]) -> None:
     since = time.monotonic()
     for rank in ranks:
-        if not becomes(rank.answers, RECOVERY_SECONDS):
+        if not becomes(
+            lambda rank=rank: job.poll() is not None or rank.answers(),  # type: ignore[misc]
+            RECOVERY_SECONDS,
+        ):
             story.wrong.append(f"rank {rank.number} does not answer after {name}")
     story.slowest_recovery = max(story.slowest_recovery, time.monotonic() - since)
 
