@@ -39,6 +39,7 @@ ORDER = (
     "bodies",
     "flight",
     "proof",
+    "strangers",
     "footprint",
     "scale",
 )

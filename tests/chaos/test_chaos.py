@@ -16,7 +16,7 @@ from support.chaos.run import chaos
 
 pytestmark = [
     pytest.mark.torch,
-    pytest.mark.slow,
+    pytest.mark.faults,
     pytest.mark.skipif(sys.platform != "linux", reason="a preload library, and /proc"),
     pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler"),
 ]
