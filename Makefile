@@ -8,7 +8,7 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo man docs test test-debug faults blackbox simulate test-cuda test-integrations wheels test-cpythons test-torch soak bench bench-check compare coverage sanitize lint format clean
+.PHONY: help build demo man docs test test-debug faults blackbox simulate test-cuda test-integrations wheels test-cpythons test-torch chaos soak long bench bench-check compare coverage sanitize lint format clean
 
 help:
 	@echo "make demo           start a training job that hangs, and find the rank to blame"
@@ -26,7 +26,9 @@ help:
 	@echo "make docs           build the documentation as a site in build/site, and check its links"
 	@echo "make wheels         build manylinux wheels, and test each without a compiler"
 	@echo "make test-cuda      run the tests that need an NVIDIA GPU"
-	@echo "make soak           run long tests: snapshots, the GIL held, half-open clients, restarts"
+	@echo "make chaos          inject faults into a server beside a real job, which must train as without us (MINUTES=10)"
+	@echo "make soak           the same with pauses, for hours: memory, descriptors, threads, replies (MINUTES=60)"
+	@echo "make long           run long tests: snapshots, the GIL held, half-open clients, restarts"
 	@echo "make bench          compare the server's cost with torch's server and others (ARGS='--list', 'latency --quick')"
 	@echo "make bench-check    compare the ratios of a short run with benchmarks/baseline.json"
 	@echo "make compare        ask four hung jobs with this tool, py-spy, gdb and torch's own frontend"
@@ -133,9 +135,18 @@ simulate: build
 	$(PY) -m tests.simulator $(JOBS) --judge --first $(FIRST) --processes $(TESTERS)
 	WORKERSERVER_SIMULATED_JOBS=3000 $(PY) -m pytest tests/simulator --timeout 7200
 
+# Both end with a verdict, and with status 1 if something was wrong. SEED: another order of faults.
+MINUTES ?=
+SEED ?= 1
+chaos: build
+	PYTHONPATH=.:tests $(PY) -m support.chaos --minutes $(or $(MINUTES),10) --seed $(SEED)
+
+soak: build
+	PYTHONPATH=.:tests $(PY) -m support.chaos --minutes $(or $(MINUTES),60) --seed $(SEED) --rest 2
+
 # The suite runs these tests for seconds, this target for minutes. SOAK_SECONDS: each snapshot run.
 SOAK_SECONDS ?= 30
-soak: build
+long: build
 	WORKERSERVER_SOAK_SECONDS=$(SOAK_SECONDS) $(PY) -m pytest tests/stacks/test_stacks.py -k soak -s --timeout 7200
 	WORKERSERVER_SELFREAD_SOAK=$(SOAK_SECONDS)s $(PY) -m pytest tests/stacks/test_selfread_soak.py -s --timeout 7200
 	WORKERSERVER_SOAK_GIL=60 WORKERSERVER_SOAK_RACE=60 $(PY) -m pytest tests/native/test_gil_held.py -s --timeout 7200 -o faulthandler_timeout=0

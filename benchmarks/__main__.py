@@ -38,6 +38,8 @@ ORDER = (
     "acquisitions",
     "bodies",
     "flight",
+    "proof",
+    "strangers",
     "footprint",
     "scale",
 )

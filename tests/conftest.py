@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Each verdict is checked against the rules that hold for all verdicts.
 os.environ["WORKERSERVER_CHECK"] = "1"
 # On a busy machine one example may take long. The suite asks the same examples each time, so that a
-# commit fails for what it has changed; "make soak" looks for new ones.
+# commit fails for what it has changed; "make long" looks for new ones.
 LONG = os.environ.get("WORKERSERVER_HYPOTHESIS") == "long"
 hypothesis.settings.register_profile("suite", deadline=None, database=None, derandomize=not LONG)
 hypothesis.settings.load_profile("suite")

@@ -94,6 +94,17 @@ def test_one_full_answer_for_each_digest(start: Start) -> None:
     assert result.bytes_received >= sum(state.bytes_received for state in result.states) > 0
 
 
+def test_a_job_that_sleeps_is_asked_again_in_each_look(start: Start) -> None:
+    """A loop of one line has one digest. Only the answer of a rank itself tells that it has run."""
+    asleep = {STACKS: stacks(wchan="hrtimer_nanosleep")}
+    servers = [start({**good(rank), **asleep}) for rank in range(4)]
+    rounds = look(servers, rounds=2, interval=0.01)
+    assert [each.stacks_fetched for each in rounds] == [1, 1]
+    assert [[state.own is not None for state in each.states] for each in rounds] == 2 * [
+        [True, False, False, False]
+    ]
+
+
 def test_who_holds_the_gil_is_not_shared(start: Start) -> None:
     """The same stacks, taken with and without the GIL, are two groups."""
     servers = [start(good(0)), start({**good(1), DIGEST: digest(mode="nogil")})]

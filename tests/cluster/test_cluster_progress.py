@@ -37,8 +37,13 @@ def health(step: int | None = None, age: float | None = None, **more: Any) -> He
 
 def at(*frames: Frame, step: int | None = None, age: float | None = None, **more: Any) -> RankState:
     told = {name: more.pop(name) for name in ("pid", "uptime_s") if name in more}
-    thread = {name: more.pop(name) for name in ("unstable", "state", "wchan") if name in more}
+    names = ("unstable", "state", "wchan", "switches", "native_id")
+    thread = {name: more.pop(name) for name in names if name in more}
     return state(0, main(*frames, **thread), health=health(step, age, **told), **more)
+
+
+def slept(letter: str, switches: int, wchan: str = "hrtimer_nanosleep") -> RankState:
+    return at(LOAD, STEP, state=letter, wchan=wchan, switches=switches)
 
 
 def operation(seq: int, retired: bool, op: str = "gloo:all_reduce") -> dict[str, Any]:
@@ -168,6 +173,13 @@ SEEN: list[tuple[list[Round], str, str]] = [
     (looks(at(*REDUCE), at(*REDUCE, unstable=True)), "unknown", "while it was read"),
     (looks(at(*REDUCE, step=1), at(*REDUCE, unstable=True, step=2)), "moving", "step 1 -> 2"),
     (looks(at(state="S"), at(state="S")), "unknown", "could not be read"),
+    # A short loop is met at one line. It sleeps in one look, and would run in the other.
+    (looks(slept("S", 7), slept("S", 7)), "stuck", "no"),
+    (looks(slept("S", 7), slept("S", 9)), "busy", "no"),
+    (looks(slept("R", 7), slept("S", 9)), "busy", "no"),
+    (looks(slept("S", 7), slept("R", 9)), "busy", "no"),
+    (looks(slept("R", 7), slept("R", 9)), "stuck", "no"),
+    (looks(slept("S", 7), slept("S", 9, "futex_do_wait")), "busy", "no"),  # it wants the GIL
     # Digests are enough where the stacks were not fetched.
     (looks(at(main_digest="a"), at(main_digest="a")), "stuck", "the same stack"),
     (looks(at(main_digest="a"), at(main_digest="b")), "busy", "its stack changes"),

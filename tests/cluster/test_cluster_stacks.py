@@ -70,7 +70,8 @@ def test_json_of_a_snapshot(taken: Snapshot) -> None:
             theirs.current,
         )
     assert [thread.name for thread in read.threads if thread.main] == ["MainThread"]
-    assert parse_json(taken.render("json").decode()) == parse_json(taken.render("json"))
+    once = taken.render("json")
+    assert parse_json(once.decode()) == parse_json(once)
 
 
 @untraced

@@ -398,6 +398,22 @@ def test_workers_without_a_rank() -> None:
     assert verdict.sentence.startswith("worker /run/1.sock seems to keep the others waiting")
 
 
+@pytest.mark.parametrize(
+    ("number", "world", "named"),
+    [
+        (None, None, "the process (pid 4711) has made no step"),
+        (None, 1, "the process (pid 4711) has made no step"),
+        (None, 2, "worker node0:8900 has made no step"),
+        (0, None, "rank 0 has made no step"),
+    ],
+)
+def test_a_process_alone(number: int | None, world: int | None, named: str) -> None:
+    told = Health("ok", pid=4711, step=90, step_age_s=400.0, uptime_s=490.0, world_size=world)
+    state = replace(rank(0, None, COMPUTING, health=told), rank=number)
+    state.worker = replace(state.worker, rank=number)
+    assert diagnose(twice(state)).sentence.startswith(named)
+
+
 # --- determinism, bad input ---------------------------------------------------------------------
 
 

@@ -292,6 +292,20 @@ def test_a_thread_that_the_guilty_one_joins(file: str, function: str, joined: in
     assert acting((gets, saver), roots) is gets  # it waits for an item, and not for the saver
 
 
+def test_a_task_that_waits_for_another_one_of_its_pool() -> None:
+    """The pool's only thread runs the first task, so the second one never begins."""
+    loop = WAITING[0].frames[1:]
+    waits = (Frame(THREADING, 327, "wait"), Frame(FUTURE, 451, "result"))
+    main = replace(WAITING[0], frames=(*waits, *loop))
+    task = (*waits, Frame(CODE, 50, "outer"), Frame(POOL, 58, "run"), Frame(POOL, 83, "_worker"))
+    outer = Thread(task, "ThreadPoolExecutor-0_0", wchan="futex_do_wait", state="S")
+    roots = roots_of_waits([WAITING, WAITING])
+    assert acting((main, outer), roots) is outer
+    assert acting((main, outer, replace(outer, name="ThreadPoolExecutor-0_1")), roots) is main
+    idle = replace(outer, frames=(Frame(POOL, 81, "_worker"),))
+    assert acting((main, idle), roots) is main
+
+
 def test_a_debugger_is_called_one() -> None:
     frames = (
         Frame("/usr/lib/python3.11/bdb.py", 90, "trace_dispatch"),

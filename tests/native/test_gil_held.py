@@ -1,6 +1,6 @@
 """A C call holds the GIL: some requests are answered, the others are refused and never run.
 
-``make soak`` runs it for a minute with a million pings; then times are asserted, too.
+``make long`` runs it for a minute with a million pings; then times are asserted, too.
 """
 
 from __future__ import annotations
@@ -187,6 +187,48 @@ def test_a_missing_token_is_refused(short_path: Path) -> None:
                 late = ask(address, post("dump_traceback", b"", token))
                 assert (late.status, late.header("x-traceback-mode")) == (200, "nogil")
         assert [reply.status for reply in only_replies(waiting)] == [401] * 4
+        assert held.say("ran") == []
+
+
+def test_a_token_for_less_runs_nothing(short_path: Path) -> None:
+    """A request that needs more than its token permits, asked in seven ways while the GIL is held:
+    nothing of it runs, then or later. What the token permits is answered at once."""
+    environment = {
+        "WORKERSERVER_TOKEN": "for-all",
+        "WORKERSERVER_TOKEN_READ": "to-read",
+        "WORKERSERVER_GIL_TIMEOUT": "60",
+    }
+    read = [("Authorization", "Bearer to-read")]
+    body = [*read, ("Transfer-Encoding", "chunked")]
+    ways = {
+        "plain": post("inline?id=1", b"", read),
+        "a slash": post("inline/?id=2", b"", read),
+        "an escape": post("%69nline?id=3", b"", read),
+        "HTTP/1.0": message("POST", "/handler/inline?id=4", b"", read, version="1.0"),
+        "chunked": message("POST", "/handler/inline?id=5", None, body) + b"1\r\nx\r\n0\r\n\r\n",
+        "behind a ping": post("ping", b"", read) + post("inline?id=6", b"", read),
+    }
+    with scene(short_path, **environment) as held, contextlib.ExitStack() as stack:
+        asked = []
+        with held.held(fields=[("Authorization", "Bearer for-all")]):
+            for address in (held.path, held.tcp):
+                for name, request in ways.items():
+                    client = stack.enter_context(Client(address))
+                    client.send(request)
+                    asked.append((name, client))
+                client = stack.enter_context(Client(address))
+                speaker = Speaker(client, "to-read", "read")  # the seventh way: by proof
+                assert speaker.greet() == "proven"
+                assert speaker.ask("POST", "/handler/ping").text == "pong"
+                client.send(speaker.post("inline?id=7"))
+                asked.append(("proof", client))
+                assert ask(address, post("ping", b"", read)).status == 200
+                assert ask(address, post("dump_traceback?mode=nogil", b"", read)).status == 200
+        for name, client in asked:
+            if name == "behind a ping":
+                assert client.reply().status == 200
+            reply = client.reply()
+            assert (reply.status, "not read" in reply.text) == (403, True), name
         assert held.say("ran") == []
 
 

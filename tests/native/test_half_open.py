@@ -1,6 +1,6 @@
 """Thousands of half-open connections cost little and stop no other client.
 
-``make soak`` opens ten thousand; then times and memory are asserted, too.
+``make long`` opens ten thousand; then times and memory are asserted, too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Fork, SIGKILL, restart, over and over, while a client knocks.
 
-``make soak`` does it a thousand times.
+``make long`` does it a thousand times.
 """
 
 from __future__ import annotations

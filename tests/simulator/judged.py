@@ -62,8 +62,11 @@ def case_of(played: Played) -> str:
 
 
 def _reasons(played: Played, rank: int) -> frozenset[str]:
-    """What may be said of a guilty rank. A stock worker tells nothing of its kernel and its GIL."""
+    """What may be said of a guilty rank. A stock worker tells nothing of its kernel and its GIL.
+    Who has another fault may be the other side of a disagreement, too."""
     found = REASONS[played.truth.reasons[rank]]
+    if rank in played.truth.opposed:
+        found |= REASONS["deviates"]
     if not played.job.ranks[rank].served:
         return found | {"unreachable"}
     return found | {"behind", "unreachable"} if played.job.ranks[rank].stock else found

@@ -63,6 +63,15 @@ def test_only_the_guilty_may_be_accused() -> None:
     assert "a suspect without status 1" in kinds(played, Said(2, [Suspected(guilty)]))
 
 
+def test_who_has_another_fault_may_be_the_other_side_of_a_disagreement() -> None:
+    """Rank 3 brings another shape to a group of two. Rank 2 is the other one, and hangs later on in
+    a write, before anybody waits for it there."""
+    played = play(generate(72004106), tell, more=more)
+    assert played.truth.reasons == {3: "deviates", 2: "behind"}
+    assert kinds(played, Said(1, [Suspected(2, "mismatch"), Suspected(3, "mismatch")])) == []
+    assert kinds(played, Said(1, [Suspected(2, "dataloader")])) == ["right rank, wrong reason"]
+
+
 def test_nobody_is_accused_in_a_healthy_job() -> None:
     played = first(hung=False)
     assert kinds(played, Said(0)) == kinds(played, Said(2)) == []

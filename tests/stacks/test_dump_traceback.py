@@ -378,3 +378,46 @@ def test_two_loops_share_nothing_and_a_dead_loop_keeps_nothing() -> None:
     gc.collect()
     assert snapshots_taken() == before + 2
     assert len(loop_turn._turns) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc/PID/task")
+def test_the_main_thread_of_a_forked_child_has_the_number_of_the_child() -> None:
+    """Its number tells what the kernel knows of it: how often it has run, and where it waits."""
+    code = """
+import json, os
+from workerserver.stacks._stacks import snapshot
+child = os.fork()
+if child == 0:
+    [main] = json.loads(snapshot().render("json"))["threads"]
+    os._exit(0 if main["native_id"] == os.getpid() and main["state"] == "R" else 1)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc/PID/task")
+def test_the_main_thread_always_tells_how_often_it_has_run() -> None:
+    """Also in a wait of which nobody knows the end: a thread that wants the GIL waits alike."""
+    code = """
+import _thread, json, threading
+from workerserver.stacks._stacks import kernel_state, snapshot
+lock = _thread.allocate_lock()
+lock.acquire()
+native = threading.get_native_id()
+
+def look():
+    while kernel_state(native)[0] != "S":
+        pass
+    threads = json.loads(snapshot().render("json"))["threads"]
+    [main] = [each for each in threads if each["name"] == "MainThread"]
+    print(main.get("switches"))
+    lock.release()
+
+_thread.start_new_thread(look, ())
+lock.acquire()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], timeout=60, capture_output=True, text=True, check=False
+    )
+    assert int(done.stdout) > 0

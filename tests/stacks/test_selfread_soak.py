@@ -11,7 +11,7 @@ import pytest
 from support.lifecycle import PROGRAMS
 from support.parking import where_it_works
 
-#: A number of snapshots or a time. "make soak" asks for more.
+#: A number of snapshots or a time. "make long" asks for more.
 AMOUNT = os.environ.get("WORKERSERVER_SELFREAD_SOAK", "2s")
 
 pytestmark = [pytest.mark.cpython, where_it_works]
@@ -32,4 +32,4 @@ def test_soak(beside: str) -> None:
     assert found["snapshots"] > 20
     # Threads that wait for the GIL stand still, and most stacks belong to such threads.
     assert found["unstable"] < found["stacks"] / 2
-    print(beside, done.stdout, end="")  # what "make soak" shows
+    print(beside, done.stdout, end="")  # what "make long" shows

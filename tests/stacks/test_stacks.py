@@ -349,4 +349,4 @@ def test_soak(beside: str) -> None:
     done = isolated("stacks/snapshot_soak.py", SOAK_SECONDS, beside)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.match(r"snapshots: \d+\n", done.stdout)
-    print(beside, done.stdout, end="")  # what "make soak" shows
+    print(beside, done.stdout, end="")  # what "make long" shows

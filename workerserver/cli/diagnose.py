@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -117,14 +117,15 @@ def main(argv: Sequence[str]) -> int:
             return _with_boxes(options, boxes)
     found = find_all(options)
     rounds: list[Round] = []
+    verdicts = _Verdicts()
     if found.workers:
         rounds = look(
             options,
             found.workers,
             EVERYTHING,
-            lambda rounds: are_enough(by_job(options, found, rounds)),
+            lambda rounds: are_enough(by_job(options, found, rounds), verdicts),
         )
-    judged = judge(by_job(options, found, rounds), found)
+    judged = judge(by_job(options, found, rounds), found, verdicts)
     judged = [_with_slow_ranks(options, each) for each in judged]
     if options.json:
         write_json(sys.stdout, report_all(judged))
@@ -140,7 +141,10 @@ def _with_boxes(options: argparse.Namespace, boxes: Sequence[str]) -> int:
     from workerserver.cli.together import judge_together
 
     alone = not options.targets and not is_place_named(options)
-    both = None if alone else judge_together(options, boxes, judge, are_enough)
+    verdicts = _Verdicts()
+    both = None
+    if not alone:
+        both = judge_together(options, boxes, judge, lambda views: are_enough(views, verdicts))
     if both is None:
         return judge_boxes(boxes, as_json=options.json)
     view, verdict = both.judged[0]
@@ -177,8 +181,27 @@ def _with_slow_ranks(options: argparse.Namespace, judged: Judged) -> Judged:
     return Judged(view, verdict)
 
 
-def judge(views: Sequence[JobView[Round]], found: Found) -> list[Judged]:
-    """A verdict on each job, that on a hung one first: 1, then 2, then 0."""
+class _Verdicts:
+    """The verdict on each job, found once for the same looks."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], tuple[JobView[Round], Verdict]] = {}
+
+    def of(self, view: JobView[Round]) -> Verdict:
+        states = (id(state) for each in view.rounds for state in each.states)
+        key = (len(view.rounds), view.world_size, view.elsewhere, *states)
+        if key not in self._known:  # a view keeps its states, so that no other one gets their ids
+            verdict = diagnose(view.rounds, view.world_size, view.elsewhere)
+            self._known[key] = view, verdict
+        return self._known[key][1]
+
+
+def judge(
+    views: Sequence[JobView[Round]], found: Found, verdicts: _Verdicts | None = None
+) -> list[Judged]:
+    """A verdict on each job, that on a hung one first: 1, then 2, then 0. *verdicts*: those that
+    are known already."""
+    verdicts = verdicts or _Verdicts()
     # Other jobs may run on the nodes of a Slurm job.
     slurm = any(worker.source == "slurm" for worker in found.workers)
     judged = []
@@ -187,7 +210,7 @@ def judge(views: Sequence[JobView[Round]], found: Found) -> list[Judged]:
             verdict = over(ended(view, found))
         else:
             stranger = another_job(view) if slurm else None
-            verdict = diagnose(view.rounds, view.world_size, view.elsewhere)
+            verdict = verdicts.of(view)
             if stranger is not None:
                 verdict = replace(verdict, sentence=stranger, status=2, suspects=(), again_s=None)
         judged.append(Judged(view, verdict))
@@ -208,21 +231,17 @@ def another_job(view: JobView[Round]) -> str | None:
     )
 
 
-def are_enough(views: Sequence[JobView[Round]]) -> bool:
+def are_enough(views: Sequence[JobView[Round]], verdicts: _Verdicts) -> bool:
     """Another look would tell no more of any job."""
-    return all(
-        is_enough(each.rounds, each.world_size, each.elsewhere)
-        for each in views
-        if not each.is_over
-    )
+    return all(is_enough(each, verdicts) for each in views if not each.is_over)
 
 
-def is_enough(rounds: Sequence[Round], size: int | None, elsewhere: Collection[int] = ()) -> bool:
+def is_enough(view: JobView[Round], verdicts: _Verdicts) -> bool:
     """Another look would tell no more: after one look only of a hang that is old enough."""
-    if len(rounds) == 1 and len(rounds[0].states) > MAX_EARLY:
+    if len(view.rounds) == 1 and len(view.rounds[0].states) > MAX_EARLY:
         return False
-    verdict = diagnose(rounds, size, elsewhere)
-    return verdict.sure if len(rounds) == 1 else verdict.again_s is None
+    verdict = verdicts.of(view)
+    return verdict.sure if len(view.rounds) == 1 else verdict.again_s is None
 
 
 def report(verdict: Verdict, rounds: Sequence[Round]) -> dict[str, Any]:
@@ -340,7 +359,8 @@ def render(
 def _show_suspect(suspect: Mapping[str, Any], out: Output, *, alone: bool) -> None:
     """*alone*: the job has no other rank."""
     rank, host = suspect["rank"], suspect["host"]
-    who = f"rank {rank}" if rank is not None else "worker of unknown rank"
+    nameless = "the process" if alone else "worker of unknown rank"
+    who = f"rank {rank}" if rank is not None else nameless
     at = ", ".join(filter(None, (host, suspect["address"])))
     out.line()
     out.line(f"{who} ({at}): {suspect['reason']}", "bold red")

@@ -58,6 +58,7 @@ class Place:
         self._places = places
         self.standing: Standing = standing
         self.peer = peer
+        self.above = False  # its number is beyond the line
         taken = time.monotonic()
         self.owes_since: Callable[[], float | None] = lambda: taken
         self.close: Callable[[], object] = self.leave
@@ -80,6 +81,12 @@ class Places:
         self._peers: Counter[str] = Counter()
         self.evicted = 0  # connections that made room
         self.refused = 0  # newcomers without a place
+        # uvloop closes what is evicted only in its next turn. So a newcomer may keep a number
+        # beyond the line, and the number that has become free says nothing of how many are in use.
+        # Until no place is beyond the line, the count of places does: at most as many as when the
+        # line was last met.
+        self._above = 0
+        self._full = 0
 
     @property
     def figures(self) -> Figures:
@@ -92,6 +99,8 @@ class Places:
         another descriptor."""
         if self._has_room(sock, peer, rules):
             place = Place(self, rules.standing, peer)
+            place.above = sock.fileno() > descriptor_line()
+            self._above += place.above
             self._taken[place] = None
             self._standing[rules.standing] += 1
             if peer is not None:
@@ -109,6 +118,7 @@ class Places:
     def give(self, place: Place) -> None:
         if self._taken.pop(place, self) is self:
             return
+        self._above -= place.above
         self._standing[place.standing] -= 1
         if place.peer is not None:
             self._peers[place.peer] -= 1
@@ -123,7 +133,12 @@ class Places:
         crowded = peer is not None and self._peers[peer] >= rules.max_peer
         if crowded and not self.evict(get_args(Standing), peer):
             return False
-        if sock.fileno() <= descriptor_line() or len(self._taken) < KEPT:
+        below = sock.fileno() <= descriptor_line()
+        if not below:
+            self._full = len(self._taken)
+        if (below and (not self._above or len(self._taken) < self._full)) or (
+            len(self._taken) < KEPT
+        ):
             return True
         if rules.standing == "trusted" and trusted < KEPT:
             return True

@@ -5,7 +5,7 @@ import os
 from posix.unistd cimport usleep
 from workerserver.stacks.snapshot cimport (
     ws_dump, ws_dump_init, ws_dump_prepare, ws_dump_take, ws_dump_within, ws_dumps_taken, ws_gil,
-    ws_kernel, ws_kernel_state, ws_kernel_take, ws_selfread_gil, ws_selfread_problem,
+    ws_kernel_take, ws_selfread_gil, ws_selfread_problem,
     ws_waits_store,
 )
 

@@ -177,14 +177,16 @@ static void put_json_frame(sink *out, const ws_frame *frame) {
     ws_put(out, "}");
 }
 
-/* What frames tell comes first: the kernel knows less of it. */
+/* What frames tell comes first: the kernel knows less of it. Most threads are idle in a futex of
+ * which nothing more is known: their counts of switches would cost more than they tell. The main
+ * thread's tells a loop, which wants the GIL or runs in one look and sleeps in another, from a wait
+ * that lasts. */
 static void put_json_waits(
     sink *out, const ws_snapshot *snapshot, size_t index, char state, ws_waits_budget *left) {
     const ws_thread *thread = &snapshot->threads[index];
-    if (ws_put_wait(out, snapshot, index))
+    if (ws_put_wait(out, snapshot, index) || ws_put_waits(out, thread, state, left)
+        || is_main(snapshot, thread))
         ws_put_switches(out, thread->native_id);
-    else
-        ws_put_waits(out, thread, state, left);
     ws_put_holds(out, snapshot, index);
 }
 

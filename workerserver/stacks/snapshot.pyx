@@ -11,9 +11,9 @@ from posix.unistd cimport getpid
 from workerserver.stacks.snapshot cimport (
     WS_DIGEST, WS_JSON, WS_MAX_DEPTH, WS_MAX_FRAMES, WS_MAX_NAME, WS_MAX_THREADS, WS_MODE_GIL,
     WS_MODE_KERNEL, WS_MODE_NOGIL, WS_TEXT, ws_buffer, ws_buffer_free, ws_check_snapshot, ws_format,
-    ws_frame, ws_has_children, ws_kernel_free, ws_now, ws_place, ws_render, ws_render_headers,
-    ws_render_stack, ws_selfread_free, ws_selfread_problem, ws_snapshot, ws_thread, ws_waits_free,
-    ws_waits_with_gil,
+    ws_frame, ws_has_children, ws_kernel, ws_kernel_free, ws_kernel_state, ws_now, ws_place,
+    ws_render, ws_render_headers, ws_render_stack, ws_selfread_free, ws_selfread_problem,
+    ws_snapshot, ws_thread, ws_waits_free, ws_waits_with_gil,
 )
 
 # The most that one snapshot holds: frames of one thread, threads, frames of all threads.
@@ -237,7 +237,22 @@ cdef class Snapshot:
             value = _attribute(thread, "_native_id")
             if type(value) is int and 0 < value < 1 << 31:
                 to.native_id = value
+            if to.ident == self._c.main_ident:
+                self.number_main(to)
         return 0
+
+    cdef void number_main(self, ws_thread *main) noexcept:
+        """In a forked child, threading keeps the number that the main thread had in the parent
+        (CPython 3.10 and 3.11). The kernel has no such thread here: the only thread that a child
+        begins with has the number of the process."""
+        cdef ws_kernel found
+        if main.native_id == 0 or main.native_id == self._c.pid:
+            return
+        ws_kernel_state(main.native_id, &found)
+        if found.state == 0:
+            ws_kernel_state(self._c.pid, &found)
+            if found.state != 0:
+                main.native_id = self._c.pid
 
     @property
     def mode(self):

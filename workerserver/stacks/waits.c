@@ -408,18 +408,18 @@ static bool put_wait(sink *out, const ws_thread *thread, const call *made, ws_wa
     }
 }
 
-void ws_put_waits(sink *out, const ws_thread *thread, char state, ws_waits_budget *left) {
+bool ws_put_waits(sink *out, const ws_thread *thread, char state, ws_waits_budget *left) {
     call made;
     if ((state != 'S' && state != 'D') || thread->native_id <= 0 || left->threads <= 0)
-        return;
+        return false;
     left->threads--;
     if (!read_call(thread->native_id, &made))
-        return;
+        return false;
     if (put_wait(out, thread, &made, left))
         ws_put(out, "}");
     else if (made.number == SYS_futex)
-        return; /* most threads are idle in such a wait: their counts would cost more than they tell */
-    ws_put_switches(out, thread->native_id);
+        return false;
+    return true;
 }
 
 void ws_put_switches(sink *out, long native_id) {
@@ -435,8 +435,9 @@ void ws_waits_store(int port) {
     (void)port;
 }
 
-void ws_put_waits(sink *out, const ws_thread *thread, char state, ws_waits_budget *left) {
+bool ws_put_waits(sink *out, const ws_thread *thread, char state, ws_waits_budget *left) {
     (void)out, (void)thread, (void)state, (void)left;
+    return false;
 }
 
 void ws_put_switches(sink *out, long native_id) {

@@ -12,8 +12,8 @@ typedef struct {
 
 #define WS_WAITS_BUDGET ((ws_waits_budget){.threads = 512, .lock_tables = 8})
 
-/* Writes `,"waits_for":{...},"switches":N` for a thread of this process that sleeps in a system
- * call of which it is known what ends it, else nothing:
+/* Writes `,"waits_for":{...}` for a thread of this process that sleeps in a system call of which it
+ * is known what ends it, else nothing:
  *
  * file_lock   flock, fcntl with F_SETLKW: `path`, and in `pid` who holds the lock, if the kernel
  *             knows exactly one
@@ -24,15 +24,15 @@ typedef struct {
  * mutex       a futex that is a locked pthread mutex beyond doubt: `object`, its address, and the
  *             native id of the thread that holds it
  *
- * `switches`: how often the kernel has stopped running the thread so far; as long as the number
- * stays, the thread has not run. It also stands alone, for a thread that sleeps in another call,
- * but for a futex that nothing more is known of.
+ * Returns whether the thread sleeps, but for a futex that nothing more is known of: then the count
+ * of its context switches tells something.
  *
  * System calls and the stack only: no malloc, no lock, no Python; any thread, any number of
  * callers. Other threads run on meanwhile, so a fact may be of a wait that has just ended. */
-void ws_put_waits(sink *out, const ws_thread *thread, char state, ws_waits_budget *left);
+bool ws_put_waits(sink *out, const ws_thread *thread, char state, ws_waits_budget *left);
 
-/* Writes `,"switches":N` alone, if the kernel tells. */
+/* Writes `,"switches":N`, if the kernel tells: how often it has stopped running the thread so far.
+ * As long as the number stays, the thread has not run. */
 void ws_put_switches(sink *out, long native_id);
 
 /* The port of the job's store; 0: not known. */

@@ -33,8 +33,9 @@ class Truth:
     """*deadlocked*: some of the job's threads will never go on, and *stuck* are their ranks.
     *settled*: that began longer before the first look than any pause lasts. *guilty*: the root
     cause. *allowed*: whom an accusation may name; more than the guilty only where what can be seen
-    is the same from both sides. *moving*: ranks of which some acting thread goes on after all.
-    *still*: late ranks that stand still meanwhile, as if for good. *victims*: stuck, and only
+    is the same from both sides. *opposed*: those on the other side of one that deviates, where
+    nothing tells which side is right. *moving*: ranks of which some acting thread goes on after
+    all. *still*: late ranks that stand still meanwhile, as if for good. *victims*: stuck, and only
     waiting. *recorded*: recorders hold operations of all kinds by which its ranks may wait for each
     other."""
 
@@ -42,6 +43,7 @@ class Truth:
     settled: bool = False
     guilty: frozenset[int] = frozenset()
     allowed: frozenset[int] = frozenset()
+    opposed: frozenset[int] = frozenset()
     stuck: frozenset[int] = frozenset()
     moving: frozenset[int] = frozenset()
     still: frozenset[int] = frozenset()
@@ -165,17 +167,23 @@ def _truth(job: Job, machine: Machine, first: float, recent: float) -> Truth:
     classes = {rank: _class(threads) for rank, threads in stuck.items()}
     edges = {rank: _waits_for(machine, threads) for rank, threads in stuck.items()}
     allowed = set(guilty)
-    for rank in guilty:
-        allowed |= _issued_alike(machine, rank)
+    opposed: set[int] = set()
+    for plant in plants:
+        rank = plant.rank
+        named = _issued_alike(machine, rank)
         if rank in stuck:
-            allowed |= _tied(rank, edges, classes, job.ranks)
+            named |= _tied(rank, edges, classes, job.ranks)
         else:
-            allowed |= _parties(machine, rank)
+            named |= _parties(machine, rank)
+        allowed |= named
+        if plant.reason == "deviates":
+            opposed |= named - {rank}
     return Truth(
         deadlocked=True,
         settled=job.look == "settled" and last <= first,
         guilty=guilty,
         allowed=frozenset(allowed),
+        opposed=frozenset(opposed),
         stuck=frozenset(stuck),
         moving=frozenset(moving - stuck.keys()),
         reasons={plant.rank: plant.reason for plant in plants},

@@ -40,7 +40,12 @@ def digest(word: str = "aa", main: str | None = "bb", mode: str = "gil") -> byte
     return http(value, "200 OK", f"X-Traceback-Mode: {mode}")
 
 
-def stacks(function: str = "train", file: str = "/job/train.py", line: int = 12) -> bytes:
+def stacks(
+    function: str = "train",
+    file: str = "/job/train.py",
+    line: int = 12,
+    wchan: str | None = None,
+) -> bytes:
     frame = {"file": file, "line": line, "function": function, "qualname": function}
     thread = {
         "ident": 1,
@@ -49,7 +54,7 @@ def stacks(function: str = "train", file: str = "/job/train.py", line: int = 12)
         "daemon": False,
         "current": False,
         "state": "S",
-        "wchan": None,
+        "wchan": wchan,
         "truncated": False,
         "unstable": False,
         "frames": [frame],

@@ -68,11 +68,14 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
             else:
                 beating = with_beats(outcome.threads, _step_thread(state))
                 memory.threads[key] = without_facts(beating)
-                apart = not blocked_on(outcome.threads).on_ranks
+                blocked = blocked_on(outcome.threads)
+                apart = not blocked.on_ranks
                 if tells(outcome.threads) or (apart and outcome.children):
                     memory.telling.add(key)
                 if apart:
                     memory.apart.add(key)
+                if blocked.kind == "sleep":
+                    memory.asleep.add(key)
                 own[worker] = outcome
                 fetched += 1
                 del waiting[key]
@@ -108,7 +111,9 @@ async def _ask_each(
 ) -> int:
     """Ask each member of the groups whose stacks tell more, or that stand apart, the smallest
     groups first, and then the processes that they wait for; return how many have answered. A member
-    that doesn't answer keeps the stacks of its group."""
+    that doesn't answer keeps the stacks of its group. One member of each group that sleeps
+    is asked in each look: a loop of few lines is often met at one line, and only a rank's own
+    answer tells that it has run."""
     ranks = sum(map(len, groups.values()))
     chosen = [
         each
@@ -116,6 +121,9 @@ async def _ask_each(
         if key in memory.telling or (key in memory.apart and _is_small(len(each), ranks))
     ]
     members = [state for each in sorted(chosen, key=len) for state in each]
+    for key, each in groups.items():
+        if key in memory.asleep and not any(state.worker in own for state in each):
+            members.append(each[0])
     answered = await _ask_own(client, members, own, MAX_OWN)
     holders = {
         each.waits.pid

@@ -58,7 +58,7 @@ class _Diagnosis:
         self.job = job
         self.asked = asked
         self.slow = slow
-        self.narrator = Narrator(job.address)
+        self.narrator = Narrator(job.address, job.pid_if_alone)
         suspicions = Suspicions(job)
         suspicions.weigh()
         self.accused = suspicions.accused

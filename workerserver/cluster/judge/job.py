@@ -161,6 +161,19 @@ class Job:
         gone = self.now.gone.get(rank)
         return gone.address or "?" if gone is not None else "?"
 
+    def pid_if_alone(self, rank: int) -> int | None:
+        """The process id of the only worker of a job without ranks; 0 if it is not known, None if
+        the job has others."""
+        state = self.now.states.get(rank)
+        health = state.health if state is not None else None
+        world = health.world_size if health is not None else None
+        if len(self.expected) == 1 and not self.elsewhere and (world or 1) == 1:
+            pid = health.pid if health is not None else None
+            if state is not None:
+                pid = pid or state.peer_pid
+            return pid or 0
+        return None
+
     def host(self, rank: int) -> str | None:
         state = self.now.states.get(rank)
         if state is not None:

@@ -569,19 +569,21 @@ UNSEEN: Mapping[str, str] = {
 
 class Narrator:
     """Says what was found of one job. *address*: that of a worker whose rank nobody knows.
+    *alone*: the process id of such a worker that is the only one; 0: not known.
 
     What is said of many ranks is said of each suspect. Each list of ranks and each fact is put into
     words once, or the time would be quadratic in the number of ranks.
     """
 
-    def __init__(self, address: Callable[[int], str]) -> None:
+    def __init__(self, address: Callable[[int], str], alone: Callable[[int], int | None]) -> None:
         self._address = address
+        self._alone = alone
         # By identity, each with the object, which has to live as long as its entry.
         self._named: dict[int, tuple[object, str]] = {}
         self._told: dict[int, tuple[object, str]] = {}
 
     def names(self, ranks: Sequence[int]) -> str:
-        """ "rank 2", "ranks 0-1,3"; workers without a rank by their address."""
+        """ "rank 2", "ranks 0-1,3"; workers without a rank by what they are called."""
         known = self._named.get(id(ranks))
         if known is None:
             known = self._named[id(ranks)] = (ranks, self._names(ranks))
@@ -598,10 +600,17 @@ class Narrator:
             else:
                 parts.append(f"rank{'s' if len(numbered) > 1 else ''} {text}")
         nameless = each[len(numbered) :]
-        parts += [f"worker {self._address(number)}" for number in nameless[:MAX_ADDRESSES]]
+        parts += [self._called(number) for number in nameless[:MAX_ADDRESSES]]
         if len(nameless) > MAX_ADDRESSES:
             parts.append(f"{len(nameless) - MAX_ADDRESSES} more")
         return ", ".join(parts)
+
+    def _called(self, number: int) -> str:
+        """A worker whose rank nobody knows."""
+        pid = self._alone(number)
+        if pid is None:
+            return f"worker {self._address(number)}"
+        return f"the process (pid {pid})" if pid else "the process"
 
     def line(self, fact: facts.Evidence | facts.Doubt | facts.Remark) -> str:
         return LINES[type(fact)](fact, self.names)

@@ -154,8 +154,11 @@ _WORKER = ("concurrent/futures/thread.py", "_worker")
 
 def _joined(thread: Thread, threads: Sequence[Thread], main: Thread | None) -> Thread | None:
     """The thread whose end, or whose result, *thread* waits for, if it works. The worker tells the
-    one that is joined. At the end of the program, and of a pool, it is the only one that works."""
-    others = [each for each in threads if each not in (thread, main) and _works(each)]
+    one that is joined. At the end of the program, and of a pool, it is the only one that works. If
+    none works, it is the only thread of a pool in the user's code: it waits itself, perhaps for a
+    result of its own pool."""
+    rest = [each for each in threads if each not in (thread, main)]
+    others = [each for each in rest if _works(each)]
     if thread.waits is not None and thread.waits.joined is not None:
         return next((each for each in others if each.native_id == thread.waits.joined), None)
     calls = {(code_file(each.file).path, each.function) for each in _called(thread)}
@@ -163,6 +166,8 @@ def _joined(thread: Thread, threads: Sequence[Thread], main: Thread | None) -> T
         if calls.isdisjoint(_RESULTS):
             return None
         others = [each for each in others if _is_of_pool(each)]
+        if not others:
+            others = [each for each in rest if _is_of_pool(each) and root(each) is not None]
     return others[0] if len(others) == 1 else None
 
 

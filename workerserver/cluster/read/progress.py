@@ -224,8 +224,10 @@ def still(
         return before.main_digest == after.main_digest
     blocked = blocked or blocked_on(after.threads, now)
     if then.frames == now.frames:
-        # Who waits for a child sleeps in waitpid(): no polling.
-        return (blocked.polls and not blocked.on_child) or not _ran(then, now)
+        # Who waits for a child sleeps in waitpid(): no polling. Nor does the user's own line poll:
+        # if it has run there, it is a loop, which may want the GIL in this look.
+        polls = blocked.polls and blocked.inside and not blocked.on_child
+        return polls or not _ran(then, now)
     return blocked.polls and _same_wait(blocked_on(before.threads, then), blocked)
 
 
@@ -234,11 +236,12 @@ _ASLEEP = ("S", "D")
 
 
 def _ran(before: Thread, after: Thread) -> bool:
-    """It slept in both looks, and ran between them: a short loop is often met at the same line. Who
-    is seen to run may spin, so that nothing is told by how often it was switched."""
+    """It slept in one of the looks, and ran between them: a short loop is often met at the same
+    line. Who is seen to run in both may spin, so that nothing is told by how often it was
+    switched."""
     if before.switches is None or after.switches is None or before.native_id != after.native_id:
         return False
-    asleep = before.state in _ASLEEP and after.state in _ASLEEP
+    asleep = before.state in _ASLEEP or after.state in _ASLEEP
     return asleep and before.switches != after.switches
 
 

@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
 def brief(verdict: Verdict, rounds: Sequence[RoundLike]) -> list[Line]:
     """The suspects, who gave no answer, what is known, and what is missing."""
-    lines = [*_suspects(verdict.suspects), *_silent(verdict)]
+    lines = [*_suspects(verdict.suspects, alone=verdict.ranks == 1), *_silent(verdict)]
     if verdict.status == 2:
         lines += _unsure(verdict, rounds)
     else:
@@ -51,7 +51,7 @@ def brief(verdict: Verdict, rounds: Sequence[RoundLike]) -> list[Line]:
 # ---- suspects
 
 
-def _suspects(suspects: Sequence[Suspect]) -> Iterator[Line]:
+def _suspects(suspects: Sequence[Suspect], *, alone: bool) -> Iterator[Line]:
     alike: dict[tuple[object, ...], list[Suspect]] = {}
     for each in suspects:
         key = (each.reason, each.process_group, each.collective, each.seq, each.location)
@@ -59,7 +59,7 @@ def _suspects(suspects: Sequence[Suspect]) -> Iterator[Line]:
     groups = list(alike.values())
     said: set[str] = set()
     for number, group in enumerate(groups[:MAX_SUSPECTS]):
-        for line in _group(group, number):
+        for line in _group(group, number, alone=alone):
             if not line.text or line.text not in said:  # what holds for several is said once
                 said.add(line.text)
                 yield line
@@ -71,11 +71,12 @@ def _suspects(suspects: Sequence[Suspect]) -> Iterator[Line]:
         yield Line(f"... and {len(rest)} more {what}{more} (-v)", "bold red")
 
 
-def _group(group: Sequence[Suspect], number: int) -> Iterator[Line]:
-    """Suspects of which the same is to be said. Less is said of the later ones: *number*."""
+def _group(group: Sequence[Suspect], number: int, *, alone: bool) -> Iterator[Line]:
+    """Suspects of which the same is to be said. Less is said of the later ones: *number*. *alone*:
+    the job has no other rank."""
     first = group[0]
     yield Line(extra=3)
-    yield Line(f"{_names(group)}: {first.reason}", "bold red", hang=2)
+    yield Line(f"{_names(group, alone=alone)}: {first.reason}", "bold red", hang=2)
     operation = first.collective
     if operation is not None:
         if first.seq is not None:
@@ -100,10 +101,11 @@ def _group(group: Sequence[Suspect], number: int) -> Iterator[Line]:
         yield Line(f"  - {line}", extra=4 + index + 2 * number, hang=4)
 
 
-def _names(group: Sequence[Suspect]) -> str:
+def _names(group: Sequence[Suspect], *, alone: bool) -> str:
     first = group[0]
     if len(group) == 1:
-        who = f"rank {first.rank}" if first.rank is not None else "worker of unknown rank"
+        nameless = "the process" if alone else "worker of unknown rank"
+        who = f"rank {first.rank}" if first.rank is not None else nameless
         at = ", ".join(filter(None, (first.host, first.address)))
         return f"{who} ({at})" if at else who
     ranks = [each.rank for each in group if each.rank is not None]

@@ -4,6 +4,7 @@ The lock guards everything in a Hub. A thread holds it for a few microseconds at
 during a wait, a snapshot or a large copy. So the loop's thread may take it while it holds the GIL.
 """
 
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint64_t
 from posix.unistd cimport write
 
@@ -96,8 +97,10 @@ cdef void _signal(Hub *hub, int fd) noexcept nogil:
     cdef uint64_t one = 1
     if hub_gone(hub):
         return
-    if write(fd, &one, sizeof(one)) < 0:
-        pass  # the counter is full, so a signal is already there
+    # A signal that is lost is never sent again: the other thread would sleep until the end. Linux
+    # itself never interrupts this call, but a kernel in user space (gVisor) or a tracer may.
+    while write(fd, &one, sizeof(one)) < 0 and errno == EINTR:
+        pass  # with another error the counter is full, so a signal is already there
 
 
 cdef void wake_io(Hub *hub) noexcept nogil:

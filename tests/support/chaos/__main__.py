@@ -1,0 +1,5 @@
+import sys
+
+from support.chaos.run import main
+
+sys.exit(main())
