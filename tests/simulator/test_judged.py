@@ -72,6 +72,12 @@ def test_who_has_another_fault_may_be_the_other_side_of_a_disagreement() -> None
     assert kinds(played, Said(1, [Suspected(2, "dataloader")])) == ["right rank, wrong reason"]
 
 
+def test_who_stands_where_the_others_stand_is_not_accused() -> None:
+    """One of our workers among stock ones, all at one line: only ours tells that it computes."""
+    played = play(generate(90067769), tell, more=more)
+    assert [each for each in judge(played).suspects if each.rank not in played.truth.guilty] == []
+
+
 def test_nobody_is_accused_in_a_healthy_job() -> None:
     played = first(hung=False)
     assert kinds(played, Said(0)) == kinds(played, Said(2)) == []

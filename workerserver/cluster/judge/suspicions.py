@@ -49,6 +49,7 @@ from workerserver.cluster.judge.grounds.crowd import (
     crowd_of,
     is_free,
     is_stuck,
+    stands_with,
     surely_waits,
 )
 from workerserver.cluster.judge.grounds.lateness import patience
@@ -490,6 +491,7 @@ class Suspicions:
                 self.doubts.append(Outside(outside, crowd))
             return
         claim = Apart(crowd)
+        outside = [rank for rank in outside if not stands_with(job, rank, crowd.ranks)]
         certain = [rank for rank in outside if is_elsewhere(job, rank)]
         for rank in certain or outside:
             reason = self._why(rank, None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from workerserver.cluster.judge.facts import Crowd
 from workerserver.cluster.judge.grounds.admission import is_elsewhere
 from workerserver.cluster.judge.job import Job
 
-__all__ = ["STACKS_ALONE_SECONDS", "crowd_of", "is_free", "is_stuck", "surely_waits"]
+__all__ = ["STACKS_ALONE_SECONDS", "crowd_of", "is_free", "is_stuck", "stands_with", "surely_waits"]
 
 #: Stacks alone tell slow from stuck only if nothing has changed for so long.
 STACKS_ALONE_SECONDS = 5.0
@@ -83,6 +85,16 @@ def waits_too(job: Job, rank: int) -> bool:
     record = job.now.of_rank(rank)
     unrecorded = record is not None and record.unrecorded
     return blocked.on_ranks or (blocked.guessed and (unrecorded or job.pending(rank)))
+
+
+def stands_with(job: Job, rank: int, others: Sequence[int]) -> bool:
+    """It stands where one of *others* stands, and nothing tells that they do different things
+    there: the one may come from a worker that tells more than the other's."""
+    here = job.blocked[rank]
+    return here.location is not None and any(
+        there.location == here.location and (not there.call or there.call == here.call)
+        for there in (job.blocked[other] for other in others)
+    )
 
 
 def is_stuck(job: Job, rank: int) -> bool:
