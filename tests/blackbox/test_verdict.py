@@ -46,6 +46,7 @@ def raised(kind: str, text: str) -> Put:
 
 
 EXIT: Put = ("end", 6.5, {"why": "exit", "thread": 4711, "time": STARTED + 6.5})
+INTERRUPTED = "was ended by Ctrl-C (KeyboardInterrupt)"
 SENT = "was ended by SIGTERM from process 99"
 LOST = raised("RuntimeError", "[../pair.cc:534] Connection closed by peer [127.0.0.1]:2222")
 TOLD = sent(signal.SIGTERM, pid=99)
@@ -85,6 +86,8 @@ TOLD = sent(signal.SIGTERM, pid=99)
             "ended by ValueError: no",
         ),
         ([raised("ValueError", ""), gone(None)], "exception", "ended by ValueError"),
+        ([raised("KeyboardInterrupt", ""), gone(2)], "terminated", INTERRUPTED),
+        ([raised("KeyboardInterrupt", ""), EXIT, gone(1 << 8)], "terminated", INTERRUPTED),
     ],
 )
 def test_how_it_ended(records: list[Put], kind: str, words: str, tmp_path: Path) -> None:
@@ -103,6 +106,14 @@ def verdict(folder: Path, *options: str) -> tuple[int, str]:
 @pytest.fixture(autouse=True)
 def zone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
+
+
+def test_ctrl_c_accuses_nobody(tmp_path: Path) -> None:
+    for rank in range(2):
+        put_box(tmp_path, rank, raised("KeyboardInterrupt", ""), gone(1 << 8))
+    status, said = verdict(tmp_path)
+    assert status != 1, said
+    assert "ranks 0-1 were ended by Ctrl-C" in said
 
 
 def test_the_one_that_was_killed_is_named(tmp_path: Path) -> None:

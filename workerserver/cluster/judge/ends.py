@@ -164,8 +164,11 @@ def _others(endings: Sequence[Ending], culprits: Sequence[Ending]) -> str:
 
 def _kinds(endings: Sequence[Ending]) -> str:
     parts = []
+    stopped = [each for each in endings if each.kind == "terminated"]
+    interrupted = [each for each in stopped if "Ctrl-C" in each.detail]
     for words, some in (
-        ("ended by SIGTERM", [each for each in endings if each.kind == "terminated"]),
+        ("ended by SIGTERM", [each for each in stopped if each not in interrupted]),
+        ("ended by Ctrl-C", interrupted),
         ("lost the others", [e for e in endings if _began(e) and e.waits_for_others]),
         ("ended by {self}", [each for each in endings if each.kind == "clean"]),
         ("still without an end", [each for each in endings if each.kind == "alive"]),
@@ -173,7 +176,7 @@ def _kinds(endings: Sequence[Ending]) -> str:
         if some:
             one = len(some) == 1
             verb = "" if words.startswith("lost") else "is " if one else "are "
-            if words.startswith("ended by SIGTERM"):
+            if words in ("ended by SIGTERM", "ended by Ctrl-C"):
                 verb = "was " if one else "were "
             elif words.startswith("ended by {"):
                 verb = ""

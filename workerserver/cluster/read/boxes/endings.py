@@ -116,6 +116,8 @@ def _how(
     crash = next((each for each in signals if each.get("signal") != signal.SIGTERM), None)
     number = None if status is None else status & 127
     code = None if status is None else status >> 8
+    if exception is not None and exception.get("type") == "KeyboardInterrupt":
+        return "terminated", "was ended by Ctrl-C (KeyboardInterrupt)", exception
     if exception is not None and (not number or number in (signal.SIGTERM, signal.SIGKILL)):
         return "exception", f"ended by {_exception(exception)}", exception
     if number:
