@@ -33,7 +33,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The order is that of FAULTS in tests/support/chaos/faults.py. */
+/* The order is that of INJECTED in tests/support/chaos/faults.py. */
 enum fault { NOFILE, NOMEM, INTR, SHORT, PIPE, PEEK, THREAD, SPACE, CLOCK, FAULTS };
 enum role { OTHER, IO, LOOP };
 
@@ -48,7 +48,6 @@ struct control {
 static struct control *control;
 static _Atomic uint64_t draws[3];
 static __thread enum role known;
-static __thread bool inside;
 
 static void map(void)
 {
@@ -102,11 +101,9 @@ static bool now(enum fault fault)
     enum role who;
     uint64_t draw;
 
-    if (control == NULL || !(atomic_load(&control->armed) >> fault & 1) || inside)
+    if (control == NULL || !(atomic_load(&control->armed) >> fault & 1))
         return false;
-    inside = true;
     who = role();
-    inside = false;
     if (who == OTHER)
         return false;
     draw = atomic_fetch_add(&draws[who], 1);
@@ -279,49 +276,35 @@ extern void *__libc_malloc(size_t size);
 extern void *__libc_calloc(size_t count, size_t size);
 extern void *__libc_realloc(void *block, size_t size);
 
+/* Sets errno if it says so. */
 static bool no_memory(void)
 {
-    if (control == NULL || !(atomic_load(&control->armed) >> NOMEM & 1) || inside)
+    if (control == NULL || !(atomic_load(&control->armed) >> NOMEM & 1) || role() != IO ||
+        !now(NOMEM))
         return false;
-    inside = true;
-    enum role who = role();
-    inside = false;
-    return who == IO && now(NOMEM);
+    errno = ENOMEM;
+    return true;
 }
 
 void *malloc(size_t size)
 {
-    if (no_memory()) {
-        errno = ENOMEM;
-        return NULL;
-    }
-    return __libc_malloc(size);
+    return no_memory() ? NULL : __libc_malloc(size);
 }
 
 void *calloc(size_t count, size_t size)
 {
-    if (no_memory()) {
-        errno = ENOMEM;
-        return NULL;
-    }
-    return __libc_calloc(count, size);
+    return no_memory() ? NULL : __libc_calloc(count, size);
 }
 
 void *realloc(void *block, size_t size)
 {
-    if (size != 0 && no_memory()) {
-        errno = ENOMEM;
-        return NULL;
-    }
-    return __libc_realloc(block, size);
+    return size != 0 && no_memory() ? NULL : __libc_realloc(block, size);
 }
 
 void *mmap(void *place, size_t size, int protection, int flags, int fd, off_t offset)
 {
-    if (no_memory()) {
-        errno = ENOMEM;
+    if (no_memory())
         return MAP_FAILED;
-    }
     return (void *)syscall(SYS_mmap, place, size, protection, flags, fd, offset);
 }
 
@@ -329,7 +312,7 @@ int epoll_ctl(int epoll, int what, int fd, struct epoll_event *event)
 {
     REAL(epoll_ctl);
     if (what == EPOLL_CTL_ADD && no_memory())
-        return refuse(ENOMEM);
+        return -1;
     return real(epoll, what, fd, event);
 }
 
