@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["MAX_RANKS", "bounds", "cut", "fold", "pack", "unfold", "unpack"]
+__all__ = ["MAX_RANKS", "bounds", "cut", "fold", "named", "pack", "unfold", "unpack"]
 
 #: One text that a person wrote stands for so many ranks at most: a typing error must not eat the
 #: memory.
@@ -77,6 +77,11 @@ def fold(ranks: Iterable[int]) -> str:
             first = last = rank
             parts.append(str(rank))
     return ",".join(parts)
+
+
+def named(ranks: Sequence[int]) -> str:
+    """``rank 3``, or ``ranks 0-2,5``."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {fold(ranks)}"
 
 
 def unfold(text: str) -> list[int]:

@@ -9,7 +9,8 @@ import pytest
 from support.jobs.recordings import NAMES, rounds
 
 from workerserver.cli.console import Output
-from workerserver.cli.diagnose import MAX_BRIEF, Judged, render_all
+from workerserver.cli.diagnose import MAX_BRIEF, render_all
+from workerserver.cli.job_command import Judged
 from workerserver.cli.text import cells, cut, wrap
 from workerserver.cluster.ask.rounds import Round
 from workerserver.cluster.find.jobs import JobView

@@ -36,10 +36,10 @@ from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.sentences import SENTENCES
 from workerserver.cluster.judge.slow.stragglers import slow_fact
 from workerserver.cluster.judge.verdict import Verdict, over
-from workerserver.cluster.show.brief import Line, brief
+from workerserver.cluster.show.brief import Line, brief, called
 from workerserver.cluster.show.report import verdict_dict
 
-__all__ = ["Judged", "judge", "main", "render", "render_all", "report", "report_all"]
+__all__ = ["judge", "main", "render", "render_all", "report", "report_all"]
 
 #: Of several jobs, by status: which one is shown.
 ORDER = (2, 0, 1, 3)
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
     """Exit status 0: no rank is suspected, 1: at least one is, 2: could not tell, 3: no job, or it
     has ended. Of several jobs the worst one counts."""
     options = make_parser().parse_intermixed_args(list(argv))
-    if options.targets:
+    if any(map(os.path.isdir, options.targets)):
         from workerserver.cli.together import divided  # 15 ms
 
         boxes, options.targets = divided(options.targets)
@@ -144,7 +144,12 @@ def _with_boxes(options: argparse.Namespace, boxes: Sequence[str]) -> int:
     verdicts = _Verdicts()
     both = None
     if not alone:
-        both = judge_together(options, boxes, judge, lambda views: are_enough(views, verdicts))
+        both = judge_together(
+            options,
+            boxes,
+            lambda views, found: judge(views, found, verdicts),
+            lambda views: are_enough(views, verdicts),
+        )
     if both is None:
         return judge_boxes(boxes, as_json=options.json)
     view, verdict = both.judged[0]
@@ -359,11 +364,9 @@ def render(
 def _show_suspect(suspect: Mapping[str, Any], out: Output, *, alone: bool) -> None:
     """*alone*: the job has no other rank."""
     rank, host = suspect["rank"], suspect["host"]
-    nameless = "the process" if alone else "worker of unknown rank"
-    who = f"rank {rank}" if rank is not None else nameless
     at = ", ".join(filter(None, (host, suspect["address"])))
     out.line()
-    out.line(f"{who} ({at}): {suspect['reason']}", "bold red")
+    out.line(f"{called(rank, alone=alone)} ({at}): {suspect['reason']}", "bold red")
     rests_on = SENTENCES[suspect["reason"]].rests_on
     if alone:
         rests_on = rests_on.removeprefix("others wait for it, and ")

@@ -21,11 +21,10 @@ from workerserver.cluster.ask.boxes.samples import rounds_of
 from workerserver.cluster.ask.rounds import EVERYTHING, Round
 from workerserver.cluster.find.discovery import Found
 from workerserver.cluster.find.jobs import JobView
-from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.ends import Ended, conclude
 from workerserver.cluster.model import RankState
 from workerserver.cluster.read.boxes.endings import ending
-from workerserver.ranks import fold
+from workerserver.ranks import named
 
 __all__ = ["Together", "divided", "judge_together"]
 
@@ -91,8 +90,6 @@ def judge_together(
     judged = judge([view if each is matched.view else each for each in views], found)
     of_view = next(each for each in judged if each.view is view)
     live = of_view.verdict
-    if silent:  # what the samples tell may be older than the looks at the others
-        live = diagnose(view.rounds, view.world_size, view.elsewhere)
     ended = conclude([ending(box) for box in boxes], [], live, sorted(living))
     verdict = replace(live, sentence=ended.sentence, status=ended.status)
     if ended.culprits:
@@ -132,14 +129,13 @@ def _notes(run: Run, living: dict[int, int | None]) -> list[str]:
     same = [box.rank for box in both if box.rank is not None and living[box.rank] == box.pid]
     other = [box.rank for box in both if box.rank is not None and living[box.rank] != box.pid]
     notes = []
-    for ranks, text in (
-        (same, "alive and {have} a box: the answers count"),
-        (other, "alive, and {have} a box of an earlier process: it is not counted"),
-    ):
-        if ranks:
-            one = len(ranks) == 1
-            name = f"rank {ranks[0]} is" if one else f"ranks {fold(ranks)} are"
-            notes.append(f"{name} {text.replace('{have}', 'has' if one else 'have')}")
+    if same:
+        are, have = ("is", "has") if len(same) == 1 else ("are", "have")
+        notes.append(f"{named(same)} {are} alive and {have} a box: the answers count")
+    if other:
+        are, have = ("is", "has") if len(other) == 1 else ("are", "have")
+        what = "a box of an earlier process: it is not counted"
+        notes.append(f"{named(other)} {are} alive, and {have} {what}")
     return notes
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from workerserver.cli import complain
 from workerserver.cli.console import STYLES, Output
-from workerserver.cli.diagnose import Judged, judge, report_all
+from workerserver.cli.diagnose import judge, report_all
 from workerserver.cli.errors import UsageError
 from workerserver.cli.job_command import (
+    Judged,
     ask,
     by_job,
     count,

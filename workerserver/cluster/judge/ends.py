@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from workerserver.cluster.judge.verdict import Status, Verdict
 from workerserver.cluster.read.boxes.endings import Ending
-from workerserver.ranks import fold
+from workerserver.ranks import fold, named
 
 __all__ = ["Ended", "conclude", "place_text", "who_ended"]
 
@@ -108,16 +108,13 @@ def _beside_living(
 
 def _living(live: Verdict, answering: Sequence[int]) -> str:
     """What the ranks that answer do: a hanging operation, if there is one."""
-    one = len(answering) == 1
-    names = f"rank {answering[0]}" if one else f"ranks {fold(answering)}"
     for state in live.process_groups:
         for wait in state.hanging or state.waits:
             waiting = sorted(set(wait.waiting) & set(answering))
             if waiting:
-                one = len(waiting) == 1
-                names = f"rank {waiting[0]}" if one else f"ranks {fold(waiting)}"
-                return f"{names} {'waits' if one else 'wait'} in {wait.op} #{wait.seq}"
-    return f"{names} {'is' if one else 'are'} alive"
+                verb = "waits" if len(waiting) == 1 else "wait"
+                return f"{named(waiting)} {verb} in {wait.op} #{wait.seq}"
+    return f"{named(answering)} {'is' if len(answering) == 1 else 'are'} alive"
 
 
 def _named(culprits: Sequence[Ending]) -> str:
@@ -163,27 +160,29 @@ def _others(endings: Sequence[Ending], culprits: Sequence[Ending]) -> str:
 
 
 def _kinds(endings: Sequence[Ending]) -> str:
-    parts = []
     stopped = [each for each in endings if each.kind == "terminated"]
-    interrupted = [each for each in stopped if "Ctrl-C" in each.detail]
-    for words, some in (
-        ("ended by SIGTERM", [each for each in stopped if each not in interrupted]),
-        ("ended by Ctrl-C", interrupted),
-        ("lost the others", [e for e in endings if _began(e) and e.waits_for_others]),
-        ("ended by {self}", [each for each in endings if each.kind == "clean"]),
-        ("still without an end", [each for each in endings if each.kind == "alive"]),
-    ):
-        if some:
-            one = len(some) == 1
-            verb = "" if words.startswith("lost") else "is " if one else "are "
-            if words in ("ended by SIGTERM", "ended by Ctrl-C"):
-                verb = "was " if one else "were "
-            elif words.startswith("ended by {"):
-                verb = ""
-            parts.append(
-                f"{_ranks(some)} {verb}{words.replace('{self}', 'itself' if one else 'themselves')}"
-            )
-    return ", ".join(parts)
+    kinds = (
+        (
+            "was ended by SIGTERM",
+            "were ended by SIGTERM",
+            [e for e in stopped if not e.interrupted],
+        ),
+        ("was ended by Ctrl-C", "were ended by Ctrl-C", [e for e in stopped if e.interrupted]),
+        (
+            "lost the others",
+            "lost the others",
+            [e for e in endings if _began(e) and e.waits_for_others],
+        ),
+        ("ended by itself", "ended by themselves", [e for e in endings if e.kind == "clean"]),
+        (
+            "is still without an end",
+            "are still without an end",
+            [e for e in endings if e.kind == "alive"],
+        ),
+    )
+    return ", ".join(
+        f"{_ranks(some)} {one if len(some) == 1 else many}" for one, many, some in kinds if some
+    )
 
 
 def _ranks(endings: Sequence[Ending]) -> str:

@@ -101,11 +101,17 @@ def _group(group: Sequence[Suspect], number: int, *, alone: bool) -> Iterator[Li
         yield Line(f"  - {line}", extra=4 + index + 2 * number, hang=4)
 
 
+def called(rank: int | None, *, alone: bool) -> str:
+    """*alone*: the job has no other rank."""
+    if rank is not None:
+        return f"rank {rank}"
+    return "the process" if alone else "worker of unknown rank"
+
+
 def _names(group: Sequence[Suspect], *, alone: bool) -> str:
     first = group[0]
     if len(group) == 1:
-        nameless = "the process" if alone else "worker of unknown rank"
-        who = f"rank {first.rank}" if first.rank is not None else nameless
+        who = called(first.rank, alone=alone)
         at = ", ".join(filter(None, (first.host, first.address)))
         return f"{who} ({at})" if at else who
     ranks = [each.rank for each in group if each.rank is not None]

@@ -45,6 +45,7 @@ class Memory(NamedTuple):
 class Ending:
     """*time*: seconds since the epoch, by its host's clock. *detail*: how, in words for people.
     *waits_for_others*: it ended because other ranks had gone or did not come, as it says itself.
+    *interrupted*: somebody ended it by Ctrl-C.
     *place*: the newest line of the user's code on the stack that counts; *step*: the last one.
     *seen*: when both were written, if nothing of its end was; None: at its end."""
 
@@ -57,6 +58,7 @@ class Ending:
     step: int | None
     place: Frame | None
     waits_for_others: bool
+    interrupted: bool
     memory: Memory | None
     seen: float | None
     box: Box
@@ -93,6 +95,7 @@ def ending(box: Box) -> Ending:
         step=step if type(step) is int else None,
         place=None if kind == "clean" else _place(box, told),
         waits_for_others=others,
+        interrupted=kind == "terminated" and told is not None and told["why"] == "exception",
         memory=_memory(box),
         seen=box.time if told is None and kind != "alive" else None,
         box=box,
