@@ -8,12 +8,13 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo man docs test test-debug faults blackbox simulate test-cuda test-integrations wheels test-cpythons test-torch chaos soak long bench bench-check compare coverage sanitize lint format clean
+.PHONY: help build demo man docs test test-debug wire faults blackbox simulate test-cuda test-integrations wheels test-cpythons test-torch chaos soak long bench bench-check compare coverage sanitize lint format clean
 
 help:
 	@echo "make demo           start a training job that hangs, and find the rank to blame"
 	@echo "make test           run all tests (ARGS='-k name': some of them)"
 	@echo "make test-debug     run the native side's tests with a debug build, which checks invariants"
+	@echo "make wire           send a table of raw inputs, each cut at every byte, on every transport"
 	@echo "make faults         run real jobs with planted faults, and check each verdict"
 	@echo "make blackbox       kill writers of black boxes at random moments, and end real jobs in each way"
 	@echo "make simulate       judge simulated jobs, and find planted faults of the judge (JOBS=1000000)"
@@ -70,6 +71,10 @@ test: build
 
 test-debug: build
 	$(PY) tools/run_debug.py $(ARGS)
+
+# In five minutes. nginx, where it is installed (Debian: nginx-light), is the second judge.
+wire: build
+	WORKERSERVER_WIRE=all $(PY) -m pytest -n $(TESTERS) tests/wire $(ARGS)
 
 # Takes about 25 min. ARGS="-k pipeline" runs some of the jobs; ARGS="-m faults" also those that are
 # watched for minutes, in 40 min; ARGS="-m 'faults and quick'" six, in 1 min.
