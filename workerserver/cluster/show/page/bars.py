@@ -40,11 +40,12 @@ def _group(group: Fields) -> str:
     for wait in waits:
         name = wait["collective"] + ("" if wait["seq"] is None else f" #{wait['seq']}")
         gone = " and ".join(
-            f"{cut_ranks(wait[kind])} ({what})"
-            for kind, what in (("absent", "absent"), ("silent", "silent"))
+            f"{_named(wait[kind])} ({what})"
+            for kind, what in (("absent", "absent"), ("silent", "no answer"))
             if wait[kind]
         )
-        who = f"ranks {cut_ranks(wait['waiting'])} wait in {name}"
+        verb = "waits" if wait["waiting"].isdecimal() else "wait"
+        who = f"{_named(wait['waiting'])} {verb} in {name}"
         said.append(f'<p class="red">{text(who)}{text(f" for {gone}") if gone else ""}</p>')
     mismatch = group["mismatch"]
     if mismatch is not None:
@@ -71,26 +72,34 @@ def _group(group: Fields) -> str:
     )
 
 
+def _named(ranks: str) -> str:
+    return f"rank {ranks}" if ranks.isdecimal() else f"ranks {cut_ranks(ranks)}"
+
+
 def _rows(group: Fields, waits: Sequence[Fields]) -> list[dict[str, Any]]:
     """The classes of ranks. What is absent from a wait that hangs is a class of its own."""
     absent = {rank for wait in waits for rank in ranks_in(wait["absent"])}
+    silent = {rank for wait in waits for rank in ranks_in(wait["silent"])}
     rows: list[dict[str, Any]] = []
     known: set[int] = set()
     for each in group["positions"]:
         ranks = ranks_in(each["ranks"])
         known.update(ranks)
-        for some, red in (
-            ([rank for rank in ranks if rank in absent], True),
-            ([rank for rank in ranks if rank not in absent], False),
+        for some, mark in (
+            ([rank for rank in ranks if rank in absent], "absent"),
+            ([rank for rank in ranks if rank in silent - absent], "no answer"),
+            ([rank for rank in ranks if rank not in silent | absent], ""),
         ):
             if some:
                 at = each["last_issued"], each["last_retired"]
                 seqs = [None if one is None else one["seq"] for one in at]
-                rows.append({"ranks": fold(some), "red": red, "at": at, "seqs": seqs})
+                rows.append({"ranks": fold(some), "mark": mark, "at": at, "seqs": seqs})
     gone = sorted(absent - known)
     if gone:
-        rows.append({"ranks": fold(gone), "red": True, "at": (None, None), "seqs": [None, None]})
-    return sorted(rows, key=lambda row: not row["red"])
+        rows.append(
+            {"ranks": fold(gone), "mark": "absent", "at": (None, None), "seqs": [None, None]}
+        )
+    return sorted(rows, key=lambda row: ("absent", "no answer", "").index(row["mark"]))
 
 
 def _drawn(row: Fields, low: int, high: int) -> str:
@@ -101,15 +110,20 @@ def _drawn(row: Fields, low: int, high: int) -> str:
     names = [
         "nothing" if one is None else f"{one['collective']} #{one['seq']}" for one in row["at"]
     ]
-    mark = ' class="absent"' if row["red"] else ""
-    who = text(cut_ranks(row["ranks"])) + (' <span class="red">absent</span>' if row["red"] else "")
+    mark = ' class="absent"' if row["mark"] == "absent" else ""
+    who = text(cut_ranks(row["ranks"]))
+    if row["mark"]:
+        who += f' <span class="red">{row["mark"]}</span>'
+    told = f"issued {text(names[0], 120)}, retired {text(names[1], 120)}"
+    if names[0] == names[1]:
+        told = f"issued and retired {text(names[0], 120)}" if issued is not None else "nothing"
     return (
         f'<tr{mark}><td>{who}</td><td class="bar">'
         f'<svg viewBox="0 0 1000 10" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect class="track" width="1000" height="10"/>'
         f'<rect class="issued" width="{width(issued)}" height="10"/>'
         f'<rect class="retired" width="{width(retired)}" height="10"/></svg></td>'
-        f"<td>issued {text(names[0], 120)}, retired {text(names[1], 120)}</td></tr>"
+        f"<td>{told}</td></tr>"
     )
 
 

@@ -47,6 +47,7 @@ def _culprit(each: Mapping[str, Any]) -> str:
         line = "" if location["line"] is None else f":{location['line']}"
         place = f"{location['file']}{line} {location['function']}"
     facts = {
+        "host": each["host"],
         "stood in": place,
         "ended": clock(each["time"]) or None,
         "last step": None if each["step"] is None else f"step {each['step']:,}",
@@ -55,7 +56,7 @@ def _culprit(each: Mapping[str, Any]) -> str:
         "command": each.get("argv"),
         "black box": each["path"],
     }
-    return _card(who(each), each["text"], facts, (), each)
+    return _card(each["text"], facts, (), each)
 
 
 def _suspect(each: Mapping[str, Any]) -> str:
@@ -67,6 +68,7 @@ def _suspect(each: Mapping[str, Any]) -> str:
     if place is not None and each["call"]:
         place += f", in {each['call']}"
     facts = {
+        "rests on": each.get("rests_on"),
         "stands in": place,
         "waits for": each["waits_for"],
         "operation": operation,
@@ -79,24 +81,23 @@ def _suspect(each: Mapping[str, Any]) -> str:
         "address": each["address"] or None,
     }
     evidence = [*each["evidence"], *map(_circle, each["deadlock"])]
-    return _card(who(each), each["reason"], facts, evidence, each)
+    return _card(f"{who(each)}: {each['reason']}", facts, evidence, each)
 
 
 def _card(
-    name: str,
-    reason: str,
+    title: str,
     facts: Mapping[str, Any],
     evidence: Any,
     each: Mapping[str, Any],
 ) -> str:
     told = "".join(
-        f"<dt>{title}</dt><dd>{text(value, 1000)}</dd>"
-        for title, value in facts.items()
+        f"<dt>{name}</dt><dd>{text(value, 1000)}</dd>"
+        for name, value in facts.items()
         if value is not None
     )
     stack = each.get("stack") or ()
     shown = "\n".join(text(line, MAX_LINE) for line in stack[:FIRST_FRAMES])
-    parts = [f"<h3>{text(name, 300)}: {text(reason, 1000)}</h3><dl>{told}</dl>", lines(evidence)]
+    parts = [f"<h3>{text(title, 1000)}</h3><dl>{told}</dl>", lines(evidence)]
     if shown:
         parts.append(f'<pre tabindex="0" aria-label="newest frames">{shown}</pre>')
     if len(stack) > FIRST_FRAMES:

@@ -37,14 +37,18 @@ def document(
     *,
     targets: Sequence[str] = (),
     commands: Mapping[int, str] | None = None,
+    samples: Sequence[RankState] = (),
 ) -> dict[str, Any]:
     """*fields*: what ``diagnose --json`` prints of the job. *rounds*: the looks that the verdict
     rests on. Without them, the map and the tree are made of the verdict's groups of equal stacks:
     then hosts, steps and silent ranks are known only as far as the verdict tells them. *paces*: the
     last steps of some ranks. *targets*: how the job was named, for the commands that ask more.
-    *commands*: the command lines of some ranks."""
+    *commands*: the command lines of some ranks. *samples*: what ranks that have ended did last."""
     states = list(rounds[-1].states) if rounds else []
-    by_rank = {state.rank: state for state in states if state.rank is not None}
+    by_rank = {state.rank: state for state in states if state.rank is not None and state.threads}
+    for state in samples:
+        if state.rank is not None:
+            by_rank.setdefault(state.rank, state)
     commands = commands or {}
     suspects = [dict(each) for each in fields.get("suspects", ())]
     for each in suspects[:MAX_CARDS]:
@@ -60,6 +64,9 @@ def document(
     root = tree(states) if states else _tree_told(fields)
     nodes = _nodes(root, leaves) if root.count else []
     workers = [_worker(state, leaves) for state in states]
+    hosts = {each["rank"]: each["host"] for each in fields.get("boxes") or ()}
+    for worker in workers:
+        worker["host"] = worker["host"] or hosts.get(worker["rank"])
     return {
         **{name: fields.get(name) for name in _KEPT},
         "suspects": suspects,
@@ -172,7 +179,8 @@ def _more(state: RankState | None, reason: Any) -> dict[str, Any]:
     fields["kernel"] = None if thread is None else thread.wchan
     health = None if state is None else state.health
     fields["rss_bytes"] = None if health is None else health.rss_bytes
-    fields["pid"] = None if health is None else health.pid
+    if health is not None and health.pid is not None:
+        fields["pid"] = health.pid
     return fields
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from workerserver.cluster.show.page.markup import clock, count, cut, duration, is_number
 
-__all__ = ["TITLES", "looked", "since", "sure", "ticket", "who"]
+__all__ = ["TITLES", "is_of_boxes", "looked", "since", "sure", "ticket", "who"]
 
 #: By status.
 TITLES = ("Healthy", "Suspects found", "Could not tell", "No job to judge")
@@ -27,6 +27,12 @@ def looked(document: Mapping[str, Any]) -> float | None:
     """When the job was looked at last."""
     when = document["looks"][-1] if document["looks"] else document["time"]
     return float(when) if is_number(when) and when > 0 else None
+
+
+def is_of_boxes(document: Mapping[str, Any]) -> bool:
+    """Nobody was asked: all that is known comes from black boxes."""
+    known = [each["address"] for each in document["workers"] if each["address"]]
+    return bool(document["boxes"]) and all(each.endswith(".box") for each in known)
 
 
 def since(document: Mapping[str, Any]) -> str:
@@ -59,15 +65,23 @@ def sure(document: Mapping[str, Any]) -> list[str]:
     answered = f"{document['responded']:,} of {count(document['ranks'], 'rank')} answered"
     if boxes:
         lines.append(f"{count(len(boxes), 'black box', 'black boxes')} counted")
-    if document["ranks"] and not (boxes and not document["responded"]):
+    if is_of_boxes(document):
+        if len(looks) > 1:
+            lines.append(
+                f"the last two samples of the stacks, {duration(looks[-1] - looks[0])} apart"
+            )
+    elif document["ranks"]:
         if len(looks) > 1:
             passed = duration(looks[-1] - looks[0])
             answered += f"; {len(looks)} looks in {passed} tell stuck from slow"
         elif looks:
             answered += "; one look only: it tells nothing of what moves"
         lines.append(answered)
-    rests = dict.fromkeys(each.get("rests_on") for each in document["suspects"])
-    lines += [f"rests on: {each}" for each in rests if each]
+    rests = {each["rests_on"] for each in document["suspects"] if each.get("rests_on")}
+    if len(rests) == 1:
+        lines.append(f"rests on: {rests.pop()}")
+    elif rests:
+        lines.append(f"rests on {len(rests)} kinds of evidence, each with its suspect")
     if document["culprits"]:
         lines.append("rests on: what the process itself, or the kernel, recorded of its end")
     lines += [f"not looked at: {each}" for each in document["not_looked_at"] or ()]
@@ -83,10 +97,12 @@ def ticket(document: Mapping[str, Any]) -> str:
     """Plain text for a ticket or a chat."""
     job = document["job"]
     lines = [document["verdict"], ""]
-    lines.append(f"job: {job}" if job else "job: of no known name")
+    if not document.get("redacted"):
+        lines.append(f"job: {job or 'of no known name'}")
     now = looked(document)
     if now is not None:
-        lines.append(f"looked at: {clock(now)}")
+        what = "last sample" if is_of_boxes(document) else "looked at"
+        lines.append(f"{what}: {clock(now)}")
     lines.append(f"since: {since(document)}")
     lines += [f"sure: {each}" for each in sure(document)]
     for each in document["culprits"][:MAX_SUSPECTS]:

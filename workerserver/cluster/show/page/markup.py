@@ -49,10 +49,11 @@ def number(value: float) -> str:
 
 
 def clock(seconds: Any) -> str:
-    """``2026-11-29 03:12:07 UTC``; "" if *seconds* since the epoch are not known."""
+    """``2026-11-29 03:12:07 +0100``, in this machine's zone, as a verdict tells times; "" if
+    *seconds* since the epoch are not known."""
     if not is_number(seconds) or not 0 < seconds < 1e11:
         return ""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(seconds))
 
 
 def duration(seconds: Any) -> str:

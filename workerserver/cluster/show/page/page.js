@@ -5,11 +5,12 @@
   const copy = document.getElementById("copy");
   copy.hidden = false;
   copy.addEventListener("click", async () => {
-    area.select();
     try {
       await navigator.clipboard.writeText(area.value);
       copy.textContent = "Copied";
     } catch {
+      area.closest("details").open = true;
+      area.select();
       copy.textContent = document.execCommand("copy") ? "Copied" : "Selected: press Ctrl-C";
     }
   });

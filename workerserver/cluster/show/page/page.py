@@ -9,12 +9,12 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from workerserver.cluster.model import RoundLike
+from workerserver.cluster.model import RankState, RoundLike
 from workerserver.cluster.read.steps import Pace
 from workerserver.cluster.show.page.bars import process_groups, steps
 from workerserver.cluster.show.page.cards import cards
 from workerserver.cluster.show.page.document import document
-from workerserver.cluster.show.page.facts import TITLES, looked, since, sure, ticket
+from workerserver.cluster.show.page.facts import TITLES, is_of_boxes, looked, since, sure, ticket
 from workerserver.cluster.show.page.icicle import icicle, tree_text, widths
 from workerserver.cluster.show.page.markup import clock, count, lines, text
 from workerserver.cluster.show.page.rank_map import colours, rank_map, stack_classes
@@ -34,12 +34,13 @@ def report_page(
     *,
     targets: Sequence[str] = (),
     commands: Mapping[int, str] | None = None,
+    samples: Sequence[RankState] = (),
     redact: bool = False,
 ) -> str:
     """The page of a verdict: *fields* is the object that ``diagnose --json`` prints. The other
     arguments make the page richer (:func:`.document.document`). *redact*: without paths, host
     names, the job's name and command lines."""
-    told = document(fields, rounds, paces, targets=targets, commands=commands)
+    told = document(fields, rounds, paces, targets=targets, commands=commands, samples=samples)
     return _page(redacted(told) if redact else told)
 
 
@@ -80,26 +81,27 @@ def _head(told: Mapping[str, Any]) -> str:
     how = "; ".join(text(each, 600) for each in sure(told))
     facts += [("how sure", how)] if how else []
     when = looked(told)
-    job = text(told["job"], 200) if told["job"] else "of no known name"
+    nameless = "its name is left out" if told.get("redacted") else "of no known name"
+    job = text(told["job"], 200) if told["job"] else nameless
     facts.append(("job", f"{job}, {count(told['ranks'], 'rank')}" if told["ranks"] else job))
     if when is not None:
-        facts.append(("looked at", clock(when)))
+        facts.append(("last sample" if is_of_boxes(told) else "looked at", clock(when)))
     rows = "".join(f"<dt>{title}</dt><dd>{value}</dd>" for title, value in facts)
     whole = ticket(told)
     return (
         f'<header><div class="answer st{status}"><p class="badge">{TITLES[status]}</p>'
         f"<h1>{text(told['verdict'])}</h1><dl>{rows}</dl></div>"
+        '<p><button id="copy" class="plain" hidden>Copy text for a ticket</button></p>'
         '<details><summary>Text for a ticket</summary><label for="ticket" class="soft">'
         "the verdict with its evidence, as plain text</label>"
-        f'<textarea id="ticket" readonly rows="12">\n{text(whole, 20_000)}</textarea>'
-        '<button id="copy" class="plain" hidden>Copy</button></details></header>'
+        f'<textarea id="ticket" readonly rows="12">\n{text(whole, 20_000)}</textarea></details></header>'
     )
 
 
 def _body(told: Mapping[str, Any]) -> str:
     tree = icicle(told)
     marks = (
-        f'<p><button id="all" class="plain" hidden>Show all ranks</button> '
+        f'<p class="marks"><button id="all" class="plain" hidden>Show all ranks</button> '
         f'<span id="said" class="said" role="status" data-usual="{USUAL}">{USUAL}</span></p>'
         if tree
         else ""
@@ -119,7 +121,7 @@ def _body(told: Mapping[str, Any]) -> str:
     sections = (
         ("Suspects", cards(told)),
         ("Ranks", rank_map(told)),
-        ("Equal stacks", marks + stack_classes(told) if tree else ""),
+        ("Equal stacks", stack_classes(told) if tree else ""),
         ("Stacks of all ranks", wide + tree + as_text if tree else ""),
         ("Process groups", process_groups(told)),
         ("Steps", steps(told)),
@@ -131,9 +133,15 @@ def _body(told: Mapping[str, Any]) -> str:
         ("Notes", _some([*(told["notes"] or ()), *(told["leftovers"] or ())])),
         ("Other jobs", _some(map(_other, told["other_jobs"] or ()))),
     )
-    return "".join(
-        f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content
-    )
+    made = {
+        title: f"<section><h2>{title}</h2>{content}</section>" if content else ""
+        for title, content in sections
+    }
+    # What a click filters stands together, below a line that stays in sight.
+    first, linked = "Suspects", ("Ranks", "Equal stacks", "Stacks of all ranks")
+    rest = [part for title, part in made.items() if title != first and title not in linked]
+    together = "".join(made[title] for title in linked)
+    return f"{made[first]}<div>{marks}{together}</div>{''.join(rest)}"
 
 
 def _some(values: Any) -> str:
@@ -160,5 +168,5 @@ def _foot(told: Mapping[str, Any]) -> str:
     hidden = " Paths, host names and command lines are left out." if told.get("redacted") else ""
     return (
         "<footer>Written by <code>workerserver report</code>. This page loads nothing and sends "
-        f"nothing.{hidden} Times are UTC.</footer>"
+        f"nothing.{hidden} Times are in the zone of the machine that wrote it.</footer>"
     )

@@ -72,9 +72,10 @@ def rank_map(document: Mapping[str, Any]) -> str:
     accused = {each["rank"] for each in (*document["suspects"], *document["culprits"])}
     hosts: dict[str, list[Worker]] = {}
     told = any(each["host"] for each in workers)
+    last = workers[-1]["rank"]
     for each in workers[:MAX_CELLS]:
         at = each["rank"] // ROW * ROW
-        other = "host not known" if told else f"ranks {at}-{at + ROW - 1}"
+        other = "host not known" if told else f"ranks {at}-{min(at + ROW - 1, last)}"
         hosts.setdefault(each["host"] or other, []).append(each)
     rows = "".join(_row(host, some, accused) for host, some in hosts.items())
     many = " many" if len(hosts) > FEW_HOSTS else ""
