@@ -44,17 +44,9 @@ def large_job(ranks: int, stacks: int, host: str = "node{}.cluster.example.org")
             )  # fmt: skip
             worker = Worker(f"{at}:29{rank % LOCAL:03}", False, rank, at)
             threads = (Thread(frames, name="MainThread", main=True, state="S"),)
-            states.append(
-                RankState(
-                    worker,
-                    rank,
-                    "workerserver",
-                    health,
-                    mode="nogil",
-                    threads=threads,
-                    responded=True,
-                )  # fmt: skip
-            )
+            state = RankState(worker, rank, "workerserver", health, threads=threads)
+            state.mode, state.responded = "nogil", True
+            states.append(state)
         rounds.append(Round(states, STARTED + 2 * look))
     return rounds
 

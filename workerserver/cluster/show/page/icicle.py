@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workerserver.cluster.show.page.markup import count, text
+from workerserver.cluster.show.page.markup import count, short, text
 from workerserver.ranks import cut as cut_ranks
 
 __all__ = ["icicle", "tree_text", "widths"]
@@ -47,12 +47,11 @@ def _box(node: Node) -> str:
     if not frames:
         label = "all ranks" if node["depth"] == 0 else "no Python stack"
     else:
-        place, _, function = frames[-1].rpartition(" ")
-        label = f"{function} {place.rpartition('/')[2]}"
+        label = short(frames[-1])
     more = len(frames) + node["more"] - 1
     title = f"{count(node['count'], 'rank')}: {cut_ranks(node['ranks'])}"
     if frames:
-        title += f": {' > '.join(frames[-MAX_TITLE:])}"
+        title += f": {' > '.join(map(short, frames[-MAX_TITLE:]))}"
     one = f" k k{node['leaf']}" if node["leaf"] == node["last"] else ""
     return (
         f'<button class="box{one}" data-l="{node["leaf"]}" data-m="{node["last"]}" '

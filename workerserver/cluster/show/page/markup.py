@@ -7,7 +7,18 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["clock", "count", "cut", "duration", "is_number", "lines", "number", "size", "text"]
+__all__ = [
+    "clock",
+    "count",
+    "cut",
+    "duration",
+    "is_number",
+    "lines",
+    "number",
+    "short",
+    "size",
+    "text",
+]
 
 #: Of one text.
 MAX_TEXT = 4000
@@ -41,6 +52,12 @@ def lines(values: Iterable[Any]) -> str:
 def count(many: int, one: str, more: str | None = None) -> str:
     """``1 rank``, ``4,096 ranks``."""
     return f"{many:,} {one if many == 1 else more or one + 's'}"
+
+
+def short(frame: str) -> str:
+    """``all_reduce distributed_c10d.py:3252`` of ``/.../distributed_c10d.py:3252 all_reduce``."""
+    place, _, function = frame.rpartition(" ")
+    return f"{function} {place.rpartition('/')[2]}"
 
 
 def number(value: float) -> str:

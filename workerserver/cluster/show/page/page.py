@@ -94,7 +94,8 @@ def _head(told: Mapping[str, Any]) -> str:
         '<p><button id="copy" class="plain" hidden>Copy text for a ticket</button></p>'
         '<details><summary>Text for a ticket</summary><label for="ticket" class="soft">'
         "the verdict with its evidence, as plain text</label>"
-        f'<textarea id="ticket" readonly rows="12">\n{text(whole, 20_000)}</textarea></details></header>'
+        f'<textarea id="ticket" readonly rows="12">\n{text(whole, 20_000)}</textarea>'
+        "</details></header>"
     )
 
 

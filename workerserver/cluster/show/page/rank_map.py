@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workerserver.cluster.show.page.markup import count, text
+from workerserver.cluster.show.page.markup import count, short, text
 from workerserver.cluster.show.tree import short_fold
 
 __all__ = ["colours", "rank_map", "stack_classes"]
@@ -16,6 +16,8 @@ MAX_CELLS = 16_384
 MAX_CLASSES = 80
 #: More hosts than this get small squares, in several columns.
 FEW_HOSTS = 24
+#: Of the calls that make a stack another one, the newest that a line has.
+MAX_CALLS = 3
 #: Local ranks beyond this are drawn without gaps.
 MAX_COLUMNS = 64
 #: Ranks in a row, where nobody tells the hosts.
@@ -51,7 +53,7 @@ def stack_classes(document: Mapping[str, Any]) -> str:
     items = []
     for leaf, ranks in found[:MAX_CLASSES]:
         frames = ends.get(leaf) or ["no Python stack"]
-        where = text(frames[-1], 160)
+        where = text(" > ".join(map(short, frames[-MAX_CALLS:])), 200)
         what = f"{count(len(ranks), 'rank')}: {text(short_fold(sorted(ranks)))}"
         items.append(
             f'<li><button class="k{leaf}" data-l="{leaf}" data-m="{leaf}" aria-pressed="false" '
@@ -77,11 +79,20 @@ def rank_map(document: Mapping[str, Any]) -> str:
         at = each["rank"] // ROW * ROW
         other = "host not known" if told else f"ranks {at}-{min(at + ROW - 1, last)}"
         hosts.setdefault(each["host"] or other, []).append(each)
-    rows = "".join(_row(host, some, accused) for host, some in hosts.items())
-    many = " many" if len(hosts) > FEW_HOSTS else ""
+    order = list(hosts.items())
+    many, said, scroll = "", "", ""
+    if len(hosts) > FEW_HOSTS:
+
+        def is_odd(each: Worker) -> bool:
+            return each["rank"] in accused or each["silent"] is not None
+
+        order.sort(key=lambda each: not any(map(is_odd, each[1])))
+        many, scroll = " many", ' tabindex="0" role="group" aria-label="hosts"'
+        said = "<p>Hosts with suspected or silent ranks come first.</p>"
+    rows = "".join(_row(host, some, accused) for host, some in order)
     more = len(workers) - MAX_CELLS
     left = f"<p>... and {more:,} more ranks</p>" if more > 0 else ""
-    return f'<div class="hosts{many}">{rows}</div>{left}{_legend(workers, accused)}'
+    return f'{said}<div class="hosts{many}"{scroll}>{rows}</div>{left}{_legend(workers, accused)}'
 
 
 def _row(host: str, workers: Sequence[Worker], accused: set[Any]) -> str:
