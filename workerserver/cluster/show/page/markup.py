@@ -96,7 +96,7 @@ def size(amount: Any) -> str:
         if amount < 1024:
             return f"{amount:.1f} {unit}".replace(".0 ", " ")
         amount /= 1024
-    return f"{amount:.1f} TiB"
+    return f"{amount:.1f} TiB".replace(".0 ", " ")
 
 
 def is_number(value: Any) -> bool:
