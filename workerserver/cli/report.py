@@ -15,7 +15,7 @@ from workerserver.blackbox.read import Box
 from workerserver.cli.blackbox import box_fields, judged, read_runs, verdict_of
 from workerserver.cli.console import STYLES, Output
 from workerserver.cli.diagnose import Verdicts, are_enough, judge, report_all, with_slow_ranks
-from workerserver.cli.errors import NoJobError, OutputError
+from workerserver.cli.errors import OutputError
 from workerserver.cli.job_command import (
     add_backends,
     add_rounds,
@@ -34,6 +34,7 @@ from workerserver.cluster.ask.boxes.samples import rounds_of
 from workerserver.cluster.ask.client import Client, Visit
 from workerserver.cluster.ask.full.histories import STEPS
 from workerserver.cluster.ask.rounds import EVERYTHING, Round
+from workerserver.cluster.judge.ends import conclude
 from workerserver.cluster.model import RankState
 from workerserver.cluster.read.steps import Pace, read_steps
 from workerserver.cluster.show.page.document import MAX_PACES
@@ -107,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
         about = {"file": options.output, "bytes": len(page), "redacted": options.redact}
         kept = {name: told.fields[name] for name in ("verdict", "status", "job", "ranks")}
         write_json(sys.stdout, {**about, **kept})
-    elif os.path.isfile(options.output):  # else the page itself may be on the terminal
+    elif _is_plain(options.output):  # else the page itself may be on the terminal
         out = Output(sys.stdout)
         out.line(verdict, STYLES[status])
         out.line(f"{options.output}: {len(page)} bytes", "bold")
@@ -164,7 +165,7 @@ def _together(options: argparse.Namespace, folders: Sequence[str]) -> Told | Non
 def _boxes(folders: Sequence[str]) -> Told:
     runs, problems = read_runs(folders)
     if not runs:
-        raise NoJobError(f"no black box can be read in {', '.join(folders)}")
+        return Told(verdict_of(conclude([], [], None), None, problems))
     run = runs[0]
     told = Told(verdict_of(judged(run), run, problems), rounds_of(run.boxes))
     _add_boxes(told, run.boxes)
@@ -219,9 +220,14 @@ def _age(state: RankState) -> float:
     return -1.0 if age is None else age
 
 
+def _is_plain(path: str) -> bool:
+    """A file, or none yet: no device, no pipe, and no link (/dev/stdout) that would be replaced."""
+    return not os.path.islink(path) and (not os.path.exists(path) or os.path.isfile(path))
+
+
 def _write(path: str, page: bytes) -> None:
     """Write the whole page or, to a file, none of it."""
-    plain = not os.path.exists(path) or os.path.isfile(path)
+    plain = _is_plain(path)
     part = f"{path}.part" if plain else path
     try:
         with open(part, "wb") as file:

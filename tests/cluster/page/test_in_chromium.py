@@ -140,8 +140,8 @@ def test_hostile_texts_are_inert(chromium: Browser, tmp_path: Path) -> None:
 
 
 def test_nothing_is_asked_of_a_server(chromium: Browser, tmp_path: Path) -> None:
-    """Served by HTTP, the page asks for nothing, its icon included; and its policy keeps what is
-    put into it from running and from being sent."""
+    """Served by HTTP, the page asks for nothing; and its policy keeps what is put into it from
+    running and from being sent."""
     asked: list[str] = []
     body = recorded_page("two_asleep-ours").encode()
 

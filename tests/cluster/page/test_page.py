@@ -250,6 +250,7 @@ def test_texts_without_names() -> None:
     assert not re.search(r"gpu-07|example|10\.1\.2|fe80|alice|node-a|corp|data|run|srv", said)
     assert "train.py:12, line 12, rank 3:0" in said
     assert "3 MiB/s" in said
+    assert "timeout: address did not answer" in said
     assert told["workers"][-1]["host"] == "host-1"
     assert told["unreachable"][0]["text"] == "host-1."
     assert told["job"] is None

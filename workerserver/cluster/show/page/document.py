@@ -67,8 +67,10 @@ def document(
     hosts = {each["rank"]: each["host"] for each in fields.get("boxes") or ()}
     for worker in workers:
         worker["host"] = worker["host"] or hosts.get(worker["rank"])
+    asked = [each["address"] for each in workers if not each["address"].endswith(".box")]
     return {
         **{name: fields.get(name) for name in _KEPT},
+        "of_boxes": bool(fields.get("boxes")) and not asked,  # nobody was asked
         "suspects": suspects,
         "culprits": culprits,
         "looks": [look.started for look in rounds],

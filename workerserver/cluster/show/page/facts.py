@@ -7,7 +7,7 @@ from typing import Any
 
 from workerserver.cluster.show.page.markup import clock, count, cut, duration, is_number
 
-__all__ = ["TITLES", "is_of_boxes", "looked", "since", "sure", "ticket", "who"]
+__all__ = ["TITLES", "looked", "since", "sure", "ticket", "who"]
 
 #: By status.
 TITLES = ("Healthy", "Suspects found", "Could not tell", "No job to judge")
@@ -27,12 +27,6 @@ def looked(document: Mapping[str, Any]) -> float | None:
     """When the job was looked at last."""
     when = document["looks"][-1] if document["looks"] else document["time"]
     return float(when) if is_number(when) and when > 0 else None
-
-
-def is_of_boxes(document: Mapping[str, Any]) -> bool:
-    """Nobody was asked: all that is known comes from black boxes."""
-    known = [each["address"] for each in document["workers"] if each["address"]]
-    return bool(document["boxes"]) and all(each.endswith(".box") for each in known)
 
 
 def since(document: Mapping[str, Any]) -> str:
@@ -65,7 +59,7 @@ def sure(document: Mapping[str, Any]) -> list[str]:
     answered = f"{document['responded']:,} of {count(document['ranks'], 'rank')} answered"
     if boxes:
         lines.append(f"{count(len(boxes), 'black box', 'black boxes')} counted")
-    if is_of_boxes(document):
+    if document["of_boxes"]:
         if len(looks) > 1:
             lines.append(
                 f"the last two samples of the stacks, {duration(looks[-1] - looks[0])} apart"
@@ -101,7 +95,7 @@ def ticket(document: Mapping[str, Any]) -> str:
         lines.append(f"job: {job or 'of no known name'}")
     now = looked(document)
     if now is not None:
-        what = "last sample" if is_of_boxes(document) else "looked at"
+        what = "last sample" if document["of_boxes"] else "looked at"
         lines.append(f"{what}: {clock(now)}")
     lines.append(f"since: {since(document)}")
     lines += [f"sure: {each}" for each in sure(document)]

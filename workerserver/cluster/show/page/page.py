@@ -14,7 +14,7 @@ from workerserver.cluster.read.steps import Pace
 from workerserver.cluster.show.page.bars import process_groups, steps
 from workerserver.cluster.show.page.cards import cards
 from workerserver.cluster.show.page.document import document
-from workerserver.cluster.show.page.facts import TITLES, is_of_boxes, looked, since, sure, ticket
+from workerserver.cluster.show.page.facts import TITLES, looked, since, sure, ticket
 from workerserver.cluster.show.page.icicle import icicle, tree_text, widths
 from workerserver.cluster.show.page.markup import clock, count, lines, text
 from workerserver.cluster.show.page.rank_map import colours, rank_map, stack_classes
@@ -85,7 +85,7 @@ def _head(told: Mapping[str, Any]) -> str:
     job = text(told["job"], 200) if told["job"] else nameless
     facts.append(("job", f"{job}, {count(told['ranks'], 'rank')}" if told["ranks"] else job))
     if when is not None:
-        facts.append(("last sample" if is_of_boxes(told) else "looked at", clock(when)))
+        facts.append(("last sample" if told["of_boxes"] else "looked at", clock(when)))
     rows = "".join(f"<dt>{title}</dt><dd>{value}</dd>" for title, value in facts)
     whole = ticket(told)
     return (
