@@ -69,7 +69,7 @@ def sure(document: Mapping[str, Any]) -> list[str]:
             passed = duration(looks[-1] - looks[0])
             answered += f"; {len(looks)} looks in {passed} tell stuck from slow"
         elif looks:
-            answered += "; one look only: it tells nothing of what moves"
+            answered += "; one look"
         lines.append(answered)
     rests = {each["rests_on"] for each in document["suspects"] if each.get("rests_on")}
     if len(rests) == 1:
