@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "cluster.resolve": {"cluster.failures"},
     "cluster.find": BASE | {"job", "process", "ranks"},
     "cluster.read": BASE | {"blackbox", "process", "ranks"},
-    "cluster.ask": BASE | {"blackbox", "cluster.read", "process", "ranks"},
+    "cluster.ask": BASE | {"blackbox", "cluster.read", "process", "profiles", "ranks"},
     "cluster.judge": BASE | {"cluster.read", "ranks"},
     "cluster.show": BASE | {"cluster.judge", "cluster.read", "ranks"},
     "collector": BASE
@@ -58,7 +58,8 @@ ALLOWED: dict[str, set[str]] = {
     "cli": BASE
     | {
         "blackbox", "cluster.ask", "cluster.find", "cluster.judge", "cluster.read", "cluster.show",
-        "collector", "control_plane", "http", "job", "loadgen", "process", "ranks", "server",
+        "collector", "control_plane", "http", "job", "loadgen", "process", "profiles", "ranks",
+        "server",
         "__init__",
     },
     "__init__": {"control_plane", "handlers", "http", "process", "server", "types"},

@@ -11,11 +11,14 @@ import gzip
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from workerserver.profiles.job import Job
 from workerserver.profiles.recorded import Function, Recorded
 
-__all__ = ["Builder", "of_process"]
+__all__ = ["MAX_RANKS", "Builder", "of_job", "of_process"]
 
 NANOSECONDS = 1_000_000_000
+#: Ranks that have samples of their own. Of more, the samples carry rank sets.
+MAX_RANKS = 256
 
 
 def _varint(value: int) -> bytes:
@@ -135,5 +138,48 @@ def of_process(recorded: Recorded) -> bytes:
         total = node.active + node.idle
         if total and stacks[-1]:
             values = (total, total * each, node.active * each)
-            builder.add(stacks[-1], values, {"thread": recorded.threads[threads[-1]]})
+            builder.add(stacks[-1], values, {"thread": recorded.threads[threads[-1]].name})
     return builder.build()
+
+
+def of_job(job: Job, rank: int | None) -> bytes:
+    """The profile of a whole job. Labels say the thread, whether it is one of the idle ones, and
+    the rank (of more than MAX_RANKS: the ranks that were met in the stack). With *rank*, the values
+    are the time of that rank, less the median of the others."""
+    place = None if rank is None else job.place_of(rank)
+    types = [("wall", "nanoseconds"), ("cpu", "nanoseconds")]
+    if place is not None:
+        types = [("difference", "nanoseconds")]
+    elif job.mode == "wall":
+        types.reverse()  # the last one is shown, unless another one is asked for
+    builder = Builder(
+        types,
+        round(NANOSECONDS / job.hz),
+        round(job.time * NANOSECONDS),
+        round(job.seconds * NANOSECONDS),
+    )
+    apart = len(job.members) <= MAX_RANKS
+    for (group, stack), times in job.times.items():
+        functions = reversed(job.stacks.path(stack))
+        path = [builder.location(job.stacks.functions[number]) for number in functions]
+        labels = {"thread": group.thread, "state": "idle" if group.idle else "active"}
+        if not path:
+            continue
+        if place is not None:
+            own, others = job.against(times, place)
+            difference = round((own - others) * 1000)
+            if difference:
+                builder.add(path, [difference], labels)
+        elif apart:
+            for who, on, off in times.each():
+                values = _values(types, on, off)
+                builder.add(path, values, {**labels, "rank": job.members[who].label})
+        else:
+            values = _values(types, sum(times.on), sum(times.off))
+            builder.add(path, values, {**labels, "ranks": job.names(times.who)})
+    return builder.build()
+
+
+def _values(types: Sequence[tuple[str, str]], on: float, off: float) -> list[int]:
+    values = {"wall": round((on + off) * 1000), "cpu": round(on * 1000)}
+    return [values[name] for name, _ in types]

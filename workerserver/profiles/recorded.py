@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["MAX_BYTES", "Function", "Node", "Recorded", "parse"]
+__all__ = ["MAX_BYTES", "Function", "Node", "Recorded", "Thread", "parse"]
 
 #: The largest answer: a full tree with all its names takes less.
 MAX_BYTES = 32 << 20
@@ -24,8 +24,16 @@ MAX_COUNT = 1 << 53
 Function = tuple[str, str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Thread(NamedTuple):
+    """A thread of the process. An ident is used again after its thread's end, with another
+    *native_id*."""
+
+    name: str
+    ident: int
+    native_id: int
+
+
+class Node(NamedTuple):
     """One call, or a thread's root. *function* is a place in ``functions``, of a root in
     ``threads``. *active* and *idle* count the samples that ended here."""
 
@@ -49,7 +57,7 @@ class Recorded:
     cut: int
     cost_seconds: float
     functions: list[Function] = field(repr=False)
-    threads: list[str] = field(repr=False)
+    threads: list[Thread] = field(repr=False)
     nodes: list[Node] = field(repr=False)
 
 
@@ -96,11 +104,11 @@ def _function(told: Any) -> Function:
     return _text(file), _text(name), _count(line)
 
 
-def _thread(told: Any) -> str:
+def _thread(told: Any) -> Thread:
     name, ident, native_id = _list(told, 3)
     if type(ident) is not int or type(native_id) is not int:
         raise ValueError(f"no thread: {told!r}")
-    return _text(name) or "thread without a name"
+    return Thread(_text(name) or "thread without a name", ident, native_id)
 
 
 def _list(told: Any, most: int) -> list[Any]:
