@@ -275,6 +275,7 @@ static void append(const ws_chain *chain, size_t from, ws_snapshot *out, ws_thre
         frame->file = code->names[0];
         frame->function = code->names[1];
         frame->qualname = code->names[2];
+        frame->first_line = code->first_line;
         frame->line = link->line > 0 ? link->line : ws_line(code, offset);
         thread->count++;
     }
