@@ -19,7 +19,9 @@ from workerserver.cluster.read.boxes.endings import stacks_of
 
 __all__ = ["rounds_of"]
 
-NO_RECORDER = Failure("missing", "a black box has no flight recorder")
+NO_RECORDER = Failure("missing", "its black box has no record of the flight recorder of then")
+#: A rank looks at its recorders every 5 s. A record tells of so many seconds before and after.
+RECORDER_SECONDS = 15.0
 NO_STACKS = Failure("missing", "its black box has no stacks")
 
 
@@ -41,10 +43,30 @@ def _state(box: Box, sample: Moment | None) -> RankState:
     host = box.identity.get("host")
     worker = Worker(box.path, False, box.rank, host if isinstance(host, str) else None)
     state = RankState(worker, box.rank, kind="workerserver", responded=True)
-    state.failures["fr_summary"] = NO_RECORDER
+    _recorder(state, box, sample)
     _health(state, box, sample)
     _stacks(state, sample)
     return state
+
+
+def _recorder(state: RankState, box: Box, sample: Moment | None) -> None:
+    """What the recorders held at the time of *sample*: they are recorded while nothing goes on."""
+    told = box.recorder
+    since = told.value.get("since") if told is not None else None
+    summary = told.value.get("summary") if told is not None else None
+    if (
+        told is None
+        or not isinstance(since, int | float)
+        or not isinstance(summary, dict)
+        or (sample is not None and not _covers(float(since), told.time, sample.time))
+    ):
+        state.failures["fr_summary"] = NO_RECORDER
+    else:
+        state.flight_summary = summary
+
+
+def _covers(since: float, until: float, when: float) -> bool:
+    return since - RECORDER_SECONDS <= when <= until + RECORDER_SECONDS
 
 
 def _health(state: RankState, box: Box, sample: Moment | None) -> None:
