@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
     has ended. Of several jobs the worst one counts."""
     options = make_parser().parse_intermixed_args(list(argv))
     if any(map(os.path.isdir, options.targets)):
-        from workerserver.cli.together import divided  # 15 ms
+        from workerserver.cli.boxes import divided  # 15 ms
 
         boxes, options.targets = divided(options.targets)
         if boxes:

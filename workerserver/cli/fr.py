@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from workerserver.cli.parser import CommandParser
 from workerserver.cluster.ask.rounds import Part, Round
 from workerserver.cluster.failures import unusable
 from workerserver.cluster.find.host_lists import unfold
+from workerserver.cluster.find.jobs import JobView
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.model import RankState
 from workerserver.cluster.show.report import verdict_dict
@@ -48,7 +50,8 @@ def make_parser() -> CommandParser:
         "operations differ. "
         "Exit status: 0 nothing hangs or differs, 1 something does, or a rank could not be read, "
         "2 no recorder has an entry, 3 no job. "
-        "A TARGET may also name the files that torch's flight recorders have left "
+        "A TARGET may be a folder of black boxes (docs/blackbox.md). "
+        "It may also name the files that torch's flight recorders have left "
         "(TORCH_FR_DUMP_TEMP_FILE): a prefix, a folder, or files.",
         examples=(
             ("workerserver fr", "all jobs of this user on this machine"),
@@ -56,6 +59,7 @@ def make_parser() -> CommandParser:
                 "workerserver fr --all --hosts hosts.txt",
                 "every process group of the workers in a file",
             ),
+            ("workerserver fr /shared/boxes", "the last records of a job that has ended"),
             ("workerserver fr /tmp/nccl_trace_rank_", "what torch has left of a job that ended"),
         ),
     )
@@ -70,6 +74,12 @@ def main(argv: Sequence[str]) -> int:
     """Exit status 0: nothing differs or hangs, 1: something does, or a rank's recorder could not be
     read, 2: no recorder has an entry, 3: no job."""
     options = make_parser().parse_intermixed_args(list(argv))
+    if any(map(os.path.isdir, options.targets)):
+        from workerserver.cli.boxes import boxes_of  # 15 ms
+
+        boxes = boxes_of(options)
+        if boxes is not None:
+            return _of_boxes(options, boxes.view)
     if options.targets:
         from workerserver.cli.dumps import dumps_among
 
@@ -93,6 +103,22 @@ def main(argv: Sequence[str]) -> int:
     return min(map(_status, parts), key=(1, 2, 0).index)
 
 
+def _of_boxes(options: argparse.Namespace, view: JobView[Round]) -> int:
+    """The same of what black boxes hold: the last record of each rank's recorders."""
+    fields = report(view.rounds[-1:], view.world_size, view.elsewhere)
+    _show(options, view, fields)
+    return _status(fields)
+
+
+def _show(options: argparse.Namespace, view: JobView[Round], fields: dict[str, Any]) -> None:
+    if options.json:
+        write_json(sys.stdout, of_jobs([view], [fields]))
+        return
+    out = Output(sys.stdout)
+    show_job(view, 1, out)
+    render(fields, out, everything=options.all)
+
+
 def _of_dumps(options: argparse.Namespace, paths: Sequence[str], others: Sequence[str]) -> int:
     """The same of files that torch's flight recorders have left."""
     from workerserver.cli.dumps import alone, read_all, unread_lines
@@ -101,12 +127,7 @@ def _of_dumps(options: argparse.Namespace, paths: Sequence[str], others: Sequenc
     view, dumps, unread = read_all(options, paths)
     fields = report(view.rounds, view.world_size, view.elsewhere)
     fields["problems"] = [*unread_lines(unread), *fields["problems"]]
-    if options.json:
-        write_json(sys.stdout, of_jobs([view], [fields]))
-    else:
-        out = Output(sys.stdout)
-        show_job(view, 1, out)
-        render(fields, out, everything=options.all)
+    _show(options, view, fields)
     return _status(fields) if dumps else 2
 
 

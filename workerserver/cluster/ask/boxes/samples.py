@@ -6,6 +6,7 @@ sees what moved between them, as it does with live ranks.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,8 +17,9 @@ from workerserver.cluster.ask.rounds import Round
 from workerserver.cluster.failures import short
 from workerserver.cluster.model import Failure, RankState, Worker
 from workerserver.cluster.read.boxes.endings import stacks_of
+from workerserver.cluster.read.steps import Pace, read_steps
 
-__all__ = ["rounds_of"]
+__all__ = ["paces_of", "rounds_of"]
 
 NO_RECORDER = Failure("missing", "its black box has no record of the flight recorder of then")
 #: A rank looks at its recorders every 5 s. A record tells of so many seconds before and after.
@@ -37,6 +39,16 @@ def rounds_of(boxes: Iterable[Box]) -> list[Round]:
         states = [_state(box, sample) for box, sample in zip(every, samples, strict=True)]
         rounds.append(Round(states, max(times, default=0.0)))
     return rounds
+
+
+def paces_of(boxes: Iterable[Box]) -> dict[str, Pace]:
+    """When the last steps of each rank began, by the box's path, where the box tells it."""
+    found = {}
+    for box in boxes:
+        if box.steps is not None:
+            with contextlib.suppress(ValueError):
+                found[box.path] = read_steps(box.steps.value)
+    return found
 
 
 def _state(box: Box, sample: Moment | None) -> RankState:
