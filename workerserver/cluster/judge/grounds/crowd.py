@@ -82,9 +82,7 @@ def may_wait(job: Job, rank: int) -> bool:
 def waits_too(job: Job, rank: int) -> bool:
     """It waits for ranks, by its stack or by what its recorder has counted."""
     blocked = job.blocked[rank]
-    record = job.now.of_rank(rank)
-    unrecorded = record is not None and record.unrecorded
-    return blocked.on_ranks or (blocked.guessed and (unrecorded or job.pending(rank)))
+    return blocked.on_ranks or (blocked.guessed and (job.unrecorded(rank) or job.pending(rank)))
 
 
 def stands_with(job: Job, rank: int, others: Sequence[int]) -> bool:
