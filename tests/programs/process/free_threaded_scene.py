@@ -71,7 +71,7 @@ def main() -> None:
             for name, module in list(sys.modules.items())
             if name not in before and compiled(module)
         ),
-        "gil": sys._is_gil_enabled() if KIND == "real" else None,
+        "gil": getattr(sys, "_is_gil_enabled", lambda: None)() if KIND == "real" else None,
     }
     print(json.dumps(found))
 
