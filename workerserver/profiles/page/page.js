@@ -120,7 +120,7 @@
     graph.style.height = rows * HEIGHT + "px";
     reset.disabled = zoomed === 0;
     const hits = words ? nodes.filter((node) => node[NAME].toLowerCase().includes(words)).length : 0;
-    document.getElementById("found").textContent = words ? `${hits} calls` : "";
+    document.getElementById("found").textContent = words ? `${hits} call${hits === 1 ? "" : "s"}` : "";
   };
   const zoom = (number) => {
     zoomed = number;
