@@ -158,6 +158,16 @@ def test_profiles(folder: Path, capsys: pytest.CaptureFixture[str], no_leaks: No
     check("profile", capsys.readouterr().out)
 
 
+def test_recordings(serve: Serve, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "rank0.sock").symlink_to(str(serve("unix").address))
+    make_socket(folder / "rank1.sock")
+    words = ["record", "rank{rank}.sock", "-o", "all.html", "--duration", "0.1", "--json"]
+    assert main(words) == 1
+    assert check("record", capsys.readouterr().out)["responded"] == 1
+    assert main([*words[:1], "rank1.sock", *words[2:]]) == 3
+    assert check("record", capsys.readouterr().out)["file"] is None
+
+
 class _Closing:
     def __init__(self, server: Any) -> None:
         self.close = server.shutdown

@@ -44,6 +44,12 @@ COMMANDS = (
     ),
     Command("fr", "[TARGET...]", "show the flight recorders, by process group", json=True),
     Command("ping", "[TARGET...]", "show which workers of a job answer, and how fast", json=True),
+    Command(
+        "record",
+        "-o FILE [TARGET...]",
+        "sample the stacks of all ranks, and say where their time goes",
+        json=True,
+    ),
     Command("profile", "-o FILE [TARGET...]", "profile all ranks into one Chrome trace", json=True),
     Command(
         "watch",

@@ -76,6 +76,8 @@ def make_parser() -> CommandParser:
         "this user on this machine are judged, and the one that hangs is shown. "
         "A TARGET may be a folder of black boxes (docs/blackbox.md), also beside live ranks: then "
         "a rank that does not answer is judged by its box. "
+        "It may also name the files that torch's flight recorders have left "
+        "(TORCH_FR_DUMP_TEMP_FILE): a prefix, a folder, or files. "
         "Exit status: 0 healthy, 1 suspects found, 2 could not tell, 3 no job, or it has ended.",
         examples=(
             (
@@ -96,6 +98,10 @@ def make_parser() -> CommandParser:
             (
                 "workerserver diagnose '/tmp/job/rank{rank}.sock' /shared/boxes",
                 "live ranks, and the boxes of those that do not answer",
+            ),
+            (
+                "workerserver diagnose /tmp/nccl_trace_rank_",
+                "a job that has ended, from what torch's flight recorders have left",
             ),
             ("workerserver diagnose --json | jq -r .verdict", "the sentence alone"),
         ),
@@ -120,11 +126,17 @@ def main(argv: Sequence[str]) -> int:
     has ended. Of several jobs the worst one counts."""
     options = make_parser().parse_intermixed_args(list(argv))
     if any(map(os.path.isdir, options.targets)):
-        from workerserver.cli.together import divided  # 15 ms
+        from workerserver.cli.boxes import divided  # 15 ms
 
         boxes, options.targets = divided(options.targets)
         if boxes:
             return _with_boxes(options, boxes)
+    if options.targets:
+        from workerserver.cli.dumps import dumps_among
+
+        dumps, others = dumps_among(options.targets)
+        if dumps:
+            return _of_dumps(options, dumps, others)
     found = find_all(options)
     rounds: list[Round] = []
     verdicts = Verdicts()
@@ -177,6 +189,30 @@ def _with_boxes(options: argparse.Namespace, boxes: Sequence[str]) -> int:
     if both.ended is not None and both.ended.endings:
         show_endings(both.ended, out)
     show_problems(both.problems, out)
+    return verdict.status
+
+
+def _of_dumps(options: argparse.Namespace, paths: Sequence[str], others: Sequence[str]) -> int:
+    """The same of files that torch's flight recorders have left."""
+    from workerserver.cli.dumps import alone, judge_dumps, unread_fields, unread_lines
+
+    alone(options, others)
+    judged, found = judge_dumps(options, paths)
+    view, verdict = judged
+    if options.json:
+        fields = {"unreadable": unread_fields(found.unread)}
+        write_json(sys.stdout, {**report_all([judged]), **fields})
+        return verdict.status
+    out = Output(sys.stdout)
+    out.line(verdict.sentence, STYLES[verdict.status])
+    for line in view.notes:
+        out.line(line, "dim", 2)
+    for suspect in verdict.suspects[: None if options.all else MAX_SUSPECTS]:
+        _show_suspect(verdict_dict(replace(verdict, suspects=(suspect,)))["suspects"][0], out)
+    everything = options.all or options.verbose
+    _show_lines("problems", verdict.problems, out, everything=everything)
+    _show_lines("files that do not count", unread_lines(found.unread), out, everything=everything)
+    _show_lines("not looked at", verdict.not_looked_at, out, everything=everything)
     return verdict.status
 
 
@@ -371,7 +407,7 @@ def render(
         show_groups(verdict.groups, out, everything=everything)
 
 
-def _show_suspect(suspect: Mapping[str, Any], out: Output, *, alone: bool) -> None:
+def _show_suspect(suspect: Mapping[str, Any], out: Output, *, alone: bool = False) -> None:
     """*alone*: the job has no other rank."""
     rank, host = suspect["rank"], suspect["host"]
     at = ", ".join(filter(None, (host, suspect["address"])))

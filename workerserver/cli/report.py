@@ -13,6 +13,7 @@ from typing import Any
 
 from workerserver.blackbox.read import Box
 from workerserver.cli.blackbox import box_fields, judged, read_runs, verdict_of
+from workerserver.cli.boxes import divided
 from workerserver.cli.console import STYLES, Output
 from workerserver.cli.diagnose import Verdicts, are_enough, judge, report_all, with_slow_ranks
 from workerserver.cli.errors import OutputError
@@ -29,7 +30,7 @@ from workerserver.cli.job_command import (
 )
 from workerserver.cli.parser import CommandParser
 from workerserver.cli.places import is_place_named
-from workerserver.cli.together import divided, judge_together
+from workerserver.cli.together import judge_together
 from workerserver.cluster.ask.boxes.samples import rounds_of
 from workerserver.cluster.ask.client import Client, Visit
 from workerserver.cluster.ask.full.histories import STEPS
