@@ -435,12 +435,14 @@ class Everywhere:
 
 @dataclass(frozen=True, slots=True)
 class NoEvidence:
-    """Nothing tells whether the job goes on. *rounds*: how many looks there were."""
+    """Nothing tells whether the job goes on. *rounds*: how many looks there were; 0 if nobody was
+    asked, and only dumps were read."""
 
     rounds: int
 
 
 Hindrance = Literal[
+    "undated",
     "moves",
     "changes",
     "computes",

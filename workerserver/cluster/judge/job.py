@@ -133,6 +133,12 @@ class Job:
         return list(range(first, first + max(more, 0)))
 
     @cached_property
+    def of_dumps(self) -> bool:
+        """Nobody was asked: all that is known is what torch's own dumps hold."""
+        states = self.now.states.values()
+        return bool(states) and all(state.kind == "dump" for state in states)
+
+    @cached_property
     def recorded(self) -> Analysis:
         """What the recorders say together."""
         size = self.world_size

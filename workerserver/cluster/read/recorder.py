@@ -119,6 +119,8 @@ class Operation:
     """The thread that issued it, by its ident; None where that isn't told, as in a summary."""
     duration_ms: float | None = None
     """How long it ran on the GPU, if torch measures that (TORCH_NCCL_ENABLE_TIMING)."""
+    timeout_ms: int | None = None
+    """When torch ends it, at the latest; None where that isn't told, as in a summary."""
 
     @property
     def name(self) -> str:
@@ -297,6 +299,7 @@ def operation_of(
         created_ns=integer(created) or None,
         record=-1 if number is None else number,
         duration_ms=_duration(facts.get("duration_ms")),
+        timeout_ms=integer(facts.get("timeout_ms")) or None,
         thread=ident if (ident := _counter(facts.get("thread_id"))) > 0 else None,
     )
 

@@ -45,6 +45,8 @@ def hindrance(
         return None
     if rank not in job.blocked:
         return "unseen"
+    if job.now.states[rank].kind == "dump":
+        return _of_dump(job, rank, absent, wait)
     if job.progressed(rank).went_on:
         return "moves"
     if job.gil(rank) is not None:
@@ -87,6 +89,21 @@ def hindrance(
         guess = _of_guess(job, rank, absent)
         if guess is not None:
             return guess
+    return is_late(job, rank, wait)
+
+
+def _of_dump(job: Job, rank: int, absent: Collection[int], wait: Wait | None) -> Hindrance | None:
+    """Of a rank of which only the recorder is known. It is accused if it has issued nothing more,
+    also nothing that is only counted, and if all others wait: whomever it waits for itself, nobody
+    goes on before it comes."""
+    record = job.now.of_rank(rank)
+    if wait is None or record is None or record.empty:
+        return "unseen"
+    others = [each for each in job.expected if each != rank]
+    if record.unrecorded or set(absent) != {rank} or not all(map(job.pending, others)):
+        return "waits"
+    if job.told_age(wait) is None:
+        return "undated"
     return is_late(job, rank, wait)
 
 
