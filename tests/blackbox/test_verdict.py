@@ -177,7 +177,8 @@ def test_nobody_is_accused_of_what_others_did(everybody: Put, tmp_path: Path) ->
 
 @pytest.mark.parametrize("mode", ["nogil", "gil"])
 def test_an_abort_of_a_rank_that_waits_for_nobody_accuses_it(mode: str, tmp_path: Path) -> None:
-    """A thread without the GIL aborts while another one keeps it; the others lose their connections.
+    """A thread without the GIL aborts while another one keeps it. The others lose this rank.
+
     In a snapshot under the GIL, only whoever took the snapshot has the GIL."""
     stacks = stacks_of(("/job/data.py", 33, "load_batch"), ("/job/t.py", 9, "main"))
     stacks["stacks"]["mode"] = mode
