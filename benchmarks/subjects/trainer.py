@@ -11,6 +11,7 @@ WORKERS_CPU. Each line of input is an order, and gets one line of JSON:
 - ``beat NUMBER``: the answer's ``ns`` is what one of so many heartbeats takes.
 - ``spent -``: ``ns``, what the server's threads have computed so far, at ``at`` by
   ``time.monotonic()``.
+- ``threads N``: from now on N more threads wait, each DEPTH calls deep.
 - ``train SECONDS``: trains for WARM seconds, then for SECONDS more. The answer is about the latter:
   ``steps``, ``seconds``, ``cpu`` (processor seconds of this process, with its server), and
   ``began`` and ``ended`` by ``time.monotonic()``. All are read between two steps.
@@ -24,6 +25,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +34,7 @@ from typing import Any
 PDEATHSIG = 1  # prctl's
 #: Seconds. After this time, training has used up the batches that the worker had made before.
 WARM = 0.1
+DEPTH = 20
 
 
 class Trainer:
@@ -81,6 +84,11 @@ class Trainer:
                 spent += int((task / "schedstat").read_text().split()[0])
         return {"ns": spent, "at": time.monotonic()}
 
+    def threads(self, count: int) -> dict[str, Any]:
+        for _ in range(count):
+            threading.Thread(target=wait, args=(DEPTH,), daemon=True).start()
+        return {"threads": threading.active_count()}
+
     def train(self, wanted: float) -> dict[str, Any]:
         for child in children():  # each epoch starts a new worker
             with contextlib.suppress(OSError):
@@ -105,6 +113,13 @@ class Trainer:
         }
 
 
+def wait(depth: int) -> None:
+    if depth:
+        wait(depth - 1)
+    else:
+        threading.Event().wait()
+
+
 def children() -> list[int]:
     with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
         return [int(pid) for pid in file.read().split()]
@@ -124,6 +139,8 @@ def main() -> None:
             answer = trainer.serve(value)
         elif order == "beat":
             answer = trainer.beat(int(value))
+        elif order == "threads":
+            answer = trainer.threads(int(value))
         else:
             answer = trainer.spent() if order == "spent" else trainer.train(float(value))
         print(json.dumps(answer), flush=True)

@@ -39,7 +39,17 @@ from workerserver.cluster.judge.verdict import Verdict, over
 from workerserver.cluster.show.brief import Line, brief, called
 from workerserver.cluster.show.report import verdict_dict
 
-__all__ = ["judge", "main", "render", "render_all", "report", "report_all"]
+__all__ = [
+    "Verdicts",
+    "are_enough",
+    "judge",
+    "main",
+    "render",
+    "render_all",
+    "report",
+    "report_all",
+    "with_slow_ranks",
+]
 
 #: Of several jobs, by status: which one is shown.
 ORDER = (2, 0, 1, 3)
@@ -129,7 +139,7 @@ def main(argv: Sequence[str]) -> int:
             return _of_dumps(options, dumps, others)
     found = find_all(options)
     rounds: list[Round] = []
-    verdicts = _Verdicts()
+    verdicts = Verdicts()
     if found.workers:
         rounds = look(
             options,
@@ -138,7 +148,7 @@ def main(argv: Sequence[str]) -> int:
             lambda rounds: are_enough(by_job(options, found, rounds), verdicts),
         )
     judged = judge(by_job(options, found, rounds), found, verdicts)
-    judged = [_with_slow_ranks(options, each) for each in judged]
+    judged = [with_slow_ranks(options, each) for each in judged]
     if options.json:
         write_json(sys.stdout, report_all(judged))
     else:
@@ -153,7 +163,7 @@ def _with_boxes(options: argparse.Namespace, boxes: Sequence[str]) -> int:
     from workerserver.cli.together import judge_together
 
     alone = not options.targets and not is_place_named(options)
-    verdicts = _Verdicts()
+    verdicts = Verdicts()
     both = None
     if not alone:
         both = judge_together(
@@ -206,7 +216,7 @@ def _of_dumps(options: argparse.Namespace, paths: Sequence[str], others: Sequenc
     return verdict.status
 
 
-def _with_slow_ranks(options: argparse.Namespace, judged: Judged) -> Judged:
+def with_slow_ranks(options: argparse.Namespace, judged: Judged) -> Judged:
     """The same verdict with the slow ranks of a job that goes on. What the question costs is added
     to the last round."""
     view, verdict = judged
@@ -222,7 +232,7 @@ def _with_slow_ranks(options: argparse.Namespace, judged: Judged) -> Judged:
     return Judged(view, verdict)
 
 
-class _Verdicts:
+class Verdicts:
     """The verdict on each job, found once for the same looks."""
 
     def __init__(self) -> None:
@@ -238,11 +248,11 @@ class _Verdicts:
 
 
 def judge(
-    views: Sequence[JobView[Round]], found: Found, verdicts: _Verdicts | None = None
+    views: Sequence[JobView[Round]], found: Found, verdicts: Verdicts | None = None
 ) -> list[Judged]:
     """A verdict on each job, that on a hung one first: 1, then 2, then 0. *verdicts*: those that
     are known already."""
-    verdicts = verdicts or _Verdicts()
+    verdicts = verdicts or Verdicts()
     # Other jobs may run on the nodes of a Slurm job.
     slurm = any(worker.source == "slurm" for worker in found.workers)
     judged = []
@@ -272,12 +282,12 @@ def another_job(view: JobView[Round]) -> str | None:
     )
 
 
-def are_enough(views: Sequence[JobView[Round]], verdicts: _Verdicts) -> bool:
+def are_enough(views: Sequence[JobView[Round]], verdicts: Verdicts) -> bool:
     """Another look would tell no more of any job."""
     return all(is_enough(each, verdicts) for each in views if not each.is_over)
 
 
-def is_enough(view: JobView[Round], verdicts: _Verdicts) -> bool:
+def is_enough(view: JobView[Round], verdicts: Verdicts) -> bool:
     """Another look would tell no more: after one look only of a hang that is old enough."""
     if len(view.rounds) == 1 and len(view.rounds[0].states) > MAX_EARLY:
         return False

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import uvloop
@@ -32,6 +33,33 @@ END_SECONDS = 1.5
 STOP_SECONDS = 0.5
 
 
+class GuardedLoop(uvloop.Loop):
+    """A loop that waits for events no more after a timer, once its descriptors are gone.
+
+    A thread that sleeps in a closed epoll instance is woken by its timers only. If the thread
+    waited again, it would wait in whatever has the number now. That may be the epoll instance of
+    the next loop, whose wake-ups this thread would take.
+    """
+
+    canary: Canary
+
+    def call_later(  # type: ignore[override]  # TypeVarTuple: Python 3.11
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        return super().call_later(delay, self._run_timer, callback, args, context=context)
+
+    def _run_timer(self, callback: Callable[..., object], args: tuple[object, ...]) -> None:
+        self.canary.hold()
+        try:
+            callback(*args)
+        finally:
+            self.canary.hold()  # a callback may take long
+
+
 class LoopThread:
     """A daemon thread that runs one uvloop loop for several users, and counts them.
 
@@ -49,10 +77,11 @@ class LoopThread:
     def __init__(self) -> None:
         self.canary = Canary()
         try:
-            self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+            self.loop = GuardedLoop()
         except BaseException:
             self.canary.close()
             raise
+        self.loop.canary = self.canary
         self.share = LoopShare(self.loop, 1.0)
         self._users = 0
         self._ended = False

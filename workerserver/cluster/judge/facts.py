@@ -453,11 +453,13 @@ Hindrance = Literal[
     "waits",
     "majority",
     "unseen",
+    "missing",
 ]
 """Why a rank that has not come isn't accused. moves: it counts on. changes: its stack does. child:
 it waits for a process of its own that works, or may work. early: its step is no older than usual.
 late: it pauses, for no longer than a pause may last. waits: it may wait for another rank itself.
-majority: most ranks are where it is. unseen: where it is can't be told."""
+majority: most ranks are where it is. unseen: where it is can't be told. missing: no
+worker of it is known, so nobody has seen it stand still: it may have ended, or hang, or work."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -412,6 +412,10 @@ HINDRANCES: Mapping[facts.Hindrance, tuple[str, str]] = {
         "may only have been late: nothing tells when the dumps were written",
     ),
     "unseen": ("can't be seen well enough", "can't be seen well enough"),
+    "missing": (
+        "can't be seen, because no worker of it is known: it may have ended, hang or work",
+        "can't be seen, because no workers of them are known: they may have ended, hang or work",
+    ),
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from workerserver.ranks import unpack
 
 __all__ = [
+    "MAX_IN_FLIGHT",
     "Counters",
     "GroupRecord",
     "Key",
@@ -37,6 +38,9 @@ MAX_DIMENSIONS = 16
 MAX_RANKS = 1 << 20
 MAX_INTEGER = 1 << 63
 MAX_PROBLEMS = 8
+#: A rank issues fewer operations while one of them goes on. So a ring that holds as many has lost
+#: only operations that have ended.
+MAX_IN_FLIGHT = 256
 
 #: Backends with a watchdog that also retires what has timed out: only "completed" is done.
 WATCHED = frozenset({"nccl", "ncclx", "rccl", "rcclx", "xccl", "hccl", "mccl"})
@@ -203,6 +207,9 @@ class RankRecord:
     problems: list[str] = field(default_factory=list)
     unrecorded: bool = False
     """It has issued operations that no recorder holds: gloo's point-to-point ones."""
+    short: bool | None = None
+    """A ring has overwritten operations, and holds so few that one of the lost ones may go on.
+    None: only a full trace tells that."""
 
     @property
     def empty(self) -> bool:

@@ -138,7 +138,7 @@ def _left(job: Job, rank: int, why: Hindrance, wait: Wait | None) -> float:
 def _may_end(doubt: Doubt) -> bool:
     """A longer look may end it."""
     if isinstance(doubt, Unproven):
-        return doubt.why not in ("waits", "majority")
+        return doubt.why not in ("waits", "majority", "missing")
     if isinstance(doubt, Standing):
         return doubt.seconds < LONG_SECONDS
     return isinstance(doubt, NoEvidence | NoSign | Outside | Overdue)
