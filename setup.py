@@ -30,7 +30,12 @@ MODULES: dict[str, tuple[str, ...]] = {
     "_parser": (),
     "process._pulse": (),
     "http._protocol": ("http/*.c", "stacks/blake2b.c"),
-    "stacks._stacks": ("stacks/*.c", "stacks/selfread/*.c", "stacks/facts/*.c"),
+    "stacks._stacks": (
+        "stacks/*.c",
+        "stacks/selfread/*.c",
+        "stacks/facts/*.c",
+        "stacks/sampler/*.c",
+    ),
     "native._engine": ("native/box/*.c",),
     "native._bridge": (),
     "loadgen._loadgen": (),
@@ -38,7 +43,15 @@ MODULES: dict[str, tuple[str, ...]] = {
 #: The native I/O thread: epoll, eventfd, accept4.
 LINUX_ONLY = {"native._engine", "native._bridge"}
 #: Where headers of ours lie.
-HEADERS = ("http", "stacks", "stacks/selfread", "stacks/facts", "loadgen", "native/box")
+HEADERS = (
+    "http",
+    "stacks",
+    "stacks/selfread",
+    "stacks/facts",
+    "stacks/sampler",
+    "loadgen",
+    "native/box",
+)
 
 # No -ffast-math and no -Ofast: loading such a library turns on flush-to-zero for the whole process.
 FLAGS = {

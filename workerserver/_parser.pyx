@@ -15,6 +15,9 @@ cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.pyport cimport PY_SSIZE_T_MAX
+from libc.string cimport memset
+
+from workerserver.authority cimport Authority, authority_is_whole, take_authority
 
 cdef extern from "<string.h>" nogil:
     # With const, unlike Cython's own declaration: since C23 glibc's memchr returns a const pointer
@@ -114,9 +117,14 @@ cdef inline bint _valid_percent(const unsigned char* raw, Py_ssize_t n) noexcept
     return True
 
 
-cdef bint _valid_host(bytes host) except -1:
-    """Whether *host* may be an authority without userinfo (RFC 9110, 4.2.4 and 7.2)."""
-    return host.isascii() and host.translate(None, b" \t,/@\"<>\\^`{|}#?") == host
+cdef bint _valid_host(bytes host) noexcept:
+    """Whether *host* is an authority without userinfo (RFC 9110, 4.2.4 and 7.2)."""
+    cdef Authority state
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(host)
+    memset(&state, 0, sizeof(state))
+    return take_authority(
+        &state, <const unsigned char*>PyBytes_AS_STRING(host), n
+    ) == n and authority_is_whole(&state)
 
 
 cpdef str unquote(bytes raw, bint plus=False):
@@ -732,7 +740,7 @@ cdef class RequestParser:
                 if mark >= 0 and (slash < 0 or mark < slash):
                     slash = mark
                 request.host = rest if slash < 0 else rest[:slash]
-                if not request.host or not _valid_host(request.host):
+                if not _valid_host(request.host):
                     raise MalformedRequest("no valid host in the request target")
                 rest = b"/" if slash < 0 else rest[slash:]
                 if rest.startswith(b"?"):
@@ -1009,7 +1017,7 @@ cdef class RequestParser:
 
     cdef int _on_host(self, bytes value) except -1:
         self._hosts += 1
-        if not value or not _valid_host(value):
+        if not _valid_host(value):
             self._refuse(MalformedRequest("bad Host field"))
         if not self._request.host:
             self._request.host = value

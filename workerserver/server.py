@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from workerserver.handlers import default_registry
 from workerserver.handlers.metrics import Published, openmetrics_for, response
+from workerserver.handlers.sampling import profile_page
 from workerserver.handlers.stacks import limit_snapshots
 from workerserver.http._protocol import ServerState, WorkerProtocol
 from workerserver.http.access import AccessPolicy, hosts_from_environment, standard_rules
@@ -154,7 +155,9 @@ class WorkerServer:
         )
 
     def _start(self, limits: Limits) -> None:
-        self._router = Router(self.registry, self._metrics, for_browsers=not self._unix)
+        self._router = Router(
+            self.registry, self._metrics, profile=profile_page, for_browsers=not self._unix
+        )
         policy = AccessPolicy(
             standard_rules(
                 unix=self._unix,
