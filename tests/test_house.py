@@ -27,15 +27,18 @@ BASE = {
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "ranks": set(),
-    "profiles": {"ranks"},
-    "_parser": {"types"},
+    "authority": set(),
+    "_parser": {"authority", "types"},
     "process": set(),
     "job": {"process"},
     "blackbox": {"job", "process"},
     "http": {"_parser", "job", "process", "types"},
     "stacks": {"process"},
-    "handlers": {"http", "process", "profiles", "ranks", "stacks", "types"},
-    "native": {"_parser", "blackbox", "handlers", "http", "job", "process", "stacks", "types"},
+    "stacks.profiles": {"ranks"},
+    "handlers": {"http", "process", "stacks.profiles", "ranks", "stacks", "types"},
+    "native": {
+        "_parser", "authority", "blackbox", "handlers", "http", "job", "process", "stacks", "types",
+    },
     "registration": {"process"},
     "server": {"handlers", "http", "job", "native", "process", "types"},
     "control_plane": {"collector", "job", "native", "process", "registration", "server"},
@@ -50,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "cluster.resolve": {"cluster.failures"},
     "cluster.find": BASE | {"job", "process", "ranks"},
     "cluster.read": BASE | {"blackbox", "process", "ranks"},
-    "cluster.ask": BASE | {"blackbox", "cluster.read", "process", "profiles", "ranks"},
+    "cluster.ask": BASE | {"blackbox", "cluster.read", "process", "stacks.profiles", "ranks"},
     "cluster.judge": BASE | {"cluster.read", "ranks"},
     "cluster.show": BASE | {"cluster.judge", "cluster.read", "ranks"},
     "collector": BASE
@@ -58,9 +61,8 @@ ALLOWED: dict[str, set[str]] = {
     "cli": BASE
     | {
         "blackbox", "cluster.ask", "cluster.find", "cluster.judge", "cluster.read", "cluster.show",
-        "collector", "control_plane", "http", "job", "loadgen", "process", "profiles", "ranks",
-        "server",
-        "__init__",
+        "collector", "control_plane", "http", "job", "loadgen", "process", "ranks", "server",
+        "stacks.profiles", "__init__",
     },
     "__init__": {"control_plane", "handlers", "http", "process", "server", "types"},
     "__main__": {"cli"},

@@ -29,8 +29,10 @@ from workerserver.http.limits import Limits
 from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
 from workerserver.job import presence
+from workerserver.process import FREE_THREADED
 from workerserver.process._pulse import Meter, immortalise
 from workerserver.process.credentials import Token, tokens_from_environment
+from workerserver.process.free_threaded.stand_ins import WHY_NOT
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
 from workerserver.process.sockets import (
@@ -77,6 +79,7 @@ class WorkerServer:
     Raises RuntimeError ``{} already exists``, ``Error binding to {}`` or ``Error binding to
     {}:{}`` (its ``__cause__`` says why), ValueError for a token or a certificate that can't be
     read, for an unknown transport, and for a WORKERSERVER_GIL_* that is no number of seconds.
+    RuntimeError too on a free-threaded build of CPython.
     """
 
     def __init__(
@@ -90,6 +93,8 @@ class WorkerServer:
         transport: Transport | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
+        if FREE_THREADED:
+            raise RuntimeError(WHY_NOT)
         self.registry = default_registry if registry is None else registry
         host_or_file = os.fspath(host_or_file)
         self._host_or_file = host_or_file

@@ -14,7 +14,7 @@ from support.parking import untraced, where_it_works
 from benchmarks.context import Context
 from benchmarks.suites import record
 from benchmarks.suites.record import Slowed
-from workerserver.profiles.recorded import parse
+from workerserver.stacks.profiles.recorded import parse
 
 pytestmark = [
     pytest.mark.slow,

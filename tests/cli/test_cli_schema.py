@@ -110,6 +110,8 @@ def test_verdicts(scene: str, job: Any, folder: Path, capsys: pytest.CaptureFixt
     check("fr", capsys.readouterr().out)
     main(["slow", target, "--json"])
     check("slow", capsys.readouterr().out)
+    main(["report", target, "-o", "page.html", "--json", *soon])
+    assert check("report", capsys.readouterr().out)["bytes"] == Path("page.html").stat().st_size
     main(["watch", target, "--folder", "kept", "--count", "1"])
     (kept,) = Path("kept").iterdir()
     check("watch", kept.read_text())

@@ -21,8 +21,8 @@ from support.waiting import wait_until
 from support.wire import Client, ask, message, post
 
 from workerserver.http.routes import Router
-from workerserver.profiles.recorded import parse
 from workerserver.stacks._stacks import recording_left
+from workerserver.stacks.profiles.recorded import parse
 
 pytestmark = [untraced, where_it_works]
 LONG = post("sample_stacks?duration=60&hz=10")
@@ -166,7 +166,7 @@ def test_go_reads_the_page(ours_tcp: Served, tmp_path: Path) -> None:
 
 def test_the_import_of_a_server_loads_no_encoder() -> None:
     """A training process pays for the profile only once it is asked for."""
-    code = "import workerserver, sys; print('workerserver.profiles' in sys.modules)"
+    code = "import workerserver, sys; print('workerserver.stacks.profiles' in sys.modules)"
     made = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from workerserver.profiles.forms import MAX_APART, folded, perfetto, speedscope
-from workerserver.profiles.job import Job, Member, Own, median
-from workerserver.profiles.page import MAX_CALLS, page
-from workerserver.profiles.pprof import MAX_RANKS, of_job
-from workerserver.profiles.recorded import Function, Node, Recorded, Thread
-from workerserver.profiles.tree import Call, grow
+from workerserver.stacks.profiles.forms import MAX_APART, folded, perfetto, speedscope
+from workerserver.stacks.profiles.job import Job, Member, Own, median
+from workerserver.stacks.profiles.page import MAX_CALLS, page
+from workerserver.stacks.profiles.pprof import MAX_RANKS, of_job
+from workerserver.stacks.profiles.recorded import Function, Node, Recorded, Thread
+from workerserver.stacks.profiles.tree import Call, grow
 
 MAIN = Thread("MainThread", 1, 1)
 POOL = Thread("ThreadPoolExecutor-0_1", 2, 2)
@@ -335,7 +335,7 @@ def test_the_page_holds_the_graph(four: Job) -> None:
 
 def test_of_too_many_calls_the_shortest_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_CALLS > 1000
-    monkeypatch.setattr("workerserver.profiles.page.MAX_CALLS", 4)
+    monkeypatch.setattr("workerserver.stacks.profiles.page.MAX_CALLS", 4)
     told = data(page(job(recorded(20, 80, 50)), None).decode())
     assert [node[1].partition(" (")[0] for node in told["nodes"]][:1] == ["all ranks"]
     assert 1 < len(told["nodes"]) < 7

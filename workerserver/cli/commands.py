@@ -59,6 +59,12 @@ COMMANDS = (
     ),
     Command("top", "[TARGET...]", "show all ranks as a live table", json=True),
     Command("blackbox", "DIR...", "list what the ranks of a job have left behind", json=True),
+    Command(
+        "report",
+        "-o FILE [--redact] [TARGET...]",
+        "write the verdict as one HTML page",
+        json=True,
+    ),
     Command("collector", "--listen HOST:PORT TARGET...", "answer for all workers of this host"),
     Command("bench", "TARGET [NAME[?key=value]]", "measure how fast a handler answers", json=True),
     Command("mcp", "[TARGET...]", "answer an agent's questions about a job, by MCP"),

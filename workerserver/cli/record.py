@@ -26,7 +26,7 @@ from workerserver.cluster.ask.full.recordings import Outcome, recordings
 from workerserver.cluster.failures import NO_SOCKET, REFUSED
 from workerserver.cluster.model import Worker
 from workerserver.cluster.show.tree import short_fold
-from workerserver.profiles.job import Job, label, median
+from workerserver.stacks.profiles.job import Job, label, median
 
 __all__ = ["FORMATS", "SUFFIXES", "main"]
 
@@ -162,14 +162,14 @@ def _format(options: argparse.Namespace) -> str:
 def _writer(form: str) -> Callable[[Job, int | None], bytes]:
     """Only the form that is wanted is imported."""
     if form == "html":
-        from workerserver.profiles.page import page
+        from workerserver.stacks.profiles.page import page
 
         return page
     if form == "pprof":
-        from workerserver.profiles.pprof import of_job
+        from workerserver.stacks.profiles.pprof import of_job
 
         return of_job
-    from workerserver.profiles import forms
+    from workerserver.stacks.profiles import forms
 
     writers: Mapping[str, Callable[[Job, int | None], bytes]] = {
         "folded": forms.folded,

@@ -75,8 +75,8 @@ async def sample_stacks(duration: Seconds = 1.0, hz: Hz = 100.0, mode: Mode = "w
 
 async def profile_page(seconds: Seconds = 30.0, hz: Hz = 100.0) -> Response:
     """``GET /debug/pprof/profile``: the same by the clock, for ``go tool pprof``."""
-    from workerserver.profiles import pprof
-    from workerserver.profiles.recorded import parse
+    from workerserver.stacks.profiles import pprof
+    from workerserver.stacks.profiles.recorded import parse
 
     recorded = parse(await _record(seconds, hz, "wall"))
     return Response(

@@ -139,8 +139,10 @@ int ws_kernel_take(ws_snapshot *out) {
     out->threads = ((arena *)got)->threads;
     for (;;) {
         long size = syscall(SYS_getdents64, fd, list, sizeof list);
-        if (size <= 0)
+        if (size <= 0) {
+            out->truncated = out->truncated || size < 0;
             break;
+        }
         for (long at = 0; at < size; at += ((entry *)(list + at))->size) {
             const entry *next = (entry *)(list + at);
             assert(next->size > offsetof(entry, name) && next->size <= size - at);

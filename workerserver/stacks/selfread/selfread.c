@@ -73,13 +73,18 @@ static void keep_guesses(void) {
     ws_work->guess_count = ws_work->listed_count;
 }
 
-/* The list of threads, newest first; if it changes during each reading, what could be read. */
+/* The list of threads, newest first; if it changes during each reading, what could be read.
+ *
+ * A thread that is about to start is the head of the list for a moment in which it leads to no
+ * other. So a list without the main thread, which is the oldest one, is not the whole list. */
 static void list_threads(ws_snapshot *out) {
     const ws_layout_t *at = &ws_layout;
+    const struct timespec moment = {0, 100000};
     ws_work->listed_count = 0;
     for (int i = 0; i < TRIES && !ws_time_over(); i++) {
         uintptr_t next, previous = 0;
         size_t count = 0, guess = 0, there = 0, place = 0;
+        bool whole = at->main_state == 0;
         if (!ws_read_one(at->interpreter + at->thread_head, &next, sizeof next)) {
             break;
         }
@@ -108,13 +113,17 @@ static void list_threads(ws_snapshot *out) {
                 listed->native_id = native <= INT32_MAX ? (long)native : 0;
             }
             previous = next;
+            whole = whole || next == at->main_state;
             next = ws_pointer(state, at->state_next);
         }
         ws_work->listed_count = count;
-        if (next == 0 || count == WS_MAX_THREADS) {
+        if ((next == 0 && whole) || count == WS_MAX_THREADS) {
             out->truncated = next != 0;
             keep_guesses();
             return;
+        }
+        if (next == 0) {
+            nanosleep(&moment, NULL); /* that thread's starter may wait for this processor */
         }
     }
     out->truncated = true;

@@ -18,8 +18,8 @@ from workerserver.cluster.ask.exchange import Question
 from workerserver.cluster.ask.questions import HEALTH
 from workerserver.cluster.failures import Failed
 from workerserver.cluster.model import Failure, Worker
-from workerserver.profiles.job import Job, Member, Own
-from workerserver.profiles.recorded import MAX_BYTES, parse
+from workerserver.stacks.profiles.job import Job, Member, Own
+from workerserver.stacks.profiles.recorded import MAX_BYTES, parse
 
 __all__ = ["Outcome", "parts_of", "recordings"]
 

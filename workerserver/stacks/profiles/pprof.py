@@ -11,8 +11,8 @@ import gzip
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from workerserver.profiles.job import Job
-from workerserver.profiles.recorded import Function, Recorded
+from workerserver.stacks.profiles.job import Job
+from workerserver.stacks.profiles.recorded import Function, Recorded
 
 __all__ = ["MAX_RANKS", "Builder", "of_job", "of_process"]
 

@@ -13,8 +13,8 @@ import importlib.resources
 import json
 from typing import Any
 
-from workerserver.profiles.job import IDLE, Job
-from workerserver.profiles.tree import Call, grow
+from workerserver.stacks.profiles.job import IDLE, Job
+from workerserver.stacks.profiles.tree import Call, grow
 
 __all__ = ["MAX_CALLS", "page"]
 

@@ -9,9 +9,9 @@ import pytest
 from support.requests import browser as browsers
 from support.waiting import wait_until
 
-from workerserver.profiles.job import Job, Member, Own
-from workerserver.profiles.page import page
-from workerserver.profiles.recorded import Node, Recorded, Thread
+from workerserver.stacks.profiles.job import Job, Member, Own
+from workerserver.stacks.profiles.page import page
+from workerserver.stacks.profiles.recorded import Node, Recorded, Thread
 
 pytestmark = [
     pytest.mark.slow,

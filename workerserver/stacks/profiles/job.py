@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from workerserver.profiles.recorded import Function, Recorded, Thread
 from workerserver.ranks import fold
+from workerserver.stacks.profiles.recorded import Function, Recorded, Thread
 
 __all__ = ["IDLE", "Group", "Job", "Member", "Own", "Stacks", "Times", "label", "median"]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import add
 
-from workerserver.profiles.job import Group, Job, label, median
-from workerserver.profiles.recorded import Function
+from workerserver.stacks.profiles.job import Group, Job, label, median
+from workerserver.stacks.profiles.recorded import Function
 
 __all__ = ["Call", "grow"]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from workerserver.profiles.job import Job, Member, Times, label
-from workerserver.profiles.recorded import Function
-from workerserver.profiles.tree import Call, grow
+from workerserver.stacks.profiles.job import Job, Member, Times, label
+from workerserver.stacks.profiles.recorded import Function
+from workerserver.stacks.profiles.tree import Call, grow
 
 __all__ = ["MAX_APART", "folded", "perfetto", "speedscope"]
 
