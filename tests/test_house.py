@@ -34,7 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "blackbox": {"job", "process"},
     "http": {"_parser", "job", "process", "types"},
     "stacks": {"process"},
-    "handlers": {"http", "process", "ranks", "stacks", "types"},
+    "stacks.profiles": {"ranks"},
+    "handlers": {"http", "process", "stacks.profiles", "ranks", "stacks", "types"},
     "native": {
         "_parser", "authority", "blackbox", "handlers", "http", "job", "process", "stacks", "types",
     },
@@ -52,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "cluster.resolve": {"cluster.failures"},
     "cluster.find": BASE | {"job", "process", "ranks"},
     "cluster.read": BASE | {"blackbox", "process", "ranks"},
-    "cluster.ask": BASE | {"blackbox", "cluster.read", "process", "ranks"},
+    "cluster.ask": BASE | {"blackbox", "cluster.read", "process", "stacks.profiles", "ranks"},
     "cluster.judge": BASE | {"cluster.read", "ranks"},
     "cluster.show": BASE | {"cluster.judge", "cluster.read", "ranks"},
     "collector": BASE
@@ -61,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     | {
         "blackbox", "cluster.ask", "cluster.find", "cluster.judge", "cluster.read", "cluster.show",
         "collector", "control_plane", "http", "job", "loadgen", "process", "ranks", "server",
-        "__init__",
+        "stacks.profiles", "__init__",
     },
     "__init__": {"control_plane", "handlers", "http", "process", "server", "types"},
     "__main__": {"cli"},

@@ -506,7 +506,7 @@ cdef class RequestParser:
         self._body_size = self._body_left = self._framing = 0
         self._chunk_part = CHUNK_SIZE
         self._chunk_left = self._chunk_count = self._chunk_digits = 0
-        self._announced = self._extensions = 0
+        self._announced = self._extensions = self._trailer_line = 0
         self._header_count = self._hosts = 0
         self._chunked = self._expects = self._complete = self._upgrade = self._alone = False
         self._closes = False
@@ -864,6 +864,8 @@ cdef class RequestParser:
                 raise BodyTooLarge(MAX_EXTENSIONS, "bytes of chunk extensions")
             if self._announced > self._max_body:
                 raise BodyTooLarge(self._max_body)
+            if self._header_count > self._max_headers:
+                raise HeadTooLarge(self._max_headers, "header fields")
             self._framing += end - self._start
             self._start = end
             if self._complete:
@@ -919,10 +921,17 @@ cdef class RequestParser:
                         self._extensions = MAX_EXTENSIONS + 1
                         return i
                     self._extensions += n
+                elif self._chunk_part == CHUNK_LINES:
+                    self._trailer_line += n
                 i += n
                 if found == NULL:
                     return i
                 if self._chunk_part == CHUNK_LINES or self._chunk_left == 0:
+                    # httptools would tell of a trailer when the next one begins, which depends on
+                    # how the bytes come.
+                    if self._trailer_line > 2:  # not the empty line
+                        self._header_count += 1
+                    self._trailer_line = 0
                     self._chunk_part = CHUNK_LINES
                     return i
                 self._chunk_part = CHUNK_DATA
@@ -954,13 +963,13 @@ cdef class RequestParser:
 
     def on_header(self, bytes name, bytes value):
         cdef Py_ssize_t n
+        if self._phase != PHASE_HEAD:
+            return  # a trailer: nothing here reads any, and _chunked_end() counts its line
         self._header_count += 1
         if self._header_count <= 0:
             return  # a field of the synthetic head
         if self._header_count > self._max_headers:
             self._refuse(HeadTooLarge(self._max_headers, "header fields"))
-        if self._phase != PHASE_HEAD:
-            return  # a trailer: nothing here reads any
         name = name.lower()
         n = PyBytes_GET_SIZE(value)
         if n > 0 and (value[n - 1] == c" " or value[n - 1] == c"\t"):

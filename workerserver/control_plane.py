@@ -12,15 +12,22 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from workerserver.job import identity, presence
+from workerserver.job import identity
+from workerserver.process import FREE_THREADED
+from workerserver.process.free_threaded.stand_ins import WHY_NOT
 from workerserver.process.loaded import imported
 from workerserver.process.run_folder import make_run_folder, run_folder, run_folders
 from workerserver.process.sockets import is_listening
 from workerserver.process.threads import why_no_real_threads
 from workerserver.registration import StoreRegistration
-from workerserver.server import WorkerServer, running_server, serving
+
+if TYPE_CHECKING or not FREE_THREADED:
+    from workerserver.job import presence
+    from workerserver.server import WorkerServer, running_server, serving
+else:
+    from workerserver.process.free_threaded.stand_ins import WorkerServer, running_server, serving
 
 __all__ = [
     "TORCH_WORKER_SERVER_SOCKET",
@@ -128,17 +135,20 @@ def serve_from_environment(
 
     The block runs in any case. What keeps a server from starting is a warning of one line; with
     WORKERSERVER_STRICT=1 it raises what WorkerServer and expand_placeholders raise, before the
-    block begins. Where gevent or eventlet has replaced threads, there is no server.
+    block begins. Where gevent or eventlet has replaced threads, there is no server. On a
+    free-threaded build of CPython there is neither a server nor a black box.
     """
     if socket is None and tcp is None:
         socket = os.environ.get(TORCH_WORKER_SERVER_SOCKET)
         tcp = os.environ.get(WORKERSERVER_TCP) or None
     blackbox = blackbox or os.environ.get(WORKERSERVER_BLACKBOX) or None
-    if blackbox is not None:
+    if blackbox is not None and FREE_THREADED:
+        logger.warning("this worker runs without a black box: %s", WHY_NOT)
+    elif blackbox is not None:
         from workerserver.native.black_box import KEEP, keep_black_box
 
         keep_black_box(os.fspath(blackbox), KEEP if keep is None else keep)
-    why_not = why_no_real_threads()
+    why_not = WHY_NOT if FREE_THREADED else why_no_real_threads()
     with contextlib.ExitStack() as stack:
         servers: list[WorkerServer] = []
         if socket is None and tcp is None:
