@@ -30,7 +30,7 @@ from typing import Any
 from workerserver.blackbox.format import BoxError, Record, parse, record_bytes
 from workerserver.blackbox.place import READY, RUN
 from workerserver.blackbox.read import Box, decode, read_bytes
-from workerserver.job.proc import stat_of
+from workerserver.job.proc import lives
 
 __all__ = ["main"]
 
@@ -121,7 +121,7 @@ def _await_end(boxes: str) -> None:
     left = BLOCKED_SECONDS
     while left > 0:
         time.sleep(LOOK_SECONDS)
-        alive = any(_is(int(match[1]), int(match[2])) for match in _boxes(boxes))
+        alive = any(lives(int(match[1]), int(match[2])) for match in _boxes(boxes))
         left = BLOCKED_SECONDS if alive else left - LOOK_SECONDS
 
 
@@ -310,7 +310,7 @@ def _sweep(mine: str) -> None:
             with contextlib.suppress(OSError):
                 paths = [os.path.join(folder, each) for each in os.listdir(folder)]
                 newest = max(os.lstat(path).st_mtime for path in [folder, *paths])
-                alive = any(_is(int(match[1]), int(match[2])) for match in _boxes(folder))
+                alive = any(lives(int(match[1]), int(match[2])) for match in _boxes(folder))
                 if alive or newest > time.time() - OLD_SECONDS:
                     continue
                 for path in paths:
@@ -353,21 +353,16 @@ def _pieces(data: bytearray) -> Iterator[tuple[int, bytes]]:
 
 def _pidfd(pid: int, ticks: int) -> int:
     """A descriptor that can be read once the process has ended; -1: it has."""
-    if not _is(pid, ticks):
+    if not lives(pid, ticks):
         return -1
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:
         return -1
-    if _is(pid, ticks):
+    if lives(pid, ticks):
         return descriptor
     os.close(descriptor)
     return -1
-
-
-def _is(pid: int, ticks: int) -> bool:
-    stat = stat_of(pid)
-    return stat is not None and stat.ticks == ticks
 
 
 def _statuses(ended: list[Rank]) -> dict[int, int]:
