@@ -107,7 +107,7 @@ def _of_dump(job: Job, rank: int, absent: Collection[int], wait: Wait | None) ->
     if wait is None or record is None or record.empty:
         return "unseen"
     others = [each for each in job.expected if each != rank]
-    if record.unrecorded or set(absent) != {rank} or not all(map(job.pending, others)):
+    if job.unrecorded(rank) or set(absent) != {rank} or not all(map(job.pending, others)):
         return "waits"
     if job.told_age(wait) is None:
         return "undated"
