@@ -19,6 +19,8 @@ from support.parking import untraced
 from support.served import Serve
 from support.waiting import wait_until
 
+from workerserver.cli.errors import OutputError
+from workerserver.cli.output_file import is_plain, whole
 from workerserver.http.registry import Registry
 
 CLI = [sys.executable, "-m", "workerserver"]
@@ -174,3 +176,52 @@ def test_profile_says_what_is_full(serve: Serve, registry: Registry, folder: Pat
     assert (done.returncode, done.stdout) == (74, "")
     assert done.stderr == "workerserver: /dev/full/all.json: Not a directory\n"
     assert not list(folder.glob("all.json*"))
+
+
+# --- the file of -o
+
+
+def test_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with whole(str(path)) as file:
+        file.write(b"new")
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_exception_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+
+    def interrupted() -> None:
+        with whole(str(path)) as file:
+            file.write(b"new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    """As root, ``-o /dev/stdout`` replaced the machine's link by a file."""
+    there, link = tmp_path / "there", tmp_path / "link"
+    link.symlink_to(there)
+    with whole(str(link)) as file:
+        file.write(b"new")
+    assert link.is_symlink()
+    assert there.read_bytes() == b"new"
+    assert not is_plain("/dev/null")
+
+
+def test_no_room() -> None:
+    with pytest.raises(OutputError, match="No space left on device"), whole("/dev/full") as file:
+        file.write(b"new")
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    path = str(tmp_path / "none" / "out")
+    with pytest.raises(OutputError, match="No such file or directory"), whole(path):
+        pass
