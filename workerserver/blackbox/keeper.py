@@ -22,6 +22,7 @@ import signal
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,8 @@ __all__ = ["main"]
 NICE = 10
 LOOK_SECONDS = 1.0
 COPY_SECONDS = 10.0
+#: Who is killed for want of memory is counted at once, but ends only when its memory is given back.
+DYING_SECONDS = 10.0
 #: Until the kernel tells how a process ended. Its parent has to ask for it first.
 STATUS_SECONDS = 0.7
 #: A keeper of the job's last attempt may be about to end.
@@ -56,8 +59,8 @@ _PIDFD_INFO_EXIT = 1 << 3
 
 @dataclass
 class Rank:
-    """One box. *seen*: what the cgroup had counted as killed for want of memory at the last look
-    when the process still lived."""
+    """One box. *seen*: what the cgroup had counted as killed for want of memory DYING_SECONDS ago,
+    when the process surely still lived. *looks*: when, and what was counted since then."""
 
     path: str
     pid: int
@@ -67,6 +70,17 @@ class Rank:
     name: str = ""
     watched: Mapping[str, str] = field(default_factory=dict)
     seen: int | None = None
+    looks: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def look(self, kills: int | None, now: float) -> None:
+        if not self.looks and self.seen is not None:
+            self.looks.append((now, self.seen))
+        if kills is not None:
+            self.looks.append((now, kills))
+        while len(self.looks) > 1 and self.looks[1][0] <= now - DYING_SECONDS:
+            self.looks.popleft()
+        if self.looks:
+            self.seen = self.looks[0][1]
 
 
 def main() -> int:
@@ -203,7 +217,8 @@ class Keeper:
                 pid, ticks = int(match[1]), int(match[2])
                 self._ranks[path] = Rank(path, pid, ticks, _pidfd(pid, ticks))
         for rank in self._ranks.values():
-            rank.seen = _oom_kills(rank.watched) if rank.pidfd >= 0 else rank.seen
+            if rank.pidfd >= 0:
+                rank.look(_oom_kills(rank.watched), time.monotonic())
         return bool(self._ranks)
 
     def _wait(self) -> list[Rank]:

@@ -15,7 +15,10 @@ from workerserver.cluster.judge.grounds.children import is_unclear, may_work, on
 from workerserver.cluster.judge.grounds.lateness import late_for, patience
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import Reason
-from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL, STORE, Kind
+from workerserver.cluster.read.acting import root
+from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL, STORE, Kind, blocked_on
+from workerserver.cluster.read.roles import main_thread
+from workerserver.cluster.read.waits_for import by_id, follow
 
 __all__ = ["RECORDED", "hindrance", "is_elsewhere", "is_late"]
 
@@ -23,12 +26,19 @@ __all__ = ["RECORDED", "hindrance", "is_elsewhere", "is_late"]
 RECORDED: frozenset[Reason] = frozenset({"mismatch", "order", "p2p cycle"})
 #: Reasons that a rank need not stand still for, or that are no guess at what it waits for.
 PROVEN: frozenset[Reason] = RECORDED | {"deadlock"}
+#: Calls that wait for another process: a barrier, an event, a semaphore, a queue, a pipe.
+SHARED = ("multiprocessing.synchronize.", "multiprocessing.queues.", "multiprocessing.connection.")
+#: Calls in which a thread waits for another one's end, or for its result.
+JOINS = ("threading.join", "concurrent.futures.result")
 #: What ends only if somebody does something about it.
 ENDLESS: frozenset[Kind] = frozenset({"debugger", "stopped", "shutdown"})
 #: A rank that computes or writes where it is may only be slow, for this long, and for so many usual
 #: pauses.
 WORKING_SECONDS = 30.0
 WORKING_PAUSES = 30.0
+#: In a library's call it may be slow for longer: such a call gets through its work, as a parser
+#: gets through its file. A loop of the user's own at one line may have no end.
+WORKING_IN_CALL_SECONDS = 300.0
 
 
 def hindrance(
@@ -51,6 +61,8 @@ def hindrance(
     if job.too_early(rank):
         return "early"
     blocked = job.blocked[rank]
+    if wait is None and blocked.kind == "sleep" and not _surely_acts(job, rank):
+        return "waits"
     if job.before is not None and job.same_stack(rank) is None and _readable(job, rank):
         return "unseen"
     if blocked.on_ranks:
@@ -66,7 +78,7 @@ def hindrance(
         return "child"
     if is_unclear(job, rank) and _may_be_slow(job, rank, wait):
         return "child"
-    if rank in job.chains.edges:
+    if rank in job.chains.edges or (_in_shared(job, rank) and not _alone(job, rank, absent)):
         return "waits"
     together = wait is not None and wait.seq is not None
     if blocked.on_others and not (together and blocked.call == STORE and _alone(job, rank, absent)):
@@ -95,7 +107,7 @@ def _of_dump(job: Job, rank: int, absent: Collection[int], wait: Wait | None) ->
     if wait is None or record is None or record.empty:
         return "unseen"
     others = [each for each in job.expected if each != rank]
-    if record.unrecorded or set(absent) != {rank} or not all(map(job.pending, others)):
+    if job.unrecorded(rank) or set(absent) != {rank} or not all(map(job.pending, others)):
         return "waits"
     if job.told_age(wait) is None:
         return "undated"
@@ -114,7 +126,9 @@ def is_elsewhere(job: Job, rank: int) -> bool:
     blocked = job.blocked.get(rank)
     if blocked is None or blocked.on_ranks or blocked.helped or blocked.runs or blocked.writes:
         return False
-    if blocked.on_others or rank in job.chains.edges:
+    if blocked.on_others or rank in job.chains.edges or _in_shared(job, rank):
+        return False
+    if blocked.kind == "sleep" and not _surely_acts(job, rank):
         return False
     if one_works(job, rank) or may_work(job, rank) or is_unclear(job, rank):
         return False
@@ -125,6 +139,25 @@ def is_elsewhere(job: Job, rank: int) -> bool:
     if blocked.kind == "unknown":
         return _in_own_lock(job, rank)
     return blocked.on_no_rank or blocked.kind in ("io", "library", "wait")
+
+
+def _surely_acts(job: Job, rank: int) -> bool:
+    """The thread that stands for it is no other one that happens to be in user code, as one that
+    looks around each few seconds."""
+    thread, threads = job.blocked[rank].thread, job.now.states[rank].threads
+    if thread is None or thread.main or thread.beats or root(thread) in job.roots:
+        return True
+    main = main_thread(threads)
+    if main is None or blocked_on(threads, main).call in JOINS:
+        return True
+    return thread in follow(main, by_id(threads))
+
+
+def _in_shared(job: Job, rank: int) -> bool:
+    """In a wait for what processes share (:mod:`multiprocessing`), and it has none of its own, as
+    far as its worker tells. So it may wait for another rank that the same process has started."""
+    own = job.now.states[rank].own
+    return job.blocked[rank].call.startswith(SHARED) and not (own is not None and own.children)
 
 
 def _in_own_lock(job: Job, rank: int) -> bool:
@@ -152,7 +185,8 @@ def _may_be_slow(job: Job, rank: int, wait: Wait | None) -> bool:
         ages.append(math.inf if age is None else age)
         usual.append(job.pace(wait))
     most = max(usual)
-    return most <= 0 or max(ages) < max(WORKING_SECONDS, WORKING_PAUSES * most)
+    least = WORKING_IN_CALL_SECONDS if job.blocked[rank].inside else WORKING_SECONDS
+    return most <= 0 or max(ages) < max(least, WORKING_PAUSES * most)
 
 
 def _alone(job: Job, rank: int, absent: Collection[int]) -> bool:
