@@ -8,7 +8,7 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo man docs test test-debug wire faults blackbox simulate test-cuda test-integrations wheels test-cpythons test-torch chaos soak long bench bench-check compare coverage sanitize lint format clean
+.PHONY: help build demo man docs screenshots test test-debug wire faults blackbox simulate test-cuda test-integrations wheels test-cpythons test-torch chaos soak long bench bench-check compare coverage sanitize lint format clean
 
 help:
 	@echo "make demo           start a training job that hangs, and find the rank to blame"
@@ -25,6 +25,7 @@ help:
 	@echo "make test-torch     run the tests where torch matters on other torches (VERSIONS='2.10.0 2.15.0', SECONDS_EACH=1800)"
 	@echo "make test-integrations  start jobs with Lightning, transformers, accelerate, Ray, a notebook"
 	@echo "make docs           build the documentation as a site in build/site, and check its links"
+	@echo "make screenshots    take the pictures of reports in docs/images, in Chromium"
 	@echo "make wheels         build manylinux wheels, and test each without a compiler"
 	@echo "make test-cuda      run the tests that need an NVIDIA GPU"
 	@echo "make chaos          inject faults into a server beside a real job, which must train as without us (MINUTES=10)"
@@ -119,6 +120,10 @@ $(DOCS)/.installed: pyproject.toml constraints.txt
 docs: build $(DOCS)/.installed
 	$(PY) tools/reference.py build/reference
 	NO_MKDOCS_2_WARNING=1 WORKERSERVER_REFERENCE=build/reference $(DOCS)/bin/mkdocs build --strict --quiet $(ARGS)
+
+# Debian: chromium, chromium-driver.
+screenshots: build
+	PYTHONPATH=.:tests:examples $(PY) tools/take_screenshots.py
 
 # One environment after the other; a CUDA build of torch needs 10 GiB of disk for as long as it is
 # tested. ARGS="--pytest tests/handlers" for other tests than the tool's own.

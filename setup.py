@@ -3,7 +3,9 @@
 Switches (environment): ``WORKERSERVER_DEBUG=1`` builds with assertions and without optimisation,
 ``WORKERSERVER_COVERAGE=1`` with line tracing for coverage.py, ``WORKERSERVER_SANITIZE=address``
 with AddressSanitizer and UndefinedBehaviorSanitizer, ``=thread`` with ThreadSanitizer, both with
-the assertions too. ``WORKERSERVER_MODULES=native._engine,native._bridge`` builds only these.
+the assertions too. ``=fuzz`` (clang only) is ``=address`` for a fuzzer: the modules count what they
+cover, and the fuzzer brings the sanitizer's library.
+``WORKERSERVER_MODULES=native._engine,native._bridge`` builds only these.
 
 The assertions: C's assert(), and ``WS_DEBUG``. With ``WS_DEBUG`` the native I/O thread checks each
 transition of a connection (native/engine/stage.pyx), and the invariants of its memory whenever a
@@ -12,10 +14,11 @@ thread gives the hub's lock back (native/engine/invariants.pyx). A violation end
 
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 from Cython.Build import cythonize
-from setuptools import Extension, setup
+from setuptools import Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, ExecError, LinkError
 
@@ -27,7 +30,12 @@ MODULES: dict[str, tuple[str, ...]] = {
     "_parser": (),
     "process._pulse": (),
     "http._protocol": ("http/*.c", "stacks/blake2b.c"),
-    "stacks._stacks": ("stacks/*.c", "stacks/selfread/*.c", "stacks/facts/*.c"),
+    "stacks._stacks": (
+        "stacks/*.c",
+        "stacks/selfread/*.c",
+        "stacks/facts/*.c",
+        "stacks/sampler/*.c",
+    ),
     "native._engine": ("native/box/*.c",),
     "native._bridge": (),
     "loadgen._loadgen": (),
@@ -35,7 +43,15 @@ MODULES: dict[str, tuple[str, ...]] = {
 #: The native I/O thread: epoll, eventfd, accept4.
 LINUX_ONLY = {"native._engine", "native._bridge"}
 #: Where headers of ours lie.
-HEADERS = ("http", "stacks", "stacks/selfread", "stacks/facts", "loadgen", "native/box")
+HEADERS = (
+    "http",
+    "stacks",
+    "stacks/selfread",
+    "stacks/facts",
+    "stacks/sampler",
+    "loadgen",
+    "native/box",
+)
 
 # No -ffast-math and no -Ofast: loading such a library turns on flush-to-zero for the whole process.
 FLAGS = {
@@ -48,10 +64,14 @@ FLAGS = {
         "-O1", "-g2", "-UNDEBUG", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
         "-fno-sanitize-recover=undefined",
     ],
+    "fuzz": [
+        "-O1", "-g2", "-UNDEBUG", "-fno-omit-frame-pointer",
+        "-fsanitize=address,undefined,fuzzer-no-link", "-fno-sanitize-recover=undefined",
+    ],
     "tsan": ["-O1", "-g2", "-UNDEBUG", "-fno-omit-frame-pointer", "-fsanitize=thread"],
 }  # fmt: skip
 #: Builds that check the invariants of the native engine (native/engine/invariants.pyx).
-ASSERTING = {"debug", "asan", "tsan"}
+ASSERTING = {"debug", "asan", "fuzz", "tsan"}
 #: The linker's part of them.
 LINK = {"asan": ["-fsanitize=address,undefined"], "tsan": ["-fsanitize=thread"]}
 #: On Linux the linker's tables are filled when a module is loaded, and read-only from then on. That
@@ -73,6 +93,8 @@ def switch(name: str) -> bool:
 
 
 def chosen_modules() -> dict[str, tuple[str, ...]]:
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return {}  # each would switch the GIL on; process/free_threaded stands in for them
     names = os.environ.get("WORKERSERVER_MODULES")
     available = {
         name: patterns
@@ -85,7 +107,7 @@ def chosen_modules() -> dict[str, tuple[str, ...]]:
 def chosen_kind() -> str:
     sanitizer = os.environ.get("WORKERSERVER_SANITIZE", "")
     if sanitizer:
-        return {"address": "asan", "thread": "tsan"}[sanitizer]
+        return {"address": "asan", "fuzz": "fuzz", "thread": "tsan"}[sanitizer]
     if switch("COVERAGE"):
         return "coverage"
     return "debug" if switch("DEBUG") else "release"
@@ -116,6 +138,13 @@ def translated(extensions: list[Extension], **options: object) -> list[Extension
     return found
 
 
+class Compiled(Distribution):
+    """A wheel is for one kind of CPython, also without a module, as on a free-threaded build."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
 class Build(build_ext):
     """Says what to install where nothing can be compiled: the last line is what people read."""
 
@@ -132,6 +161,8 @@ def main() -> None:
     macros: list[tuple[str, str | None]] = []
     if kind in ASSERTING:
         macros += [("WS_DEBUG", "1")]
+    if kind == "fuzz":
+        macros += [("WS_CHANGED_READS", "1")]
     if coverage:
         macros += [("CYTHON_TRACE", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
     extensions = [
@@ -147,6 +178,7 @@ def main() -> None:
         for module, patterns in chosen_modules().items()
     ]
     setup(
+        distclass=Compiled,
         cmdclass={"build_ext": Build},
         ext_modules=translated(
             extensions,

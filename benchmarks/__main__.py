@@ -42,6 +42,7 @@ ORDER = (
     "strangers",
     "footprint",
     "scale",
+    "record",
 )
 ROUNDS = 5
 #: A Unix socket's path has at most 107 bytes; the suites' folders stay below this.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workerserver.process._pulse import heartbeat
+from workerserver.process import FREE_THREADED
+from workerserver.process.free_threaded.beats import heartbeat
 from workerserver.process.lazy import lazy_names
 from workerserver.types import Range, Request, Response, WorkerServerError
 
@@ -62,5 +63,17 @@ _LAZY = {
     "Limits": f"{__name__}.http.limits",
     "WorkerServer": f"{__name__}.server",
 }
+
+if FREE_THREADED:
+    _STAND_IN = f"{__name__}.process.free_threaded.stand_ins"
+    _LAZY.update(
+        dict.fromkeys(
+            (
+                "Limits", "WorkerServer", "get_handler_names", "handler", "install",
+                "register_handler", "unregister_handler",
+            ),
+            _STAND_IN,
+        )
+    )  # fmt: skip
 
 __getattr__, __dir__ = lazy_names(__name__, _LAZY)

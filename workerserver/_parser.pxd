@@ -79,6 +79,7 @@ cdef class RequestParser:
     cdef Py_ssize_t _announced  # bytes of body in the chunks so far
     cdef Py_ssize_t _extensions  # bytes of chunk extensions so far
     cdef bytes _coding  # a Transfer-Encoding other than chunked, or None
+    cdef Py_ssize_t _trailer_line  # bytes of the current line behind the last chunk
     cdef int _header_count
     cdef int _hosts
     cdef bint _chunked

@@ -15,6 +15,9 @@ cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.pyport cimport PY_SSIZE_T_MAX
+from libc.string cimport memset
+
+from workerserver.authority cimport Authority, authority_is_whole, take_authority
 
 cdef extern from "<string.h>" nogil:
     # With const, unlike Cython's own declaration: since C23 glibc's memchr returns a const pointer
@@ -114,9 +117,14 @@ cdef inline bint _valid_percent(const unsigned char* raw, Py_ssize_t n) noexcept
     return True
 
 
-cdef bint _valid_host(bytes host) except -1:
-    """Whether *host* may be an authority without userinfo (RFC 9110, 4.2.4 and 7.2)."""
-    return host.isascii() and host.translate(None, b" \t,/@\"<>\\^`{|}#?") == host
+cdef bint _valid_host(bytes host) noexcept:
+    """Whether *host* is an authority without userinfo (RFC 9110, 4.2.4 and 7.2)."""
+    cdef Authority state
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(host)
+    memset(&state, 0, sizeof(state))
+    return take_authority(
+        &state, <const unsigned char*>PyBytes_AS_STRING(host), n
+    ) == n and authority_is_whole(&state)
 
 
 cpdef str unquote(bytes raw, bint plus=False):
@@ -498,7 +506,7 @@ cdef class RequestParser:
         self._body_size = self._body_left = self._framing = 0
         self._chunk_part = CHUNK_SIZE
         self._chunk_left = self._chunk_count = self._chunk_digits = 0
-        self._announced = self._extensions = 0
+        self._announced = self._extensions = self._trailer_line = 0
         self._header_count = self._hosts = 0
         self._chunked = self._expects = self._complete = self._upgrade = self._alone = False
         self._closes = False
@@ -732,7 +740,7 @@ cdef class RequestParser:
                 if mark >= 0 and (slash < 0 or mark < slash):
                     slash = mark
                 request.host = rest if slash < 0 else rest[:slash]
-                if not request.host or not _valid_host(request.host):
+                if not _valid_host(request.host):
                     raise MalformedRequest("no valid host in the request target")
                 rest = b"/" if slash < 0 else rest[slash:]
                 if rest.startswith(b"?"):
@@ -856,6 +864,8 @@ cdef class RequestParser:
                 raise BodyTooLarge(MAX_EXTENSIONS, "bytes of chunk extensions")
             if self._announced > self._max_body:
                 raise BodyTooLarge(self._max_body)
+            if self._header_count > self._max_headers:
+                raise HeadTooLarge(self._max_headers, "header fields")
             self._framing += end - self._start
             self._start = end
             if self._complete:
@@ -911,10 +921,17 @@ cdef class RequestParser:
                         self._extensions = MAX_EXTENSIONS + 1
                         return i
                     self._extensions += n
+                elif self._chunk_part == CHUNK_LINES:
+                    self._trailer_line += n
                 i += n
                 if found == NULL:
                     return i
                 if self._chunk_part == CHUNK_LINES or self._chunk_left == 0:
+                    # httptools would tell of a trailer when the next one begins, which depends on
+                    # how the bytes come.
+                    if self._trailer_line > 2:  # not the empty line
+                        self._header_count += 1
+                    self._trailer_line = 0
                     self._chunk_part = CHUNK_LINES
                     return i
                 self._chunk_part = CHUNK_DATA
@@ -946,13 +963,13 @@ cdef class RequestParser:
 
     def on_header(self, bytes name, bytes value):
         cdef Py_ssize_t n
+        if self._phase != PHASE_HEAD:
+            return  # a trailer: nothing here reads any, and _chunked_end() counts its line
         self._header_count += 1
         if self._header_count <= 0:
             return  # a field of the synthetic head
         if self._header_count > self._max_headers:
             self._refuse(HeadTooLarge(self._max_headers, "header fields"))
-        if self._phase != PHASE_HEAD:
-            return  # a trailer: nothing here reads any
         name = name.lower()
         n = PyBytes_GET_SIZE(value)
         if n > 0 and (value[n - 1] == c" " or value[n - 1] == c"\t"):
@@ -1000,7 +1017,7 @@ cdef class RequestParser:
 
     cdef int _on_host(self, bytes value) except -1:
         self._hosts += 1
-        if not value or not _valid_host(value):
+        if not _valid_host(value):
             self._refuse(MalformedRequest("bad Host field"))
         if not self._request.host:
             self._request.host = value

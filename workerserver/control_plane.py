@@ -14,22 +14,28 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from workerserver.job import identity, presence
+from workerserver.job import identity
+from workerserver.process import FREE_THREADED
+from workerserver.process.free_threaded.stand_ins import WHY_NOT
 from workerserver.process.loaded import imported
 from workerserver.process.run_folder import make_run_folder, run_folder, run_folders
 from workerserver.process.sockets import is_listening
 from workerserver.process.threads import why_no_real_threads
 from workerserver.registration import StoreRegistration
-from workerserver.server import WorkerServer, running_server, serving
+
+if TYPE_CHECKING or not FREE_THREADED:
+    from workerserver.job import presence
+    from workerserver.server import WorkerServer, running_server, serving
+else:
+    from workerserver.process.free_threaded.stand_ins import WorkerServer, running_server, serving
 
 if TYPE_CHECKING:
-    from workerserver.blackbox.keeping import Watchdog
+    from workerserver.native.watchdog import AskedFor
 
 __all__ = [
     "TORCH_WORKER_SERVER_SOCKET",
     "WORKERSERVER_BLACKBOX",
     "WORKERSERVER_COLLECTOR",
-    "WORKERSERVER_STALL",
     "WORKERSERVER_STRICT",
     "WORKERSERVER_TCP",
     "WORKERSERVER_WATCHDOG",
@@ -49,7 +55,6 @@ TORCH_WORKER_SERVER_SOCKET = "TORCH_WORKER_SERVER_SOCKET"
 WORKERSERVER_TCP = "WORKERSERVER_TCP"
 WORKERSERVER_BLACKBOX = "WORKERSERVER_BLACKBOX"
 WORKERSERVER_COLLECTOR = "WORKERSERVER_COLLECTOR"
-WORKERSERVER_STALL = "WORKERSERVER_STALL"
 WORKERSERVER_STRICT = "WORKERSERVER_STRICT"
 WORKERSERVER_WATCHDOG = "WORKERSERVER_WATCHDOG"
 
@@ -134,27 +139,32 @@ def serve_from_environment(
 
     With *blackbox*, or WORKERSERVER_BLACKBOX, the process keeps a black box from now until it ends,
     and copies of the last *keep* runs are in that folder (docs/blackbox.md). Then the job has a
-    watchdog, too, unless *watchdog*, or WORKERSERVER_WATCHDOG, says otherwise (docs/watchdog.md).
-    *stall*: as WORKERSERVER_STALL. A job with a watchdog that would serve nowhere serves in the
-    user's run folder.
+    watchdog, too, unless *watchdog*, or WORKERSERVER_WATCHDOG, says otherwise (docs/watchdog.md);
+    *stall*: as WORKERSERVER_STALL. Then it serves in the run folder, if it serves nowhere else.
 
     The block runs in any case. What keeps a server from starting is a warning of one line; with
     WORKERSERVER_STRICT=1 it raises what WorkerServer and expand_placeholders raise, before the
-    block begins. Where gevent or eventlet has replaced threads, there is no server.
+    block begins. Where gevent or eventlet has replaced threads, there is no server. On a
+    free-threaded build of CPython there is neither a server nor a black box.
     """
     if socket is None and tcp is None:
         socket = os.environ.get(TORCH_WORKER_SERVER_SOCKET)
         tcp = os.environ.get(WORKERSERVER_TCP) or None
     blackbox = blackbox or os.environ.get(WORKERSERVER_BLACKBOX) or None
-    watch = _Watch(blackbox is not None, watchdog, stall, tcp is not None)
+    if blackbox is not None and FREE_THREADED:
+        logger.warning("this worker runs without a black box: %s", WHY_NOT)
+        blackbox = None
+    watch = _asked_for_watchdog(blackbox is not None, watchdog, stall, tcp is not None)
     if blackbox is not None:
         from workerserver.native.black_box import KEEP, keep_black_box
 
-        keep_black_box(os.fspath(blackbox), KEEP if keep is None else keep, watch.settings)
-    quiet = watch.wanted and socket is None and tcp is None
-    if watch.wanted and socket is None:
+        keep_black_box(
+            os.fspath(blackbox), KEEP if keep is None else keep, watch and watch.settings
+        )
+    quiet = watch is not None and socket is None and tcp is None
+    if watch is not None and socket is None:
         socket = _watched_socket()
-    why_not = why_no_real_threads()
+    why_not = WHY_NOT if FREE_THREADED else why_no_real_threads()
     with contextlib.ExitStack() as stack:
         servers: list[WorkerServer] = []
         if socket is None and tcp is None:
@@ -171,29 +181,19 @@ def serve_from_environment(
                     raise
                 servers = []
                 logger.warning("this worker runs without a server: %s", _reason(error))
-        if watch.wanted and blackbox is None and running_server() is not None:
+        if watch is not None and blackbox is None and running_server() is not None:
             watch.start_alone()
         yield servers
 
 
-class _Watch:
-    """The watchdog that a job has asked for. *asked*, *stall*: what the program says of it."""
+def _asked_for_watchdog(
+    has_box: bool, asked: bool | None, stall: float | None, on_tcp: bool
+) -> AskedFor | None:
+    if FREE_THREADED or not (has_box or asked or os.environ.get(WORKERSERVER_WATCHDOG)):
+        return None  # most jobs: nothing is imported
+    from workerserver.native.watchdog import asked_for
 
-    def __init__(
-        self, has_box: bool, asked: bool | None, stall: float | None, on_tcp: bool
-    ) -> None:
-        self.wanted = False
-        self.settings: Callable[[identity.Identity], Watchdog] | None = None
-        self.start_alone: Callable[[], None] = lambda: None
-        if not (has_box or asked or os.environ.get(WORKERSERVER_WATCHDOG)):
-            return  # most jobs: nothing is imported
-        from workerserver.native import watchdog
-
-        self.wanted = watchdog.is_wanted(asked, has_box)
-        if self.wanted:
-            seconds = watchdog.stall_seconds(stall)
-            self.settings = lambda me: watchdog.settings_of(me, seconds, on_tcp)
-            self.start_alone = lambda: watchdog.watch_alone(seconds, on_tcp)
+    return asked_for(has_box, asked, stall, on_tcp)
 
 
 def _watched_socket() -> str | None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from workerserver.handlers import default_registry
 from workerserver.handlers.metrics import Published, openmetrics_for, response
+from workerserver.handlers.sampling import profile_page
 from workerserver.handlers.stacks import limit_snapshots
 from workerserver.http._protocol import ServerState, WorkerProtocol
 from workerserver.http.access import AccessPolicy, hosts_from_environment, standard_rules
@@ -28,8 +29,10 @@ from workerserver.http.limits import Limits
 from workerserver.http.registry import Registry
 from workerserver.http.routes import Router
 from workerserver.job import presence
+from workerserver.process import FREE_THREADED
 from workerserver.process._pulse import Meter, immortalise
 from workerserver.process.credentials import Token, tokens_from_environment
+from workerserver.process.free_threaded.stand_ins import WHY_NOT
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.pool import DaemonPool
 from workerserver.process.sockets import (
@@ -76,6 +79,7 @@ class WorkerServer:
     Raises RuntimeError ``{} already exists``, ``Error binding to {}`` or ``Error binding to
     {}:{}`` (its ``__cause__`` says why), ValueError for a token or a certificate that can't be
     read, for an unknown transport, and for a WORKERSERVER_GIL_* that is no number of seconds.
+    RuntimeError too on a free-threaded build of CPython.
     """
 
     def __init__(
@@ -89,6 +93,8 @@ class WorkerServer:
         transport: Transport | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
+        if FREE_THREADED:
+            raise RuntimeError(WHY_NOT)
         self.registry = default_registry if registry is None else registry
         host_or_file = os.fspath(host_or_file)
         self._host_or_file = host_or_file
@@ -149,7 +155,9 @@ class WorkerServer:
         )
 
     def _start(self, limits: Limits) -> None:
-        self._router = Router(self.registry, self._metrics, for_browsers=not self._unix)
+        self._router = Router(
+            self.registry, self._metrics, profile=profile_page, for_browsers=not self._unix
+        )
         policy = AccessPolicy(
             standard_rules(
                 unix=self._unix,

@@ -7,6 +7,7 @@ WORKERS_CPU. Each line of input is an order, and gets one line of JSON:
 
 - ``serve none``, ``serve ours``, ``serve torch``: from now on only that server is up at SOCKET.
   torch's server is never stopped, because that can deadlock.
+- ``threads N``: from now on N more threads wait, each DEPTH calls deep.
 - ``train SECONDS``: trains for WARM seconds, then for SECONDS more. The answer is about the latter:
   ``steps``, ``seconds``, ``cpu`` (processor seconds of this process, with its server), and
   ``began`` and ``ended`` by ``time.monotonic()``. All are read between two steps.
@@ -20,6 +21,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +29,7 @@ from typing import Any
 PDEATHSIG = 1  # prctl's
 #: Seconds. After this time, training has used up the batches that the worker had made before.
 WARM = 0.1
+DEPTH = 20
 
 
 class Trainer:
@@ -53,6 +56,11 @@ class Trainer:
             self.torchs = c10d._WorkerServer(self.path)
         return {"serving": kind}
 
+    def threads(self, count: int) -> dict[str, Any]:
+        for _ in range(count):
+            threading.Thread(target=wait, args=(DEPTH,), daemon=True).start()
+        return {"threads": threading.active_count()}
+
     def train(self, wanted: float) -> dict[str, Any]:
         for child in children():  # each epoch starts a new worker
             with contextlib.suppress(OSError):
@@ -77,6 +85,13 @@ class Trainer:
         }
 
 
+def wait(depth: int) -> None:
+    if depth:
+        wait(depth - 1)
+    else:
+        threading.Event().wait()
+
+
 def children() -> list[int]:
     with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
         return [int(pid) for pid in file.read().split()]
@@ -92,7 +107,10 @@ def main() -> None:
     print(json.dumps({"pid": os.getpid()}), flush=True)
     for line in sys.stdin:
         order, value = line.split()
-        answer = trainer.serve(value) if order == "serve" else trainer.train(float(value))
+        if order == "threads":
+            answer = trainer.threads(int(value))
+        else:
+            answer = trainer.serve(value) if order == "serve" else trainer.train(float(value))
         print(json.dumps(answer), flush=True)
     os._exit(0)  # a normal exit with torch's server alive aborts
 

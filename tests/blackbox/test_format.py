@@ -82,8 +82,8 @@ def test_a_box_that_is_not_written_yet(whole: bytes, tmp_path: Path) -> None:
 
 def test_another_version(whole: bytes, tmp_path: Path) -> None:
     data = bytearray(whole)
-    struct.pack_into("<I", data, 8, 2)
-    assert read(tmp_path, bytes(data)) == "a black box of version 2; version 1 can be read"
+    struct.pack_into("<I", data, 8, 3)
+    assert read(tmp_path, bytes(data)) == "a black box of version 3; version 2 can be read"
 
 
 def test_lanes_that_lie_elsewhere(whole: bytes, tmp_path: Path) -> None:

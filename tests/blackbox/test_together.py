@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,6 +69,17 @@ def test_a_rank_that_does_not_answer_is_judged_by_its_box(tmp_path: Path) -> Non
         started[1].wait()
         await_box(folder, started[1].pid)
         status, told = answer("diagnose", target, str(folder), timeout=120)
+        page = tmp_path / "report.html"
+        of_both = answer("report", target, str(folder), "-o", str(page), timeout=120)
+    assert of_both[0] == 1, of_both
+    assert of_both[1]["verdict"].startswith("rank 1 was killed (SIGKILL) at ")
+    # The one that is gone: framed and grey; what it did last, and how it was started.
+    shown = html.unescape(page.read_text())
+    assert re.search(r'class="x s" data-r="1"', shown)
+    assert re.search(r'class="k\d+" data-r="0"', shown)
+    assert re.search(r"<dt>command</dt><dd>[^<]+stepping_rank.py</dd>", shown)
+    assert re.search(r"<pre[^>]+newest frames[^<]+load_batch", shown)
+    assert re.search(r'class="suspect" data-r="1"><td>rank 1 ', shown)  # its steps
     assert status == 1, told
     (culprit,) = told["culprits"]
     assert (culprit["rank"], culprit["end"]) == (1, "killed"), told

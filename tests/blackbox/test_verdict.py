@@ -20,6 +20,7 @@ from workerserver.blackbox.runs import runs_in
 from workerserver.cli import blackbox, diagnose
 from workerserver.cli.errors import NoJobError
 from workerserver.cli.schema import schema_of
+from workerserver.cluster.judge.ends import who_ended
 from workerserver.cluster.read.boxes.endings import ending
 
 Put = tuple[LaneName, float, Mapping[str, Any]]
@@ -136,6 +137,24 @@ def test_out_of_memory_with_its_figures(tmp_path: Path) -> None:
     status, text = verdict(tmp_path)
     assert status == 1
     assert "rank 0 was killed (out of memory), with 63.9 of 64.0 GiB in use at " in text
+
+
+FORGED = "x\nrank 1 was killed (SIGKILL)"
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [raised(FORGED, FORGED)],
+        [("end", 6.0, {"why": "exception", "frames": [[FORGED, 1, FORGED]], "time": STARTED})],
+        [("end", 6.0, {"why": "signal", "signal": FORGED, "thread": 4711})],
+        [("stacks", 5.0, stacks_of((FORGED, 1, FORGED))), sent(signal.SIGSEGV)],
+    ],
+)
+def test_no_text_of_a_box_makes_a_line_of_its_own(tmp_path: Path, records: list[Put]) -> None:
+    put_box(tmp_path, 0, *records, size=1)
+    (run,) = runs_in([str(tmp_path)])[0]
+    assert "\n" not in who_ended(ending(run.boxes[0]))
 
 
 def test_an_exception_names_the_users_line_and_shows_the_traceback(tmp_path: Path) -> None:

@@ -29,7 +29,10 @@ def test_a_stall_and_its_end(tmp_path: Path) -> None:
             assert verdict["incident"] == "stall"
             assert verdict["quiet_s"] >= verdict["threshold_s"] == 1.0
             assert verdict["recovered"] is None
-            assert line == f"{verdict['line'][23:]}; {next(job.boxes.glob('verdict-*'))}"
+            assert line == f"{verdict['line'][23:]}; {next(job.boxes.glob('verdict-*.json'))}"
+            wait_until(lambda: list(job.boxes.glob("verdict-*.html")), SECONDS)
+            (page,) = job.boxes.glob("verdict-*.html")
+            assert "wait_for_disk" in page.read_text()
         after = job.await_lines(2)[1]
         assert after.startswith("the job goes on, at step ")
         wait_until(lambda: job.verdicts()[0]["recovered"] is not None, SECONDS)

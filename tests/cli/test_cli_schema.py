@@ -110,6 +110,8 @@ def test_verdicts(scene: str, job: Any, folder: Path, capsys: pytest.CaptureFixt
     check("fr", capsys.readouterr().out)
     main(["slow", target, "--json"])
     check("slow", capsys.readouterr().out)
+    main(["report", target, "-o", "page.html", "--json", *soon])
+    assert check("report", capsys.readouterr().out)["bytes"] == Path("page.html").stat().st_size
     main(["watch", target, "--folder", "kept", "--count", "1"])
     (kept,) = Path("kept").iterdir()
     check("watch", kept.read_text())
@@ -154,6 +156,16 @@ def test_profiles(folder: Path, capsys: pytest.CaptureFixture[str], no_leaks: No
         words = ["profile", "rank{rank}.sock", "-o", "all.json", "--duration", "0.1", "--json"]
         assert main(words) == 1
     check("profile", capsys.readouterr().out)
+
+
+def test_recordings(serve: Serve, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "rank0.sock").symlink_to(str(serve("unix").address))
+    make_socket(folder / "rank1.sock")
+    words = ["record", "rank{rank}.sock", "-o", "all.html", "--duration", "0.1", "--json"]
+    assert main(words) == 1
+    assert check("record", capsys.readouterr().out)["responded"] == 1
+    assert main([*words[:1], "rank1.sock", *words[2:]]) == 3
+    assert check("record", capsys.readouterr().out)["file"] is None
 
 
 class _Closing:

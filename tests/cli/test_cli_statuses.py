@@ -24,6 +24,7 @@ ON_JOBS = {
     "fr": ("fr",),
     "ping": ("ping", "--count", "1"),
     "profile": ("profile", "-o", "trace.json"),
+    "record": ("record", "-o", "job.html", "--duration", "0.1"),
     "watch": ("watch", "--folder", "kept", "--count", "1"),
     "top": ("top", "--count", "1"),
     "ls": ("ls",),
@@ -99,6 +100,14 @@ def test_a_part_is_1(command: str, folder: Path, start: Callable[..., Canned]) -
 def start(request: pytest.FixtureRequest) -> Callable[[Path], Canned]:
     def serve(path: Path) -> Canned:
         trace = http({"traceEvents": [], "baseTimeNanoseconds": 0})
+        recorded = http(
+            {
+                **dict.fromkeys(("time", "missed", "unstable", "cut", "cost_seconds"), 0),
+                "version": 1, "mode": "wall", "hz": 100, "seconds": 0.1, "samples": 10,
+                "functions": [["a.py", "f", 1]], "threads": [["MainThread", 1, 1]],
+                "nodes": [[-1, 0, 0, 0], [0, 0, 10, 0]],
+            }
+        )  # fmt: skip
         worker = Canned(
             {
                 **good(0),
@@ -106,6 +115,7 @@ def start(request: pytest.FixtureRequest) -> Callable[[Path], Canned]:
                 "/handler/": http(["ping"]),
                 "/handler/ping": http(b"pong"),
                 "/handler/torch_profile?duration=1": trace,
+                "/handler/sample_stacks?duration=0.100&hz=100&mode=wall": recorded,
             },
             path,
         )
@@ -126,8 +136,8 @@ def test_an_unreadable_folder_is_64(command: str, folder: Path) -> None:
         code = (
             "import os, sys\n"
             "from workerserver.cli import main\n"
-            "for name in ('diagnose', 'stacks', 'fr', 'ping', 'profile', 'watch', 'top', 'ls',\n"
-            "             'call'):\n"
+            "for name in ('diagnose', 'stacks', 'fr', 'ping', 'profile', 'record', 'watch',\n"
+            "             'top', 'ls', 'call'):\n"
             "    __import__(f'workerserver.cli.{name}')\n"
             "os.setgroups([])\n"
             "os.setgid(65534)\n"

@@ -337,6 +337,7 @@ COMMANDS = (
     "diagnose --rounds 1 --deadline 3 TARGET", "stacks --deadline 3 TARGET",
     "ping --deadline 3 TARGET", "fr --deadline 3 TARGET", "top --count 1 TARGET",
     "profile --deadline 3 -o FOLDER/profile TARGET",
+    "record --deadline 3 --duration 0.1 -o FOLDER/job.html TARGET",
     "watch --count 1 --deadline 3 --folder FOLDER TARGET",
     "ls TARGET", "call ping TARGET", "bench TARGET --requests 1",
 )  # fmt: skip

@@ -364,7 +364,11 @@ def test_silent_rank_of_a_job_that_goes_on_is_no_suspect() -> None:
 def test_rank_of_which_no_worker_is_known() -> None:
     ahead = trace(entry(0, 1), pending(1, 2, time_created_ns=1))
     verdict = diagnose(twice(rank(0, ahead, WAITING), rank(1, ahead, WAITING)), 3)
-    assert reasons(verdict) == [(2, "unreachable")]
+    assert (verdict.status, reasons(verdict)) == (2, [])
+    assert "rank 2 has not entered all_reduce #2 of default_pg, in which ranks 0-1 wait" in (
+        verdict.sentence
+    )
+    assert "no worker of it is known: it may have ended, hang or work" in verdict.sentence
     assert verdict.unreachable[0].reason == "missing"
     assert (verdict.ranks, verdict.responded) == (3, 2)
 

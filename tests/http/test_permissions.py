@@ -36,6 +36,8 @@ NEEDS = [
     (post("dump_traceback?mode=nogil"), {"", "READ", "PROFILE", "ADMIN"}),
     (post("sample"), {"", "PROFILE", "ADMIN"}),
     (post("sample", b"x=1"), {"", "PROFILE", "ADMIN"}),
+    (post("sample_stacks?duration=0.01"), {"", "PROFILE", "ADMIN"}),
+    (message("GET", "/debug/pprof/profile?seconds=0.01"), {"", "PROFILE", "ADMIN"}),
     (post("stop"), {"", "ADMIN"}),
     (post("unsaid"), {"", "ADMIN"}),
 ]

@@ -82,6 +82,10 @@ MALFORMED = {
     "chunk of x": OK + b"Transfer-Encoding: chunked\r\n\r\nx\r\n",
     "chunk of 0x1": OK + b"Transfer-Encoding: chunked\r\n\r\n0x1\r\n",
     "endless chunk": OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"F" * 16 + b"\r\n",
+    # What only the end of such a line tells was read where the line came whole, and not in pieces.
+    "endless name": OK + b"n" * 300 + b": x\r\nContent-Length: 0\r\n\r\n",
+    "endless coding": OK + b"Transfer-Encoding:" + b" " * 300 + b"chunked\r\n\r\n0\r\n\r\n",
+    "endless options": OK + b"Connection: " + b"x, " * 100 + b"close\r\nContent-Length: 0\r\n\r\n",
     "chunk too long": OK + b"Transfer-Encoding: chunked\r\n\r\n1\r\nxy\r\n",
 }
 
@@ -136,6 +140,11 @@ def test_a_head_has_an_end(step: int) -> None:
     assert read_reply(data[at : at + step] for at in range(0, len(data), step))[0] == "malformed"
     line = OK + b"X: " + b"y" * 300_000
     assert read_reply(line[at : at + step] for at in range(0, len(line), step))[0] == "malformed"
+
+
+def test_the_size_of_a_head_does_not_depend_on_the_cut() -> None:
+    data = OK + b"X: " + b"y" * 150_000 + b"\r\nContent-Length: 0\r\n\r\n"
+    assert read_reply([data]) == read_reply(bytewise(data)) == ("done", 200, True, 0, 0)
 
 
 def test_any_number_of_chunks() -> None:

@@ -9,7 +9,7 @@ from support.lifecycle import run_isolated
 from support.requests.messages import CHUNKED, NEXT, chunk, drive, post
 
 from workerserver._parser import MAX_BODY, MAX_CHUNKS, MAX_EXTENSIONS, MAX_HEAD, RequestParser
-from workerserver.types import BodyTooLarge
+from workerserver.types import BodyTooLarge, HeadTooLarge, MalformedRequest
 
 HEAD = len(post(CHUNKED))
 AFTER = len(NEXT)
@@ -116,3 +116,24 @@ def test_what_follows_an_endless_size_is_data(size: bytes) -> None:
     data = b"0\r\n\r\n" + NEXT
     assert drive(parser, [post(CHUNKED, size + b"\r\n" + data), data]) == ([], None)
     assert (parser.held, parser.buffered, parser.in_body) == (2 * len(data), 0, True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "last", "error"),
+    [
+        (11, b"A: b\r\n", None),
+        (12, b"A: b\r\n", HeadTooLarge),
+        (12, b"b ad: c\r\n", MalformedRequest),
+        (13, b"b ad: c\r\n", HeadTooLarge),
+    ],
+)
+def test_the_limit_of_trailers_does_not_depend_on_the_cut(
+    fields: int, last: bytes, error: type | None
+) -> None:
+    """Host and Transfer-Encoding count too. A name that is cut once counted the field before it
+    sooner, so that the same bytes got 431 or 400."""
+    data = post(CHUNKED, b"0\r\n" + b"A: b\r\n" * (fields - 2) + last + b"\r\n")
+    for cut in (*range(HEAD, len(data)), len(data)):
+        requests, found = drive(RequestParser(max_headers=12), [data[:cut], data[cut:]])
+        assert type(found) is (error or type(None)), cut
+        assert len(requests) == (error is None)

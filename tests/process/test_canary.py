@@ -16,7 +16,8 @@ SCENE = PROGRAMS / "process" / "closerange_scene.py"
 
 
 @pytest.mark.parametrize(
-    ("transport", "busy"), [("native", "asleep"), ("native", "awake"), ("uvloop", "asleep")]
+    ("transport", "busy"),
+    [("native", "asleep"), ("native", "awake"), ("native", "timer"), ("uvloop", "asleep")],
 )
 def test_numbers_that_training_has_now_are_left_alone(transport: str, busy: str) -> None:
     """Daemonisers close everything. The numbers of the server's sockets, of its epoll instance and

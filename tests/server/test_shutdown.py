@@ -81,6 +81,12 @@ def test_from_inside_a_handler(tmp_path: Path, kind: str) -> None:
     assert stderr == ""
 
 
+def test_no_loop_is_left_when_the_interpreter_ends(tmp_path: Path) -> None:
+    """The loop would wake in a dead interpreter: SIGSEGV in a training process that has ended."""
+    done = run_isolated("process/exit_while_closing.py", str(tmp_path), seconds=HANG)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
+
+
 def test_right_after_the_start(tmp_path: Path) -> None:
     """Where torch's server deadlocks."""
     said, stderr = scene(tmp_path, "at_once")

@@ -78,6 +78,38 @@ def test_who_stands_where_the_others_stand_is_not_accused() -> None:
     assert [each for each in judge(played).suspects if each.rank not in played.truth.guilty] == []
 
 
+def test_who_has_another_fault_may_have_taken_operations_in_another_order() -> None:
+    """Rank 1 leaves an operation out, so its stream and rank 2's wait for each other. Rank 2 then
+    stands in a lock, which its stream knows nothing of."""
+    played = play(generate(90179921), tell, more=more)
+    assert played.truth.reasons == {1: "deviates", 2: "joined"}
+    assert played.truth.opposed == {2}
+    assert [*violations(played, judge(played))] == []
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [
+        # A rank without a server is late: nobody has seen it stand still.
+        pytest.param(90003362, id="unseen"),
+        # Four ranks wait for the first of three operations, and their rings hold two.
+        pytest.param(90131051, id="awaited operation lost"),
+        # A stock worker's ring has lost all that it has issued in the default group.
+        pytest.param(90013556, id="group lost"),
+        # The rings have lost most members of a group, so a few seem to be all.
+        pytest.param(90098544, id="members lost"),
+        # In a receive of which nobody tells the peer, beside a rank whose peer is known.
+        pytest.param(290009130, id="unknown peer"),
+        # Two of three ranks poll a key. One of these two can't be seen.
+        pytest.param(90059429, id="most, with the unseen"),
+    ],
+)
+def test_a_chain_that_nobody_can_follow_accuses_nobody(seed: int) -> None:
+    played = play(generate(seed), tell, more=more)
+    assert [*violations(played, judge(played))] == []
+    assert judge(played).status == 2
+
+
 def test_nobody_is_accused_in_a_healthy_job() -> None:
     played = first(hung=False)
     assert kinds(played, Said(0)) == kinds(played, Said(2)) == []

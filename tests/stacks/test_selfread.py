@@ -343,6 +343,34 @@ def test_a_snapshot_outlives_what_it_shows() -> None:
     assert all(name not in each.text() for each in snapshots)
 
 
+def test_a_list_without_the_main_thread_is_not_whole() -> None:
+    """A thread that starts is the head of the list for a moment, and leads to no other thread."""
+    get = ctypes.PYFUNCTYPE(ctypes.c_void_p)(("PyThreadState_Get", ctypes.pythonapi))
+    taken: list[Snapshot] = []
+
+    def torn() -> None:
+        # PyThreadState begins with prev and next. This thread is the newest one.
+        after = ctypes.c_void_p.from_address(get() + ctypes.sizeof(ctypes.c_void_p))
+        kept = after.value
+        after.value = None
+        try:
+            taken.append(snapshot(mode="nogil"))
+        finally:
+            after.value = kept
+        taken.append(snapshot(mode="nogil"))
+
+    assert prepare() is None
+    thread = threading.Thread(target=torn)
+    thread.start()
+    thread.join()
+    part, whole = taken
+    assert len(part.threads) == 1
+    assert part.truncated
+    assert part.text().endswith("\n...\n")
+    assert len(whole.threads) >= 2
+    assert not whole.truncated
+
+
 def test_snapshots_leak_nothing() -> None:
     def mapped() -> int:
         return len(Path("/proc/self/maps").read_text().splitlines())

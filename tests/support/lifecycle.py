@@ -175,6 +175,22 @@ def talking(script: str, *arguments: str, **more: str) -> Iterator[Talker]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def state_of(thread: int) -> str | None:
+    """R, S, ... of proc(5), for a thread of this process; None if the thread has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()[0]
+    return None
+
+
+def sleeps(thread: int) -> bool:
+    """Whether the thread has ended, or sleeps in the kernel each time one looks."""
+    for _ in range(50):
+        if state_of(thread) not in (None, "S"):
+            return False
+        time.sleep(0.002)
+    return True
+
+
 def socket_names() -> list[str]:
     """The local names of this process's sockets: a path, ``host:port``, or ``""`` for none."""
     names = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 __all__ = [
     "HEADER_BYTES",
@@ -17,6 +17,7 @@ __all__ = [
     "LEAST_BYTES",
     "MAX_BYTES",
     "SLOT_BYTES",
+    "VERSION",
     "BoxError",
     "Contents",
     "Lane",
@@ -27,7 +28,7 @@ __all__ = [
     "record_bytes",
 ]
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"WSBLKBOX"
 SLOT_MAGIC = 0x43525357  # "WSRC"
 HEADER_BYTES = 4096
@@ -36,9 +37,9 @@ LEAST_BYTES = 512 << 10
 MAX_BYTES = 2 << 20
 MAX_SLOTS = 64
 
-LaneName = Literal["identity", "state", "steps", "stacks", "end", "last", "keeper"]
+LaneName = Literal["identity", "state", "steps", "stacks", "end", "last", "keeper", "recorder"]
 #: In the order of their numbers.
-LANES: tuple[LaneName, ...] = ("identity", "state", "steps", "stacks", "end", "last", "keeper")
+LANES: tuple[LaneName, ...] = get_args(LaneName)
 
 _HEAD = struct.Struct("<8sIIQQ")
 _LANE = struct.Struct("<IIQQ")

@@ -36,7 +36,8 @@ class Box:
 
     *identity*: who it was. *states*: figures, the oldest first; *stacks*: samples, the oldest
     first. *ends*: why it ended, the first reason first; *last*: the stacks at that moment.
-    *keeper*: what the process that copied the box knows; None: it is the box itself.
+    *keeper*: what the process that copied the box knows; None: it is the box itself. *recorder*:
+    what the flight recorders held when nothing went on, or at an exception.
     """
 
     path: str
@@ -48,6 +49,7 @@ class Box:
     ends: tuple[Moment, ...]
     last: Moment | None
     keeper: Moment | None
+    recorder: Moment | None
     torn: int
     short: int
 
@@ -170,6 +172,7 @@ def decode(contents: Contents, path: str) -> Box:
         ends=moments("end"),
         last=newest("last"),
         keeper=newest("keeper"),
+        recorder=newest("recorder"),
         torn=torn,
         short=contents.short,
     )

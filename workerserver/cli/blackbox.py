@@ -27,6 +27,7 @@ __all__ = [
     "read_runs",
     "show_endings",
     "show_problems",
+    "title",
 ]
 
 MAX_LINES = 40
@@ -143,7 +144,7 @@ def _show_verdict(
 ) -> None:
     out.line(ended.sentence, STYLES[ended.status])
     if runs:
-        out.line(_title(runs[0]), "dim")
+        out.line(title(runs[0]), "dim")
     if not ended.culprits and ended.live is not None and ended.status == 1:
         for suspect in verdict_dict(ended.live)["suspects"]:
             out.line()
@@ -180,7 +181,7 @@ def _show_culprit(each: Ending, out: Output) -> None:
 # ---- the list
 
 
-def _title(run: Run) -> str:
+def title(run: Run) -> str:
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.began))
     ranks = "" if run.world_size is None else f", {run.world_size} ranks"
     again = f", restart {run.restart}" if run.restart else ""
@@ -188,7 +189,7 @@ def _title(run: Run) -> str:
 
 
 def _show_run(run: Run, out: Output) -> None:
-    out.line(_title(run), "bold")
+    out.line(title(run), "bold")
     for box in run.boxes:
         out.line(f"  {who_ended(ending(box))}")
     if run.missing:

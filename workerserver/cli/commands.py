@@ -44,6 +44,12 @@ COMMANDS = (
     ),
     Command("fr", "[TARGET...]", "show the flight recorders, by process group", json=True),
     Command("ping", "[TARGET...]", "show which workers of a job answer, and how fast", json=True),
+    Command(
+        "record",
+        "-o FILE [TARGET...]",
+        "sample the stacks of all ranks, and say where their time goes",
+        json=True,
+    ),
     Command("profile", "-o FILE [TARGET...]", "profile all ranks into one Chrome trace", json=True),
     Command(
         "watch",
@@ -53,6 +59,12 @@ COMMANDS = (
     ),
     Command("top", "[TARGET...]", "show all ranks as a live table", json=True),
     Command("blackbox", "DIR...", "list what the ranks of a job have left behind", json=True),
+    Command(
+        "report",
+        "-o FILE [--redact] [TARGET...]",
+        "write the verdict as one HTML page",
+        json=True,
+    ),
     Command("collector", "--listen HOST:PORT TARGET...", "answer for all workers of this host"),
     Command("bench", "TARGET [NAME[?key=value]]", "measure how fast a handler answers", json=True),
     Command("mcp", "[TARGET...]", "answer an agent's questions about a job, by MCP"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["STYLES", "Output", "counting", "rich_table"]
+__all__ = ["STYLES", "Output", "counting", "lasting", "rich_table"]
 
 #: Of a verdict, by exit status.
 STYLES = ("bold green", "bold red", "bold yellow", "bold")
@@ -131,6 +131,28 @@ def counting(title: str, total: int, then: str = "") -> Iterator[Callable[[], No
             )
 
         yield done
+
+
+@contextlib.contextmanager
+def lasting(title: str, seconds: float) -> Iterator[Callable[[float, str], None]]:
+    """Show a progress bar of *seconds* on stderr while the block runs, if stderr is a terminal.
+    Gives the function to call with the seconds that have passed, and what is said meanwhile."""
+    err = sys.stderr
+    console = rich_console(err) if err is not None and err.isatty() else None
+    if console is None:
+        yield lambda passed, said: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), console=console, transient=True
+    ) as progress:
+        task = progress.add_task(title, total=seconds)
+
+        def update(passed: float, said: str) -> None:
+            progress.update(task, completed=min(passed, seconds), description=f"{title}: {said}")
+
+        yield update
 
 
 def _nothing() -> None:

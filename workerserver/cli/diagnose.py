@@ -39,7 +39,17 @@ from workerserver.cluster.judge.verdict import Verdict, over
 from workerserver.cluster.show.brief import Line, brief, called
 from workerserver.cluster.show.report import verdict_dict
 
-__all__ = ["judge", "main", "render", "render_all", "report", "report_all"]
+__all__ = [
+    "Verdicts",
+    "are_enough",
+    "judge",
+    "main",
+    "render",
+    "render_all",
+    "report",
+    "report_all",
+    "with_slow_ranks",
+]
 
 #: Of several jobs, by status: which one is shown.
 ORDER = (2, 0, 1, 3)
@@ -66,6 +76,8 @@ def make_parser() -> CommandParser:
         "this user on this machine are judged, and the one that hangs is shown. "
         "A TARGET may be a folder of black boxes (docs/blackbox.md), also beside live ranks: then "
         "a rank that does not answer is judged by its box. "
+        "It may also name the files that torch's flight recorders have left "
+        "(TORCH_FR_DUMP_TEMP_FILE): a prefix, a folder, or files. "
         "Exit status: 0 healthy, 1 suspects found, 2 could not tell, 3 no job, or it has ended.",
         examples=(
             (
@@ -86,6 +98,10 @@ def make_parser() -> CommandParser:
             (
                 "workerserver diagnose '/tmp/job/rank{rank}.sock' /shared/boxes",
                 "live ranks, and the boxes of those that do not answer",
+            ),
+            (
+                "workerserver diagnose /tmp/nccl_trace_rank_",
+                "a job that has ended, from what torch's flight recorders have left",
             ),
             ("workerserver diagnose --json | jq -r .verdict", "the sentence alone"),
         ),
@@ -110,14 +126,20 @@ def main(argv: Sequence[str]) -> int:
     has ended. Of several jobs the worst one counts."""
     options = make_parser().parse_intermixed_args(list(argv))
     if any(map(os.path.isdir, options.targets)):
-        from workerserver.cli.together import divided  # 15 ms
+        from workerserver.cli.boxes import divided  # 15 ms
 
         boxes, options.targets = divided(options.targets)
         if boxes:
             return _with_boxes(options, boxes)
+    if options.targets:
+        from workerserver.cli.dumps import dumps_among
+
+        dumps, others = dumps_among(options.targets)
+        if dumps:
+            return _of_dumps(options, dumps, others)
     found = find_all(options)
     rounds: list[Round] = []
-    verdicts = _Verdicts()
+    verdicts = Verdicts()
     if found.workers:
         rounds = look(
             options,
@@ -126,7 +148,7 @@ def main(argv: Sequence[str]) -> int:
             lambda rounds: are_enough(by_job(options, found, rounds), verdicts),
         )
     judged = judge(by_job(options, found, rounds), found, verdicts)
-    judged = [_with_slow_ranks(options, each) for each in judged]
+    judged = [with_slow_ranks(options, each) for each in judged]
     if options.json:
         write_json(sys.stdout, report_all(judged))
     else:
@@ -141,7 +163,7 @@ def _with_boxes(options: argparse.Namespace, boxes: Sequence[str]) -> int:
     from workerserver.cli.together import judge_together
 
     alone = not options.targets and not is_place_named(options)
-    verdicts = _Verdicts()
+    verdicts = Verdicts()
     both = None
     if not alone:
         both = judge_together(
@@ -170,7 +192,31 @@ def _with_boxes(options: argparse.Namespace, boxes: Sequence[str]) -> int:
     return verdict.status
 
 
-def _with_slow_ranks(options: argparse.Namespace, judged: Judged) -> Judged:
+def _of_dumps(options: argparse.Namespace, paths: Sequence[str], others: Sequence[str]) -> int:
+    """The same of files that torch's flight recorders have left."""
+    from workerserver.cli.dumps import alone, judge_dumps, unread_fields, unread_lines
+
+    alone(options, others)
+    judged, found = judge_dumps(options, paths)
+    view, verdict = judged
+    if options.json:
+        fields = {"unreadable": unread_fields(found.unread)}
+        write_json(sys.stdout, {**report_all([judged]), **fields})
+        return verdict.status
+    out = Output(sys.stdout)
+    out.line(verdict.sentence, STYLES[verdict.status])
+    for line in view.notes:
+        out.line(line, "dim", 2)
+    for suspect in verdict.suspects[: None if options.all else MAX_SUSPECTS]:
+        _show_suspect(verdict_dict(replace(verdict, suspects=(suspect,)))["suspects"][0], out)
+    everything = options.all or options.verbose
+    _show_lines("problems", verdict.problems, out, everything=everything)
+    _show_lines("files that do not count", unread_lines(found.unread), out, everything=everything)
+    _show_lines("not looked at", verdict.not_looked_at, out, everything=everything)
+    return verdict.status
+
+
+def with_slow_ranks(options: argparse.Namespace, judged: Judged) -> Judged:
     """The same verdict with the slow ranks of a job that goes on. What the question costs is added
     to the last round."""
     view, verdict = judged
@@ -186,7 +232,7 @@ def _with_slow_ranks(options: argparse.Namespace, judged: Judged) -> Judged:
     return Judged(view, verdict)
 
 
-class _Verdicts:
+class Verdicts:
     """The verdict on each job, found once for the same looks."""
 
     def __init__(self) -> None:
@@ -202,11 +248,11 @@ class _Verdicts:
 
 
 def judge(
-    views: Sequence[JobView[Round]], found: Found, verdicts: _Verdicts | None = None
+    views: Sequence[JobView[Round]], found: Found, verdicts: Verdicts | None = None
 ) -> list[Judged]:
     """A verdict on each job, that on a hung one first: 1, then 2, then 0. *verdicts*: those that
     are known already."""
-    verdicts = verdicts or _Verdicts()
+    verdicts = verdicts or Verdicts()
     # Other jobs may run on the nodes of a Slurm job.
     slurm = any(worker.source == "slurm" for worker in found.workers)
     judged = []
@@ -236,12 +282,12 @@ def another_job(view: JobView[Round]) -> str | None:
     )
 
 
-def are_enough(views: Sequence[JobView[Round]], verdicts: _Verdicts) -> bool:
+def are_enough(views: Sequence[JobView[Round]], verdicts: Verdicts) -> bool:
     """Another look would tell no more of any job."""
     return all(is_enough(each, verdicts) for each in views if not each.is_over)
 
 
-def is_enough(view: JobView[Round], verdicts: _Verdicts) -> bool:
+def is_enough(view: JobView[Round], verdicts: Verdicts) -> bool:
     """Another look would tell no more: after one look only of a hang that is old enough."""
     if len(view.rounds) == 1 and len(view.rounds[0].states) > MAX_EARLY:
         return False
@@ -361,7 +407,7 @@ def render(
         show_groups(verdict.groups, out, everything=everything)
 
 
-def _show_suspect(suspect: Mapping[str, Any], out: Output, *, alone: bool) -> None:
+def _show_suspect(suspect: Mapping[str, Any], out: Output, *, alone: bool = False) -> None:
     """*alone*: the job has no other rank."""
     rank, host = suspect["rank"], suspect["host"]
     at = ", ".join(filter(None, (host, suspect["address"])))

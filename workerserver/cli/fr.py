@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -25,6 +27,7 @@ from workerserver.cli.parser import CommandParser
 from workerserver.cluster.ask.rounds import Part, Round
 from workerserver.cluster.failures import unusable
 from workerserver.cluster.find.host_lists import unfold
+from workerserver.cluster.find.jobs import JobView
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.model import RankState
 from workerserver.cluster.show.report import verdict_dict
@@ -46,13 +49,18 @@ def make_parser() -> CommandParser:
         "and the last retired operation of each rank, which ranks wait for which ranks, and which "
         "operations differ. "
         "Exit status: 0 nothing hangs or differs, 1 something does, or a rank could not be read, "
-        "2 no recorder has an entry, 3 no job.",
+        "2 no recorder has an entry, 3 no job. "
+        "A TARGET may be a folder of black boxes (docs/blackbox.md). "
+        "It may also name the files that torch's flight recorders have left "
+        "(TORCH_FR_DUMP_TEMP_FILE): a prefix, a folder, or files.",
         examples=(
             ("workerserver fr", "all jobs of this user on this machine"),
             (
                 "workerserver fr --all --hosts hosts.txt",
                 "every process group of the workers in a file",
             ),
+            ("workerserver fr /shared/boxes", "the last records of a job that has ended"),
+            ("workerserver fr /tmp/nccl_trace_rank_", "what torch has left of a job that ended"),
         ),
     )
     add_rounds(parser, 1)
@@ -66,6 +74,18 @@ def main(argv: Sequence[str]) -> int:
     """Exit status 0: nothing differs or hangs, 1: something does, or a rank's recorder could not be
     read, 2: no recorder has an entry, 3: no job."""
     options = make_parser().parse_intermixed_args(list(argv))
+    if any(map(os.path.isdir, options.targets)):
+        from workerserver.cli.boxes import boxes_of  # 15 ms
+
+        boxes = boxes_of(options)
+        if boxes is not None:
+            return _of_boxes(options, boxes.view)
+    if options.targets:
+        from workerserver.cli.dumps import dumps_among
+
+        dumps, others = dumps_among(options.targets)
+        if dumps:
+            return _of_dumps(options, dumps, others)
     found = find_some(options)
     rounds = look(options, found.workers, ASKED)
     views = by_job(options, found, rounds)
@@ -81,6 +101,34 @@ def main(argv: Sequence[str]) -> int:
         return 3
     # Something hangs, or all recorders tell that nothing does.
     return min(map(_status, parts), key=(1, 2, 0).index)
+
+
+def _of_boxes(options: argparse.Namespace, view: JobView[Round]) -> int:
+    """The same of what black boxes hold: the last record of each rank's recorders."""
+    fields = report(view.rounds[-1:], view.world_size, view.elsewhere)
+    _show(options, view, fields)
+    return _status(fields)
+
+
+def _show(options: argparse.Namespace, view: JobView[Round], fields: dict[str, Any]) -> None:
+    if options.json:
+        write_json(sys.stdout, of_jobs([view], [fields]))
+        return
+    out = Output(sys.stdout)
+    show_job(view, 1, out)
+    render(fields, out, everything=options.all)
+
+
+def _of_dumps(options: argparse.Namespace, paths: Sequence[str], others: Sequence[str]) -> int:
+    """The same of files that torch's flight recorders have left."""
+    from workerserver.cli.dumps import alone, read_all, unread_lines
+
+    alone(options, others)
+    view, dumps, unread = read_all(options, paths)
+    fields = report(view.rounds, view.world_size, view.elsewhere)
+    fields["problems"] = [*unread_lines(unread), *fields["problems"]]
+    _show(options, view, fields)
+    return _status(fields) if dumps else 2
 
 
 def report(

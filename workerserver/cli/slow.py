@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,8 @@ HEADER = ("RANK", "CAME LAST", "BY (MEDIAN)", "USUALLY", "STEP")
 
 
 class Answers(NamedTuple):
-    """What was asked and what came: *size* is how many ranks there have to be, if that is known."""
+    """What was asked and what came: *size* is how many ranks there have to be, if that is known.
+    *boxes*: what is to be said of black boxes, if nobody was asked and they were read instead."""
 
     histories: Sequence[History]
     size: int | None
@@ -59,6 +61,7 @@ class Answers(NamedTuple):
     seconds: float = 0.0
     questions: int = 0
     bytes_received: int = 0
+    boxes: tuple[str, ...] = ()
 
 
 class Weighed(NamedTuple):
@@ -75,6 +78,7 @@ def make_parser() -> CommandParser:
         "Say which rank comes last to the operations, how often and by how much, from the flight "
         "recorders and the step times of all ranks. A rank is named only if chance would name one "
         "of equal ranks in at most one of 1,000 jobs. "
+        "A TARGET may be a folder of black boxes (docs/blackbox.md), which hold step times. "
         "Exit status: 0 no rank is slow, 1 at least one is, 2 could not tell, 3 no job.",
         examples=(
             ("workerserver slow", "the one job of this user on this machine"),
@@ -82,6 +86,7 @@ def make_parser() -> CommandParser:
                 "workerserver slow --job train --last 2000",
                 "more operations: smaller delays can be told from chance",
             ),
+            ("workerserver slow /shared/boxes", "the last step times of a job that has ended"),
         ),
     )
     parser.add_argument(
@@ -101,14 +106,32 @@ def main(argv: Sequence[str]) -> int:
     options = make_parser().parse_intermixed_args(list(argv))
     if not MIN_OPERATIONS <= options.last <= MAX_LAST:
         raise UsageError(f"--last: {MIN_OPERATIONS} to {MAX_LAST} operations")
-    workers = find_one(options)
-    answers = ask_all(options, workers, options.last)
+    answers = _of_boxes(options)
+    if answers is None:
+        answers = ask_all(options, find_one(options), options.last)
     weighed = weigh(answers)
     if options.json:
         write_json(sys.stdout, report(answers, weighed))
     else:
         render(answers, weighed, Output(sys.stdout), everything=options.all)
     return weighed.status
+
+
+def _of_boxes(options: argparse.Namespace) -> Answers | None:
+    """The step times in black boxes; None if the options name none."""
+    if not any(map(os.path.isdir, options.targets)):
+        return None
+    from workerserver.cli.boxes import boxes_of  # 15 ms
+    from workerserver.cluster.ask.boxes.samples import paces_of
+
+    boxes = boxes_of(options)
+    if boxes is None:
+        return None
+    look = boxes.view.rounds[-1]
+    paces = paces_of(boxes.run.boxes)
+    histories = [History(state, pace=paces.get(state.worker.address)) for state in look.states]
+    notes = (*boxes.view.notes, "black boxes hold step times, and no times of operations")
+    return Answers(histories, boxes.run.world_size, look.started, boxes=notes)
 
 
 def ask_all(options: argparse.Namespace, workers: Sequence[Worker], last: int = LAST) -> Answers:
@@ -209,6 +232,9 @@ def _missing(
     compared = {rank for series in by_operations for rank in series.ranks}
     alone = sorted(set(known) - compared)
     empty = [rank for rank in alone if rank not in records or records[rank].empty]
+    if answers.boxes:  # they have no times of operations
+        stepped = {rank for each in study.findings for rank in each.series.ranks}
+        alone, empty = sorted(set(alone) - stepped), []
     if empty:
         notes.append(
             f"no recorded operations of ranks {short_fold(empty)}: set TORCH_FR_BUFFER_SIZE=2000 "
@@ -257,7 +283,7 @@ def report(answers: Answers, weighed: Weighed) -> dict[str, Any]:
             {"rank": rank, "steps": len(pace.steps), "median_s": usual.get(rank)}
             for rank, pace in sorted(weighed.paces.items())
         ],
-        "notes": list(weighed.notes),
+        "notes": [*answers.boxes, *weighed.notes],
         "problems": _problems(answers),
         "time": answers.started,
         "cost": {
@@ -314,11 +340,13 @@ def render(answers: Answers, weighed: Weighed, out: Output, *, everything: bool 
     states = [each.state for each in answers.histories]
     gone = unreachable(states)
     out.line(weighed.sentence, STYLES[weighed.status])
-    out.line(
-        f"{len(states) - len(gone)} of {max(len(states), answers.size or 0)} ranks answered; "
-        f"{answers.questions} questions, {answers.bytes_received} bytes, {answers.seconds:.1f} s",
-        "dim",
-    )
+    if not answers.boxes:
+        out.line(
+            f"{len(states) - len(gone)} of {max(len(states), answers.size or 0)} ranks answered; "
+            f"{answers.questions} questions, {answers.bytes_received} bytes, "
+            f"{answers.seconds:.1f} s",
+            "dim",
+        )
     show_gone(out, gone)
     findings = sorted(
         weighed.study.findings, key=lambda each: (not each.slow, -len(each.occasions))
@@ -329,7 +357,7 @@ def render(answers: Answers, weighed: Weighed, out: Output, *, everything: bool 
         _show(finding, usual_steps(weighed.paces), out, everything=everything)
     if len(shown) < len(findings):
         out.line(f"... and {len(findings) - len(shown)} more process groups (--all)")
-    lines = [*weighed.notes, *_problems(answers)]
+    lines = [*answers.boxes, *weighed.notes, *_problems(answers)]
     if lines:
         out.line()
     for line in lines if everything else lines[:MAX_ROWS]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,6 +27,7 @@ from workerserver.cli.job_command import (
 from workerserver.cli.parser import CommandParser
 from workerserver.cli.text import seconds
 from workerserver.cluster.ask.rounds import Round
+from workerserver.cluster.find.jobs import JobView
 from workerserver.cluster.read.groups import Group, groups
 from workerserver.cluster.read.progress import observe
 from workerserver.cluster.read.tree import Node, tree
@@ -44,6 +47,7 @@ def make_parser() -> CommandParser:
     parser = job_parser(
         "stacks",
         "Show the stacks of all ranks. Equal stacks are shown once; rare stacks come first. "
+        "A TARGET may be a folder of black boxes (docs/blackbox.md). "
         "Exit status: 0 with the stacks of all workers, 1 of some, 2 of none, 3 no job.",
         examples=(
             ("workerserver stacks", "the stacks of all jobs of this user on this machine"),
@@ -52,6 +56,7 @@ def make_parser() -> CommandParser:
                 "workerserver stacks --rounds 3",
                 "three looks: which ranks are stuck, and which move",
             ),
+            ("workerserver stacks /shared/boxes", "the last stacks of a job that has ended"),
         ),
     )
     add_rounds(parser, 1)
@@ -64,9 +69,24 @@ def make_parser() -> CommandParser:
 def main(argv: Sequence[str]) -> int:
     """Exit status 0: got the stacks of all workers, 1: of some, 2: of none; 3: no job."""
     options = make_parser().parse_intermixed_args(list(argv))
+    if any(map(os.path.isdir, options.targets)):
+        from workerserver.cli.boxes import boxes_of, status_of  # 15 ms
+
+        boxes = boxes_of(options)
+        if boxes is not None:
+            view = boxes.view
+            view.rounds = view.rounds[-options.rounds :]
+            return status_of(boxes, _show(options, [view]))
     found = find_some(options)
     rounds = look(options, found.workers, ("health", "stacks"))
     views = by_job(options, found, rounds)
+    have = _show(options, views)
+    states = [state for view in views for state in view.rounds[-1].states]
+    return share(have, len(states), states)
+
+
+def _show(options: argparse.Namespace, views: Sequence[JobView[Round]]) -> int:
+    """Print each job. How many workers have shown their stacks."""
     alike = [groups(view.rounds[-1].states) for view in views]
     if options.json:
         write_json(
@@ -84,9 +104,7 @@ def main(argv: Sequence[str]) -> int:
         for view, some in zip(views, alike, strict=True):
             show_job(view, len(views), out)
             _render(view.rounds, some, out, as_tree=options.tree, everything=options.all)
-    have = sum(group.count for some in alike for group in some)
-    states = [state for view in views for state in view.rounds[-1].states]
-    return share(have, len(states), states)
+    return sum(group.count for some in alike for group in some)
 
 
 def report(

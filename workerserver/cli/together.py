@@ -7,13 +7,12 @@ judged by its box.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from workerserver.blackbox.read import Box
-from workerserver.blackbox.runs import Problem, Run, holds_boxes
+from workerserver.blackbox.runs import Problem, Run
 from workerserver.cli.blackbox import read_runs
 from workerserver.cli.errors import NoJobError
 from workerserver.cli.job_command import Judged, by_job, find_all, look
@@ -26,16 +25,10 @@ from workerserver.cluster.model import RankState
 from workerserver.cluster.read.boxes.endings import ending
 from workerserver.ranks import named
 
-__all__ = ["Together", "divided", "judge_together"]
+__all__ = ["Together", "judge_together"]
 
 Judge = Callable[[Sequence[JobView[Round]], Found], list[Judged]]
 Enough = Callable[[Sequence[JobView[Round]]], bool]
-
-
-def divided(targets: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The folders of black boxes among *targets*, and the other ones."""
-    boxes = [each for each in targets if os.path.isdir(each) and holds_boxes(each)]
-    return boxes, [each for each in targets if each not in boxes]
 
 
 class Matched(NamedTuple):

@@ -10,11 +10,13 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 from workerserver.cli.console import STYLES, Output
 from workerserver.cli.diagnose import judge
@@ -36,6 +38,9 @@ from workerserver.cluster.ask.client import Client
 from workerserver.cluster.ask.rounds import EVERYTHING, Part, Round
 from workerserver.cluster.find.discovery import Found
 from workerserver.cluster.judge.verdict import Verdict
+
+if TYPE_CHECKING:
+    from workerserver.cli.boxes import Boxes
 
 __all__ = ["main"]
 
@@ -61,12 +66,15 @@ def make_parser() -> CommandParser:
         "verdict as of diagnose, and the ranks that it names come first. Ranks that are alike "
         "share a line if the terminal has not room for all. Keys: q ends the table, s sorts it, "
         "/ filters it by words, states and ranks (no step 2-5), f folds ranks that are alike. "
+        "A TARGET may be a folder of black boxes (docs/blackbox.md): then the table shows once how "
+        "the ranks were and how they ended. "
         "Exit status: 0 all workers answered the last look, 1 some, 2 none, 3 no job.",
         deadline=3.0,
         examples=(
             ("workerserver top", "the one job of this user on this machine"),
             ("workerserver top --every 10 --job train", "a look every ten seconds"),
             ("workerserver top --count 1 --json", "one look, for a program"),
+            ("workerserver top /shared/boxes", "the last figures of a job that has ended"),
         ),
     )
     add_every(parser, 2.0)
@@ -78,7 +86,46 @@ def main(argv: Sequence[str]) -> int:
     """The exit status of the last look: 0 if all workers answer, 1 if some do, 2 if none does, 3 if
     the job has ended."""
     options = make_parser().parse_intermixed_args(list(argv))
+    if any(map(os.path.isdir, options.targets)):
+        from workerserver.cli.boxes import boxes_of  # 15 ms
+
+        boxes = boxes_of(options)
+        if boxes is not None:
+            return _of_boxes(options, boxes)
     return ask(options, _Top(options, find_one_job(options)).run)
+
+
+def _of_boxes(options: argparse.Namespace, boxes: Boxes) -> int:
+    """One table of the last figures in black boxes, with how each rank ended, and the verdict."""
+    from workerserver.cli.blackbox import judged
+    from workerserver.cli.boxes import status_of
+    from workerserver.cluster.judge.ends import who_ended
+    from workerserver.cluster.read.boxes.endings import ending
+
+    looks = boxes.view.rounds
+    table = rows(looks[-1], looks[-2] if len(looks) > 1 else None)
+    endings = {box.path: ending(box) for box in boxes.run.boxes}
+    for row in table:
+        its = endings[row["address"]]
+        row["text"] = who_ended(its)
+        if its.kind != "alive":
+            row["state"] = its.kind
+    ended = judged(boxes.run)
+    if options.json:
+        suspects = [each.rank for each in ended.culprits]
+        value = {"time": looks[-1].started, "workers": table, "verdict": ended.sentence}
+        write_line(sys.stdout, {**value, "status": ended.status, "suspects": suspects})
+    else:
+        out = Output(sys.stdout)
+        out.line(ended.sentence, STYLES[ended.status])
+        for line in boxes.view.notes:
+            out.line(line, "dim")
+        out.table(HEADER, plain(table))
+    return status_of(boxes, sum(row["answered"] for row in table))
+
+
+def write_line(out: TextIO, fields: Mapping[str, Any]) -> None:
+    out.write(json.dumps(versioned(fields)) + "\n")
 
 
 class _Top:
@@ -149,7 +196,7 @@ class _Top:
                 "status": verdict.status if verdict is not None else None,
                 "suspects": [each.rank for each in verdict.suspects] if verdict is not None else [],
             }
-            sys.stdout.write(json.dumps(versioned(value)) + "\n")
+            write_line(sys.stdout, value)
         elif self.out.console is None:
             if verdict is not None:
                 self.out.line(verdict.sentence)

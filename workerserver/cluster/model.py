@@ -43,7 +43,8 @@ answered as another rank."""
 
 FAILURE_REASONS: tuple[FailureReason, ...] = get_args(FailureReason)
 
-Kind = Literal["workerserver", "torch", "unknown"]
+Kind = Literal["workerserver", "torch", "dump", "unknown"]
+"""dump: nobody was asked; torch has left a file with what its recorder held."""
 Source = Literal[
     "argument", "glob", "template", "hosts file", "store", "torchrun", "slurm", "dns", "process"
 ]

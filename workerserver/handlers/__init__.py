@@ -7,6 +7,7 @@ from workerserver.handlers import (
     ping,
     profiler,
     pyspy,
+    sampling,
     stacks,
     steps,
     wait_counters,
@@ -27,7 +28,9 @@ __all__ = [
 def register_builtins(registry: Registry) -> None:
     """Register every built-in handler in *registry*, with torch's registry as the fallback."""
     registry.fallback = TorchBridge()
-    for family in (ping, stacks, steps, flight_recorder, wait_counters, profiler, pyspy):
+    for family in (
+        ping, stacks, steps, flight_recorder, wait_counters, profiler, sampling, pyspy,
+    ):  # fmt: skip
         family.register(registry)
 
 

@@ -27,6 +27,8 @@ __all__ = [
     "dump_nccl_trace_pickle",
     "fr_summary",
     "fr_trace_json",
+    "marks",
+    "own_summary",
     "register",
     "summarize",
 ]
@@ -114,6 +116,31 @@ def fr_summary() -> Response:
         _hooked.update(backends - NOT_HOOKED)
         dumps |= {name: _whole("_dump_fr_trace", name) for name in sorted(_hooked)}
     return Response.json({"rank": rank, **summarize(dumps, world)})
+
+
+def marks() -> tuple[str, ...]:
+    """What changes whenever a recorder's process issues or ends an operation, of the recorders that
+    :func:`own_summary` reads; empty where there are none. Some microseconds."""
+    dump = getattr(distributed(), "_dump_fr_trace_json", None)
+    if dump is None:
+        return ()
+    told = [json.loads(_of_backend(dump, (False, False), name)) for name in _without_device(dump)]
+    found = [trace.get("pg_status") for trace in told]
+    return tuple(map(json.dumps, found)) if any(found) else ()
+
+
+def own_summary() -> Json:
+    """As :func:`fr_summary`, for this process itself: nobody has asked for it, so nothing that may
+    block is asked. NCCL's own recorder asks CUDA for each operation: it is left out."""
+    rank, world, backends = _world()
+    _hooked.update(backends - NOT_HOOKED)
+    names = _without_device(getattr(distributed(), "_dump_fr_trace", None))
+    dumps = {"fr" if name == GLOO else name: _whole("_dump_fr_trace", name) for name in names}
+    return {"rank": rank, **summarize(dumps, world)}
+
+
+def _without_device(dump: Any) -> list[str]:
+    return [GLOO, *sorted(_hooked)] if _takes_backend(dump) else [GLOO]
 
 
 def counters() -> list[tuple[str, str, int, int]]:

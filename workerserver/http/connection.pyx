@@ -508,8 +508,6 @@ cdef class WorkerProtocol:
         cdef double left = self._deadline - monotonic()
         cdef Py_ssize_t unsent
         self._timer = None
-        if self._state._hold_on is not None:
-            self._state._hold_on()
         if self._stage == STAGE_LOST or self._deadline == 0.0:
             return
         if left > 0.001:

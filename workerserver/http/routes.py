@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from workerserver._parser import unquote
 from workerserver.http import ui
@@ -20,7 +20,7 @@ from workerserver.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from workerserver._parser import ParsedRequest
     from workerserver.http.registry import Registry
@@ -31,6 +31,7 @@ __all__ = ["Router"]
 INDEX = b'<h1>torch.distributed.WorkerServer</h1>\n<a href="/handler/">Handler names</a>\n'
 PREFIX = "/handler/"
 METRICS = "/metrics"
+PROFILE = "/debug/pprof/profile"
 MAX_CACHED = 256
 
 
@@ -42,18 +43,21 @@ class Router:
         registry: Registry,
         metrics: Callable[[Request], Response] | None = None,
         *,
+        profile: Callable[..., Awaitable[Response]] | None = None,
         for_browsers: bool = False,
     ) -> None:
         self.registry = registry
         self.started = time.monotonic()
         presence.tell(anew=True)
-        self._functions: dict[str, Callable[..., Response]] = {
+        self._functions: dict[str, Callable[..., Any]] = {
             "/": self._index,
             PREFIX: self._names,
             "/healthz": self._healthz,
         }
         if metrics is not None:
             self._functions[METRICS] = metrics
+        if profile is not None:
+            self._functions[PROFILE] = profile
         if for_browsers:
             self._functions[ui.UI] = ui.page
         # Made when first asked for: to compile a signature takes longer than most of the start.
@@ -115,8 +119,9 @@ class Router:
         page = self._pages.get(path)
         if page is None:
             inline = path not in (METRICS, ui.UI)  # their first calls import, and read files
+            needed: Permission = "profile" if path == PROFILE else "read"
             page = self._pages[path] = Handler(
-                path, self._functions[path], inline=inline, permission="read"
+                path, self._functions[path], inline=inline, permission=needed
             )
         return page
 

@@ -7,7 +7,6 @@ cdef class ServerState:
     cdef readonly object loop  # asyncio.AbstractEventLoop
     cdef readonly object call_soon  # as the loop's call_soon_threadsafe()
     cdef LoopShare _share  # None: no limit
-    cdef object _hold_on  # Canary.hold, or None: to be called before the loop waits again
     cdef readonly object router  # routes.Router
     cdef readonly object policy  # access.AccessPolicy
     cdef readonly object pool  # pool.DaemonPool

@@ -50,7 +50,6 @@ cdef class ServerState:
         self.loop = loop
         self.call_soon = loop.call_soon_threadsafe if thread is None else thread.call_soon
         self._share = None if thread is None else thread.share
-        self._hold_on = None if thread is None else thread.canary.hold
         self.router = router
         self.policy = policy
         self._checks = policy.checks

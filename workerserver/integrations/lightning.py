@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from workerserver.control_plane import start
-from workerserver.process._pulse import heartbeat
+from workerserver.process.free_threaded.beats import heartbeat
 from workerserver.process.loaded import imported
 
 __all__ = ["LightningCallback"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from workerserver.process._pulse import heartbeat, last_heartbeat
+from workerserver.process.free_threaded.beats import heartbeat, last_heartbeat
 
 __all__ = ["OptimizerBeats", "steps"]
 

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from workerserver.control_plane import start
-from workerserver.process._pulse import heartbeat
+from workerserver.process.free_threaded.beats import heartbeat
 
 __all__ = ["TransformersCallback"]
 

@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint64_t
 
 cdef enum:
-    KEPT_LINE_BYTES = 256        # of a line that comes in pieces; only its beginning is needed
+    KEPT_LINE_BYTES = 256        # of a line; a longer one is judged by its beginning
     MAX_HEAD_BYTES = 256 << 10   # all lines of a head
 
 
@@ -32,6 +32,7 @@ cdef struct Reply:
     uint64_t body      # bytes of the body that came
     size_t head
     size_t kept
+    size_t line_size   # of a line that comes in pieces, as far as it has come
     char line[KEPT_LINE_BYTES]
 
 

@@ -17,7 +17,7 @@ cdef void reply_begin(Reply *reply, bint head_only) noexcept nogil:
     reply.status = 0
     reply.head_only = head_only
     reply.left = reply.body = 0
-    reply.head = reply.kept = 0
+    reply.head = reply.kept = reply.line_size = 0
     _forget_fields(reply)
 
 
@@ -49,38 +49,40 @@ cdef size_t reply_feed(Reply *reply, const char *data, size_t size) noexcept nog
             continue
         end = <const char *>memchr(data + used, c"\n", size - used)
         part = size - used if end is NULL else <size_t>(end - data) - used
-        reply.head += part + 1
+        reply.head += part + (end != NULL)
         if reply.head > MAX_HEAD_BYTES:
             reply.state = REPLY_MALFORMED
             return used
         if end is NULL:
             _keep(reply, data + used, part)
             return size
-        if reply.kept:
+        if reply.line_size:
             _keep(reply, data + used, part)
-            _line(reply, reply.line, reply.kept)
-            reply.kept = 0
+            _line(reply, reply.line, reply.kept, reply.line_size > KEPT_LINE_BYTES)
+            reply.kept = reply.line_size = 0
         else:
-            _line(reply, data + used, part)
+            _line(reply, data + used, min(part, <size_t>KEPT_LINE_BYTES), part > KEPT_LINE_BYTES)
         used += part + 1
     return used
 
 
 cdef void _keep(Reply *reply, const char *data, size_t size) noexcept nogil:
+    reply.line_size += size
     size = min(size, <size_t>KEPT_LINE_BYTES - reply.kept)
     memcpy(reply.line + reply.kept, data, size)
     reply.kept += size
 
 
-cdef void _line(Reply *reply, const char *line, size_t size) noexcept nogil:
-    """A line without its line feed, a long one perhaps only in part."""
+cdef void _line(Reply *reply, const char *line, size_t size, bint cut) noexcept nogil:
+    """A line without its line feed. *cut*: it is longer, and *line* its beginning, whether it came
+    whole or in pieces."""
     if size and line[size - 1] == c"\r":
         size -= 1
     if reply.state == REPLY_STATUS:
         _status_line(reply, line, size)
     elif reply.state == REPLY_FIELDS:
         if size:
-            _field(reply, line, size)
+            _field(reply, line, size, cut)
         else:
             _head_ends(reply)
     elif reply.state == REPLY_CHUNK_SIZE:
@@ -110,7 +112,7 @@ cdef void _status_line(Reply *reply, const char *line, size_t size) noexcept nog
     reply.state = REPLY_FIELDS
 
 
-cdef void _field(Reply *reply, const char *line, size_t size) noexcept nogil:
+cdef void _field(Reply *reply, const char *line, size_t size, bint cut) noexcept nogil:
     cdef const char *colon = <const char *>memchr(line, c":", size)
     cdef const char *value
     cdef size_t name, length
@@ -126,7 +128,14 @@ cdef void _field(Reply *reply, const char *line, size_t size) noexcept nogil:
         length -= 1
     while length and (value[length - 1] == c" " or value[length - 1] == c"\t"):
         length -= 1
-    if name == 14 and strncasecmp(line, b"content-length", 14) == 0:
+    if cut and (
+        name == 14 and strncasecmp(line, b"content-length", 14) == 0
+        or name == 17 and strncasecmp(line, b"transfer-encoding", 17) == 0
+        or name == 10 and strncasecmp(line, b"connection", 10) == 0
+    ):
+        # Their end counts too. Nobody sends such long ones.
+        reply.state = REPLY_MALFORMED
+    elif name == 14 and strncasecmp(line, b"content-length", 14) == 0:
         _content_length(reply, value, length)
     elif name == 17 and strncasecmp(line, b"transfer-encoding", 17) == 0:
         reply.coded = True

@@ -6,6 +6,7 @@ having a box is one warning.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -19,6 +20,7 @@ from workerserver.blackbox.keeping import Watchdog, label_of, start_keeper
 from workerserver.job import presence
 from workerserver.job.identity import Identity, own
 from workerserver.job.proc import stat_of
+from workerserver.native.standstill import Standstill
 from workerserver.native.watchdog import starter_of
 from workerserver.process.environment import seconds
 from workerserver.process.loop_thread import LoopThread
@@ -85,7 +87,7 @@ class _Own:
             logger.warning(
                 "this worker's black box won't tell of signals: %s", error.strerror or error
             )
-        watch_end(_bridge.write_end, self._close)
+        watch_end(self._write_end, self._close)
 
     async def _begin(self, folder: str, keep: int) -> None:
         """On the loop's thread."""
@@ -97,6 +99,7 @@ class _Own:
         for name, path in self._watched.items():
             _bridge.watch_file(name.encode(), os.fsencode(path))
         self._told: Identity | None = None
+        self._standstill = Standstill(_bridge.write_recorder)
         presence.tell(anew=True)
         self._tell()
         if not identity.local_rank:
@@ -142,6 +145,13 @@ class _Own:
             identity_bytes(identity, self._watched, self._interval)
         ):
             self._told = identity
+        with contextlib.suppress(Exception):  # torch may be in the middle of its import
+            self._standstill.look()
+
+    def _write_end(self, text: bytes) -> None:
+        _bridge.write_end(text)
+        if text.startswith(b'{"why": "exception"'):
+            self._standstill.ends()
 
     def _close(self) -> None:
         """At the interpreter's exit."""

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import threading
+from dataclasses import dataclass
 
 from workerserver.blackbox import place
 from workerserver.blackbox.keeping import Watchdog, label_of, start_keeper
@@ -19,7 +20,7 @@ from workerserver.process.environment import seconds
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.threads import why_no_real_threads
 
-__all__ = ["STALL", "WATCHDOG", "is_wanted", "settings_of", "stall_seconds", "watch_alone"]
+__all__ = ["AskedFor", "asked_for", "starter_of"]
 
 logger = logging.getLogger("workerserver")
 
@@ -43,6 +44,27 @@ def is_wanted(asked: bool | None, has_box: bool) -> bool:
     if text:
         logger.warning("%s must be 0 or 1, not %r", WATCHDOG, text)
     return has_box
+
+
+@dataclass(frozen=True, slots=True)
+class AskedFor:
+    """The watchdog that a job has asked for."""
+
+    stall: float | None
+    on_tcp: bool
+
+    def settings(self, identity: Identity) -> Watchdog:
+        return settings_of(identity, self.stall, self.on_tcp)
+
+    def start_alone(self) -> None:
+        watch_alone(self.stall, self.on_tcp)
+
+
+def asked_for(
+    has_box: bool, asked: bool | None, stall: float | None, on_tcp: bool
+) -> AskedFor | None:
+    """*asked*, *stall*: what the program or an option says. *on_tcp*: the worker serves there."""
+    return AskedFor(stall_seconds(stall), on_tcp) if is_wanted(asked, has_box) else None
 
 
 def stall_seconds(asked: float | None) -> float | None:

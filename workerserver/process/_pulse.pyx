@@ -2,10 +2,10 @@
 
 ``heartbeat`` records training's steps, and makes ``/healthz`` of them. ``steps`` reads the last
 ones, and says how long a step takes. ``thread_limit`` says how many threads may still start.
-``forked`` keeps alive what a forked child must not destroy. ``share`` bounds what the loop's thread
-takes of the processor. ``meter`` counts what a server answers, ``resources`` has what the
-process takes, ``published`` what only Python can know, and ``exposition`` writes all of it for
-``/metrics``.
+``forked`` keeps alive what a forked child must not destroy. ``inode`` tells which file a descriptor
+is. ``share`` bounds what the loop's thread takes of the processor. ``meter`` counts what a server
+answers, ``resources`` has what the process takes, ``published`` what only Python can know, and
+``exposition`` writes all of it for ``/metrics``.
 """
 
 include "meter.pyx"
@@ -13,6 +13,7 @@ include "heartbeat.pyx"
 include "steps.pyx"
 include "thread_limit.pyx"
 include "forked.pyx"
+include "inode.pyx"
 include "share.pyx"
 include "resources.pyx"
 include "published.pyx"

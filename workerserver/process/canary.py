@@ -16,6 +16,8 @@ import socket
 import threading
 from typing import ClassVar
 
+from workerserver.process._pulse import inode_of
+
 __all__ = ["Canary"]
 
 logger = logging.getLogger("workerserver")
@@ -29,22 +31,15 @@ class Canary:
 
     def __init__(self) -> None:
         self.fd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach()
-        self._identity = self._look()
+        self._identity = inode_of(self.fd)
         self._reported = False
         self._lock = threading.Lock()
         Canary._open.add(self)
 
-    def _look(self) -> tuple[int, int] | None:
-        try:
-            status = os.fstat(self.fd)
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
-
     @property
     def alive(self) -> bool:
         """Whether the descriptors are still ours. Once False, False for ever."""
-        if self._identity is not None and self._look() != self._identity:
+        if self._identity is not None and inode_of(self.fd) != self._identity:
             self._identity = None
         return self._identity is not None
 

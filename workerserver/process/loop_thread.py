@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import uvloop
 
@@ -26,6 +29,35 @@ T = TypeVar("T")
 logger = logging.getLogger("workerserver")
 NAME = "workerserver-loop"
 READY_SECONDS = 10.0
+END_SECONDS = 1.5
+STOP_SECONDS = 0.5
+
+
+class GuardedLoop(uvloop.Loop):
+    """A loop that waits for events no more after a timer, once its descriptors are gone.
+
+    A thread that sleeps in a closed epoll instance is woken by its timers only. If the thread
+    waited again, it would wait in whatever has the number now. That may be the epoll instance of
+    the next loop, whose wake-ups this thread would take.
+    """
+
+    canary: Canary
+
+    def call_later(  # type: ignore[override]  # TypeVarTuple: Python 3.11
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        return super().call_later(delay, self._run_timer, callback, args, context=context)
+
+    def _run_timer(self, callback: Callable[..., object], args: tuple[object, ...]) -> None:
+        self.canary.hold()
+        try:
+            callback(*args)
+        finally:
+            self.canary.hold()  # a callback may take long
 
 
 class LoopThread:
@@ -39,15 +71,17 @@ class LoopThread:
     """
 
     _current: LoopThread | None = None
+    _running: ClassVar[set[LoopThread]] = set()
     _lock = threading.RLock()  # a signal handler may interrupt the holder and shut a server down
 
     def __init__(self) -> None:
         self.canary = Canary()
         try:
-            self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+            self.loop = GuardedLoop()
         except BaseException:
             self.canary.close()
             raise
+        self.loop.canary = self.canary
         self.share = LoopShare(self.loop, 1.0)
         self._users = 0
         self._ended = False
@@ -56,9 +90,11 @@ class LoopThread:
         self.attached: dict[object, Callable[[], None]] = {}
         self._ready = threading.Event()
         self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+        LoopThread._running.add(self)
         try:
             threads.start(self.thread)
         except BaseException:
+            LoopThread._running.discard(self)
             self.loop.close()
             self.canary.close()
             raise
@@ -96,13 +132,16 @@ class LoopThread:
                 return True
             if LoopThread._current is self:
                 LoopThread._current = None
-        self._ended = True
-        with contextlib.suppress(RuntimeError):  # closed already
-            self.call_soon(self.loop.stop)
+        self._stop()
         if threading.current_thread() is self.thread:
             return True  # the thread ends when the callback that called release() returns
         self.thread.join(timeout)
         return not self.thread.is_alive()
+
+    def _stop(self) -> None:
+        self._ended = True
+        with contextlib.suppress(RuntimeError):  # closed already
+            self.call_soon(self.loop.stop)
 
     def call_soon(self, callback: Callable[..., object], *args: object) -> None:
         """Call *callback* on the loop; any thread may call this. RuntimeError if the loop is
@@ -151,15 +190,38 @@ class LoopThread:
         with contextlib.suppress(BaseException):
             self.loop.close()
         self.canary.close()
+        LoopThread._running.discard(self)
 
     @classmethod
     def after_fork(cls) -> None:
         """In a forked child: the thread is gone. Keep its loop for ever, unused."""
-        if cls._current is not None:
-            immortalise(cls._current)
-            immortalise(cls._current.loop)
-            for thing in cls._current.attached:
+        for each in cls._running:
+            immortalise(each)
+            immortalise(each.loop)
+            for thing in each.attached:
                 immortalise(thing)
+        cls._running.clear()
         cls._current = None
         cls._lock = threading.RLock()
         Canary.after_fork()
+
+
+def _end_all() -> None:
+    """At interpreter exit, after all servers: wait until every thread has ended, in bounded time.
+
+    A shutdown() that a handler calls, or that doesn't succeed in time, goes on in the thread. A
+    thread that would go on longer than we wait is stopped. For when a loop wakes, uvloop calls
+    PyGILState_Ensure(), and that crashes the process if the interpreter is gone. A thread that is
+    in Python code then ends by itself, when it asks for the GIL.
+    """
+    start = time.monotonic()
+    left = [each for each in list(LoopThread._running) if each.canary.alive]
+    for each in left:
+        each.thread.join(max(0.0, start + END_SECONDS - time.monotonic()))
+        each._stop()
+    for each in left:
+        each.thread.join(max(0.0, start + END_SECONDS + STOP_SECONDS - time.monotonic()))
+
+
+# Before anybody who acquires a thread can register a function: Python calls the last one first.
+atexit.register(_end_all)

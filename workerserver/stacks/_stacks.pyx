@@ -13,10 +13,11 @@ All three fill the same plain C (snapshot.h), and render.c makes text, JSON and 
 
 ``frames`` has CPython's frames as C sees them, ``snapshot`` the class and how it is filled with
 the GIL, ``faces`` the functions that other modules call, ``learning`` what the waits of threads
-are read with.
+are read with, ``recording`` what samples them for a while.
 """
 
 include "frames.pyx"
 include "snapshot.pyx"
 include "faces.pyx"
 include "learning.pyx"
+include "recording.pyx"

@@ -42,6 +42,13 @@ int ws_dump_take(ws_snapshot *out, bool facts) {
     return status;
 }
 
+int ws_dump_visit(ws_snapshot *out, const ws_visitor *visitor) {
+    pthread_mutex_lock(&mutex);
+    int status = ws_selfread_visit(out, visitor);
+    pthread_mutex_unlock(&mutex);
+    return status;
+}
+
 static int render(const ws_snapshot *snapshot, int wanted, ws_buffer *outs) {
     size_t before[WS_DIGEST + 1];
     int status = 0;

@@ -3,6 +3,7 @@
 #define WS_DUMP_H
 
 #include "render.h"
+#include "selfread.h"
 
 /* Call once, before any other: a mutex that a forked child can use. 0, or -1 without memory. */
 int ws_dump_init(void);
@@ -15,6 +16,10 @@ int ws_dump_prepare(void);
 /* A snapshot of mode "nogil", with `facts` what threads wait for too; waits for other readers, never for the GIL. 0, or -1;
  * ws_selfread_free() in either case. */
 int ws_dump_take(ws_snapshot *out, bool facts);
+
+/* Has a visitor follow one reading (selfread.h). Its functions run with the readers' mutex held: they
+ * take no lock. What is left of the snapshot goes to `out`, as above. */
+int ws_dump_visit(ws_snapshot *out, const ws_visitor *visitor);
 
 /* One snapshot, of mode "nogil" or, if that fails, "kernel", in several formats: `wanted` has the
  * bit 1 << format for each, `outs` is indexed by format, and `headers` gets the lines of

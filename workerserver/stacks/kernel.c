@@ -65,16 +65,21 @@ static size_t read_task(long id, const char *name, char *to, size_t size) {
     return ws_read_file(path, to, size);
 }
 
-void ws_kernel_state(long native_id, ws_kernel *out) {
+char ws_kernel_letter(long native_id) {
     char stat[1024];
-    memset(out, 0, sizeof *out);
     if (native_id <= 0)
-        return;
+        return 0;
     size_t size = read_task(native_id, "/stat", stat, sizeof stat);
     /* The second field is the command in parentheses and may itself hold any character. */
     const char *end = memrchr(stat, ')', size);
-    if (end != NULL && end[1] == ' ' && end[2] > ' ' && end[2] < 127)
-        out->state = end[2];
+    return end != NULL && end[1] == ' ' && end[2] > ' ' && end[2] < 127 ? end[2] : 0;
+}
+
+void ws_kernel_state(long native_id, ws_kernel *out) {
+    memset(out, 0, sizeof *out);
+    if (native_id <= 0)
+        return;
+    out->state = ws_kernel_letter(native_id);
     read_task(native_id, "/wchan", out->wchan, sizeof out->wchan);
     if (strcmp(out->wchan, "0") == 0)
         out->wchan[0] = 0;
@@ -134,8 +139,10 @@ int ws_kernel_take(ws_snapshot *out) {
     out->threads = ((arena *)got)->threads;
     for (;;) {
         long size = syscall(SYS_getdents64, fd, list, sizeof list);
-        if (size <= 0)
+        if (size <= 0) {
+            out->truncated = out->truncated || size < 0;
             break;
+        }
         for (long at = 0; at < size; at += ((entry *)(list + at))->size) {
             const entry *next = (entry *)(list + at);
             assert(next->size > offsetof(entry, name) && next->size <= size - at);
@@ -154,6 +161,11 @@ void ws_kernel_free(ws_snapshot *snapshot) {
 }
 
 #else /* no /proc/self/task */
+
+char ws_kernel_letter(long native_id) {
+    (void)native_id;
+    return 0;
+}
 
 void ws_kernel_state(long native_id, ws_kernel *out) {
     (void)native_id;

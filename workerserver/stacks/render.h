@@ -74,6 +74,9 @@ uint64_t ws_pid_namespace(void);
 /* A thread of this process, now; waits for nothing but the kernel. */
 void ws_kernel_state(long native_id, ws_kernel *out);
 
+/* Its letter alone; 0: unreadable. */
+char ws_kernel_letter(long native_id);
+
 /* A snapshot of mode "kernel": thread ids and names from /proc/self/task, no frames. 0, or -1 if
  * there is no /proc or no memory (`out` is then empty). No malloc, no lock; any thread, any number
  * of callers. ws_kernel_free() in either case. */

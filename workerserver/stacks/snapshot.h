@@ -24,6 +24,7 @@ typedef struct {
     ws_name function;
     ws_name qualname; /* kind 0 before CPython 3.11 */
     int line;         /* -1: unknown */
+    int first_line;   /* of the function; mode "nogil" only */
 } ws_frame;
 
 typedef struct {

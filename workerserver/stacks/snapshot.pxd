@@ -115,3 +115,21 @@ cdef extern from "dump.h":
     int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers) noexcept nogil
     int ws_dump_within(size_t limit, ws_buffer *outs, ws_buffer *headers) noexcept nogil
     unsigned long long ws_dumps_taken() noexcept nogil
+
+cdef extern from *:
+    ctypedef bint ws_bool "bool"  # of C: an int is wider
+
+cdef extern from "sampler.h":
+    ctypedef enum ws_sampling:
+        WS_BY_WALL
+        WS_ON_CPU
+    ctypedef struct ws_recording:
+        pass
+    ws_recording *ws_recording_start(
+        double seconds, double hz, ws_sampling how, ws_bool *busy
+    ) noexcept nogil
+    void ws_recording_stop(ws_recording *recording) noexcept nogil
+    bint ws_recording_runs(ws_recording *recording) noexcept nogil
+    double ws_recording_left() noexcept nogil
+    int ws_recording_render(const ws_recording *recording, ws_buffer *out) noexcept nogil
+    void ws_recording_free(ws_recording *recording) noexcept nogil

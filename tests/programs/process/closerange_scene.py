@@ -1,12 +1,15 @@
 """A process whose descriptors are all closed under a server, and given to files of training's.
 
-    closerange_scene.py native|uvloop asleep|awake
+    closerange_scene.py native|uvloop asleep|awake|timer
 
-Prints one JSON object: what became of the files, of the server's threads, and of a second server.
+``timer``: a handler's timer wakes the loop's thread after the close, before any deadline of the
+server's does. Prints one JSON object: what became of the files, of the server's threads, and of a
+second server.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -17,9 +20,10 @@ import sys
 import tempfile
 import threading
 import time
-from pathlib import Path
 
-from workerserver import WorkerServer
+from support.lifecycle import sleeps
+
+from workerserver import WorkerServer, handler
 from workerserver.server import Limits
 
 #: Connects, leaves half a request on each connection, and asks on one of them without a pause.
@@ -47,30 +51,22 @@ sys.stdin.read()
 FILES = 200
 CONTENT = b"what training writes\n"
 LIMITS = Limits(head_timeout=0.3, idle_timeout=0.3)
+TIMER_SECONDS = 1.0
 
 
-def state_of(thread: int) -> str | None:
-    """R, S, ... of proc(5); None if the thread has ended."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()[0]
-    return None
-
-
-def waits_for_events(thread: int) -> bool:
-    """Whether the thread has ended, or sleeps in the kernel each time one looks."""
-    for _ in range(50):
-        if state_of(thread) not in (None, "S"):
-            return False
-        time.sleep(0.002)
-    return True
+@handler("later", permission="read")
+async def later() -> str:
+    asyncio.get_running_loop().call_later(TIMER_SECONDS, str)
+    return "later"
 
 
 def main(transport: str, busy: str) -> None:
     logging.basicConfig(format="%(message)s")
+    limits = Limits() if busy == "timer" else LIMITS
     with tempfile.TemporaryDirectory(prefix="ws-") as folder:
         path = f"{folder}/server"
-        server = WorkerServer(path, limits=LIMITS, transport=transport)  # type: ignore[arg-type]
-        tcp = WorkerServer("127.0.0.1", 0, limits=LIMITS, transport=transport)  # type: ignore[arg-type]
+        server = WorkerServer(path, limits=limits, transport=transport)  # type: ignore[arg-type]
+        tcp = WorkerServer("127.0.0.1", 0, limits=limits, transport=transport)  # type: ignore[arg-type]
         client = subprocess.Popen(
             [sys.executable, "-c", CLIENT, path, busy],
             stdin=subprocess.PIPE,
@@ -80,6 +76,8 @@ def main(transport: str, busy: str) -> None:
         assert client.stdin is not None
         assert client.stdout.readline() == b"ready\n"
         os.dup2(client.stdin.fileno(), 5000)  # beyond what is closed
+        if busy == "timer":
+            assert ask(path, "later").endswith("later")
         time.sleep(0.1)  # the loop has done what a start leaves behind
         threads = [each.native_id for each in threading.enumerate() if each.native_id]
         threads.remove(threading.get_native_id())
@@ -92,8 +90,9 @@ def main(transport: str, busy: str) -> None:
             os.write(fd, CONTENT)
         kept = [os.fstat(fd).st_ino for fd in files]
 
-        time.sleep(4 * LIMITS.head_timeout)  # every deadline passes
-        quiet = all(map(waits_for_events, threads))
+        # Every deadline passes, and the timer.
+        time.sleep(TIMER_SECONDS + 0.5 if busy == "timer" else 4 * LIMITS.head_timeout)
+        quiet = all(map(sleeps, threads))
         server.shutdown()
         tcp.shutdown()
 
@@ -122,11 +121,18 @@ def main(transport: str, busy: str) -> None:
         client.wait(10)
 
 
-def ask_a_new_server(path: str) -> str:
-    with WorkerServer(path), socket.socket(socket.AF_UNIX) as sock:
+def ask(path: str, name: str) -> str:
+    with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(path)
-        sock.sendall(b"POST /handler/dump_traceback HTTP/1.1\r\nHost: x\r\n\r\n")
-        return sock.recv(65536)[:15].decode()
+        head = "Host: x\r\nConnection: close\r\n\r\n"
+        sock.sendall(f"POST /handler/{name} HTTP/1.1\r\n{head}".encode())
+        with sock.makefile("rb") as reply:
+            return reply.read().decode()
+
+
+def ask_a_new_server(path: str) -> str:
+    with WorkerServer(path):
+        return ask(path, "dump_traceback")[:15]
 
 
 if __name__ == "__main__":

@@ -106,7 +106,14 @@ def _see(draft: Draft) -> None:
         plan.timing, plan.facts = timing, facts and not plan.stock
     kinds = {plan.stock for plan in job.ranks}
     rings = {plan.ring for plan in job.ranks}
-    told = "some recorders" if len(rings) > 1 else "short rings" if 0 < ring < 2000 else "recorders"
+    unserved = not all(plan.served for plan in job.ranks)
+    told = (
+        "some recorders"
+        if len(rings) > 1 or (unserved and ring == 2000)
+        else "short rings"
+        if 0 < ring < 2000
+        else "recorders"
+    )
     told = told if any(rings) else "no recorder"
     beating = {plan.beats and not plan.stock and plan.served for plan in job.ranks}
     pulse = "some heartbeats" if len(beating) > 1 else "heartbeats"

@@ -177,7 +177,7 @@ def _truth(job: Job, machine: Machine, first: float, recent: float) -> Truth:
             named |= _parties(machine, rank)
         allowed |= named
         if plant.reason == "deviates":
-            opposed |= named - {rank}
+            opposed |= (named - {rank}) | _crossed(machine, rank)
     return Truth(
         deadlocked=True,
         settled=job.look == "settled" and last <= first,
@@ -314,6 +314,21 @@ def _issued_alike(machine: Machine, rank: int) -> set[int]:
         if rank in came and 2 * len(same) >= len(came) > len(same):
             found.update(came)
     return found
+
+
+def _crossed(machine: Machine, rank: int) -> set[int]:
+    """Whose stream waits for *rank* while that rank's stream waits for theirs: recorders show that
+    these took operations in different orders, wherever their threads stand."""
+    missing = {
+        each.number: {
+            other
+            for entry in (each.stream[0] if each.stream else ())
+            if entry.meeting is not None
+            for other in entry.meeting.missing()
+        }
+        for each in machine.ranks
+    }
+    return {other for other in missing[rank] if rank in missing.get(other, ())} - {rank}
 
 
 def _parties(machine: Machine, rank: int) -> set[int]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workerserver.blackbox.format import LANES, LEAST_BYTES, LaneName, Record, record_bytes
+from workerserver.blackbox.format import LANES, LEAST_BYTES, VERSION, LaneName, Record, record_bytes
 
 __all__ = ["STARTED", "box_bytes", "put_box", "stacks_of"]
 
@@ -21,6 +21,7 @@ SLOTS: dict[LaneName, tuple[int, int]] = {
     "end": (4, 16 << 10),
     "last": (2, 48 << 10),
     "keeper": (1, 4 << 10),
+    "recorder": (2, 16 << 10),
 }
 #: When the made processes began: seconds since the epoch.
 STARTED = 1_700_000_000.0
@@ -28,7 +29,7 @@ STARTED = 1_700_000_000.0
 
 def box_bytes(records: Sequence[tuple[LaneName, float, Mapping[str, Any]]]) -> bytes:
     """*records*: the lane, seconds after STARTED, and the payload, each lane's oldest first."""
-    header = struct.pack("<8sIIQQ", b"WSBLKBOX", 1, len(LANES), LEAST_BYTES, 4711)
+    header = struct.pack("<8sIIQQ", b"WSBLKBOX", VERSION, len(LANES), LEAST_BYTES, 4711)
     offset = 4096
     places = {}
     for number, (name, (slots, size)) in enumerate(SLOTS.items()):

@@ -21,5 +21,4 @@ HOSTS = [
     ("localhost.evil.example", False),
     ("evil-localhost", False),
     (socket.gethostname().partition(".")[0] + ".evil.example", False),
-    (":80", False),
 ]

@@ -21,6 +21,19 @@ _ENDS = [
     b"close\r\n\r\n",
     b"keep-alive\r\nHost: h\r\n\r\n",
     b"keep-alive\r\n\r\n",
+    *(
+        end + b"\r\n\r\n"  # of a Host
+        for end in (
+            b"2F",
+            b"1:1:1:1:1:1:1:1]",
+            b"::",
+            b"::]",
+            b"::1]",
+            b"1.1.1.1]",
+            b"%a]",
+            b"v1.a]",
+        )
+    ),
 ]
 ENDS = list(dict.fromkeys(end[i:] for end in _ENDS for i in range(len(end))))
 

@@ -17,7 +17,7 @@ from typing import Any
 from workerserver.blackbox.place import LEFT, SUFFIX
 from workerserver.blackbox.watchdog.ranks import Rank
 
-__all__ = ["bounded", "diagnosed", "targets_of"]
+__all__ = ["bounded", "diagnosed", "report_words", "targets_of"]
 
 #: A diagnosis of hanging ranks takes 10 s at most, and the start of Python on a busy machine.
 SECONDS = 60.0
@@ -60,6 +60,12 @@ def diagnosed(targets: Sequence[str], store: str, interval: float = 2.0) -> dict
     except (ValueError, RecursionError):
         return None
     return told if isinstance(told, dict) and "verdict" in told and "status" in told else None
+
+
+def report_words(path: str, targets: Sequence[str]) -> list[str]:
+    """The command that writes the verdict as a page."""
+    words = [sys.executable, "-m", "workerserver", "report", "-o", path]
+    return [*words, "--deadline", str(DEADLINE_SECONDS), "--", *targets]
 
 
 def bounded(

@@ -9,13 +9,13 @@ import re
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from workerserver.blackbox.format import BoxError
 from workerserver.blackbox.read import read_bytes
-from workerserver.blackbox.watchdog.diagnosis import bounded
+from workerserver.blackbox.watchdog.diagnosis import bounded, report_words
 from workerserver.blackbox.watchdog.incident import Incident
 
 __all__ = ["COMMAND", "WEBHOOK", "Teller"]
@@ -32,9 +32,10 @@ TRIES = 3
 PAUSE_SECONDS = 2.0
 #: In the folder of the boxes.
 INCIDENT = "incident.json"
-#: Verdicts that are kept in the folder.
+PAGE_SECONDS = 60.0
+#: Verdicts that are kept in the folder, each with its page.
 KEEP = 100
-_NAME = re.compile(r"verdict-\d{8}T\d{6}(?:\.\d{3})?Z[^/]{0,200}\.json\Z")
+_NAME = re.compile(r"verdict-\d{8}T\d{6}(?:\.\d{3})?Z[^/]{0,200}\.(?:json|html)\Z")
 
 
 class Teller:
@@ -62,15 +63,17 @@ class Teller:
             if descriptor is not None:
                 os.close(descriptor)
 
-    def tell(self, line: str, document: dict[str, Any], name: str = "") -> str:
+    def tell(
+        self, line: str, document: dict[str, Any], name: str = "", targets: Sequence[str] = ()
+    ) -> str:
         """Write the *line*, and *document* to a file: to the file *name* of an earlier call, or to
-        a new one. The file's path; "" if there is none."""
+        a new one. The file's path; "" if there is none. *targets*: whose page is written."""
         path = name or self._path()
         document = {**document, "line": line}
         self._say(f"{line}; {path}" if path else line)
         if path:
             # A folder that blocks keeps nobody from the line, the command and the URL.
-            self._apart(lambda: self._save(path, document))
+            self._apart(lambda: self._save(path, document, targets))
         command, url = os.environ.get(COMMAND), os.environ.get(WEBHOOK)
         if command:
             data = json.dumps(document).encode("ascii") + b"\n"
@@ -131,13 +134,14 @@ class Teller:
         name = f"verdict-{second}.{int(now % 1 * 1000):03}Z-{self._label}.json"
         return os.path.join(self._folder, name)
 
-    def _save(self, path: str, document: dict[str, Any]) -> None:
-        """The verdict's file; whoever makes a page of the verdict writes it here, beside *path*."""
+    def _save(self, path: str, document: dict[str, Any], targets: Sequence[str]) -> None:
         with contextlib.suppress(OSError):
             _write(path, document)
+        if targets:  # a page is of a look of its own, a moment later
+            bounded(report_words(f"{path.removesuffix('.json')}.html", targets), b"", PAGE_SECONDS)
         with contextlib.suppress(OSError):
             found = sorted(name for name in os.listdir(self._folder) if _NAME.match(name))
-            for name in found[:-KEEP]:
+            for name in found[: -2 * KEEP]:
                 os.unlink(os.path.join(self._folder, name))
 
 

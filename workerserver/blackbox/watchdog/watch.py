@@ -275,7 +275,8 @@ class Watch:
             "recovered": None,
         }
         incident.told = told
-        incident.name = self._teller.tell(line, told)
+        targets = targets_of(living, "", self._run_folder, "")
+        incident.name = self._teller.tell(line, told, targets=targets)
         self._teller.remember(self._settings.boxes, incident)
 
     def _is_for_another(self, document: Mapping[str, Any], living: Sequence[Rank]) -> bool:

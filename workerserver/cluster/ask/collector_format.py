@@ -187,7 +187,7 @@ def _state(fields: Any, collector: Worker) -> RankState:
     if rank is not None and not 0 <= rank < MAX_RANKS:
         raise ValueError(f"rank is {short(rank)}")
     kind: Kind = fields.get("kind", "unknown")
-    if kind not in get_args(Kind):
+    if kind not in get_args(Kind) or kind == "dump":
         raise ValueError(f"kind is {short(kind)}")
     if fields.get("mode") not in MODES:
         raise ValueError(f"mode is {short(fields.get('mode'))}")

@@ -435,12 +435,14 @@ class Everywhere:
 
 @dataclass(frozen=True, slots=True)
 class NoEvidence:
-    """Nothing tells whether the job goes on. *rounds*: how many looks there were."""
+    """Nothing tells whether the job goes on. *rounds*: how many looks there were; 0 if nobody was
+    asked, and only dumps were read."""
 
     rounds: int
 
 
 Hindrance = Literal[
+    "undated",
     "moves",
     "changes",
     "computes",
@@ -451,11 +453,13 @@ Hindrance = Literal[
     "waits",
     "majority",
     "unseen",
+    "missing",
 ]
 """Why a rank that has not come isn't accused. moves: it counts on. changes: its stack does. child:
 it waits for a process of its own that works, or may work. early: its step is no older than usual.
 late: it pauses, for no longer than a pause may last. waits: it may wait for another rank itself.
-majority: most ranks are where it is. unseen: where it is can't be told."""
+majority: most ranks are where it is. unseen: where it is can't be told. missing: no
+worker of it is known, so nobody has seen it stand still: it may have ended, or hang, or work."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,9 @@ class Group:
     records: Mapping[int, GroupRecord]
     one_of: bool = False
     """Its ranks use several backends in the group; this is the part of one of them."""
+    lossy: bool = False
+    """Nobody tells the members of the group, and a rank may be one whose short ring has lost all of
+    the group's operations."""
 
     @property
     def label(self) -> str:
@@ -130,7 +133,11 @@ def analyse(
 def combine(records: Mapping[int, RankRecord], world_size: int | None = None) -> Analysis:
     """As :func:`analyse`, from records that have been read."""
     problems = {rank: list(record.problems) for rank, record in sorted(records.items())}
-    groups = _groups(records, world_size, problems)
+    short = any(record.short for record in records.values())
+    groups = [
+        replace(group, lossy=True) if short and not group.complete else group
+        for group in _groups(records, world_size, problems)
+    ]
     first = heads(records)
     waits = [wait for group in groups for wait in _waits(group, records, first)]
     waits += [wait for group in groups for wait in _peer_waits(group, problems, first)]
@@ -248,12 +255,18 @@ def _waits(
         last[rank] = max(record.collectives, default=-1)
     # If an operation has ended, all ranks have issued it: an empty record then tells nothing.
     begun = any(record.last_retired is not None for record in group.records.values())
+    # So it does where rings are short. A full trace tells that: its own, or, as the rings of a job
+    # have one size, another rank's.
+    short = any(record.short for record in records.values())
     silent = []
     for rank in group.ranks:
         whole, own = records.get(rank), group.records.get(rank)
-        lost = own is None or not own.collectives
-        if whole is None or (lost and (begun or (whole.empty and whole.enqueued > 0))):
+        if whole is None:
             silent.append(rank)
+        elif own is None or not own.collectives:
+            lost = short if whole.short is None else whole.short
+            if begun or lost or (whole.empty and whole.enqueued > 0):
+                silent.append(rank)
     unknown = set(silent)
     waits = list(_inferred(group, last, pending, silent))
     for seq in sorted(pending)[:MAX_WAITS]:

@@ -133,6 +133,12 @@ class Job:
         return list(range(first, first + max(more, 0)))
 
     @cached_property
+    def of_dumps(self) -> bool:
+        """Nobody was asked: all that is known is what torch's own dumps hold."""
+        states = self.now.states.values()
+        return bool(states) and all(state.kind == "dump" for state in states)
+
+    @cached_property
     def recorded(self) -> Analysis:
         """What the recorders say together."""
         size = self.world_size
@@ -458,6 +464,19 @@ class Job:
             return True
         groups = record.groups.values()
         return any(each.first_pending or any(op.pending for op in each.p2p) for each in groups)
+
+    def unrecorded(self, rank: int) -> bool:
+        """It may be in an operation that no recorder holds: one of a kind that is not recorded, or
+        one that a short ring has lost. Of a ring that wasn't read in full, the others tell."""
+        record = self.now.of_rank(rank)
+        if record is None:
+            return False
+        short = self._short if record.short is None else record.short
+        return record.unrecorded or short
+
+    @cached_property
+    def _short(self) -> bool:
+        return any(record.short for record in self.now.records.values())
 
     @cached_property
     def _inferred(self) -> frozenset[int]:

@@ -341,6 +341,8 @@ def _outside(fact: facts.Outside, names: Names) -> str:
 def _no_evidence(fact: facts.NoEvidence, names: Names) -> str:
     if fact.rounds > 1:
         return "no flight recorder, no heartbeat and no stack tells whether the job goes on"
+    if fact.rounds == 0:
+        return "no operation hangs in these dumps, and they do not tell whether the job went on"
     return "one round of stacks alone does not tell whether the job goes on"
 
 
@@ -405,7 +407,15 @@ HINDRANCES: Mapping[facts.Hindrance, tuple[str, str]] = {
         "may themselves wait for other ranks, in what no recorder holds",
     ),
     "majority": ("is where most ranks are", "are where most ranks are"),
+    "undated": (
+        "may only have been late: nothing tells when the dumps were written",
+        "may only have been late: nothing tells when the dumps were written",
+    ),
     "unseen": ("can't be seen well enough", "can't be seen well enough"),
+    "missing": (
+        "can't be seen, because no worker of it is known: it may have ended, hang or work",
+        "can't be seen, because no workers of them are known: they may have ended, hang or work",
+    ),
 }
 
 
@@ -541,6 +551,7 @@ ENDED: Mapping[bool | None, str] = {
 #: What ranks don't tell.
 UNSEEN: Mapping[str, str] = {
     "elsewhere": "nobody looked for them here: name their hosts too (--store, --hosts, ...)",
+    "no dump": "no dump that counts: it may lie on another host",
     "inferred": "the rank is inferred: the worker does not tell it",
     "stock": "torch's own server: no heartbeat, no holder of the GIL, nothing of the kernel",
     "handlers": "this torch has no handler for flight recorders (torch has one from 2.10 on)",

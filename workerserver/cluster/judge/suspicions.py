@@ -43,7 +43,7 @@ from workerserver.cluster.judge.facts import (
     WaitsIn,
 )
 from workerserver.cluster.judge.flight import Mismatch, Wait
-from workerserver.cluster.judge.grounds.admission import hindrance, is_elsewhere, is_late
+from workerserver.cluster.judge.grounds.admission import hindrance, is_elsewhere
 from workerserver.cluster.judge.grounds.children import one_works, waits_for_child, working
 from workerserver.cluster.judge.grounds.crowd import (
     crowd_of,
@@ -191,6 +191,9 @@ class Suspicions:
             parties = Parties(mismatch.group.label, mismatch.seq, mismatch.parties)
             evidence: list[Evidence] = [parties]
             known = sum(len(ranks) for ranks, _ in mismatch.parties)
+            if not self._outvoted(mismatch, known):
+                self.doubts.append(Undecided(parties))
+                continue
             if len(mismatch.suspects) == known:
                 if known < len(mismatch.group.ranks):
                     self.doubts.append(Undecided(parties))
@@ -201,6 +204,15 @@ class Suspicions:
                 for rank in party[0]:
                     if rank in suspects:
                         self.accuse(self._mismatched(mismatch, rank, party, evidence))
+
+    def _outvoted(self, mismatch: Mismatch, known: int) -> bool:
+        """Whichever side the ranks have taken whose rings have lost the operation, or perhaps all
+        of the group, the largest party stays the largest."""
+        group = mismatch.group
+        if not group.lossy:
+            return True
+        sizes = [len(ranks) for ranks, _ in mismatch.parties]
+        return sizes[0] > sizes[1] + len(self.job.expected) - known
 
     def _mismatched(
         self,
@@ -358,7 +370,8 @@ class Suspicions:
         ring = list(dict.fromkeys(own.values()))
         evidence = [WaitsIn(entered(wait), (*wait.absent, *wait.queued)) for wait in ring]
         guilty = contrary(waits)
-        if not guilty and all(len(wait.waiting) == len(ring[0].waiting) for wait in ring):
+        alike = all(len(wait.waiting) == len(ring[0].waiting) for wait in ring)
+        if not guilty and alike and not any(wait.group.lossy for wait in waits):
             guilty = dict.fromkeys(ranks)
         if not guilty:
             self.doubts.append(Tangled([entered(wait) for wait in waits]))
@@ -379,16 +392,8 @@ class Suspicions:
         main = min(waits, key=lambda wait: (len(wait.group.ranks), wait.group.key, wait.seq or 0))
         entered, label = job.entered(main), main.group.label
         gone = job.now.gone.get(rank)
-        looked_for = rank not in job.elsewhere
-        if (
-            gone is not None
-            and gone.reason == "missing"
-            and not (looked_for and self._rest_waits())
-        ):
-            self.refused.setdefault(rank, ("unseen", main))
-            return
-        if gone is not None and gone.reason == "missing" and is_late(job, rank, main) is not None:
-            self.refused.setdefault(rank, ("late", main))  # it may only have no server
+        if gone is not None and gone.reason == "missing":  # it may only have no server
+            self.refused.setdefault(rank, ("missing", main))
             return
         if gone is not None:
             evidence.append(FailedQuestion(None, gone.reason, gone.text))
@@ -452,12 +457,6 @@ class Suspicions:
             failed = FailedQuestion(None, gone.reason, gone.text)
             claim = Silent(gone.reason)
             self.accuse(Accusation(rank, "unreachable", claim, evidence=[failed]))
-
-    def _rest_waits(self) -> bool:
-        """Every rank that answered waits for others, and none of them is accused yet."""
-        job = self.job
-        accused = any(rank in job.now.states for rank in self.accused)
-        return not accused and all(surely_waits(job, rank) for rank in job.ranks)
 
     def from_gil(self) -> None:
         for rank in self.job.ranks:

@@ -19,6 +19,7 @@ from typing import Any
 
 from workerserver.cluster.read.recorder import (
     MAX_GROUPS,
+    MAX_IN_FLIGHT,
     GroupRecord,
     Key,
     Operation,
@@ -210,6 +211,7 @@ def _read_trace(
                 if group is not None:
                     group.ranks = group.ranks or ranks
     oldest = min((each.record for each in first.values()), default=0)
+    record.short = bool(record.short) or (0 < len(entries) < MAX_IN_FLIGHT and oldest > 0)
     for (key, number), operations in by_trace.items():
         counters = record.counters.get((key.backend, str(number)), (-1,))
         if key.backend == "gloo":

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from workerserver.ranks import unpack
 
 __all__ = [
+    "MAX_IN_FLIGHT",
     "Counters",
     "GroupRecord",
     "Key",
@@ -37,6 +38,9 @@ MAX_DIMENSIONS = 16
 MAX_RANKS = 1 << 20
 MAX_INTEGER = 1 << 63
 MAX_PROBLEMS = 8
+#: A rank issues fewer operations while one of them goes on. So a ring that holds as many has lost
+#: only operations that have ended.
+MAX_IN_FLIGHT = 256
 
 #: Backends with a watchdog that also retires what has timed out: only "completed" is done.
 WATCHED = frozenset({"nccl", "ncclx", "rccl", "rcclx", "xccl", "hccl", "mccl"})
@@ -115,6 +119,8 @@ class Operation:
     """The thread that issued it, by its ident; None where that isn't told, as in a summary."""
     duration_ms: float | None = None
     """How long it ran on the GPU, if torch measures that (TORCH_NCCL_ENABLE_TIMING)."""
+    timeout_ms: int | None = None
+    """When torch ends it, at the latest; None where that isn't told, as in a summary."""
 
     @property
     def name(self) -> str:
@@ -201,6 +207,9 @@ class RankRecord:
     problems: list[str] = field(default_factory=list)
     unrecorded: bool = False
     """It has issued operations that no recorder holds: gloo's point-to-point ones."""
+    short: bool | None = None
+    """A ring has overwritten operations, and holds so few that one of the lost ones may go on.
+    None: only a full trace tells that."""
 
     @property
     def empty(self) -> bool:
@@ -290,6 +299,7 @@ def operation_of(
         created_ns=integer(created) or None,
         record=-1 if number is None else number,
         duration_ms=_duration(facts.get("duration_ms")),
+        timeout_ms=integer(facts.get("timeout_ms")) or None,
         thread=ident if (ident := _counter(facts.get("thread_id"))) > 0 else None,
     )
 

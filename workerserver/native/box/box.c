@@ -48,7 +48,7 @@ static const struct {
     [WS_BOX_IDENTITY] = {2, 16 << 10}, [WS_BOX_STATE] = {4, 8 << 10},
     [WS_BOX_STEPS] = {2, 52 << 10},    [WS_BOX_STACKS] = {3, 0},
     [WS_BOX_END] = {4, 16 << 10},      [WS_BOX_LAST] = {2, 0},
-    [WS_BOX_KEEPER] = {1, 4 << 10},
+    [WS_BOX_KEEPER] = {1, 4 << 10},    [WS_BOX_RECORDER] = {2, 16 << 10},
 };
 enum { LEAST_STACKS = 48 << 10 };
 

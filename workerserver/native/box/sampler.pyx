@@ -27,6 +27,7 @@ cdef extern from "box.h":
         WS_BOX_STACKS
         WS_BOX_END
         WS_BOX_LAST
+        WS_BOX_RECORDER
     ctypedef struct ws_ending:
         int signal
         int code
@@ -106,6 +107,10 @@ cdef bint box_write(ws_lane lane, const char *data, size_t size) noexcept nogil:
 
 cdef bint box_identity(const char *data, size_t size) noexcept nogil:
     return box_write(WS_BOX_IDENTITY, data, size)
+
+
+cdef bint box_recorder(const char *data, size_t size) noexcept nogil:
+    return box_write(WS_BOX_RECORDER, data, size)
 
 
 cdef bint box_end(const char *data, size_t size) noexcept nogil:

@@ -5,7 +5,7 @@ in the calling thread.
 """
 
 from workerserver.native._engine cimport (
-    box_end, box_identity, box_open, box_watch, ends_restore,
+    box_end, box_identity, box_open, box_recorder, box_watch, ends_restore,
 )
 
 
@@ -33,6 +33,16 @@ def write_identity(bytes text not None):
     cdef bint written
     with nogil:
         written = box_identity(data, size)
+    return bool(written)
+
+
+def write_recorder(bytes text not None):
+    """Write what the flight recorders hold. False if it could not be written."""
+    cdef const char *data = text
+    cdef size_t size = len(text)
+    cdef bint written
+    with nogil:
+        written = box_recorder(data, size)
     return bool(written)
 
 

@@ -22,7 +22,7 @@ from workerserver.native._engine cimport (
     Peer, ask_turn, connection_close, hub_lock, hub_unlock, read_hub, turn_begin, turn_next,
 )
 from workerserver.native._engine cimport (
-    hub_await, hub_drop, hub_forget, hub_free, hub_ignore, hub_listen, hub_new, hub_stop,
+    hub_await, hub_drop, hub_forget, hub_free, hub_gone, hub_ignore, hub_listen, hub_new, hub_stop,
 )
 from workerserver.native._engine cimport box_begin, ends_begin, hub_run
 
@@ -43,11 +43,18 @@ METRICS = ACTION_METRICS
 
 NAME = "workerserver-io"
 
-#: A turn that took longer looks at the canary before the loop goes on.
-cdef double LONG_TURN_SECONDS = 0.001
-
 cdef enum:
     MAX_TURN_CONNECTIONS = 256  # served in one turn of the loop; then other callbacks run
+
+
+cdef bint _is_gone(Hub *hub) noexcept:
+    """Whether something has closed the process's descriptors; it keeps the GIL, see inode_of()."""
+    cdef bint gone = False
+    if hub != NULL:
+        hub_lock(hub)
+        gone = hub_gone(hub)
+        hub_unlock(hub)
+    return gone
 
 
 @cython.final
@@ -153,13 +160,12 @@ cdef class NativeHub:
         cdef unsigned char counter[8]
         cdef Connection *connection = NULL
         cdef int _i
-        cdef double began, now
+        cdef double now
         cdef uint64_t number, before
         if self._hub == NULL:
             return
         if read(self._hub.turn, counter, 8) < 0:
             pass  # another turn has read it
-        began = monotonic()
         self._release(turn_begin(self._hub, &number))
         loop_turn.begin()
         try:
@@ -179,7 +185,7 @@ cdef class NativeHub:
                 hub_unlock(self._hub)
             loop_turn.end()
         now = monotonic()
-        if now - began > LONG_TURN_SECONDS and self._canary is not None:
+        if self._canary is not None and _is_gone(self._hub):
             self._canary.hold()
         if now - self._refreshed_at > 1.0:
             self._refreshed_at = now

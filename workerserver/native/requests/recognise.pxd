@@ -1,5 +1,7 @@
 """What the I/O thread uses of the recogniser: plain C data and functions that need no GIL."""
 
+from workerserver.authority cimport Authority
+
 
 cdef enum:
     NATIVE_HEAD = 8192  # bytes of a request that may be recognised, its last empty line included
@@ -44,6 +46,7 @@ cdef struct Recognition:
     int begin  # of the field's name
     int seen
     const char* rest  # what has to come next, to the letter; static
+    Authority authority  # of the Host field
     Recognised request
 
 

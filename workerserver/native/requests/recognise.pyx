@@ -10,6 +10,8 @@ and the first byte that can't belong to such a request ends the recognition.
 
 from libc.string cimport memset
 
+from workerserver.authority cimport authority_is_whole, take_authority
+
 
 # --- character classes ------------------------------------------------------------------------
 
@@ -17,7 +19,6 @@ cdef enum:
     IN_PATH = 1
     IN_QUERY = 2
     IN_VALUE = 4  # of a field: visible ASCII, space, tab
-    IN_HOST = 8  # what the parser's _valid_host() takes
 
 cdef unsigned char[256] _CLASS
 cdef unsigned char[256] _TOKEN  # a field name's character in lower case; else 0
@@ -29,11 +30,7 @@ cdef void _fill_tables() noexcept:
     memset(_TOKEN, 0, sizeof(_TOKEN))
     for c in range(0x20, 0x7F):
         _CLASS[c] = IN_VALUE
-        if c > 0x20:
-            _CLASS[c] |= IN_HOST
     _CLASS[9] = IN_VALUE
-    for c in b',/@"<>\\^`{|}#?':
-        _CLASS[c] &= ~IN_HOST
     for c in b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz":
         _CLASS[c] |= IN_PATH | IN_QUERY
         _TOKEN[c] = <unsigned char>(c + 32 if 65 <= c <= 90 else c)
@@ -263,11 +260,10 @@ cdef Verdict recognise(
                 phase = PHASE_REST if raw[at] == c"\r" else PHASE_FORWARD
                 at += 1
         elif phase == PHASE_HOST:
-            while at < end and _CLASS[raw[at]] & IN_HOST:
-                at += 1
+            at += <int>take_authority(&state.authority, &raw[at], end - at)
             if at < end:
                 found.host_length = at - found.host
-                phase = PHASE_HOST_END if found.host_length > 0 else PHASE_FORWARD
+                phase = PHASE_HOST_END if authority_is_whole(&state.authority) else PHASE_FORWARD
         elif phase == PHASE_HOST_END:
             while at < end and (raw[at] == c" " or raw[at] == c"\t"):
                 at += 1

@@ -43,6 +43,7 @@ typedef struct {
     uintptr_t active_threads;                  /* threading._active, or 0 */
     uintptr_t key_name, key_daemon, key_native; /* interned "_name", "_daemonic", "_native_id" */
     unsigned long main_ident;
+    uintptr_t main_state; /* PyThreadState of the main thread; 0: not known */
     /* PyInterpreterState, PyThreadState */
     size_t thread_head;
     size_t state_next, state_prev, state_interpreter, state_ident, state_native, state_frame;

@@ -229,6 +229,12 @@ const char *ws_layout_check(const ws_snapshot *snapshot) {
     if (find_thread(snapshot, ws_layout.main_ident) == NULL) {
         ws_layout.main_ident = 0;
     }
+    ws_layout.main_state = 0;
+    for (size_t i = 0; i < ws_work->listed_count; i++) { /* the oldest one, which comes last */
+        if (ws_layout.main_ident != 0 && ws_work->listed[i].ident == ws_layout.main_ident) {
+            ws_layout.main_state = ws_work->listed[i].state;
+        }
+    }
     check_names(snapshot);
     return NULL;
 }

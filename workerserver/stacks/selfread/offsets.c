@@ -47,6 +47,7 @@ static void state_offsets(ws_layout_t *at) {
     at->chunk_previous = CPY_CHUNK_PREVIOUS;
     at->chunk_first = CPY_CHUNK_FIRST;
     at->main_ident = _PyRuntime.main_thread;
+    at->main_state = 0; /* ws_layout_check() finds it */
     at->links = CPY_LINKS;
 }
 

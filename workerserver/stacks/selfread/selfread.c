@@ -41,14 +41,19 @@ static void end_reading(void) {
 #define end_reading() ((void)0)
 #endif
 
-/* The list of threads, newest first; if it changes during each reading, what could be read. */
+/* The list of threads, newest first; if it changes during each reading, what could be read.
+ *
+ * A thread that is about to start is the head of the list for a moment in which it leads to no
+ * other. So a list without the main thread, which is the oldest one, is not the whole list. */
 static void list_threads(ws_snapshot *out) {
     const ws_layout_t *at = &ws_layout;
+    const struct timespec moment = {0, 100000};
     char *state = ws_work->state;
     ws_work->listed_count = 0;
     for (int i = 0; i < TRIES && !ws_time_over(); i++) {
         uintptr_t next, previous = 0;
         size_t count = 0;
+        bool whole = at->main_state == 0;
         if (!ws_read_one(at->interpreter + at->thread_head, &next, sizeof next)) {
             break;
         }
@@ -65,12 +70,16 @@ static void list_threads(ws_snapshot *out) {
                 listed->native_id = native <= INT32_MAX ? (long)native : 0;
             }
             previous = next;
+            whole = whole || next == at->main_state;
             next = ws_pointer(state, at->state_next);
         }
         ws_work->listed_count = count;
-        if (next == 0 || count == WS_MAX_THREADS) {
+        if ((next == 0 && whole) || count == WS_MAX_THREADS) {
             out->truncated = next != 0;
             return;
+        }
+        if (next == 0) {
+            nanosleep(&moment, NULL); /* that thread's starter may wait for this processor */
         }
     }
     out->truncated = true;
@@ -128,7 +137,8 @@ static bool starting(const ws_thread *thread) {
     return thread->ident == 0 || same > 1;
 }
 
-static void take(ws_arena *arena, ws_snapshot *out, bool facts) {
+static void take(
+    ws_arena *arena, ws_snapshot *out, bool facts, const ws_visitor *visitor) {
     ws_gil gil;
     list_threads(out);
     ws_gil_read(&gil);
@@ -140,24 +150,33 @@ static void take(ws_arena *arena, ws_snapshot *out, bool facts) {
             out->truncated = true;
             break;
         }
+        const ws_listed *listed = &ws_work->listed[i];
+        if (visitor != NULL && !visitor->before(visitor->data, listed->ident, listed->native_id)) {
+            continue;
+        }
         size_t frames = out->frame_count;
         memset(thread, 0, sizeof *thread);
         assert(i < WS_MAX_THREADS && out->thread_count <= i);
-        if (!ws_stack_take(arena, &ws_work->listed[i], out, thread) || starting(thread)) {
+        if (!ws_stack_take(arena, listed, out, thread) || starting(thread)) {
             out->frame_count = frames;
             continue;
         }
         out->main_ident = thread->ident == ws_layout.main_ident ? thread->ident : out->main_ident;
         out->thread_count++;
+        if (visitor != NULL) {
+            visitor->after(visitor->data, out, thread);
+        }
     }
-    ws_names_take(arena, out);
+    if (visitor == NULL || visitor->names(visitor->data)) {
+        ws_names_take(arena, out);
+    }
     if (facts) {
         ws_waits_take(arena, out, ws_work->places);
     }
 }
 
 /* 0, -1: no thread was found, -2: no memory. */
-static int take_snapshot(ws_snapshot *out, bool facts) {
+static int take_snapshot(ws_snapshot *out, bool facts, const ws_visitor *visitor) {
     ws_arena arena;
     struct timespec now;
     memset(out, 0, sizeof *out);
@@ -174,7 +193,7 @@ static int take_snapshot(ws_snapshot *out, bool facts) {
     out->threads = ws_arena_take(&arena, sizeof(ws_thread) * WS_MAX_THREADS);
     out->frames = ws_arena_take(&arena, sizeof(ws_frame) * WS_MAX_FRAMES);
     ws_time_start();
-    take(&arena, out, facts);
+    take(&arena, out, facts, visitor);
     ws_check_snapshot(out);
     if (out->thread_count == 0) {
         ws_selfread_free(out);
@@ -213,7 +232,7 @@ int ws_selfread_prepare(void) {
         }
     }
     if (found == NULL) {
-        int taken = take_snapshot(&snapshot, false);
+        int taken = take_snapshot(&snapshot, false, NULL);
         bool late = ws_time_over(); /* so what is missing says nothing of the layout */
         found = taken == 0 ? ws_layout_check(&snapshot)
                            : "this CPython's memory layout differs (no threads)";
@@ -236,14 +255,14 @@ const char *ws_selfread_problem(void) {
     return atomic_load(&ready) == (int)getpid() ? atomic_load(&trouble) : UNPREPARED;
 }
 
-int ws_selfread_take(ws_snapshot *out, bool facts) {
+static int take_ready(ws_snapshot *out, bool facts, const ws_visitor *visitor) {
     int saved = errno, result = -1;
     if (ws_selfread_problem() != NULL) {
         memset(out, 0, sizeof *out);
         out->mode = WS_MODE_NOGIL;
     } else {
         begin_reading();
-        result = take_snapshot(out, facts) == 0 ? 0 : -1;
+        result = take_snapshot(out, facts, visitor) == 0 ? 0 : -1;
         /* What a huge process left here is not kept. */
         if (ws_work->code_count > 4096 || ws_work->string_count > 4096
             || out->frame_count > 16384) {
@@ -253,6 +272,14 @@ int ws_selfread_take(ws_snapshot *out, bool facts) {
     }
     errno = saved;
     return result;
+}
+
+int ws_selfread_take(ws_snapshot *out, bool facts) {
+    return take_ready(out, facts, NULL);
+}
+
+int ws_selfread_visit(ws_snapshot *out, const ws_visitor *visitor) {
+    return take_ready(out, false, visitor);
 }
 
 void ws_selfread_free(ws_snapshot *snapshot) {

@@ -20,6 +20,21 @@ const char *ws_selfread_problem(void);
 /* The stacks of all threads, with `facts` what they wait for too (facts.h). One caller at a time. 0,
  * or -1 if nothing could be read (`out` is then empty); ws_selfread_free() in either case. */
 int ws_selfread_take(ws_snapshot *out, bool facts);
+
+/* Who follows the reading of a snapshot, thread by thread; newest thread first. */
+typedef struct {
+    /* Whether the stack of this thread is wanted. native_id: 0 before CPython 3.11. */
+    bool (*before)(void *data, unsigned long ident, long native_id);
+    /* Its stack was just read. It has no name yet. */
+    void (*after)(void *data, const ws_snapshot *snapshot, const ws_thread *thread);
+    /* Whether names are wanted of the threads that were read. */
+    bool (*names)(void *data);
+    void *data;
+} ws_visitor;
+
+/* The stacks of the threads that the visitor wants, without facts. As ws_selfread_take(); -1 also if
+ * no thread was wanted. */
+int ws_selfread_visit(ws_snapshot *out, const ws_visitor *visitor);
 void ws_selfread_free(ws_snapshot *snapshot);
 
 typedef struct {

@@ -17,7 +17,7 @@ enum {
     STREAK = 8, /* readings that agree, until even a strange chain is believed */
 };
 
-typedef enum { WALKED, ENDED } walked;
+typedef enum { WALKED, ENDED, UNREADABLE } walked;
 
 /* The window that holds a frame; NULL: not readable. */
 static const char *find_frame(uintptr_t frame, size_t *recent, bool *prompt) {
@@ -51,8 +51,8 @@ static const char *find_frame(uintptr_t frame, size_t *recent, bool *prompt) {
 
 /* The GIL, the thread state, the C frame and all windows of the last walk, in one system call, and
  * then once more what leads to the newest frame. */
-static bool read_again(const ws_listed *listed, uintptr_t *cframe, uintptr_t *top,
-                       ws_moment *moment, bool *prompt) {
+static walked read_again(const ws_listed *listed, uintptr_t *cframe, uintptr_t *top,
+                         ws_moment *moment, bool *prompt) {
     const ws_layout_t *at = &ws_layout;
     ws_read *reads = ws_work->reads;
     size_t count = 0, first_window;
@@ -85,9 +85,11 @@ static bool read_again(const ws_listed *listed, uintptr_t *cframe, uintptr_t *to
     const char *state = ws_work->state;
     unsigned long ident;
     memcpy(&ident, state + at->state_ident, sizeof ident);
-    if (!reads[0].ok || ws_pointer(state, at->state_interpreter) != at->interpreter
-        || ident != listed->ident) {
-        return false;
+    if (!reads[0].ok) {
+        return UNREADABLE; /* the kernel refuses just now: this says nothing of the thread */
+    }
+    if (ws_pointer(state, at->state_interpreter) != at->interpreter || ident != listed->ident) {
+        return ENDED;
     }
     uintptr_t current = ws_pointer(state, at->state_frame);
     *prompt = current_after == current;
@@ -102,7 +104,7 @@ static bool read_again(const ws_listed *listed, uintptr_t *cframe, uintptr_t *to
     } else {
         *prompt = *prompt && *top == top_after;
     }
-    return true;
+    return WALKED;
 }
 
 /* Reads the chain once, from the newest frame on. The caller keeps `cframe` from walk to walk. */
@@ -113,8 +115,9 @@ static walked walk(const ws_listed *listed, uintptr_t *cframe, ws_chain *chain) 
     chain->count = 0;
     chain->more = false;
     chain->broken = false;
-    if (!read_again(listed, cframe, &frame, &chain->moment, &chain->prompt)) {
-        return ENDED;
+    walked state = read_again(listed, cframe, &frame, &chain->moment, &chain->prompt);
+    if (state != WALKED) {
+        return state;
     }
     chain->idle = frame == 0;
     assert(at->links <= WS_LINKS);
@@ -275,6 +278,7 @@ static void append(const ws_chain *chain, size_t from, ws_snapshot *out, ws_thre
         frame->file = code->names[0];
         frame->function = code->names[1];
         frame->qualname = code->names[2];
+        frame->first_line = code->first_line;
         frame->line = link->line > 0 ? link->line : ws_line(code, offset);
         thread->count++;
     }
@@ -290,6 +294,9 @@ static void keep_longest(const ws_chain *chain) {
 }
 
 #ifndef NDEBUG
+#ifndef WS_CHANGED_READS
+#define WS_CHANGED_READS 0
+#endif
 /* What append() may rely on, once two readings have agreed on `chain`. */
 static void check_settled(const ws_listed *listed, uintptr_t cframe, const ws_chain *chain,
                           bool still) {
@@ -297,8 +304,8 @@ static void check_settled(const ws_listed *listed, uintptr_t cframe, const ws_ch
     assert(whole(chain));
     assert(still || chain->more || anchored(chain));
     /* A thread that stood still has the same stack in a third reading, as long as no other thread
-     * has got the GIL by the end of it. */
-    if (still && walk(listed, &cframe, &ws_work->checked) == WALKED) {
+     * has got the GIL by the end of it. A fuzzer changes what each reading gets. */
+    if (!WS_CHANGED_READS && still && walk(listed, &cframe, &ws_work->checked) == WALKED) {
         ws_gil_read(&after);
         assert(!after.known || after.switches != chain->moment.switches
                || same(chain, &ws_work->checked));
@@ -315,13 +322,17 @@ static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
     bool looked = false; /* at the code objects of `*last`, after it was read */
     int streak = 0;
     for (int i = 0; i < WALKS && thread->unstable; i++) {
-        ws_chain *chain = &ws_work->chains[i % 2];
+        ws_chain *chain = &ws_work->chains[*last == &ws_work->chains[0]];
         if (ws_time_over()) {
             out->truncated = true;
             break;
         }
-        if (walk(listed, cframe, chain) == ENDED) {
+        walked state = walk(listed, cframe, chain);
+        if (state == ENDED) {
             return ENDED;
+        }
+        if (state == UNREADABLE) {
+            continue;
         }
         if (!same_moment(&ws_work->moment, &chain->moment)) {
             ws_work->moment = chain->moment;
@@ -342,7 +353,7 @@ static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
                     check_settled(listed, *cframe, chain, still);
                 }
             }
-        } else if (i == 0 || !all_known(chain)) {
+        } else if (*last == NULL || !all_known(chain)) {
             resolve(arena, chain, false);
             looked = true;
             streak = 0;
@@ -386,8 +397,12 @@ static walked append_shared(ws_arena *arena, const ws_listed *listed, ws_snapsho
     resolve(arena, longest, true);
     for (int i = 0; i < MORE_WALKS && best < longest->count && !(i > 0 && ws_time_over()); i++) {
         ws_chain *now = &ws_work->chains[0];
-        if (walk(listed, cframe, now) == ENDED) {
+        walked state = walk(listed, cframe, now);
+        if (state == ENDED) {
             return ENDED;
+        }
+        if (state == UNREADABLE) {
+            continue;
         }
         size_t count = shared(longest, now);
         best = count > best ? count : best;
@@ -414,8 +429,9 @@ bool ws_stack_take(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
     if (settle(arena, listed, out, thread, &cframe, &last) == ENDED) {
         return false;
     }
-    if (last == NULL) {
+    if (last == NULL) { /* read not once */
         thread->truncated = true;
+        thread->unstable = false;
         return true;
     }
     if (thread->unstable) {

@@ -6,6 +6,7 @@ sees what moved between them, as it does with live ranks.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,10 +17,13 @@ from workerserver.cluster.ask.rounds import Round
 from workerserver.cluster.failures import short
 from workerserver.cluster.model import Failure, RankState, Worker
 from workerserver.cluster.read.boxes.endings import stacks_of
+from workerserver.cluster.read.steps import Pace, read_steps
 
-__all__ = ["rounds_of"]
+__all__ = ["paces_of", "rounds_of"]
 
-NO_RECORDER = Failure("missing", "a black box has no flight recorder")
+NO_RECORDER = Failure("missing", "its black box has no record of the flight recorder of then")
+#: A rank looks at its recorders every 5 s. A record tells of so many seconds before and after.
+RECORDER_SECONDS = 15.0
 NO_STACKS = Failure("missing", "its black box has no stacks")
 
 
@@ -37,14 +41,44 @@ def rounds_of(boxes: Iterable[Box]) -> list[Round]:
     return rounds
 
 
+def paces_of(boxes: Iterable[Box]) -> dict[str, Pace]:
+    """When the last steps of each rank began, by the box's path, where the box tells it."""
+    found = {}
+    for box in boxes:
+        if box.steps is not None:
+            with contextlib.suppress(ValueError):
+                found[box.path] = read_steps(box.steps.value)
+    return found
+
+
 def _state(box: Box, sample: Moment | None) -> RankState:
     host = box.identity.get("host")
     worker = Worker(box.path, False, box.rank, host if isinstance(host, str) else None)
     state = RankState(worker, box.rank, kind="workerserver", responded=True)
-    state.failures["fr_summary"] = NO_RECORDER
+    _recorder(state, box, sample)
     _health(state, box, sample)
     _stacks(state, sample)
     return state
+
+
+def _recorder(state: RankState, box: Box, sample: Moment | None) -> None:
+    """What the recorders held at the time of *sample*: they are recorded while nothing goes on."""
+    told = box.recorder
+    since = told.value.get("since") if told is not None else None
+    summary = told.value.get("summary") if told is not None else None
+    if (
+        told is None
+        or not isinstance(since, int | float)
+        or not isinstance(summary, dict)
+        or (sample is not None and not _covers(float(since), told.time, sample.time))
+    ):
+        state.failures["fr_summary"] = NO_RECORDER
+    else:
+        state.flight_summary = summary
+
+
+def _covers(since: float, until: float, when: float) -> bool:
+    return since - RECORDER_SECONDS <= when <= until + RECORDER_SECONDS
 
 
 def _health(state: RankState, box: Box, sample: Moment | None) -> None:

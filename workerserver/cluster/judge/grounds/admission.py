@@ -40,6 +40,8 @@ def hindrance(
         return None
     if rank not in job.blocked:
         return "unseen"
+    if job.now.states[rank].kind == "dump":
+        return _of_dump(job, rank, absent, wait)
     if job.progressed(rank).went_on:
         return "moves"
     if job.gil(rank) is not None:
@@ -55,7 +57,7 @@ def hindrance(
         few = 2 * len(absent) < len(job.expected) and set(absent) == {rank}
         if blocked.kind != "p2p" or wait is None or wait.silent or not few:
             return "waits"
-        if wait.seq is None and _others_in_p2p(job, rank):
+        if _others_in_p2p(job, rank):
             return "waits"
         return is_late(job, rank, wait)
     if blocked.helped or blocked.kind == "device" or job.victims_at(rank):
@@ -82,6 +84,21 @@ def hindrance(
         guess = _of_guess(job, rank, absent)
         if guess is not None:
             return guess
+    return is_late(job, rank, wait)
+
+
+def _of_dump(job: Job, rank: int, absent: Collection[int], wait: Wait | None) -> Hindrance | None:
+    """Of a rank of which only the recorder is known. It is accused if it has issued nothing more,
+    also nothing that is only counted, and if all others wait: whomever it waits for itself, nobody
+    goes on before it comes."""
+    record = job.now.of_rank(rank)
+    if wait is None or record is None or record.empty:
+        return "unseen"
+    others = [each for each in job.expected if each != rank]
+    if record.unrecorded or set(absent) != {rank} or not all(map(job.pending, others)):
+        return "waits"
+    if job.told_age(wait) is None:
+        return "undated"
     return is_late(job, rank, wait)
 
 
@@ -116,7 +133,7 @@ def _in_own_lock(job: Job, rank: int) -> bool:
     blocked, record = job.blocked[rank], job.now.of_rank(rank)
     if blocked.call in (FILE_LOCK, POLL, STORE) or record is None or record.empty:
         return False
-    return not record.unrecorded and not job.pending(rank)
+    return not job.unrecorded(rank) and not job.pending(rank)
 
 
 def _readable(job: Job, rank: int) -> bool:
@@ -146,13 +163,25 @@ def _alone(job: Job, rank: int, absent: Collection[int]) -> bool:
     )
 
 
+def _is_only_guess(job: Job, rank: int, absent: Collection[int]) -> bool:
+    """All others are seen, and of none is it only guessed, too, what it waits for: members of one
+    operation that no ring holds any more would all stand so."""
+    return (
+        set(absent) == {rank}
+        and not job.now.gone
+        and all(
+            each == rank or job.pending(each) or not (its.guessed or its.kind == "unknown")
+            for each, its in job.blocked.items()
+        )
+    )
+
+
 def _others_in_p2p(job: Job, rank: int) -> bool:
-    """Another rank is in a send or a receive, too, of which nobody tells the other side: so *rank*
-    may wait for that one."""
+    """Another rank is in a send or a receive, too, and nobody tells the other side of *rank*'s: so
+    *rank* may wait for that one, whomever that one waits for."""
     known = job.chains.edges
-    return any(
-        blocked.kind == "p2p" and each != rank and each not in known
-        for each, blocked in job.blocked.items()
+    return rank not in known and any(
+        blocked.kind == "p2p" and each != rank for each, blocked in job.blocked.items()
     )
 
 
@@ -175,10 +204,12 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
         return None  # whoever ends that wait, no other rank can go on before this one comes
     if blocked.call in (FILE_LOCK, STORE) or (record is not None and record.unrecorded):
         return "waits"
+    if job.unrecorded(rank) and not _is_only_guess(job, rank, absent):
+        return "waits"  # in what its ring has lost
     if (record is None or record.empty) and blocked.call != "waiting":
         return "waits"
     here = sum(each.location == blocked.location for each in job.blocked.values())
-    many = 2 * max(len(absent), here)
+    many = 2 * (max(len(absent), here) + len(job.now.gone))  # who can't be seen may stand there
     if many > len(job.expected):
         return "majority"
     if blocked.call == POLL and many >= len(job.expected):

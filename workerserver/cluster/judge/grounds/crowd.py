@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from workerserver.cluster.judge.facts import Crowd
 from workerserver.cluster.judge.grounds.admission import is_elsewhere
+from workerserver.cluster.judge.grounds.lateness import patience
 from workerserver.cluster.judge.job import Job
 
 __all__ = ["STACKS_ALONE_SECONDS", "crowd_of", "is_free", "is_stuck", "stands_with", "surely_waits"]
@@ -48,7 +49,7 @@ def crowd_of(job: Job) -> Crowd:
     stack of a job that nothing else tells of."""
     waiting = [rank for rank, blocked in job.blocked.items() if blocked.on_ranks]
     apart = [rank for rank in job.ranks if is_elsewhere(job, rank)]
-    sleeps = any(job.blocked[rank].kind == "sleep" for rank in apart)  # perhaps it polls
+    sleeps = any(job.blocked[rank].kind == "sleep" and not sleeps_on(job, rank) for rank in apart)
     rest = [rank for rank in job.ranks if rank not in apart]
     if apart and (waiting or not sleeps) and all(may_wait(job, rank) for rank in rest):
         calls = {job.blocked[rank].call for rank in rest}
@@ -73,18 +74,38 @@ def crowd_of(job: Job) -> Crowd:
     return Crowd(ranks, together=True, location=job.blocked[ranks[0]].location)
 
 
+def sleeps_on(job: Job, rank: int) -> bool:
+    """Its thread has not run between the looks, and its step is long overdue. Who polls for what
+    others do wakes up in between."""
+    return job.slept(rank) and _overdue(job, rank)
+
+
 def may_wait(job: Job, rank: int) -> bool:
     """It stands still where it may wait for other ranks, perhaps through its GPU."""
     blocked = job.blocked[rank]
+    if waits_for_device(job, rank):
+        return True
     return bool(job.same_stack(rank)) and (blocked.may_wait or blocked.runs)
+
+
+def waits_for_device(job: Job, rank: int) -> bool:
+    """In a call that waits for its GPU, and its step is long overdue. Such a wait may sleep and
+    wake up in turns: then only the heartbeat tells that it is one wait, not one of each step."""
+    return job.blocked[rank].kind == "device" and _overdue(job, rank)
+
+
+def _overdue(job: Job, rank: int) -> bool:
+    """It counts steps, and has made none between the looks, nor for as long as a pause may last."""
+    age = job.step_age(rank)
+    if age is None or job.progressed(rank).went_on is not False or job.came_elsewhere(rank):
+        return False
+    return age >= patience(job, rank, None)
 
 
 def waits_too(job: Job, rank: int) -> bool:
     """It waits for ranks, by its stack or by what its recorder has counted."""
     blocked = job.blocked[rank]
-    record = job.now.of_rank(rank)
-    unrecorded = record is not None and record.unrecorded
-    return blocked.on_ranks or (blocked.guessed and (unrecorded or job.pending(rank)))
+    return blocked.on_ranks or (blocked.guessed and (job.unrecorded(rank) or job.pending(rank)))
 
 
 def stands_with(job: Job, rank: int, others: Sequence[int]) -> bool:
@@ -100,6 +121,8 @@ def stands_with(job: Job, rank: int, others: Sequence[int]) -> bool:
 def is_stuck(job: Job, rank: int) -> bool:
     """It has not moved for a while, by its stacks or by its heartbeat, and that is longer than
     its steps take."""
+    if waits_for_device(job, rank):
+        return True
     if job.before is not None and not job.same_stack(rank):
         return False
     if job.too_early(rank):

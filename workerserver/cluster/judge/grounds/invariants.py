@@ -49,6 +49,7 @@ def _check_accused(job: Job, accusation: Accusation) -> None:
         return
     if rank in job.now.gone:
         assert accusation.reason == "unreachable", facts
+        assert job.now.gone[rank].reason != "missing", facts
         return
     if accusation.reason == "swallowed" and accusation.evidence and accusation.collective:
         return  # what it issued is recorded

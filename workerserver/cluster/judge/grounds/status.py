@@ -138,7 +138,7 @@ def _left(job: Job, rank: int, why: Hindrance, wait: Wait | None) -> float:
 def _may_end(doubt: Doubt) -> bool:
     """A longer look may end it."""
     if isinstance(doubt, Unproven):
-        return doubt.why not in ("waits", "majority")
+        return doubt.why not in ("waits", "majority", "missing")
     if isinstance(doubt, Standing):
         return doubt.seconds < LONG_SECONDS
     return isinstance(doubt, NoEvidence | NoSign | Outside | Overdue)
@@ -206,8 +206,8 @@ def _without_sign(
     elif not doubts or all(isinstance(each, Unproven) for each in doubts):
         if _stands(job):
             yield Standing(_since(job), tuple(_places(job)))
-        elif not doubts or job.before is None:
-            yield NoEvidence(len(job.rounds))
+        elif not doubts or (job.before is None and not job.of_dumps):
+            yield NoEvidence(0 if job.of_dumps else len(job.rounds))
 
 
 def _stands(job: Job) -> bool:

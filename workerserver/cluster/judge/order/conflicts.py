@@ -13,22 +13,27 @@ __all__ = ["contrary"]
 
 
 class _Side(NamedTuple):
-    """*ranks*, of those that wait in *wait*, for which the other side waits."""
+    """*ranks*, of those that wait in *wait*, for which the other side waits. They may be as many as
+    *most*, if rings have lost who else belongs to the other side's group."""
 
     ranks: frozenset[int]
     wait: Wait
+    most: int
 
 
 def contrary(waits: Sequence[Wait]) -> dict[int, Wait | None]:
     """By rank, those that took operations in another order than those they wait for: of two sides
     the smaller one, both if they are equal. With each of them, where the other side waits. Empty
-    if no two sides wait for each other, or if several do and no one rank explains all of that."""
+    if no two sides wait for each other, or if several do and no one rank explains all of that. A
+    side that may be the larger one, too, is not named."""
     found = list(_conflicts(waits))
     if len(found) == 1:
         one, other = found[0]
-        sides = [(one, other)] if len(one.ranks) <= len(other.ranks) else []
-        sides += [(other, one)] if len(other.ranks) <= len(one.ranks) else []
+        sides = [(one, other)] if one.most <= len(other.ranks) else []
+        sides += [(other, one)] if other.most <= len(one.ranks) else []
         return {rank: theirs.wait for own, theirs in sides for rank in sorted(own.ranks)}
+    if any(wait.group.lossy for wait in waits):
+        return {}
     both = [one.ranks | other.ranks for one, other in found]
     everywhere = frozenset.intersection(*both) if both else frozenset()
     if len(everywhere) != 1:
@@ -48,7 +53,15 @@ def _conflicts(waits: Sequence[Wait]) -> Iterator[tuple[_Side, _Side]]:
             mine = frozenset(some) & _needed(theirs)
             yours = frozenset(others) & _needed(own)
             if mine and yours and mine.isdisjoint(yours):
-                yield _Side(mine, own[0]), _Side(yours, theirs[0])
+                yield (
+                    _Side(mine, own[0], _most(mine, some, theirs)),
+                    _Side(yours, theirs[0], _most(yours, others, own)),
+                )
+
+
+def _most(known: frozenset[int], ranks: Sequence[int], waits: Sequence[Wait]) -> int:
+    """Of *ranks*, so many may be needed in *waits*."""
+    return len(ranks) if any(wait.group.lossy for wait in waits) else len(known)
 
 
 def _needed(waits: Sequence[Wait]) -> frozenset[int]:

@@ -152,6 +152,8 @@ def _how(
 
 
 def _name(number: Any) -> str:
+    if type(number) is not int or not 0 < number < 128:
+        return "a signal"
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -171,10 +173,13 @@ def _where(told: Mapping[str, Any] | None) -> str:
 
 
 def _exception(told: Mapping[str, Any]) -> str:
-    kind, text = told.get("type"), told.get("text")
-    kind = kind if isinstance(kind, str) else "an exception"
-    first = text.strip().partition("\n")[0] if isinstance(text, str) else ""
-    return f"{kind}: {first[:200]}" if first else kind
+    kind, text = _line(told.get("type")) or "an exception", _line(told.get("text"))
+    return f"{kind}: {text}" if text else kind
+
+
+def _line(text: Any) -> str:
+    """The first line of a text, as much of it as a sentence may have: a box is never trusted."""
+    return text.strip().partition("\n")[0][:200] if isinstance(text, str) else ""
 
 
 def _seconds(value: Any) -> float | None:
@@ -218,17 +223,18 @@ def _frames(given: Sequence[Any]) -> list[Frame]:
     found = []
     for each in reversed(given):
         match each:
-            case [str(file), int(line), str(function)]:
+            case [str(file), int() | None as line, str(function)]:
                 found.append(Frame(file, line, function))
-            case [str(file), None, str(function)]:
-                found.append(Frame(file, None, function))
     return found
 
 
 def _own_frame(frames: Sequence[Frame]) -> Frame | None:
     """The newest frame of the user's code, else the newest one."""
     own = (frame for frame in frames if code_file(frame.file).owner == "user")
-    return next(own, frames[0] if frames else None)
+    found = next(own, frames[0] if frames else None)
+    if found is None:
+        return None
+    return found._replace(file=_line(found.file), function=_line(found.function))
 
 
 # ---- memory
