@@ -8,7 +8,7 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo man docs screenshots test test-debug wire faults blackbox simulate test-cuda test-integrations wheels test-cpythons test-torch chaos soak long bench bench-check compare coverage sanitize lint format clean
+.PHONY: help build demo man docs screenshots test test-debug wire faults blackbox simulate test-cuda test-integrations wheels test-cpythons test-torch chaos soak fuzz long bench bench-check compare coverage sanitize lint format clean
 
 help:
 	@echo "make demo           start a training job that hangs, and find the rank to blame"
@@ -30,6 +30,7 @@ help:
 	@echo "make test-cuda      run the tests that need an NVIDIA GPU"
 	@echo "make chaos          inject faults into a server beside a real job, which must train as without us (MINUTES=10)"
 	@echo "make soak           the same with pauses, for hours: memory, descriptors, threads, replies (MINUTES=60)"
+	@echo "make fuzz           feed parsers and readers random bytes, guided by coverage (SECONDS=60 each)"
 	@echo "make long           run long tests: snapshots, the GIL held, half-open clients, restarts"
 	@echo "make bench          compare the server's cost with torch's server and others (ARGS='--list', 'latency --quick')"
 	@echo "make bench-check    compare the ratios of a short run with benchmarks/baseline.json"
@@ -154,6 +155,20 @@ chaos: build
 soak: build
 	PYTHONPATH=.:tests $(PY) -m support.chaos --minutes $(or $(MINUTES),60) --seed $(SEED) --rest 2
 
+# Needs clang. atheris, for the Python targets, in an environment of its own above the usual one.
+# ARGS="parser walker" some targets, --keep to write the corpora back.
+FUZZ ?= .venv-fuzz
+SECONDS ?= 60
+$(FUZZ)/.installed: $(VENV)/.installed
+	test -x $(FUZZ)/bin/python || $(PY) -m venv --without-pip $(FUZZ)
+	$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	    "$$($(FUZZ)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/usual.pth"
+	-$(PIP) --python $(FUZZ)/bin/python install --quiet --no-deps --constraint constraints.txt atheris
+	@touch $@
+
+fuzz: build $(FUZZ)/.installed
+	$(FUZZ)/bin/python tools/fuzz.py --seconds $(SECONDS) $(ARGS)
+
 # The suite runs these tests for seconds, this target for minutes. SOAK_SECONDS: each snapshot run.
 SOAK_SECONDS ?= 30
 long: build
@@ -193,5 +208,5 @@ format: build
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf build $(VENV) $(INTEGRATIONS) $(DOCS)
+	rm -rf build $(VENV) $(INTEGRATIONS) $(DOCS) $(FUZZ)
 	find workerserver -name '*.so' -delete

@@ -34,6 +34,7 @@ ORDER = (
     "latency",
     "throughput",
     "training",
+    "blackbox",
     "snapshot",
     "acquisitions",
     "bodies",

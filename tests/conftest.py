@@ -24,6 +24,7 @@ from workerserver.handlers import register_builtins
 from workerserver.http.registry import Registry
 
 if TYPE_CHECKING:
+    from support.jobs.workers import Start
     from support.native import Rig
 
 
@@ -193,3 +194,17 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 def served(kind: Kind, serve: Serve) -> Served:
     """A server on every kind of transport."""
     return serve(kind)
+
+
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    with contextlib.ExitStack() as exits:
+        yield exits
+
+
+@pytest.fixture
+def start(stack: contextlib.ExitStack, short_path: Path) -> Start:
+    """``start(...)``: a worker that gives canned answers (support/jobs/workers.py)."""
+    from support.jobs.workers import Start
+
+    return Start(stack, short_path)

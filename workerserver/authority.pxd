@@ -49,12 +49,12 @@ cdef enum AuthorityPart:
 
 cdef struct Authority:
     # How far one authority was judged; all zero before its first byte.
-    AuthorityPart part
-    int groups  # of an IPv6 address, with the one that has begun
-    int digits  # of the group, the number between two points, the version; bytes of the rest
-    int points
-    int number  # the decimal number that the digits are; 256: none from 0 to 255
-    bint gap  # "::" has come
+    unsigned char part  # AuthorityPart
+    unsigned char gap  # whether "::" has come
+    unsigned char groups  # of an IPv6 address, with the one that has begun
+    unsigned char digits  # of the group, or of the number between two points; else whether any came
+    unsigned char points
+    unsigned short number  # the decimal number that the digits are; 256: none from 0 to 255
 
 
 cdef inline int _hexadecimal(unsigned char c) noexcept nogil:
@@ -67,16 +67,15 @@ cdef inline int _hexadecimal(unsigned char c) noexcept nogil:
 
 cdef inline bint _add_digit(Authority* state, int digit) noexcept nogil:
     """Another digit of a group; False if that has four already."""
+    cdef int number = 256
     if state.digits == 4:
         return False
     if state.digits == 0:
-        state.number = digit
-    elif state.number == 0:
-        state.number = 256  # 01 is no number of an IPv4 address
-    else:
-        state.number = state.number * 10 + digit
-    if digit > 9 or state.number > 255:
-        state.number = 256
+        number = digit
+    elif state.number > 0:
+        number = state.number * 10 + digit
+    # Else the digits are 01, say, which is no number of an IPv4 address.
+    state.number = 256 if digit > 9 or number > 255 else number
     state.digits += 1
     return True
 
@@ -123,7 +122,7 @@ cdef inline bint _take_of_address(Authority* state, unsigned char c) noexcept no
     if c == c":":  # behind another one
         if state.part == AUTHORITY_GAP or state.gap:
             return False
-        state.gap = True
+        state.gap = 1
         state.part = AUTHORITY_GAP
         return True
     if digit < 0 or state.part == AUTHORITY_FIRST_COLON or state.groups == most:
@@ -164,12 +163,14 @@ cdef inline Py_ssize_t take_authority(
 ) noexcept nogil:
     """How many of the next *size* bytes belong to the authority: all, or those up to the first one
     that can't."""
-    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t begin, i = 0
     while i < size:
         if state.part == AUTHORITY_BEGIN or state.part == AUTHORITY_NAME:
+            begin = i
             while i < size and ws_is_in_name(text[i]):
-                state.part = AUTHORITY_NAME
                 i += 1
+            if i > begin:
+                state.part = AUTHORITY_NAME
             if i == size:
                 break
             if text[i] == c"%":

@@ -158,9 +158,8 @@ def serve_from_environment(
     if blackbox is not None:
         from workerserver.native.black_box import KEEP, keep_black_box
 
-        keep_black_box(
-            os.fspath(blackbox), KEEP if keep is None else keep, watch and watch.settings
-        )
+        settings = None if watch is None else watch.settings
+        keep_black_box(os.fspath(blackbox), KEEP if keep is None else keep, settings)
     quiet = watch is not None and socket is None and tcp is None
     if watch is not None and socket is None:
         socket = _watched_socket()

@@ -7,6 +7,10 @@ WORKERS_CPU. Each line of input is an order, and gets one line of JSON:
 
 - ``serve none``, ``serve ours``, ``serve torch``: from now on only that server is up at SOCKET.
   torch's server is never stopped, because that can deadlock.
+- ``serve boxed``: this process keeps a black box from now on, copied to ``SOCKET.boxes``.
+- ``beat NUMBER``: the answer's ``ns`` is what one of so many heartbeats takes.
+- ``spent -``: ``ns``, what the server's threads have computed so far, at ``at`` by
+  ``time.monotonic()``.
 - ``threads N``: from now on N more threads wait, each DEPTH calls deep.
 - ``train SECONDS``: trains for WARM seconds, then for SECONDS more. The answer is about the latter:
   ``steps``, ``seconds``, ``cpu`` (processor seconds of this process, with its server), and
@@ -24,6 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 PDEATHSIG = 1  # prctl's
@@ -54,7 +59,30 @@ class Trainer:
             from torch._C import _distributed_c10d as c10d
 
             self.torchs = c10d._WorkerServer(self.path)
+        elif kind == "boxed":
+            from workerserver.native.black_box import keep_black_box
+
+            keep_black_box(f"{self.path}.boxes")
         return {"serving": kind}
+
+    @staticmethod
+    def beat(number: int) -> dict[str, Any]:
+        from workerserver import heartbeat
+
+        step = 0
+        began = time.perf_counter_ns()
+        while step < number:
+            heartbeat(step)
+            step += 1
+        return {"ns": (time.perf_counter_ns() - began) / number}
+
+    @staticmethod
+    def spent() -> dict[str, Any]:
+        spent = 0
+        for task in Path("/proc/self/task").iterdir():
+            if (task / "comm").read_text().startswith("workerserver"):
+                spent += int((task / "schedstat").read_text().split()[0])
+        return {"ns": spent, "at": time.monotonic()}
 
     def threads(self, count: int) -> dict[str, Any]:
         for _ in range(count):
@@ -107,10 +135,14 @@ def main() -> None:
     print(json.dumps({"pid": os.getpid()}), flush=True)
     for line in sys.stdin:
         order, value = line.split()
-        if order == "threads":
+        if order == "serve":
+            answer = trainer.serve(value)
+        elif order == "beat":
+            answer = trainer.beat(int(value))
+        elif order == "threads":
             answer = trainer.threads(int(value))
         else:
-            answer = trainer.serve(value) if order == "serve" else trainer.train(float(value))
+            answer = trainer.spent() if order == "spent" else trainer.train(float(value))
         print(json.dumps(answer), flush=True)
     os._exit(0)  # a normal exit with torch's server alive aborts
 

@@ -51,7 +51,7 @@ SLACK = 0.05  # seconds for which polling goes on after the expected end of a bl
 MORE = 0.1  # ... and again and again, if the block takes still longer
 REPOSITORY = Path(__file__).parents[2]
 
-Kind = Literal["none", "ours", "torch"]
+Kind = Literal["none", "ours", "torch", "boxed"]
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,27 @@ def test_nobody_is_accused_of_what_others_did(everybody: Put, tmp_path: Path) ->
     assert "could not tell" in text
 
 
+@pytest.mark.parametrize("mode", ["nogil", "gil"])
+def test_an_abort_of_a_rank_that_waits_for_nobody_accuses_it(mode: str, tmp_path: Path) -> None:
+    """A thread without the GIL aborts while another one keeps it. The others lose this rank.
+
+    In a snapshot under the GIL, only whoever took the snapshot has the GIL."""
+    stacks = stacks_of(("/job/data.py", 33, "load_batch"), ("/job/t.py", 9, "main"))
+    stacks["stacks"]["mode"] = mode
+    stacks["stacks"]["threads"][0]["current"] = True
+    last: Put = ("last", 6.0, stacks)
+    for rank in (0, 1, 3):
+        put_box(tmp_path, rank, REDUCE, LOST, gone(1 << 8))
+    put_box(tmp_path, 2, LOAD, sent(signal.SIGABRT, thread=4712), last, gone(6))
+    status, text = verdict(tmp_path)
+    if mode == "gil":
+        assert status == 2, text
+        return
+    assert status == 1, text
+    assert text.startswith("rank 2 ended by SIGABRT")
+    assert "data.py:33" in text.splitlines()[0]
+
+
 def test_a_hang_that_somebody_ended_is_judged_by_the_last_samples(tmp_path: Path) -> None:
     """As the judge of live jobs does it: one rank stands in user code, the others wait for it."""
     waits = stacks_of((TORCH, 3000, "all_reduce"), ("/job/t.py", 12, "main"))

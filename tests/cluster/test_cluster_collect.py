@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +35,6 @@ from workerserver.cluster.ask.questions import Memory
 from workerserver.cluster.ask.rounds import EVERYTHING, Round, collect, collect_round
 from workerserver.cluster.ask.survey import text_digest
 from workerserver.cluster.model import Worker
-
-
-@pytest.fixture
-def stack() -> Iterator[contextlib.ExitStack]:
-    with contextlib.ExitStack() as exits:
-        yield exits
-
-
-@pytest.fixture
-def start(stack: contextlib.ExitStack, short_path: Path) -> Start:
-    return Start(stack, short_path)
-
 
 # --- rounds -------------------------------------------------------------------------------------
 

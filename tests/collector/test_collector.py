@@ -49,11 +49,6 @@ def stack(no_leaks: None) -> Iterator[contextlib.ExitStack]:
         yield exits
 
 
-@pytest.fixture
-def start(stack: contextlib.ExitStack, short_path: Path) -> Start:
-    return Start(stack, short_path)
-
-
 Serve = Callable[..., Worker]
 
 

@@ -148,6 +148,16 @@ def test_what_is_only_counted_may_be_a_wait_too(tmp_path: Path, answer: Told) ->
     assert "in what no recorder holds" in told["verdict"]
 
 
+def test_a_short_ring_may_have_lost_a_wait(tmp_path: Path, answer: Told) -> None:
+    done = [entry(100 + number, number + 1, **at(number)) for number in range(3)]
+    for rank in range(2):
+        put(tmp_path / f"trace_{rank}", trace(*done, pending(103, 4, **at(10))), 610)
+    put(tmp_path / "trace_2", trace(*done), 610)
+    status, told = answer("diagnose", str(tmp_path))
+    assert (status, told["suspects"]) == (2, []), told
+    assert "in what no recorder holds" in told["verdict"]
+
+
 @pytest.mark.parametrize("written", [10.1, 14.0, 19.0])
 def test_a_rank_that_may_only_be_late_is_not_accused(
     written: float, tmp_path: Path, answer: Told

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.lifecycle import PROGRAMS, environment
+from support.lifecycle import PROGRAMS, environment, talking
 from support.served import Connect, Kind, Serve
 from support.waiting import wait_until
 from support.wire import Address, Client, TlsAddress, post
@@ -122,3 +122,24 @@ def test_one_address_has_so_many_connections(kind: Kind, serve: Serve, connect: 
     assert [client.rest() for client in clients[:3]] == [b""] * 3
     assert all(client.ask(post("ping")).body == b"pong" for client in clients[3:])
     wait_until(lambda: served.connections == 5)
+
+
+def test_a_burst_leaves_training_its_descriptors(short_path: Path) -> None:
+    """All are accepted in one turn of uvloop's loop, which closes those that have to go later."""
+    path = str(short_path / "s")
+    with talking("process/burst_scene.py", path) as scene, contextlib.ExitStack() as stack:
+        assert scene.hear() == "ready"
+        asks = stack.enter_context(Client(path, 60))
+        asks.send(post("stand"))
+        for _ in range(300):
+            stack.enter_context(Client(path))
+
+        def left() -> int:
+            scene.say("left")
+            return int(scene.hear())
+
+        assert asks.reply().text == "stood"
+        # Accepted behind all of them; it has a place, or none.
+        with contextlib.suppress(ConnectionError, EOFError), Client(path, 60) as last:
+            last.ask(post("ping"))
+        wait_until(lambda: left() >= 60, 60)

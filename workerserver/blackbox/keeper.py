@@ -22,6 +22,7 @@ import signal
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,7 @@ from workerserver.blackbox.place import BOX, LEFT, READY, RUN, SUFFIX
 from workerserver.blackbox.read import Box, decode, read_bytes
 from workerserver.blackbox.watchdog.incident import Settings
 from workerserver.blackbox.watchdog.watch import Watch
-from workerserver.job.proc import stat_of
+from workerserver.job.proc import lives
 
 __all__ = ["main"]
 
@@ -41,6 +42,8 @@ ALIVE_SECONDS = 0.5
 #: The job's stderr is closed so long after the last rank, whatever blocks.
 STDERR_SECONDS = 2.0
 COPY_SECONDS = 10.0
+#: Who is killed for want of memory is counted at once, but ends only when its memory is given back.
+DYING_SECONDS = 10.0
 #: Until the kernel tells how a process ended. Its parent has to ask for it first.
 STATUS_SECONDS = 0.7
 #: A keeper of the job's last attempt may be about to end.
@@ -60,8 +63,8 @@ _PIDFD_INFO_EXIT = 1 << 3
 
 @dataclass
 class Rank:
-    """One box. *seen*: what the cgroup had counted as killed for want of memory at the last look
-    when the process still lived."""
+    """One box. *seen*: what the cgroup had counted as killed for want of memory DYING_SECONDS ago,
+    when the process surely still lived. *looks*: when, and what was counted since then."""
 
     path: str
     pid: int
@@ -72,6 +75,17 @@ class Rank:
     ends: frozenset[str] = frozenset()
     watched: Mapping[str, str] = field(default_factory=dict)
     seen: int | None = None
+    looks: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def look(self, kills: int | None, now: float) -> None:
+        if not self.looks and self.seen is not None:
+            self.looks.append((now, self.seen))
+        if kills is not None:
+            self.looks.append((now, kills))
+        while len(self.looks) > 1 and self.looks[1][0] <= now - DYING_SECONDS:
+            self.looks.popleft()
+        if self.looks:
+            self.seen = self.looks[0][1]
 
 
 def main() -> int:
@@ -126,7 +140,7 @@ def _await_end(boxes: str, watch: Watch | None) -> None:
     left = BLOCKED_SECONDS
     while left > 0:
         time.sleep(ALIVE_SECONDS)
-        alive = any(_is(int(match[1]), int(match[2])) for match in _boxes(boxes))
+        alive = any(lives(int(match[1]), int(match[2])) for match in _boxes(boxes))
         left = BLOCKED_SECONDS if alive else left - ALIVE_SECONDS
         if watch is not None and left <= BLOCKED_SECONDS - STDERR_SECONDS:
             watch.close_stderr()
@@ -253,7 +267,8 @@ class Keeper:
                 pid, ticks = int(match[1]), int(match[2])
                 self._ranks[path] = Rank(path, pid, ticks, _pidfd(pid, ticks))
         for rank in self._ranks.values():
-            rank.seen = _oom_kills(rank.watched) if rank.pidfd >= 0 else rank.seen
+            if rank.pidfd >= 0:
+                rank.look(_oom_kills(rank.watched), time.monotonic())
         return bool(self._ranks)
 
     def _wait(self) -> list[Rank]:
@@ -355,7 +370,7 @@ def _sweep(mine: str) -> None:
             with contextlib.suppress(OSError):
                 paths = [os.path.join(folder, each) for each in os.listdir(folder)]
                 newest = max(os.lstat(path).st_mtime for path in [folder, *paths])
-                alive = any(_is(int(match[1]), int(match[2])) for match in _boxes(folder))
+                alive = any(lives(int(match[1]), int(match[2])) for match in _boxes(folder))
                 if alive or newest > time.time() - OLD_SECONDS:
                     continue
                 for path in paths:
@@ -398,21 +413,16 @@ def _pieces(data: bytearray) -> Iterator[tuple[int, bytes]]:
 
 def _pidfd(pid: int, ticks: int) -> int:
     """A descriptor that can be read once the process has ended; -1: it has."""
-    if not _is(pid, ticks):
+    if not lives(pid, ticks):
         return -1
     try:
         descriptor = os.pidfd_open(pid)
     except OSError:
         return -1
-    if _is(pid, ticks):
+    if lives(pid, ticks):
         return descriptor
     os.close(descriptor)
     return -1
-
-
-def _is(pid: int, ticks: int) -> bool:
-    stat = stat_of(pid)
-    return stat is not None and stat.ticks == ticks
 
 
 def _statuses(ended: list[Rank]) -> dict[int, int]:

@@ -1,13 +1,20 @@
-"""What a command raises to end with one line on stderr and an exit status.
-
-The exit statuses of all commands: 0 all that was asked, or healthy; 1 a part, or suspects; 2
-nothing of what was asked, or could not tell; 3 no job, or one that has ended; 64 wrong use, or a
-place that may not be read; 74 the output could not be written; 130 interrupted.
-"""
+"""What a command raises to end with one line on stderr and an exit status."""
 
 from __future__ import annotations
 
-__all__ = ["CommandError", "NoJobError", "OutputError", "TargetError", "UsageError"]
+__all__ = ["STATUSES", "CommandError", "NoJobError", "OutputError", "TargetError", "UsageError"]
+
+
+#: What the exit statuses of all commands mean.
+STATUSES = {
+    0: "healthy, with evidence of progress; or the command did all that was asked",
+    1: "suspects; or a part of what was asked",
+    2: "could not tell; or nothing of what was asked",
+    3: "no job here, or the job has ended",
+    64: "wrong use, or a place that may not be read",
+    74: "the output could not be written",
+    130: "interrupted",
+}
 
 
 class CommandError(Exception):

@@ -10,22 +10,12 @@ from collections.abc import Sequence
 
 from workerserver import __version__
 from workerserver.cli.commands import COMMANDS, Command, parser_of
-from workerserver.cli.errors import OutputError
+from workerserver.cli.errors import STATUSES, OutputError
 from workerserver.cli.help import checked_name
 from workerserver.cli.parser import CommandParser
 
 __all__ = ["main", "make_parser", "page", "page_of_all"]
 
-#: What every command ends with, as errors.py and streams.py have it.
-STATUSES = (
-    ("0", "healthy, with evidence of progress; or the command did all that was asked"),
-    ("1", "suspects; or a part of what was asked"),
-    ("2", "could not tell; or nothing of what was asked"),
-    ("3", "no job here, or the job has ended"),
-    ("64", "wrong use, or a place that may not be read"),
-    ("74", "the output could not be written"),
-    ("130", "interrupted"),
-)
 VARIABLES = (
     ("WORKERSERVER_TOKEN, WORKERSERVER_TOKEN_FILE", "the token that is sent to workers"),
     ("MASTER_ADDR, MASTER_PORT", "the job's TCPStore, where no place is named"),
@@ -122,7 +112,7 @@ def _head(name: str, summary: str) -> list[str]:
 
 def _tail() -> list[str]:
     lines = [".SH EXIT STATUS"]
-    for status, meaning in STATUSES:
+    for status, meaning in STATUSES.items():
         lines += [".TP", f".B {status}", _text(meaning)]
     lines += [
         ".PP",

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from workerserver.handlers.flight_recorder import counters
 from workerserver.http._protocol import wants_openmetrics
 from workerserver.http.registry import Registry
-from workerserver.process._pulse import Meter, label, set_groups, set_info
+from workerserver.process._pulse import METRICS_TYPES, Meter, label, set_groups, set_info
 from workerserver.process.loaded import imported
 from workerserver.types import Request, Response
 
@@ -24,10 +24,6 @@ __all__ = ["Published", "openmetrics_for", "response"]
 logger = logging.getLogger("workerserver")
 #: Bytes of one label's value. All labels together have a bound in C.
 MAX_VALUE = 160
-TYPES = {
-    False: "text/plain; version=0.0.4; charset=utf-8",
-    True: "application/openmetrics-text; version=1.0.0; charset=utf-8",
-}
 
 
 class Published:
@@ -82,4 +78,4 @@ def openmetrics_for(request: Request) -> bool:
 
 
 def response(body: bytes, openmetrics: bool) -> Response:
-    return Response(body, content_type=TYPES[openmetrics])
+    return Response(body, content_type=METRICS_TYPES[openmetrics])

@@ -15,7 +15,7 @@ from dataclasses import fields
 from typing import Any
 
 from workerserver.job.identity import Identity
-from workerserver.job.proc import listening, namespace, stat_of
+from workerserver.job.proc import listening, lives, namespace, stat_of
 from workerserver.job.records import VERSION, Address, Record, remove
 from workerserver.process.sockets import remove_stale
 
@@ -95,7 +95,7 @@ def sweep(folders: Sequence[str], mine: Identity) -> None:
     heard = listening().paths  # nobody who listens is disturbed
     for folder in folders:
         for record in read_folder(folder, os.geteuid()):
-            ended = record.pid_namespace == here and not _lives(f"{record.pid}:{record.ticks}")
+            ended = record.pid_namespace == here and not lives(record.pid, record.ticks)
             if not ended or not _is_over(record, mine):
                 continue
             for each in record.addresses:
@@ -119,8 +119,7 @@ def _is_over(record: Record, mine: Identity) -> bool:
 def _lives(process: str) -> bool:
     """Whether the process ``PID:TICKS`` still runs."""
     pid, _, ticks = process.partition(":")
-    found = stat_of(pid) if pid.isdecimal() else None
-    return found is not None and str(found.ticks) == ticks
+    return pid.isdecimal() and ticks.isdecimal() and lives(pid, int(ticks))
 
 
 def _sockets(folder: str) -> Iterator[str]:

@@ -73,6 +73,12 @@ def stat_of(pid: int | str) -> Stat | None:
     return Stat(int(fields[1]), int(fields[19]))
 
 
+def lives(pid: int | str, ticks: int) -> bool:
+    """Whether the process that began at *ticks* still runs, and no other one with its pid."""
+    stat = stat_of(pid)
+    return stat is not None and stat.ticks == ticks
+
+
 @lru_cache(maxsize=1)
 def _boot_time() -> int | None:
     """In seconds since the epoch, as ``btime`` in /proc/stat has it. The kernel writes a line for

@@ -53,6 +53,7 @@ class Pace:
     def take(self) -> int: ...
 
 BUDGETS: tuple[str, ...]
+METRICS_TYPES: tuple[str, str]
 
 @final
 class Meter:

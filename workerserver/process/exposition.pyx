@@ -219,11 +219,6 @@ cdef void _budget(Text *text, const char *kind, const char *name, double value) 
 cdef void _write_budgets(
     Text *text, bint openmetrics, const ws_meter *meter, const Readings *readings
 ) noexcept nogil:
-    # The same order as BUDGETS of meter.pyx.
-    cdef const char **names = [
-        b"descriptors", b"connections", b"connections_without_token", b"connections_of_one_address",
-        b"request_bytes", b"unsent_bytes", b"handler_threads", b"gil_share", b"snapshots",
-    ]
     cdef double[WS_BUDGETS] used
     cdef int i
     used[0] = ws_lowest_free()
@@ -239,12 +234,14 @@ cdef void _write_budgets(
         text, openmetrics, b"workerserver_budget_used", b"gauge", b"Used of a bounded resource now."
     )
     for i in range(WS_BUDGETS):
-        _budget(text, b"used", names[i], used[i])
+        _budget(text, b"used", WS_BUDGET_NAMES[i], used[i])
     _family(
         text, openmetrics, b"workerserver_budget_limit", b"gauge", b"How much of it may be used."
     )
     for i in range(WS_BUDGETS):
-        _budget(text, b"limit", names[i], descriptor_line() if i == 0 else meter.limits[i])
+        _budget(
+            text, b"limit", WS_BUDGET_NAMES[i], descriptor_line() if i == 0 else meter.limits[i]
+        )
     _family(
         text, openmetrics, b"workerserver_places_total", b"counter",
         b"Connections that had to go, or got no place.",

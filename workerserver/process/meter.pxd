@@ -191,6 +191,15 @@ cdef void meter_took(ws_meter *meter, int number, int64_t took_ns, int64_t times
 # training. From any thread.
 cdef long descriptor_line() noexcept nogil
 
+cdef extern from *:
+    """
+    #define WS_TEXT_TYPE "text/plain; version=0.0.4; charset=utf-8"
+    #define WS_OPENMETRICS_TYPE "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    """
+    const char *WS_TEXT_TYPE
+    const char *WS_OPENMETRICS_TYPE
+
+
 # Writes the body of GET /metrics to *out*. Returns its length, or -1 if *capacity* is too small,
 # which that of metrics_capacity() never is.
 cdef size_t metrics_capacity(const ws_meter *meter) noexcept nogil

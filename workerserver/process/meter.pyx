@@ -16,18 +16,23 @@ cdef extern from *:
 
     /* Of the process: how long each turn of a loop had to be waited for. */
     static ws_histogram ws_waits;
+
+    /* In the order of ws_meter.limits. */
+    static const char *const WS_BUDGET_NAMES[WS_BUDGETS] = {
+        "descriptors", "connections", "connections_without_token", "connections_of_one_address",
+        "request_bytes", "unsent_bytes", "handler_threads", "gil_share", "snapshots",
+    };
     """
     ws_histogram ws_waits
     const int64_t *WS_REQUEST_BOUNDS
+    const char *const *WS_BUDGET_NAMES
 
 
 #: Of handlers that have no figures of their own: no path can hold that name.
 cdef str OTHERS = "/others"
-#: In the order of ws_meter.limits.
-BUDGETS = (
-    "descriptors", "connections", "connections_without_token", "connections_of_one_address",
-    "request_bytes", "unsent_bytes", "handler_threads", "gil_share", "snapshots",
-)
+BUDGETS = tuple(WS_BUDGET_NAMES[i].decode("ascii") for i in range(WS_BUDGETS))
+#: The content types of ``/metrics``: of Prometheus' text, and of OpenMetrics.
+METRICS_TYPES = (WS_TEXT_TYPE.decode("ascii"), WS_OPENMETRICS_TYPE.decode("ascii"))
 
 
 cdef void meter_keep(ws_meter *meter) noexcept nogil:

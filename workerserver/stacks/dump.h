@@ -18,7 +18,8 @@ int ws_dump_prepare(void);
 int ws_dump_take(ws_snapshot *out, bool facts);
 
 /* Has a visitor follow one reading (selfread.h). Its functions run with the readers' mutex held: they
- * take no lock. What is left of the snapshot goes to `out`, as above. */
+ * take no lock. `out` is all zero, or what the last visit has left. ws_selfread_free() it after the
+ * last one. */
 int ws_dump_visit(ws_snapshot *out, const ws_visitor *visitor);
 
 /* One snapshot, of mode "nogil" or, if that fails, "kernel", in several formats: `wanted` has the

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,12 +43,6 @@ LARGE = Question.handler("ping", limit=2 << 20)
 PONG = {"/handler/ping": http(b"pong", "200 OK", "Content-Type: text/plain")}
 
 
-@pytest.fixture
-def stack() -> Iterator[contextlib.ExitStack]:
-    with contextlib.ExitStack() as exits:
-        yield exits
-
-
 @pytest.fixture(params=["unix", "tcp"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -59,11 +52,6 @@ def kind(request: pytest.FixtureRequest) -> str:
 def question(request: pytest.FixtureRequest) -> Question:
     value: Question = request.param
     return value
-
-
-@pytest.fixture
-def start(stack: contextlib.ExitStack, short_path: Path) -> Start:
-    return Start(stack, short_path)
 
 
 def ask_all(workers: list[Worker], question: Question, **options: Any) -> list[Any]:

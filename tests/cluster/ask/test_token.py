@@ -36,17 +36,6 @@ LINUX = sys.platform == "linux"
 KINDS: tuple[Kind, ...] = ("tcp", "uvloop-tcp") if LINUX else ("uvloop-tcp",)
 
 
-@pytest.fixture
-def stack() -> Iterator[contextlib.ExitStack]:
-    with contextlib.ExitStack() as exits:
-        yield exits
-
-
-@pytest.fixture
-def start(stack: contextlib.ExitStack, short_path: Path) -> Start:
-    return Start(stack, short_path)
-
-
 def outcome(worker: Worker, question: Question = PING, **options: Any) -> Any:
     """The answer of *worker* to a client that has the token, or a Failure."""
     options = {"token": TOKEN, "deadline": 20.0, **options}

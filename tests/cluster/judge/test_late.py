@@ -288,3 +288,33 @@ def test_the_one_rank_that_explains_two_conflicts() -> None:
         world=("[0, 1, 2]", {2: (1, -50)}),
     )  # fmt: skip
     assert list(contrary(analyse(told, 3).waits)) == [2]
+
+
+DECODER = Frame("/usr/lib/python3.11/json/decoder.py", 353, "raw_decode")
+PARSE = Frame(CODE, 12, "parse_index")
+
+
+@pytest.mark.parametrize(
+    ("frames", "seconds", "accused"),
+    [
+        pytest.param((PARSE,), 20, False, id="own line, not for long"),
+        pytest.param((PARSE,), 60, True, id="own line"),
+        pytest.param((DECODER, PARSE), 60, False, id="parser"),
+        pytest.param((DECODER, PARSE), 400, True, id="parser that never ends"),
+    ],
+)
+def test_a_call_of_a_library_gets_through_its_work(
+    frames: tuple[Frame, ...], seconds: int, accused: bool
+) -> None:
+    """It computes at one place: a loop of the user's own may have no end."""
+    busy = (Thread(frames, "MainThread", main=True, state="R"),)
+    done = entry(0, 1, **at(-seconds - 1))
+    ahead = trace(done, pending(1, 2, **at(-seconds)), ranks="[0, 1, 2]")
+    states = [
+        beating(number, ahead, WAITING, seconds, 0.2)
+        if number != 1
+        else beating(1, trace(done, ranks="[0, 1, 2]"), busy, seconds, 0.2)
+        for number in range(3)
+    ]
+    found = reasons(diagnose(twice(*states, apart=2.0), 3))
+    assert found == ([(1, "behind")] if accused else [])

@@ -28,6 +28,7 @@ BACKGROUNDS = {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 20, 23)"}
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with browsers.browser(tmp_path_factory.mktemp("chromium")) as session:
+        session.command("POST", "/timeouts", {"script": 60_000})
         yield session
 
 
@@ -122,6 +123,16 @@ def test_a_click_shows_which_ranks_have_a_stack(chromium: Browser, tmp_path: Pat
     chromium.run("[...document.querySelectorAll('.box')].find((b) => !b.matches('.k')).click()")
     assert len(ranks()) == 64
     assert chromium.problems() == []
+
+
+def test_the_text_for_a_ticket(chromium: Browser, tmp_path: Path) -> None:
+    show(chromium, put(tmp_path, recorded_page("two_asleep-ours")), 1400)
+    ticket = chromium.run("return document.getElementById('ticket').value")
+    assert ticket.startswith(chromium.text("h1"))
+    assert "\n    /home/user/scenes.py:39 compute\n" in ticket
+    chromium.click("#copy")
+    # A browser may refuse the clipboard: then the text is shown and selected.
+    wait_until(lambda: chromium.text("#copy") in ("Copied", "Selected: press Ctrl-C"), 60)
 
 
 @pytest.mark.parametrize("redact", [False, True])

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from support.jobs.large import fields_of, large_job
 from support.jobs.pages import EVIL, hostile_page, large_page, recorded, recorded_page, told_alone
-from support.jobs.recordings import NAMES
+from support.jobs.ranks import LOAD, MODULE, REDUCE, STEP, main, state
+from support.jobs.recordings import NAMES, Round
 
 from workerserver.cluster.read.steps import Pace
 from workerserver.cluster.show.page.document import document
@@ -171,6 +172,44 @@ def test_a_huge_job_is_cut_and_says_so() -> None:
     page = Outline(report_page(fields))
     assert len([key for key, _ in page.attributes if key == "data-r"]) == 16_384
     assert re.search(r"\.\.\. and 83,\d{3} more ranks", page.text)
+
+
+def test_all_ranks_do_something_else() -> None:
+    """More stacks than are drawn: the page stays small, and has every rank."""
+    made = large_page(2048, 2000)
+    page = Outline(made)
+    assert len(made) < 1_000_000
+    squares = [value for key, value in page.attributes if key == "data-r"]
+    assert len(set(squares)) == 2048
+    assert re.search(r"then 1,?\d\d\d more ways, which are not drawn", page.text)
+    assert re.search(r"\.\.\. and \d+ more stacks", page.text)
+    # The rarest are drawn, and the suspect is one of them.
+    (names,) = set(re.findall(r'<i class="([^"]+)" data-r="5"', made))
+    leaf = names.split()[0]
+    assert len(re.findall(rf'<i class="{leaf}[ "]', made)) == 1
+
+
+def test_the_width_is_ranks_also_where_stacks_end_early() -> None:
+    """Of six ranks, four stand in step() itself, two in what it calls: a third of the width."""
+    states = [state(rank, main(STEP, MODULE)) for rank in range(4)]
+    states += [state(rank, main(LOAD, STEP, MODULE)) for rank in (4, 5)]
+    looks = [Round(states, 1_700_000_000.0 + at) for at in (0, 2)]
+    made = report_page(fields_of(looks), looks)
+    assert re.findall(r'<div class="node (w\d+)">(<button|</div>)', made) == [
+        ("w6", "<button"),  # everybody
+        ("w6", "<button"),  # <module>, step
+        ("w4", "</div>"),  # who ends there
+        ("w2", "<button"),  # load
+    ]
+    for width in (2, 4, 6):
+        assert f".w{width}{{flex-grow:{width}}}" in made
+
+
+def test_a_process_without_a_rank() -> None:
+    looks = [Round([state(None, main(*REDUCE))], 1_700_000_000.0 + at) for at in (0, 2)]
+    page = Outline(report_page(fields_of(looks), looks))
+    assert "1 x unknown rank" in page.text
+    assert "data-r" not in dict(page.attributes)
 
 
 def test_hostile_texts_are_escaped() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import json
+import logging
 import multiprocessing
 import os
 import queue
@@ -334,3 +336,105 @@ def two_at_once() -> None:
     if RANK == 3:
         locks_twice()
     reduce()
+
+
+# A rank that parses for ever looks as one that will be ready in a minute.
+@unclear(3, "rank 1 has not entered all_reduce #6 of default_pg")
+def parses() -> None:
+    beat(STEPS)
+    if RANK == 1:
+        parse_index()
+    reduce()
+
+
+def parse_index() -> None:
+    line = json.dumps({"shard": list(range(20_000))})
+    while True:
+        json.loads(line)
+
+
+@only(1, late(1, "asks_user"), 3)
+def asks_user() -> None:
+    """Whether to overwrite the old checkpoint; and nobody sits at the terminal."""
+    read, keeps_it_open = os.pipe()
+    sys.stdin = os.fdopen(read)
+    input("overwrite? ")
+    os.close(keeps_it_open)
+
+
+@only(2, late(2, "takes_from_the_dead", "lock"), 3)
+def takes_from_the_dead() -> None:
+    """The thread that fills the queue has died of an exception."""
+    batches: queue.Queue[int] = queue.Queue()
+
+    def produce() -> None:
+        raise ValueError("a bad sample")
+
+    threading.excepthook = lambda _: None
+    threading.Thread(target=produce).start()
+    batches.get()
+
+
+@only(1, late(1, "waits_for_signal"), 3)
+def waits_for_signal() -> None:
+    """That the node is to be given back."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    signal.sigwait({signal.SIGUSR1})
+
+
+@only(1, late(1, "transforms", "lock"), 3)
+def transforms() -> None:
+    """One process of the pool has died, and its task with it."""
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        pool.map(dies_of_one, range(4))
+
+
+def dies_of_one(number: int) -> int:
+    if number == 1:
+        os._exit(1)
+    return number
+
+
+@only(1, late(1, "logs", "lock"), 3)
+def logs() -> None:
+    """Another thread holds the handler's lock: what it writes to is full."""
+    _, write = os.pipe()
+    log = logging.getLogger("train")
+    log.addHandler(logging.StreamHandler(os.fdopen(write, "w", buffering=1)))
+    log.propagate = False
+    threading.Thread(target=log.warning, args=("x" * (1 << 20),), daemon=True).start()
+    time.sleep(1.0)
+    log.warning("a step")
+
+
+@only(1, late(1, "waits_for_event_of_child"), 3)
+def waits_for_event_of_child() -> None:
+    """The child that was to set it has ended."""
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    child = context.Process(target=os._exit, args=(1,))
+    child.start()
+    child.join()
+    ready.wait()
+
+
+class Stopping:
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> int:
+        if index == 10 and RANK == 1:
+            time.sleep(1.0)  # the batch before has been sent
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return index
+
+
+@fault(2, Suspect(1, "dataloader", "default_pg", "all_reduce", 11, "loads_from_stopped"))
+def loads_from_stopped() -> None:
+    """Rank 1's worker was stopped by a signal in the sixth batch."""
+    loader = DataLoader(
+        Stopping(), batch_size=2, num_workers=1, multiprocessing_context="fork", collate_fn=list
+    )
+    for step, _ in enumerate(loader, STEPS):
+        beat(step)
+        reduce()

@@ -161,3 +161,34 @@ def broadcasts_alone() -> None:
         dist.broadcast(torch.ones(4), 0)
     reduce()
     wait_for_the_end()
+
+
+PAIR = [
+    Suspect(2, "order", "all", "all_reduce", 1, "takes_the_pair_first"),
+    Suspect(3, "order", "pair", "all_reduce", 1, "takes_the_pair_first"),
+]
+
+
+# Ranks 0 and 1 are not in the pair, so they don't tell which of the two orders is right.
+@fault(4, *PAIR)
+def takes_the_pair_first() -> None:
+    """Rank 3 reduces with rank 2 before it reduces with all, and rank 2 after it."""
+    everybody = dist.new_group([0, 1, 2, 3], group_desc="all")
+    pair = dist.new_group([2, 3], group_desc="pair")
+    beat(STEPS)
+    groups = [everybody, pair] if RANK == 2 else [pair, everybody] if RANK == 3 else [everybody]
+    for group in groups:
+        dist.all_reduce(torch.ones(4), group=group)
+
+
+@fault(3, apart(0, "all_reduce", "reduce"))
+def swallows_broadcast_of_objects() -> None:
+    """Rank 0 can't pickle what it has to send, and goes on."""
+    beat(STEPS)
+    try:
+        dist.broadcast_object_list([lambda: None] if RANK == 0 else [None], src=0)
+    except Exception:  # as careless code does
+        if RANK != 0:
+            raise
+    reduce()
+    time.sleep(FOREVER)

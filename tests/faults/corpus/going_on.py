@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import queue
+import subprocess
 import threading
 import time
 
@@ -318,3 +319,28 @@ def no_rank_needs_another() -> None:
     for step in range(STEPS, FOR_GOOD):
         go(step)
         time.sleep(0.1 * (1 + RANK))
+
+
+@healthy(3, earns=True, slow_rank=None)
+def long_steps() -> None:
+    """All ranks compute for 6 s in each tenth step."""
+    for step in range(STEPS, FOR_GOOD):
+        beat(step)
+        end = time.monotonic() + (6.0 if step % 10 == 9 else 0.2)
+        while time.monotonic() < end:
+            torch.ones(64, 64) @ torch.ones(64, 64)
+            time.sleep(0.001)
+        reduce()
+
+
+@healthy(3)
+def warms_up() -> None:
+    """Rank 0 compiles in a process of its own, before the first step of the new model."""
+    beat(STEPS)
+    if RANK == 0:
+        script = "end=$(($(date +%s)+18)); while [ $(date +%s) -lt $end ]; do :; done"
+        subprocess.run(["sh", "-c", script], check=True)
+    for step in range(STEPS, FOR_GOOD):
+        beat(step)
+        reduce()
+        time.sleep(0.2)

@@ -118,7 +118,7 @@ def outlives_main() -> None:
 # knows whether it only takes long.
 @unclear(
     3,
-    "rank 1 has not entered all_reduce #1 of default_pg",
+    "rank 1 has not entered all_reduce #6 of default_pg",
     how=How(stays=False, deadline_s=3.0),
 )
 def leaves_a_thread_behind() -> None:

@@ -13,10 +13,10 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+from support.jobs import machine
 from support.jobs.machine import Said, isolate
 from support.lifecycle import ROOT, environment, free_port
 from support.torchrun import end
@@ -110,13 +110,11 @@ def said(*words: str, **more: str) -> Said:
 
 
 def until(status: int, *words: str) -> Said:
-    """What the words say once they end with *status*, and after two minutes whatever they say."""
-    give_up = time.monotonic() + 120
-    while True:
-        answer = said(*words, WORKERSERVER_TOKEN_FILE=str(FOLDER / "job.token"))
-        if answer["status"] == status or time.monotonic() > give_up:
-            return answer
-        time.sleep(1)
+    return machine.until(status, *words, run=with_token)
+
+
+def with_token(*words: str) -> Said:
+    return said(*words, WORKERSERVER_TOKEN_FILE=str(FOLDER / "job.token"))
 
 
 def recipe(title: str, kind: str) -> list[str]:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,14 @@ def workerserver(*words: str, **more: str) -> Said:
     return {"status": done.returncode, "said": value, "error": done.stderr}
 
 
-def until(status: int, *words: str, seconds: float = 120.0) -> Said:
+def until(
+    status: int, *words: str, seconds: float = 120.0, run: Callable[..., Said] = workerserver
+) -> Said:
     """What the command says once it ends with *status*: a hang has to be old enough. After
-    *seconds*, what it says then."""
+    *seconds*, what it says then. *run* runs the words."""
     give_up = time.monotonic() + seconds
     while True:
-        said = workerserver(*words)
+        said = run(*words)
         if said["status"] == status or time.monotonic() > give_up:
             return said
         time.sleep(1)

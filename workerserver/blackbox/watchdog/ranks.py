@@ -20,11 +20,11 @@ from workerserver.blackbox.format import BoxError
 from workerserver.blackbox.place import BOX
 from workerserver.blackbox.read import read_newest
 from workerserver.job.left import read_folder
-from workerserver.job.proc import namespace, stat_of
+from workerserver.job.proc import lives, namespace
 from workerserver.job.records import Address, Record
 from workerserver.process.run_folder import run_folders
 
-__all__ = ["Rank", "lives", "look"]
+__all__ = ["Rank", "look"]
 
 #: For one answer. A worker answers from its I/O thread, which waits for nobody.
 ANSWER_SECONDS = 0.5
@@ -77,11 +77,6 @@ def look(boxes: str, agent: str, token: str | None) -> list[Rank]:
         if rank.alive:
             _ask(rank, token)
     return ranks
-
-
-def lives(pid: int, ticks: int) -> bool:
-    stat = stat_of(pid)
-    return stat is not None and stat.ticks == ticks
 
 
 def _records(agent: str) -> list[Record]:

@@ -18,8 +18,9 @@ from typing import Any
 from workerserver.blackbox.watchdog.diagnosis import diagnosed, targets_of
 from workerserver.blackbox.watchdog.incident import Incident, Settings, essence, restart_of
 from workerserver.blackbox.watchdog.pace import Pace
-from workerserver.blackbox.watchdog.ranks import Rank, lives, look
+from workerserver.blackbox.watchdog.ranks import Rank, look
 from workerserver.blackbox.watchdog.telling import Teller
+from workerserver.job.proc import lives
 from workerserver.process.credentials import token_from_environment
 
 __all__ = ["Watch"]

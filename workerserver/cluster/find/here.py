@@ -149,8 +149,7 @@ class _Look:
         elif seen_by is not None:
             candidates = [record.pid]
         for pid in candidates:
-            found = proc.stat_of(pid)
-            if found is not None and found.ticks == record.ticks:
+            if proc.lives(pid, record.ticks):
                 return pid
         return None
 

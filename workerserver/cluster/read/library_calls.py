@@ -125,21 +125,22 @@ TABLE: tuple[tuple[Rule, ...], ...] = (
         Rule("torch/accelerator/__init__.py", "synchronize", "device", "an accelerator"),
     ),
     (Rule("threading.py", "_shutdown", "shutdown", "exit: joins threads"),),
-    tuple(
-        rule
-        for path in ("threading.py", "queue.py")
-        for rule in _rules(
-            path,
-            "lock",
-            "acquire",
-            "__enter__",
-            "wait",
-            "wait_for",
-            "join",
-            "_wait_for_tstate_lock",
-            "get",
-            "put",
-        )
+    (
+        *(
+            Rule(path, function, "lock")
+            for path in ("threading.py", "queue.py")
+            for function in (
+                "acquire",
+                "__enter__",
+                "wait",
+                "wait_for",
+                "join",
+                "_wait_for_tstate_lock",
+                "get",
+                "put",
+            )
+        ),
+        Rule("logging/__init__.py", "acquire", "lock", "the lock of a logging handler"),
     ),
     (
         Rule(

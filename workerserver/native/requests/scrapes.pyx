@@ -8,10 +8,9 @@ from libc.stdlib cimport free, malloc
 
 from workerserver.http._protocol cimport WS_KEY, WS_PROVEN, proof_hash
 from workerserver.process.clock cimport monotonic
-from workerserver.process._pulse cimport Readings, metrics_body, metrics_capacity
-
-cdef const char *TEXT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
-cdef const char *OPENMETRICS_TYPE = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
+from workerserver.process._pulse cimport (
+    WS_OPENMETRICS_TYPE, WS_TEXT_TYPE, Readings, metrics_body, metrics_capacity,
+)
 
 
 cdef void _await_metrics(Connection *connection, bint openmetrics) noexcept nogil:
@@ -61,7 +60,7 @@ cdef void answer_scrapes(Hub *hub) noexcept nogil:
                 b"no memory for the metrics", 25, connection.keep_alive, NULL,
             )
         else:
-            content_type = OPENMETRICS_TYPE if connection.format else TEXT_TYPE
+            content_type = WS_OPENMETRICS_TYPE if connection.format else WS_TEXT_TYPE
             send_reply(
                 connection, connection.route, 200, content_type, strlen(content_type), NULL, 0,
                 body, <size_t>size, connection.keep_alive, hashed if proven else NULL,

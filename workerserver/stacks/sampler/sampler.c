@@ -149,18 +149,17 @@ static bool names(void *data) {
     return false;
 }
 
-static void look(ws_recording *recording) {
-    ws_snapshot snapshot;
+static void look(ws_recording *recording, ws_snapshot *snapshot) {
     ws_visitor visitor = {before, after, names, recording};
     recording->round++;
     recording->listed = false;
-    ws_dump_visit(&snapshot, &visitor);
+    ws_dump_visit(snapshot, &visitor);
     if (recording->listed)
         recording->samples++;
     else
         recording->missed++;
-    for (size_t i = 0; i < snapshot.thread_count; i++) {
-        const ws_thread *read = &snapshot.threads[i];
+    for (size_t i = 0; i < snapshot->thread_count; i++) {
+        const ws_thread *read = &snapshot->threads[i];
         ws_tree_thread *thread = ws_tree_thread_of(recording->tree, read->ident, 0);
         if (thread == NULL || thread->round != recording->round)
             continue;
@@ -169,7 +168,6 @@ static void look(ws_recording *recording) {
         if (thread->native_id == 0) /* CPython 3.10 tells it with the name */
             thread->native_id = read->native_id;
     }
-    ws_selfread_free(&snapshot);
 }
 
 /* At most `most`. */
@@ -195,6 +193,7 @@ static bool wait_until(ws_recording *recording, uint64_t moment) {
 
 static void *record(void *data) {
     ws_recording *recording = data;
+    ws_snapshot snapshot = {0};
     uint64_t period = (uint64_t)((double)SECOND / recording->hz);
     uint64_t end = recording->start + (uint64_t)(recording->seconds * (double)SECOND);
 #ifdef __linux__
@@ -206,7 +205,7 @@ static void *record(void *data) {
         if (!wait_until(recording, share + by_chance(recording, last)))
             break;
         uint64_t begun = now_of(CLOCK_MONOTONIC);
-        look(recording);
+        look(recording, &snapshot);
         uint64_t done = now_of(CLOCK_MONOTONIC), next = share + period;
         uint64_t earliest = done + SPARING * (done - begun);
         while (next + period < earliest && next < end) { /* its whole share is over */
@@ -215,6 +214,7 @@ static void *record(void *data) {
         }
         share = next;
     }
+    ws_selfread_free(&snapshot);
     recording->end = now_of(CLOCK_MONOTONIC);
     recording->end = recording->end < end ? recording->end : end;
     recording->cost = now_of(CLOCK_THREAD_CPUTIME_ID);

@@ -15,6 +15,7 @@ enum {
     WS_WINDOWS = 64,        /* pages of frames kept from one walk of a chain */
     WS_FRAME_MAX = 512,     /* bytes read of a frame, a thread state, a code object */
     WS_STATE_MAX = 1024,
+    WS_TOGETHER = 32, /* thread states that are listed by one system call */
     WS_GIL_MAX = 64,
     WS_BLOCKS = 20,         /* 3.10: of a frame */
     WS_CODE_MAX = 512,
@@ -100,11 +101,12 @@ void ws_time_start(void);
 bool ws_time_over(void);
 
 /* The snapshot's memory. ws_arena_take() gives 16-byte aligned bytes, or NULL when all are used.
- * Bytes that were never taken before are zero. To give the last ones back, set `used` to its old
- * value. */
+ * Bytes that were never taken before are zero; where the memory was used for an earlier snapshot
+ * (`again`), they are made zero. To give the last ones back, set `used` to its old value. */
 typedef struct {
     char *base;
     size_t used;
+    bool again;
 } ws_arena;
 
 bool ws_arena_make(ws_arena *arena);
@@ -294,8 +296,10 @@ typedef struct {
     uint32_t mark, epoch;
     ws_moment moment; /* at the start of this epoch */
     size_t listed_count;
+    size_t guess_count; /* states of the last whole listing, which may have ended since */
     uintptr_t first_frame; /* of the thread that is read */
     char state[WS_STATE_MAX];
+    char states[WS_TOGETHER][WS_STATE_MAX];
     char gil[WS_GIL_MAX];
     ws_read reads[WS_GROUP * 4];
     uintptr_t addresses[WS_LINKS];
@@ -309,6 +313,7 @@ typedef struct {
     ws_chain checked; /* a settled chain, read once more */
 #endif
     ws_listed listed[WS_MAX_THREADS];
+    uintptr_t guesses[WS_MAX_THREADS];
     ws_place places[WS_MAX_FRAMES]; /* of the snapshot's frames */
     ws_code codes[WS_CODES];
     ws_string strings[WS_STRINGS];

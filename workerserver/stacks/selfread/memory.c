@@ -163,6 +163,7 @@ bool ws_arena_make(ws_arena *arena) {
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     arena->base = base == MAP_FAILED ? NULL : base;
     arena->used = 0;
+    arena->again = false;
     return arena->base != NULL;
 }
 
@@ -174,5 +175,8 @@ void *ws_arena_take(ws_arena *arena, size_t size) {
     }
     void *start = arena->base + arena->used;
     arena->used += rounded;
+    if (arena->again) {
+        memset(start, 0, rounded);
+    }
     return start;
 }

@@ -41,6 +41,38 @@ static void end_reading(void) {
 #define end_reading() ((void)0)
 #endif
 
+/* Reads the state of a thread, and with it those that came after it in the last listing: as a rule
+ * they still do. So a system call serves many threads. What a state says is checked as if it had
+ * been read by itself. How many there are in `reads`; `*guess` is where to look for `state`. */
+static size_t read_states(uintptr_t state, size_t *guess) {
+    ws_read *reads = ws_work->reads;
+    uint32_t size = (uint32_t)ws_layout.state_size;
+    size_t count = 0, place = *guess;
+    /* Threads may have ended. A new one is in front of all others, and no guess. */
+    for (size_t i = 0; i < WS_TOGETHER && place < ws_work->guess_count; i++, place++) {
+        if (ws_work->guesses[place] == state) {
+            *guess = place;
+            break;
+        }
+    }
+    bool known = *guess < ws_work->guess_count && ws_work->guesses[*guess] == state;
+    do {
+        reads[count] = (ws_read){state, ws_work->states[count], size, false};
+        count++;
+        *guess += known;
+        state = known && *guess < ws_work->guess_count ? ws_work->guesses[*guess] : 0;
+    } while (state != 0 && count < WS_TOGETHER);
+    ws_read_many(reads, count);
+    return count;
+}
+
+static void keep_guesses(void) {
+    for (size_t i = 0; i < ws_work->listed_count; i++) {
+        ws_work->guesses[i] = ws_work->listed[i].state;
+    }
+    ws_work->guess_count = ws_work->listed_count;
+}
+
 /* The list of threads, newest first; if it changes during each reading, what could be read.
  *
  * A thread that is about to start is the head of the list for a moment in which it leads to no
@@ -48,18 +80,29 @@ static void end_reading(void) {
 static void list_threads(ws_snapshot *out) {
     const ws_layout_t *at = &ws_layout;
     const struct timespec moment = {0, 100000};
-    char *state = ws_work->state;
     ws_work->listed_count = 0;
     for (int i = 0; i < TRIES && !ws_time_over(); i++) {
         uintptr_t next, previous = 0;
-        size_t count = 0;
+        size_t count = 0, guess = 0, there = 0, place = 0;
         bool whole = at->main_state == 0;
         if (!ws_read_one(at->interpreter + at->thread_head, &next, sizeof next)) {
             break;
         }
-        while (next != 0 && count < WS_MAX_THREADS && ws_read_one(next, state, at->state_size)
-               && ws_pointer(state, at->state_interpreter) == at->interpreter
-               && ws_pointer(state, at->state_prev) == previous) {
+        while (next != 0 && count < WS_MAX_THREADS) {
+            while (place < there && ws_work->reads[place].address != next) {
+                place++; /* it has ended since the last listing */
+            }
+            if (place == there) {
+                there = read_states(next, &guess);
+                place = 0;
+            }
+            const char *state = ws_work->states[place];
+            if (!ws_work->reads[place].ok
+                || ws_pointer(state, at->state_interpreter) != at->interpreter
+                || ws_pointer(state, at->state_prev) != previous) {
+                break;
+            }
+            place++;
             ws_listed *listed = &ws_work->listed[count++];
             listed->state = next;
             memcpy(&listed->ident, state + at->state_ident, sizeof listed->ident);
@@ -76,6 +119,7 @@ static void list_threads(ws_snapshot *out) {
         ws_work->listed_count = count;
         if ((next == 0 && whole) || count == WS_MAX_THREADS) {
             out->truncated = next != 0;
+            keep_guesses();
             return;
         }
         if (next == 0) {
@@ -175,9 +219,12 @@ static void take(
     }
 }
 
-/* 0, -1: no thread was found, -2: no memory. */
+/* 0, -1: no thread was found, -2: no memory. A visitor's `out` may bring the memory of its last
+ * snapshot. To map and unmap some for each sample would take longer than to look at
+ * threads that did not run. */
 static int take_snapshot(ws_snapshot *out, bool facts, const ws_visitor *visitor) {
-    ws_arena arena;
+    ws_arena arena = {visitor != NULL ? out->arena : NULL, 0, false};
+    bool again = arena.base != NULL;
     struct timespec now;
     memset(out, 0, sizeof *out);
     out->mode = WS_MODE_NOGIL;
@@ -185,18 +232,21 @@ static int take_snapshot(ws_snapshot *out, bool facts, const ws_visitor *visitor
     if (clock_gettime(CLOCK_REALTIME, &now) == 0) {
         out->time = (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
     }
-    if (!ws_arena_make(&arena)) {
+    if (!again && !ws_arena_make(&arena)) {
         return -2;
     }
     out->arena = arena.base;
     out->arena_size = WS_ARENA;
     out->threads = ws_arena_take(&arena, sizeof(ws_thread) * WS_MAX_THREADS);
     out->frames = ws_arena_take(&arena, sizeof(ws_frame) * WS_MAX_FRAMES);
+    arena.again = again; /* of these two, each field is written anew */
     ws_time_start();
     take(&arena, out, facts, visitor);
     ws_check_snapshot(out);
     if (out->thread_count == 0) {
-        ws_selfread_free(out);
+        if (visitor == NULL) {
+            ws_selfread_free(out);
+        }
         return -1;
     }
     return 0;
@@ -258,6 +308,9 @@ const char *ws_selfread_problem(void) {
 static int take_ready(ws_snapshot *out, bool facts, const ws_visitor *visitor) {
     int saved = errno, result = -1;
     if (ws_selfread_problem() != NULL) {
+        if (visitor != NULL) {
+            ws_selfread_free(out);
+        }
         memset(out, 0, sizeof *out);
         out->mode = WS_MODE_NOGIL;
     } else {

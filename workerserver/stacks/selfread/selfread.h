@@ -33,7 +33,8 @@ typedef struct {
 } ws_visitor;
 
 /* The stacks of the threads that the visitor wants, without facts. As ws_selfread_take(); -1 also if
- * no thread was wanted. */
+ * no thread was wanted. `out` is all zero, or of an earlier visit, whose memory is then used again:
+ * ws_selfread_free() after the last visit only. */
 int ws_selfread_visit(ws_snapshot *out, const ws_visitor *visitor);
 void ws_selfread_free(ws_snapshot *snapshot);
 

@@ -23,12 +23,17 @@ __all__ = ["RECORDED", "hindrance", "is_elsewhere", "is_late"]
 RECORDED: frozenset[Reason] = frozenset({"mismatch", "order", "p2p cycle"})
 #: Reasons that a rank need not stand still for, or that are no guess at what it waits for.
 PROVEN: frozenset[Reason] = RECORDED | {"deadlock"}
+#: Calls that wait for another process: a barrier, an event, a semaphore, a queue, a pipe.
+SHARED = ("multiprocessing.synchronize.", "multiprocessing.queues.", "multiprocessing.connection.")
 #: What ends only if somebody does something about it.
 ENDLESS: frozenset[Kind] = frozenset({"debugger", "stopped", "shutdown"})
 #: A rank that computes or writes where it is may only be slow, for this long, and for so many usual
 #: pauses.
 WORKING_SECONDS = 30.0
 WORKING_PAUSES = 30.0
+#: In a library's call it may be slow for longer: such a call gets through its work, as a parser
+#: gets through its file. A loop of the user's own at one line may have no end.
+WORKING_IN_CALL_SECONDS = 300.0
 
 
 def hindrance(
@@ -66,7 +71,7 @@ def hindrance(
         return "child"
     if is_unclear(job, rank) and _may_be_slow(job, rank, wait):
         return "child"
-    if rank in job.chains.edges:
+    if rank in job.chains.edges or (_in_shared(job, rank) and not _alone(job, rank, absent)):
         return "waits"
     together = wait is not None and wait.seq is not None
     if blocked.on_others and not (together and blocked.call == STORE and _alone(job, rank, absent)):
@@ -95,7 +100,7 @@ def _of_dump(job: Job, rank: int, absent: Collection[int], wait: Wait | None) ->
     if wait is None or record is None or record.empty:
         return "unseen"
     others = [each for each in job.expected if each != rank]
-    if record.unrecorded or set(absent) != {rank} or not all(map(job.pending, others)):
+    if job.unrecorded(rank) or set(absent) != {rank} or not all(map(job.pending, others)):
         return "waits"
     if job.told_age(wait) is None:
         return "undated"
@@ -114,7 +119,7 @@ def is_elsewhere(job: Job, rank: int) -> bool:
     blocked = job.blocked.get(rank)
     if blocked is None or blocked.on_ranks or blocked.helped or blocked.runs or blocked.writes:
         return False
-    if blocked.on_others or rank in job.chains.edges:
+    if blocked.on_others or rank in job.chains.edges or _in_shared(job, rank):
         return False
     if one_works(job, rank) or may_work(job, rank) or is_unclear(job, rank):
         return False
@@ -125,6 +130,13 @@ def is_elsewhere(job: Job, rank: int) -> bool:
     if blocked.kind == "unknown":
         return _in_own_lock(job, rank)
     return blocked.on_no_rank or blocked.kind in ("io", "library", "wait")
+
+
+def _in_shared(job: Job, rank: int) -> bool:
+    """In a wait for what processes share (:mod:`multiprocessing`), and it has none of its own, as
+    far as its worker tells. So it may wait for another rank that the same process has started."""
+    own = job.now.states[rank].own
+    return job.blocked[rank].call.startswith(SHARED) and not (own is not None and own.children)
 
 
 def _in_own_lock(job: Job, rank: int) -> bool:
@@ -152,7 +164,8 @@ def _may_be_slow(job: Job, rank: int, wait: Wait | None) -> bool:
         ages.append(math.inf if age is None else age)
         usual.append(job.pace(wait))
     most = max(usual)
-    return most <= 0 or max(ages) < max(WORKING_SECONDS, WORKING_PAUSES * most)
+    least = WORKING_IN_CALL_SECONDS if job.blocked[rank].inside else WORKING_SECONDS
+    return most <= 0 or max(ages) < max(least, WORKING_PAUSES * most)
 
 
 def _alone(job: Job, rank: int, absent: Collection[int]) -> bool:

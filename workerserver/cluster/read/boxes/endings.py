@@ -12,6 +12,7 @@ from workerserver.blackbox.read import Box, Moment
 from workerserver.cluster.model import Frame, Thread
 from workerserver.cluster.read import stacks
 from workerserver.cluster.read.acting import acting
+from workerserver.cluster.read.blocked_on import blocked_on
 from workerserver.cluster.read.owners import code_file
 from workerserver.cluster.read.roles import main_thread
 
@@ -79,7 +80,8 @@ def ending(box: Box) -> Ending:
     if kind == "exception" and told is not None:
         others = _OTHERS.search(f"{told.get('type')}: {told.get('text')}") is not None
     if kind == "crash" and told is not None and told.get("signal") == signal.SIGABRT:
-        others = True  # std::terminate: a watchdog's, mostly; alone it accuses
+        # std::terminate: a watchdog's, mostly. The main thread then waits for others.
+        others = not _waits_for_no_rank(box)
     time = None if told is None else _seconds(told.get("time"))
     if time is None and kind != "alive":
         time = gone
@@ -100,6 +102,17 @@ def ending(box: Box) -> Ending:
         seen=box.time if told is None and kind != "alive" else None,
         box=box,
     )
+
+
+def _waits_for_no_rank(box: Box) -> bool:
+    """At its end, the thread that acts for it surely waited for no other rank. Whoever waits for
+    one has given the GIL back."""
+    told = stacks_of(box.last)
+    if told is None:
+        return False
+    blocked = blocked_on(told.threads)
+    holds = blocked.thread is not None and blocked.thread.holds_gil and told.mode == "nogil"
+    return holds or blocked.on_no_rank
 
 
 _How = tuple[Kind, str, "Mapping[str, Any] | None"]

@@ -24,7 +24,7 @@ MAX_STEPS = 128
 #: Suspects that have a card, frames of a stack, and nodes of the tree.
 MAX_CARDS = 16
 MAX_FRAMES = 60
-MAX_NODES = 1024
+MAX_NODES = 512
 MAX_DEPTH = 48
 #: A list of ranks in a verdict stands for so many at most.
 MAX_RANKS = 1 << 20
@@ -65,7 +65,9 @@ def document(
     nodes = _nodes(root, leaves) if root.count else []
     workers = [_worker(state, leaves) for state in states]
     hosts = {each["rank"]: each["host"] for each in fields.get("boxes") or ()}
+    holders = {each["rank"] for each in suspects if each["gil_holder"]} - {None}
     for worker in workers:
+        worker["gil_held"] = worker["gil_held"] or worker["rank"] in holders
         worker["host"] = worker["host"] or hosts.get(worker["rank"])
     asked = [each["address"] for each in workers if not each["address"].endswith(".box")]
     return {
@@ -239,7 +241,8 @@ def _nodes(root: Node, leaves: dict[int, int]) -> list[dict[str, Any]]:
             "depth": depth,
             "ranks": fold(node.ranks),
             "count": node.count,
-            "ended": node.ended,
+            "ended": node.count,
+            "undrawn": 0,
             "frames": [where(frame) for frame in node.frames[:MAX_FRAMES]],
             "more": max(len(node.frames) - MAX_FRAMES, 0),
             "leaf": count,
@@ -247,9 +250,11 @@ def _nodes(root: Node, leaves: dict[int, int]) -> list[dict[str, Any]]:
         }
         nodes.append(made)
         open_nodes.append((depth, made))
-        children = node.children
-        if depth >= MAX_DEPTH or len(nodes) + len(waiting) + len(children) > MAX_NODES:
-            children = []
+        # The rarest come first. Where there is no room for all, the others end here.
+        room = 0 if depth >= MAX_DEPTH else max(MAX_NODES - len(nodes) - len(waiting), 0)
+        children = node.children[:room]
+        made["undrawn"] = len(node.children) - len(children)
+        made["ended"] = node.count - sum(child.count for child in children)
         below = {rank for child in children for rank in child.ranks}
         here = [rank for rank in node.ranks if rank not in below]
         if here or not children:

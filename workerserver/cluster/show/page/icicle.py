@@ -12,13 +12,15 @@ __all__ = ["icicle", "tree_text", "widths"]
 
 #: Frames of a box that its title has, the newest ones.
 MAX_TITLE = 6
+#: Of the tree as text.
+MAX_LINES = 2000
 
 Node = Mapping[str, Any]
 
 
 def widths(document: Mapping[str, Any]) -> str:
     """A rule for each width: the policy of the page forbids styles of single elements."""
-    counts = sorted({node["count"] for node in document["tree"]})
+    counts = sorted({node[name] for node in document["tree"] for name in ("count", "ended")} - {0})
     return "".join(f".w{each}{{flex-grow:{each}}}" for each in counts)
 
 
@@ -50,6 +52,8 @@ def _box(node: Node) -> str:
         label = short(frames[-1])
     more = len(frames) + node["more"] - 1
     title = f"{count(node['count'], 'rank')}: {cut_ranks(node['ranks'])}"
+    if node["undrawn"]:
+        title += f", with {node['undrawn']} more ways below that are not drawn"
     if frames:
         title += f": {' > '.join(map(short, frames[-MAX_TITLE:]))}"
     one = f" k k{node['leaf']}" if node["leaf"] == node["last"] else ""
@@ -62,11 +66,16 @@ def _box(node: Node) -> str:
 
 def tree_text(document: Mapping[str, Any]) -> str:
     """The same as text, for those without a script: each frame once, the newest one last."""
-    lines = []
+    lines: list[str] = []
     for node in document["tree"]:
+        if len(lines) >= MAX_LINES:
+            lines.append("...")
+            break
         indent = "  " * min(node["depth"], 30)
         lines.append(f"{indent}{node['count']} x {cut_ranks(node['ranks']) or 'unknown rank'}")
         lines += [f"{indent}  {text(frame, 200)}" for frame in node["frames"]]
+        if node["undrawn"]:
+            lines.append(f"{indent}  ... then {node['undrawn']} more ways, which are not drawn")
         if node["more"]:
             lines.append(f"{indent}  ... {node['more']} more frames")
     return "\n".join(lines)
