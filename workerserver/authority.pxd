@@ -15,17 +15,16 @@ come of it.
 
 cdef extern from *:
     """
-    /* unreserved and sub-delims, without the comma (RFC 3986, 2.2 and 2.3): a bit for each byte. */
-    static const unsigned long long ws_in_name[4] = {
-        0x2bff6fd200000000u, 0x47fffffe87fffffeu
+    /* unreserved and sub-delims, without the comma (RFC 3986, 2.2 and 2.3) */
+    static const unsigned char ws_in_name[256] = {
+        ['0'] = 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+        ['A'] = 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+        ['a'] = 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+        ['-'] = 1, ['.'] = 1, ['_'] = 1, ['~'] = 1, ['!'] = 1, ['$'] = 1, ['&'] = 1, [39] = 1,
+        ['('] = 1, [')'] = 1, ['*'] = 1, ['+'] = 1, [';'] = 1, ['='] = 1,
     };
-
-    static inline int ws_is_in_name(unsigned char c)
-    {
-        return ws_in_name[c >> 6] >> (c & 63) & 1;
-    }
     """
-    bint ws_is_in_name(unsigned char c) noexcept nogil
+    const unsigned char *ws_in_name
 
 
 cdef enum AuthorityPart:
@@ -49,12 +48,12 @@ cdef enum AuthorityPart:
 
 cdef struct Authority:
     # How far one authority was judged; all zero before its first byte.
-    unsigned char part  # AuthorityPart
-    unsigned char gap  # whether "::" has come
-    unsigned char groups  # of an IPv6 address, with the one that has begun
-    unsigned char digits  # of the group, or of the number between two points; else whether any came
-    unsigned char points
-    unsigned short number  # the decimal number that the digits are; 256: none from 0 to 255
+    AuthorityPart part
+    bint gap  # "::" has come
+    int groups  # of an IPv6 address, with the one that has begun
+    int digits  # of the group, or of the number between two points; else whether any came
+    int points
+    int number  # the decimal number that the digits are; 256: none from 0 to 255
 
 
 cdef inline int _hexadecimal(unsigned char c) noexcept nogil:
@@ -122,7 +121,7 @@ cdef inline bint _take_of_address(Authority* state, unsigned char c) noexcept no
     if c == c":":  # behind another one
         if state.part == AUTHORITY_GAP or state.gap:
             return False
-        state.gap = 1
+        state.gap = True
         state.part = AUTHORITY_GAP
         return True
     if digit < 0 or state.part == AUTHORITY_FIRST_COLON or state.groups == most:
@@ -154,7 +153,7 @@ cdef inline bint _take_in_brackets(Authority* state, unsigned char c) noexcept n
             state.part = AUTHORITY_CLOSED
             return True
         state.digits = 1
-        return ws_is_in_name(c) or (c == c":" and state.part == AUTHORITY_FUTURE)
+        return ws_in_name[c] != 0 or (c == c":" and state.part == AUTHORITY_FUTURE)
     return _take_of_address(state, c)
 
 
@@ -167,7 +166,7 @@ cdef inline Py_ssize_t take_authority(
     while i < size:
         if state.part == AUTHORITY_BEGIN or state.part == AUTHORITY_NAME:
             begin = i
-            while i < size and ws_is_in_name(text[i]):
+            while i < size and ws_in_name[text[i]]:
                 i += 1
             if i > begin:
                 state.part = AUTHORITY_NAME
@@ -182,8 +181,9 @@ cdef inline Py_ssize_t take_authority(
             else:
                 break
         elif state.part == AUTHORITY_PORT:
-            if not c"0" <= text[i] <= c"9":
-                break
+            while i < size and c"0" <= text[i] <= c"9":
+                i += 1
+            break
         elif state.part == AUTHORITY_PERCENT or state.part == AUTHORITY_DIGIT:
             if _hexadecimal(text[i]) < 0:
                 break

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,8 +41,16 @@ WAYS = {
     "segv": ("crash", "ended by SIGSEGV", "exitcode  : -11"),
     "os_exit": ("status", "left with exit status 7", "exitcode  : 7"),
     "gil": ("exception", "ended by ValueError: a batch of nothing", "exitcode  : 1"),
+    "abort": ("crash", "ended by SIGABRT", "exitcode  : -6"),
+    "memory": ("oom", "was killed (out of memory", "exitcode  : -9"),
 }
 
+
+#: These are tried by ``make blackbox`` alone.
+LONG = ("abort", "memory")
+LIMITS = Path("/sys/fs/cgroup/memory")  # of cgroup v1
+if not LIMITS.exists():
+    LIMITS = Path("/sys/fs/cgroup")
 
 #: torch writes a rank's error file in place. If SIGTERM comes in between, torchrun finds an empty
 #: file and fails itself. And torchrun looks ten times a second: on a busy machine a rank that has
@@ -92,8 +101,25 @@ def root_cause(log: str) -> list[str]:
     return [re.sub(r"(?i)(pid:?) \d+", r"\1", line) for line in kept]
 
 
+@pytest.fixture
+def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cgroup that the culprit may enter."""
+    folder = LIMITS / f"workerserver-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made: {error.strerror}")
+    monkeypatch.setenv("JOB_RANK_CGROUP", str(folder))
+    yield
+    folder.rmdir()
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_who_ended_the_job(way: str, tmp_path: Path) -> None:
+def test_who_ended_the_job(way: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if way in LONG and RUNS == 1:
+        pytest.skip("make blackbox tries it")
+    if way == "memory":
+        request.getfixturevalue("limited")
     plain = tmp_path / "plain.log"
     status = run_job(way, plain)
     reported = root_cause(plain.read_text(errors="replace"))
@@ -132,3 +158,21 @@ def check(way: str, folder: Path) -> None:
     status, listed = answer("blackbox", str(folder), timeout=120)
     assert status == 0
     assert [box["rank"] for box in listed["runs"][0]["boxes"]] == list(range(RANKS))
+
+
+@pytest.mark.skipif(RUNS == 1, reason="takes half a minute: make blackbox")
+def test_a_hang_that_gloos_time_out_ends(tmp_path: Path) -> None:
+    """The ranks that waited end by an exception. The one that stood still is named all the same."""
+    for number in range(RUNS):
+        folder = tmp_path / f"boxes{number}"
+        log = tmp_path / f"job{number}.log"
+        assert run_once("stand", log, **with_boxes(folder)) == 1
+        await_no_keeper(folder)
+        (run,), problems = runs_in([str(folder)])
+        assert not problems
+        assert [box.rank for box in run.boxes] == list(range(RANKS))
+        status, verdict = answer("diagnose", str(folder), timeout=120)
+        assert status == 1, verdict
+        assert f"rank {CULPRIT} " in verdict["verdict"], verdict["verdict"]
+        assert "load_batch" in verdict["verdict"] or "end()" in verdict["verdict"]
+        assert [each["rank"] for each in verdict["culprits"]] in ([], [CULPRIT])

@@ -77,6 +77,7 @@ MALFORMED = {
     "length -1": OK + b"Content-Length: -1\r\n\r\n",
     "length of nothing": OK + b"Content-Length:\r\n\r\n",
     "endless length": OK + b"Content-Length: 1" + b"0" * 18 + b"\r\n\r\n",
+    "length of 40 digits": OK + b"Content-Length: " + b"5" * 40 + b"\r\n\r\n",
     "two lengths": OK + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
     "chunk of nothing": OK + b"Transfer-Encoding: chunked\r\n\r\n\r\n",
     "chunk of x": OK + b"Transfer-Encoding: chunked\r\n\r\nx\r\n",

@@ -9,18 +9,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gzip
+import io
 import json
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, TextIO
+from typing import IO, Any, BinaryIO, cast
 
 from workerserver.cli.console import Output, counting
 from workerserver.cli.errors import OutputError, UsageError
 from workerserver.cli.job_command import ask, find_one, job_parser, write_json
+from workerserver.cli.output_file import whole
 from workerserver.cli.parser import CommandParser
 from workerserver.cli.text import positive_seconds
 from workerserver.cluster.ask import bodies
@@ -167,32 +168,30 @@ def _ask_all(
     return sorted(found, key=lambda each: (1 << 62 if each.rank is None else each.rank, each.name))
 
 
+class _Nothing(Exception):
+    """No worker gave a trace."""
+
+
 def _write(path: str, found: Sequence[Profiled], base_ns: int) -> None:
     """Write one trace after the other, so that only one trace is in memory. *path* is written as a
     whole, or not at all."""
-    part = f"{path}.part"
-    try:
-        with contextlib.ExitStack() as stack:
-            if path.endswith(".gz"):
-                file: TextIO = stack.enter_context(gzip.open(part, "wt", encoding="ascii"))
-            else:
-                file = stack.enter_context(open(part, "w", encoding="ascii"))
-            head = {"displayTimeUnit": "ms", "baseTimeNanoseconds": base_ns}
-            file.write(json.dumps(head)[:-1] + ', "traceEvents": [')
-            comma = ""
-            for number, each in enumerate(found):
-                for event in _events(each, number, base_ns):
-                    file.write(f"{comma}\n{json.dumps(event)}")
-                    comma = ","
-            file.write("\n]}\n")
-        if any(each.failure is None for each in found):
-            os.replace(part, path)
-        else:
-            os.unlink(part)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise OutputError(path, error) from None
+    with contextlib.suppress(_Nothing), contextlib.ExitStack() as stack:
+        binary = stack.enter_context(whole(path))
+        if path.endswith(".gz"):
+            # Without this, gzip writes the name of the unfinished file.
+            packed = gzip.GzipFile(filename="", mode="wb", fileobj=binary)
+            binary = cast(BinaryIO, stack.enter_context(packed))
+        file = stack.enter_context(io.TextIOWrapper(binary, encoding="ascii"))
+        head = {"displayTimeUnit": "ms", "baseTimeNanoseconds": base_ns}
+        file.write(json.dumps(head)[:-1] + ', "traceEvents": [')
+        comma = ""
+        for number, each in enumerate(found):
+            for event in _events(each, number, base_ns):
+                file.write(f"{comma}\n{json.dumps(event)}")
+                comma = ","
+        file.write("\n]}\n")
+        if all(each.failure is not None for each in found):
+            raise _Nothing
 
 
 def _events(profiled: Profiled, number: int, base_ns: int) -> Iterator[dict[str, Any]]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from workerserver.cli.console import Output, lasting
-from workerserver.cli.errors import CommandError, OutputError, UsageError
+from workerserver.cli.errors import CommandError, UsageError
 from workerserver.cli.job_command import ask, find_one, job_parser, show_gone, write_json
+from workerserver.cli.output_file import whole
 from workerserver.cli.parser import CommandParser
 from workerserver.cli.text import count, positive_seconds
 from workerserver.cli.text import seconds as duration
@@ -229,15 +229,8 @@ def _write(path: str, body: bytes) -> None:
         sys.stdout.buffer.write(body)
         sys.stdout.buffer.flush()
         return
-    part = f"{path}.part"
-    try:
-        with open(part, "wb") as file:
-            file.write(body)
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise OutputError(path, error) from None
+    with whole(path) as file:
+        file.write(body)
 
 
 # ---- what is said about the recording

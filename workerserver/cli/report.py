@@ -16,7 +16,6 @@ from workerserver.cli.blackbox import box_fields, judged, read_runs, verdict_of
 from workerserver.cli.boxes import divided
 from workerserver.cli.console import STYLES, Output
 from workerserver.cli.diagnose import Verdicts, are_enough, judge, report_all, with_slow_ranks
-from workerserver.cli.errors import OutputError
 from workerserver.cli.job_command import (
     add_backends,
     add_rounds,
@@ -28,6 +27,7 @@ from workerserver.cli.job_command import (
     versioned,
     write_json,
 )
+from workerserver.cli.output_file import is_plain, whole
 from workerserver.cli.parser import CommandParser
 from workerserver.cli.places import is_place_named
 from workerserver.cli.together import judge_together
@@ -103,13 +103,14 @@ def main(argv: Sequence[str]) -> int:
         samples=told.samples,
         redact=options.redact,
     ).encode()
-    _write(options.output, page)
+    with whole(options.output) as file:
+        file.write(page)
     verdict, status = told.fields["verdict"], told.fields["status"]
     if options.json:
         about = {"file": options.output, "bytes": len(page), "redacted": options.redact}
         kept = {name: told.fields[name] for name in ("verdict", "status", "job", "ranks")}
         write_json(sys.stdout, {**about, **kept})
-    elif _is_plain(options.output):  # else the page itself may be on the terminal
+    elif is_plain(options.output):  # else the page itself may be on the terminal
         out = Output(sys.stdout)
         out.line(verdict, STYLES[status])
         out.line(f"{options.output}: {len(page)} bytes", "bold")
@@ -219,24 +220,3 @@ def _paces(
 def _age(state: RankState) -> float:
     age = state.health.step_age_s if state.health is not None else None
     return -1.0 if age is None else age
-
-
-def _is_plain(path: str) -> bool:
-    """A file, or none yet: no device, no pipe, and no link (/dev/stdout) that would be replaced."""
-    return not os.path.islink(path) and (not os.path.exists(path) or os.path.isfile(path))
-
-
-def _write(path: str, page: bytes) -> None:
-    """Write the whole page or, to a file, none of it."""
-    plain = _is_plain(path)
-    part = f"{path}.part" if plain else path
-    try:
-        with open(part, "wb") as file:
-            file.write(page)
-        if plain:
-            os.replace(part, path)
-    except OSError as error:
-        if plain:
-            with contextlib.suppress(OSError):
-                os.unlink(part)
-        raise OutputError(path, error) from None

@@ -165,12 +165,15 @@ cdef bint _lists(const char *value, size_t length, const char *word, size_t size
 cdef void _content_length(Reply *reply, const char *value, size_t length) noexcept nogil:
     cdef int64_t found = 0
     cdef size_t at
+    if length == 0 or length > 18:  # no sum overflows
+        reply.state = REPLY_MALFORMED
+        return
     for at in range(length):
         if not _digit(value[at]):
             reply.state = REPLY_MALFORMED
             return
         found = found * 10 + value[at] - c"0"
-    if length == 0 or length > 18 or (reply.length >= 0 and reply.length != found):
+    if reply.length >= 0 and reply.length != found:
         reply.state = REPLY_MALFORMED
     reply.length = found
 

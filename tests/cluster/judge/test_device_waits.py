@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,8 @@ from support.jobs.recordings import Round
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.verdict import Verdict
 from workerserver.cluster.model import Frame, Health, RankState, Thread, Worker
+
+Threads = Callable[[int], tuple[Thread, ...]]
 
 NOW = 2_000_000_000.0
 APART = 2.0
@@ -47,7 +50,15 @@ def asleep(switches: int) -> tuple[Thread, ...]:
     return thread("S", switches, Frame(CODE, 64, "prepare"), wchan="hrtimer_nanosleep")
 
 
-def verdict(age: float, ran: bool = False, victims: int = 1) -> Verdict:
+def beside_lock(switches: int) -> tuple[Thread, ...]:
+    """The main thread waits for a queue, and a thread beside it looks around each ten seconds."""
+    get = Frame("/usr/lib/python3.11/queue.py", 171, "get")
+    (main,) = thread("S", switches, get, Frame(CODE, 70, "train"), wchan="futex_do_wait")
+    (other,) = thread("S", switches, Frame(CODE, 64, "refresh"), wchan="hrtimer_nanosleep")
+    return main, replace(other, name="Thread-1", native_id=4712, main=False)
+
+
+def verdict(age: float, ran: bool = False, victims: int = 1, asleep: Threads = asleep) -> Verdict:
     """Of a job in which rank 0 sleeps and the others wait for their GPUs. *ran*: rank 0 has run
     between the looks."""
     looks = []
@@ -77,6 +88,14 @@ def test_who_polls_is_not_accused() -> None:
     """It may wait for what another rank does."""
     found = verdict(100.0, ran=True)
     assert (found.status, found.suspects) == (2, ())
+
+
+@pytest.mark.parametrize("victims", [1, 3])
+def test_a_thread_that_looks_around_is_not_taken_for_the_one_that_acts(victims: int) -> None:
+    found = verdict(100.0, victims=victims, asleep=beside_lock)
+    assert all(
+        each.location is None or each.location.function != "refresh" for each in found.suspects
+    )
 
 
 def test_who_goes_on_is_not_accused() -> None:

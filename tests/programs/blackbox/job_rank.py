@@ -8,10 +8,12 @@ Without WORKERSERVER_BLACKBOX it has no black box.
 from __future__ import annotations
 
 import ctypes
+import datetime
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,6 +22,7 @@ from workerserver import heartbeat, worker_main
 
 CULPRIT = 2
 AT_STEP = 5
+LIMIT = 256 << 20
 
 
 def load_batch(way: str, rank: int, step: int) -> torch.Tensor:
@@ -41,11 +44,31 @@ def end(way: str) -> None:
         ctypes.string_at(0)
     elif way == "os_exit":
         os._exit(7)
+    elif way == "abort":
+        # As NCCL's watchdog does it: from a thread that has never seen Python, while another one
+        # keeps the GIL.
+        libc = ctypes.CDLL(None)
+        thread = ctypes.c_ulong()
+        libc.pthread_create(ctypes.byref(thread), None, libc.abort, None)
+        ctypes.PyDLL(None).sleep(1000)
+    elif way == "memory":
+        _ = b"x" * (4 * LIMIT)
+    elif way == "stand":
+        time.sleep(1000)
+
+
+def with_limit(folder: str) -> None:
+    """Put this process into the cgroup *folder*, which may take LIMIT bytes."""
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        if os.path.exists(f"{folder}/{name}"):
+            Path(folder, name).write_text(str(LIMIT))
+    Path(folder, "cgroup.procs").write_text(str(os.getpid()))
 
 
 @worker_main()
 def main(way: str) -> None:
-    dist.init_process_group("gloo")
+    timeout = datetime.timedelta(seconds=20 if way == "stand" else 1800)
+    dist.init_process_group("gloo", timeout=timeout)
     rank = dist.get_rank()
     for step in range(AT_STEP + 3):
         heartbeat(step)
@@ -55,4 +78,6 @@ def main(way: str) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "memory" and os.environ["RANK"] == str(CULPRIT):
+        with_limit(os.environ["JOB_RANK_CGROUP"])
     main(sys.argv[1])

@@ -15,7 +15,10 @@ from workerserver.cluster.judge.grounds.children import is_unclear, may_work, on
 from workerserver.cluster.judge.grounds.lateness import late_for, patience
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import Reason
-from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL, STORE, Kind
+from workerserver.cluster.read.acting import root
+from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL, STORE, Kind, blocked_on
+from workerserver.cluster.read.roles import main_thread
+from workerserver.cluster.read.waits_for import by_id, follow
 
 __all__ = ["RECORDED", "hindrance", "is_elsewhere", "is_late"]
 
@@ -25,6 +28,8 @@ RECORDED: frozenset[Reason] = frozenset({"mismatch", "order", "p2p cycle"})
 PROVEN: frozenset[Reason] = RECORDED | {"deadlock"}
 #: Calls that wait for another process: a barrier, an event, a semaphore, a queue, a pipe.
 SHARED = ("multiprocessing.synchronize.", "multiprocessing.queues.", "multiprocessing.connection.")
+#: Calls in which a thread waits for another one's end, or for its result.
+JOINS = ("threading.join", "concurrent.futures.result")
 #: What ends only if somebody does something about it.
 ENDLESS: frozenset[Kind] = frozenset({"debugger", "stopped", "shutdown"})
 #: A rank that computes or writes where it is may only be slow, for this long, and for so many usual
@@ -56,6 +61,8 @@ def hindrance(
     if job.too_early(rank):
         return "early"
     blocked = job.blocked[rank]
+    if wait is None and blocked.kind == "sleep" and not _surely_acts(job, rank):
+        return "waits"
     if job.before is not None and job.same_stack(rank) is None and _readable(job, rank):
         return "unseen"
     if blocked.on_ranks:
@@ -121,6 +128,8 @@ def is_elsewhere(job: Job, rank: int) -> bool:
         return False
     if blocked.on_others or rank in job.chains.edges or _in_shared(job, rank):
         return False
+    if blocked.kind == "sleep" and not _surely_acts(job, rank):
+        return False
     if one_works(job, rank) or may_work(job, rank) or is_unclear(job, rank):
         return False
     if blocked.kind == "device" or (blocked.guessed and not _in_own_lock(job, rank)):
@@ -130,6 +139,18 @@ def is_elsewhere(job: Job, rank: int) -> bool:
     if blocked.kind == "unknown":
         return _in_own_lock(job, rank)
     return blocked.on_no_rank or blocked.kind in ("io", "library", "wait")
+
+
+def _surely_acts(job: Job, rank: int) -> bool:
+    """The thread that stands for it is no other one that happens to be in user code, as one that
+    looks around each few seconds."""
+    thread, threads = job.blocked[rank].thread, job.now.states[rank].threads
+    if thread is None or thread.main or thread.beats or root(thread) in job.roots:
+        return True
+    main = main_thread(threads)
+    if main is None or blocked_on(threads, main).call in JOINS:
+        return True
+    return thread in follow(main, by_id(threads))
 
 
 def _in_shared(job: Job, rank: int) -> bool:
