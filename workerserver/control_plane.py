@@ -29,12 +29,16 @@ if TYPE_CHECKING or not FREE_THREADED:
 else:
     from workerserver.process.free_threaded.stand_ins import WorkerServer, running_server, serving
 
+if TYPE_CHECKING:
+    from workerserver.native.watchdog import AskedFor
+
 __all__ = [
     "TORCH_WORKER_SERVER_SOCKET",
     "WORKERSERVER_BLACKBOX",
     "WORKERSERVER_COLLECTOR",
     "WORKERSERVER_STRICT",
     "WORKERSERVER_TCP",
+    "WORKERSERVER_WATCHDOG",
     "expand_placeholders",
     "install",
     "serve_from_environment",
@@ -52,6 +56,7 @@ WORKERSERVER_TCP = "WORKERSERVER_TCP"
 WORKERSERVER_BLACKBOX = "WORKERSERVER_BLACKBOX"
 WORKERSERVER_COLLECTOR = "WORKERSERVER_COLLECTOR"
 WORKERSERVER_STRICT = "WORKERSERVER_STRICT"
+WORKERSERVER_WATCHDOG = "WORKERSERVER_WATCHDOG"
 
 #: The greeting of rank 0 waits so long to hear whether the job is found by its record.
 GREETING_SECONDS = 0.25
@@ -122,6 +127,8 @@ def serve_from_environment(
     tcp: str | None = None,
     blackbox: str | None = None,
     keep: int | None = None,
+    watchdog: bool | None = None,
+    stall: float | None = None,
 ) -> Iterator[list[WorkerServer]]:
     """Serve on *socket* (a path that may hold placeholders) and on *tcp* (``host:port``) while
     the block runs.
@@ -131,7 +138,9 @@ def serve_from_environment(
     WORKERSERVER_COLLECTOR (``host:port``) the worker of LOCAL_RANK 0 starts its host's collector.
 
     With *blackbox*, or WORKERSERVER_BLACKBOX, the process keeps a black box from now until it ends,
-    and copies of the last *keep* runs are in that folder (docs/blackbox.md).
+    and copies of the last *keep* runs are in that folder (docs/blackbox.md). Then the job has a
+    watchdog, too, unless *watchdog*, or WORKERSERVER_WATCHDOG, says otherwise (docs/watchdog.md);
+    *stall*: as WORKERSERVER_STALL. Then it serves in the run folder, if it serves nowhere else.
 
     The block runs in any case. What keeps a server from starting is a warning of one line; with
     WORKERSERVER_STRICT=1 it raises what WorkerServer and expand_placeholders raise, before the
@@ -144,10 +153,16 @@ def serve_from_environment(
     blackbox = blackbox or os.environ.get(WORKERSERVER_BLACKBOX) or None
     if blackbox is not None and FREE_THREADED:
         logger.warning("this worker runs without a black box: %s", WHY_NOT)
-    elif blackbox is not None:
+        blackbox = None
+    watch = _asked_for_watchdog(blackbox is not None, watchdog, stall, tcp is not None)
+    if blackbox is not None:
         from workerserver.native.black_box import KEEP, keep_black_box
 
-        keep_black_box(os.fspath(blackbox), KEEP if keep is None else keep)
+        settings = None if watch is None else watch.settings
+        keep_black_box(os.fspath(blackbox), KEEP if keep is None else keep, settings)
+    quiet = watch is not None and socket is None and tcp is None
+    if watch is not None and socket is None:
+        socket = _watched_socket()
     why_not = WHY_NOT if FREE_THREADED else why_no_real_threads()
     with contextlib.ExitStack() as stack:
         servers: list[WorkerServer] = []
@@ -158,14 +173,35 @@ def serve_from_environment(
         else:
             try:
                 with contextlib.ExitStack() as started:
-                    servers = _serve(socket, tcp, started)
+                    servers = _serve(socket, tcp, started, quiet)
                     stack.push(started.pop_all())
             except Exception as error:
                 if os.environ.get(WORKERSERVER_STRICT) == "1":
                     raise
                 servers = []
                 logger.warning("this worker runs without a server: %s", _reason(error))
+        if watch is not None and blackbox is None and running_server() is not None:
+            watch.start_alone()
         yield servers
+
+
+def _asked_for_watchdog(
+    has_box: bool, asked: bool | None, stall: float | None, on_tcp: bool
+) -> AskedFor | None:
+    if FREE_THREADED or not (has_box or asked or os.environ.get(WORKERSERVER_WATCHDOG)):
+        return None  # most jobs: nothing is imported
+    from workerserver.native.watchdog import asked_for
+
+    return asked_for(has_box, asked, stall, on_tcp)
+
+
+def _watched_socket() -> str | None:
+    """Where a worker serves that has to be reached on its host, and was given no socket."""
+    try:
+        return None if running_server() is not None else default_socket()
+    except OSError as error:
+        logger.warning("the watchdog can't ask this worker: %s", error)
+        return None
 
 
 def _reason(error: Exception) -> str:
@@ -177,8 +213,11 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def _serve(socket: str | None, tcp: str | None, stack: contextlib.ExitStack) -> list[WorkerServer]:
-    """The servers that were started; *stack* ends them."""
+def _serve(
+    socket: str | None, tcp: str | None, stack: contextlib.ExitStack, quiet: bool
+) -> list[WorkerServer]:
+    """The servers that were started; *stack* ends them. *quiet*: nobody asked for a server, so
+    nobody is greeted."""
     servers: list[WorkerServer] = []
     path = None if socket is None else expand_placeholders(socket)
     # Under "workerserver run" the address is served already when the script's own worker_main()
@@ -207,7 +246,7 @@ def _serve(socket: str | None, tcp: str | None, stack: contextlib.ExitStack) -> 
 
             stack.enter_context(started(host, port, socket, path))
     if servers:
-        _welcome(servers, path)
+        _welcome(servers, path, quiet)
     return servers
 
 
@@ -231,14 +270,15 @@ def _unix_server(template: str, path: str) -> WorkerServer:
     return WorkerServer(os.path.join(os.path.dirname(path), name))
 
 
-def _welcome(servers: list[WorkerServer], path: str | None) -> None:
+def _welcome(servers: list[WorkerServer], path: str | None, quiet: bool) -> None:
     """One line on rank 0's stderr: where the job serves, and how to ask it. And what ended jobs of
     this user have left in the run folder goes."""
     me = presence.told()
     if me is None:
         return
     # Not rank 0, or a sibling was first.
-    if not me.rank and (me.rank is not None or path is None or servers[0].address in (path, "")):
+    first = me.rank is not None or path is None or servers[0].address in (path, "")
+    if first and not me.rank and not quiet:
         _greet(servers)
     if not me.local_rank:
         servers[0].in_background(lambda: _sweep(me))
@@ -288,6 +328,8 @@ def start_at(
     tcp: str | None = None,
     blackbox: str | None = None,
     keep: int | None = None,
+    watchdog: bool | None = None,
+    stall: float | None = None,
 ) -> list[WorkerServer]:
     """As ``start()``, at the given places, as in ``serve_from_environment``.
 
@@ -304,7 +346,7 @@ def start_at(
             logger.warning("this worker runs without a server: %s", error)
             return []
     stack = contextlib.ExitStack()
-    serving = serve_from_environment(socket, tcp, blackbox, keep)
+    serving = serve_from_environment(socket, tcp, blackbox, keep, watchdog, stall)
     servers = stack.enter_context(serving)
     owner = os.getpid()
 
@@ -355,10 +397,17 @@ class worker_main:
     Serves as the environment says (see ``serve_from_environment``), and applies torch's
     ``record``, so that a failure lands in the file that torchrun names in
     ``TORCHELASTIC_ERROR_FILE``. *blackbox*: a folder, as WORKERSERVER_BLACKBOX.
+    *watchdog*: as WORKERSERVER_WATCHDOG.
     """
 
-    def __init__(self, *, blackbox: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        blackbox: str | os.PathLike[str] | None = None,
+        watchdog: bool | None = None,
+    ) -> None:
         self._blackbox = None if blackbox is None else os.fspath(blackbox)
+        self._watchdog = watchdog
         self._serving: list[contextlib.AbstractContextManager[Any]] = []  # the innermost last
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R | None]:
@@ -366,7 +415,7 @@ class worker_main:
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R | None:
             @functools.wraps(function)
             def serve(*args: P.args, **kwargs: P.kwargs) -> R:
-                with serve_from_environment(blackbox=self._blackbox):
+                with self._served():
                     return function(*args, **kwargs)
 
             record = _torch_record()
@@ -379,9 +428,12 @@ class worker_main:
 
     def __enter__(self) -> None:
         with _recorded():
-            serving = serve_from_environment(blackbox=self._blackbox)
+            serving = self._served()
             serving.__enter__()
             self._serving.append(serving)
+
+    def _served(self) -> contextlib.AbstractContextManager[list[WorkerServer]]:
+        return serve_from_environment(blackbox=self._blackbox, watchdog=self._watchdog)
 
     def __exit__(
         self,

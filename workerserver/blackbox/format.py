@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 __all__ = [
+    "HEADER_BYTES",
     "LANES",
     "LEAST_BYTES",
     "MAX_BYTES",
@@ -22,6 +23,7 @@ __all__ = [
     "Lane",
     "LaneName",
     "Record",
+    "header",
     "parse",
     "record_bytes",
 ]
@@ -87,9 +89,9 @@ class Contents:
         return found[-1] if found else None
 
 
-def parse(data: bytes) -> Contents:
+def parse(data: bytes | bytearray) -> Contents:
     """The records of a box. BoxError if *data* has no header of a box of this version."""
-    contents = _header(data)
+    contents = header(data)
     contents.short = max(0, contents.size - len(data))
     for number, name in enumerate(LANES):
         lane = contents.lanes[name]
@@ -104,7 +106,8 @@ def parse(data: bytes) -> Contents:
     return contents
 
 
-def _header(data: bytes) -> Contents:
+def header(data: bytes | bytearray) -> Contents:
+    """What the header tells, without records. BoxError as parse()."""
     if len(data) < HEADER_BYTES:
         raise BoxError(f"too short for a black box: {len(data)} bytes")
     magic, version, count, size, pid = _HEAD.unpack_from(data)
@@ -136,7 +139,7 @@ def _header(data: bytes) -> Contents:
 _NOTHING = Record(0, 0, 0, b"")
 
 
-def _record(data: bytes, lane: Lane, number: int, slot: int) -> Record | None:
+def _record(data: bytes | bytearray, lane: Lane, number: int, slot: int) -> Record | None:
     """The record in a slot, _NOTHING if none was written there; None if it can't be right."""
     at = lane.offset + slot * lane.slot_bytes
     if at + SLOT_BYTES > len(data):
@@ -155,7 +158,7 @@ def _record(data: bytes, lane: Lane, number: int, slot: int) -> Record | None:
         or zlib.crc32(payload, zlib.crc32(data[at + _FROM : at + _TO])) != checksum
     ):
         return None
-    return Record(sequence, wall, monotonic, payload)
+    return Record(sequence, wall, monotonic, bytes(payload))
 
 
 def record_bytes(lane: LaneName, record: Record) -> bytes:

@@ -1,10 +1,10 @@
 """The keeper: one small process for the ranks of one job on one host, which copies their black
-boxes to the folder that the user named.
+boxes to the folder that the user named, and which is the job's watchdog on this host (watchdog/).
 
-A rank starts it (keeping.py). It is detached, has no descriptor of training's, and ends after the
-last rank. The folder may be on a network file system that blocks: then only the keeper waits. Each
-time a rank ends, its box is copied at once; meanwhile every COPY_SECONDS. A box leaves the tmpfs
-when its rank has ended and its last copy is whole.
+A rank starts it (keeping.py). It is detached, has no descriptor of training's but stderr, which
+only the watchdog has, and ends after the last rank. The folder may be on a network file system that
+blocks: then only the keeper waits. Each time a rank ends, its box is copied at once; meanwhile
+every COPY_SECONDS. A box leaves the tmpfs when its rank has ended and its last copy is whole.
 
 Run as ``python -m workerserver.blackbox.keeper``.
 """
@@ -28,14 +28,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workerserver.blackbox.format import BoxError, Record, parse, record_bytes
-from workerserver.blackbox.place import READY, RUN
+from workerserver.blackbox.place import BOX, LEFT, READY, RUN, SUFFIX
 from workerserver.blackbox.read import Box, decode, read_bytes
+from workerserver.blackbox.watchdog.incident import Settings
+from workerserver.blackbox.watchdog.watch import Watch
 from workerserver.job.proc import lives
 
 __all__ = ["main"]
 
 NICE = 10
 LOOK_SECONDS = 1.0
+ALIVE_SECONDS = 0.5
+#: The job's stderr is closed so long after the last rank, whatever blocks.
+STDERR_SECONDS = 2.0
 COPY_SECONDS = 10.0
 #: Who is killed for want of memory is counted at once, but ends only when its memory is given back.
 DYING_SECONDS = 10.0
@@ -49,7 +54,6 @@ BLOCKED_SECONDS = 60.0
 OLD_SECONDS = 24 * 3600.0
 PAGE_BYTES = 4096
 
-_BOX = re.compile(r"(\d{1,10})-(\d{1,20})\.box\Z")
 _COPY = re.compile(r"rank(?:\d{1,9}|-unknown)-\d{1,10}\.box(?:\.part)?\Z")
 
 #: ioctl PIDFD_GET_INFO of linux/pidfd.h, for the struct of 64 bytes; Linux 6.15 tells exits.
@@ -68,6 +72,7 @@ class Rank:
     pidfd: int
     copied: float = 0.0
     name: str = ""
+    ends: frozenset[str] = frozenset()
     watched: Mapping[str, str] = field(default_factory=dict)
     seen: int | None = None
     looks: deque[tuple[float, int]] = field(default_factory=deque)
@@ -85,6 +90,8 @@ class Rank:
 
 def main() -> int:
     options = _options()
+    if options.stderr is not None:
+        os.set_inheritable(options.stderr, False)
     if os.fork():  # nobody waits for us
         os._exit(0)
     os.setsid()
@@ -98,7 +105,17 @@ def main() -> int:
     if lock is None:
         _tell(READY)  # another keeper works here
         return 0
-    keeper = Keeper(options.boxes, options.folder, options.keep, options.label)
+    watch = None if options.watch is None else Watch(_settings(options), options.stderr)
+    if options.folder is None:
+        _tell(READY)
+        if watch is not None:
+            watch.start("")
+            watch.await_end()
+        return 0
+    keeper = Keeper(options.boxes, options.folder, options.keep, options.label, watch)
+
+    if watch is not None:
+        watch.start(keeper.run_folder)
 
     def work() -> None:
         try:
@@ -108,35 +125,58 @@ def main() -> int:
         else:
             _tell(READY)
         keeper.run()
+        if watch is not None:
+            watch.finish(keeper.last_end)
         os._exit(0)
 
     threading.Thread(target=work, daemon=True).start()
-    _await_end(options.boxes)
+    _await_end(options.boxes, watch)
     os._exit(0)
 
 
-def _await_end(boxes: str) -> None:
+def _await_end(boxes: str, watch: Watch | None) -> None:
     """Return some time after the last rank has ended: the folder may block the other thread for
     ever. That thread usually ends the process much earlier."""
     left = BLOCKED_SECONDS
     while left > 0:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(ALIVE_SECONDS)
         alive = any(lives(int(match[1]), int(match[2])) for match in _boxes(boxes))
-        left = BLOCKED_SECONDS if alive else left - LOOK_SECONDS
+        left = BLOCKED_SECONDS if alive else left - ALIVE_SECONDS
+        if watch is not None and left <= BLOCKED_SECONDS - STDERR_SECONDS:
+            watch.close_stderr()
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    return Settings(
+        boxes=options.boxes,
+        folder=options.folder or "",
+        label=options.label,
+        agent=options.watch,
+        cwd=options.cwd,
+        stall=options.stall,
+        store=options.store,
+        hosts=options.hosts,
+    )
 
 
 def _boxes(folder: str) -> list[re.Match[str]]:
     with contextlib.suppress(OSError):
-        return [match for name in os.listdir(folder) if (match := _BOX.match(name)) is not None]
+        return [match for name in os.listdir(folder) if (match := BOX.match(name)) is not None]
     return []
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(f"{__package__}.keeper")
     parser.add_argument("--boxes", required=True)
-    parser.add_argument("--folder", required=True)
-    parser.add_argument("--keep", type=int, required=True)
+    parser.add_argument("--folder")
+    parser.add_argument("--keep", type=int, default=1)
     parser.add_argument("--label", required=True)
+    parser.add_argument("--watch")
+    parser.add_argument("--stderr", type=int)
+    parser.add_argument("--cwd", default="/")
+    parser.add_argument("--stall", type=float)
+    parser.add_argument("--hosts", action="store_true")
+    parser.add_argument("--store", default="")
     return parser.parse_args()
 
 
@@ -169,22 +209,30 @@ def _tell(line: bytes) -> None:
 
 class Keeper:
     """*boxes*: the folder on the tmpfs. *folder*: where the copies go, each run in a folder of its
-    own below it. *keep*: so many runs of this host, with this one, are kept."""
+    own below it. *keep*: so many runs of this host, with this one, are kept. *watch* hears how each
+    rank has ended."""
 
-    def __init__(self, boxes: str, folder: str, keep: int, label: str) -> None:
+    def __init__(
+        self, boxes: str, folder: str, keep: int, label: str, watch: Watch | None = None
+    ) -> None:
         self._boxes = boxes
         self._folder = folder
         self._keep = keep
         self._label = label
-        self._run = ""
+        self._watch = watch
+        began = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        self._run = os.path.join(folder, f"{began}-{label}")
         self._ranks: dict[str, Rank] = {}
+        self.last_end = 0.0
+        """When a rank was last seen to have ended, by the monotonic clock."""
+
+    @property
+    def run_folder(self) -> str:
+        return self._run
 
     def begin(self) -> None:
         """Make the run's folder, copy what is there and delete what is too old. OSError: the folder
         is missing and can't be made, is full, or may not be written."""
-        began = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        # First: where a folder can't be made, nothing may be copied to anywhere else.
-        self._run = os.path.join(self._folder, f"{began}-{self._label}")
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
         os.makedirs(self._run, mode=0o700, exist_ok=True)
         self._look()
@@ -200,6 +248,8 @@ class Keeper:
             self._look()
             ended = self._wait()
             now = time.time()
+            if ended:
+                self.last_end = time.monotonic()
             left = _statuses(ended)
             for rank in ended:
                 self._end(rank, left.get(rank.pid), now)
@@ -245,7 +295,10 @@ class Keeper:
                 os.unlink(rank.path)
         else:  # so that this keeper does not try again
             with contextlib.suppress(OSError):
-                os.rename(rank.path, f"{rank.path}.left")
+                os.rename(rank.path, rank.path.removesuffix(SUFFIX) + LEFT)
+        if self._watch is not None:  # now that the file lies where it stays
+            clean = _is_clean(rank.ends, status)
+            self._watch.ended((rank.pid, rank.ticks), clean=clean, copied=whole)
 
     def _try_copy(self, rank: Rank, known: dict[str, Any]) -> bool:
         try:
@@ -261,6 +314,7 @@ class Keeper:
         data = bytearray(read_bytes(rank.path))
         contents = parse(bytes(data))
         box = decode(contents, rank.path)
+        rank.ends = frozenset(str(moment.value.get("why")) for moment in box.ends)
         if not rank.watched:
             rank.watched = _paths(box)
             rank.seen = _oom_kills(rank.watched)
@@ -296,6 +350,12 @@ class Keeper:
                     if _COPY.match(each):
                         os.unlink(os.path.join(folder, each))
                 os.rmdir(folder)
+
+
+def _is_clean(ends: frozenset[str], status: int | None) -> bool:
+    """Whether a process has ended as a program does that is done. *ends*: the reasons that it gave
+    itself."""
+    return "exit" in ends and not ends & {"signal", "exception"} and not status
 
 
 def _sweep(mine: str) -> None:

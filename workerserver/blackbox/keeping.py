@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from workerserver.blackbox.place import READY
 
-__all__ = ["label_of", "start_keeper"]
+__all__ = ["Watchdog", "label_of", "start_keeper"]
 
 logger = logging.getLogger("workerserver")
 
 #: Variables that would make the keeper a worker.
 NOT_ITS = ("TORCH_WORKER_SERVER_SOCKET", "WORKERSERVER_", "RANK", "LOCAL_RANK", "TORCHELASTIC_")
+#: What a watchdog needs nevertheless: what gives access to the ranks, and whom to tell. Never as an
+#: argument: any user of the machine may read those.
+OF_WATCHDOG = (
+    *("WORKERSERVER_TOKEN", "WORKERSERVER_TLS_"),
+    *("WORKERSERVER_ON_VERDICT", "WORKERSERVER_WEBHOOK"),
+)
 REAP_SECONDS = 0.2
 MAX_LINE_BYTES = 4096
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+
+
+@dataclass(frozen=True, slots=True)
+class Watchdog:
+    """How the keeper watches the job, too. *agent*: who has started the job's workers on this host,
+    ``PID:TICKS``. *stall*: seconds without a step; None: the job's own pace. *hosts*: the job has
+    ranks on other hosts. *store*: their TCPStore, ``host:port``, if the ranks serve on TCP."""
+
+    agent: str
+    stall: float | None = None
+    hosts: bool = False
+    store: str = ""
 
 
 def label_of(job: str, host: str, starter: str) -> str:
@@ -29,23 +50,31 @@ def label_of(job: str, host: str, starter: str) -> str:
 
 
 def start_keeper(
-    loop: asyncio.AbstractEventLoop, boxes: str, folder: str, keep: int, label: str
+    loop: asyncio.AbstractEventLoop,
+    boxes: str,
+    folder: str,
+    keep: int,
+    label: str,
+    watchdog: Watchdog | None = None,
 ) -> None:
     """On the loop's thread, which never waits for it: the folder may block for ever. What the
-    keeper can't do is a warning of one line. OSError if no process can be had."""
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", f"{__package__}.keeper", "--boxes", boxes),
-            *("--folder", os.path.abspath(folder), "--keep", str(keep), "--label", label),
-        ],
-        cwd="/",  # -m looks for modules in the current folder first
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        # At once: a launcher may kill our process group before Python runs in the keeper.
-        start_new_session=True,
-    )
+    keeper can't do is a warning of one line. OSError if no process can be had. *folder*: "" if the
+    keeper is a watchdog alone."""
+    words = [*(sys.executable, "-m", f"{__package__}.keeper", "--boxes", boxes), "--label", label]
+    if folder:
+        words += ["--folder", os.path.abspath(folder), "--keep", str(keep)]
+    with _stderr(watchdog is not None) as kept:
+        process = subprocess.Popen(
+            words if watchdog is None else [*words, *_options(watchdog, kept)],
+            cwd="/",  # -m looks for modules in the current folder first
+            env=_environment(watchdog is not None),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            pass_fds=kept,
+            # At once: a launcher may kill our process group before Python runs in the keeper.
+            start_new_session=True,
+        )
     assert process.stdout is not None
     pipe = process.stdout
     os.set_blocking(pipe.fileno(), False)
@@ -61,14 +90,46 @@ def start_keeper(
         if line == READY:
             return
         reason = (line or b"it did not start").decode("utf-8", "replace").strip()
-        logger.warning("black boxes are not copied to %s: %s", folder, reason)
+        if folder:
+            logger.warning("black boxes are not copied to %s: %s", folder, reason)
+        else:
+            logger.warning("this job has no watchdog: %s", reason)
 
     loop.add_reader(pipe.fileno(), read)
     loop.call_later(REAP_SECONDS, reap)
 
 
-def _environment() -> dict[str, str]:
-    environment = {name: text for name, text in os.environ.items() if not name.startswith(NOT_ITS)}
+@contextlib.contextmanager
+def _stderr(wanted: bool) -> Iterator[Sequence[int]]:
+    """A descriptor of this process's stderr for the keeper. It is not the keeper's own stderr:
+    whatever else the keeper or Python in it may say does not belong into the job's log."""
+    kept = []
+    if wanted:
+        with contextlib.suppress(OSError):  # there is no stderr
+            kept.append(os.dup(2))
+    try:
+        yield kept
+    finally:
+        for descriptor in kept:
+            os.close(descriptor)
+
+
+def _options(watchdog: Watchdog, kept: Sequence[int]) -> list[str]:
+    words = ["--watch", watchdog.agent]
+    with contextlib.suppress(OSError):  # the folder is gone
+        words += ["--cwd", os.getcwd()]
+    words += ["--stderr", str(kept[0])] if kept else []
+    words += ["--stall", repr(watchdog.stall)] if watchdog.stall is not None else []
+    words += ["--hosts"] if watchdog.hosts else []
+    return words + (["--store", watchdog.store] if watchdog.store else [])
+
+
+def _environment(watches: bool) -> dict[str, str]:
+    environment = {
+        name: text
+        for name, text in os.environ.items()
+        if not name.startswith(NOT_ITS) or (watches and name.startswith(OF_WATCHDOG))
+    }
     path = environment.get("PYTHONPATH", "")
     if path:
         parts = (os.path.abspath(part) for part in path.split(os.pathsep) if part)

@@ -14,9 +14,24 @@ import tempfile
 from workerserver.blackbox.format import LEAST_BYTES, MAX_BYTES
 from workerserver.process.run_folder import make_run_folder
 
-__all__ = ["READY", "RUN", "SUFFIX", "NoPlace", "create", "folder_of", "places", "size_for"]
+__all__ = [
+    "BOX",
+    "LEFT",
+    "READY",
+    "RUN",
+    "SUFFIX",
+    "NoPlace",
+    "create",
+    "folder_of",
+    "places",
+    "size_for",
+]
 
 SUFFIX = ".box"
+#: A box on the tmpfs that its keeper could not copy.
+LEFT = f"{SUFFIX}.left"
+#: A box on the tmpfs: the pid, and when the process began, in ticks.
+BOX = re.compile(r"(\d{1,10})-(\d{1,20})\.box\Z")
 #: A folder of one run on one host: when its keeper began, the job, the host, who started it.
 RUN = re.compile(r"(\d{8}T\d{6})-(.{1,64})@(.{1,64})-(\d{1,20})\Z")
 #: What the keeper writes to who started it, once it has copied a box.

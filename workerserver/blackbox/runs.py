@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from workerserver.blackbox.format import BoxError
-from workerserver.blackbox.place import RUN, SUFFIX
+from workerserver.blackbox.place import LEFT, RUN, SUFFIX
 from workerserver.blackbox.read import Box, read_box
 
 __all__ = ["Problem", "Run", "holds_boxes", "runs_in"]
@@ -21,8 +21,6 @@ __all__ = ["Problem", "Run", "holds_boxes", "runs_in"]
 MAX_BOXES = 1 << 16
 #: When a process began is known to a second: so is when its machine started.
 BEGAN_SECONDS = 1.0
-#: A box on the tmpfs that its keeper could not copy.
-LEFT = f"{SUFFIX}.left"
 _RANK = re.compile(r"rank(?:(\d{1,9})|-unknown)-\d{1,10}\.box\Z")
 
 

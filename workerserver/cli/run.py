@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from workerserver.cli.errors import UsageError
 from workerserver.cli.parser import CommandParser
 from workerserver.cli.program import LoadError, Module, Program, Script, execute, hide_our_frames
+from workerserver.cli.text import positive_seconds
 from workerserver.job.identity import name_program
 
 __all__ = ["main"]
+
+#: Options that the next word belongs to.
+WITH_VALUE = ("--socket", "--tcp", "--blackbox", "--keep", "--stall")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,7 +35,14 @@ def main(argv: Sequence[str]) -> int:
     from workerserver.control_plane import start_at
 
     try:
-        start_at(options.socket, options.tcp, options.blackbox, options.keep)
+        start_at(
+            options.socket,
+            options.tcp,
+            options.blackbox,
+            options.keep,
+            options.watchdog or None,
+            options.stall,
+        )
     except (OSError, RuntimeError, ValueError) as error:  # with WORKERSERVER_STRICT=1
         reason = f": {error.__cause__}" if error.__cause__ is not None else ""
         raise UsageError(f"can't serve: {error}{reason}") from None
@@ -46,7 +57,7 @@ def make_parser() -> CommandParser:
     parser = CommandParser(
         "run",
         usage="%(prog)s [--socket TEMPLATE] [--tcp HOST:PORT] [--blackbox DIR] [--keep N] "
-        "(script.py | -m module) [ARGS...]",
+        "[--watchdog] [--stall S] (script.py | -m module) [ARGS...]",
         description="Run a program with a worker server inside its process.",
         epilog="Without --socket and --tcp, the server listens where TORCH_WORKER_SERVER_SOCKET "
         "and WORKERSERVER_TCP say. If neither variable is set, the server listens on a socket in a "
@@ -88,6 +99,19 @@ def make_parser() -> CommandParser:
         help="in DIR, keep the black boxes of the last N runs of each host (10)",
     )
     parser.add_argument(
+        "--watchdog",
+        action="store_true",
+        help="watch the job, and write a verdict on stderr when it hangs or a rank is gone "
+        "(docs/watchdog.md); --blackbox does that, too, unless WORKERSERVER_WATCHDOG is 0",
+    )
+    parser.add_argument(
+        "--stall",
+        type=positive_seconds,
+        metavar="S",
+        help="seconds without a step after which the watchdog looks (default: the job's own pace, "
+        "at least 60)",
+    )
+    parser.add_argument(
         "-m", dest="module", metavar="module", help="run a module, as python -m does"
     )
     return parser
@@ -105,7 +129,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, Program]:
         if option == "--":
             end += 1
             break
-        end += 2 if option in ("--socket", "--tcp", "--blackbox", "--keep") else 1
+        end += 2 if option in WITH_VALUE else 1
     options = parser.parse_args([word for word in argv[:end] if word != "--"])
     rest = argv[end:]
     if options.module is not None:

@@ -11,15 +11,17 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
 
 from workerserver.blackbox import place
 from workerserver.blackbox.ends import watch_end
 from workerserver.blackbox.identity import cgroup_files, identity_bytes
-from workerserver.blackbox.keeping import label_of, start_keeper
+from workerserver.blackbox.keeping import Watchdog, label_of, start_keeper
 from workerserver.job import presence
 from workerserver.job.identity import Identity, own
 from workerserver.job.proc import stat_of
 from workerserver.native.standstill import Standstill
+from workerserver.native.watchdog import starter_of
 from workerserver.process.environment import seconds
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.threads import why_no_real_threads
@@ -46,27 +48,33 @@ _lock = threading.RLock()
 _asked = False
 
 
-def keep_black_box(folder: str, keep: int = KEEP) -> None:
-    """Keep a black box from now on, and copy it to *folder*. Only the first call does anything."""
+def keep_black_box(
+    folder: str, keep: int = KEEP, watchdog: Callable[[Identity], Watchdog] | None = None
+) -> None:
+    """Keep a black box from now on, and copy it to *folder*. With *watchdog*, who copies it watches
+    the job, too. Only the first call does anything."""
     global _asked
     with _lock:
         if _asked:
             return
         _asked = True
         try:
-            _Own(folder, keep)
+            _Own(folder, keep, watchdog)
         except Exception as error:
             text = " ".join(str(error).split()) or type(error).__name__
             logger.warning("this worker keeps no black box: %s", text)
 
 
 class _Own:
-    def __init__(self, folder: str, keep: int) -> None:
+    def __init__(
+        self, folder: str, keep: int, watchdog: Callable[[Identity], Watchdog] | None
+    ) -> None:
         why_not = why_no_real_threads()
         if sys.platform != "linux" or why_not is not None:
             raise RuntimeError(why_not or "black boxes need Linux")
         self._interval = max(seconds(INTERVAL, INTERVAL_SECONDS), 0.05)
         self._pid = os.getpid()
+        self._watchdog = watchdog
         self._thread = LoopThread.acquire()
         try:
             self._thread.run(self._begin(folder, max(keep, 1)), START_SECONDS)
@@ -85,7 +93,7 @@ class _Own:
         """On the loop's thread."""
         self._hub = hub_of(self._thread)
         identity = own()
-        starter = identity.agent or f"{self._pid}:0"
+        starter = starter_of(identity)
         boxes = self._open(identity, starter)
         self._watched = cgroup_files()
         for name, path in self._watched.items():
@@ -97,7 +105,8 @@ class _Own:
         if not identity.local_rank:
             label = label_of(identity.job, identity.host or "", starter)
             try:
-                start_keeper(self._thread.loop, boxes, folder, keep, label)
+                watchdog = None if self._watchdog is None else self._watchdog(identity)
+                start_keeper(self._thread.loop, boxes, folder, keep, label, watchdog)
             except OSError as error:
                 logger.warning(
                     "black boxes are not copied to %s: %s", folder, error.strerror or error

@@ -10,7 +10,7 @@ from support.waiting import wait_until
 from workerserver.blackbox.format import BoxError
 from workerserver.blackbox.read import Box, read_box
 
-__all__ = ["await_box", "await_no_keeper", "boxes_in", "keepers_of", "left_on_tmpfs"]
+__all__ = ["await_box", "await_no_keeper", "boxes_in", "commands", "keepers_of", "left_on_tmpfs"]
 
 
 def boxes_in(folder: Path) -> list[Box]:
@@ -43,7 +43,7 @@ def await_box(folder: Path, pid: int, *, ended: bool = True) -> Box:
 
 def keepers_of(folder: Path) -> list[int]:
     """The pids of the keepers that copy to *folder*."""
-    return [pid for pid, words in _commands() if str(folder) in words and _KEEPER in words]
+    return [pid for pid, words in commands() if str(folder) in words and _KEEPER in words]
 
 
 def await_no_keeper(folder: Path) -> None:
@@ -54,7 +54,7 @@ def await_no_keeper(folder: Path) -> None:
 _KEEPER = "workerserver.blackbox.keeper"
 
 
-def _commands() -> Iterator[tuple[int, list[str]]]:
+def commands() -> Iterator[tuple[int, list[str]]]:
     for name in filter(str.isdecimal, os.listdir("/proc")):
         try:
             words = Path(f"/proc/{name}/cmdline").read_bytes().decode(errors="replace")
