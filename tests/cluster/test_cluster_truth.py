@@ -226,7 +226,9 @@ def test_a_trainer_waits_for_its_sampler() -> None:
     looks = [Round([*states, each], NOW - 10.0 * (1 - n)) for n, each in enumerate(busy)]
     verdict = diagnose(looks, 4)  # it goes on: so rank 1 has nothing to answer for
     assert (verdict.status, verdict.suspects) == (2, ())
-    assert reasons(diagnose(twice(*states), 3)) == [(1, "p2p")]  # there is nobody else
+    # Without rank 3, rank 1 may wait for rank 2 or for rank 0: nothing tells.
+    verdict = diagnose(twice(*states), 3)
+    assert (verdict.status, verdict.suspects) == (2, ())
 
 
 # --- the thread that acts

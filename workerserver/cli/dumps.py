@@ -18,7 +18,7 @@ from workerserver.cluster.ask.rounds import Round
 from workerserver.cluster.find.jobs import JobView
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.flight import Group
-from workerserver.cluster.judge.grounds.same_moment import Seqs, apart, are_dated, given_up
+from workerserver.cluster.judge.grounds.same_moment import Apart, Seqs, apart, are_dated, given_up
 from workerserver.cluster.judge.sentences import at
 from workerserver.cluster.judge.verdict import Suspect, Verdict
 from workerserver.cluster.model import Frame
@@ -83,7 +83,7 @@ def read_all(options: argparse.Namespace, paths: Sequence[str]) -> Dumps:
     records = {dump.rank: read(dump.trace, None, shared) for dump in dumps}
     strange = apart(records, {dump.rank: dump.time for dump in dumps})
     unread += [
-        Unread(dump.path, dump.rank, f"not counted: {strange[dump.rank]}")
+        Unread(dump.path, dump.rank, f"not counted: {_why(strange[dump.rank])}")
         for dump in dumps
         if dump.rank in strange
     ]
@@ -101,6 +101,19 @@ def read_all(options: argparse.Namespace, paths: Sequence[str]) -> Dumps:
     view.elsewhere = frozenset(range(size)) - ranks
     view.notes = [*_written(counted, dated=dated), *(_failed(failed) if dated else ())]
     return Dumps(view, counted, unread)
+
+
+def _why(apart: Apart) -> str:
+    operation = apart.operation or "its operations"
+    if apart.kind == "run":
+        return (
+            f"it issued {operation} {apart.seconds:.0f} s apart from rank {apart.other}: "
+            "it is of another run, or its clock is wrong"
+        )
+    what = f"{operation} of {apart.group}, which it has not issued"
+    if apart.kind == "ended":
+        return f"it is of an earlier moment, or of another run: rank {apart.other} has ended {what}"
+    return f"it was written {apart.seconds:.0f} s before rank {apart.other} issued {what}"
 
 
 def _written(dumps: Sequence[Dump], *, dated: bool) -> Iterator[str]:

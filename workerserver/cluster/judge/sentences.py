@@ -551,7 +551,7 @@ ENDED: Mapping[bool | None, str] = {
 #: What ranks don't tell.
 UNSEEN: Mapping[str, str] = {
     "elsewhere": "nobody looked for them here: name their hosts too (--store, --hosts, ...)",
-    "no dump": "no dump that counts: it may lie on another host",
+    "undumped": "no dump that counts: it may lie on another host",
     "inferred": "the rank is inferred: the worker does not tell it",
     "stock": "torch's own server: no heartbeat, no holder of the GIL, nothing of the kernel",
     "handlers": "this torch has no handler for flight recorders (torch has one from 2.10 on)",

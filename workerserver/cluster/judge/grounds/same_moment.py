@@ -8,6 +8,8 @@ time of the copying, so what the recorders themselves hold is compared, too.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from workerserver.cluster.judge.flight import TOGETHER
 from workerserver.cluster.read.recorder import (
@@ -18,7 +20,7 @@ from workerserver.cluster.read.recorder import (
     RankRecord,
 )
 
-__all__ = ["Seqs", "apart", "are_dated", "given_up"]
+__all__ = ["Apart", "Seqs", "apart", "are_dated", "given_up"]
 
 #: One operation is issued by all ranks of a run within this time.
 RUN_SECONDS = 3600.0
@@ -33,18 +35,34 @@ Seqs = dict[tuple[int, Key], frozenset[int]]
 """By rank and group: sequence numbers."""
 
 
-def apart(records: Mapping[int, RankRecord], times: Mapping[int, float]) -> dict[int, str]:
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Why a dump can't be compared with that of rank *other*.
+
+    ``run``: both have issued *operation* (None: their operations), *seconds* apart. ``ended``: the
+    other rank has ended *operation* of *group*, which this rank has not issued. ``early``: the dump
+    was written *seconds* before the other rank issued it.
+    """
+
+    kind: Literal["run", "ended", "early"]
+    other: int
+    operation: str | None
+    seconds: float = 0.0
+    group: str = ""
+
+
+def apart(records: Mapping[int, RankRecord], times: Mapping[int, float]) -> dict[int, Apart]:
     """Ranks whose dump can't be compared with the others', and why. *times*: when each dump was
     written, in seconds since the epoch."""
-    found: dict[int, str] = {}
+    found: dict[int, Apart] = {}
     for key, members in sorted(_by_key(records).items()):
-        for rank, text in _of_other_runs(members, times).items():
-            found.setdefault(rank, text)
+        for rank, why in _of_other_runs(members, times).items():
+            found.setdefault(rank, why)
         members = {rank: group for rank, group in members.items() if rank not in found}
         for rank, group in members.items():
             early = _too_early(rank, group, members, times)
             if early is not None:
-                found.setdefault(rank, f"{early} of {key.label}, which it has not issued")
+                found.setdefault(rank, replace(early, group=key.label))
     return found
 
 
@@ -108,7 +126,7 @@ def _may_fail(operation: Operation) -> bool:
 
 def _of_other_runs(
     members: Mapping[int, GroupRecord], times: Mapping[int, float]
-) -> dict[int, str]:
+) -> dict[int, Apart]:
     """By when the ranks issued the newest operation that each two of them have. The run of most
     ranks counts; of equally many, the one that issued it last."""
     by_run: list[list[int]] = []
@@ -128,10 +146,11 @@ def _of_other_runs(
 
     main = max(by_run, key=lambda run: (len(run), newest(run)))
     return {
-        rank: (
-            f"it issued {_common_name(members[rank], members[main[0]])} "
-            f"{_seconds_apart(members[rank], members[main[0]]):.0f} s apart from rank {main[0]}: "
-            "it is of another run, or its clock is wrong"
+        rank: Apart(
+            "run",
+            main[0],
+            _common_name(members[rank], members[main[0]]),
+            _seconds_apart(members[rank], members[main[0]]),
         )
         for run in by_run
         if run is not main
@@ -143,9 +162,9 @@ def _common(one: GroupRecord, other: GroupRecord) -> int | None:
     return max(one.collectives.keys() & other.collectives.keys(), default=None)
 
 
-def _common_name(one: GroupRecord, other: GroupRecord) -> str:
+def _common_name(one: GroupRecord, other: GroupRecord) -> str | None:
     seq = _common(one, other)
-    return "its operations" if seq is None else one.collectives[seq][-1].name
+    return None if seq is None else one.collectives[seq][-1].name
 
 
 def _seconds_apart(one: GroupRecord, other: GroupRecord) -> float:
@@ -169,7 +188,7 @@ def _too_early(
     group: GroupRecord,
     members: Mapping[int, GroupRecord],
     times: Mapping[int, float],
-) -> str | None:
+) -> Apart | None:
     """Why it tells nothing of operations that others have issued and *rank* has not."""
     last, written = max(group.collectives), times[rank]
     for other, its in members.items():
@@ -180,13 +199,11 @@ def _too_early(
             ends = _times_out(its.collectives[min(seq for seq in its.collectives if seq > last)][0])
             timed_out = ends is not None and written >= ends - CLOCK_SECONDS
             if not (timed_out and _may_fail(ended) and ended.seq <= last + MAX_GIVEN_UP):
-                what = "it is of an earlier moment, or of another run"
-                return f"{what}: rank {other} has ended {ended.name}"
+                return Apart("ended", other, ended.name)
             first = first or ended
         began = _created(first)
         if first is None or first.seq <= last or began is None:
             continue
         if written < began - CLOCK_SECONDS:
-            early = began - written
-            return f"it was written {early:.0f} s before rank {other} issued {first.name}"
+            return Apart("early", other, first.name, began - written)
     return None

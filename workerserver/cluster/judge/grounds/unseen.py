@@ -21,7 +21,7 @@ def unseen(job: Job, asked: Collection[Part]) -> Iterator[Unseen]:
     elsewhere = [rank for rank in sorted(job.elsewhere) if rank in job.now.gone]
     inferred = [rank for rank, state in states.items() if state.inferred]
     if elsewhere:
-        yield Unseen("no dump" if job.of_dumps else "elsewhere", elsewhere)
+        yield Unseen("undumped" if job.of_dumps else "elsewhere", elsewhere)
     if inferred:
         yield Unseen("inferred", inferred)
     if stock:
