@@ -177,6 +177,7 @@ long: build
 	WORKERSERVER_SOAK_GIL=60 WORKERSERVER_SOAK_RACE=60 $(PY) -m pytest tests/native/test_gil_held.py -s --timeout 7200 -o faulthandler_timeout=0
 	WORKERSERVER_SOAK_HALF_OPEN=10000 $(PY) -m pytest tests/native/test_half_open.py -s --timeout 7200
 	WORKERSERVER_SOAK_RESTARTS=1000 $(PY) -m pytest tests/server/test_restart_cycles.py -s --timeout 7200 -o faulthandler_timeout=0
+	WORKERSERVER_PROFILES=50 $(PY) -m pytest tests/handlers/test_handlers_torch.py -k many_beside
 	WORKERSERVER_HYPOTHESIS=long $(PY) -m pytest tests/parser/test_parser_h11.py --timeout 7200
 
 bench: build

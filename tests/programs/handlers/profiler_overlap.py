@@ -155,7 +155,7 @@ def many_beside_busy_threads() -> list[dict[str, object]]:
     for thread in busy:
         thread.start()
     try:
-        return [ask_and_train(0.005) for _ in range(50)]
+        return [ask_and_train(0.005) for _ in range(int(sys.argv[2]))]
     finally:
         stop.set()
         for thread in busy:
