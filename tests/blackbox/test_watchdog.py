@@ -33,6 +33,7 @@ def test_a_stall_and_its_end(tmp_path: Path) -> None:
             wait_until(lambda: list(job.boxes.glob("verdict-*.html")), SECONDS)
             (page,) = job.boxes.glob("verdict-*.html")
             assert "wait_for_disk" in page.read_text()
+            assert all(each.stat().st_mode & 0o777 == 0o600 for each in job.boxes.glob("verdict-*"))
         after = job.await_lines(2)[1]
         assert after.startswith("the job goes on, at step ")
         wait_until(lambda: job.verdicts()[0]["recovered"] is not None, SECONDS)

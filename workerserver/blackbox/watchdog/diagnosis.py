@@ -75,6 +75,7 @@ def bounded(
     *,
     cwd: str = "/",
     more: Mapping[str, str] | None = None,
+    umask: int = -1,
 ) -> bytes:
     """What *command* writes, which gets *given* on its stdin; a text is a shell's command. After
     *seconds* it is killed, with all that it has started and that did not leave its group."""
@@ -88,6 +89,7 @@ def bounded(
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            umask=umask,
         )
         try:
             return process.communicate(given, seconds)[0]

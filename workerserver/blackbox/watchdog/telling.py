@@ -138,7 +138,8 @@ class Teller:
         with contextlib.suppress(OSError):
             _write(path, document)
         if targets:  # a page is of a look of its own, a moment later
-            bounded(report_words(f"{path.removesuffix('.json')}.html", targets), b"", PAGE_SECONDS)
+            words = report_words(f"{path.removesuffix('.json')}.html", targets)
+            bounded(words, b"", PAGE_SECONDS, umask=0o077)  # as private as the rest of the folder
         with contextlib.suppress(OSError):
             found = sorted(name for name in os.listdir(self._folder) if _NAME.match(name))
             for name in found[: -2 * KEEP]:
