@@ -36,7 +36,9 @@ BY_ITSELF: dict[str, dict[str, Any]] = {
 
 
 def outcome(way: str, *arguments: str, **more: str) -> tuple[int, int, str]:
-    """The pid, the exit status and stderr of a rank that ends in that *way*."""
+    """The pid, the exit status and stderr of a rank that ends in that *way*. Without a watchdog,
+    whose line stands in stderr too."""
+    more = {"WORKERSERVER_WATCHDOG": "0", **more}
     with talking("blackbox/ending_rank.py", way, *arguments, **more) as rank:
         pid = int(rank.hear())
         rank.say("end")
@@ -210,7 +212,8 @@ def talker_ends(rank: Talker) -> None:
 
 def test_a_keeper_of_its_own_ends_with_the_last_rank(tmp_path: Path) -> None:
     """It holds nothing of training's, and no stream that a pipe waits for."""
-    with talking("blackbox/ending_rank.py", "return", str(tmp_path)) as rank:
+    alone = {"WORKERSERVER_WATCHDOG": "0"}
+    with talking("blackbox/ending_rank.py", "return", str(tmp_path), **alone) as rank:
         pid = int(rank.hear())
         wait_until(lambda: keepers_of(tmp_path))
         await_box(tmp_path, pid, ended=False)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,8 +135,18 @@ def test_shares_are_those_that_the_program_measured() -> None:
     assert sum(each[0] for each in found.values()) > 0  # it computes
 
 
+def rests(thread: threading.Thread) -> bool:
+    """It has not run for a while: it does not stand in the line before its wait any more, for which
+    it may have waited for the GIL or for a processor."""
+    path = Path(f"/proc/self/task/{thread.native_id}/schedstat")
+    runs = path.read_text()
+    time.sleep(0.1)
+    return path.read_text() == runs
+
+
 def test_a_thread_that_waits_is_idle_in_every_sample() -> None:
-    with parked(stand, name="waiter"):
+    with parked(stand, name="waiter") as waiter:
+        wait_until(lambda: rests(waiter))
         counted = Counted(finished(Recording(0.5, 100)))
     assert counted.samples > 0
     ((path, (active, idle)),) = counted.stacks["waiter"].items()
@@ -147,7 +158,8 @@ def test_a_thread_that_waits_is_idle_in_every_sample() -> None:
 
 
 def test_on_processors_only_what_runs_counts() -> None:
-    with Spinner(), parked(stand, name="waiter"):
+    with Spinner(), parked(stand, name="waiter") as waiter:
+        wait_until(lambda: rests(waiter))
         counted = Counted(finished(Recording(0.5, 100, "cpu")))
     assert "waiter" not in counted.stacks
     assert all(idle == 0 for found in counted.stacks.values() for _, idle in found.values())
