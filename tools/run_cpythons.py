@@ -35,8 +35,8 @@ MINORS = tuple(map(int, CLASSIFIER.findall((ROOT / "pyproject.toml").read_text()
 DEBIAN_MINORS = (14, 15)
 #: Tests whose subject is the sources or doesn't depend on the version. `make test` runs them.
 LEFT_OUT = (
-    "benchmarks", "cli", "cluster", "integrations", "job", "launches", "metrics", "simulator",
-    "test_house.py",
+    "benchmarks", "cli", "cluster", "dumps", "integrations", "job", "launches", "metrics",
+    "simulator", "test_house.py",
 )  # fmt: skip
 
 FAILED = "FAILED at the tests"
@@ -172,7 +172,8 @@ def check_in_debian(
 def pytest_command(pytest_args: list[str]) -> list[str]:
     chosen = ["-m", "not torch and not cuda and not slow"]
     chosen += [f"--ignore=tests/{name}" for name in LEFT_OUT]
-    return ["-m", "pytest", "-q", *chosen, *pytest_args]
+    # Most of the time the tests wait.
+    return ["-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *chosen, *pytest_args]
 
 
 def check(interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: list[str]) -> str:

@@ -132,7 +132,8 @@ static void after(void *data, const ws_snapshot *snapshot, const ws_thread *read
     thread->unstable += read->unstable;
     thread->clock = clock;
     thread->leaf = stood && !read->unstable ? leaf : WS_TREE_NONE;
-    thread->ready = thread->ready || (recording->fine && !stood);
+    /* Without a clock nothing is known: at its first sample by CPython 3.10 a thread has no id. */
+    thread->ready = thread->ready || (recording->fine && clock != 0 && !stood);
     count(recording, thread, leaf);
 }
 
