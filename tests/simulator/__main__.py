@@ -68,6 +68,9 @@ def many(first: int, jobs: int, options: argparse.Namespace) -> None:
             )
             for number, each in enumerate(work, 1):
                 tally.merge(each)
+                for found in each.kinds.values():  # now: a long run may be ended early
+                    for one in found:
+                        print(f"seed {one.seed}: {one.kind}: {one.case} {one.text}", flush=True)
                 if number % 10 == 0:
                     print(f"{tally.jobs} jobs, {sum(tally.counts.values())} violations", flush=True)
                 if time.monotonic() > began + 60 * options.minutes:
