@@ -147,6 +147,8 @@ def _surely_acts(job: Job, rank: int) -> bool:
     thread, threads = job.blocked[rank].thread, job.now.states[rank].threads
     if thread is None or thread.main or thread.beats or root(thread) in job.roots:
         return True
+    if len(job.expected) == 1 and job.step_age(rank) is not None:
+        return True  # its heartbeat tells that it stands still, and it has nobody to wait for
     main = main_thread(threads)
     if main is None or blocked_on(threads, main).call in JOINS:
         return True
