@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workerserver.cli.console import STYLES, Output
 from workerserver.cli.job_command import (
@@ -19,7 +19,7 @@ from workerserver.cli.job_command import (
     ended,
     find_all,
     job_parser,
-    look,
+    look_at_all,
     show_gone,
     write_json,
 )
@@ -28,7 +28,7 @@ from workerserver.cli.places import is_place_named
 from workerserver.cli.slow import ask_all, weigh
 from workerserver.cli.stacks import show_groups
 from workerserver.cli.text import seconds
-from workerserver.cluster.ask.rounds import EVERYTHING, Round
+from workerserver.cluster.ask.rounds import Round
 from workerserver.cluster.find.discovery import Found
 from workerserver.cluster.find.group import base_name
 from workerserver.cluster.find.jobs import JobView
@@ -39,16 +39,19 @@ from workerserver.cluster.judge.verdict import Verdict, over
 from workerserver.cluster.show.brief import Line, brief, called
 from workerserver.cluster.show.report import verdict_dict
 
+if TYPE_CHECKING:
+    from workerserver.cli.together import Together
+
 __all__ = [
     "Verdicts",
-    "are_enough",
     "judge",
+    "judge_beside",
+    "judge_live",
     "main",
     "render",
     "render_all",
     "report",
     "report_all",
-    "with_slow_ranks",
 ]
 
 #: Of several jobs, by status: which one is shown.
@@ -137,18 +140,7 @@ def main(argv: Sequence[str]) -> int:
         dumps, others = dumps_among(options.targets)
         if dumps:
             return _of_dumps(options, dumps, others)
-    found = find_all(options)
-    rounds: list[Round] = []
-    verdicts = Verdicts()
-    if found.workers:
-        rounds = look(
-            options,
-            found.workers,
-            EVERYTHING,
-            lambda rounds: are_enough(by_job(options, found, rounds), verdicts),
-        )
-    judged = judge(by_job(options, found, rounds), found, verdicts)
-    judged = [with_slow_ranks(options, each) for each in judged]
+    judged = judge_live(options)
     if options.json:
         write_json(sys.stdout, report_all(judged))
     else:
@@ -157,21 +149,35 @@ def main(argv: Sequence[str]) -> int:
     return judged[0].verdict.status
 
 
+def judge_live(options: argparse.Namespace) -> list[Judged]:
+    """The verdict on each job that the options name, that on a hung one first, with its slow
+    ranks."""
+    found = find_all(options)
+    verdicts = Verdicts()
+    rounds = look_at_all(options, found, lambda views: are_enough(views, verdicts))
+    judged = judge(by_job(options, found, rounds), found, verdicts)
+    return [_with_slow_ranks(options, each) for each in judged]
+
+
+def judge_beside(options: argparse.Namespace, folders: Sequence[str]) -> Together | None:
+    """The same of live ranks together with *folders* of black boxes; None if nobody is alive."""
+    from workerserver.cli.together import judge_together
+
+    verdicts = Verdicts()
+    return judge_together(
+        options,
+        folders,
+        lambda views, found: judge(views, found, verdicts),
+        lambda views: are_enough(views, verdicts),
+    )
+
+
 def _with_boxes(options: argparse.Namespace, boxes: Sequence[str]) -> int:
     """The same with folders of black boxes among the targets."""
     from workerserver.cli.blackbox import box_fields, judge_boxes, show_endings, show_problems
-    from workerserver.cli.together import judge_together
 
     alone = not options.targets and not is_place_named(options)
-    verdicts = Verdicts()
-    both = None
-    if not alone:
-        both = judge_together(
-            options,
-            boxes,
-            lambda views, found: judge(views, found, verdicts),
-            lambda views: are_enough(views, verdicts),
-        )
+    both = None if alone else judge_beside(options, boxes)
     if both is None:
         return judge_boxes(boxes, as_json=options.json)
     view, verdict = both.judged[0]
@@ -216,7 +222,7 @@ def _of_dumps(options: argparse.Namespace, paths: Sequence[str], others: Sequenc
     return verdict.status
 
 
-def with_slow_ranks(options: argparse.Namespace, judged: Judged) -> Judged:
+def _with_slow_ranks(options: argparse.Namespace, judged: Judged) -> Judged:
     """The same verdict with the slow ranks of a job that goes on. What the question costs is added
     to the last round."""
     view, verdict = judged

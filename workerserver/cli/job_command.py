@@ -20,7 +20,7 @@ from workerserver.cli.parser import CommandParser, Example
 from workerserver.cli.places import TOKEN_HELP, add_asking, add_places, client_options
 from workerserver.cli.text import backend_name, count, positive_seconds
 from workerserver.cluster.ask.client import Client, run
-from workerserver.cluster.ask.rounds import Part, Round, collect
+from workerserver.cluster.ask.rounds import EVERYTHING, Part, Round, collect
 from workerserver.cluster.failures import nobody_listens, unusable
 from workerserver.cluster.find.discovery import Found, why_nobody
 from workerserver.cluster.find.hosts import from_slurm, slurm_port
@@ -47,6 +47,7 @@ __all__ = [
     "find_some",
     "job_parser",
     "look",
+    "look_at_all",
     "nobody",
     "of_jobs",
     "problems",
@@ -265,6 +266,18 @@ def look(
                 backends=getattr(options, "backends", ()),
             ),
         )
+
+
+def look_at_all(
+    options: argparse.Namespace, found: Found, enough: Callable[[list[JobView[Round]]], bool]
+) -> list[Round]:
+    """The rounds of all that was found, each with everything, as :func:`look`. *enough* gets the
+    looks at each job by itself."""
+    if not found.workers:
+        return []
+    return look(
+        options, found.workers, EVERYTHING, lambda rounds: enough(by_job(options, found, rounds))
+    )
 
 
 # ---- what is said about the answers

@@ -15,26 +15,22 @@ from workerserver.blackbox.read import Box
 from workerserver.cli.blackbox import box_fields, judged, read_runs, verdict_of
 from workerserver.cli.boxes import divided
 from workerserver.cli.console import STYLES, Output
-from workerserver.cli.diagnose import Verdicts, are_enough, judge, report_all, with_slow_ranks
+from workerserver.cli.diagnose import judge_beside, judge_live, report_all
 from workerserver.cli.job_command import (
     add_backends,
     add_rounds,
     ask,
-    by_job,
-    find_all,
     job_parser,
-    look,
     versioned,
     write_json,
 )
 from workerserver.cli.output_file import is_plain, whole
 from workerserver.cli.parser import CommandParser
 from workerserver.cli.places import is_place_named
-from workerserver.cli.together import judge_together
 from workerserver.cluster.ask.boxes.samples import rounds_of
 from workerserver.cluster.ask.client import Client, Visit
 from workerserver.cluster.ask.full.histories import STEPS
-from workerserver.cluster.ask.rounds import EVERYTHING, Round
+from workerserver.cluster.ask.rounds import Round
 from workerserver.cluster.judge.ends import conclude
 from workerserver.cluster.model import RankState
 from workerserver.cluster.read.steps import Pace, read_steps
@@ -128,18 +124,7 @@ def _told(options: argparse.Namespace, boxes: Sequence[str]) -> Told:
 
 
 def _live(options: argparse.Namespace) -> Told:
-    found = find_all(options)
-    verdicts = Verdicts()
-    rounds: list[Round] = []
-    if found.workers:
-        rounds = look(
-            options,
-            found.workers,
-            EVERYTHING,
-            lambda rounds: are_enough(by_job(options, found, rounds), verdicts),
-        )
-    every = judge(by_job(options, found, rounds), found, verdicts)
-    every = [with_slow_ranks(options, each) for each in every]
+    every = judge_live(options)
     looks = every[0].view.rounds
     paces = _paces(options, looks[-1].states, every[0].verdict.suspects) if looks else {}
     return Told(report_all(every), looks, paces)
@@ -147,13 +132,7 @@ def _live(options: argparse.Namespace) -> Told:
 
 def _together(options: argparse.Namespace, folders: Sequence[str]) -> Told | None:
     """None if nobody is alive."""
-    verdicts = Verdicts()
-    both = judge_together(
-        options,
-        folders,
-        lambda views, found: judge(views, found, verdicts),
-        lambda views: are_enough(views, verdicts),
-    )
+    both = judge_beside(options, folders)
     if both is None:
         return None
     view, verdict = both.judged[0]

@@ -15,9 +15,9 @@ from workerserver.blackbox.read import Box
 from workerserver.blackbox.runs import Problem, Run
 from workerserver.cli.blackbox import read_runs
 from workerserver.cli.errors import NoJobError
-from workerserver.cli.job_command import Judged, by_job, find_all, look
+from workerserver.cli.job_command import Judged, by_job, find_all, look_at_all
 from workerserver.cluster.ask.boxes.samples import rounds_of
-from workerserver.cluster.ask.rounds import EVERYTHING, Round
+from workerserver.cluster.ask.rounds import Round
 from workerserver.cluster.find.discovery import Found
 from workerserver.cluster.find.jobs import JobView
 from workerserver.cluster.judge.ends import Ended, conclude
@@ -60,14 +60,7 @@ def judge_together(
         found = find_all(options)
     except NoJobError:
         return None
-    rounds: list[Round] = []
-    if found.workers:
-        rounds = look(
-            options,
-            found.workers,
-            EVERYTHING,
-            lambda rounds: enough(by_job(options, found, rounds)),
-        )
+    rounds = look_at_all(options, found, enough)
     views = by_job(options, found, rounds)
     if not any(state.responded for each in rounds[-1:] for state in each.states):
         return None

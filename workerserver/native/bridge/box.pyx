@@ -26,35 +26,29 @@ def watch_file(bytes name not None, bytes path not None):
     return bool(box_watch(name, path))
 
 
-def write_identity(bytes text not None):
-    """Write a record of who this process is. False if it could not be written."""
+cdef bint _write(bint (*write)(const char *, size_t) noexcept nogil, bytes text) except -1:
     cdef const char *data = text
     cdef size_t size = len(text)
     cdef bint written
     with nogil:
-        written = box_identity(data, size)
-    return bool(written)
+        written = write(data, size)
+    return written
+
+
+def write_identity(bytes text not None):
+    """Write a record of who this process is. False if it could not be written."""
+    return bool(_write(box_identity, text))
 
 
 def write_recorder(bytes text not None):
     """Write what the flight recorders hold. False if it could not be written."""
-    cdef const char *data = text
-    cdef size_t size = len(text)
-    cdef bint written
-    with nogil:
-        written = box_recorder(data, size)
-    return bool(written)
+    return bool(_write(box_recorder, text))
 
 
 def write_end(bytes text not None):
     """Write why the process ends, the last figures and the last stacks. False if the reason could
     not be written."""
-    cdef const char *data = text
-    cdef size_t size = len(text)
-    cdef bint written
-    with nogil:
-        written = box_end(data, size)
-    return bool(written)
+    return bool(_write(box_end, text))
 
 
 def restore_signals():
