@@ -35,6 +35,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "stacks/selfread/*.c",
         "stacks/facts/*.c",
         "stacks/sampler/*.c",
+        "stacks/unwind/*.c",
     ),
     "native._engine": ("native/box/*.c",),
     "native._bridge": (),
@@ -49,6 +50,7 @@ HEADERS = (
     "stacks/selfread",
     "stacks/facts",
     "stacks/sampler",
+    "stacks/unwind",
     "loadgen",
     "native/box",
 )
