@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.unwind.compiled import PLAIN, REFILL, offset_of, refill_library
 
 from workerserver.cluster.model import Frame, Native, NativeFrame, RankState, Thread, Worker
 from workerserver.cluster.read.groups import groups
@@ -27,43 +25,14 @@ MAIN = Frame("/home/user/train.py", 30, "<module>")
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs g++")
-    folder = tmp_path_factory.mktemp("library")
-    (folder / "refill.cpp").write_text(
-        "namespace cache { struct Shelf { int refill(int count); };\n"
-        "int Shelf::refill(int count) { return count + 1; } }\n"
-        'extern "C" int plain_one(int x) { return x * 3; }\n'
-    )
-    made = folder / "librefill.so"
-    subprocess.run(
-        [compiler, "-O1", "-shared", "-fPIC", "-Wl,--build-id", "refill.cpp", "-o", str(made)],
-        cwd=folder,
-        check=True,
-        timeout=60,
-    )
-    return made
-
-
-def offset_of(library: Path, name: str) -> int:
-    """Where the linker has put *name*, told by the linker."""
-    loaded = ctypes.CDLL(str(library))
-    address = ctypes.cast(getattr(loaded, name), ctypes.c_void_p).value
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if line.endswith(str(library)) and " 00000000 " in line:
-            return (address or 0) - int(line.split("-")[0], 16)
-    raise AssertionError("not mapped")
-
-
-REFILL = "_ZN5cache5Shelf6refillEi"
+    return refill_library(tmp_path_factory.mktemp("library"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ELF")
 def test_names(library: Path) -> None:
     symbols, build_id = Symbols(), build_id_of(str(library))
     assert build_id is not None
-    refill, plain = offset_of(library, REFILL), offset_of(library, "plain_one")
+    refill, plain = offset_of(library, REFILL), offset_of(library, PLAIN)
     assert symbols.name(str(library), build_id, refill) == "cache::Shelf::refill"
     assert symbols.name(str(library), build_id, plain + 1) == "plain_one"
     assert symbols.name(str(library), build_id, 0) is None
