@@ -69,7 +69,7 @@ demo: $(if $(wildcard $(VENV)/.installed),build,$(VENV)/.demo)
 # the other, as pytest -s and --pdb need.
 TESTERS ?= 2
 test: build
-	$(PY) -m pytest -n $(TESTERS) --dist loadfile $(ARGS)
+	$(PY) -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-debug: build
 	$(PY) tools/run_debug.py $(ARGS)
