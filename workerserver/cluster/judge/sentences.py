@@ -402,6 +402,10 @@ HINDRANCES: Mapping[facts.Hindrance, tuple[str, str]] = {
     ),
     "early": ("takes no longer than usual so far", "take no longer than usual so far"),
     "late": ("pauses, and may only be late", "pause, and may only be late"),
+    "asleep": (
+        "sleeps, as another rank does, and may only be late",
+        "sleep, and may only be late",
+    ),
     "waits": (
         "may itself wait for another rank, in what no recorder holds",
         "may themselves wait for other ranks, in what no recorder holds",

@@ -48,6 +48,7 @@ from workerserver.cluster.judge.grounds.children import one_works, waits_for_chi
 from workerserver.cluster.judge.grounds.crowd import (
     crowd_of,
     is_free,
+    is_seen_to_stand,
     is_stuck,
     stands_with,
     surely_waits,
@@ -58,6 +59,7 @@ from workerserver.cluster.judge.order.conflicts import contrary
 from workerserver.cluster.judge.reasons import STRENGTH, Reason
 from workerserver.cluster.judge.waits import Need, resolve
 from workerserver.cluster.read.blocked_on import UNKNOWN, Kind
+from workerserver.cluster.read.progress import MIN_STEPS
 
 __all__ = ["RULES", "Rule", "Suspicions"]
 
@@ -172,7 +174,7 @@ class Suspicions:
         if max(told) - min(told) > MAX_AHEAD - 1:
             return None
         own = self.job.usual_step(rank)
-        if mine - theirs > MAX_AHEAD:
+        if mine - theirs > MAX_AHEAD and theirs >= MIN_STEPS:
             if own is not None and rate is not None and rate > MAX_RATES * own:
                 return None
         elif 2 * mine >= 3 * theirs:
@@ -492,8 +494,15 @@ class Suspicions:
         claim = Apart(crowd)
         outside = [rank for rank in outside if not stands_with(job, rank, crowd.ranks)]
         certain = [rank for rank in outside if is_elsewhere(job, rank)]
+        stands = any(is_seen_to_stand(job, rank) for rank in crowd.ranks)
         for rank in certain or outside:
             reason = self._why(rank, None)
+            if surely_waits(job, rank):
+                self.refused.setdefault(rank, ("waits", None))
+                continue
+            if not stands and not job.slept(rank):  # each look may have met them there by chance
+                self.refused.setdefault(rank, ("unseen", None))
+                continue
             if self._admit(rank, reason, outside):
                 self.accuse(Accusation(rank, reason, claim, evidence=[StacksAlone()]))
         if not others and not job.now.gone:

@@ -12,7 +12,12 @@ from collections.abc import Collection
 from workerserver.cluster.judge.facts import Hindrance
 from workerserver.cluster.judge.flight import Wait
 from workerserver.cluster.judge.grounds.children import is_unclear, may_work, one_works
-from workerserver.cluster.judge.grounds.lateness import late_for, patience
+from workerserver.cluster.judge.grounds.lateness import (
+    LATE_MOST_SECONDS,
+    late_for,
+    patience,
+    usual_step,
+)
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import Reason
 from workerserver.cluster.read.acting import root
@@ -96,7 +101,20 @@ def hindrance(
         guess = _of_guess(job, rank, absent)
         if guess is not None:
             return guess
+    if blocked.kind == "sleep" and _others_sleep(job, rank, absent):
+        if blocked.thread is not None and blocked.thread.switches is None:
+            return "waits"  # nothing tells a sleep from a loop that sleeps and looks
+        if not usual_step(job, rank, wait) and late_for(job, rank, wait) < LATE_MOST_SECONDS:
+            return "asleep"
     return is_late(job, rank, wait)
+
+
+def _others_sleep(job: Job, rank: int, absent: Collection[int]) -> bool:
+    """Another one that others may wait for sleeps, too. So each of them may be on its way to what
+    the other one has."""
+    return any(
+        job.blocked[each].kind == "sleep" for each in absent if each != rank and each in job.blocked
+    )
 
 
 def _of_dump(job: Job, rank: int, absent: Collection[int], wait: Wait | None) -> Hindrance | None:
@@ -234,8 +252,8 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
             for each, its in job.blocked.items()
             if each != rank and its.kind == "unknown" and not job.pending(each)
         ]
-        if others or len(absent) > 1 or len(job.expected) == 2:
-            return "waits"  # one of them may wait for another
+        if others or len(absent) > 1 or len(job.expected) == 2 or job.now.gone:
+            return "waits"  # one of them may wait for another, or for one that can't be seen
     if blocked.call in (FILE_LOCK, STORE) and _alone(job, rank, absent):
         return None  # whoever ends that wait, no other rank can go on before this one comes
     if blocked.call in (FILE_LOCK, STORE) or (record is not None and record.unrecorded):

@@ -9,7 +9,15 @@ from workerserver.cluster.judge.grounds.admission import is_elsewhere
 from workerserver.cluster.judge.grounds.lateness import patience
 from workerserver.cluster.judge.job import Job
 
-__all__ = ["STACKS_ALONE_SECONDS", "crowd_of", "is_free", "is_stuck", "stands_with", "surely_waits"]
+__all__ = [
+    "STACKS_ALONE_SECONDS",
+    "crowd_of",
+    "is_free",
+    "is_seen_to_stand",
+    "is_stuck",
+    "stands_with",
+    "surely_waits",
+]
 
 #: Stacks alone tell slow from stuck only if nothing has changed for so long.
 STACKS_ALONE_SECONDS = 5.0
@@ -92,6 +100,17 @@ def waits_for_device(job: Job, rank: int) -> bool:
     """In a call that waits for its GPU, and its step is long overdue. Such a wait may sleep and
     wake up in turns: then only the heartbeat tells that it is one wait, not one of each step."""
     return job.blocked[rank].kind == "device" and _overdue(job, rank)
+
+
+def is_seen_to_stand(job: Job, rank: int) -> bool:
+    """It has been in one wait since the look before, and was not only met there again by chance:
+    what it counts has not gone on, or its thread has not run. Where its worker tells neither, the
+    place has to do."""
+    thread = job.blocked[rank].thread
+    if job.progressed(rank).went_on is False or job.slept(rank):
+        return True
+    tells = thread is not None and (thread.switches is not None or thread.state == "R")
+    return not tells
 
 
 def _overdue(job: Job, rank: int) -> bool:
