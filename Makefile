@@ -133,11 +133,14 @@ SECONDS_EACH ?= 1800
 test-torch: build
 	$(PY) tools/run_torches.py --seconds $(SECONDS_EACH) $(VERSIONS) $(ARGS)
 
-# Each way to end a job, RUNS times with black boxes; KILLS of a writer at random moments.
+# Each way to end a job, RUNS times with black boxes; so many HEALTHY jobs with a watchdog; KILLS of a
+# writer at random moments. Takes about two hours. A test takes longer than faulthandler's 300 s.
 RUNS ?= 20
+HEALTHY ?= 20
 KILLS ?= 100000
 blackbox: build
-	WORKERSERVER_BLACKBOX_KILLS=$(KILLS) WORKERSERVER_BLACKBOX_RUNS=$(RUNS) $(PY) -m pytest tests/blackbox $(ARGS)
+	WORKERSERVER_BLACKBOX_KILLS=$(KILLS) WORKERSERVER_BLACKBOX_RUNS=$(RUNS) \
+	    WORKERSERVER_BLACKBOX_HEALTHY=$(HEALTHY) $(PY) -m pytest -o faulthandler_timeout=0 tests/blackbox $(ARGS)
 
 # Some 10,000 jobs a minute on each core that is free. FIRST: the first one's seed.
 JOBS ?= 20000
