@@ -113,7 +113,7 @@ def test_a_loop_that_sleeps_may_look_for_what_another_one_has(
 ) -> None:
     """Rank 1 sleeps with a file's lock, for which rank 0 asks again and again. Where a worker does
     not tell how often its thread has run, its loop looks as one long sleep."""
-    polls = replace(ASLEEP, switches=told)
+    polls = thread("ask_for_lock", wchan="hrtimer_nanosleep", switches=told)
     states = [rank(0, polls), rank(1, ASLEEP), *(rank(each, REDUCING) for each in (2, 3, 4))]
     assert [each.rank for each in diagnose(looks(*states, apart=130.0), 5).suspects] == accused
 
@@ -160,3 +160,67 @@ def test_who_counts_in_threes_has_left_out_nothing() -> None:
         rank(1, ASLEEP, trace(done), health=beats[1]),
     ]
     assert named(diagnose(looks(*states), 2)) == [(1, "behind")]
+
+
+# --- what a loop may be met at
+
+
+def released(*asleep: RankState) -> list[RankState]:
+    """Rank 0 waits in the second all_reduce for *asleep*, who have done one."""
+    done = entry(0, 1, time_created_ns=int((NOW - 60) * 1e9))
+    ahead = trace(done, pending(1, 2, time_created_ns=int((NOW - 59) * 1e9)))
+    for each in asleep:
+        each.flight = trace(done)
+    return [rank(0, REDUCING, ahead), *asleep]
+
+
+POLL = Frame("/usr/lib/python3.11/site-packages/portalocker/utils.py", 290, "acquire")
+
+
+def test_one_look_does_not_tell_a_library_that_polls() -> None:
+    """A lock file that is asked for every 50 ms."""
+    polls = thread(POLL, "lock_cache", wchan="hrtimer_nanosleep")
+    states = released(rank(1, polls), rank(2, polls))
+    found = diagnose([Round(states, NOW)], 3)
+    assert not found.sure
+    assert diagnose(looks(*states, ran=(1, 2)), 3).suspects == ()
+    assert [each.rank for each in diagnose(looks(*states), 3).suspects] == [1, 2]
+
+
+def test_ranks_with_the_same_stack_are_seen_in_one_of_them() -> None:
+    """One of them was asked for its own stack, and it has run."""
+    polls = thread(POLL, "lock_cache", wchan="hrtimer_nanosleep")
+    untold = replace(polls, switches=None)
+    states = released(rank(1, polls), rank(2, untold))
+    rounds = looks(*states, ran=(1,))
+    rounds[1].states[2] = states[2]
+    assert diagnose(rounds, 3).suspects == ()
+    assert [each.rank for each in diagnose(looks(*states), 3).suspects] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("file", "function"),
+    [("filelock/_api.py", "acquire"), ("torch/utils/file_baton.py", "wait")],
+)
+def test_a_lock_file_may_be_another_rank_s(file: str, function: str) -> None:
+    asks = Frame(f"/usr/lib/python3.11/site-packages/{file}", 290, function)
+    polls = thread(asks, "lock_cache", wchan="hrtimer_nanosleep", switches=None)
+    states = released(rank(1, polls), rank(2, polls))
+    assert diagnose(looks(*states), 3).suspects == ()
+
+
+def test_who_waits_for_nobody_is_named_before_those_of_whom_that_is_a_guess() -> None:
+    """gloo's recorder holds no isend, and work.wait() looks as a lock of the user's own."""
+    done = entry(0, 1, time_created_ns=int((NOW - 60) * 1e9))
+    told = Health("ok", uptime_s=900.0, step=40, step_age_s=59.0, step_median_s=0.1)
+    get = Frame("/usr/lib/python3.11/queue.py", 171, "get")
+    taking = thread(get, "next_batch")
+    states = [
+        rank(number, taking if number == 2 else thread(f"stage{number}"), trace(done), health=told)
+        for number in range(4)
+    ]
+    assert named(diagnose(looks(*states), 4)) == [(2, "lock")]
+    waits = trace(done, pending(1, 2, time_created_ns=int((NOW - 59) * 1e9)), ranks="[0, 1, 2, 3]")
+    states[3] = rank(3, REDUCING, waits, health=told)
+    states[0] = rank(0, REDUCING, waits, health=told)
+    assert named(diagnose(looks(*states), 4)) == [(2, "lock")]

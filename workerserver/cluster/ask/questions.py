@@ -50,13 +50,11 @@ def _mode(answer: Answer) -> str | None:
 class Memory:
     """One copy of what is equal on many ranks or in many rounds: stacks by digest and mode, each
     worker's last summary, and which handlers of recorders a worker has. *telling*: the stacks of
-    which each rank knows more for itself. *apart*: those in which no rank waits for ranks.
-    *asleep*: those that sleep."""
+    which each rank knows more for itself. *apart*: those in which no rank waits for ranks."""
 
     threads: dict[tuple[str, str | None], tuple[Thread, ...]] = field(default_factory=dict)
     telling: set[tuple[str, str | None]] = field(default_factory=set)
     apart: set[tuple[str, str | None]] = field(default_factory=set)
-    asleep: set[tuple[str, str | None]] = field(default_factory=set)
     summaries: dict[Worker, Mapping[str, Any]] = field(default_factory=dict)
     recorders: dict[Worker, frozenset[str]] = field(default_factory=dict)
     backends: Sequence[str] = ()

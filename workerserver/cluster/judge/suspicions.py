@@ -43,7 +43,7 @@ from workerserver.cluster.judge.facts import (
     WaitsIn,
 )
 from workerserver.cluster.judge.flight import Mismatch, Wait
-from workerserver.cluster.judge.grounds.admission import hindrance, is_elsewhere
+from workerserver.cluster.judge.grounds.admission import firm, hindrance, is_elsewhere
 from workerserver.cluster.judge.grounds.children import one_works, waits_for_child, working
 from workerserver.cluster.judge.grounds.crowd import (
     crowd_of,
@@ -272,9 +272,9 @@ class Suspicions:
 
     def _certain(self, ends: Collection[int]) -> set[int]:
         """Of *ends*, those that surely don't wait for another of them; none if nobody does."""
-        certain = {rank for rank in ends if self._is_certain(rank)}
+        certain = [rank for rank in ends if self._is_certain(rank)]
         if certain:
-            return certain
+            return {*firm(self.job, certain)}
         idle = {rank for rank in ends if not self.job.pending(rank)}
         return idle if len(idle) < len(ends) else set()
 
@@ -305,7 +305,7 @@ class Suspicions:
         calls = {job.blocked[rank].call for rank in rest}
         claim = Apart(Crowd(rest, calls.pop() if len(calls) == 1 else None))
         waits = [WaitsIn(job.entered(wait)) for wait in self.hanging[:MAX_AWAITED]]
-        for rank in others if all(map(self._is_certain, others)) else ():
+        for rank in firm(job, others) if all(map(self._is_certain, others)) else ():
             reason = self._why(rank, None)
             if is_stuck(job, rank) and self._admit(rank, reason, others):
                 self.accuse(Accusation(rank, reason, claim, evidence=[*waits, StacksAlone()]))
@@ -493,7 +493,7 @@ class Suspicions:
             return
         claim = Apart(crowd)
         outside = [rank for rank in outside if not stands_with(job, rank, crowd.ranks)]
-        certain = [rank for rank in outside if is_elsewhere(job, rank)]
+        certain = firm(job, (rank for rank in outside if is_elsewhere(job, rank)))
         stands = any(is_seen_to_stand(job, rank) for rank in crowd.ranks)
         for rank in certain or outside:
             reason = self._why(rank, None)

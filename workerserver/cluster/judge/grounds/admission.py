@@ -7,7 +7,7 @@ itself. What rests on recorded operations (mismatch, order, p2p cycle) needs nei
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from workerserver.cluster.judge.facts import Hindrance
 from workerserver.cluster.judge.flight import Wait
@@ -25,7 +25,7 @@ from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL, STORE, Kind, b
 from workerserver.cluster.read.roles import main_thread
 from workerserver.cluster.read.waits_for import by_id, follow
 
-__all__ = ["RECORDED", "hindrance", "is_elsewhere", "is_late"]
+__all__ = ["RECORDED", "firm", "hindrance", "is_elsewhere", "is_late"]
 
 #: Reasons that rest on recorded operations.
 RECORDED: frozenset[Reason] = frozenset({"mismatch", "order", "p2p cycle"})
@@ -102,7 +102,7 @@ def hindrance(
         if guess is not None:
             return guess
     if blocked.kind == "sleep" and _others_sleep(job, rank, absent):
-        if blocked.thread is not None and blocked.thread.switches is None:
+        if not job.slept_alike(rank):
             return "waits"  # nothing tells a sleep from a loop that sleeps and looks
         if not usual_step(job, rank, wait) and late_for(job, rank, wait) < LATE_MOST_SECONDS:
             return "asleep"
@@ -157,6 +157,19 @@ def is_elsewhere(job: Job, rank: int) -> bool:
     if blocked.kind == "unknown":
         return _in_own_lock(job, rank)
     return blocked.on_no_rank or blocked.kind in ("io", "library", "wait")
+
+
+def firm(job: Job, ranks: Iterable[int]) -> list[int]:
+    """Of *ranks* that wait for nobody, those of which that is not only guessed; all, if it is of
+    all. What a line in C code waits for may be a message of gloo's, which no recorder holds."""
+    ranks = list(ranks)
+    sure = [
+        rank
+        for rank in ranks
+        if rank not in job.blocked
+        or not (job.blocked[rank].guessed or job.blocked[rank].kind == "unknown")
+    ]
+    return sure or ranks
 
 
 def _surely_acts(job: Job, rank: int) -> bool:

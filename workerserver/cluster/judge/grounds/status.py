@@ -162,8 +162,8 @@ def _is_sure(job: Job, suspicions: Suspicions, accusation: Accusation) -> bool:
     if job.gil(rank) is not None:
         return True
     blocked = job.blocked[rank]  # one look doesn't tell a thread that wants the GIL from a lock
-    if job.before is None and (blocked.kind in ("sleep", "io") or blocked.on_child):
-        return False  # nor a loop that writes, or that starts one child after the other
+    if job.before is None and (blocked.kind in ("sleep", "io", "library") or blocked.on_child):
+        return False  # nor a loop that writes, polls, or starts one child after the other
     return is_elsewhere(job, rank) and not blocked.guessed and blocked.kind != "unknown"
 
 
