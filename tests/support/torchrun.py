@@ -12,7 +12,7 @@ from pathlib import Path
 
 from support.waiting import wait_until
 
-__all__ = ["descendants", "end", "running", "training"]
+__all__ = ["descendants", "end", "training"]
 
 
 @contextlib.contextmanager
@@ -69,7 +69,6 @@ def descendants(pid: int) -> list[int]:
 
 
 def running(pid: int) -> bool:
-    """Not a zombie either."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
