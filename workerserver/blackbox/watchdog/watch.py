@@ -46,8 +46,8 @@ STILL = 3.0
 #: Steps that are made so long after a rank has gone show that the job goes on without it.
 WITHOUT_SECONDS = 10.0
 #: After the last rank has ended: for the line on stderr, then for the verdict's file and for those
-#: who are told. A diagnosis takes half a second of processor time; with the low priority of this
-#: process, that was 45 s where ten others wanted each processor.
+#: who are told. A diagnosis of boxes takes half a second of processor time. At nice 19, where ten
+#: others wanted each processor, that was 45 s.
 LINE_SECONDS = 1.8
 REST_SECONDS = 180.0
 
