@@ -87,7 +87,7 @@ def make_parser() -> CommandParser:
         "A TARGET may be a folder of black boxes (docs/blackbox.md), also beside live ranks: then "
         "a rank that does not answer is judged by its box. "
         "It may also name the files that torch's flight recorders have left "
-        "(TORCH_FR_DUMP_TEMP_FILE): a prefix, a folder, or files. "
+        "(TORCH_FR_DUMP_TEMP_FILE): a prefix, a folder, or files, also beside black boxes. "
         "Exit status: 0 healthy, 1 suspects found, 2 could not tell, 3 no job, or it has ended.",
         examples=(
             (
@@ -189,12 +189,16 @@ def judge_beside(options: argparse.Namespace, folders: Sequence[str]) -> Togethe
 def _with_boxes(options: argparse.Namespace, boxes: Sequence[str]) -> int:
     """The same with folders of black boxes among the targets."""
     from workerserver.cli.blackbox import box_fields, judge_boxes, show_endings, show_problems
+    from workerserver.cli.dumps import dumps_beside
 
+    dumps, options.targets = dumps_beside(options.targets, boxes)
     alone = not options.targets and not is_place_named(options)
     both = None if alone else judge_beside(options, boxes)
     if both is None:
-        return judge_boxes(boxes, as_json=options.json)
+        return judge_boxes(boxes, as_json=options.json, dumps=dumps)
     view, verdict = both.judged[0]
+    if dumps:
+        view.notes.append("torch's dumps are not counted beside live ranks")
     if options.json:
         write_json(sys.stdout, {**report_all(both.judged), **box_fields(both.ended, both.problems)})
         return verdict.status
