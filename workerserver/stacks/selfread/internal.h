@@ -233,8 +233,8 @@ void ws_chain_append(const ws_chain *chain, size_t from, ws_snapshot *out, ws_th
 
 /* together.c: before the first one of a snapshot. */
 void ws_together_start(void);
-/* Reads stacks, from the thread listed[first] on. How many are ready for ws_together_take(). They are
- * until another function of the walker reads. */
+/* Reads stacks, from the thread listed[first] on. How many are ready for ws_together_take(): until
+ * another function of the walker reads. */
 size_t ws_together_read(ws_arena *arena, size_t first);
 /* Appends the stack of listed[first + index]. False: it has to be read by itself. */
 bool ws_together_take(size_t index, const ws_listed *listed, ws_snapshot *out, ws_thread *thread);

@@ -1,8 +1,8 @@
 /* Reads that lie near each other, done as one.
  *
- * What a read costs is that the kernel pins its page, however short the read is. So reads that begin
- * on the same page become one piece, from the first byte that is wanted to the last one. No page is
- * read that nobody asked for, so a piece is readable if each of its reads is. */
+ * What a read costs is that the kernel pins its page, however short the read is. So reads that
+ * begin on the same page become one piece, from the first byte that is wanted to the last one. No
+ * page is read that nobody asked for, so a piece is readable if each of its reads is. */
 #include "internal.h"
 
 #include <assert.h>

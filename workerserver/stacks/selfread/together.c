@@ -1,10 +1,10 @@
 /* The stacks of many threads at a time, where these stand still.
  *
- * A thread other than the GIL's last holder stands still as long as the GIL goes to no other thread.
- * So the GIL is read first and last. If no thread has got it in between, nothing of these threads
- * has moved: neither their frames nor, because frames keep them alive, their code objects. Then one
- * reading is enough, and the order of its parts does not matter. So the walks go side by side: one
- * system call reads the next page of frames for each thread that needs one.
+ * A thread other than the GIL's last holder stands still as long as the GIL goes to no other
+ * thread. So the GIL is read first and last. If no thread has got it in between, nothing of these
+ * threads has moved: neither their frames nor, because frames keep them alive, their code objects.
+ * Then one reading is enough, and the order of its parts does not matter. So the walks go side by
+ * side: one system call reads the next page of frames for each thread that needs one.
  *
  * A thread whose stack comes out in any other way is left to stack.c. */
 #define _GNU_SOURCE
@@ -226,7 +226,7 @@ static void begin_walks(const ws_listed *listed, walker *walkers, size_t count) 
     }
 }
 
-/* Where the frames of the thread that may run are likely to be: stack.c reads these pages at once. */
+/* Where the frames of the thread that may run are likely to be: stack.c reads them at once. */
 static void look_ahead(const ws_listed *listed, uintptr_t frame) {
     ws_ahead_t *ahead = &ws_work->ahead;
     uint16_t page = 0, last = 0;
