@@ -1,9 +1,11 @@
 """One rank of a healthy gloo job, with uneven steps, an evaluation and a checkpoint, both of which
-take three times as long as the watchdog's threshold.
+take three times as long as the watchdog's threshold at least.
 
     healthy_rank.py SEED THRESHOLD FOLDER
 
-The SEED says how uneven the steps are, whether all ranks evaluate or rank 0 alone, and when.
+The SEED says how uneven the steps are, whether all ranks evaluate or rank 0 alone, and when. An
+evaluation and a checkpoint each begin with a file ``pause1`` or ``pause2`` in FOLDER, and end some
+seconds after there is a file ``looked1`` or ``looked2``.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from workerserver import heartbeat, worker_main
 
 STEPS = 24
 LONG = 3.0  # thresholds
+AFTER_SECONDS = 3.0
 
 
 def load_batch(chance: random.Random, threshold: float) -> torch.Tensor:
@@ -37,20 +40,33 @@ def forward(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
     return model(batch)
 
 
-def evaluate(model: torch.nn.Module, seconds: float) -> float:
-    """No heartbeat comes from here."""
-    total, began = 0.0, time.monotonic()
+class Pause:
+    """A time without a heartbeat. All ranks, or some, are in it."""
+
+    def __init__(self, folder: Path, number: int, seconds: float) -> None:
+        (folder / f"pause{number}").touch()
+        self._looked = folder / f"looked{number}"
+        self._ends = time.monotonic() + seconds
+
+    def lasts(self) -> bool:
+        now = time.monotonic()
+        if not self._looked.exists():
+            self._ends = max(self._ends, now + AFTER_SECONDS)
+        return now < self._ends
+
+
+def evaluate(model: torch.nn.Module, pause: Pause) -> float:
+    total = 0.0
     with torch.no_grad():
-        while time.monotonic() < began + seconds:
+        while pause.lasts():
             total += forward(model, torch.randn(32, 64)).sum().item()
     return total
 
 
-def save(model: torch.nn.Module, folder: Path, seconds: float) -> None:
+def save(model: torch.nn.Module, folder: Path, pause: Pause) -> None:
     """Shard by shard, on a slow disk."""
-    began = time.monotonic()
     number = 0
-    while time.monotonic() < began + seconds:
+    while pause.lasts():
         path = folder / f"shard{number % 8}"
         with path.open("wb") as file:
             torch.save(model.state_dict(), file)
@@ -73,10 +89,12 @@ def main(seed: int, threshold: float, folder: Path) -> None:
         for parameter in model.parameters():
             dist.all_reduce(parameter.grad)
         time.sleep(own.random() * 0.2)
+        number = 1 if step == min(evaluation, checkpoint) else 2
         if step == evaluation and (together or rank == 0):
-            evaluate(model, LONG * threshold * (own.uniform(0.9, 1.1) if together else 1.0))
+            seconds = LONG * threshold * (own.uniform(1.0, 1.2) if together else 1.0)
+            evaluate(model, Pause(folder, number, seconds))
         if step == checkpoint and rank == 0:
-            save(model, folder, LONG * threshold)
+            save(model, folder, Pause(folder, number, LONG * threshold))
         if step in (evaluation, checkpoint):
             dist.barrier()
     dist.destroy_process_group()
