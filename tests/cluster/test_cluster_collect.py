@@ -137,8 +137,9 @@ def test_who_has_moved_on_does_not_speak_for_the_others(start: Start) -> None:
 def test_rounds_fetch_what_is_new(start: Start) -> None:
     servers = [start(good(rank)) for rank in range(3)]
     rounds = look(servers, rounds=3, interval=0.01)
-    assert [r.stacks_fetched for r in rounds] == [1, 0, 0]
-    assert len({id(state.threads) for r in rounds for state in r.states}) == 1
+    # One is asked each time for whether it has run; the others share what is in memory.
+    assert [r.stacks_fetched for r in rounds] == [1, 1, 1]
+    assert len({id(state.threads) for r in rounds for state in r.states[1:]}) == 1
     assert rounds[0].started <= rounds[1].started <= rounds[2].started
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "HANDLERS",
     "HEALTH",
     "HEALTH_AND_CLOCK",
+    "NATIVE_STACKS",
     "STACKS",
     "SUMMARY",
     "TEXT",
@@ -52,12 +53,11 @@ class Memory:
     """One copy of what is equal on many ranks or in many rounds: stacks by digest and mode, each
     worker's last summary, and which handlers of recorders a worker has. *telling*: the stacks of
     which each rank knows more for itself. *apart*: those in which no rank waits for ranks.
-    *asleep*: those that sleep. *older*: collectors that answer for each worker by itself."""
+    *older*: collectors that answer for each worker by itself."""
 
     threads: dict[tuple[str, str | None], tuple[Thread, ...]] = field(default_factory=dict)
     telling: set[tuple[str, str | None]] = field(default_factory=set)
     apart: set[tuple[str, str | None]] = field(default_factory=set)
-    asleep: set[tuple[str, str | None]] = field(default_factory=set)
     summaries: dict[Worker, Mapping[str, Any]] = field(default_factory=dict)
     recorders: dict[Worker, frozenset[str]] = field(default_factory=dict)
     older: set[Worker] = field(default_factory=set)
@@ -92,6 +92,7 @@ STACKS = Question.handler(
     limit=MAX_STACKS_BYTES,
     parse=lambda a: stacks.read_json(a.body),
 )
+NATIVE_STACKS = replace(STACKS, path=STACKS.path + "&native=1")
 TEXT = Question.handler("dump_traceback", limit=MAX_STACKS_BYTES, parse=_text)
 SUMMARY = Question.handler("fr_summary", limit=1 << 20, parse=lambda a: summary_of(a.body))
 

@@ -232,7 +232,40 @@ class Job:
         then, now = look.states.get(rank), self.now.states.get(rank)
         if then is None or now is None:
             return None
-        return progress.still(then, now, self.blocked[rank], self.roots)
+        still = progress.still(then, now, self.blocked[rank], self.roots)
+        return still and not self._is_loop(rank)
+
+    def _is_loop(self, rank: int) -> bool:
+        """It has not told itself whether its thread has run, but one with the same stack has run
+        there and is in the same place again. Who waits for ranks may be in each step's wait."""
+        blocked = self.blocked[rank]
+        if blocked.thread is None or blocked.thread.switches is not None or blocked.on_ranks:
+            return False
+        return bool(self._ran and self._ran.get(blocked.thread.frames))
+
+    def slept_alike(self, rank: int) -> bool:
+        """Its thread has not run since the round before; or those with the same stack have not, if
+        it has not told that itself."""
+        thread = self.blocked[rank].thread
+        return self.slept(rank) or (thread is not None and self._ran.get(thread.frames) is False)
+
+    @cached_property
+    def _ran(self) -> dict[tuple[Frame, ...], bool]:
+        """By stack: whether a rank has run between the looks, and is in the same place again. Only
+        of those that don't wait for ranks, and that tell it."""
+        found: dict[tuple[Frame, ...], bool] = {}
+        for rank in self.ranks:
+            blocked = self.blocked[rank]
+            now = blocked.thread
+            then = self.before.states.get(rank) if self.before is not None else None
+            if now is None or now.switches is None or then is None or blocked.on_ranks:
+                continue
+            before = acting(then.threads, self.roots)
+            if before is None or before.frames != now.frames or before.switches is None:
+                continue
+            ran = progress.still(then, self.now.states[rank], blocked, self.roots) is False
+            found[now.frames] = found.get(now.frames, False) or ran
+        return found
 
     def slept(self, rank: int) -> bool:
         """Its acting thread is in the same place as in the round before, for the same wait, and has
