@@ -57,7 +57,7 @@ _KEEPER = "workerserver.blackbox.keeper"
 def commands() -> Iterator[tuple[int, list[str]]]:
     """Pid and command line of each process. A keeper forks when it starts: its child may come, and
     itself end, between a list of pids and the look at each. So there are two lists."""
-    seen = set()
+    seen: set[str] = set()
     for _ in range(2):
         for name in set(filter(str.isdecimal, os.listdir("/proc"))) - seen:
             try:
