@@ -236,7 +236,7 @@ def flushes_metrics() -> None:
     time.sleep(FOREVER)
 
 
-@fault(3, Suspect(1, "swallowed", "default_pg", "barrier", 12, "ends_epoch"))
+@fault(3, Suspect(1, "swallowed", "default_pg", "barrier", 14, "ends_epoch"))
 def accumulates_once_too_often() -> None:
     """Gradients are summed over the ranks in every fourth step. Rank 1 leaves one of these out."""
     model = DistributedDataParallel(torch.nn.Linear(4, 4))
