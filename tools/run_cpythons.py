@@ -173,7 +173,8 @@ def pytest_command(pytest_args: list[str]) -> list[str]:
     chosen = ["-m", "not torch and not cuda and not slow"]
     chosen += [f"--ignore=tests/{name}" for name in LEFT_OUT]
     # Most of the time the tests wait.
-    return ["-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *chosen, *pytest_args]
+    two = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+    return ["-m", "pytest", "-q", *two, *chosen, *pytest_args]
 
 
 def check(interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: list[str]) -> str:

@@ -36,7 +36,8 @@ from workerserver.job.proc import lives
 
 __all__ = ["main"]
 
-NICE = 10
+#: On a machine whose processors are all taken, a diagnosis at 10 may come too late.
+NICE, NICE_OF_WATCH = 10, 5
 LOOK_SECONDS = 1.0
 ALIVE_SECONDS = 0.5
 #: The job's stderr is closed so long after the last rank, whatever blocks.
@@ -96,7 +97,7 @@ def main() -> int:
         os._exit(0)
     os.setsid()
     with contextlib.suppress(OSError):
-        os.nice(NICE)
+        os.nice(NICE_OF_WATCH)
     # Slurm sends SIGTERM to every process of a job: just then this one is needed. It ends with the
     # last rank.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM):
@@ -116,6 +117,8 @@ def main() -> int:
 
     if watch is not None:
         watch.start(keeper.run_folder)
+    with contextlib.suppress(OSError):  # on Linux, of this thread and of those that it starts
+        os.nice(NICE - NICE_OF_WATCH)
 
     def work() -> None:
         try:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from workerserver.blackbox import place
 from workerserver.blackbox.ends import watch_end
 from workerserver.blackbox.identity import cgroup_files, identity_bytes
-from workerserver.blackbox.keeping import Watchdog, label_of, start_keeper
+from workerserver.blackbox.keeping import Watchdog, start_keeper
 from workerserver.job import presence
 from workerserver.job.identity import Identity, own
 from workerserver.job.proc import stat_of
@@ -103,7 +103,7 @@ class _Own:
         presence.tell(anew=True)
         self._tell()
         if not identity.local_rank:
-            label = label_of(identity.job, identity.host or "", starter)
+            label = place.label_of(identity.job, identity.host or "", starter)
             try:
                 watchdog = None if self._watchdog is None else self._watchdog(identity)
                 start_keeper(self._thread.loop, boxes, folder, keep, label, watchdog)

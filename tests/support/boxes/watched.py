@@ -19,7 +19,7 @@ from support.waiting import wait_until
 
 __all__ = ["Watched", "watched"]
 
-SECONDS = 100.0  # on a busy machine: the watchdog and its diagnosis have a low priority
+SECONDS = 250.0  # on a busy machine: the watchdog and its diagnosis have a low priority
 
 
 class Watched:

@@ -10,6 +10,7 @@ from workerserver.cluster.ask import bodies
 from workerserver.cluster.ask.exchange import Answer, Question
 from workerserver.cluster.model import Thread, Worker
 from workerserver.cluster.read import stacks
+from workerserver.cluster.read.columns.summaries import Summary, summary_of
 from workerserver.cluster.read.summary import GLOO, NCCL, share
 
 __all__ = [
@@ -66,7 +67,8 @@ class Memory:
         known = self.summaries.get(worker)
         if known is not None and known == summary:
             return known
-        share(summary)
+        if not isinstance(summary, Summary):  # that has its shape in common with others
+            share(summary)
         self.summaries[worker] = summary
         return summary
 
@@ -88,7 +90,7 @@ STACKS = Question.handler(
     parse=lambda a: stacks.read_json(a.body),
 )
 TEXT = Question.handler("dump_traceback", limit=MAX_STACKS_BYTES, parse=_text)
-SUMMARY = Question.handler("fr_summary", limit=1 << 20, parse=lambda a: bodies.json_object(a.body))
+SUMMARY = Question.handler("fr_summary", limit=1 << 20, parse=lambda a: summary_of(a.body))
 
 
 def trace(target: str) -> Question:

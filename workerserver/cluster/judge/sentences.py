@@ -149,7 +149,7 @@ def _whereabouts(crowd: Crowd) -> str:
 def _gil_held(claim: facts.Absent | facts.Apart | facts.KeepsGil, many: bool, names: Names) -> str:
     if not isinstance(claim, facts.KeepsGil):
         return _behind(claim, many, names)
-    return f"{'keep their' if many else 'keeps its'} GIL for {claim.seconds:.1f} s"
+    return f"{'have' if many else 'has'} not released the GIL for {claim.seconds:.1f} s"
 
 
 def _dataloader(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> str:
@@ -226,7 +226,8 @@ SENTENCES: Mapping[Reason, Sentence] = {
     ),
     "unreachable": Sentence("it gives no usable answer, and the job does not go on", _unreachable),
     "p2p": Sentence(
-        "it waits in a send or recv that its recorder doesn't hold, and the job does not go on",
+        "it is blocked in a send or recv that no recorder has (gloo records none), and the job has "
+        "stopped",
         _p2p,
     ),
     "stalled": Sentence("its step is too old, though no rank waits for it", _stalled),
@@ -340,7 +341,7 @@ def _outside(fact: facts.Outside, names: Names) -> str:
 
 def _no_evidence(fact: facts.NoEvidence, names: Names) -> str:
     if fact.rounds > 1:
-        return "no flight recorder, no heartbeat and no stack tells whether the job goes on"
+        return "flight recorders, heartbeats and stacks do not show whether the job goes on"
     if fact.rounds == 0:
         return "no operation hangs in these dumps, and they do not tell whether the job went on"
     return "one round of stacks alone does not tell whether the job goes on"

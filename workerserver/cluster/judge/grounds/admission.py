@@ -88,7 +88,7 @@ def hindrance(
     together = wait is not None and wait.seq is not None
     if blocked.on_others and not (together and blocked.call == STORE and _alone(job, rank, absent)):
         return "waits"
-    record = job.now.of_rank(rank)
+    record = job.now.alike(rank)
     if blocked.kind == "computing" and (record is None or record.empty) and len(job.expected) > 1:
         return "waits"  # who waits for a GPU spins, and no recorder tells what for
     unseen = blocked.thread is not None and blocked.thread.state is None
@@ -121,7 +121,7 @@ def _of_dump(job: Job, rank: int, absent: Collection[int], wait: Wait | None) ->
     """Of a rank of which only the recorder is known. It is accused if it has issued nothing more,
     also nothing that is only counted, and if all others wait: whomever it waits for itself, nobody
     goes on before it comes."""
-    record = job.now.of_rank(rank)
+    record = job.now.alike(rank)
     if wait is None or record is None or record.empty:
         return "unseen"
     others = [each for each in job.expected if each != rank]
@@ -196,7 +196,7 @@ def _in_shared(job: Job, rank: int) -> bool:
 def _in_own_lock(job: Job, rank: int) -> bool:
     """At a line of the user's in C code that waits, and all that it has ever issued is recorded and
     has ended: so it waits for a lock of its process."""
-    blocked, record = job.blocked[rank], job.now.of_rank(rank)
+    blocked, record = job.blocked[rank], job.now.alike(rank)
     if blocked.call in (FILE_LOCK, POLL, STORE) or record is None or record.empty:
         return False
     return not job.unrecorded(rank) and not job.pending(rank)
@@ -256,7 +256,7 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
     """At a line of the user's in C code, which may wait for other ranks: in a point-to-point
     operation of gloo's, for a key of the store, for a lock that another process has."""
     blocked = job.blocked[rank]
-    record = job.now.of_rank(rank)
+    record = job.now.alike(rank)
     if len(job.expected) == 1:
         return None
     if blocked.kind == "unknown":  # nothing is told of the kernel
