@@ -8,7 +8,7 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo man docs screenshots test test-debug wire faults blackbox simulate test-cuda test-integrations wheels test-cpythons test-torch chaos soak fuzz long bench bench-check compare coverage sanitize lint format clean
+.PHONY: help build demo man docs screenshots test test-debug wire faults blackbox simulate test-cuda test-integrations wheels test-cpythons test-torch chaos soak fuzz long bench bench-check compare native coverage sanitize lint format clean
 
 help:
 	@echo "make demo           start a training job that hangs, and find the rank to blame"
@@ -35,6 +35,7 @@ help:
 	@echo "make bench          compare the server's cost with torch's server and others (ARGS='--list', 'latency --quick')"
 	@echo "make bench-check    compare the ratios of a short run with benchmarks/baseline.json"
 	@echo "make compare        ask four hung jobs with this tool, py-spy, gdb and torch's own frontend"
+	@echo "make native         compare native stacks with those of gdb, address by address"
 	@echo "make man            write the manual pages, into build/man/man1"
 	@echo "make build          make only the virtual environment and the extension modules"
 	@echo "PYTHON=... chooses the interpreter ($(PYTHON)), VENV=... chooses the environment ($(VENV))"
@@ -194,6 +195,10 @@ bench-check: build
 # In ten minutes. pystack is asked too, if it is installed in the environment.
 compare: build
 	$(PY) tools/compare_peers.py $(ARGS)
+
+# With gdb, in minutes.
+native: build
+	PYTHONPATH=.:tests $(PY) -m support.unwind.beside_gdb $(ARGS)
 
 coverage: build
 	$(PY) tools/measure_coverage.py $(ARGS)

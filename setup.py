@@ -37,6 +37,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "stacks/selfread/*.c",
         "stacks/facts/*.c",
         "stacks/sampler/*.c",
+        "stacks/unwind/*.c",
     ),
     "native._engine": ("native/box/*.c",),
     "native._bridge": (),
@@ -51,6 +52,7 @@ HEADERS = (
     "stacks/selfread",
     "stacks/facts",
     "stacks/sampler",
+    "stacks/unwind",
     "loadgen",
     "native/box",
 )

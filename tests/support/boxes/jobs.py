@@ -39,6 +39,12 @@ WATCHDOG = "workerserver watchdog: "
 #: lost the culprit may be the first that it sees. Such a run is made again, without boxes as with.
 STUMBLED = "json.decoder.JSONDecodeError"
 ATTEMPTS = 6
+#: What gloo says, behind its own file and line, of an operation that takes too long.
+LOST = (
+    r"(?:unbound_buffer\.cc:\d+\] Timed out waiting 20000ms for (?:recv|send) operation to "
+    r"complete|pair\.cc:\d+\] Connection closed by peer \[127\.0\.0\.1\]:\d+.*?GLHF!.*?)"
+    r'(?=\\n|")'  # in JSON, the end of a line or of the text
+)
 
 
 class Told(NamedTuple):
@@ -136,11 +142,14 @@ def _told(place: Path, status: int) -> Told:
 
 
 def _of_any(told: Told) -> Told:
-    """The same, whichever rank's time was up first, and whether it was receiving or sending."""
+    """The same, whichever rank's time was up first, or lost one whose time was up before."""
     text = json.dumps([told.cause, told.files, told.said])
     text = re.sub(r"(rank\s*): \d", r"\1: N", text)
     text = re.sub(r"\[rank\d\]", "[rankN]", text)
-    text = re.sub(r"buffer\.cc:\d+\] Timed out waiting (\d+)ms for (?:recv|send)", r"\1 ms", text)
+    text, lost = re.subn(
+        rf"RuntimeError: \[\S*gloo/transport/tcp/{LOST}", "RuntimeError: gloo", text
+    )
+    assert lost, text
     return Told(told.status, *json.loads(text))
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -74,11 +75,13 @@ class Browser:
 def driver(folder: Path) -> Iterator[str]:
     """The URL of a chromedriver, which takes one port of IPv4 and IPv6: it ends at once if another
     program has that port of one of them, and is started again."""
-    for _ in range(5):
+    said = []
+    for tried in range(10):
+        time.sleep(tried / 4)
         with subprocess.Popen(
             ["chromedriver", "--port=0"],
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
             env={**os.environ, "HOME": str(folder)},
@@ -86,13 +89,14 @@ def driver(folder: Path) -> Iterator[str]:
             try:
                 assert process.stdout is not None
                 for line in process.stdout:
+                    said.append(line)
                     if "was started successfully on port" in line:
                         port = line.split("port ")[1].split(".")[0].strip()
                         yield f"http://127.0.0.1:{port}"
                         return
             finally:
                 process.terminate()
-    raise AssertionError("chromedriver does not start")
+    raise AssertionError(f"chromedriver does not start: {''.join(said)}")
 
 
 @contextlib.contextmanager

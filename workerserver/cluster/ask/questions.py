@@ -18,6 +18,7 @@ __all__ = [
     "HANDLERS",
     "HEALTH",
     "HEALTH_AND_CLOCK",
+    "NATIVE_STACKS",
     "STACKS",
     "SUMMARY",
     "TEXT",
@@ -89,6 +90,7 @@ STACKS = Question.handler(
     limit=MAX_STACKS_BYTES,
     parse=lambda a: stacks.read_json(a.body),
 )
+NATIVE_STACKS = replace(STACKS, path=STACKS.path + "&native=1")
 TEXT = Question.handler("dump_traceback", limit=MAX_STACKS_BYTES, parse=_text)
 SUMMARY = Question.handler("fr_summary", limit=1 << 20, parse=lambda a: summary_of(a.body))
 

@@ -583,6 +583,11 @@ UNSEEN: Mapping[str, str] = {
 # --- a job's sentences --------------------------------------------------------------------------
 
 
+def with_native(native: str, call: str) -> str:
+    """``ncclCommAbort() from destroy_process_group()``; either may be unknown."""
+    return " from ".join(filter(None, (native, call)))
+
+
 class Narrator:
     """Says what was found of one job. *address*: that of a worker whose rank nobody knows.
     *alone*: the process id of such a worker that is the only one; 0: not known.
@@ -645,17 +650,18 @@ class Narrator:
     def accused(self, accusations: Sequence[Accusation], places: Mapping[int, Blocked]) -> str:
         """The sentences on all suspects. Those of which the same is to be said are named together.
         *places*: by rank, where each of them is."""
-        alike: dict[tuple[str, str, str], list[Accusation]] = {}
+        alike: dict[tuple[str, str, str, str], list[Accusation]] = {}
         for each in accusations:
             place = places.get(each.rank)
             where = at(place.location) if place is not None and place.location else ""
             if each.reason == "deadlock":  # the claim says where
                 where = ""
             plural = self.claim(each.reason, each.claim, True)
-            alike.setdefault((each.reason, plural, where), []).append(each)
+            native = place.native if place is not None and where else ""
+            alike.setdefault((each.reason, plural, where, native), []).append(each)
         clauses = [
             self._clause(group, where, places.get(group[0].rank))
-            for (_, _, where), group in alike.items()
+            for (_, _, where, _), group in alike.items()
         ]
         shown = clauses[:MAX_CLAUSES]
         if len(clauses) > MAX_CLAUSES:
@@ -673,9 +679,11 @@ class Narrator:
             return text
         words = SENTENCES[reason].place
         call = place.call if place.inside else ""
-        if place.told and not many:  # each of many may wait for another one
-            call = place.told
-        if words is None and call:
+        told = "" if many else place.told  # each of many may wait for another one
+        call = told or call
+        if place.native and not told:
+            where = f"{with_native(place.native, '' if words else call)}, from {where}"
+        elif words is None and call:
             where = f"{call}, from {where}"
         return f"{text}; {(words or STANDS)[many]} {where}"
 

@@ -77,6 +77,12 @@ class Blocked:
         return in_words(waits) if waits is not None else ""
 
     @property
+    def native(self) -> str:
+        """The native function that it is in: ``ncclCommAbort()``; "" if that isn't known."""
+        native = self.thread.native if self.thread is not None else None
+        return "" if native is None or native.function is None else f"{native.function}()"
+
+    @property
     def on_others(self) -> bool:
         """It surely waits for what other ranks do, by what its worker tells."""
         return on_others(self.thread)
