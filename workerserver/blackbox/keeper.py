@@ -159,6 +159,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         stall=options.stall,
         store=options.store,
         hosts=options.hosts,
+        world=options.world,
     )
 
 
@@ -180,6 +181,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--stall", type=float)
     parser.add_argument("--hosts", action="store_true")
     parser.add_argument("--store", default="")
+    parser.add_argument("--world", type=int, default=0)
     return parser.parse_args()
 
 
