@@ -128,14 +128,15 @@ def test_a_host_is_cut_off(way: str, folder: Path) -> None:
 
 @long
 def test_a_recovery_after_a_restart(folder: Path) -> None:
-    with hosts(2) as network, job_on(network, folder, 2, restarts=1) as job:
+    """Both agents of torchrun see ranks that end, so it may take more than one attempt."""
+    with hosts(2) as network, job_on(network, folder, 2, restarts=4) as job:
         job.end(3, "kill")
-        job.await_begun(1)
+        job.await_begun(1, 2, 3, 4)
         wait_until(lambda: [line for _, line in job.lines() if line.startswith(BACK)], SECONDS)
         assert job.finish() == [0, 0]
         (verdict,) = job.verdicts()
         assert "rank 3 was killed (SIGKILL)" in verdict["verdict"]
-        assert verdict["recovered"]["restart"] == 1
+        assert verdict["recovered"]["restart"] >= 1
         assert len(told(job)) == 1
         assert len(job.lines()) == 2
 

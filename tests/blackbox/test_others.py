@@ -53,9 +53,9 @@ def test_one_takes_an_incident(store: Any) -> None:
     assert one.take(0, STALL) == "mine"  # it looks again
     one.told()
     assert other.take(0, STALL) == "told"
-    assert other.take(1, STALL) == "mine"  # of the next attempt
+    assert other.take(1, STALL) == "told"  # no attempt has made a step since
     one.free()
-    assert other.take(0, STALL) == "mine"
+    assert other.take(1, STALL) == "mine"
     assert one.take(0, STALL) == "taken"
 
 
@@ -67,6 +67,24 @@ def test_what_is_given_back(store: Any) -> None:
     assert other.take(0, STALL) == "mine"
     one.free()  # not its own any more
     assert one.take(0, STALL) == "taken"
+
+
+def test_the_next_attempt(store: Any) -> None:
+    """It has watchdogs of its own, and the host that has told the incident may be gone."""
+    one = watchdog(store.port, 0)
+    assert one.take(0, STALL) == "mine"
+    one.told()
+    again, other = watchdog(store.port, 0), watchdog(store.port, 1)
+    again.restore(one.mark)
+    other.goes_on(0)
+    assert other.take(0, STALL) == "told"
+    again.free()
+    assert other.take(1, STALL) == "mine"
+    other.told()
+    again.goes_on(1)
+    assert again.take(1, STALL) == "told"
+    again.goes_on(2)
+    assert again.take(2, STALL) == "mine"
 
 
 def test_who_has_taken_it_is_gone(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,11 +143,15 @@ def test_without_the_store(tmp_path: Path, listening: str, monkeypatch: pytest.M
     monkeypatch.setattr(others, "_is_reached", lambda address: False)
     assert third.take(0, STALL) == "mine"  # on another side of the job
     monkeypatch.undo()
-    assert fourth.take(0, STALL) == "told"
+    assert fourth.take(1, STALL) == "told"
     first.free()
     third.free()
     assert os.listdir(tmp_path) == []
-    assert fourth.take(0, STALL) == "mine"
+    assert fourth.take(1, STALL) == "mine"
+    first.goes_on(1)
+    assert len(os.listdir(tmp_path)) == 1
+    first.goes_on(2)
+    assert os.listdir(tmp_path) == []
 
 
 def test_neither_answers(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import json
 import os
 import re
 import select
@@ -27,7 +26,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from workerserver.blackbox.format import BoxError, Record, parse, record_bytes
+from workerserver.blackbox.format import BoxError, parse
+from workerserver.blackbox.known_end import is_clean, keeper_slot
 from workerserver.blackbox.place import BOX, LEFT, READY, RUN, SUFFIX
 from workerserver.blackbox.read import Box, decode, read_bytes
 from workerserver.blackbox.watchdog.incident import Settings
@@ -302,7 +302,7 @@ class Keeper:
             with contextlib.suppress(OSError):
                 os.rename(rank.path, rank.path.removesuffix(SUFFIX) + LEFT)
         if self._watch is not None:  # now that the file lies where it stays
-            clean = _is_clean(rank.ends, status)
+            clean = is_clean(rank.ends, status)
             self._watch.ended((rank.pid, rank.ticks), clean=clean, copied=whole)
 
     def _try_copy(self, rank: Rank, known: dict[str, Any]) -> bool:
@@ -323,14 +323,8 @@ class Keeper:
         if not rank.watched:
             rank.watched = _paths(box)
             rank.seen = _oom_kills(rank.watched)
-        lane = contents.lanes["keeper"]
-        told = json.dumps({"copied": rank.copied, **known}).encode("ascii")
-        # One slot: its only record has number 1, as far as a ring of one counts.
-        record = Record(1, time.time_ns(), time.monotonic_ns(), told)
-        slot = record_bytes("keeper", record)
-        if len(slot) > lane.slot_bytes:
-            raise BoxError("its header is damaged")
-        data[lane.offset : lane.offset + len(slot)] = slot
+        offset, slot = keeper_slot(contents, known)
+        data[offset : offset + len(slot)] = slot
         name = f"rank{'-unknown' if box.rank is None else box.rank}-{rank.pid}.box"
         _write(os.path.join(self._run, name), data)
         if rank.name not in ("", name):  # the rank has become known
@@ -355,12 +349,6 @@ class Keeper:
                     if _COPY.match(each):
                         os.unlink(os.path.join(folder, each))
                 os.rmdir(folder)
-
-
-def _is_clean(ends: frozenset[str], status: int | None) -> bool:
-    """Whether a process has ended as a program does that is done. *ends*: the reasons that it gave
-    itself."""
-    return "exit" in ends and not ends & {"signal", "exception"} and not status
 
 
 def _sweep(mine: str) -> None:

@@ -108,6 +108,8 @@ class Job:
         words += ["--nnodes", str(len(self.network.hosts)), "--node-rank", str(host)]
         words += ["--nproc-per-node", str(self._each), "--max-restarts", str(self._restarts)]
         if self._restarts:  # without a rendezvous torchrun's agents don't start again together
+            # With one store for all attempts gloo finds the addresses of ranks that have ended.
+            settings["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
             words += ["--rdzv-backend", "c10d", "--rdzv-id", "job", "--local-addr", address]
             words += ["--rdzv-endpoint", f"{self.network.addresses[0]}:{PORT}"]
         else:
@@ -126,16 +128,17 @@ class Job:
     def log(self, host: int) -> Path:
         return self.folder / f"host{host}.log"
 
-    def await_begun(self, restart: int) -> None:
-        begun = [self.folder / f"begun{rank}-{restart}" for rank in range(self.ranks)]
+    def await_begun(self, *restarts: int) -> None:
+        """Until all ranks train, in one of these attempts of torchrun's."""
+
+        def begun() -> bool:
+            names = [[f"begun{rank}-{each}" for rank in range(self.ranks)] for each in restarts]
+            return any(all((self.folder / name).exists() for name in each) for each in names)
+
         wait_until(
-            lambda: (
-                all(each.exists() for each in begun)
-                or all(each.poll() is not None for each in self.running)
-            ),
-            SECONDS,
+            lambda: begun() or all(each.poll() is not None for each in self.running), SECONDS
         )
-        assert all(each.exists() for each in begun)
+        assert begun()
 
     # ---- what happens to it
 

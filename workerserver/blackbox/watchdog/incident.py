@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +30,8 @@ class Settings:
 @dataclass(slots=True)
 class Incident:
     """*began*: when it was found, by the monotonic clock. *name*: the verdict's file. *silent*:
-    another host's watchdog tells it. *told*: the verdict's document."""
+    another host's watchdog tells it. *told*: the verdict's document. *mark*: of Others, by which
+    other hosts know that it is told."""
 
     kind: Literal["stall", "gone"]
     restart: int | None
@@ -39,6 +40,7 @@ class Incident:
     silent: bool = False
     told: Mapping[str, Any] | None = None
     quiet_s: float = 0.0
+    mark: Sequence[str] = ()
 
 
 def essence(document: Mapping[str, Any]) -> object:

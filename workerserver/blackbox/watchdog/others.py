@@ -1,10 +1,10 @@
 """The other hosts of the job: where their ranks serve, and which watchdog has taken an incident.
 
-The watchdogs agree in the job's TCPStore, by one value for each attempt of torchrun's. Who finds
-that value empty takes the incident. Others wait until the incident is told or given back. The store
-is gone with rank 0's host, so each incident that is taken is a small file in the folder of the
-boxes, too. Whoever can't reach the taker that this file names is on another side of a job that is
-cut in two, and takes the incident for its own side.
+The watchdogs agree in the job's TCPStore, by one value. Whoever finds that value empty takes the
+incident. Others wait until the incident is told or given back. The store is gone with rank 0's
+host, so each incident that is taken is a small file in the folder of the boxes, too. Whoever can't
+reach the taker that this file names is on another side of a job that is cut in two, and takes the
+incident for its own side.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ T = TypeVar("T")
 State = Literal["mine", "taken", "told", "unknown"]
 
 RANK, COLLECTOR = "/debug_server/rank{}", "/debug_server/collector{}"
-INCIDENT, RUN = "/workerserver/incident/{}", "/workerserver/run"
+INCIDENT, RUN = "/workerserver/incident", "/workerserver/run"
 STORE_SECONDS = 2.0
 #: To see whether a host is there. It answers, or refuses, at once.
 REACH_SECONDS = 1.0
@@ -51,8 +51,10 @@ HOLD_SECONDS = 60.0
 #: Sides that a job can be cut into.
 MAX_SIDES = 8
 OLD_SECONDS = 24 * 3600.0
-_FILE = re.compile(r"incident-[0-9a-f]{16}-\d{1,9}-\d\.json\Z")
+_FILE = re.compile(r"incident-([0-9a-f]{16})-\d\.json\Z")
 _TOLD = " told"
+#: How our value begins: which attempt of torchrun's has the incident.
+_ATTEMPT = re.compile(r"(\d{1,9}) ")
 _ALL = ("", "::", "0.0.0.0")
 
 
@@ -82,10 +84,11 @@ class Others:
         self._run = ""
         self._restart: int | None = None
         self._next = 0.0
-        self._key = ""  # of the incident that was taken last
-        self._held = ""  # our value there
+        self._held = ""  # our value in the store
+        self._going: int | None = None  # the attempt that was seen to make steps
         self._turn = 0
         self._file = ""
+        self._attempt = 0  # of it
         self._mine: Sequence[str] = ()
         self._seen: tuple[str, float] = ("", 0.0)  # another's value, and since when
         self._asking: dict[str, threading.Thread] = {}
@@ -137,17 +140,16 @@ class Others:
         """Take the incident of this attempt, or look again at the one that is taken."""
         if not self._store:
             return "unknown"
-        restart = self._restart if restart is None else restart
-        key = self._key = INCIDENT.format(restart or 0)
+        restart = (self._restart if restart is None else restart) or 0
         self._turn += 1
-        value = f"{self._label}.{self._turn}"
+        value = f"{restart} {self._label}.{self._turn}"
 
         def swap(store: Store) -> str:
             self._name(store)
-            there = store.swap(key, self._held, value)
+            there = store.swap(INCIDENT, self._held, value)
             if self._held and there != value:  # another one thinks that this watchdog is gone
-                there = store.swap(key, "", value)
-            return self._patient(store, key, there, value, threshold)
+                there = store.swap(INCIDENT, "", value)
+            return self._patient(store, there, value, threshold)
 
         there = self._ask(swap)
         self.reachable = there is not None
@@ -161,7 +163,7 @@ class Others:
         self._held = ""
         return "told" if there.endswith(_TOLD) else "taken"
 
-    def _patient(self, store: Store, key: str, there: str, value: str, threshold: float) -> str:
+    def _patient(self, store: Store, there: str, value: str, threshold: float) -> str:
         """*there*, or *value* in place of another's that has stayed the same for too long."""
         now = time.monotonic()
         if there != self._seen[0]:
@@ -169,7 +171,15 @@ class Others:
         late = now - self._seen[1] > HOLD_SECONDS + threshold
         if there == value or there.endswith(_TOLD) or not late:
             return there
-        return store.swap(key, there, value)
+        return store.swap(INCIDENT, there, value)
+
+    @property
+    def mark(self) -> tuple[str, str]:
+        """For the watchdog of the next attempt on this host: of what is told, see restore()."""
+        return self._held, self._file
+
+    def restore(self, mark: tuple[str, str]) -> None:
+        self._held, self._file = mark
 
     def told(self) -> None:
         """The incident that this watchdog has taken is told."""
@@ -187,13 +197,30 @@ class Others:
         told, since = self._seen
         if told.endswith(_TOLD) and time.monotonic() - since > HOLD_SECONDS:
             # The host that told it may be gone, and the job goes on.
-            self._ask(lambda store: store.swap(self._key, told, ""))
+            self._ask(lambda store: store.swap(INCIDENT, told, ""))
             self._seen = ("", 0.0)
         if self._file:
             self._in_folder(self._remove_file, None)
 
+    def goes_on(self, restart: int | None) -> None:
+        """Steps are made in this attempt: what was told of earlier ones is over, even if the host
+        that told it is gone. No attempt before this one has made any since."""
+        if not self._store or restart is None or restart == self._going:
+            return
+        self._going = restart
+
+        def clear(store: Store) -> None:
+            there = store.swap(INCIDENT, "", "")
+            began = _ATTEMPT.match(there)
+            if began is not None and int(began[1]) < restart:
+                store.swap(INCIDENT, there, "")
+
+        if restart:
+            self._ask(clear)
+            self._in_folder(lambda: self._sweep(restart), None)
+
     def _change(self, value: str) -> None:
-        if self._ask(lambda store: store.swap(self._key, self._held, value)) == value:
+        if self._ask(lambda store: store.swap(INCIDENT, self._held, value)) == value:
             self._held = value
 
     # ---- the store
@@ -232,13 +259,13 @@ class Others:
 
     # ---- the folder, in a thread that it may block
 
-    def _take_file(self, restart: int | None) -> State:
+    def _take_file(self, restart: int) -> State:
         if not self._folder or not self._run:
             return "unknown"
         if self._file:
             return "mine"
         for side in range(MAX_SIDES):
-            name = f"incident-{self._run}-{restart or 0}-{side}.json"
+            name = f"incident-{self._run}-{side}.json"
             path = os.path.join(self._folder, name)
             try:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -249,6 +276,7 @@ class Others:
                     return "told" if taker.get("told") is True else "taken"
                 continue
             self._file = path
+            self._attempt = restart
             self._write_file(False)
             self._sweep()
             return "mine"
@@ -256,7 +284,8 @@ class Others:
 
     def _write_file(self, told: bool) -> None:
         if self._file:
-            taker = {"label": self._label, "addresses": list(self._mine[:4]), "told": told}
+            taker = {"label": self._label, "restart": self._attempt, "told": told}
+            taker["addresses"] = list(self._mine[:4])
             part = f"{self._file}.{self._label}.part"
             with open(part, "w", encoding="ascii", opener=_private) as file:
                 json.dump(taker, file)
@@ -267,11 +296,17 @@ class Others:
         if path:
             os.unlink(path)
 
-    def _sweep(self) -> None:
-        """Of runs that have ended in their incident."""
+    def _sweep(self, restart: int = 0) -> None:
+        """Of runs that have ended in their incident, and of this run before attempt *restart*."""
         for name in os.listdir(self._folder):
-            path = os.path.join(self._folder, name)
-            if _FILE.match(name) and os.lstat(path).st_mtime < time.time() - OLD_SECONDS:
+            path, match = os.path.join(self._folder, name), _FILE.match(name)
+            if match is None or path == self._file:
+                continue
+            earlier = False
+            if restart and match[1] == self._run:
+                began = _taker(path).get("restart")
+                earlier = type(began) is int and began < restart
+            if earlier or os.lstat(path).st_mtime < time.time() - OLD_SECONDS:
                 os.unlink(path)
 
 

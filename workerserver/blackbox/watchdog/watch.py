@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workerserver.blackbox.format import BoxError
+from workerserver.blackbox.known_end import mark_end
 from workerserver.blackbox.watchdog.diagnosis import diagnosed, targets_of
 from workerserver.blackbox.watchdog.incident import Incident, Settings, essence
 from workerserver.blackbox.watchdog.others import Others, Places
@@ -69,6 +71,7 @@ class Watch:
         self._over = False
         self._run_folder = ""
         self._ends: dict[tuple[int, int], bool] = {}  # whether it was a clean one
+        self._marked: dict[tuple[int, int], bool] = {}  # the same of those that nobody copied
         self._left = False
         self._pace = Pace(settings.stall)
         self._known: dict[tuple[int, int], Rank] = {}
@@ -130,6 +133,9 @@ class Watch:
 
     def _run(self) -> None:
         self._incident = self._teller.remembered(self._settings.boxes)
+        if self._incident is not None and len(self._incident.mark) == 2:
+            held, file = self._incident.mark
+            self._others.restore((str(held), str(file)))
         while not self._over:
             began = time.monotonic()
             with contextlib.suppress(Exception):  # the next look may find more
@@ -158,6 +164,8 @@ class Watch:
             self._stall(living, now)
         if living and not ended and self._pace.quiet_s < self._pace.threshold:
             self._others.learn(living, now)
+            if moved:
+                self._others.goes_on(restart_of(living))
 
     def _last_look(self) -> None:
         """Nobody lives any more."""
@@ -202,7 +210,11 @@ class Watch:
             if clean is None and rank.box:
                 if now - since < COPY_SECONDS:
                     continue
-                clean = False
+                if key not in self._marked:  # the keeper waits for a folder that blocks
+                    self._marked[key] = False
+                    with contextlib.suppress(OSError, BoxError):
+                        self._marked[key] = mark_end(rank.box, time.time() - (now - since))
+                clean = self._marked[key]
             elif clean is None:
                 # A process removes its record at a clean end. It may still live then.
                 clean = not os.path.exists(rank.record)
@@ -324,6 +336,7 @@ class Watch:
         targets = targets_of(living, "", self._run_folder)
         incident.name = self._teller.tell(line, told, targets=targets)
         self._others.told()
+        incident.mark = self._others.mark
         self._teller.remember(self._settings.boxes, incident)
 
     def _is_for_another(self, document: Mapping[str, Any], living: Sequence[Rank]) -> bool:
