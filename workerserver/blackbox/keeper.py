@@ -31,7 +31,7 @@ from workerserver.blackbox.known_end import is_clean, keeper_slot
 from workerserver.blackbox.place import BOX, LEFT, READY, RUN, SUFFIX
 from workerserver.blackbox.read import Box, decode, read_bytes
 from workerserver.blackbox.watchdog.incident import Settings
-from workerserver.blackbox.watchdog.watch import Watch
+from workerserver.blackbox.watchdog.watch import REST_SECONDS, Watch
 from workerserver.job.proc import lives
 
 __all__ = ["main"]
@@ -140,12 +140,14 @@ def main() -> int:
 def _await_end(boxes: str, watch: Watch | None) -> None:
     """Return some time after the last rank has ended: the folder may block the other thread for
     ever. That thread usually ends the process much earlier."""
-    left = BLOCKED_SECONDS
-    while left > 0:
+    passed = 0.0
+    while passed < BLOCKED_SECONDS or (
+        watch is not None and watch.finishes and passed < REST_SECONDS
+    ):
         time.sleep(ALIVE_SECONDS)
         alive = any(lives(int(match[1]), int(match[2])) for match in _boxes(boxes))
-        left = BLOCKED_SECONDS if alive else left - ALIVE_SECONDS
-        if watch is not None and left <= BLOCKED_SECONDS - STDERR_SECONDS:
+        passed = 0.0 if alive else passed + ALIVE_SECONDS
+        if watch is not None and passed >= STDERR_SECONDS:
             watch.close_stderr()
 
 

@@ -80,7 +80,7 @@ class Watched:
 
     def await_none(self) -> None:
         """Until the watchdog has ended."""
-        wait_until(lambda: not self.keepers(), SECONDS)
+        wait_until(lambda: not self.keepers(), 250)
 
     # ---- what it says
 

@@ -22,6 +22,7 @@ from workerserver.cluster.ask.token.proof import Meeting, Proof, key_of
 from workerserver.cluster.ask.token.trust import Terms, terms
 from workerserver.cluster.failures import (
     Failed,
+    lost_proof,
     other_version,
     short,
     unauthorized,
@@ -100,6 +101,7 @@ class Client:
         self._tls = tls
         self.authority = tls is not None if authority is None else authority
         self._visits: set[Visit] = set()
+        self._behind_proxy: set[Worker] = set()
         # One timer for all visits. A timer for each visit would cost a tenth of a question.
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -126,7 +128,15 @@ class Client:
 
     def terms(self, worker: Worker, uid: int | None) -> Terms:
         """How the token is shown to *worker*; *uid*: whom its Unix socket belongs to."""
+        if worker in self._behind_proxy:
+            return Terms(False, True)
         return terms(worker, uid, in_clear=self._send_token, authority=self.authority)
+
+    def trust_proxy(self, connection: Connection) -> None:
+        """From now on the proxy at the other end gets the token as it is. Failed if it may not."""
+        if not (connection.worker.tls and connection.terms.bare):
+            raise Failed("refused", lost_proof(self._token_name))
+        self._behind_proxy.add(connection.worker)
 
     @property
     def tls(self) -> ssl.SSLContext:
@@ -426,10 +436,13 @@ class Visit:
         request = client.request(host, question, shown, proof is None and connection.terms.bare)
         answer = await connection.ask(request, question.limit, self._progress)
         info = answer.fields.get("authentication-info", "")
-        if proof is not None and not proof.answered(answer.status, answer.body, info):
-            connection.usable = False
+        if proof is None or proof.answered(answer.status, answer.body, info):
+            return answer
+        connection.usable = False
+        if answer.status != 401:
             raise client.unproven(answer)
-        return answer
+        client.trust_proxy(connection)
+        return await self._put(await self._connect(), host, question)
 
     async def _meet(self, connection: Connection, proof: Proof, host: str) -> None:
         """Have the worker prove that it knows the token, before it is asked anything."""
