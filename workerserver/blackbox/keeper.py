@@ -47,8 +47,9 @@ COPY_SECONDS = 10.0
 DYING_SECONDS = 10.0
 #: Until the kernel tells how a process ended. Its parent has to ask for it first.
 STATUS_SECONDS = 0.7
-#: A keeper of the job's last attempt may be about to end.
+#: A keeper of the job's last attempt may be about to end. It may have to tell an incident before.
 LOCK_SECONDS = 5.0
+LAST_ATTEMPT_SECONDS = 90.0
 #: A keeper that the folder blocks ends so long after the last rank. The boxes stay.
 BLOCKED_SECONDS = 60.0
 #: What a job has left on the tmpfs goes after this time, if its keeper is gone too.
@@ -102,7 +103,7 @@ def main() -> int:
     # last rank.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    lock = _lock(os.path.join(options.boxes, "keeper.lock"))
+    lock = _lock(options.boxes)
     if lock is None:
         _tell(READY)  # another keeper works here
         return 0
@@ -187,15 +188,19 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _lock(path: str) -> int | None:
+def _lock(boxes: str) -> int | None:
+    """None if another keeper works here. A longer wait has an end with the last rank: whoever reads
+    the job's output waits for this process, too."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o600)
-    give_up = time.monotonic() + LOCK_SECONDS
+    descriptor = os.open(os.path.join(boxes, "keeper.lock"), flags, 0o600)
+    began = time.monotonic()
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            if time.monotonic() >= give_up:
+            waited = time.monotonic() - began
+            alive = any(lives(int(match[1]), int(match[2])) for match in _boxes(boxes))
+            if waited >= (LAST_ATTEMPT_SECONDS if alive else LOCK_SECONDS):
                 os.close(descriptor)
                 return None
             time.sleep(0.2)

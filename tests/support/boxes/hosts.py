@@ -1,5 +1,5 @@
-"""A torchrun job on several hosts, which are namespaces: programs/blackbox/host_rank.py with black
-boxes in one folder, and what the watchdogs of the hosts say."""
+"""A torchrun job on several hosts, which are namespaces: programs/blackbox/hosts/host_rank.py with
+black boxes in one folder, and what the watchdogs of the hosts say."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Job:
             (self.folder / f"disk{rank}").touch()
         for host in range(len(self.network.hosts)):
             self._start(host)
-        self.await_begun(0)
+        self._await_begun()
         self.await_watched()
 
     def await_watched(self) -> None:
@@ -102,7 +102,7 @@ class Job:
         if self._clocks:
             ahead = str(host * 24 * 3600)
             apart += ("--time", "--boottime", ahead, "--monotonic", ahead)
-        script, names = PROGRAMS / "blackbox/host.py", self.folder / "hosts"
+        script, names = PROGRAMS / "blackbox/hosts/host.py", self.folder / "hosts"
         first = (sys.executable, str(script), f"node{host}", str(names))
         words = [sys.executable, "-m", "torch.distributed.run"]
         words += ["--nnodes", str(len(self.network.hosts)), "--node-rank", str(host)]
@@ -114,7 +114,7 @@ class Job:
             words += ["--rdzv-endpoint", f"{self.network.addresses[0]}:{PORT}"]
         else:
             words += ["--master-addr", self.network.addresses[0], "--master-port", PORT]
-        words += [str(PROGRAMS / "blackbox/host_rank.py"), str(self.folder)]
+        words += [str(PROGRAMS / "blackbox/hosts/host_rank.py"), str(self.folder)]
         with self.log(host).open("wb") as log:
             self.running.append(
                 subprocess.Popen(
@@ -128,17 +128,16 @@ class Job:
     def log(self, host: int) -> Path:
         return self.folder / f"host{host}.log"
 
-    def await_begun(self, *restarts: int) -> None:
-        """Until all ranks train, in one of these attempts of torchrun's."""
-
-        def begun() -> bool:
-            names = [[f"begun{rank}-{each}" for rank in range(self.ranks)] for each in restarts]
-            return any(all((self.folder / name).exists() for name in each) for each in names)
-
+    def _await_begun(self) -> None:
+        begun = [self.folder / f"begun{rank}-0" for rank in range(self.ranks)]
         wait_until(
-            lambda: begun() or all(each.poll() is not None for each in self.running), SECONDS
+            lambda: (
+                all(each.exists() for each in begun)
+                or all(each.poll() is not None for each in self.running)
+            ),
+            SECONDS,
         )
-        assert begun()
+        assert all(each.exists() for each in begun)
 
     # ---- what happens to it
 

@@ -13,9 +13,7 @@ import contextlib
 import errno
 import json
 import os
-import random
 import re
-import secrets
 import socket
 import threading
 import time
@@ -77,7 +75,7 @@ class Others:
     def __init__(self, store: str, folder: str, label: str, world: int) -> None:
         self._store = store
         self._folder = folder
-        self._label = f"{label}#{secrets.token_hex(4)}"
+        self._label = f"{label}#{os.urandom(4).hex()}"
         self._world = world
         self.reachable = bool(store)
         self.places = Places()
@@ -112,7 +110,7 @@ class Others:
         every = bool(known) and min(known) < NEXT_HOSTS * len(known)
         if now < self._next or (self._run and (self.places.any or not every)):
             return
-        self._next = now + LEARN_SECONDS * random.uniform(0.5, 1.5)
+        self._next = now + LEARN_SECONDS * (0.5 + os.urandom(1)[0] / 256)
         self._ask(lambda store: self._read(store, every))
 
     def _read(self, store: Store, every: bool) -> None:
@@ -131,7 +129,7 @@ class Others:
     def _name(self, store: Store) -> None:
         """Know this run of the job by one name on all hosts, or give it that name."""
         if not self._run:
-            run = store.swap(RUN, "", secrets.token_hex(8))
+            run = store.swap(RUN, "", os.urandom(8).hex())
             self._run = run if re.fullmatch("[0-9a-f]{16}", run) else ""
 
     # ---- an incident
