@@ -39,7 +39,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "native._engine": ("native/box/*.c",),
     "native._bridge": (),
     "loadgen._loadgen": (),
-    "cluster._ask": (),
+    "cluster._ask": ("cluster/ask/engine/*.c", "stacks/blake2b.c"),
 }
 #: epoll; the native I/O thread needs eventfd and accept4 too.
 LINUX_ONLY = {"native._engine", "native._bridge", "cluster._ask"}
@@ -53,6 +53,7 @@ HEADERS = (
     "stacks/sampler",
     "loadgen",
     "native/box",
+    "cluster/ask/engine",
 )
 
 # No -ffast-math and no -Ofast: loading such a library turns on flush-to-zero for the whole process.

@@ -35,6 +35,8 @@ class Fan:
         stall: float,
         max_head: int,
         max_fields: int,
+        key: bytes | None = None,
+        token: bytes = b"",
     ) -> None: ...
     def fileno(self) -> int: ...
     @property
@@ -52,6 +54,8 @@ class Fan:
         addresses: tuple[str, ...] = (),
         port: int = 0,
         trusting: bool = False,
+        proven: tuple[tuple[int, int], ...] | None = None,
+        rank: int = -1,
     ) -> None: ...
     def name(self, number: int, addresses: tuple[str, ...], port: int) -> None: ...
     def unnamed(self, number: int) -> None: ...

@@ -5,11 +5,12 @@ has a Content-Length. It counts an answer only if nothing about it is unusual. F
 the worker is STRANGE: the engine ends the connection, and the client of Python (client.py) asks
 that worker, so one parser decides on what is unusual, with one set of texts.
 
-``reply`` reads a head. ``peer`` is one worker, from connecting to its last answer. ``loop`` begins
-peers, waits, and ends those that are late. ``fan`` is the Python side.
+``reply`` reads a head. ``proof`` proves the token. ``peer`` is one worker, from connecting to its
+last answer. ``loop`` begins peers, waits, and ends those that are late. ``fan`` is the Python side.
 """
 
 include "ask/engine/reply.pyx"
+include "ask/engine/proof.pyx"
 include "ask/engine/peer.pyx"
 include "ask/engine/loop.pyx"
 include "ask/engine/fan.pyx"

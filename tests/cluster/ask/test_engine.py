@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import select
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -315,3 +317,89 @@ def test_many_behind_few_places(start: Start, ways: Ways) -> None:
     assert all(state.failures == {} for state in states[6:])
     assert [state.failures["healthz"].text for state in states[:6]] == ["no answer in 4 s"] * 6
     assert {server.accepted for server in (*silent, *friends)} == {1}
+
+
+# --- the token
+
+TOKEN = "the-secret-of-this-job"
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp", "uvloop-unix", "uvloop-tcp"])
+def test_the_token_is_proven(
+    serve: Serve, kind: Kind, ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over TCP; a Unix socket of our own gets it as it is."""
+    monkeypatch.setenv("RANK", "3")
+    served = serve(kind, token=TOKEN)
+    unix = kind.endswith("unix")
+    address = str(served.address) if unix else "{}:{}".format(*served.address)
+    (state,) = ways.both([Worker(address, unix, 3)], stacks=False, token=TOKEN, deadline=30.0)
+    assert state.digest is not None
+    assert (state.rank, state.failures.keys() <= {"fr_summary", "flight"}) == (3, True)
+    assert list(ways.talks.values()) == ["answered"]
+    for rank, token in ((5, TOKEN), (3, "another"), (3, None)):
+        (state,) = ways.both([Worker(address, unix, rank)], token=token, deadline=30.0)
+        assert state.failures["healthz"].reason == ("lied" if rank == 5 else "refused")
+
+
+def relayed(
+    worker: Worker, change: Callable[[bytes], bytes], stack: contextlib.ExitStack
+) -> Worker:
+    """*worker*, behind a stranger who changes what comes from it."""
+    host, _, port = worker.address.rpartition(":")
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=pass_on, args=(connection,), daemon=True).start()
+
+    def pass_on(connection: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            connection,
+            socket.create_connection((host, int(port))) as other,
+        ):
+            while True:
+                for source in select.select((connection, other), (), ())[0]:
+                    data = source.recv(1 << 16)
+                    if not data:
+                        return
+                    if source is other:
+                        connection.sendall(change(data))
+                    else:
+                        other.sendall(data)
+
+    threading.Thread(target=serve, daemon=True).start()
+    stack.callback(listener.shutdown, socket.SHUT_RDWR)
+    return Worker(f"127.0.0.1:{listener.getsockname()[1]}", False, worker.rank)
+
+
+CHANGES: dict[str, Callable[[bytes], bytes]] = {
+    "nothing": lambda data: data,
+    "a body": lambda data: data.replace(b'"status":"ok"', b'"status":"no"'),
+    "a status": lambda data: data.replace(b"HTTP/1.1 200", b"HTTP/1.1 201"),
+    "a proof": lambda data: re.sub(rb"(Authentication-Info: m=)[0-9a-f]{4}", rb"\g<1>abcd", data),
+    "no proof": lambda data: re.sub(rb"Authentication-Info: [^\r]*\r\n", b"", data),
+    "the greeting": lambda data: re.sub(rb"n=[0-9a-f]{4}", b"n=abcd", data),
+    "another version": lambda data: data.replace(b"WorkerServer v=1", b"WorkerServer v=2"),
+    "no challenge": lambda data: re.sub(rb"WWW-Authenticate: [^\r]*\r\n", b"", data),
+    "who it is": lambda data: re.sub(rb"w=[0-9a-f]{2}", b"w=3a", data),
+}
+
+
+def test_what_a_stranger_changes_does_not_count(
+    serve: Serve, ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    served = serve("tcp", token=TOKEN)
+    worker = Worker("{}:{}".format(*served.address), False, 3)
+    with contextlib.ExitStack() as stack:
+        workers = [relayed(worker, change, stack) for change in CHANGES.values()]
+        states = ways.both(workers, stacks=False, token=TOKEN, deadline=30.0)
+    assert states[0].health is not None
+    assert [state.health for state in states[1:]] == [None] * (len(CHANGES) - 1)
+    assert {state.failures["healthz"].reason for state in states[1:]} == {"refused"}
+    ends = [ways.talks[each] for each in workers]
+    assert ends == ["answered"] + ["strange"] * (len(CHANGES) - 1)

@@ -244,19 +244,24 @@ class Client:
         self._end_overdue_at(max(first, now + LATE_SECONDS))
 
     def request(self, host: str, question: Question, proof: str | None, bare: bool) -> bytes:
-        """The bytes of a request. All except the host and the token is built once for all workers.
-        *proof*: what shows that we know the token. *bare*: the token itself shows it."""
+        """The bytes of a request. *proof*: what shows that we know the token. *bare*: the token
+        itself shows it."""
+        before, after = self.pieces(host, question)
+        shown = self._bearer if bare else proof
+        if shown is not None:
+            before += f"\r\nAuthorization: {shown}".encode("ascii", "replace")
+        return before + after
+
+    def pieces(self, host: str, question: Question) -> tuple[bytes, bytes]:
+        """The bytes of a request before and after the place where the token is shown. All except
+        the host is built once for all workers."""
         parts = self._requests.get((question.method, question.path))
         if parts is None:
             if len(self._requests) >= MAX_KEPT_REQUESTS:
                 self._requests.clear()
             parts = request_parts(question, self.headers)
             self._requests[question.method, question.path] = parts
-        name = host.encode("ascii", "replace")
-        shown = self._bearer if bare else proof
-        if shown is not None:
-            name += f"\r\nAuthorization: {shown}".encode("ascii", "replace")
-        return name.join(parts)
+        return parts[0] + host.encode("ascii", "replace"), parts[1]
 
     def explain(self, answer: Answer) -> str | None:
         """Why the HTTP error *answer* can't come from a worker; None if it may come from one.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from workerserver.cluster.ask.collector_format import relay_failure, relayed
 from workerserver.cluster.ask.connection import Connection, connect
 from workerserver.cluster.ask.engine.at_once import INTERRUPTED, Early, in_seconds
-from workerserver.cluster.ask.exchange import Answer, Progress, Question
+from workerserver.cluster.ask.exchange import GREETING, Answer, Progress, Question
 from workerserver.cluster.ask.token.proof import Meeting, Proof
 from workerserver.cluster.failures import Failed
 from workerserver.cluster.model import Worker
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from workerserver.cluster.ask.client import Client
 
 __all__ = ["Visit", "go_on", "is_over"]
-
-#: The first request on a connection where both ends prove the token. It asks for nothing that a
-#: stranger may not know.
-GREETING = Question("greeting", "/", "GET", limit=64 << 10, any_status=True)
 
 
 class Visit:

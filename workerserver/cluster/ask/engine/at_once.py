@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from workerserver.cluster.addresses import host_port
 from workerserver.cluster.ask.connection import MAX_FIELDS, MAX_HEAD_BYTES
-from workerserver.cluster.ask.exchange import Answer, Progress, Question
+from workerserver.cluster.ask.exchange import GREETING, Answer, Progress, Question
 from workerserver.cluster.ask.fanout import PATIENCE_SECONDS
 from workerserver.cluster.errors import NotATarget
 from workerserver.cluster.failures import Failed, closed, cut, no_connection
@@ -78,7 +78,12 @@ class Asker(Protocol):
     @property
     def asks_proof(self) -> bool: ...
 
+    @property
+    def which(self) -> str: ...
+
     def request(self, host: str, question: Question, proof: str | None, bare: bool) -> bytes: ...
+
+    def pieces(self, host: str, question: Question) -> tuple[bytes, bytes]: ...
 
 
 def way(worker: Worker, client: Asker) -> Way | None:
@@ -88,7 +93,7 @@ def way(worker: Worker, client: Asker) -> Way | None:
     if worker.unix:
         path = os.fsencode(worker.address)
         return Way(path) if len(path) <= MAX_PATH_BYTES and b"\0" not in path else None
-    if client.asks_proof or worker.downgraded or (worker.from_store and client.authority):
+    if worker.downgraded or (worker.from_store and client.authority):
         return None
     try:
         return Way(None, *host_port(worker.address))
@@ -132,6 +137,7 @@ class AtOnce:
         self._look_ups: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, list[int]] = {}
         self._bare = client.key is not None
+        self._proves = client.asks_proof
         self._fan = _ask.Fan(
             working=working,
             most=most,
@@ -139,6 +145,8 @@ class AtOnce:
             stall=STALL_SECONDS,
             max_head=MAX_HEAD_BYTES,
             max_fields=MAX_FIELDS,
+            key=client.key,
+            token=client.which.encode("ascii"),
         )
 
     async def run(self) -> None:
@@ -200,7 +208,11 @@ class AtOnce:
         client = self._client
         questions = self._questions(worker)
         host = "localhost" if worker.unix else worker.address
-        request = b"".join(client.request(host, each, None, self._bare) for each in questions)
+        proven: tuple[tuple[int, int], ...] | None = None
+        if self._proves and not worker.unix:
+            request, proven = self._open_request(host, questions)
+        else:
+            request = b"".join(client.request(host, each, None, self._bare) for each in questions)
         number = self._count = self._count + 1
         self._asked[number] = (worker, way, questions)
         addresses = None if worker.unix else client.resolver.known(way.host)
@@ -213,7 +225,23 @@ class AtOnce:
             addresses=tuple(addresses or ()),
             port=way.port,
             trusting=worker.unix and self._bare,
+            proven=proven,
+            rank=-1 if worker.rank is None or worker.assumed else worker.rank,
         )
+
+    def _open_request(
+        self, host: str, questions: Sequence[Question]
+    ) -> tuple[bytes, tuple[tuple[int, int], ...]]:
+        """The greeting and the questions, and the places where the proofs belong."""
+        parts: list[bytes] = []
+        places = []
+        size = 0
+        for question in (GREETING, *questions):
+            before, after = self._client.pieces(host, question)
+            places.append((size, size + len(before)))
+            parts += (before, after)
+            size += len(before) + len(after)
+        return b"".join(parts), tuple(places)
 
     # ---- names
 

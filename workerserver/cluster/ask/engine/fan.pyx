@@ -6,7 +6,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.unicode cimport PyUnicode_DecodeLatin1
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memchr
+from libc.string cimport memchr, memcpy
 
 import os
 import socket
@@ -57,7 +57,8 @@ cdef class Talk:
 cdef class Fan:
     """Asks many peers, at most *most* at one time, and at most *working* that began within
     *patience* seconds. After an answer, a peer that sends nothing of the next one for *stall*
-    seconds is STRANGE. *max_head* bytes and *max_fields* bound the head of an answer.
+    seconds is STRANGE. *max_head* bytes and *max_fields* bound the head of an answer. *key* and
+    *token*: the key of a token, and its name, for peers that have to prove it.
 
     :meth:`add` queues a peer; :meth:`turn` goes on, and returns those that have ended. The
     descriptor is readable when a turn has something to do. One thread uses a Fan.
@@ -66,6 +67,7 @@ cdef class Fan:
     cdef Loop loop
     cdef dict _unnamed          # number -> the Peer's address, while its name is looked up
     cdef bint _open
+    cdef bint _has_key
 
     def __cinit__(self):
         self.loop.poller = self.loop.timer = -1
@@ -78,6 +80,8 @@ cdef class Fan:
         double stall,
         Py_ssize_t max_head,
         int max_fields,
+        bytes key=None,
+        bytes token=b"",
     ):
         if self._open:
             raise RuntimeError("this Fan is open")
@@ -89,6 +93,13 @@ cdef class Fan:
         self.loop.max_head = <size_t>max_head
         self.loop.max_fields = max_fields
         self.loop.uid = os.geteuid()
+        self._has_key = key is not None
+        if key is not None:
+            if len(key) != WS_KEY or len(token) > WS_GUEST_TOKEN:
+                raise ValueError(f"key: {WS_KEY} bytes; token: at most {WS_GUEST_TOKEN} bytes")
+            memcpy(self.loop.key, PyBytes_AS_STRING(key), WS_KEY)
+            memcpy(self.loop.token, PyBytes_AS_STRING(token), <size_t>len(token))
+            self.loop.token_size = <size_t>len(token)
         self._open = True
         if not loop_open(&self.loop):
             loop_close(&self.loop)
@@ -123,6 +134,8 @@ cdef class Fan:
         tuple addresses=(),
         int port=0,
         bint trusting=False,
+        tuple proven=None,
+        int64_t rank=-1,
     ):
         """Queue a peer. It is sent *request*, which holds a question for each of *limits*, the
         largest body of each answer in bytes. *seconds*: its time, from when it begins.
@@ -130,7 +143,10 @@ cdef class Fan:
         It is a Unix socket's *path*, or some IP *addresses* with a *port*; or neither, then its
         *number* is returned by :meth:`turn` when it begins, and :meth:`name` or :meth:`unnamed` has
         to follow. *trusting*: nothing is sent but to a Unix socket of this user or of root.
-        ValueError if an address can't be used.
+        *proven*: the token is proven. *request* then begins with a greeting, and these are the
+        places where the greeting and each question begin, each with the place where its
+        Authorization belongs. *rank*: the one that the peer has to prove, -1 for any. ValueError if
+        an address can't be used.
         """
         cdef Peer *peer
         cdef int i
@@ -148,6 +164,10 @@ cdef class Fan:
             peer.question_count = <int>len(limits)
             if path is not None or addresses:
                 locate(peer, path, addresses, port)
+            if proven is not None:
+                if not self._has_key:
+                    raise ValueError("proven: this Fan has no key")
+                prove(peer, request, proven, rank)
         except BaseException:
             free_peer(peer)
             raise
@@ -247,6 +267,28 @@ cdef class Fan:
         return found
 
 
+cdef prove(Peer *peer, bytes request, tuple proven, int64_t rank):
+    """Note where the proofs of *peer* belong."""
+    cdef Proving *proving
+    cdef Py_ssize_t start, insert, end = len(request)
+    cdef int i
+    if len(proven) != peer.question_count + 1:
+        raise ValueError("proven: one for the greeting and for each question")
+    peer.proving = proving = <Proving *>calloc(1, sizeof(Proving))
+    if proving is NULL:
+        raise MemoryError
+    for i in range(peer.question_count, -1, -1):
+        start, insert = proven[i]
+        if not 0 <= start < insert < end or request[start:insert].count(b" ") < 2:
+            raise ValueError("proven: no place in the request")
+        proving.starts[i] = <size_t>start
+        proving.inserts[i] = <size_t>insert
+        end = start
+    proving.starts[peer.question_count + 1] = proving.size = <size_t>len(request)
+    proving.request = PyBytes_AS_STRING(request)
+    proving.rank = rank
+
+
 cdef locate(Peer *peer, bytes path, tuple addresses, int port):
     """Fill in the addresses of *peer*."""
     cdef dial_address *to
@@ -281,6 +323,7 @@ cdef void free_peer(Peer *peer) noexcept:
     if peer.number is not NULL:
         Py_DECREF(<object>peer.number)
         Py_DECREF(<object>peer.request)
+    free_proving(peer.proving)
     free(peer.addresses)
     free(peer.data)
     free(peer)
@@ -298,7 +341,9 @@ cdef Talk talk_of(const Peer *peer):
     talk.received = <Py_ssize_t>peer.size
     talk.partial = <Py_ssize_t>(peer.size - peer.start)
     talk.missing = -1
-    if peer.head_size:
+    if peer.proving is not NULL and not peer.met:
+        talk.partial = 0  # of the first question's answer nothing has come
+    elif peer.head_size:
         talk.missing = <Py_ssize_t>(peer.reply.length + peer.head_size) - talk.partial
     talk.error = peer.error
     talk.pid = peer.pid

@@ -14,6 +14,28 @@ cdef extern from "dial.h" nogil:
         socklen_t size
         sockaddr_storage storage
 
+cdef extern from "guest.h" nogil:
+    enum:
+        WS_KEY
+        WS_GUEST_TOKEN
+        WS_GUEST_VALUE
+    ctypedef struct ws_guest:
+        pass
+    size_t ws_guest_greeting(
+        ws_guest *guest, const unsigned char *key, const char *token, size_t token_size, char *out
+    ) noexcept
+    bint ws_guest_meet(
+        ws_guest *guest, const char *challenge, size_t size, int64_t *rank
+    ) noexcept
+    size_t ws_guest_request(
+        ws_guest *guest, const char *method, size_t method_size, const char *target,
+        size_t target_size, char *out
+    ) noexcept
+    bint ws_guest_answered(
+        const ws_guest *guest, int number, int status, const char *body, size_t body_size,
+        const char *info, size_t info_size
+    ) noexcept
+
 cdef enum:
     MAX_QUESTIONS = 8        # to one peer
     FIRST_BYTES = 4096       # room for the answers of one peer, at first
@@ -46,6 +68,10 @@ cdef struct Reply:
     size_t length        # of the body
     size_t reason        # where the reason begins
     size_t fields        # where the fields begin
+    size_t challenge     # the value of WWW-Authenticate, the last one
+    size_t challenge_size
+    size_t info          # the value of Authentication-Info
+    size_t info_size
 
 
 cdef struct Answered:
@@ -56,6 +82,16 @@ cdef struct Answered:
     size_t head_end      # of the last field, before the empty line
     size_t body
     size_t end
+
+
+cdef struct Proving:
+    ws_guest guest
+    char *out                            # the requests with their proofs
+    size_t starts[MAX_QUESTIONS + 2]     # of the greeting and the requests, and the end of all
+    size_t inserts[MAX_QUESTIONS + 1]    # where their Authorization fields belong
+    size_t size                          # of `request`
+    const char *request
+    int64_t rank                         # the one that the worker has to have; -1: any
 
 
 # Invariants: fd >= 0 only while CONNECTING and ASKING. A peer is in `queued` until it begins, then
@@ -74,6 +110,8 @@ cdef struct Peer:
     int address_count
     int address              # the one that is tried
     bint trusting            # the request holds the token: a Unix peer has to be root's or ours
+    Proving *proving         # where both ends prove the token; else NULL
+    bint met                 # the worker has proven itself
     bint young
     bint told                # Python knows that its name is wanted
     int64_t seconds_ns       # time from its begin to its deadline
@@ -117,6 +155,9 @@ cdef struct Loop:
     size_t max_head
     int max_fields
     int uid
+    unsigned char key[32]    # that stands for the token
+    char token[16]           # its name
+    size_t token_size
     # State
     int poller
     int timer

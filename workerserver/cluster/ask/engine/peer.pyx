@@ -41,7 +41,8 @@ cdef extern from *:
     bint ask_listener(int fd, int *pid, int *uid) noexcept nogil
 
 cdef enum:
-    MAX_READS = 16      # of one peer in a row
+    MAX_READS = 16              # of one peer in a row
+    GREETING_BYTES = 64 << 10   # the largest body of an answer to the greeting
 
 cdef int64_t RETRY_NS = 20_000_000      # until a full backlog is tried again
 cdef int64_t LEAST_NS = 1_000_000       # for one address
@@ -147,6 +148,9 @@ cdef void connected(Loop *loop, Peer *peer, int operation) noexcept nogil:
     cdef int uid = -1
     peer.stage = ASKING
     peer.moved = loop.now
+    if peer.proving is not NULL and not greet(loop, peer):
+        end(loop, peer, STRANGE)
+        return
     if peer.addresses[peer.address].family == AF_UNIX:
         if not ask_listener(peer.fd, &peer.pid, &uid):
             peer.pid = 0
@@ -229,7 +233,7 @@ cdef void closed_by_peer(Loop *loop, Peer *peer) noexcept nogil:
     if peer.at:
         end(loop, peer, STRANGE)
     else:
-        end(loop, peer, CUT if peer.size else SHUT)
+        end(loop, peer, CUT if peer.size > peer.start else SHUT)
 
 
 cdef void surplus(Loop *loop, Peer *peer) noexcept nogil:
@@ -243,7 +247,7 @@ cdef void read_answers(Loop *loop, Peer *peer) noexcept nogil:
     """Read the answers that have come."""
     cdef Answered *found
     cdef const char *data
-    cdef size_t size
+    cdef size_t size, limit
     while peer.at < peer.question_count:
         data = peer.data + peer.start
         size = peer.size - peer.start
@@ -259,14 +263,31 @@ cdef void read_answers(Loop *loop, Peer *peer) noexcept nogil:
                 if size > loop.max_head:
                     end(loop, peer, STRANGE)
                 return
+            limit = peer.limits[peer.at]
+            if peer.proving is not NULL and not peer.met:
+                limit = GREETING_BYTES
             if (
                 not read_head(data, peer.head_size, loop.max_fields, &peer.reply)
-                or peer.reply.length > peer.limits[peer.at]
+                or peer.reply.length > limit
             ):
                 end(loop, peer, STRANGE)
                 return
         if size - peer.head_size < peer.reply.length:
             return
+        if peer.proving is not NULL:
+            if not peer.met:
+                if size > peer.head_size + peer.reply.length or peer.reply.closes:
+                    end(loop, peer, STRANGE)
+                elif not meet(peer, data):
+                    end(loop, peer, STRANGE)
+                else:
+                    peer.start = peer.size
+                    peer.head_size = peer.scanned = 0
+                    watch(loop, peer, EPOLL_CTL_MOD, not send_on(peer))
+                return
+            if not is_own(peer, data):
+                end(loop, peer, STRANGE)
+                return
         found = &peer.answers[peer.at]
         found.status = peer.reply.status
         found.begin = peer.start

@@ -82,22 +82,25 @@ cdef bint read_head(const char *data, size_t size, int max_fields, Reply *reply)
         return False
     reply.closes = data[7] == c"0"
     reply.fields = at = line + 2
+    reply.challenge_size = reply.info_size = 0
     while at < size - 2:
         end = <const char *>memchr(data + at, c"\r", size - at)
         if end[1] != c"\n":
             return False
         line = <size_t>(end - data) - at
         count += 1
-        if count > max_fields or not read_field(data + at, line, reply, &has_length):
+        if count > max_fields or not read_field(data, at, line, reply, &has_length):
             return False
         at += line + 2
     return has_length
 
 
 cdef bint read_field(
-    const char *line, size_t size, Reply *reply, bint *has_length
+    const char *data, size_t at, size_t size, Reply *reply, bint *has_length
 ) noexcept nogil:
-    """False if the field changes how the answer is to be read, or is not plain."""
+    """Read the line of *size* bytes at *at*. False if the field changes how the answer is to be
+    read, or is not plain."""
+    cdef const char *line = data + at
     cdef const char *colon = <const char *>memchr(line, c":", size)
     cdef const char *value
     cdef size_t name, length, i
@@ -132,6 +135,12 @@ cdef bint read_field(
             reply.closes = False
         else:
             return False
+    elif named(line, name, b"www-authenticate", 16):
+        reply.challenge = <size_t>(value - data)
+        reply.challenge_size = length
+    elif named(line, name, b"authentication-info", 19):
+        reply.info = <size_t>(value - data)
+        reply.info_size = length
     elif (
         named(line, name, b"transfer-encoding", 17)
         or named(line, name, b"content-encoding", 16)
