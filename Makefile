@@ -8,7 +8,7 @@ PIP := $(PY) -m pip
 PACKAGE := $(shell find workerserver -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]')
 COMPILED := $(subst /,.,$(basename $(shell find workerserver -name '_*.pyx')))
 
-.PHONY: help build demo man docs screenshots test test-debug wire faults blackbox simulate test-cuda test-integrations wheels test-cpythons test-torch chaos soak fuzz long bench bench-check compare coverage sanitize lint format clean
+.PHONY: help build demo man docs screenshots test test-debug wire faults blackbox simulate test-cuda test-integrations wheels test-cpythons test-torch chaos soak fuzz long bench bench-check compare native coverage sanitize lint format clean
 
 help:
 	@echo "make demo           start a training job that hangs, and find the rank to blame"
@@ -35,6 +35,7 @@ help:
 	@echo "make bench          compare the server's cost with torch's server and others (ARGS='--list', 'latency --quick')"
 	@echo "make bench-check    compare the ratios of a short run with benchmarks/baseline.json"
 	@echo "make compare        ask four hung jobs with this tool, py-spy, gdb and torch's own frontend"
+	@echo "make native         compare native stacks with those of gdb, address by address"
 	@echo "make man            write the manual pages, into build/man/man1"
 	@echo "make build          make only the virtual environment and the extension modules"
 	@echo "PYTHON=... chooses the interpreter ($(PYTHON)), VENV=... chooses the environment ($(VENV))"
@@ -69,7 +70,7 @@ demo: $(if $(wildcard $(VENV)/.installed),build,$(VENV)/.demo)
 # the other, as pytest -s and --pdb need.
 TESTERS ?= 2
 test: build
-	$(PY) -m pytest -n $(TESTERS) --dist loadfile $(ARGS)
+	$(PY) -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-debug: build
 	$(PY) tools/run_debug.py $(ARGS)
@@ -83,11 +84,13 @@ wire: build
 faults: build
 	$(PY) -m pytest -n $(TESTERS) -m 'faults and not long' tests/faults $(ARGS)
 
+# CHROOT=FOLDER: also for CPython 3.14 and 3.15, in a Debian testing there without a compiler, which is
+# made if need be (root). ARGS="3.12 --platform musllinux_1_2_aarch64": another libc or processor.
+wheels: build
+	$(PY) tools/build_wheels.py $(if $(CHROOT),--chroot $(CHROOT)) $(ARGS)
+
 # In ten minutes at most. The old NCCL backend, whose recorder the dump_nccl_* handlers read: from
 # torch 2.15 on, "nccl" is NCCL2 unless this says otherwise.
-wheels: build
-	$(PY) tools/build_wheels.py $(ARGS)
-
 test-cuda: build
 	TORCH_DIST_USE_NCCL2=0 timeout 600 $(PY) -m pytest -m cuda tests/handlers/test_cuda.py \
 	    tests/handlers/test_cuda_jobs.py $(ARGS)
@@ -108,8 +111,8 @@ $(INTEGRATIONS)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 test-integrations: build $(INTEGRATIONS)/.installed
-	$(INTEGRATIONS)/bin/python -m pytest -m 'integrations or slurm' tests/launches \
-	    tests/integrations $(ARGS)
+	$(INTEGRATIONS)/bin/python -m pytest -m 'integrations or slurm' -o faulthandler_timeout=0 \
+	    tests/launches tests/integrations $(ARGS)
 
 # The reference is written by the program itself, and the site is built in an environment without it.
 DOCS ?= .venv-docs
@@ -133,11 +136,14 @@ SECONDS_EACH ?= 1800
 test-torch: build
 	$(PY) tools/run_torches.py --seconds $(SECONDS_EACH) $(VERSIONS) $(ARGS)
 
-# Each way to end a job, RUNS times with black boxes; KILLS of a writer at random moments.
+# Each way to end a job, RUNS times with black boxes; so many HEALTHY jobs with a watchdog; KILLS of a
+# writer at random moments. Takes about two hours. A test takes longer than faulthandler's 300 s.
 RUNS ?= 20
+HEALTHY ?= 20
 KILLS ?= 100000
 blackbox: build
-	WORKERSERVER_BLACKBOX_KILLS=$(KILLS) WORKERSERVER_BLACKBOX_RUNS=$(RUNS) $(PY) -m pytest tests/blackbox $(ARGS)
+	WORKERSERVER_BLACKBOX_KILLS=$(KILLS) WORKERSERVER_BLACKBOX_RUNS=$(RUNS) \
+	    WORKERSERVER_BLACKBOX_HEALTHY=$(HEALTHY) $(PY) -m pytest -o faulthandler_timeout=0 tests/blackbox $(ARGS)
 
 # Some 10,000 jobs a minute on each core that is free. FIRST: the first one's seed.
 JOBS ?= 20000
@@ -189,6 +195,10 @@ bench-check: build
 # In ten minutes. pystack is asked too, if it is installed in the environment.
 compare: build
 	$(PY) tools/compare_peers.py $(ARGS)
+
+# With gdb, in minutes.
+native: build
+	PYTHONPATH=.:tests $(PY) -m support.unwind.beside_gdb $(ARGS)
 
 coverage: build
 	$(PY) tools/measure_coverage.py $(ARGS)

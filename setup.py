@@ -13,6 +13,8 @@ thread gives the hub's lock back (native/engine/invariants.pyx). A violation end
 """
 
 import os
+import shlex
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -35,6 +37,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "stacks/selfread/*.c",
         "stacks/facts/*.c",
         "stacks/sampler/*.c",
+        "stacks/unwind/*.c",
     ),
     "native._engine": ("native/box/*.c",),
     "native._bridge": (),
@@ -51,6 +54,7 @@ HEADERS = (
     "stacks/selfread",
     "stacks/facts",
     "stacks/sampler",
+    "stacks/unwind",
     "loadgen",
     "native/box",
     "cluster/ask/engine",
@@ -86,9 +90,11 @@ VISIBILITY = ["-fvisibility=hidden"]
 
 #: What is missing where no module can be compiled.
 TO_INSTALL = (
-    "workerserver needs a C compiler and Python's headers here: "
-    "apt-get install gcc python3-dev, or dnf install gcc python3-devel; a wheel needs neither"
+    "workerserver needs a C compiler and Python's headers here: apt-get install gcc python3-dev, "
+    "dnf install gcc python3-devel, or apk add gcc musl-dev python3-dev; a wheel needs none of them"
 )
+#: Commands that describe the package, or pack its sources. They compile nothing.
+DESCRIBE = {"dist_info", "egg_info", "sdist"}
 
 
 def switch(name: str) -> bool:
@@ -130,6 +136,15 @@ TAKES_GIL = "if (!CYTHON_PROFILE_REUSE_FRAME && nogil)"
 TAKES_NONE = "if (CYTHON_TRACE_NOGIL && nogil)"
 
 
+def can_compile() -> bool:
+    """Whether a compiler and Python's headers seem to be here. On Windows only the build tells."""
+    if sys.platform == "win32":
+        return True
+    words = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    headers = sysconfig.get_path("include")
+    return shutil.which(words[0]) is not None and os.path.exists(f"{headers}/Python.h")
+
+
 def translated(extensions: list[Extension], **options: object) -> list[Extension]:
     """What cythonize() makes of *extensions*, and nothing in it waits for the GIL unasked."""
     found = cythonize(extensions, **options)
@@ -149,7 +164,7 @@ class Compiled(Distribution):
 
 
 class Build(build_ext):
-    """Says what to install where nothing can be compiled: the last line is what people read."""
+    """Says what to install if a compiler fails: the last line is what people read."""
 
     def run(self) -> None:
         try:
@@ -159,6 +174,10 @@ class Build(build_ext):
 
 
 def main() -> None:
+    builds = not DESCRIBE & set(sys.argv)
+    if builds and chosen_modules() and not can_compile():
+        # Before Cython works for a minute. No other line is above this one.
+        sys.exit(TO_INSTALL)
     kind = chosen_kind()
     coverage = kind == "coverage"
     macros: list[tuple[str, str | None]] = []
@@ -183,7 +202,9 @@ def main() -> None:
     setup(
         distclass=Compiled,
         cmdclass={"build_ext": Build},
-        ext_modules=translated(
+        ext_modules=extensions
+        if not builds
+        else translated(
             extensions,
             language_level="3",
             # Per module and flag set: a coverage build must not be taken for a release one.

@@ -1,8 +1,10 @@
 """A training job hangs. ``workerserver diagnose`` says which rank is to blame, and where it hangs.
 
 The demo starts ``torchrun`` with train_digits.py, in which one rank runs into a deadlock. It waits
-until no rank makes a step any more, and then diagnoses all ranks through their sockets. Exit status
-0 only if the verdict names the guilty rank and the function with the planted mistake.
+until no rank makes a step any more, and then diagnoses all ranks through their sockets. Then the
+job is ended, as a time limit would do it at night. In the morning the job's own log has a line of
+its watchdog, and the black boxes of its ranks give the same verdict. Exit status 0 only if both
+verdicts name the guilty rank and the function with the planted mistake.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ PLANTED = "load_checkpoint_shard"
 #: The job hangs if no rank has made a step for this long. (A step takes milliseconds here.)
 STALLED_SECONDS = 4.0
 START_SECONDS = 180.0
+#: For the watchdog's line in the job's log, then for what the ended ranks have left.
+LINE_SECONDS = 60.0
+LEFT_SECONDS = 60.0
 
 Json = dict[str, Any]
 
@@ -86,8 +91,49 @@ def end(job: subprocess.Popen[bytes], pids: Sequence[int]) -> None:
         job.wait()
 
 
+def workerserver(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "workerserver", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+
+
+def diagnosed(options: argparse.Namespace, *words: str) -> bool:
+    """Show what ``workerserver diagnose`` says. Whether it names the guilty rank and function."""
+    print("$ workerserver diagnose", *words, flush=True)
+    done = workerserver("diagnose", *words)
+    print(done.stdout, flush=True)
+    verdict = done.stdout.partition("\n")[0]
+    named = re.search(rf"\brank {options.hang_rank}\b", verdict) is not None
+    return done.returncode == 1 and named and PLANTED in verdict
+
+
+def watchdog_line(log: Path) -> str:
+    """What the job's watchdog has written to the job's log."""
+    deadline = time.monotonic() + LINE_SECONDS
+    while time.monotonic() < deadline:
+        for line in log.read_text(errors="replace").splitlines():
+            if line.startswith("workerserver watchdog: "):
+                return line
+        time.sleep(0.25)
+    return f"(nothing, within {LINE_SECONDS:g} s)"
+
+
+def wait_until_left(boxes: Path) -> None:
+    """Wait until the black boxes tell how each rank has ended: they are copied just then."""
+    deadline = time.monotonic() + LEFT_SECONDS
+    while time.monotonic() < deadline:
+        listed = json.loads(workerserver("blackbox", "--json", str(boxes)).stdout)
+        if all(box["end"] != "alive" for box in listed["runs"][0]["boxes"]):
+            return
+        time.sleep(0.25)
+
+
 def run(options: argparse.Namespace, folder: Path) -> bool:
     paths = [folder / f"rank{rank}.sock" for rank in range(options.ranks)]
+    boxes, log = folder / "boxes", folder / "job.log"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(options.ranks), str(SCRIPT), "--epochs", "100000"]
     command += ["--hang-rank", str(options.hang_rank), "--hang-step", str(options.hang_step)]
@@ -95,9 +141,10 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
         "TORCH_WORKER_SERVER_SOCKET": str(folder / "rank{rank}.sock"),
         "TORCH_FR_BUFFER_SIZE": "2000",
         "OMP_NUM_THREADS": "1",
+        "WORKERSERVER_BLACKBOX": str(boxes),
+        "WORKERSERVER_STALL": f"{STALLED_SECONDS:g}",
     }
     print(f"Starting {options.ranks} ranks: torchrun {SCRIPT.name}", flush=True)
-    log = folder / "job.log"
     pids: list[int] = []
     with log.open("wb") as output:
         job = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
@@ -105,24 +152,20 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
         health = wait_until_stalled(job, paths)
         pids = [each["pid"] for each in health]
         print(f"No step on any rank for {STALLED_SECONDS:g} s. Which is to blame?\n", flush=True)
-        words = ["diagnose", "--world-size", str(options.ranks), str(folder / "rank{rank}.sock")]
-        print("$ workerserver", *words, flush=True)
-        done = subprocess.run(
-            [sys.executable, "-m", "workerserver", *words],
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=120,
+        live = diagnosed(
+            options, "--world-size", str(options.ranks), str(folder / "rank{rank}.sock")
         )
+        line = watchdog_line(log)
     except Exception:
         print(log.read_text(errors="replace"), file=sys.stderr)
         raise
     finally:
         end(job, pids)
 
-    print(done.stdout)
-    verdict = done.stdout.partition("\n")[0]
-    named = re.search(rf"\brank {options.hang_rank}\b", verdict) is not None
-    return done.returncode == 1 and named and PLANTED in verdict
+    print("At night nobody asks. The time limit has ended the job (SIGTERM). In the morning:\n")
+    print(f"$ grep watchdog {log}\n{line}\n")
+    wait_until_left(boxes)
+    return diagnosed(options, str(boxes)) and live
 
 
 def main() -> int:
@@ -133,7 +176,9 @@ def main() -> int:
     options = parser.parse_args()
     # SIGTERM to the demo has to end the job too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with tempfile.TemporaryDirectory(prefix="workerserver-demo-") as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="workerserver-demo-", ignore_cleanup_errors=True
+    ) as folder:
         return 0 if run(options, Path(folder)) else 1
 
 

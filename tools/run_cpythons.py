@@ -104,11 +104,11 @@ def find(minor: int) -> Interpreter | str:
     return reason
 
 
-def make_debian(root: Path) -> None:
-    """Fill *root* with a small Debian testing that can build extensions."""
-    packages = ["gcc", "libc6-dev", *(f"python3.{minor}-dev" for minor in DEBIAN_MINORS)]
-    command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}"]
-    subprocess.run([*command, "testing", str(root)], check=True)
+def make_debian(root: Path, *packages: str) -> None:
+    """Fill *root* with a small Debian testing: CPythons with their headers, and *packages*."""
+    names = ",".join([*(f"python3.{minor}-dev" for minor in DEBIAN_MINORS), *packages])
+    command = ["debootstrap", "--variant=minbase", f"--include={names}", "testing", str(root)]
+    subprocess.run(command, check=True)
 
 
 def find_in_debian(root: Path, minor: int) -> Interpreter | str:
@@ -123,57 +123,81 @@ def find_in_debian(root: Path, minor: int) -> Interpreter | str:
     return Interpreter(path, tuple(facts["version"]), root)
 
 
-def check_in_debian(
-    interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: list[str]
-) -> str:
-    """Build and test below the root of *interpreter*, in *work*, which lies below it too.
+class Debian:
+    """The folder *work*, which lies below the root of *interpreter*'s Debian.
 
     That Debian needs neither pip nor a network: our own pip fetches wheels for its interpreter.
     """
-    root = interpreter.root
-    assert root is not None
-    tree, tests = work / "tree", work / "tests"
-    copy_sources(tree)
-    minor = interpreter.version[1]
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-    pip += ["--only-binary=:all:", "--python-version", f"3.{minor}", "--implementation", "cp"]
-    pip += ["--abi", f"cp3{minor}", "--abi", "abi3", "--abi", "none"]
-    pip += ["--constraint", str(tree / "constraints.txt")]
 
-    def inside(folder: Path) -> str:
-        return f"/{folder.relative_to(root)}"
+    def __init__(self, interpreter: Interpreter, work: Path, log: IO[bytes] | None = None) -> None:
+        assert interpreter.root is not None
+        self.root = interpreter.root
+        self.work = work
+        self.python = interpreter.path
+        self._log = log
+        minor = interpreter.version[1]
+        self._wheels = ["--only-binary=:all:", "--python-version", f"3.{minor}"]
+        self._wheels += ["--implementation", "cp"]
+        self._wheels += ["--abi", f"cp3{minor}", "--abi", "abi3", "--abi", "none"]
+        self._wheels += ["--constraint", str(work / "tree" / "constraints.txt")]
 
-    def run(command: list[str]) -> bool:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
-        return done.returncode == 0
+    def inside(self, path: Path) -> str:
+        """The name that *path* has there."""
+        return f"/{path.relative_to(self.root)}"
 
-    def run_there(cwd: Path, packages: Path, command: list[str]) -> bool:
+    def fetch(self, *words: str, command: str = "install") -> bool:
+        pip = [sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check"]
+        return self._succeeds([*pip, *self._wheels, *words])
+
+    def run(
+        self, cwd: Path, packages: Path, command: list[str], program: str = "", **settings: str
+    ) -> bool:
+        """Run *command* there: by Python, or by another *program*. *packages* can be imported."""
         # In a mount namespace of its own: its mounts end with it.
         script = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$@"'
-        place = ["env", "-i", "-C", inside(cwd), f"PYTHONPATH={inside(packages)}", "HOME=/root"]
-        place += ["LANG=C.UTF-8", f"PATH={inside(packages)}/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
-        shell = ["unshare", "--mount", "sh", "-c", script, str(root), str(root)]
-        return run([*shell, *place, interpreter.path, *command])
+        there = self.inside(packages)
+        place = ["env", "-i", "-C", self.inside(cwd), f"PYTHONPATH={there}", "HOME=/root"]
+        place += ["LANG=C.UTF-8", f"PATH={there}/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
+        place += [f"{name}={value}" for name, value in settings.items()]
+        shell = ["unshare", "--mount", "sh", "-c", script, str(self.root), str(self.root)]
+        return self._succeeds([*shell, *place, program or self.python, *command])
 
-    tools = work / "tools"
-    if not run([*pip, "--target", str(tools), "setuptools", "wheel", "Cython"]):
-        return "FAILED at the build tools"
-    build = ["setup.py", "--quiet", "bdist_wheel", "--dist-dir", inside(work / "wheels")]
-    if not run_there(tree, tools, build):
-        return "FAILED at the wheel"
-    wheel = next((work / "wheels").glob("workerserver-*.whl"))
-    packages = work / "packages"
-    if not run([*pip, "--target", str(packages), f"{wheel}[test]"]):
-        return "FAILED at the install"
+    def _succeeds(self, command: list[str]) -> bool:
+        done = subprocess.run(command, stdout=self._log, stderr=subprocess.STDOUT, check=False)
+        return done.returncode == 0
+
+
+def copy_tests(tree: Path, tests: Path) -> None:
+    """Without the package's sources beside them, the tests can only import the wheel."""
     shutil.copytree(tree, tests, ignore=shutil.ignore_patterns("workerserver", "build", "*.so"))
-    return "passed" if run_there(tests, packages, pytest_command(pytest_args)) else FAILED
+
+
+def check_in_debian(
+    interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: list[str]
+) -> str:
+    """Build and test below the root of *interpreter*, in *work*, which lies below it too."""
+    there = Debian(interpreter, work, log)
+    tree, tools, wheels = work / "tree", work / "tools", work / "wheels"
+    copy_sources(tree)
+    if not there.fetch("--target", str(tools), "setuptools", "wheel", "Cython"):
+        return "FAILED at the build tools"
+    build = ["setup.py", "--quiet", "bdist_wheel", "--dist-dir", there.inside(wheels)]
+    if not there.run(tree, tools, build):
+        return "FAILED at the wheel"
+    wheel = next(wheels.glob("workerserver-*.whl"))
+    packages, tests = work / "packages", work / "tests"
+    if not there.fetch("--target", str(packages), f"{wheel}[test]"):
+        return "FAILED at the install"
+    copy_tests(tree, tests)
+    return "passed" if there.run(tests, packages, pytest_command(pytest_args)) else FAILED
 
 
 def pytest_command(pytest_args: list[str]) -> list[str]:
     chosen = ["-m", "not torch and not cuda and not slow"]
     chosen += [f"--ignore=tests/{name}" for name in LEFT_OUT]
     # Most of the time the tests wait.
-    return ["-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *chosen, *pytest_args]
+    two = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+    return ["-m", "pytest", "-q", *two, *chosen, *pytest_args]
 
 
 def check(interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: list[str]) -> str:
@@ -200,9 +224,8 @@ def check(interpreter: Interpreter, log: IO[bytes], work: Path, pytest_args: lis
     wheel = next(wheels.glob("workerserver-*.whl"))
     if not run([*install, f"{wheel}[test]"], work):
         return "FAILED at the install"
-    # Without the package's sources beside the tests, the tests can only import the wheel.
     tests = work / "tests"
-    shutil.copytree(tree, tests, ignore=shutil.ignore_patterns("workerserver", "build", "*.so"))
+    copy_tests(tree, tests)
     return "passed" if run([python, *pytest_command(pytest_args)], tests) else FAILED
 
 
@@ -230,7 +253,7 @@ def main() -> int:
     pytest_args = options.pytest_args
     root = options.chroot and options.chroot.resolve()
     if root and not root.exists():
-        make_debian(root)
+        make_debian(root, "gcc", "libc6-dev")
     lines: dict[int, str] = {sys.version_info[1]: "runs `make test`"}
     running: dict[int, tuple[Interpreter, Future[str]]] = {}
     # As many versions at a time as cores. The tests mostly wait, but they also compute.

@@ -7,7 +7,8 @@ WORKERS_CPU. Each line of input is an order, and gets one line of JSON:
 
 - ``serve none``, ``serve ours``, ``serve torch``: from now on only that server is up at SOCKET.
   torch's server is never stopped, because that can deadlock.
-- ``serve boxed``: this process keeps a black box from now on, copied to ``SOCKET.boxes``.
+- ``serve boxed``: this process keeps a black box from now on, copied to ``SOCKET.boxes``, with a
+  watchdog, as WORKERSERVER_BLACKBOX asks for one.
 - ``beat NUMBER``: the answer's ``ns`` is what one of so many heartbeats takes.
 - ``spent -``: ``ns``, what the server's threads have computed so far, at ``at`` by
   ``time.monotonic()``.
@@ -46,6 +47,7 @@ class Trainer:
         self.steps: Iterator[None] = training_steps()
         self.ours: Any = None
         self.torchs: Any = None
+        self.boxed: Any = None
 
     def serve(self, kind: str) -> dict[str, Any]:
         if self.ours is not None:
@@ -60,9 +62,11 @@ class Trainer:
 
             self.torchs = c10d._WorkerServer(self.path)
         elif kind == "boxed":
-            from workerserver.native.black_box import keep_black_box
+            from workerserver import worker_main
 
-            keep_black_box(f"{self.path}.boxes")
+            os.environ["WORKERSERVER_STALL"] = "3600"  # it is stopped while others have their turn
+            self.boxed = worker_main(blackbox=f"{self.path}.boxes")
+            self.boxed.__enter__()
         return {"serving": kind}
 
     @staticmethod

@@ -1,4 +1,5 @@
-"""What a black box costs: training, heartbeats, a share of a core, and the keeper.
+"""What a black box with its watchdog costs: training, heartbeats, a share of a core, and the
+keeper, which is the watchdog.
 
 Two training processes on one core take turns in short blocks, one with a black box and one without.
 The process that has not its turn is stopped by SIGSTOP. Each block with a box is compared with the
@@ -26,7 +27,7 @@ from benchmarks.suites.training import Trainer, interval, slower, training
 
 __all__ = ["QUESTION", "run"]
 
-QUESTION = "What does a black box cost training, its heartbeats and the host?"
+QUESTION = "What does a black box with its watchdog cost training, its heartbeats and the host?"
 
 LIMIT = 1.0  # %, the upper end of the interval
 CORE_LIMIT = 0.5  # % of a core
@@ -146,7 +147,7 @@ def report(found: Found, seconds: float) -> Report:
     memory = max(found.keeper_mb)
     plain = bootstrap(found.plain_ns)[0]
     table = Table(
-        "Cost of a black box (samples every 5 s)",
+        "Cost of a black box with its watchdog (samples every 5 s)",
         ["what", "figure", "95 % interval", "measured"],
         [
             ["training slower, %", round(wall[0], 2), interval(wall), len(found.wall)],
@@ -158,8 +159,18 @@ def report(found: Found, seconds: float) -> Report:
                 interval(share),
                 len(found.share),
             ],
-            ["the keeper, % of a core", round(keeper[0], 3), interval(keeper), len(found.share)],
-            ["the keeper, MB (Pss)", round(memory, 1), None, len(found.keeper_mb)],
+            [
+                "the keeper with the watchdog, % of a core",
+                round(keeper[0], 3),
+                interval(keeper),
+                len(found.share),
+            ],
+            [
+                "the keeper with the watchdog, MB (Pss)",
+                round(memory, 1),
+                None,
+                len(found.keeper_mb),
+            ],
         ],
         ["both training processes on one core, in turns; the keeper with them"],
     )

@@ -1,5 +1,5 @@
-"""Real torchrun jobs that end: what ``diagnose DIR`` says of the boxes, and that the job ends as it
-would without them.
+"""Real torchrun jobs that end: what ``diagnose DIR`` and the watchdog say of them, and that each
+job ends as it would without black boxes.
 
 WORKERSERVER_BLACKBOX_RUNS=20 for the long form (``make blackbox``).
 """
@@ -7,19 +7,14 @@ WORKERSERVER_BLACKBOX_RUNS=20 for the long form (``make blackbox``).
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from support.boxes.left import await_no_keeper
+from support.boxes.jobs import CULPRIT, PROGRAM, RANKS, run_job, verdicts, watchdog_lines
 from support.commands import answer
-from support.lifecycle import PROGRAMS, environment
-from support.torchrun import end
 
 from workerserver.blackbox.runs import runs_in
 
@@ -27,78 +22,62 @@ pytestmark = [
     pytest.mark.torch,
     pytest.mark.slow,
     pytest.mark.skipif(find_spec("torch") is None, reason="needs torch"),
-    pytest.mark.timeout(3600),
+    pytest.mark.timeout(7200),
 ]
 
 RUNS = int(os.environ.get("WORKERSERVER_BLACKBOX_RUNS", "1"))
-RANKS = 4
-CULPRIT = 2
-PROGRAM = PROGRAMS / "blackbox" / "job_rank.py"
-#: By the way to end: the kind of the culprit's end, words of it, and torchrun's word for it.
+
+
+class Way(NamedTuple):
+    """*kind*: of the culprit's end. *words*: of the verdict. *torchrun*: its own word for it.
+    *lines*: of the program, one of which is named. *hangs*: the job stands still until it is ended,
+    so the watchdog tells it before."""
+
+    kind: str
+    words: str
+    torchrun: str
+    lines: tuple[str, ...]
+    hangs: bool = False
+
+
+STANDS = "time.sleep(4)  # so that the step and the stacks are in the box, and the others wait"
+RAISES = 'raise ValueError("a batch of nothing")'
+NOTHING = "ended by ValueError: a batch of nothing"
+HELD = "ctypes.PyDLL(None).sleep(1000)"
 WAYS = {
-    "kill": ("killed", "was killed (SIGKILL)", "exitcode  : -9"),
-    "exception": ("exception", "ended by ValueError: a batch of nothing", "exitcode  : 1"),
-    "segv": ("crash", "ended by SIGSEGV", "exitcode  : -11"),
-    "os_exit": ("status", "left with exit status 7", "exitcode  : 7"),
-    "gil": ("exception", "ended by ValueError: a batch of nothing", "exitcode  : 1"),
-    "abort": ("crash", "ended by SIGABRT", "exitcode  : -6"),
-    "memory": ("oom", "was killed (out of memory", "exitcode  : -9"),
+    # Nothing tells of these moments: it is the last sample that counts.
+    "kill": Way(
+        "killed",
+        "was killed (SIGKILL)",
+        "exitcode  : -9",
+        (STANDS, "end(way)", "os.kill(os.getpid(), signal.SIGKILL)"),
+    ),
+    "os_exit": Way(
+        "status",
+        "left with exit status 7 by os._exit",
+        "exitcode  : 7",
+        (STANDS, "end(way)", "os._exit(7)"),
+    ),
+    "memory": Way(
+        "oom",
+        "was killed (out of memory",
+        "exitcode  : -9",
+        (STANDS, '_ = b"x" * (4 * LIMIT)'),
+    ),
+    "exception": Way("exception", NOTHING, "exitcode  : 1", (RAISES,)),
+    "gil": Way("exception", NOTHING, "exitcode  : 1", (RAISES,)),
+    "segv": Way("crash", "ended by SIGSEGV", "exitcode  : -11", ("ctypes.string_at(0)",)),
+    "abort": Way("crash", "ended by SIGABRT", "exitcode  : -6", (HELD,)),
+    "stand": Way("terminated", "", "", ("time.sleep(1000)",), hangs=True),
+    "held": Way("terminated", "", "", (f"{HELD}  # C code that keeps the GIL",), hangs=True),
 }
-
-
 #: These are tried by ``make blackbox`` alone.
-LONG = ("abort", "memory")
+LONG = ("abort", "memory", "stand", "held")
+STALL_SECONDS = "5"
+
 LIMITS = Path("/sys/fs/cgroup/memory")  # of cgroup v1
 if not LIMITS.exists():
     LIMITS = Path("/sys/fs/cgroup")
-
-#: torch writes a rank's error file in place. If SIGTERM comes in between, torchrun finds an empty
-#: file and fails itself. And torchrun looks ten times a second: on a busy machine a rank that has
-#: lost the culprit may be the first that it sees. Such a run is made again, without boxes as with.
-STUMBLED = "json.decoder.JSONDecodeError"
-ATTEMPTS = 6
-
-
-def run_job(way: str, log: Path, folder: Path | None = None) -> int:
-    """The exit status of the job; its output is in *log*. With *folder*: its black boxes are there,
-    those of one run."""
-    for _ in range(ATTEMPTS):
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        status = run_once(way, log, **({} if folder is None else with_boxes(folder)))
-        if folder is not None:
-            await_no_keeper(folder)
-        text = log.read_text(errors="replace")
-        if STUMBLED not in text and f"rank      : {CULPRIT} " in " ".join(root_cause(text)):
-            break
-    return status
-
-
-def run_once(way: str, log: Path, **more: str) -> int:
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
-    with log.open("wb") as output:
-        job = subprocess.Popen(
-            [*words, str(PROGRAM), way],
-            env=environment(OMP_NUM_THREADS="1", **more),
-            stdout=output,
-            stderr=output,
-        )
-        try:
-            return job.wait(600)
-        finally:
-            end(job)
-
-
-def with_boxes(folder: Path) -> dict[str, str]:
-    return {"WORKERSERVER_BLACKBOX": str(folder), "WORKERSERVER_BLACKBOX_INTERVAL": "0.5"}
-
-
-def root_cause(log: str) -> list[str]:
-    """torchrun's report of the rank that failed first, without numbers that differ."""
-    block = log.partition("Root Cause (first observed failure):")[2]
-    lines = [line.strip() for line in block.splitlines()[:8]]
-    kept = [line for line in lines if line.startswith(("rank", "exitcode", "traceback", "msg"))]
-    return [re.sub(r"(?i)(pid:?) \d+", r"\1", line) for line in kept]
 
 
 @pytest.fixture
@@ -120,59 +99,87 @@ def test_who_ended_the_job(way: str, tmp_path: Path, request: pytest.FixtureRequ
         pytest.skip("make blackbox tries it")
     if way == "memory":
         request.getfixturevalue("limited")
-    plain = tmp_path / "plain.log"
-    status = run_job(way, plain)
-    reported = root_cause(plain.read_text(errors="replace"))
-    assert WAYS[way][2] in " ".join(reported)
+    plain = run_job(way, tmp_path / "plain")
+    assert WAYS[way].torchrun in " ".join(plain.cause)
+    assert bool(plain.files) is (way in ("exception", "gil", "stand"))
+    torn = lines = 0
     for number in range(RUNS):
-        folder = tmp_path / f"boxes{number}"
-        log = tmp_path / f"job{number}.log"
+        boxes = tmp_path / f"boxes{number}"
+        place = tmp_path / f"job{number}"
         try:
-            assert run_job(way, log, folder) == status
-            text = log.read_text(errors="replace")
-            assert root_cause(text) == reported
-            check(way, folder)
+            told = run_job(way, place, boxes, WORKERSERVER_STALL=STALL_SECONDS)
+            assert told == plain
+            torn += check_boxes(way, boxes)
+            lines += check_watchdog(way, boxes, place / "log")
         except BaseException:
-            print(log.read_text(errors="replace"))
+            print((place / "log").read_text(errors="replace"))
             raise
+    print(f"{way}: {RUNS} runs; {torn} records torn by the kill; {lines} lines of the watchdog")
 
 
-def check(way: str, folder: Path) -> None:
-    kind, words = WAYS[way][:2]
-    (run,), problems = runs_in([str(folder)])
+def check_boxes(way: str, boxes: Path) -> int:
+    """What is said of the *boxes*. How many records were torn."""
+    wanted = WAYS[way]
+    (run,), problems = runs_in([str(boxes)])
     assert not problems
     assert [box.rank for box in run.boxes] == list(range(RANKS))
-    assert sum(box.torn for box in run.boxes) <= (way == "kill")
-    status, verdict = answer("diagnose", str(folder), timeout=120)
+    # A SIGKILL may come in the middle of one record. Nobody else's is cut.
+    assert sum(box.torn for box in run.boxes if box.rank != CULPRIT) == 0
+    assert run.boxes[CULPRIT].torn <= (wanted.kind in ("killed", "oom", "status"))
+    status, verdict = answer("diagnose", str(boxes), timeout=120)
     assert status == 1, verdict
-    (culprit,) = verdict["culprits"]
-    assert (culprit["rank"], culprit["end"]) == (CULPRIT, kind), verdict
-    assert words in verdict["verdict"]
-    assert culprit["step"] == 5
-    assert culprit["location"]["function"] in ("load_batch", "end")
-    assert culprit["location"]["file"] == str(PROGRAM)
+    assert wanted.words in verdict["verdict"]
+    if wanted.hangs:
+        check_hang(way, verdict["verdict"])
+        assert [each["rank"] for each in verdict["culprits"]] in ([], [CULPRIT])
+        # Of all ranks is known how they ended. The one that stood was ended by torchrun.
+        assert verdict["boxes"][CULPRIT]["end"] == wanted.kind, verdict
+    else:
+        (culprit,) = verdict["culprits"]
+        assert (culprit["rank"], culprit["end"]) == (CULPRIT, wanted.kind), verdict
+        assert culprit["step"] == 5
+        assert culprit["location"]["file"] == str(PROGRAM)
+        assert source(culprit["location"]["line"]) in wanted.lines
     if way == "gil":
         held = verdict["boxes"][CULPRIT + 1]
         assert held["end"] == "terminated"
-        assert held["location"]["function"] == "load_batch"
-    status, listed = answer("blackbox", str(folder), timeout=120)
+        assert source(held["location"]["line"]).startswith(HELD)
+    status, listed = answer("blackbox", str(boxes), timeout=120)
     assert status == 0
     assert [box["rank"] for box in listed["runs"][0]["boxes"]] == list(range(RANKS))
+    return run.boxes[CULPRIT].torn
 
 
-@pytest.mark.skipif(RUNS == 1, reason="takes half a minute: make blackbox")
-def test_a_hang_that_gloos_time_out_ends(tmp_path: Path) -> None:
-    """The ranks that waited end by an exception. The one that stood still is named all the same."""
-    for number in range(RUNS):
-        folder = tmp_path / f"boxes{number}"
-        log = tmp_path / f"job{number}.log"
-        assert run_once("stand", log, **with_boxes(folder)) == 1
-        await_no_keeper(folder)
-        (run,), problems = runs_in([str(folder)])
-        assert not problems
-        assert [box.rank for box in run.boxes] == list(range(RANKS))
-        status, verdict = answer("diagnose", str(folder), timeout=120)
-        assert status == 1, verdict
-        assert f"rank {CULPRIT} " in verdict["verdict"], verdict["verdict"]
-        assert "load_batch" in verdict["verdict"] or "end()" in verdict["verdict"]
-        assert [each["rank"] for each in verdict["culprits"]] in ([], [CULPRIT])
+def check_hang(way: str, sentence: str) -> None:
+    """It names who stood, where, and that the GIL was held."""
+    assert f"rank {CULPRIT} " in sentence, sentence
+    places = [number for number in range(1, 200) if source(number) in WAYS[way].lines]
+    assert any(f"{PROGRAM.name}:{number}" in sentence for number in places), sentence
+    assert ("GIL" in sentence) is (way == "held"), sentence
+
+
+def source(line: int) -> str:
+    """Without the blanks at its beginning."""
+    lines = PROGRAM.read_text().splitlines()
+    return lines[line - 1].strip() if line <= len(lines) else ""
+
+
+def check_watchdog(way: str, boxes: Path, log: Path) -> int:
+    """The watchdog has told the incident once. How many lines of it stand in the *log*."""
+    lines = watchdog_lines(log)
+    told = verdicts(boxes)
+    assert len(told) == 1, [each["verdict"] for each in told]
+    if not WAYS[way].hangs:
+        # torchrun ends the other ranks at once: then the line may come too late for stderr.
+        assert len(lines) <= 1, lines
+        assert (told[0]["incident"], told[0]["status"]) == ("gone", 1)
+        assert [each["rank"] for each in told[0]["culprits"]] == [CULPRIT], told[0]["verdict"]
+        return len(lines)
+    (line,) = lines
+    assert told[0]["incident"] == "stall"
+    check_hang(way, line)
+    text = log.read_text(errors="replace")
+    ends = "Traceback" if way == "stand" else "Sending process"
+    assert ends in text
+    assert text.index(line) < text.index(ends)
+    return 1

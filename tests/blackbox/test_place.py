@@ -20,7 +20,6 @@ from workerserver.blackbox.identity import (
     identity_bytes,
     without_secrets,
 )
-from workerserver.blackbox.keeping import label_of
 from workerserver.job.identity import own
 
 MIB = 1 << 20
@@ -157,5 +156,5 @@ def test_the_files_of_the_cgroup(lines: str, folder: str, names: list[str], tmp_
 
 
 def test_labels_are_plain_names() -> None:
-    assert label_of("a/../b c", "node.7", "12:34") == "a_.._b_c@node.7-12"
-    assert "/" not in label_of("/" * 100, "/", "1:2")
+    assert place.label_of("a/../b c", "node.7", "12:34") == "a_.._b_c@node.7-12"
+    assert "/" not in place.label_of("/" * 100, "/", "1:2")

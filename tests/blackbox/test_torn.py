@@ -5,6 +5,7 @@ WORKERSERVER_BLACKBOX_KILLS=100000 for the long form (``make blackbox``).
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import os
@@ -27,10 +28,13 @@ from workerserver.native import _bridge
 
 KILLS = int(os.environ.get("WORKERSERVER_BLACKBOX_KILLS", "150"))
 PAYLOAD = 3000
+PDEATHSIG = 1  # prctl's
 
 
 def write_for_ever(descriptor: int, counters: mmap.mmap) -> None:
-    """In a child: *counters* has how many records were begun, and how many were written."""
+    """In a child: *counters* has how many records were begun, and how many were written. It ends
+    with its parent."""
+    ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
     _bridge.open_box(descriptor, LEAST_BYTES)
     for number in range(1, 1 << 40):
         text = json.dumps({"number": number, "fill": "x" * (number % PAYLOAD)}).encode()
@@ -53,6 +57,7 @@ def test_killed_at_a_random_moment() -> None:
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
+    print(f"{KILLS} kills, {caught} of them in the middle of a record")
     # Some kills have to come in the middle of a record, else this test shows nothing.
     assert caught > 0 or KILLS < 100
 

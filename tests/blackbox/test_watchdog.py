@@ -5,11 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.boxes.watched import SECONDS, watched
 from support.waiting import wait_until
+
+from workerserver.blackbox.place import label_of
+from workerserver.blackbox.watchdog.incident import Settings
+from workerserver.blackbox.watchdog.ranks import Rank, look
+from workerserver.blackbox.watchdog.watch import Watch
+from workerserver.job.identity import Identity
+from workerserver.job.proc import namespace
+from workerserver.job.records import Record, write
+from workerserver.process.run_folder import make_run_folder
 
 if sys.platform != "linux":
     pytest.skip("black boxes need Linux", allow_module_level=True)
@@ -77,6 +90,75 @@ def test_a_rank_is_gone(tmp_path: Path) -> None:
         assert job.end(0, "os_exit") == 7
         job.await_none()
         assert [each for each in job.lines() if not each.startswith("the job goes on")] == [line]
+
+
+def test_ranks_of_another_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell starts one job after the other. What was killed in the job before is not the next
+    one's. torchrun starts one job, whose name may change with the port of an attempt."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = make_run_folder(str(tmp_path))
+    mine = Identity("job", "WORKERSERVER_JOB", agent="77:7", host="node")
+    for pid, identity in enumerate(
+        [mine, replace(mine, job="before"), replace(mine, job="again", restart=1)], 1 << 29
+    ):
+        write(folder, Record(pid, 1, namespace("pid"), (), identity))
+    found = look(str(tmp_path), "77:7", label_of("job", "node", "77:7"), None)
+    assert [each.pid - (1 << 29) for each in found] == [0, 2]
+
+
+class Explained(Watch):
+    """A watch of ranks that are set, with the verdicts of a diagnosis that are set."""
+
+    def __init__(self, folder: Path) -> None:
+        reader, writer = os.pipe()
+        self.told = open(reader, encoding="utf-8")  # noqa: SIM115
+        super().__init__(Settings(str(folder), "", "job@node-77", "77:7", "/", 60.0), writer)
+        self.ranks: list[Rank] = []
+        self.verdicts: list[dict[str, Any] | None] = []
+
+    def _ranks(self) -> list[Rank]:
+        return [replace(each) for each in self.ranks]
+
+    def _diagnose(self, ranks: Sequence[Rank]) -> dict[str, Any] | None:
+        return self.verdicts.pop(0)
+
+    def gone(self, rank: Rank, now: float) -> None:
+        rank.alive = False
+        self.ended(rank.key, clean=False, copied=True)
+        self._look(now)
+
+    def lines(self) -> list[str]:
+        self.close_stderr()
+        with self.told as stream:
+            return stream.read().splitlines()
+
+
+def test_each_end_has_its_own_tries(tmp_path: Path) -> None:
+    """Two ends that no verdict explains are given up. A third one comes just then."""
+    watch = Explained(tmp_path)
+    watch.ranks = [Rank(pid, 1, True, rank=pid, step=1, step_age_s=0.0) for pid in range(4)]
+    unclear = {"status": 2, "verdict": "could not tell"}
+    watch.verdicts = [unclear, unclear, unclear, {"status": 1, "verdict": "rank 3 was killed"}]
+    watch._look(0.0)
+    watch.gone(watch.ranks[1], 10.0)
+    watch._look(20.0)
+    watch.gone(watch.ranks[3], 30.0)
+    watch._look(40.0)
+    assert watch.verdicts == []
+    assert watch.lines() == ["workerserver watchdog: rank 3 was killed"]
+
+
+def test_an_end_without_a_diagnosis(tmp_path: Path) -> None:
+    watch = Explained(tmp_path)
+    watch.ranks = [Rank(pid, 1, True, rank=pid, step=1, step_age_s=0.0) for pid in range(3)]
+    watch.verdicts = [None] * 3
+    watch._look(0.0)
+    watch.gone(watch.ranks[2], 10.0)
+    for now in (20.0, 30.0, 40.0):
+        watch._look(now)
+    assert watch.lines() == [
+        "workerserver watchdog: could not tell: rank 2 ended, and no diagnosis could be made"
+    ]
 
 
 def test_the_last_rank_is_gone(tmp_path: Path) -> None:

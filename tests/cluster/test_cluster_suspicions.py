@@ -286,7 +286,7 @@ def test_a_gil_that_is_kept_though_nobody_waits() -> None:
     verdict = diagnose(twice(*states), 1)
     assert (
         verdict.sentence
-        == "rank 0 keeps its GIL for 12.5 s; it holds the GIL in parse(), train.py:10"
+        == "rank 0 has not released the GIL for 12.5 s; it holds the GIL in parse(), train.py:10"
     )
     states = [replace(states[0], health=health(gil=2.0))]
     assert diagnose(twice(*states), 1).status == 2  # nothing shows that it goes on

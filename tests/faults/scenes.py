@@ -58,6 +58,7 @@ FAMILIES = (
     "pipelines",
     "recorders",
     "regrouping",
+    "street",
     "threads",
     "unequal",
 )  # fmt: skip

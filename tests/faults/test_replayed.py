@@ -14,6 +14,8 @@ import pytest
 import scenes
 
 from workerserver.cluster.judge.diagnose import diagnose
+from workerserver.cluster.read.columns.summaries import Summary, summary_of
+from workerserver.cluster.show.report import verdict_dict
 
 pytestmark = pytest.mark.torch
 
@@ -53,3 +55,22 @@ def test_verdict(name: str) -> None:
         )
     assert (verdict.status, tuple(found)) == (scene.status, scene.suspects), verdict.sentence
     assert scene.says in verdict.sentence
+
+
+@pytest.mark.parametrize("traces", [True, False])
+@pytest.mark.parametrize("name", sorted(RECORDED))
+def test_rows_change_no_document(name: str, traces: bool) -> None:
+    """Ranks whose summaries are equal but for times are judged together: that changes nothing."""
+    named = "{rank}" in scenes.SCENES[name].how.sockets
+    documents = []
+    for together in (False, True):
+        looks = answers.rounds(RECORDED[name], named)
+        for state in (state for look in looks for state in look.states):
+            if not traces and state.flight_summary is not None:
+                state.flight = None
+            if together and state.flight_summary is not None:
+                body = json.dumps(state.flight_summary, separators=(",", ":")).encode()
+                state.flight_summary = summary_of(body)
+                assert isinstance(state.flight_summary, Summary)
+        documents.append(verdict_dict(diagnose(looks, scenes.SCENES[name].ranks)))
+    assert documents[0] == documents[1]

@@ -21,7 +21,7 @@ from support.lifecycle import ROOT
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1500),
     pytest.mark.skipif(find_spec("torch") is None, reason="needs torch"),
     needs_machine,
 ]

@@ -60,6 +60,15 @@ def test_nothing_yet() -> None:
     assert (found["step_median_s"], found["beats"]) == (None, [])
 
 
+def test_forgotten() -> None:
+    """As in a forked child: the parent's steps are not its own."""
+    play([LONG] * 20)
+    reset()
+    assert (told()["step_median_s"], told()["beats"]) == (None, [])
+    heartbeat(5)
+    assert [step for step, _ in told()["beats"]] == [5]
+
+
 def test_steps_and_ages() -> None:
     set_rank(5)
     now = time.monotonic_ns()

@@ -334,10 +334,14 @@ def test_every_interface(host: str) -> None:
 def test_ipv6_host_alone() -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6 here")
-    with WorkerServer("::1", 0) as server:
-        assert server.address == f"[::1]:{server.port}"
-        assert ask(("::1", server.port)) == PONG
-        assert not alive(("127.0.0.1", server.port))
+    others = 0
+    for _ in range(5):
+        with WorkerServer("::1", 0) as server:
+            assert server.address == f"[::1]:{server.port}"
+            assert ask(("::1", server.port)) == PONG
+            # Another program may have this port of 127.0.0.1.
+            others += alive(("127.0.0.1", server.port))
+    assert others < 5
 
 
 def test_named_host() -> None:

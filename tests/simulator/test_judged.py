@@ -110,6 +110,28 @@ def test_a_chain_that_nobody_can_follow_accuses_nobody(seed: int) -> None:
     assert judge(played).status == 2
 
 
+@pytest.mark.parametrize(
+    "seed",
+    [
+        # Each of four looks meets one rank in its loader and the other one in item().
+        pytest.param(330039472, id="met by chance"),
+        # One sleeps with a file's lock. Another one sleeps before it asks for that lock.
+        pytest.param(330046082, id="asleep on its way"),
+        pytest.param(340006892, id="asleep on its way in a pipeline"),
+        pytest.param(340011667, id="asleep on its way, by stacks alone"),
+        # A stock worker in C code waits for the lock of a rank without a server.
+        pytest.param(330038372, id="waits for the unseen"),
+        # In item() behind an operation that its ring has lost.
+        pytest.param(330056058, id="its own operation under way"),
+        # After two steps, ranks that count in threes and in ones.
+        pytest.param(400010915, id="counts in threes"),
+    ],
+)
+def test_what_was_wrong_in_long_runs(seed: int) -> None:
+    played = play(generate(seed), tell, more=more)
+    assert [*violations(played, judge(played))] == []
+
+
 def test_nobody_is_accused_in_a_healthy_job() -> None:
     played = first(hung=False)
     assert kinds(played, Said(0)) == kinds(played, Said(2)) == []

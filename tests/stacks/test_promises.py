@@ -83,7 +83,7 @@ def compiled(folder: Path, program: str, parts: list[str], *flags: str) -> Path:
     done = subprocess.run(
         [
             *(compiler, "-std=gnu11", "-O1", "-Wall", *flags, "-o", str(built)),
-            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", f"-I{SOURCES}/facts"),
+            *(f"-I{SOURCES}", *(f"-I{SOURCES}/{each}" for each in ("selfread", "facts", "unwind"))),
             f"-I{sysconfig.get_path('include')}",
             str(PROGRAMS / f"stacks/{program}.c"),
             *(str(SOURCES / f"{part}.c") for part in parts),
@@ -114,7 +114,7 @@ def ends_at(done: subprocess.CompletedProcess[str], assertion: str) -> None:
 
 
 PROMISING = ["check", "render", "put", "dump", "kernel", "waits", "children", "blake2b"]
-PROMISING += ["selfread/memory", "facts/put_facts", "facts/sleep"]
+PROMISING += ["selfread/memory", "facts/put_facts", "facts/sleep", "unwind/put_native"]
 WALKING = ["check", *(f"selfread/{name}" for name in ("selfread", "stack", "code", "lines"))]
 
 

@@ -43,6 +43,7 @@ RENDERER = (
     "blake2b",
     "facts/put_facts",
     "facts/sleep",
+    "unwind/put_native",
 )
 
 #: Characters of a name in the text, and in all other forms.
@@ -342,7 +343,7 @@ def test_by_hand(tmp_path: Path, flags: list[str]) -> None:
     built = subprocess.run(
         [
             *(compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", *flags),
-            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", f"-I{SOURCES}/facts"),
+            *(f"-I{SOURCES}", f"-I{SOURCES}/selfread", f"-I{SOURCES}/facts", f"-I{SOURCES}/unwind"),
             *("-o", str(program)),
             str(PROGRAMS / "stacks/render_scene.c"),
             *(str(SOURCES / f"{name}.c") for name in RENDERER),

@@ -28,7 +28,7 @@ __all__ = [
     "record_bytes",
 ]
 
-VERSION = 2
+VERSION = 3
 MAGIC = b"WSBLKBOX"
 SLOT_MAGIC = 0x43525357  # "WSRC"
 HEADER_BYTES = 4096
@@ -37,7 +37,9 @@ LEAST_BYTES = 512 << 10
 MAX_BYTES = 2 << 20
 MAX_SLOTS = 64
 
-LaneName = Literal["identity", "state", "steps", "stacks", "end", "last", "keeper", "recorder"]
+LaneName = Literal[
+    "identity", "state", "steps", "stacks", "end", "last", "keeper", "recorder", "counters"
+]
 #: In the order of their numbers.
 LANES: tuple[LaneName, ...] = get_args(LaneName)
 

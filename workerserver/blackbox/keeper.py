@@ -31,12 +31,13 @@ from workerserver.blackbox.format import BoxError, Record, parse, record_bytes
 from workerserver.blackbox.place import BOX, LEFT, READY, RUN, SUFFIX
 from workerserver.blackbox.read import Box, decode, read_bytes
 from workerserver.blackbox.watchdog.incident import Settings
-from workerserver.blackbox.watchdog.watch import Watch
+from workerserver.blackbox.watchdog.watch import REST_SECONDS, Watch
 from workerserver.job.proc import lives
 
 __all__ = ["main"]
 
-NICE = 10
+#: On a machine whose processors are all taken, a diagnosis at 10 may come too late.
+NICE, NICE_OF_WATCH = 10, 5
 LOOK_SECONDS = 1.0
 ALIVE_SECONDS = 0.5
 #: The job's stderr is closed so long after the last rank, whatever blocks.
@@ -96,7 +97,7 @@ def main() -> int:
         os._exit(0)
     os.setsid()
     with contextlib.suppress(OSError):
-        os.nice(NICE)
+        os.nice(NICE_OF_WATCH)
     # Slurm sends SIGTERM to every process of a job: just then this one is needed. It ends with the
     # last rank.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM):
@@ -116,6 +117,8 @@ def main() -> int:
 
     if watch is not None:
         watch.start(keeper.run_folder)
+    with contextlib.suppress(OSError):  # on Linux, of this thread and of those that it starts
+        os.nice(NICE - NICE_OF_WATCH)
 
     def work() -> None:
         try:
@@ -137,12 +140,14 @@ def main() -> int:
 def _await_end(boxes: str, watch: Watch | None) -> None:
     """Return some time after the last rank has ended: the folder may block the other thread for
     ever. That thread usually ends the process much earlier."""
-    left = BLOCKED_SECONDS
-    while left > 0:
+    passed = 0.0
+    while passed < BLOCKED_SECONDS or (
+        watch is not None and watch.finishes and passed < REST_SECONDS
+    ):
         time.sleep(ALIVE_SECONDS)
         alive = any(lives(int(match[1]), int(match[2])) for match in _boxes(boxes))
-        left = BLOCKED_SECONDS if alive else left - ALIVE_SECONDS
-        if watch is not None and left <= BLOCKED_SECONDS - STDERR_SECONDS:
+        passed = 0.0 if alive else passed + ALIVE_SECONDS
+        if watch is not None and passed >= STDERR_SECONDS:
             watch.close_stderr()
 
 

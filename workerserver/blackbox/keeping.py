@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 from workerserver.blackbox.place import READY
 
-__all__ = ["Watchdog", "label_of", "start_keeper"]
+__all__ = ["Watchdog", "start_keeper"]
 
 logger = logging.getLogger("workerserver")
 
@@ -28,7 +27,6 @@ OF_WATCHDOG = (
 )
 REAP_SECONDS = 0.2
 MAX_LINE_BYTES = 4096
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +39,6 @@ class Watchdog:
     stall: float | None = None
     hosts: bool = False
     store: str = ""
-
-
-def label_of(job: str, host: str, starter: str) -> str:
-    """How the folder of a run of this job on this host ends. *starter*: ``PID:TICKS``."""
-    plain = (_UNSAFE.sub("_", text)[:64] or "_" for text in (job, host))
-    return f"{'@'.join(plain)}-{starter.partition(':')[0]}"
 
 
 def start_keeper(

@@ -23,6 +23,7 @@ __all__ = [
     "NoPlace",
     "create",
     "folder_of",
+    "label_of",
     "places",
     "size_for",
 ]
@@ -44,6 +45,7 @@ USER_SHARE = 4
 #: Ranks of a host, where nobody tells.
 USUAL_RANKS = 8
 PAGE_BYTES = 4096
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 class NoPlace(Exception):
@@ -53,6 +55,12 @@ class NoPlace(Exception):
 def places() -> list[str]:
     """Folders that may be on a tmpfs."""
     return list(dict.fromkeys((SHARED_MEMORY, tempfile.gettempdir())))
+
+
+def label_of(job: str, host: str, starter: str) -> str:
+    """How the folder of a run of this job on this host ends. *starter*: ``PID:TICKS``."""
+    plain = (_UNSAFE.sub("_", text)[:64] or "_" for text in (job, host))
+    return f"{'@'.join(plain)}-{starter.partition(':')[0]}"
 
 
 def folder_of(place: str, job: str) -> str:

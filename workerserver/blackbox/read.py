@@ -37,7 +37,8 @@ class Box:
     *identity*: who it was. *states*: figures, the oldest first; *stacks*: samples, the oldest
     first. *ends*: why it ended, the first reason first; *last*: the stacks at that moment.
     *keeper*: what the process that copied the box knows; None: it is the box itself. *recorder*:
-    what the flight recorders held when nothing went on, or at an exception.
+    what the flight recorders held when nothing went on, or at an exception. *counters*: torch's
+    wait counters, as they were last.
     """
 
     path: str
@@ -50,6 +51,7 @@ class Box:
     last: Moment | None
     keeper: Moment | None
     recorder: Moment | None
+    counters: Moment | None
     torn: int
     short: int
 
@@ -173,6 +175,7 @@ def decode(contents: Contents, path: str) -> Box:
         last=newest("last"),
         keeper=newest("keeper"),
         recorder=newest("recorder"),
+        counters=newest("counters"),
         torn=torn,
         short=contents.short,
     )

@@ -15,7 +15,8 @@ from workerserver.cli.parser import CommandParser
 from workerserver.cluster.ask.boxes.samples import rounds_of
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.ends import Ended, conclude, place_text, who_ended
-from workerserver.cluster.judge.verdict import Verdict, over
+from workerserver.cluster.judge.verdict import over
+from workerserver.cluster.read.boxes.counters import waited
 from workerserver.cluster.read.boxes.endings import Ending, ending
 from workerserver.cluster.show.report import verdict_dict
 
@@ -88,29 +89,35 @@ def read_runs(folders: Sequence[str]) -> tuple[list[Run], list[Problem]]:
 # ---- the verdict
 
 
-def judge_boxes(folders: Sequence[str], *, as_json: bool) -> int:
-    """What ``workerserver diagnose DIR`` prints of the newest run, and its exit status."""
+def judge_boxes(folders: Sequence[str], *, as_json: bool, dumps: Sequence[str] = ()) -> int:
+    """What ``workerserver diagnose DIR`` prints of the newest run, and its exit status. *dumps*:
+    files that torch's recorders have left beside the boxes."""
     runs, problems = read_runs(folders)
-    ended = judged(runs[0]) if runs else conclude([], [], None)
+    notes: list[str] = []
+    ended = judged(runs[0], dumps, notes) if runs else conclude([], [], None)
     if as_json:
-        write_json(sys.stdout, verdict_of(ended, runs[0] if runs else None, problems))
+        write_json(sys.stdout, verdict_of(ended, runs[0] if runs else None, problems, notes))
     else:
-        _show_verdict(ended, runs, problems, Output(sys.stdout))
+        _show_verdict(ended, runs, problems, notes, Output(sys.stdout))
     return ended.status
 
 
-def judged(run: Run) -> Ended:
+def judged(run: Run, dumps: Sequence[str] = (), notes: list[str] | None = None) -> Ended:
+    """*notes* gets lines on the *dumps*."""
     endings = [ending(box) for box in run.boxes]
-    return conclude(endings, run.missing, _live(run))
-
-
-def _live(run: Run) -> Verdict | None:
-    """What the last samples would have told of the job while it lived."""
+    # What the last samples would have told of the job while it lived.
     rounds = rounds_of(run.boxes)
-    return diagnose(rounds, run.world_size) if rounds else None
+    if dumps:
+        from workerserver.cli.dumps import beside_boxes
+
+        rounds, told = beside_boxes(rounds, run.boxes, dumps)
+        (notes if notes is not None else []).extend(told)
+    return conclude(endings, run.missing, diagnose(rounds, run.world_size) if rounds else None)
 
 
-def verdict_of(ended: Ended, run: Run | None, problems: Sequence[Problem]) -> dict[str, Any]:
+def verdict_of(
+    ended: Ended, run: Run | None, problems: Sequence[Problem], notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """The fields of a verdict on live workers, and those of the boxes."""
     fields = verdict_dict(over("") if ended.live is None else ended.live)
     if ended.culprits or ended.status != 1:
@@ -123,7 +130,7 @@ def verdict_of(ended: Ended, run: Run | None, problems: Sequence[Problem]) -> di
         "cost": cost([]),
         "job": None if run is None else run.job,
         "leftovers": [],
-        "notes": [],
+        "notes": list(notes),
         "other_jobs": [],
         **box_fields(ended, problems),
     }
@@ -140,11 +147,17 @@ def box_fields(ended: Ended | None, problems: Sequence[Problem]) -> dict[str, An
 
 
 def _show_verdict(
-    ended: Ended, runs: Sequence[Run], problems: Sequence[Problem], out: Output
+    ended: Ended,
+    runs: Sequence[Run],
+    problems: Sequence[Problem],
+    notes: Sequence[str],
+    out: Output,
 ) -> None:
     out.line(ended.sentence, STYLES[ended.status])
     if runs:
         out.line(title(runs[0]), "dim")
+    for line in notes:
+        out.line(line, "dim", 2)
     if not ended.culprits and ended.live is not None and ended.status == 1:
         for suspect in verdict_dict(ended.live)["suspects"]:
             out.line()
@@ -162,9 +175,17 @@ def show_endings(ended: Ended, out: Output) -> None:
     out.line()
     out.line("how the ranks ended", "bold")
     for each in ended.endings[:MAX_LINES]:
-        out.line(f"  {who_ended(each)}")
+        _show_ending(each, out)
     if len(ended.endings) > MAX_LINES:
         out.line(f"  ... and {len(ended.endings) - MAX_LINES} more (workerserver blackbox)")
+
+
+def _show_ending(each: Ending, out: Output) -> None:
+    out.line(f"  {who_ended(each)}")
+    for wait in waited(each.box):
+        at = time.strftime("%H:%M:%S", time.localtime(wait.since or wait.at))
+        since = f"since {at}" if wait.since is not None else f"at {at}"
+        out.line(f"    waited in {wait.counter} {since} (torch's wait counters)", "dim")
 
 
 def _show_culprit(each: Ending, out: Output) -> None:
@@ -191,7 +212,7 @@ def title(run: Run) -> str:
 def _show_run(run: Run, out: Output) -> None:
     out.line(title(run), "bold")
     for box in run.boxes:
-        out.line(f"  {who_ended(ending(box))}")
+        _show_ending(ending(box), out)
     if run.missing:
         names = ", ".join(map(str, run.missing[:20]))
         out.line(f"  no box of ranks {names}{', ...' if len(run.missing) > 20 else ''}", "yellow")
@@ -233,6 +254,7 @@ def _ending_dict(each: Ending) -> dict[str, Any]:
         if place is None
         else {"file": place.file, "line": place.line, "function": place.function},
         "place": place_text(each) or None,
+        "waited": [wait._asdict() for wait in waited(each.box)],
         "torn": each.box.torn,
         "path": each.box.path,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from workerserver.cli.console import STYLES, Output
 from workerserver.cli.job_command import (
     Judged,
     add_backends,
+    add_native,
     add_rounds,
+    ask,
     by_job,
     cost,
     ended,
@@ -28,6 +31,8 @@ from workerserver.cli.places import is_place_named
 from workerserver.cli.slow import ask_all, weigh
 from workerserver.cli.stacks import show_groups
 from workerserver.cli.text import seconds
+from workerserver.cluster.ask.client import Client
+from workerserver.cluster.ask.native_stacks import native_stacks
 from workerserver.cluster.ask.rounds import Round
 from workerserver.cluster.find.discovery import Found
 from workerserver.cluster.find.group import base_name
@@ -70,6 +75,8 @@ MORE = "(-v: evidence and stacks)"
 MAX_EARLY = 4096
 #: Of a healthy job of so many ranks at most, the whole recorders are asked for slow ranks.
 MAX_HISTORIES = 256
+#: Ranks that are asked for native frames, the accused ones first.
+MAX_NATIVE = 64
 
 
 def make_parser() -> CommandParser:
@@ -80,7 +87,7 @@ def make_parser() -> CommandParser:
         "A TARGET may be a folder of black boxes (docs/blackbox.md), also beside live ranks: then "
         "a rank that does not answer is judged by its box. "
         "It may also name the files that torch's flight recorders have left "
-        "(TORCH_FR_DUMP_TEMP_FILE): a prefix, a folder, or files. "
+        "(TORCH_FR_DUMP_TEMP_FILE): a prefix, a folder, or files, also beside black boxes. "
         "Exit status: 0 healthy, 1 suspects found, 2 could not tell, 3 no job, or it has ended.",
         examples=(
             (
@@ -106,11 +113,16 @@ def make_parser() -> CommandParser:
                 "workerserver diagnose /tmp/nccl_trace_rank_",
                 "a job that has ended, from what torch's flight recorders have left",
             ),
+            (
+                "workerserver diagnose --native",
+                "with the C or C++ function that an accused rank waits in",
+            ),
             ("workerserver diagnose --json | jq -r .verdict", "the sentence alone"),
         ),
     )
     add_rounds(parser, None)
     add_backends(parser)
+    add_native(parser)
     parser.add_argument(
         "-v",
         "--verbose",
@@ -156,6 +168,8 @@ def judge_live(options: argparse.Namespace) -> list[Judged]:
     verdicts = Verdicts()
     rounds = look_at_all(options, found, lambda views: are_enough(views, verdicts))
     judged = judge(by_job(options, found, rounds), found, verdicts)
+    if getattr(options, "native", False):
+        judged = [_with_native(options, each) for each in judged]
     return [_with_slow_ranks(options, each) for each in judged]
 
 
@@ -175,12 +189,16 @@ def judge_beside(options: argparse.Namespace, folders: Sequence[str]) -> Togethe
 def _with_boxes(options: argparse.Namespace, boxes: Sequence[str]) -> int:
     """The same with folders of black boxes among the targets."""
     from workerserver.cli.blackbox import box_fields, judge_boxes, show_endings, show_problems
+    from workerserver.cli.dumps import dumps_beside
 
+    dumps, options.targets = dumps_beside(options.targets, boxes)
     alone = not options.targets and not is_place_named(options)
     both = None if alone else judge_beside(options, boxes)
     if both is None:
-        return judge_boxes(boxes, as_json=options.json)
+        return judge_boxes(boxes, as_json=options.json, dumps=dumps)
     view, verdict = both.judged[0]
+    if dumps:
+        view.notes.append("torch's dumps are not counted beside live ranks")
     if options.json:
         write_json(sys.stdout, {**report_all(both.judged), **box_fields(both.ended, both.problems)})
         return verdict.status
@@ -236,6 +254,27 @@ def _with_slow_ranks(options: argparse.Namespace, judged: Judged) -> Judged:
     slow = [slow_fact(*each) for each in weigh(answers).study.named]
     verdict = diagnose(view.rounds, view.world_size, view.elsewhere, slow=slow)
     return Judged(view, verdict)
+
+
+def _with_native(options: argparse.Namespace, judged: Judged) -> Judged:
+    """The same verdict with the native frames of those who are accused, and of some others. What
+    the question costs is added to the last round."""
+    view, verdict = judged
+    if verdict.status not in (1, 2) or not view.rounds:
+        return judged
+    last = view.rounds[-1]
+    accused = {each.address for each in verdict.suspects}
+    states = sorted(last.states, key=lambda state: state.worker.address not in accused)
+
+    async def question(client: Client) -> None:
+        await native_stacks(client, states[:MAX_NATIVE], whole=False)
+        last.questions += client.questions
+        last.bytes_received += client.bytes_received
+
+    started = time.monotonic()
+    ask(options, question)
+    last.duration_s += time.monotonic() - started
+    return Judged(view, diagnose(view.rounds, view.world_size, view.elsewhere))
 
 
 class Verdicts:

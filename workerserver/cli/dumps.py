@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from workerserver.blackbox.read import Box
 from workerserver.cli.errors import UsageError
 from workerserver.cli.job_command import Judged
 from workerserver.cli.places import is_place_named
+from workerserver.cluster.ask.boxes.with_dumps import beside, lines, with_dumps
 from workerserver.cluster.ask.dumps.files import Dump, Unread, find_dumps, read_dumps
 from workerserver.cluster.ask.dumps.looks import look_at
 from workerserver.cluster.ask.rounds import Round
@@ -24,14 +27,16 @@ from workerserver.cluster.judge.verdict import Suspect, Verdict
 from workerserver.cluster.model import Frame
 from workerserver.cluster.read.dumps.issued import issued_at
 from workerserver.cluster.read.flight_records import read
-from workerserver.cluster.read.recorder import Shared
+from workerserver.cluster.read.recorder import RankRecord, Shared
 from workerserver.cluster.show.tree import short_fold
 from workerserver.ranks import named
 
 __all__ = [
     "Dumps",
     "alone",
+    "beside_boxes",
     "dumps_among",
+    "dumps_beside",
     "judge_dumps",
     "read_all",
     "unread_fields",
@@ -70,14 +75,38 @@ def dumps_among(targets: Sequence[str]) -> tuple[list[str], list[str]]:
     return paths, others
 
 
+def dumps_beside(targets: Sequence[str], folders: Sequence[str]) -> tuple[list[str], list[str]]:
+    """As dumps_among(), beside *folders* of black boxes. If no target names dumps, those count that
+    torch has written into the folders, if they are of one prefix."""
+    paths, others = dumps_among(targets)
+    if not paths:
+        alike: dict[str, list[str]] = {}
+        for folder in folders:
+            with contextlib.suppress(OSError):  # whoever reads the boxes says why
+                alike.update(find_dumps(folder) or {})
+        paths = next(iter(alike.values())) if len(alike) == 1 else []
+    return paths, others
+
+
 def alone(options: argparse.Namespace, others: Sequence[str]) -> None:
     """UsageError if the options name more than dumps."""
     if others or is_place_named(options):
         raise UsageError("dumps of flight recorders are judged by themselves: name nothing else")
 
 
-def read_all(options: argparse.Namespace, paths: Sequence[str]) -> Dumps:
-    """The dumps that tell of one moment of one run, as one look."""
+class Counted(NamedTuple):
+    """The dumps that tell of one moment of one run, as one look. *failed*: operations that are not
+    to count as ended. *dated*: the times of the files can be believed."""
+
+    look: Round
+    dumps: list[Dump]
+    unread: list[Unread]
+    records: dict[int, RankRecord]
+    failed: Seqs
+    dated: bool
+
+
+def _counted(paths: Sequence[str]) -> Counted:
     dumps, unread = read_dumps(paths)
     shared = Shared()
     records = {dump.rank: read(dump.trace, None, shared) for dump in dumps}
@@ -90,17 +119,34 @@ def read_all(options: argparse.Namespace, paths: Sequence[str]) -> Dumps:
     counted = [dump for dump in dumps if dump.rank not in strange]
     records = {dump.rank: records[dump.rank] for dump in counted}
     failed = given_up(records)
+    dated = are_dated(records, {dump.rank: dump.time for dump in counted}, failed)
+    look = look_at(counted, failed, dated=dated)
+    return Counted(look, counted, unread, records, failed, dated)
+
+
+def read_all(options: argparse.Namespace, paths: Sequence[str]) -> Dumps:
+    """The dumps that tell of one moment of one run, as one look."""
+    look, counted, unread, records, failed, dated = _counted(paths)
     ranks = {dump.rank for dump in counted}
     known = {*ranks, *(each.rank for each in unread if each.rank is not None)}
     for record in records.values():
         for group in record.groups.values():
             known.update(group.ranks or () if group.key.desc == "default_pg" else ())
     size = max((options.world_size or 0) - 1, *known, -1) + 1
-    dated = are_dated(records, {dump.rank: dump.time for dump in counted}, failed)
-    view = JobView(None, [look_at(counted, failed, dated=dated)], None, size)
+    view = JobView(None, [look], None, size)
     view.elsewhere = frozenset(range(size)) - ranks
     view.notes = [*_written(counted, dated=dated), *(_failed(failed) if dated else ())]
     return Dumps(view, counted, unread)
+
+
+def beside_boxes(
+    rounds: Sequence[Round], boxes: Sequence[Box], paths: Sequence[str]
+) -> tuple[list[Round], list[str]]:
+    """*rounds* of *boxes*, in which a dump stands for the recorder of each rank whose dump is later
+    than its box; and which one counts, in lines."""
+    look, _, unread, *_ = _counted(paths)
+    found = beside(boxes, look)
+    return with_dumps(rounds, look, found), [*lines(found), *unread_lines(unread)]
 
 
 def _why(apart: Apart) -> str:

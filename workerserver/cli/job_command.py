@@ -112,6 +112,15 @@ def add_backends(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_native(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--native",
+        action="store_true",
+        help="also ask for the native (C and C++) frames of threads that are blocked (Linux; "
+        "docs/native.md)",
+    )
+
+
 def add_rounds(parser: argparse.ArgumentParser, rounds: int | None) -> None:
     """*rounds* None: by default as many as are enough."""
     usual = "as often as it tells more, for at most 10 s" if rounds is None else str(rounds)

@@ -10,7 +10,9 @@ from typing import Any
 
 from workerserver.cli.console import Output
 from workerserver.cli.job_command import (
+    add_native,
     add_rounds,
+    ask,
     by_job,
     cost,
     find_some,
@@ -26,6 +28,7 @@ from workerserver.cli.job_command import (
 )
 from workerserver.cli.parser import CommandParser
 from workerserver.cli.text import seconds
+from workerserver.cluster.ask.native_stacks import native_stacks
 from workerserver.cluster.ask.rounds import Round
 from workerserver.cluster.find.jobs import JobView
 from workerserver.cluster.read.groups import Group, groups
@@ -56,10 +59,12 @@ def make_parser() -> CommandParser:
                 "workerserver stacks --rounds 3",
                 "three looks: which ranks are stuck, and which move",
             ),
+            ("workerserver stacks --native", "with the C and C++ functions that threads wait in"),
             ("workerserver stacks /shared/boxes", "the last stacks of a job that has ended"),
         ),
     )
     add_rounds(parser, 1)
+    add_native(parser)
     parser.add_argument("--tree", action="store_true", help="show main threads as a prefix tree")
     parser.add_argument("--all", action="store_true", help="show every group, or the whole tree")
     parser.add_json("one object")
@@ -79,6 +84,9 @@ def main(argv: Sequence[str]) -> int:
             return status_of(boxes, _show(options, [view]))
     found = find_some(options)
     rounds = look(options, found.workers, ("health", "stacks"))
+    if options.native:
+        states = rounds[-1].states
+        ask(options, lambda client: native_stacks(client, states, whole=True))
     views = by_job(options, found, rounds)
     have = _show(options, views)
     states = [state for view in views for state in view.rounds[-1].states]

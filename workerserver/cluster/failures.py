@@ -19,6 +19,7 @@ __all__ = [
     "closed",
     "cut",
     "describe",
+    "lost_proof",
     "no_connection",
     "nobody_listens",
     "not_http",
@@ -167,6 +168,14 @@ def unproven(token: str) -> str:
     return (
         f"it did not prove that it knows {token}, so its answer does not count: it is a worker "
         "without a token, or no worker (ask without the token, or with --send-token)"
+    )
+
+
+def lost_proof(token: str) -> str:
+    """A worker has proven that it knows *token*, and then did not accept our proof."""
+    return (
+        f"HTTP 401: it knows {token}, but the proof came on another connection, or changed: "
+        "a proxy in front of it needs https, or --send-token"
     )
 
 

@@ -106,6 +106,10 @@ class Failure:
     text: str
 
 
+#: How the file of a native frame begins, among the frames to show.
+NATIVE = "native "
+
+
 class Frame(NamedTuple):
     """One frame of a stack; *line* is None where the interpreter doesn't know it."""
 
@@ -177,6 +181,33 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class NativeFrame:
+    """One frame of C or C++. *file* and *build_id*: of the code; None if no file holds it.
+    *offset*: the address in that file. *exact*: the thread is at this address; else a call returns
+    there. *python*: the first Python frame of the thread that it stands for, and how many."""
+
+    file: str | None
+    build_id: str | None
+    offset: int
+    exact: bool
+    python: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """A thread's native frames, newest first. *end*: ``whole``, ``running``, or why there are no
+    more. *matched*: their *python* says where the Python frames belong. *shown*: native and Python
+    frames as one stack, once the functions have names. *function*: the innermost native one that
+    says what the thread does, if it has a name."""
+
+    frames: tuple[NativeFrame, ...]
+    end: str
+    matched: bool
+    shown: tuple[Frame, ...] = ()
+    function: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Thread:
     """One Python thread. *frames* are newest first. *holds_gil*: the thread held the GIL when its
     stack was read.
@@ -184,7 +215,8 @@ class Thread:
     From a worker that only gives text, *name*, *state* and *wchan* are None, and *main* is a guess:
     the oldest frame is a module's. *waits*, *holds* and *switches* (how often the kernel has
     stopped running it) are facts of one process: a rank whose stacks are another rank's has none.
-    *beats*: it made the last heartbeat.
+    *beats*: it made the last heartbeat. *native*: its native frames, if they were asked for; a
+    thread that Python doesn't know has only these.
     """
 
     frames: tuple[Frame, ...]
@@ -201,6 +233,12 @@ class Thread:
     holds: tuple[Hold, ...] = ()
     switches: int | None = None
     beats: bool = False
+    native: Native | None = field(default=None, compare=False)
+
+    @property
+    def shown(self) -> tuple[Frame, ...]:
+        """What is shown of its stack: with native frames between Python's, if they are known."""
+        return self.native.shown if self.native is not None else self.frames
 
 
 @dataclass(frozen=True, slots=True)

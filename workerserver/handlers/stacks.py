@@ -73,6 +73,16 @@ def _with_gil(facts: bool) -> Snapshot:
     return snapshot(facts=facts)
 
 
+def _with_native(facts: bool) -> Snapshot:
+    """Without the GIL, with native frames. Raises NotImplementedHere without /proc."""
+    if facts:
+        known.publish()
+    try:
+        return snapshot(mode="nogil", facts=facts, native=True)
+    except RuntimeError as error:
+        raise NotImplementedHere(f"native=1 is not available: {error}") from None
+
+
 def _without_gil(facts: bool) -> Snapshot:
     """If the reading failed this time, what the kernel knows. Raises NotImplementedHere where no
     stacks can be read without the GIL."""
@@ -153,7 +163,9 @@ def _to_wait_for(take: Take) -> _Next | None:
     return coming
 
 
-def dump_traceback(format: Format = "text", mode: Mode = "auto") -> Any:
+def dump_traceback(
+    format: Format = "text", mode: Mode = "auto", native: Literal["0", "1"] = "0"
+) -> Any:
     """The stacks of all Python threads.
 
     *format*: ``text`` in faulthandler's form, ``json`` with each thread's name and kernel state,
@@ -163,13 +175,23 @@ def dump_traceback(format: Format = "text", mode: Mode = "auto") -> Any:
     *mode*: ``gil`` and ``auto`` take the stacks under the GIL, which this function has. ``nogil``
     reads them without the GIL, and raises NotImplementedHere (501) where that is impossible.
 
+    *native*: ``1`` adds native frames to text and JSON, and the threads that Python doesn't know.
+    They are read without the GIL, so mode ``auto`` is ``nogil`` then, and ``gil`` is refused (400).
+    Where Python's stacks can't be read without the GIL, the native frames stand alone.
+
     Headers of the reply: ``X-Traceback-Mode`` says how the stacks were taken. In mode ``nogil``,
     ``X-GIL-Holder`` names the thread that held the GIL, and ``X-Traceback-Unstable`` counts the
     stacks that never held still.
 
     The result is a Response, or a future of one where the snapshots of this second are used up.
     """
-    take = _without_gil if mode == "nogil" else _with_gil
+    if native == "1" and mode == "gil":
+        return Response("Invalid value for mode with native=1 valid values are auto or nogil", 400)
+    take = _with_gil
+    if native == "1" and format != "digest":
+        take = _with_native
+    elif native == "1" or mode == "nogil":
+        take = _without_gil
     facts = format == "json"
     turn = loop_turn.shared()
     shared: _Shared | None = turn.get((take, True)) or (None if facts else turn.get((take, False)))

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from workerserver.blackbox import place
 from workerserver.blackbox.ends import watch_end
 from workerserver.blackbox.identity import cgroup_files, identity_bytes
-from workerserver.blackbox.keeping import Watchdog, label_of, start_keeper
+from workerserver.blackbox.keeping import Watchdog, start_keeper
 from workerserver.job import presence
 from workerserver.job.identity import Identity, own
 from workerserver.job.proc import stat_of
+from workerserver.native.counters import Counters
 from workerserver.native.standstill import Standstill
 from workerserver.native.watchdog import starter_of
 from workerserver.process.environment import seconds
@@ -100,10 +101,11 @@ class _Own:
             _bridge.watch_file(name.encode(), os.fsencode(path))
         self._told: Identity | None = None
         self._standstill = Standstill(_bridge.write_recorder)
+        self._counters = Counters(_bridge.write_counters)
         presence.tell(anew=True)
         self._tell()
         if not identity.local_rank:
-            label = label_of(identity.job, identity.host or "", starter)
+            label = place.label_of(identity.job, identity.host or "", starter)
             try:
                 watchdog = None if self._watchdog is None else self._watchdog(identity)
                 start_keeper(self._thread.loop, boxes, folder, keep, label, watchdog)
@@ -147,9 +149,11 @@ class _Own:
             self._told = identity
         with contextlib.suppress(Exception):  # torch may be in the middle of its import
             self._standstill.look()
+        self._counters.look()
 
     def _write_end(self, text: bytes) -> None:
         _bridge.write_end(text)
+        self._counters.look()
         if text.startswith(b'{"why": "exception"'):
             self._standstill.ends()
 

@@ -14,7 +14,7 @@ import threading
 from dataclasses import dataclass
 
 from workerserver.blackbox import place
-from workerserver.blackbox.keeping import Watchdog, label_of, start_keeper
+from workerserver.blackbox.keeping import Watchdog, start_keeper
 from workerserver.job.identity import Identity, own
 from workerserver.process.environment import seconds
 from workerserver.process.loop_thread import LoopThread
@@ -129,7 +129,7 @@ class _Own:
 
     async def _begin(self, identity: Identity, watchdog: Watchdog) -> None:
         """On the loop's thread."""
-        label = label_of(identity.job, identity.host or "", watchdog.agent)
+        label = place.label_of(identity.job, identity.host or "", watchdog.agent)
         folder = place.folder_of(place.places()[0], watchdog.agent)
         start_keeper(self._thread.loop, folder, "", 1, label, watchdog)
 

@@ -238,8 +238,9 @@ cdef Py_ssize_t steps_body(char *out, size_t capacity) noexcept nogil:
     cdef int64_t first = count, number
     cdef int64_t now = monotonic_ns(), wall = wall_ns()
     cdef bint any = False
-    while count - first < MAX_TIMES and ws_beat_at(first - 1).stamp != 0:
-        first -= 1
+    if ws_beat_at(count).stamp != 0:  # else all that was is forgotten
+        while count - first < MAX_TIMES and ws_beat_at(first - 1).stamp != 0:
+            first -= 1
     text.at = out
     text.end = out + capacity
     word(&text, b'{"version":1,"pid":')

@@ -48,6 +48,7 @@ def snapshot(
     *,
     mode: Literal["gil", "nogil", "kernel"] = ...,
     facts: bool = ...,
+    native: bool = ...,
     max_depth: int = ...,
     max_threads: int = ...,
     max_frames: int = ...,

@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "selfread.h"
+#include "unwind.h"
 
 /* The thread that holds this mutex reads a snapshot, or prepares with the GIL held. It never waits
  * for the GIL. No thread waits for this mutex with the GIL held. */
@@ -42,6 +43,29 @@ int ws_dump_take(ws_snapshot *out, bool facts) {
     return status;
 }
 
+int ws_dump_take_native(ws_snapshot *out, bool facts) {
+    pthread_mutex_lock(&mutex);
+    ws_native *native = ws_native_begin();
+    int status = ws_selfread_take(out, facts);
+    bool read = status == 0;
+    if (read) {
+        atomic_fetch_add_explicit(&taken, 1, memory_order_relaxed);
+    } else {
+        ws_selfread_free(out);
+        status = ws_kernel_take(out);
+    }
+    if (native != NULL && status == 0) {
+        ws_native_take(native, out, read ? ws_selfread_places() : NULL);
+        out->native = native;
+    } else {
+        ws_native_free(native);
+    }
+    pthread_mutex_unlock(&mutex);
+    out->time = ws_now();
+    ws_check_snapshot(out);
+    return status;
+}
+
 int ws_dump_visit(ws_snapshot *out, const ws_visitor *visitor) {
     pthread_mutex_lock(&mutex);
     int status = ws_selfread_visit(out, visitor);
@@ -50,21 +74,23 @@ int ws_dump_visit(ws_snapshot *out, const ws_visitor *visitor) {
 }
 
 static int render(const ws_snapshot *snapshot, int wanted, ws_buffer *outs) {
-    size_t before[WS_DIGEST + 1];
+    size_t before[WS_FORMATS];
     int status = 0;
-    for (int format = WS_TEXT; format <= WS_DIGEST; format++)
+    for (int format = WS_TEXT; format < WS_FORMATS; format++)
         before[format] = outs[format].size;
-    for (int format = WS_TEXT; format <= WS_DIGEST && status == 0; format++) {
+    for (int format = WS_TEXT; format < WS_FORMATS && status == 0; format++) {
         if (wanted & 1 << format)
             status = ws_render(snapshot, (ws_format)format, &outs[format]);
     }
-    for (int format = WS_TEXT; format <= WS_DIGEST && status != 0; format++)
+    for (int format = WS_TEXT; format < WS_FORMATS && status != 0; format++)
         outs[format].size = before[format];
     return status;
 }
 
 /* A snapshot of mode "nogil" or, if that fails, "kernel". give_back() in either case. */
-static int take(ws_snapshot *snapshot, bool facts) {
+static int take(ws_snapshot *snapshot, bool facts, bool native) {
+    if (native)
+        return ws_dump_take_native(snapshot, facts);
     int status = ws_dump_take(snapshot, facts);
     if (status != 0) {
         ws_selfread_free(snapshot);
@@ -74,6 +100,7 @@ static int take(ws_snapshot *snapshot, bool facts) {
 }
 
 static void give_back(ws_snapshot *snapshot) {
+    ws_native_free(snapshot->native);
     if (snapshot->mode == WS_MODE_NOGIL)
         ws_selfread_free(snapshot);
     else
@@ -82,8 +109,9 @@ static void give_back(ws_snapshot *snapshot) {
 
 int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers) {
     ws_snapshot snapshot;
-    assert(wanted >= 0 && wanted < 1 << (WS_DIGEST + 1));
-    int status = take(&snapshot, wanted & 1 << WS_JSON);
+    assert(wanted >= 0 && wanted < 1 << WS_FORMATS);
+    int status = take(
+        &snapshot, wanted & (1 << WS_JSON | 1 << WS_NATIVE_JSON), wanted & WS_WITH_NATIVE);
     size_t before = headers->size;
     if (status == 0)
         status = ws_render_headers(&snapshot, headers);
@@ -128,7 +156,7 @@ static bool halve(ws_snapshot *snapshot) {
 
 int ws_dump_within(size_t limit, ws_buffer *outs, ws_buffer *headers) {
     ws_snapshot snapshot;
-    int status = take(&snapshot, true);
+    int status = take(&snapshot, true, false);
     if (status == 0)
         status = ws_render_headers(&snapshot, headers);
     if (status == 0)

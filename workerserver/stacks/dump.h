@@ -17,6 +17,10 @@ int ws_dump_prepare(void);
  * ws_selfread_free() in either case. */
 int ws_dump_take(ws_snapshot *out, bool facts);
 
+/* The same with native stacks, which ws_native_free() takes back. Where no Python stacks can be read, a
+ * snapshot of mode "kernel". */
+int ws_dump_take_native(ws_snapshot *out, bool facts);
+
 /* Has a visitor follow one reading (selfread.h). Its functions run with the readers' mutex held: they
  * take no lock. `out` is all zero, or what the last visit has left. ws_selfread_free() it after the
  * last one. */

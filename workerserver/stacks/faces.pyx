@@ -4,8 +4,8 @@ import os
 
 from posix.unistd cimport usleep
 from workerserver.stacks.snapshot cimport (
-    ws_dump, ws_dump_init, ws_dump_prepare, ws_dump_take, ws_dump_within, ws_dumps_taken, ws_gil,
-    ws_kernel_take, ws_selfread_gil, ws_selfread_problem,
+    ws_dump, ws_dump_init, ws_dump_prepare, ws_dump_take, ws_dump_take_native, ws_dump_within,
+    ws_dumps_taken, ws_gil, ws_kernel_take, ws_selfread_gil, ws_selfread_problem,
     ws_waits_store,
 )
 
@@ -19,6 +19,7 @@ def snapshot(
     *,
     str mode="gil",
     bint facts=False,
+    bint native=False,
     int max_depth=MAX_DEPTH,
     Py_ssize_t max_threads=MAX_THREADS,
     Py_ssize_t max_frames=MAX_FRAMES,
@@ -29,7 +30,11 @@ def snapshot(
     while others may run, and takes it again: NotImplementedError where that is not possible here,
     RuntimeError if it failed this time. ``kernel``: what the kernel knows; RuntimeError without
     /proc. With *facts* the snapshot also says what threads wait for and which locks they hold, as
-    far as known.publish() has made that readable. The bounds are for mode gil and may be lowered;
+    far as known.publish() has made that readable.
+
+    With *native*, in mode nogil alone, its text and JSON show native frames too (unwind.h). Where
+    Python's stacks can't be read, such a snapshot is of mode ``kernel``, and has native frames
+    only; RuntimeError without /proc. The bounds are for mode gil and may be lowered;
     ValueError outside 1 to the maximum.
     MemoryError when there is no memory.
     """
@@ -44,6 +49,8 @@ def snapshot(
         MAX_DEPTH, MAX_THREADS, MAX_FRAMES
     ):
         raise ValueError("bounds are for mode gil")
+    if native and mode != "nogil":
+        raise ValueError("native frames are for mode nogil")
     cdef Snapshot taken = Snapshot.__new__(Snapshot)
     cdef int status
     if mode == "gil":
@@ -51,10 +58,15 @@ def snapshot(
         _taken += 1
     elif mode == "nogil":
         problem = prepare()
-        if problem is not None:
+        taken._native = native
+        if native:
+            with nogil:
+                status = ws_dump_take_native(&taken._c, facts)
+        elif problem is not None:
             raise NotImplementedError(problem)
-        with nogil:
-            status = ws_dump_take(&taken._c, facts)
+        else:
+            with nogil:
+                status = ws_dump_take(&taken._c, facts)
         if status != 0:
             raise RuntimeError("stacks could not be read without the GIL")
     elif mode == "kernel":

@@ -10,6 +10,7 @@
 #include "children.h"
 #include "put.h"
 #include "put_facts.h"
+#include "put_native.h"
 #include "selfread.h"
 #include "waits.h"
 
@@ -73,22 +74,24 @@ static void holder_name(const ws_snapshot *snapshot, char *to, size_t size) {
 
 /* ---- text ---- */
 
+static void put_frame(sink *out, const ws_frame *frame) {
+    ws_put(out, "  File ");
+    if (frame->file.kind != 0)
+        ws_put(out, "\"");
+    ws_put_escaped(out, &frame->file);
+    ws_put(out, frame->file.kind != 0 ? "\", line " : ", line ");
+    if (frame->line >= 0)
+        ws_put_decimal(out, (uint64_t)frame->line);
+    else
+        ws_put(out, "???");
+    ws_put(out, " in ");
+    ws_put_escaped(out, &frame->function);
+    ws_put(out, "\n");
+}
+
 static void put_stack(sink *out, const ws_snapshot *snapshot, const ws_thread *thread) {
-    for (size_t i = 0; i < thread->count; i++) {
-        const ws_frame *frame = frame_of(snapshot, thread, i);
-        ws_put(out, "  File ");
-        if (frame->file.kind != 0)
-            ws_put(out, "\"");
-        ws_put_escaped(out, &frame->file);
-        ws_put(out, frame->file.kind != 0 ? "\", line " : ", line ");
-        if (frame->line >= 0)
-            ws_put_decimal(out, (uint64_t)frame->line);
-        else
-            ws_put(out, "???");
-        ws_put(out, " in ");
-        ws_put_escaped(out, &frame->function);
-        ws_put(out, "\n");
-    }
+    for (size_t i = 0; i < thread->count; i++)
+        put_frame(out, frame_of(snapshot, thread, i));
     if (thread->truncated)
         ws_put(out, "  ...\n");
 }
@@ -125,7 +128,7 @@ static void put_kernel_text(sink *out, const ws_snapshot *snapshot) {
     }
 }
 
-static void put_text(sink *out, const ws_snapshot *snapshot) {
+static void put_text(sink *out, const ws_snapshot *snapshot, bool native) {
     if (snapshot->mode == WS_MODE_KERNEL)
         put_kernel_text(out, snapshot);
     else {
@@ -135,11 +138,17 @@ static void put_text(sink *out, const ws_snapshot *snapshot) {
             ws_put(out, is_current(snapshot, thread) ? "Current thread " : "Thread ");
             ws_put_ident(out, thread->ident);
             ws_put(out, " (most recent call first):\n");
-            put_stack(out, snapshot, thread);
+            if (native) {
+                ws_put_native_text(out, snapshot, i, put_frame);
+                ws_put(out, thread->truncated ? "  ...\n" : "");
+            } else
+                put_stack(out, snapshot, thread);
             if (thread->unstable)
                 ws_put(out, "  (unstable: changed each time it was read)\n");
         }
     }
+    if (native)
+        ws_put_native_others_text(out, snapshot);
     if (snapshot->truncated)
         ws_put(out, "\n...\n");
 }
@@ -191,7 +200,7 @@ static void put_json_waits(
 }
 
 static void put_json_thread(
-    sink *out, const ws_snapshot *snapshot, size_t index, ws_waits_budget *left) {
+    sink *out, const ws_snapshot *snapshot, size_t index, bool native, ws_waits_budget *left) {
     const ws_thread *thread = &snapshot->threads[index];
     ws_kernel kernel;
     ws_kernel_state(thread->native_id, &kernel);
@@ -233,10 +242,12 @@ static void put_json_thread(
     ws_put(out, "]");
     if (!is_ours(thread))
         put_json_waits(out, snapshot, index, kernel.state, left);
+    if (native)
+        ws_put_native_json(out, snapshot, index);
     ws_put(out, "}");
 }
 
-static void put_json(sink *out, const ws_snapshot *snapshot) {
+static void put_json(sink *out, const ws_snapshot *snapshot, bool native) {
     ws_waits_budget left = WS_WAITS_BUDGET;
     ws_put(out, "{\"version\":1,\"pid\":");
     ws_put_decimal(out, (uint64_t)snapshot->pid);
@@ -251,7 +262,7 @@ static void put_json(sink *out, const ws_snapshot *snapshot) {
     ws_put(out, ",\"threads\":[");
     for (size_t i = 0; i < snapshot->thread_count; i++) {
         ws_put(out, i > 0 ? "," : "");
-        put_json_thread(out, snapshot, i, &left);
+        put_json_thread(out, snapshot, i, native, &left);
     }
     ws_put(out, "]");
     uint64_t namespace = ws_pid_namespace();
@@ -260,6 +271,8 @@ static void put_json(sink *out, const ws_snapshot *snapshot) {
         ws_put_decimal(out, namespace);
     }
     ws_put_children(out, snapshot);
+    if (native)
+        ws_put_native_files_json(out, snapshot);
     ws_put(out, "}");
 }
 
@@ -394,12 +407,12 @@ int ws_render(const ws_snapshot *snapshot, ws_format format, ws_buffer *buffer) 
     sink out = {buffer, false};
     size_t before = buffer->size;
     ws_check_snapshot(snapshot);
-    if (format == WS_JSON)
-        put_json(&out, snapshot);
+    if (format == WS_JSON || format == WS_NATIVE_JSON)
+        put_json(&out, snapshot, format == WS_NATIVE_JSON);
     else if (format == WS_DIGEST)
         put_digest(&out, snapshot);
     else
-        put_text(&out, snapshot);
+        put_text(&out, snapshot, format == WS_NATIVE_TEXT);
     return finish(&out, before);
 }
 

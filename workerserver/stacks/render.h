@@ -37,8 +37,12 @@ typedef struct {
  * 8 bytes in hex, of a stack's lines in the text. So files, lines and functions count; idents,
  * names, order, and how many threads share a stack don't (thread pools start their workers by
  * chance). Left out are threads whose name begins with "workerserver", and in mode "gil" the thread
- * that took the snapshot, unless it is the main thread. */
-typedef enum { WS_TEXT, WS_JSON, WS_DIGEST } ws_format;
+ * that took the snapshot, unless it is the main thread.
+ *
+ * WS_NATIVE_TEXT and WS_NATIVE_JSON are the first two with native frames: put_native.h. */
+typedef enum { WS_TEXT, WS_JSON, WS_DIGEST, WS_NATIVE_TEXT, WS_NATIVE_JSON } ws_format;
+
+enum { WS_FORMATS = WS_NATIVE_JSON + 1, WS_WITH_NATIVE = 1 << WS_NATIVE_TEXT | 1 << WS_NATIVE_JSON };
 
 /* Each appends to `out`, ASCII only, and returns 0, or -1 without memory, `out` then as it was. */
 int ws_render(const ws_snapshot *snapshot, ws_format format, ws_buffer *out);

@@ -112,6 +112,7 @@ typedef struct {
     ws_wait *waits;           /* one for each thread; NULL: nobody looked */
     ws_hold *holds;
     size_t hold_count;
+    struct ws_native *native; /* unwind.h; NULL: nobody asked for native frames, or none can be had */
     /* --- the maker's own */
     void *arena; /* what the names of a self-read snapshot lie in */
     size_t arena_size;

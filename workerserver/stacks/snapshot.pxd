@@ -45,6 +45,8 @@ cdef extern from "snapshot.h":
         WS_WAIT_STORE
         WS_WAIT_OPERATION
         WS_WAIT_RENDEZVOUS
+    struct ws_native:
+        pass
     ctypedef struct ws_snapshot:
         ws_thread *threads
         size_t thread_count
@@ -56,6 +58,7 @@ cdef extern from "snapshot.h":
         unsigned long holder
         unsigned long main_ident
         bint truncated
+        ws_native *native
     enum:
         WS_MAX_DEPTH
         WS_MAX_THREADS
@@ -71,6 +74,8 @@ cdef extern from "render.h":
         WS_TEXT
         WS_JSON
         WS_DIGEST
+        WS_NATIVE_TEXT
+        WS_NATIVE_JSON
     ctypedef struct ws_kernel:
         char state
         char wchan[64]
@@ -108,10 +113,14 @@ cdef extern from "facts.h":
     void ws_waits_with_gil(ws_snapshot *snapshot, const ws_place *places) noexcept  # with the GIL
     void ws_waits_free(ws_snapshot *snapshot) noexcept nogil
 
+cdef extern from "unwind.h":
+    void ws_native_free(ws_native *native) noexcept nogil
+
 cdef extern from "dump.h":
     int ws_dump_init() noexcept nogil
     int ws_dump_prepare() noexcept  # with the GIL
     int ws_dump_take(ws_snapshot *out, bint facts) noexcept nogil
+    int ws_dump_take_native(ws_snapshot *out, bint facts) noexcept nogil
     int ws_dump(int wanted, ws_buffer *outs, ws_buffer *headers) noexcept nogil
     int ws_dump_within(size_t limit, ws_buffer *outs, ws_buffer *headers) noexcept nogil
     unsigned long long ws_dumps_taken() noexcept nogil

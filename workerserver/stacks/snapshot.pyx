@@ -10,8 +10,9 @@ from libc.string cimport memset
 from posix.unistd cimport getpid
 from workerserver.stacks.snapshot cimport (
     WS_DIGEST, WS_JSON, WS_MAX_DEPTH, WS_MAX_FRAMES, WS_MAX_NAME, WS_MAX_THREADS, WS_MODE_GIL,
-    WS_MODE_KERNEL, WS_MODE_NOGIL, WS_TEXT, ws_buffer, ws_buffer_free, ws_check_snapshot, ws_format,
-    ws_frame, ws_has_children, ws_kernel, ws_kernel_free, ws_kernel_state, ws_now, ws_place,
+    WS_MODE_KERNEL, WS_MODE_NOGIL, WS_NATIVE_JSON, WS_NATIVE_TEXT, WS_TEXT, ws_buffer,
+    ws_buffer_free, ws_check_snapshot, ws_format, ws_frame, ws_has_children, ws_kernel,
+    ws_kernel_free, ws_kernel_state, ws_native_free, ws_now, ws_place,
     ws_render, ws_render_headers, ws_render_stack, ws_selfread_free, ws_selfread_problem,
     ws_snapshot, ws_thread, ws_waits_free, ws_waits_with_gil,
 )
@@ -64,12 +65,14 @@ cdef class Snapshot:
     cdef ws_place *_places  # of the frames, while waits are read
     cdef size_t _place_capacity
     cdef bint _facts
+    cdef bint _native  # somebody has asked for native frames
 
     def __init__(self):
         raise TypeError("snapshots are made by snapshot()")
 
     def __dealloc__(self):
         cdef size_t i
+        ws_native_free(self._c.native)
         if self._c.mode == WS_MODE_NOGIL:
             ws_selfread_free(&self._c)
         elif self._c.mode == WS_MODE_KERNEL:
@@ -307,14 +310,18 @@ cdef class Snapshot:
         )
 
     def render(self, str format):
-        """The snapshot as ASCII bytes: ``text``, ``json`` or ``digest``, as render.h says."""
+        """The snapshot as ASCII bytes: ``text``, ``json`` or ``digest``, as render.h says. Text
+        and JSON of a snapshot with native frames show them."""
         cdef ws_buffer out = ws_buffer(NULL, 0, 0)
         if format not in FORMATS:
             raise ValueError(f"format must be text, json or digest, not {format}")
         cdef ws_format wanted = FORMATS[format]
         cdef int status
+        if self._native and wanted != WS_DIGEST:
+            wanted = WS_NATIVE_TEXT if wanted == WS_TEXT else WS_NATIVE_JSON
         if (
-            self._c.frame_count > LONG or self._c.thread_count > MANY
+            self._native
+            or self._c.frame_count > LONG or self._c.thread_count > MANY
             or wanted == WS_JSON
             and (self._c.thread_count > MANY_IN_JSON or ws_has_children())
         ):

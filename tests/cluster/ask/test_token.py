@@ -178,7 +178,8 @@ def test_a_changed_question_is_not_run(serve: Serve) -> None:
     served.registry.register("stop", lambda: ran.append(1))
     with relay(at(served), forth=lambda data: data.replace(b"/ping", b"/stop")) as worker:
         failure = outcome(worker)
-    assert failure == Failure("refused", "HTTP 401: the token was not accepted")
+    assert failure.reason == "refused"
+    assert "it knows the token, but the proof came on another connection" in failure.text
     assert not ran
 
 
@@ -338,6 +339,67 @@ def test_https_by_the_systems_authorities(
     assert "--send-token" in outcome(old.worker(source=source)).text
     assert not any(b"Bearer" in head for head in old.heads)
     assert outcome(old.worker()).body == b"pong"
+
+
+def proxy(served: Any, tls: tuple[str, str] | None = None) -> Canned:
+    """A reverse proxy: each request reaches the worker on a connection of its own."""
+
+    def upstream(head: bytes) -> bytes:
+        with socket.create_connection(served.address, 30) as sock:
+            sock.sendall(head + b"\r\nConnection: close\r\n\r\n")
+            parts = iter(lambda: sock.recv(65536), b"")
+            return b"".join(parts).replace(b"Connection: close\r\n", b"")
+
+    def pass_on(client: socket.socket) -> None:
+        client.sendall(upstream(found.heads[-1]))
+        unread = b""
+        while part := client.recv(65536):
+            head, end, unread = (unread + part).partition(b"\r\n\r\n")
+            if end:
+                found.heads.append(head)
+                client.sendall(upstream(head))
+            else:
+                unread = head
+
+    found = Canned({"/": pass_on, "/handler/ping": pass_on}, tls=tls)
+    return found
+
+
+def shown(heads: list[bytes]) -> list[str]:
+    """How each request shows that the token is known."""
+    fields = [re.search(rb"\r\nAuthorization: (\w+) (?:v=1, )?(\w)", head) for head in heads]
+    names = {b"n": "greets", b"c": "proves"}
+    return [names.get(each[2], "sends the token") for each in fields if each is not None]
+
+
+def test_a_proxy_gets_the_token_over_https(
+    serve: Serve, short_path: Path, stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its certificate vouches for it. Each proof is one for the wrong connection."""
+    served = serve(KINDS[0], token=TOKEN)
+    key, certificate = make_certificate(short_path)
+    secure, plain = proxy(served, (key, certificate)), proxy(served)
+    stack.callback(secure.close)
+    stack.callback(plain.close)
+
+    async def twice(client: Any) -> list[Any]:
+        worker = secure.worker()
+        return [(await client.ask([worker], PING))[worker].body for _ in range(2)]
+
+    answers = run(twice, token=TOKEN, deadline=60.0, tls=tls_context(certificate))
+    assert answers == [b"pong", b"pong"]
+    assert shown(secure.heads) == ["greets", "proves", "sends the token", "sends the token"]
+
+    failure = outcome(plain.worker(), deadline=60.0)
+    assert "it knows the token, but the proof came on another connection" in failure.text
+    assert shown(plain.heads) == ["greets", "proves"]
+
+    # An address from the job's store, with a certificate that anybody could have.
+    secure.heads.clear()
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    failure = outcome(secure.worker(source="store"), deadline=60.0)
+    assert "--send-token" in failure.text
+    assert shown(secure.heads) == ["greets", "proves"]
 
 
 # --- the job's store

@@ -108,10 +108,30 @@ def test_who_does_not_answer_has_the_stacks_of_its_group_and_no_facts(start: Sta
 
 
 @pytest.mark.parametrize("kind", ["queue", "condition", "descriptor", "future"])
-def test_what_has_no_owner_is_asked_for_once(start: Start, kind: str) -> None:
+def test_what_has_no_owner_is_asked_of_one(start: Start, kind: str) -> None:
+    """In each look: only its own answer tells whether it has run in between."""
     servers = [start(worker(rank, "aa", {"kind": kind})) for rank in range(3)]
     look(servers, rounds=2)
-    assert sum(map(asked, servers)) == 1
+    assert [*map(asked, servers)] == [2, 0, 0]
+
+
+@pytest.mark.parametrize(("step", "times"), [(None, 2), (7, 1)])
+def test_whoever_counts_no_steps_is_asked_in_each_look(
+    start: Start, step: int | None, times: int
+) -> None:
+    """Ranks in an all_reduce may be in that of each step."""
+    body = good(0)[STACKS]
+    assert isinstance(body, bytes)
+    value = json.loads(body.partition(b"\r\n\r\n")[2])
+    (thread,) = value["threads"]
+    file = "/usr/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py"
+    thread["frames"].insert(0, {**thread["frames"][0], "file": file, "function": "all_reduce"})
+    servers = [
+        start({**good(rank), STACKS: http(value), HEALTH: health(rank, step=step)})
+        for rank in range(3)
+    ]
+    look(servers, rounds=2)
+    assert sum(map(asked, servers)) == times
 
 
 def test_the_holder_of_a_file_lock_is_asked_too(start: Start) -> None:

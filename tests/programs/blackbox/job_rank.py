@@ -2,7 +2,8 @@
 
     job_rank.py WAY
 
-Without WORKERSERVER_BLACKBOX it has no black box.
+Without WORKERSERVER_BLACKBOX it has no black box. JOB_RANK_FOLDER: where a file tells that the rank
+has come to its last step.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ LIMIT = 256 << 20
 
 def load_batch(way: str, rank: int, step: int) -> torch.Tensor:
     if rank == CULPRIT and step == AT_STEP:
+        Path(os.environ["JOB_RANK_FOLDER"], f"stands{rank}").touch()
         time.sleep(4)  # so that the step and the stacks are in the box, and the others wait
         end(way)
     if way == "gil" and rank == CULPRIT + 1 and step == AT_STEP:
@@ -53,6 +55,8 @@ def end(way: str) -> None:
         ctypes.PyDLL(None).sleep(1000)
     elif way == "memory":
         _ = b"x" * (4 * LIMIT)
+    elif way == "held":
+        ctypes.PyDLL(None).sleep(1000)  # C code that keeps the GIL
     elif way == "stand":
         time.sleep(1000)
 

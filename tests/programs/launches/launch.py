@@ -62,7 +62,8 @@ def main() -> None:
     launch = launches()[sys.argv[1]]
     with contextlib.ExitStack() as stack:
         _, folder = Jobs(stack).start(launch.words, HANG=str(launch.hangs))
-        pids = begun(folder, launch.ranks)
+        # A framework such as Ray starts a dozen processes, which a busy machine may starve.
+        pids = begun(folder, launch.ranks, seconds=900)
         said = {
             "diagnose": until(1, "diagnose", "--json"),
             "text": workerserver("diagnose"),

@@ -10,6 +10,7 @@
 #include "dump.h"
 #include "put.h"
 #include "selfread/internal.h"
+#include "unwind.h"
 
 /* The walker's functions that dump.c and render.c call. */
 const char *ws_selfread_problem(void) {
@@ -34,6 +35,25 @@ int ws_selfread_visit(ws_snapshot *out, const ws_visitor *visitor) {
 
 void ws_selfread_free(ws_snapshot *snapshot) {
     memset(snapshot, 0, sizeof *snapshot);
+}
+
+const ws_place *ws_selfread_places(void) {
+    return NULL;
+}
+
+/* Native stacks, that nobody asks for here. */
+ws_native *ws_native_begin(void) {
+    return NULL;
+}
+
+void ws_native_take(ws_native *native, const ws_snapshot *taken, const ws_place *places) {
+    (void)native;
+    (void)taken;
+    (void)places;
+}
+
+void ws_native_free(ws_native *native) {
+    (void)native;
 }
 
 /* --- a good snapshot: two threads, of two frames and of one */
@@ -147,7 +167,7 @@ static void break_writing(void) {
     if (breaks("digest"))
         ws_blake2b("", 0, (unsigned char *)digest, 65);
     if (breaks("formats"))
-        ws_dump(1 << (WS_DIGEST + 1), &out, &out);
+        ws_dump(1 << WS_FORMATS, &out, &out);
     if (breaks("wait channel")) {
         ws_kernel kernel = {.state = 'S'};
         memset(kernel.wchan, 'x', sizeof kernel.wchan);

@@ -47,8 +47,8 @@ def keepers_of(folder: Path) -> list[int]:
 
 
 def await_no_keeper(folder: Path) -> None:
-    """Until all is copied to *folder* that is left."""
-    wait_until(lambda: not keepers_of(folder), 100)
+    """Until all is copied to *folder* that is left, and the watchdog has told what it tells."""
+    wait_until(lambda: not keepers_of(folder), 250)
 
 
 _KEEPER = "workerserver.blackbox.keeper"

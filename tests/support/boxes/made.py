@@ -17,11 +17,12 @@ SLOTS: dict[LaneName, tuple[int, int]] = {
     "identity": (2, 16 << 10),
     "state": (4, 8 << 10),
     "steps": (2, 52 << 10),
-    "stacks": (3, 48 << 10),
+    "stacks": (3, 44 << 10),
     "end": (4, 16 << 10),
-    "last": (2, 48 << 10),
+    "last": (2, 44 << 10),
     "keeper": (1, 4 << 10),
     "recorder": (2, 16 << 10),
+    "counters": (2, 8 << 10),
 }
 #: When the made processes began: seconds since the epoch.
 STARTED = 1_700_000_000.0

@@ -19,7 +19,7 @@ from support.waiting import wait_until
 
 __all__ = ["Watched", "watched"]
 
-SECONDS = 100.0  # on a busy machine: the watchdog and its diagnosis have a low priority
+SECONDS = 250.0  # on a busy machine: the watchdog and its diagnosis have a low priority
 
 
 class Watched:
@@ -80,7 +80,7 @@ class Watched:
 
     def await_none(self) -> None:
         """Until the watchdog has ended."""
-        wait_until(lambda: not self.keepers(), SECONDS)
+        wait_until(lambda: not self.keepers(), 250)
 
     # ---- what it says
 

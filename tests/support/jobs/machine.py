@@ -112,15 +112,15 @@ class Jobs:
         return self.start(["-m", "torch.distributed.run", *options, *words, TRAIN], **more)
 
 
-def begun(folder: Path, ranks: int, restart: int = 0) -> list[int]:
-    """The pids of the ranks once all of them train."""
+def begun(folder: Path, ranks: int, restart: int = 0, seconds: float = 300.0) -> list[int]:
+    """The pids of the ranks once all of them train, within *seconds*."""
     files = [folder / f"{rank}-{restart}" for rank in range(ranks)]
 
     def all_there() -> bool:
         return all(each.exists() and each.read_text() for each in files)
 
     try:
-        wait_until(all_there, 300)
+        wait_until(all_there, seconds)
     except AssertionError:
         print((folder / "log").read_text(errors="replace"), file=sys.stderr)
         raise

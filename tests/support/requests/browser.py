@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -71,42 +72,51 @@ class Browser:
 
 
 @contextlib.contextmanager
+def driver(folder: Path) -> Iterator[str]:
+    """The URL of a chromedriver, which takes one port of IPv4 and IPv6: it ends at once if another
+    program has that port of one of them, and is started again."""
+    said = []
+    for tried in range(10):
+        time.sleep(tried / 4)
+        with subprocess.Popen(
+            ["chromedriver", "--port=0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "HOME": str(folder)},
+        ) as process:
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    said.append(line)
+                    if "was started successfully on port" in line:
+                        port = line.split("port ")[1].split(".")[0].strip()
+                        yield f"http://127.0.0.1:{port}"
+                        return
+            finally:
+                process.terminate()
+    raise AssertionError(f"chromedriver does not start: {''.join(said)}")
+
+
+@contextlib.contextmanager
 def browser(folder: Path) -> Iterator[Browser]:
     """A browser with a new profile in *folder*, ended with all its processes."""
-    with subprocess.Popen(
-        ["chromedriver", "--port=0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "HOME": str(folder)},
-    ) as driver:
+    with driver(folder) as base:
+        options = {
+            "args": [
+                "--headless=new",
+                "--no-sandbox",  # tests may run as root, in a container
+                "--disable-dev-shm-usage",
+                "--disable-gpu",
+                f"--user-data-dir={folder / 'profile'}",
+            ]
+        }
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        made = Browser(base).command("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        session = Browser(f"{base}/session/{made['sessionId']}")
         try:
-            assert driver.stdout is not None
-            port = next(
-                line.split("port ")[1].split(".")[0].strip()
-                for line in driver.stdout
-                if "was started successfully on port" in line
-            )
-            base = f"http://127.0.0.1:{port}"
-            options = {
-                "args": [
-                    "--headless=new",
-                    "--no-sandbox",  # tests may run as root, in a container
-                    "--disable-dev-shm-usage",
-                    "--disable-gpu",
-                    f"--user-data-dir={folder / 'profile'}",
-                ]
-            }
-            wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-            made = Browser(base).command(
-                "POST", "/session", {"capabilities": {"alwaysMatch": wanted}}
-            )
-            session = Browser(f"{base}/session/{made['sessionId']}")
-            try:
-                yield session
-            finally:
-                with contextlib.suppress(urllib.error.URLError, OSError):
-                    session.command("DELETE", "")
+            yield session
         finally:
-            driver.terminate()
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                session.command("DELETE", "")

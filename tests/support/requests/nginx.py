@@ -1,4 +1,5 @@
-"""nginx as a second judge of raw inputs: the same bytes to a server of its own on a free port."""
+"""nginx as a second judge of raw inputs: the same bytes to a server of its own on a free port. Also
+nginx with servers of a test's own, as a proxy in front of workers."""
 
 from __future__ import annotations
 
@@ -10,13 +11,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from support.lifecycle import free_port
 from support.requests.raw import Raw
 from support.waiting import wait_until
 from support.wire import Client, parse_reply
 
-__all__ = ["answer_of", "missing", "nginx", "ours"]
+__all__ = ["answer_of", "missing", "nginx", "ours", "serving"]
 
-#: One process and no daemon. Each path has the same answer; nginx reads the body, and forgets it.
+#: One process and no daemon.
 CONFIGURATION = """
 daemon off;
 master_process off;
@@ -34,9 +36,11 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    server {{ listen 127.0.0.1:{port}; location / {{ return 200 "hello"; }} }}
+    {servers}
 }}
 """
+#: Each path has the same answer; nginx reads the body, and forgets it.
+HELLO = 'server {{ listen 127.0.0.1:{port}; location / {{ return 200 "hello"; }} }}'
 
 
 def missing() -> str | None:
@@ -46,11 +50,16 @@ def missing() -> str | None:
 @contextlib.contextmanager
 def nginx(folder: Path) -> Iterator[tuple[str, int]]:
     """The address of an nginx that runs in the block."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    text = CONFIGURATION.format(
-        folder=folder, port=port, user="user root;" if os.geteuid() == 0 else ""
-    )
+    port = free_port()
+    with serving(folder, HELLO.format(port=port), port) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving(folder: Path, servers: str, port: int) -> Iterator[tuple[str, int]]:
+    """An nginx with these *servers*, one of which listens on *port*, runs in the block."""
+    user = "user root;" if os.geteuid() == 0 else ""
+    text = CONFIGURATION.format(folder=folder, servers=servers, user=user)
     path = folder / "nginx.conf"
     path.write_text(text)
     with subprocess.Popen(["nginx", "-e", f"{folder}/error", "-c", path]) as server:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workerserver.blackbox.format import BoxError
-from workerserver.blackbox.place import BOX
+from workerserver.blackbox.place import BOX, label_of
 from workerserver.blackbox.read import read_newest
 from workerserver.job.left import read_folder
 from workerserver.job.proc import lives, namespace
@@ -57,10 +57,11 @@ class Rank:
         return self.pid, self.ticks
 
 
-def look(boxes: str, agent: str, token: str | None) -> list[Rank]:
-    """The processes that are known now. *agent*: who started the job's workers on this host."""
+def look(boxes: str, agent: str, label: str, token: str | None) -> list[Rank]:
+    """The processes that are known now. *agent*: who started the job's workers on this host.
+    *label*: which of its jobs it is."""
     found: dict[tuple[int, int], Rank] = {}
-    for record in _records(agent):
+    for record in _records(agent, label):
         identity = record.identity
         rank = Rank(record.pid, record.ticks, True, identity.rank, identity.restart)
         rank.addresses, rank.record = record.addresses, record.path
@@ -79,14 +80,28 @@ def look(boxes: str, agent: str, token: str | None) -> list[Rank]:
     return ranks
 
 
-def _records(agent: str) -> list[Record]:
+def _records(agent: str, label: str) -> list[Record]:
     here = namespace("pid")
     return [
         record
         for folder in run_folders()
         for record in read_folder(folder, os.geteuid())
-        if record.pid_namespace == here and (record.identity.agent or f"{record.pid}:0") == agent
+        if record.pid_namespace == here and _is_of(record, agent, label)
     ]
+
+
+def _is_of(record: Record, agent: str, label: str) -> bool:
+    """A shell may start one job after the other, and the records of a job that was killed stay.
+    torchrun, which counts the attempts, starts one job only: its name may change with the port of
+    an attempt."""
+    identity = record.identity
+    starter = identity.agent or f"{record.pid}:0"
+    if starter != agent:
+        return False
+    return (
+        identity.restart is not None
+        or label_of(identity.job, identity.host or "", starter) == label
+    )
 
 
 # ---- what a rank tells

@@ -165,7 +165,8 @@ def _write(path: str, document: dict[str, Any]) -> None:
 
 def _post(url: str, value: dict[str, Any]) -> bool:
     """Whether the URL took it."""
-    from urllib.request import Request, urlopen  # few jobs need it, and it is large
+    from urllib.error import HTTPError  # few jobs need these, and they are large
+    from urllib.request import Request, urlopen
 
     if not url.startswith(("https://", "http://")):
         return False
@@ -173,9 +174,13 @@ def _post(url: str, value: dict[str, Any]) -> bool:
     for number in range(TRIES):
         if number:
             time.sleep(PAUSE_SECONDS)
-        with contextlib.suppress(Exception):
+        try:
             request = Request(url, data, {"Content-Type": "application/json"})
             with urlopen(request, timeout=WEBHOOK_SECONDS) as answer:
                 answer.read(1024)
                 return True
+        except HTTPError as refusal:
+            refusal.close()  # it is an answer, too
+        except Exception:
+            continue
     return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from workerserver.cluster.failures import short
 from workerserver.cluster.model import Health
+from workerserver.cluster.read.columns.strict_json import json_object, load_json
 
 __all__ = [
     "MAX_RANKS",
@@ -42,46 +42,11 @@ _KNOWN = frozenset(each.name for each in dataclass_fields(Health))
 _HASH = re.compile(r"[0-9a-f]{1,64}\Z")
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if value - value != 0:  # 1e999
-        raise ValueError(f"{text[:40]} is too large a number")
-    return value
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
-
-
 class Digest(NamedTuple):
     """``dump_traceback?format=digest``."""
 
     digest: str
     main: str | None
-
-
-def load_json(body: bytes) -> Any:
-    """The JSON value in *body*. ValueError if *body* is no JSON, holds NaN, or nests too deeply."""
-    try:
-        text = body.decode("utf-8").strip(" \t\n\r")
-        value, end = _DECODER.raw_decode(text)
-        if end < len(text):
-            raise json.JSONDecodeError("Extra data", text, end)
-        return value
-    except RecursionError:
-        raise ValueError("JSON nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"not JSON: {short(error)}") from None
-
-
-def json_object(body: bytes) -> dict[str, Any]:
-    value = load_json(body)
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    return value
 
 
 def handler_names(body: bytes) -> list[str]:

@@ -13,15 +13,17 @@ from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
+from workerserver.cluster.ask.connection import Connection
 from workerserver.cluster.ask.engine.at_once import INTERRUPTED, AtOnce, Early, way
+from workerserver.cluster.ask.engine.lanes import Lanes, descriptors_left
 from workerserver.cluster.ask.exchange import Answer, Question, request_parts
-from workerserver.cluster.ask.fanout import Lanes, descriptors_left
 from workerserver.cluster.ask.token.certificates import tls_context
 from workerserver.cluster.ask.token.proof import Meeting, key_of
 from workerserver.cluster.ask.token.trust import Terms, terms
 from workerserver.cluster.ask.visit import Visit, go_on, is_over
 from workerserver.cluster.failures import (
     Failed,
+    lost_proof,
     other_version,
     short,
     unauthorized,
@@ -96,6 +98,7 @@ class Client:
         self.authority = tls is not None if authority is None else authority
         self._visits: set[Visit] = set()
         self._at_once: set[AtOnce] = set()
+        self._behind_proxy: set[Worker] = set()
         # One timer for all visits. A timer for each visit would cost a tenth of a question.
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -122,7 +125,15 @@ class Client:
 
     def terms(self, worker: Worker, uid: int | None) -> Terms:
         """How the token is shown to *worker*; *uid*: whom its Unix socket belongs to."""
+        if worker in self._behind_proxy:
+            return Terms(False, True)
         return terms(worker, uid, in_clear=self._send_token, authority=self.authority)
+
+    def trust_proxy(self, connection: Connection) -> None:
+        """From now on the proxy at the other end gets the token as it is. Failed if it may not."""
+        if not (connection.worker.tls and connection.terms.bare):
+            raise Failed("refused", lost_proof(self._token_name))
+        self._behind_proxy.add(connection.worker)
 
     @property
     def tls(self) -> ssl.SSLContext:

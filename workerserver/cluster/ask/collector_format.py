@@ -129,7 +129,7 @@ def _fields(state: RankState) -> dict[str, Any]:
         "digest": state.digest,
         "main": state.main_digest,
         "mode": state.mode,
-        "summary": state.flight_summary,
+        "summary": None if state.flight_summary is None else dict(state.flight_summary),
         "failures": failures,
     }
 

@@ -73,7 +73,7 @@ class Connection(asyncio.Protocol):
         self.answered = 0
         self.terms = NO_TOKEN
         self.proof: Proof | None = None  # where both ends prove the token
-        self._worker = worker
+        self.worker = worker
         self._loop = loop
         self._transport: Any = None
         self._lost: asyncio.Future[None] | None = None
@@ -111,7 +111,7 @@ class Connection(asyncio.Protocol):
 
     def _peer(self) -> tuple[int, int] | tuple[None, None]:
         """Pid and user of the process at the other end of a Unix socket."""
-        sock = self._transport.get_extra_info("socket") if self._worker.unix else None
+        sock = self._transport.get_extra_info("socket") if self.worker.unix else None
         if sock is None or not hasattr(socket, "SO_PEERCRED"):
             return None, None
         form = struct.Struct("3i")
@@ -129,9 +129,9 @@ class Connection(asyncio.Protocol):
         connection.
         """
         if self._early:
-            raise not_http(self._early, None, self._worker)
+            raise not_http(self._early, None, self.worker)
         if self._lost is None or self._lost.done():
-            raise closed(self._worker)
+            raise closed(self.worker)
         self._parser = httptools.HttpResponseParser(self)
         self._limit = limit
         self._fields = {}
@@ -186,7 +186,7 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if self._failed is None:
-                self._failed = not_http(self._start, error, self._worker)
+                self._failed = not_http(self._start, error, self.worker)
         progress.head = self._status != 0
         if not progress.head and progress.received > MAX_HEAD_BYTES:
             self._note("too large", f"a head of more than {MAX_HEAD_BYTES} bytes")
@@ -208,7 +208,7 @@ class Connection(asyncio.Protocol):
                 self._complete = True
                 self._end(None)
             elif not self._progress.received:
-                self._end(closed(self._worker))
+                self._end(closed(self.worker))
             else:
                 has_length = self._status and self._length is not None
                 missing = (self._length or 0) - self._size if has_length else None

@@ -40,7 +40,8 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
     stacks may wait for different ranks, and what has to be seen twice is read twice. So is each
     member of a few that stand apart and don't wait for ranks: only its own answer tells whether it
     has run since the last look. If such a process has children, however many there are, each member
-    is asked: its children may work for it.
+    is asked: its children may work for it. Of each other group one member is asked, if these ranks
+    don't wait for ranks or count no steps.
     """
     groups: dict[Key, list[RankState]] = {}
     for state in states:
@@ -74,8 +75,6 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
                     memory.telling.add(key)
                 if apart:
                     memory.apart.add(key)
-                if blocked.kind == "sleep":
-                    memory.asleep.add(key)
                 own[worker] = outcome
                 fetched += 1
                 del waiting[key]
@@ -111,9 +110,10 @@ async def _ask_each(
 ) -> int:
     """Ask each member of the groups whose stacks tell more, or that stand apart, the smallest
     groups first, and then the processes that they wait for; return how many have answered. A member
-    that doesn't answer keeps the stacks of its group. One member of each group that sleeps
-    is asked in each look: a loop of few lines is often met at one line, and only a rank's own
-    answer tells that it has run."""
+    that doesn't answer keeps the stacks of its group. One member of each group that stands
+    apart is asked in each look: a loop of few lines is often met at one line, and only a rank's own
+    answer tells that it has run. So is one member of those that wait for ranks and count no steps:
+    they may be met in the wait of each step."""
     ranks = sum(map(len, groups.values()))
     chosen = [
         each
@@ -122,8 +122,8 @@ async def _ask_each(
     ]
     members = [state for each in sorted(chosen, key=len) for state in each]
     for key, each in groups.items():
-        if key in memory.asleep and not any(state.worker in own for state in each):
-            members.append(each[0])
+        if key in memory.apart or not _counts_steps(each[0]):
+            members += [] if any(state.worker in own for state in each) else each[:1]
     answered = await _ask_own(client, members, own, MAX_OWN)
     holders = {
         each.waits.pid
@@ -143,6 +143,10 @@ async def _ask_each(
 def _is_small(members: int, ranks: int) -> bool:
     """At most half of all: those who may be accused."""
     return members == 1 or (members <= MAX_APART and 2 * members <= ranks)
+
+
+def _counts_steps(state: RankState) -> bool:
+    return state.health is not None and state.health.step is not None
 
 
 async def _ask_own(

@@ -10,6 +10,7 @@ from workerserver.cluster.ask import bodies
 from workerserver.cluster.ask.exchange import Answer, Question
 from workerserver.cluster.model import Thread, Worker
 from workerserver.cluster.read import stacks
+from workerserver.cluster.read.columns.summaries import Summary, summary_of
 from workerserver.cluster.read.summary import GLOO, NCCL, share
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "HANDLERS",
     "HEALTH",
     "HEALTH_AND_CLOCK",
+    "NATIVE_STACKS",
     "STACKS",
     "SUMMARY",
     "TEXT",
@@ -51,13 +53,12 @@ class Memory:
     """One copy of what is equal on many ranks or in many rounds: stacks by digest and mode, each
     worker's last summary, and which handlers of recorders a worker has. *telling*: the stacks of
     which each rank knows more for itself. *apart*: those in which no rank waits for ranks.
-    *asleep*: those that sleep. *stock*: torch's own servers, which know no short forms. *held*:
-    workers whose GIL could not be had, so a summary would have to wait."""
+    *stock*: torch's own servers, which know no short forms. *held*: workers whose GIL could not be
+    had, so a summary would have to wait."""
 
     threads: dict[tuple[str, str | None], tuple[Thread, ...]] = field(default_factory=dict)
     telling: set[tuple[str, str | None]] = field(default_factory=set)
     apart: set[tuple[str, str | None]] = field(default_factory=set)
-    asleep: set[tuple[str, str | None]] = field(default_factory=set)
     summaries: dict[Worker, Mapping[str, Any]] = field(default_factory=dict)
     recorders: dict[Worker, frozenset[str]] = field(default_factory=dict)
     stock: set[Worker] = field(default_factory=set)
@@ -71,7 +72,8 @@ class Memory:
         known = self.summaries.get(worker)
         if known is not None and known == summary:
             return known
-        share(summary)
+        if not isinstance(summary, Summary):  # that has its shape in common with others
+            share(summary)
         self.summaries[worker] = summary
         return summary
 
@@ -92,8 +94,9 @@ STACKS = Question.handler(
     limit=MAX_STACKS_BYTES,
     parse=lambda a: stacks.read_json(a.body),
 )
+NATIVE_STACKS = replace(STACKS, path=STACKS.path + "&native=1")
 TEXT = Question.handler("dump_traceback", limit=MAX_STACKS_BYTES, parse=_text)
-SUMMARY = Question.handler("fr_summary", limit=1 << 20, parse=lambda a: bodies.json_object(a.body))
+SUMMARY = Question.handler("fr_summary", limit=1 << 20, parse=lambda a: summary_of(a.body))
 
 
 def trace(target: str) -> Question:

@@ -190,10 +190,13 @@ class Visit:
         request = client.request(host, question, shown, proof is None and connection.terms.bare)
         answer = await connection.ask(request, question.limit, self._progress)
         info = answer.fields.get("authentication-info", "")
-        if proof is not None and not proof.answered(answer.status, answer.body, info):
-            connection.usable = False
+        if proof is None or proof.answered(answer.status, answer.body, info):
+            return answer
+        connection.usable = False
+        if answer.status != 401:
             raise client.unproven(answer)
-        return answer
+        client.trust_proxy(connection)
+        return await self._put(await self._connect(), host, question)
 
     async def _meet(self, connection: Connection, proof: Proof, host: str) -> None:
         """Have the worker prove that it knows the token, before it is asked anything."""

@@ -24,11 +24,12 @@ from workerserver.cluster.judge.grounds.status import conclude
 from workerserver.cluster.judge.grounds.unseen import unseen
 from workerserver.cluster.judge.job import STUCK_AFTER_SECONDS, Job
 from workerserver.cluster.judge.reasons import STRENGTH
-from workerserver.cluster.judge.sentences import Narrator
+from workerserver.cluster.judge.sentences import Narrator, with_native
 from workerserver.cluster.judge.slow.stragglers import stragglers
 from workerserver.cluster.judge.suspicions import Suspicions
 from workerserver.cluster.judge.verdict import GroupState, Straggler, Suspect, Verdict
 from workerserver.cluster.model import EVERYTHING, Part, RoundLike
+from workerserver.cluster.read.blocked_on import Blocked
 from workerserver.cluster.read.groups import groups
 
 __all__ = ["diagnose"]
@@ -116,7 +117,7 @@ class _Diagnosis:
             collective=accusation.collective,
             seq=accusation.seq,
             location=location,
-            call=(blocked.call or None) if blocked is not None and location is not None else None,
+            call=_call(blocked) if blocked is not None and location is not None else None,
             gil_holder=job.gil(rank) is not None,
             step=health.step if health is not None else None,
             step_age_s=health.step_age_s if health is not None else None,
@@ -154,3 +155,7 @@ class _Diagnosis:
             if wait in self.hanging or age is None or age < STUCK_AFTER_SECONDS or not wait.absent:
                 continue
             yield UsualWait(job.entered(wait), age)
+
+
+def _call(blocked: Blocked) -> str | None:
+    return with_native(blocked.native, blocked.call) or None

@@ -12,8 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from workerserver.cluster.judge import sentences
-from workerserver.cluster.judge.order.streams import Head, heads, is_queued
+from workerserver.cluster.judge.order.streams import Head, heads, is_queued, may_queue
 from workerserver.cluster.judge.waits import Need, resolve
+from workerserver.cluster.read.columns.rows import (
+    Members,
+    Part,
+    Records,
+    Row,
+    parts_of,
+    rows_of,
+)
 from workerserver.cluster.read.flight_records import read
 from workerserver.cluster.read.recorder import GroupRecord, Key, Operation, RankRecord, Shared
 
@@ -42,6 +50,7 @@ class Group:
     ranks: tuple[int, ...]
     complete: bool
     records: Mapping[int, GroupRecord]
+    """By rank. Where only what ranks say alike is needed, :attr:`parts` cost less."""
     one_of: bool = False
     """Its ranks use several backends in the group; this is the part of one of them."""
     lossy: bool = False
@@ -51,6 +60,11 @@ class Group:
     @property
     def label(self) -> str:
         return f"{self.key.label} ({self.key.backend})" if self.one_of else self.key.label
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """*records*, those of ranks that say the same together."""
+        return parts_of(self.records)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,14 +146,20 @@ def analyse(
 
 def combine(records: Mapping[int, RankRecord], world_size: int | None = None) -> Analysis:
     """As :func:`analyse`, from records that have been read."""
-    problems = {rank: list(record.problems) for rank, record in sorted(records.items())}
-    short = any(record.short for record in records.values())
+    told = rows_of(records)
+    problems = {
+        rank: list(row.record.problems)
+        for row in told.rows
+        if row.record.problems
+        for rank in row.ranks
+    }
+    short = any(row.record.short for row in told.rows)
     groups = [
         replace(group, lossy=True) if short and not group.complete else group
-        for group in _groups(records, world_size, problems)
+        for group in _groups(told.rows, world_size, problems)
     ]
-    first = heads(records)
-    waits = [wait for group in groups for wait in _waits(group, records, first)]
+    first = heads(told.rows)
+    waits = [wait for group in groups for wait in _waits(group, told, first, short)]
     waits += [wait for group in groups for wait in _peer_waits(group, problems, first)]
     mismatches = [found for group in groups if (found := _mismatch(group)) is not None]
     blame = resolve([need(wait) for wait in waits])
@@ -148,8 +168,8 @@ def combine(records: Mapping[int, RankRecord], world_size: int | None = None) ->
         waits=tuple(waits),
         mismatches=tuple(mismatches),
         cycles=tuple(ranks for ranks, _ in blame.rings),
-        recorded=frozenset(rank for rank, record in records.items() if not record.empty),
-        problems={rank: tuple(each) for rank, each in problems.items() if each},
+        recorded=frozenset(rank for row in told.rows if not row.record.empty for rank in row.ranks),
+        problems={rank: tuple(each) for rank, each in sorted(problems.items()) if each},
     )
 
 
@@ -157,62 +177,57 @@ def combine(records: Mapping[int, RankRecord], world_size: int | None = None) ->
 
 
 def _groups(
-    records: Mapping[int, RankRecord], world_size: int | None, problems: dict[int, list[str]]
+    rows: Iterable[Row], world_size: int | None, problems: dict[int, list[str]]
 ) -> list[Group]:
-    by_key: dict[Key, dict[int, GroupRecord]] = {}
-    for rank, record in sorted(records.items()):
-        for key, group in record.groups.items():
-            by_key.setdefault(key, {})[rank] = group
+    by_key: dict[Key, list[Part]] = {}
+    for row in rows:
+        for key, group in row.record.groups.items():
+            by_key.setdefault(key, []).append(Part(group, row.ranks, row))
     backends: dict[Key, list[Key]] = {}
     for key in by_key:
         if key.backend:
             backends.setdefault(key._replace(backend=""), []).append(key)
     for nameless, keys in backends.items():  # who has issued nothing belongs to each of them
-        for rank, group in by_key.pop(nameless, {}).items():
+        for part in by_key.pop(nameless, ()):
             for key in keys:
-                by_key[key].setdefault(rank, GroupRecord(key, group.ranks))
+                by_key[key].append(Part(GroupRecord(key, part.record.ranks), part.ranks, part.row))
     groups: list[Group] = []
-    for key, members in sorted(by_key.items()):
+    for key, parts in sorted(by_key.items(), key=lambda each: each[0]):
         one_of = len(backends.get(key._replace(backend=""), ())) > 1
-        found = _split(key, _newest(key, members), world_size, problems)
+        found = _split(key, _newest(key, parts), world_size, problems)
         groups += (replace(each, one_of=True) for each in found) if one_of else found
     return groups
 
 
-def _newest(key: Key, members: Mapping[int, GroupRecord]) -> dict[int, GroupRecord]:
-    """*members*, of the group that was made last under this name. A rank that is still in one that
+def _newest(key: Key, parts: Sequence[Part]) -> Sequence[Part]:
+    """*parts*, of the group that was made last under this name. A rank that is still in one that
     others have destroyed has not come to this one."""
-    most = max(len(record.earlier) for record in members.values())
+    most = max(len(part.record.earlier) for part in parts)
     if not most:
-        return dict(members)
-    gone = frozenset().union(*(record.earlier for record in members.values()))
-    return {
-        rank: GroupRecord(key, record.ranks)
-        if len(record.earlier) < most and record.number in gone
-        else record
-        for rank, record in members.items()
-    }
+        return parts
+    gone = frozenset().union(*(part.record.earlier for part in parts))
+    return [
+        part._replace(record=GroupRecord(key, part.record.ranks))
+        if len(part.record.earlier) < most and part.record.number in gone
+        else part
+        for part in parts
+    ]
 
 
 def _split(
-    key: Key,
-    members: Mapping[int, GroupRecord],
-    world_size: int | None,
-    problems: dict[int, list[str]],
+    key: Key, parts: Sequence[Part], world_size: int | None, problems: dict[int, list[str]]
 ) -> list[Group]:
     """The groups that share the name *key*. Groups made by splitting may share a name, but no rank.
     If two claims contradict each other, the claim of more ranks counts."""
     # Equal lists are one object: to compare them for each rank would be quadratic in a large job.
-    claimed = {id(record.ranks): record.ranks for record in members.values() if record.ranks}
+    claimed = {id(part.record.ranks): part.record.ranks for part in parts if part.record.ranks}
     sets = {source: frozenset(ranks) for source, ranks in claimed.items()}
     claims: Counter[tuple[int, ...]] = Counter()
-    counts = Counter(
-        id(record.ranks)
-        for rank, record in members.items()
-        if record.ranks and rank in sets[id(record.ranks)]
-    )
-    for source, count in counts.items():
-        claims[claimed[source]] += count
+    for part in parts:
+        ranks = part.record.ranks
+        count = len(sets[id(ranks)].intersection(part.ranks)) if ranks else 0
+        if ranks and count:
+            claims[ranks] += count
     accepted: list[tuple[int, ...]] = []
     taken: set[int] = set()
     for ranks, _ in sorted(claims.items(), key=lambda each: (-each[1], -len(each[0]), each[0])):
@@ -221,72 +236,113 @@ def _split(
             taken.update(ranks)
     if not accepted:
         if key.desc == "default_pg" and world_size is not None:
+            members = {rank for part in parts for rank in part.ranks}
             ranks = tuple(sorted({*range(world_size), *members}))
-            return [Group(key, ranks, True, dict(members))]
-        active = {rank: each for rank, each in members.items() if each.collectives or each.p2p}
-        return [Group(key, tuple(sorted(active)), False, active)] if active else []
-    groups = []
+            return [Group(key, ranks, True, Members(parts))]
+        active = [part for part in parts if part.record.collectives or part.record.p2p]
+        ranks = tuple(sorted(rank for part in active for rank in part.ranks))
+        return [Group(key, ranks, False, Members(active))] if active else []
     believed = {source for source, ranks in claimed.items() if ranks in accepted}
-    for ranks in sorted(accepted):
-        own = {rank: members[rank] for rank in ranks if rank in members}
-        groups.append(Group(key, ranks, True, own))
-    for rank, record in sorted(members.items()):
-        if rank not in taken:
+    accepted.sort()
+    groups = [
+        Group(key, ranks, True, Members(own))
+        for ranks, own in zip(accepted, _divided(parts, accepted), strict=True)
+    ]
+    for part in parts:
+        outside = [rank for rank in part.ranks if rank not in taken]
+        for rank in outside:
             problems.setdefault(rank, []).append(sentences.not_a_member(key.label))
-        elif record.ranks is not None and id(record.ranks) not in believed:
-            problems.setdefault(rank, []).append(sentences.other_members(key.label, record.ranks))
+        if part.record.ranks is not None and id(part.record.ranks) not in believed:
+            other = sentences.other_members(key.label, part.record.ranks)
+            for rank in set(part.ranks).difference(outside):
+                problems.setdefault(rank, []).append(other)
     return groups
+
+
+def _divided(
+    parts: Sequence[Part], accepted: Sequence[tuple[int, ...]]
+) -> Sequence[Sequence[Part]]:
+    """What the ranks of each of the *accepted* lists say."""
+    if len(accepted) == 1:
+        (ranks,) = accepted
+        inside = set(ranks)
+        if all(inside.issuperset(part.ranks) for part in parts):
+            return [parts]
+    owner = {rank: number for number, ranks in enumerate(accepted) for rank in ranks}
+    found: list[list[Part]] = [[] for _ in accepted]
+    for part in parts:
+        its: dict[int, list[int]] = {}
+        for rank in part.ranks:
+            number = owner.get(rank)
+            if number is not None:
+                its.setdefault(number, []).append(rank)
+        for number, some in its.items():
+            found[number].append(part._replace(ranks=some))
+    return found
 
 
 # --- waits --------------------------------------------------------------------------------------
 
 
-def _waits(
-    group: Group, records: Mapping[int, RankRecord], first_of: Mapping[int, Head]
-) -> list[Wait]:
-    pending: dict[int, list[int]] = {}
+def _waits(group: Group, records: Records, first_of: Mapping[int, Head], short: bool) -> list[Wait]:
+    """*short*: some ring is so short that it may have lost operations that go on. A full trace
+    tells that: a rank's own, or, as the rings of a job have one size, another rank's."""
+    parts = group.parts
+    pending: dict[int, list[Part]] = {}
     queued: dict[int, list[int]] = {}
-    last: dict[int, int] = {}
-    for rank, record in group.records.items():
-        first = record.first_pending
-        if first is not None:
-            later = is_queued(first_of.get(rank), group.key, first)
-            (queued if later else pending).setdefault(first.seq, []).append(rank)
-        last[rank] = max(record.collectives, default=-1)
+    for part in parts:
+        first = part.record.first_pending
+        if first is None:
+            continue
+        later: list[int] = []
+        if first_of and may_queue(first):
+            later = [
+                rank
+                for rank in part.ranks
+                if is_queued(first_of.get(rank), group.key, first, part.created(first, rank))
+            ]
+        if later:
+            queued.setdefault(first.seq, []).extend(later)
+            behind = set(later)
+            part = part._replace(ranks=[rank for rank in part.ranks if rank not in behind])
+        if part.ranks:
+            pending.setdefault(first.seq, []).append(part)
+    last = [(max(part.record.collectives, default=-1), part.ranks) for part in parts]
     # If an operation has ended, all ranks have issued it: an empty record then tells nothing.
-    begun = any(record.last_retired is not None for record in group.records.values())
-    # So it does where rings are short. A full trace tells that: its own, or, as the rings of a job
-    # have one size, another rank's.
-    short = any(record.short for record in records.values())
+    begun = any(part.record.last_retired is not None for part in parts)
+    # So it does where rings are short.
     silent = []
+    issued = {rank for part in parts if part.record.collectives for rank in part.ranks}
     for rank in group.ranks:
-        whole, own = records.get(rank), group.records.get(rank)
-        if whole is None:
+        if rank in issued:
+            continue
+        whole = records.alike(rank)
+        lost = whole is None or (short if whole.short is None else whole.short)
+        if whole is None or begun or lost or (whole.empty and whole.enqueued > 0):
             silent.append(rank)
-        elif own is None or not own.collectives:
-            lost = short if whole.short is None else whole.short
-            if begun or lost or (whole.empty and whole.enqueued > 0):
-                silent.append(rank)
     unknown = set(silent)
-    waits = list(_inferred(group, last, pending, silent))
+    waits = list(_inferred(group, pending, silent))
     for seq in sorted(pending)[:MAX_WAITS]:
-        waiting = tuple(sorted(pending[seq]))
-        names = Counter(group.records[rank].collectives[seq][-1].op for rank in waiting)
-        absent = [rank for rank in group.ranks if rank not in unknown and last.get(rank, -1) < seq]
-        behind = [rank for each, ranks in queued.items() if each <= seq for rank in ranks]
+        some = pending[seq]
+        names: Counter[str] = Counter()
+        for part in some:
+            names[part.record.collectives[seq][-1].op] += len(part.ranks)
+        come = {rank for newest, ranks in last if newest >= seq for rank in ranks}
+        absent = [rank for rank in group.ranks if rank not in unknown and rank not in come]
+        behind = {rank for each, ranks in queued.items() if each <= seq for rank in ranks}
         waits.append(
             Wait(
                 group=group,
                 seq=seq,
                 op=min(names, key=lambda name: (-names[name], name)),
-                waiting=waiting,
+                waiting=tuple(sorted(rank for part in some for rank in part.ranks)),
                 absent=tuple(absent),
                 silent=tuple(silent),
-                queued=tuple(sorted({*behind} - {*absent, *unknown})),
+                queued=tuple(sorted(behind.difference(absent, unknown))),
                 since_ns=_middle(
                     created
-                    for rank in waiting
-                    if (created := group.records[rank].collectives[seq][-1].created_ns)
+                    for part in some
+                    for created in part.moments(part.record.collectives[seq][-1])
                 ),
             )
         )
@@ -294,37 +350,47 @@ def _waits(
 
 
 def _inferred(
-    group: Group, last: Mapping[int, int], pending: Mapping[int, Sequence[int]], silent: list[int]
+    group: Group, pending: Mapping[int, Sequence[Part]], silent: Sequence[int]
 ) -> Iterator[Wait]:
     """The wait for the members that are the furthest behind, where the recorder tells no end: no
     rank can have ended an operation of all ranks that one of them has not entered."""
+    endless = any(
+        op.unknown for part in group.parts for ops in part.record.collectives.values() for op in ops
+    )
+    if not group.complete or pending or not endless:
+        return
+    last = {
+        rank: max(part.record.collectives, default=-1)
+        for part in group.parts
+        for rank in part.ranks
+    }
     known = [rank for rank in group.ranks if rank not in set(silent)]
     least = min((last.get(rank, -1) for rank in known), default=-1)
-    waiting: dict[int, Operation] = {}
-    for rank, record in group.records.items():
+    waiting: list[tuple[Operation, Part]] = []
+    for part in group.parts:
         later = (
             op
-            for seq in sorted(record.collectives)
+            for seq in sorted(part.record.collectives)
             if seq > least
-            for op in record.collectives[seq]
+            for op in part.record.collectives[seq]
             if op.unknown
         )
         first = next(later, None)
         if first is not None:
-            waiting[rank] = first
-    if not group.complete or not waiting or pending:
+            waiting.append((first, part))
+    if not waiting:
         return
-    first = min(waiting.values(), key=lambda op: op.seq)
+    first, _ = min(waiting, key=lambda each: (each[0].seq, min(each[1].ranks)))
     absent = [rank for rank in known if last.get(rank, -1) < first.seq]
     if absent and first.op.startswith(TOGETHER):
         yield Wait(
             group=group,
             seq=first.seq,
             op=first.op,
-            waiting=tuple(sorted(waiting)),
+            waiting=tuple(sorted(rank for _, part in waiting for rank in part.ranks)),
             absent=tuple(absent),
             silent=tuple(silent),
-            since_ns=_middle(op.created_ns for op in waiting.values() if op.created_ns),
+            since_ns=_middle(created for op, part in waiting for created in part.moments(op)),
             inferred=True,
         )
 
@@ -341,8 +407,9 @@ def _peer_waits(
     record them: "nccl:send 0->1", with ranks within the group."""
     posted: dict[tuple[str, int, int], bool] = {}  # whether it is behind another operation
     first: list[tuple[int, Operation, int, int]] = []
-    for rank, record in sorted(group.records.items()):
-        pending = [op for op in record.p2p if op.pending]
+    some = [part for part in group.parts if any(op.pending for op in part.record.p2p)]
+    for rank in sorted(rank for part in some for rank in part.ranks):
+        pending = [op for op in group.records[rank].p2p if op.pending]
         for op in pending:
             if op.source is None or op.target is None:
                 continue  # "coalesced" closes a batch
@@ -352,7 +419,7 @@ def _peer_waits(
                 continue
             source, target = group.ranks[op.source], group.ranks[op.target]
             word = "recv" if op.op.startswith("recv") else "send"
-            later = is_queued(first_of.get(rank), group.key, op)
+            later = is_queued(first_of.get(rank), group.key, op, op.created_ns)
             posted.setdefault((word, source, target), later)
             if op.p2p_seq == pending[0].p2p_seq and not later:
                 first.append((rank, op, source, target))
@@ -375,30 +442,31 @@ def _peer_waits(
 def _mismatch(group: Group) -> Mismatch | None:
     """The first operation that the ranks don't agree about."""
     # A full trace has thousands of operations that no other rank has: these are skipped at once.
-    known: dict[int, dict[int, tuple[Operation, ...]]] = {}
-    for rank, record in sorted(group.records.items()):
-        for seq, each in record.collectives.items():
-            known.setdefault(seq, {})[rank] = each
-    for seq in sorted(seq for seq, ranks in known.items() if len(ranks) > 1):
-        operations = _comparable(group, seq, known[seq])
+    known: dict[int, list[Part]] = {}
+    for part in group.parts:
+        for seq in part.record.collectives:
+            known.setdefault(seq, []).append(part)
+    for seq in sorted(known):
+        if sum(len(part.ranks) for part in known[seq]) < 2:
+            continue
+        some = _comparable(seq, known[seq])
         for kind, facts in ASPECTS:
             parties: dict[Hashable, list[int]] = {}
-            for rank, each in operations.items():
-                value = tuple(map(facts, each))
+            for part in some:
+                value = tuple(map(facts, part.record.collectives[seq]))
                 if None not in value:
-                    parties.setdefault(value, []).append(rank)
+                    parties.setdefault(value, []).extend(part.ranks)
             if len(parties) > 1:
-                return _disagreement(group, seq, kind, list(parties.values()), operations)
+                return _disagreement(group, seq, kind, [sorted(each) for each in parties.values()])
     return None
 
 
-def _comparable(
-    group: Group, seq: int, found: dict[int, tuple[Operation, ...]]
-) -> dict[int, tuple[Operation, ...]]:
-    """By rank. If operations were coalesced, a rank that may not know all of them is left out."""
-    if any(len(ops) > 1 or "coalesced" in ops[0].op for ops in found.values()):
-        return {rank: ops for rank, ops in found.items() if seq not in group.records[rank].partial}
-    return found
+def _comparable(seq: int, parts: Sequence[Part]) -> Sequence[Part]:
+    """If operations were coalesced, a rank that may not know all of them is left out."""
+    found = [part.record.collectives[seq] for part in parts]
+    if any(len(ops) > 1 or "coalesced" in ops[0].op for ops in found):
+        return [part for part in parts if seq not in part.record.partial]
+    return parts
 
 
 def _op(operation: Operation) -> Hashable:
@@ -437,7 +505,6 @@ def _disagreement(
     seq: int,
     kind: Kind,
     parties: list[list[int]],
-    operations: Mapping[int, tuple[Operation, ...]],
 ) -> Mismatch:
     ordered = sorted(parties, key=lambda ranks: (-len(ranks), ranks))
     equal = len(ordered[0]) == len(ordered[1])
@@ -447,7 +514,8 @@ def _disagreement(
     ):
         kind = "order"
     described = tuple(
-        (tuple(sorted(ranks)), _describe(operations[ranks[0]], kind)) for ranks in ordered
+        (tuple(ranks), _describe(group.records[ranks[0]].collectives[seq], kind))
+        for ranks in ordered
     )
     return Mismatch(group, seq, kind, described, tuple(suspects))
 

@@ -25,7 +25,8 @@ from workerserver.cluster.read.acting import (
     roots_seen_waiting,
 )
 from workerserver.cluster.read.blocked_on import UNKNOWN, Blocked, blocked_on
-from workerserver.cluster.read.recorder import WATCHED, RankRecord
+from workerserver.cluster.read.columns.summaries import Summary
+from workerserver.cluster.read.recorder import WATCHED, RankRecord, Shared
 
 __all__ = ["Job"]
 
@@ -52,14 +53,15 @@ class Job:
         world_size: int | None,
         elsewhere: Collection[int] = (),
     ) -> None:
-        self.rounds = [RoundByRank.of(each) for each in rounds]
+        shared = Shared()
+        self.rounds = [RoundByRank.of(each, shared) for each in rounds]
         self.now = self.rounds[-1] if self.rounds else RoundByRank(0.0)
         self.before = self.rounds[-2] if len(self.rounds) > 1 else None
         known = {rank for rank in (*self.now.states, *self.now.gone) if rank < NAMELESS}
         members = {
             id(group.ranks): group.ranks  # equal ones are one object
-            for record in self.now.records.values()
-            for group in record.groups.values()
+            for row in self.now.records.rows
+            for group in row.record.groups.values()
             if group.key.desc == "default_pg" and group.ranks
         }
         known.update(*members.values())
@@ -77,6 +79,7 @@ class Job:
         for rank in missing:
             self.now.gone[rank] = Gone(rank, UNKNOWN_WORKER.reason, UNKNOWN_WORKER.text)
         self.ranks = sorted(self.now.states)
+        self._unended: dict[int, tuple[bool, bool]] = {}
         told: dict[int, Blocked] = {}  # by the identity of the threads, which ranks may share
         self.roots = self._roots()
         self.blocked: dict[int, Blocked] = {}
@@ -215,7 +218,7 @@ class Job:
             self._progress[rank] = progress.Progress(None)
             if then is not None and now is not None:
                 self._progress[rank] = progress.progress(
-                    then, now, lambda: (self._recorded_before(rank), self.now.of_rank(rank))
+                    then, now, lambda: (self._recorded_before(rank), self.now.alike(rank))
                 )
         return self._progress[rank]
 
@@ -229,7 +232,40 @@ class Job:
         then, now = look.states.get(rank), self.now.states.get(rank)
         if then is None or now is None:
             return None
-        return progress.still(then, now, self.blocked[rank], self.roots)
+        still = progress.still(then, now, self.blocked[rank], self.roots)
+        return still and not self._is_loop(rank)
+
+    def _is_loop(self, rank: int) -> bool:
+        """It has not told itself whether its thread has run, but one with the same stack has run
+        there and is in the same place again. Who waits for ranks may be in each step's wait."""
+        blocked = self.blocked[rank]
+        if blocked.thread is None or blocked.thread.switches is not None or blocked.on_ranks:
+            return False
+        return bool(self._ran and self._ran.get(blocked.thread.frames))
+
+    def slept_alike(self, rank: int) -> bool:
+        """Its thread has not run since the round before; or those with the same stack have not, if
+        it has not told that itself."""
+        thread = self.blocked[rank].thread
+        return self.slept(rank) or (thread is not None and self._ran.get(thread.frames) is False)
+
+    @cached_property
+    def _ran(self) -> dict[tuple[Frame, ...], bool]:
+        """By stack: whether a rank has run between the looks, and is in the same place again. Only
+        of those that don't wait for ranks, and that tell it."""
+        found: dict[tuple[Frame, ...], bool] = {}
+        for rank in self.ranks:
+            blocked = self.blocked[rank]
+            now = blocked.thread
+            then = self.before.states.get(rank) if self.before is not None else None
+            if now is None or now.switches is None or then is None or blocked.on_ranks:
+                continue
+            before = acting(then.threads, self.roots)
+            if before is None or before.frames != now.frames or before.switches is None:
+                continue
+            ran = progress.still(then, self.now.states[rank], blocked, self.roots) is False
+            found[now.frames] = found.get(now.frames, False) or ran
+        return found
 
     def slept(self, rank: int) -> bool:
         """Its acting thread is in the same place as in the round before, for the same wait, and has
@@ -286,24 +322,27 @@ class Job:
 
     def issued_more(self, rank: int, group: Group) -> bool | None:
         """It issued a collective of the group since the round before."""
-        then, now = self._recorded_before(rank), self.now.of_rank(rank)
+        then, now = self._recorded_before(rank), self.now.alike(rank)
         if then is None or now is None:
             return None
         if then is now:
             return False
         return _issued(then, group) != _issued(now, group)
 
-    def _recorded_before(self, rank: int) -> RankRecord | None:
-        """What the rank's recorder said in the round before. If it says the same now, that is the
-        record of now: it need not be read twice."""
+    def _recorded_before(self, rank: int, *, times: bool = False) -> RankRecord | None:
+        """What the rank's recorder said in the round before, with *times* or without them. If it
+        says the same now, that is the record of now: it need not be read twice."""
         if self.before is None:
             return None
         old, new = self.before.states.get(rank), self.now.states.get(rank)
-        if old is None or new is None or old.flight_summary is None:
-            return self.before.of_rank(rank)
-        same = old.flight_summary == new.flight_summary and old.flight == new.flight
-        same = same and old.more_flights == new.more_flights
-        return self.now.of_rank(rank) if same else self.before.of_rank(rank)
+        look = self.before
+        if old is not None and new is not None and old.flight_summary is not None:
+            quick = old.flight is new.flight and isinstance(old.flight_summary, Summary)
+            same = not quick and old.flight == new.flight
+            same = same and old.flight_summary == new.flight_summary
+            if same and old.more_flights == new.more_flights:
+                look = self.now
+        return look.of_rank(rank) if times else look.alike(rank)
 
     @cached_property
     def moves(self) -> bool | None:
@@ -361,7 +400,7 @@ class Job:
             return 0.0
         since = self.now.time
         for look in reversed(self.rounds[:-1]):
-            old = [each for rank in wait.waiting[:MAX_PAUSE_RANKS] if (each := look.of_rank(rank))]
+            old = [each for rank in wait.waiting[:MAX_PAUSE_RANKS] if (each := look.alike(rank))]
             if not old or not all(_is_in(each, wait) for each in old):
                 break
             since = look.time
@@ -393,6 +432,10 @@ class Job:
         """The same by one rank's own clock."""
         return pauses.usual(group, rank)
 
+    def usual_pauses(self, group: Group) -> dict[int, float]:
+        """The same of each rank that tells something of the group."""
+        return pauses.usual_of_ranks(group)
+
     @cached_property
     def longest_pause(self) -> float:
         return pauses.longest(self.analysis.groups)
@@ -406,11 +449,12 @@ class Job:
         if wait.by_stack:
             return self.chains.hangs(wait)
         if self.before is not None and wait.seq is not None:
-            old = [each for rank in wait.waiting if (each := self._recorded_before(rank))]
-            if old and not any(_is_in(each, wait) for each in old):
+            records = (self._recorded_before(rank) for rank in wait.waiting)
+            old = {id(each): each for each in records if each is not None}
+            if old and not any(_is_in(each, wait) for each in old.values()):
                 return False
         elif self.before is not None:
-            then = self._recorded_before(wait.waiting[0])
+            then = self._recorded_before(wait.waiting[0], times=True)
             if then is not None and not _has_pending(then, wait):
                 return False
         age = self.age(wait)
@@ -444,31 +488,33 @@ class Job:
 
     def on_device(self, rank: int) -> bool:
         """It has issued an operation of NCCL's, or the like, that has not ended."""
-        record = self.now.of_rank(rank)
-        if record is None:
-            return False
-        for group in record.groups.values():
-            first = group.first_pending
-            if first is not None and first.backend in WATCHED:
-                return True
-            if any(not each.done and each.backend in WATCHED for each in group.p2p):
-                return True
-        return False
+        record = self.now.alike(rank)
+        return record is not None and self._of_record(record)[0]
 
     def pending(self, rank: int) -> bool:
         """It has issued an operation that has not ended, of those that are recorded."""
-        record = self.now.of_rank(rank)
+        record = self.now.alike(rank)
         if record is None:
             return False
-        if rank in self._inferred:
-            return True
-        groups = record.groups.values()
-        return any(each.first_pending or any(op.pending for op in each.p2p) for each in groups)
+        return rank in self._inferred or self._of_record(record)[1]
+
+    def _of_record(self, record: RankRecord) -> tuple[bool, bool]:
+        """Whether an operation in *record* has not ended: one of NCCL's, and any one."""
+        known = self._unended.get(id(record))
+        if known is None:
+            groups = record.groups.values()
+            first = [op for each in groups if (op := each.first_pending) is not None]
+            peers = [op for each in groups for op in each.p2p]
+            watched = any(op.backend in WATCHED for op in first)
+            watched = watched or any(not op.done and op.backend in WATCHED for op in peers)
+            known = watched, bool(first) or any(op.pending for op in peers)
+            self._unended[id(record)] = known
+        return known
 
     def unrecorded(self, rank: int) -> bool:
         """It may be in an operation that no recorder holds: one of a kind that is not recorded, or
         one that a short ring has lost. Of a ring that wasn't read in full, the others tell."""
-        record = self.now.of_rank(rank)
+        record = self.now.alike(rank)
         if record is None:
             return False
         short = self._short if record.short is None else record.short
@@ -476,7 +522,7 @@ class Job:
 
     @cached_property
     def _short(self) -> bool:
-        return any(record.short for record in self.now.records.values())
+        return any(row.record.short for row in self.now.records.rows)
 
     @cached_property
     def _inferred(self) -> frozenset[int]:

@@ -10,7 +10,9 @@ from workerserver.cluster.failures import SILENT, unusable
 from workerserver.cluster.judge.facts import NAMELESS, Gone
 from workerserver.cluster.judge.flight import Group
 from workerserver.cluster.model import RankState, RoundLike
-from workerserver.cluster.read.flight_records import read
+from workerserver.cluster.read.columns.rows import Records, Row, Times
+from workerserver.cluster.read.columns.summaries import Summary
+from workerserver.cluster.read.flight_records import read, read_shape
 from workerserver.cluster.read.recorder import GroupRecord, RankRecord, Shared
 from workerserver.cluster.read.summary import rank_of
 
@@ -30,8 +32,9 @@ class RoundByRank:
     read: dict[int, RankRecord] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, round_: RoundLike) -> RoundByRank:
-        result = cls(round_.started)
+    def of(cls, round_: RoundLike, shared: Shared) -> RoundByRank:
+        """*shared*: one for all looks at a job."""
+        result = cls(round_.started, shared=shared)
         nameless = NAMELESS
         for state in sorted(round_.states, key=_order):
             rank = _rank(state)
@@ -50,12 +53,37 @@ class RoundByRank:
         return result
 
     @cached_property
-    def records(self) -> dict[int, RankRecord]:
-        ranks = (rank for rank in self.states if rank < NAMELESS)
-        return {rank: record for rank in ranks if (record := self.of_rank(rank)) is not None}
+    def records(self) -> Records:
+        """What the ranks' recorders say, ranks that say the same together."""
+        rows: list[Row] = []
+        alike: dict[int, tuple[list[int], dict[int, Times]]] = {}
+        for rank, state in self.states.items():
+            record = self.alike(rank) if rank < NAMELESS else None
+            if record is None:
+                continue
+            summary = _row_of(state)
+            if summary is None:
+                rows.append(Row(record, (rank,)))
+                continue
+            if id(record) not in alike:
+                alike[id(record)] = [], {}
+                rows.append(Row(record, *alike[id(record)]))
+            ranks, times = alike[id(record)]
+            ranks.append(rank)
+            times[rank] = summary.times
+        return Records(rows)
+
+    def alike(self, rank: int) -> RankRecord | None:
+        """What the rank's recorder says except for times: one object for all ranks that say the
+        same. It is read only once, and only if somebody asks."""
+        state = self.states.get(rank)
+        summary = _row_of(state) if state is not None else None
+        if summary is not None:
+            return read_shape(summary.shape, self.shared)
+        return self.of_rank(rank)
 
     def of_rank(self, rank: int) -> RankRecord | None:
-        """What the rank's recorder says. It is read only once, and only if somebody asks."""
+        """What the rank's recorder says."""
         if rank not in self.read:
             state = self.states.get(rank)
             if state is None or not state.recorded:
@@ -68,6 +96,14 @@ class RoundByRank:
     def record(self, rank: int, group: Group) -> GroupRecord | None:
         record = self.of_rank(rank)
         return record.groups.get(group.key) if record is not None else None
+
+
+def _row_of(state: RankState) -> Summary | None:
+    """Its summary, if that is all that it says and has a shape."""
+    summary = state.flight_summary
+    if not isinstance(summary, Summary) or state.flight is not None or state.more_flights:
+        return None
+    return summary
 
 
 def _order(state: RankState) -> tuple[bool, int, bool, str]:

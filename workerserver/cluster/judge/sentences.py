@@ -149,7 +149,7 @@ def _whereabouts(crowd: Crowd) -> str:
 def _gil_held(claim: facts.Absent | facts.Apart | facts.KeepsGil, many: bool, names: Names) -> str:
     if not isinstance(claim, facts.KeepsGil):
         return _behind(claim, many, names)
-    return f"{'keep their' if many else 'keeps its'} GIL for {claim.seconds:.1f} s"
+    return f"{'have' if many else 'has'} not released the GIL for {claim.seconds:.1f} s"
 
 
 def _dataloader(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> str:
@@ -226,7 +226,8 @@ SENTENCES: Mapping[Reason, Sentence] = {
     ),
     "unreachable": Sentence("it gives no usable answer, and the job does not go on", _unreachable),
     "p2p": Sentence(
-        "it waits in a send or recv that its recorder doesn't hold, and the job does not go on",
+        "it is blocked in a send or recv that no recorder has (gloo records none), and the job has "
+        "stopped",
         _p2p,
     ),
     "stalled": Sentence("its step is too old, though no rank waits for it", _stalled),
@@ -340,7 +341,7 @@ def _outside(fact: facts.Outside, names: Names) -> str:
 
 def _no_evidence(fact: facts.NoEvidence, names: Names) -> str:
     if fact.rounds > 1:
-        return "no flight recorder, no heartbeat and no stack tells whether the job goes on"
+        return "flight recorders, heartbeats and stacks do not show whether the job goes on"
     if fact.rounds == 0:
         return "no operation hangs in these dumps, and they do not tell whether the job went on"
     return "one round of stacks alone does not tell whether the job goes on"
@@ -402,6 +403,10 @@ HINDRANCES: Mapping[facts.Hindrance, tuple[str, str]] = {
     ),
     "early": ("takes no longer than usual so far", "take no longer than usual so far"),
     "late": ("pauses, and may only be late", "pause, and may only be late"),
+    "asleep": (
+        "sleeps, as another rank does, and may only be late",
+        "sleep, and may only be late",
+    ),
     "waits": (
         "may itself wait for another rank, in what no recorder holds",
         "may themselves wait for other ranks, in what no recorder holds",
@@ -578,6 +583,11 @@ UNSEEN: Mapping[str, str] = {
 # --- a job's sentences --------------------------------------------------------------------------
 
 
+def with_native(native: str, call: str) -> str:
+    """``ncclCommAbort() from destroy_process_group()``; either may be unknown."""
+    return " from ".join(filter(None, (native, call)))
+
+
 class Narrator:
     """Says what was found of one job. *address*: that of a worker whose rank nobody knows.
     *alone*: the process id of such a worker that is the only one; 0: not known.
@@ -640,17 +650,18 @@ class Narrator:
     def accused(self, accusations: Sequence[Accusation], places: Mapping[int, Blocked]) -> str:
         """The sentences on all suspects. Those of which the same is to be said are named together.
         *places*: by rank, where each of them is."""
-        alike: dict[tuple[str, str, str], list[Accusation]] = {}
+        alike: dict[tuple[str, str, str, str], list[Accusation]] = {}
         for each in accusations:
             place = places.get(each.rank)
             where = at(place.location) if place is not None and place.location else ""
             if each.reason == "deadlock":  # the claim says where
                 where = ""
             plural = self.claim(each.reason, each.claim, True)
-            alike.setdefault((each.reason, plural, where), []).append(each)
+            native = place.native if place is not None and where else ""
+            alike.setdefault((each.reason, plural, where, native), []).append(each)
         clauses = [
             self._clause(group, where, places.get(group[0].rank))
-            for (_, _, where), group in alike.items()
+            for (_, _, where, _), group in alike.items()
         ]
         shown = clauses[:MAX_CLAUSES]
         if len(clauses) > MAX_CLAUSES:
@@ -668,9 +679,11 @@ class Narrator:
             return text
         words = SENTENCES[reason].place
         call = place.call if place.inside else ""
-        if place.told and not many:  # each of many may wait for another one
-            call = place.told
-        if words is None and call:
+        told = "" if many else place.told  # each of many may wait for another one
+        call = told or call
+        if place.native and not told:
+            where = f"{with_native(place.native, '' if words else call)}, from {where}"
+        elif words is None and call:
             where = f"{call}, from {where}"
         return f"{text}; {(words or STANDS)[many]} {where}"
 

@@ -43,11 +43,12 @@ from workerserver.cluster.judge.facts import (
     WaitsIn,
 )
 from workerserver.cluster.judge.flight import Mismatch, Wait
-from workerserver.cluster.judge.grounds.admission import hindrance, is_elsewhere
+from workerserver.cluster.judge.grounds.admission import firm, hindrance, is_elsewhere
 from workerserver.cluster.judge.grounds.children import one_works, waits_for_child, working
 from workerserver.cluster.judge.grounds.crowd import (
     crowd_of,
     is_free,
+    is_seen_to_stand,
     is_stuck,
     stands_with,
     surely_waits,
@@ -58,6 +59,7 @@ from workerserver.cluster.judge.order.conflicts import contrary
 from workerserver.cluster.judge.reasons import STRENGTH, Reason
 from workerserver.cluster.judge.waits import Need, resolve
 from workerserver.cluster.read.blocked_on import UNKNOWN, Kind
+from workerserver.cluster.read.progress import MIN_STEPS
 
 __all__ = ["RULES", "Rule", "Suspicions"]
 
@@ -172,7 +174,7 @@ class Suspicions:
         if max(told) - min(told) > MAX_AHEAD - 1:
             return None
         own = self.job.usual_step(rank)
-        if mine - theirs > MAX_AHEAD:
+        if mine - theirs > MAX_AHEAD and theirs >= MIN_STEPS:
             if own is not None and rate is not None and rate > MAX_RATES * own:
                 return None
         elif 2 * mine >= 3 * theirs:
@@ -270,9 +272,9 @@ class Suspicions:
 
     def _certain(self, ends: Collection[int]) -> set[int]:
         """Of *ends*, those that surely don't wait for another of them; none if nobody does."""
-        certain = {rank for rank in ends if self._is_certain(rank)}
+        certain = [rank for rank in ends if self._is_certain(rank)]
         if certain:
-            return certain
+            return {*firm(self.job, certain)}
         idle = {rank for rank in ends if not self.job.pending(rank)}
         return idle if len(idle) < len(ends) else set()
 
@@ -303,7 +305,7 @@ class Suspicions:
         calls = {job.blocked[rank].call for rank in rest}
         claim = Apart(Crowd(rest, calls.pop() if len(calls) == 1 else None))
         waits = [WaitsIn(job.entered(wait)) for wait in self.hanging[:MAX_AWAITED]]
-        for rank in others if all(map(self._is_certain, others)) else ():
+        for rank in firm(job, others) if all(map(self._is_certain, others)) else ():
             reason = self._why(rank, None)
             if is_stuck(job, rank) and self._admit(rank, reason, others):
                 self.accuse(Accusation(rank, reason, claim, evidence=[*waits, StacksAlone()]))
@@ -491,9 +493,16 @@ class Suspicions:
             return
         claim = Apart(crowd)
         outside = [rank for rank in outside if not stands_with(job, rank, crowd.ranks)]
-        certain = [rank for rank in outside if is_elsewhere(job, rank)]
+        certain = firm(job, (rank for rank in outside if is_elsewhere(job, rank)))
+        stands = any(is_seen_to_stand(job, rank) for rank in crowd.ranks)
         for rank in certain or outside:
             reason = self._why(rank, None)
+            if surely_waits(job, rank):
+                self.refused.setdefault(rank, ("waits", None))
+                continue
+            if not stands and not job.slept(rank):  # each look may have met them there by chance
+                self.refused.setdefault(rank, ("unseen", None))
+                continue
             if self._admit(rank, reason, outside):
                 self.accuse(Accusation(rank, reason, claim, evidence=[StacksAlone()]))
         if not others and not job.now.gone:

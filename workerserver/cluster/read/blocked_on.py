@@ -16,6 +16,7 @@ from workerserver.cluster.model import Frame, Thread
 from workerserver.cluster.read.acting import acting
 from workerserver.cluster.read.library_calls import (
     DECISIVE,
+    FILE_LOCK,
     ON_RANKS,
     TABLE,
     Kind,
@@ -38,7 +39,6 @@ __all__ = [
 ]
 
 CHILD = "a child process"
-FILE_LOCK = "a file lock"
 POLL = "poll"
 STORE = "the store"
 
@@ -61,7 +61,8 @@ class Blocked:
     helped: bool = False
     """Another thread is in a collective, or works: this one may wait for that thread."""
     guessed: bool = False
-    """Only the kernel says what it waits for: whoever would wake it is unknown."""
+    """Whoever would wake it is unknown: only the kernel says what it waits for, or it asks for a
+    file's lock again and again."""
 
     @property
     def on_ranks(self) -> bool:
@@ -74,6 +75,12 @@ class Blocked:
         path, a process; "" if not."""
         waits = self.thread.waits if self.thread is not None else None
         return in_words(waits) if waits is not None else ""
+
+    @property
+    def native(self) -> str:
+        """The native function that it is in: ``ncclCommAbort()``; "" if that isn't known."""
+        native = self.thread.native if self.thread is not None else None
+        return "" if native is None or native.function is None else f"{native.function}()"
 
     @property
     def on_others(self) -> bool:
@@ -134,7 +141,7 @@ def blocked_on(threads: Sequence[Thread], thread: Thread | None = None) -> Block
     if thread is None:
         return UNKNOWN
     told = by_frames(thread.frames)
-    kind, call, guessed = told.kind, told.call, False
+    kind, call, guessed = told.kind, told.call, told.call == FILE_LOCK
     if kind is None:
         others = any(each.holds_gil for each in threads if each is not thread)
         kind, call = _by_waits(thread) or _by_kernel(thread.state, thread.wchan, others)

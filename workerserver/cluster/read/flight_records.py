@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from workerserver.cluster.read.columns.rows import own_record
+from workerserver.cluster.read.columns.summaries import Shape, Summary
 from workerserver.cluster.read.recorder import (
     MAX_GROUPS,
     MAX_IN_FLIGHT,
@@ -33,7 +35,7 @@ from workerserver.cluster.read.recorder import (
 )
 from workerserver.cluster.read.summary import read_groups
 
-__all__ = ["read"]
+__all__ = ["read", "read_shape"]
 
 #: What closes a batch of operations.
 COALESCED = "coalesced"
@@ -58,6 +60,10 @@ def read(
     Each may be None. If a trace and the summary have an operation, the trace's entry counts.
     """
     shared = shared or Shared()
+    if isinstance(summary, Summary):
+        if flight is None and not more:
+            return own_record(read_shape(summary.shape, shared), summary.times)
+        summary = summary.fields()
     record = RankRecord()
     found: dict[Incarnation, Known] = {}
     cut: dict[Incarnation, int] = {}
@@ -88,6 +94,15 @@ def read(
             merged = {**found[key, None], **merged}
         _fill(group, merged.values(), cut.get((key, group.number)))
     return record
+
+
+def read_shape(shape: Shape, shared: Shared) -> RankRecord:
+    """What all summaries of *shape* say, with FIRST_TIME and so on in place of times. Summaries of
+    one shape give one object."""
+    known = shared.by_shape.get(shape)
+    if known is None:
+        known = shared.by_shape[shape] = read(None, shape.fields(), shared)
+    return known
 
 
 def _group(record: RankRecord, key: Key) -> GroupRecord | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from workerserver.cluster.model import Frame, RankState, Thread
+from workerserver.cluster.model import NATIVE, Frame, RankState, Thread
 from workerserver.cluster.read.owners import code_file
 from workerserver.cluster.read.roles import Role, is_idle, main_thread, roles
 from workerserver.ranks import fold
@@ -138,7 +138,7 @@ def _marks(thread: Thread) -> Key:
     """All that _doing() looks at."""
     kernel = None if thread.main and thread.frames else (thread.state, thread.wchan)
     about = (thread.name, thread.main, thread.holds_gil, thread.unstable, thread.truncated)
-    return (thread.frames, about, kernel)
+    return (thread.shown, about, kernel)
 
 
 def _doing(threads: Sequence[Thread], frames: dict[Frame, Frame]) -> _Doing:
@@ -154,12 +154,12 @@ def _doing(threads: Sequence[Thread], frames: dict[Frame, Frame]) -> _Doing:
             shown, names = [index], ["main"]
             key = ("no frames", thread.state, thread.wchan)
             if thread.frames:
-                key = normal(thread.frames, frames)
+                key = normal(thread.shown, frames)
         elif is_idle(thread, its_role):
             idle[its_role] = idle.get(its_role, 0) + 1
         else:
             # This stack changed each time it was read, so it tells nothing about the ranks.
-            stack = () if thread.unstable else normal(thread.frames, frames)
+            stack = () if thread.unstable else normal(thread.shown, frames)
             active.setdefault((its_role, stack), index)
     for each in sorted(active, key=lambda each: (each[0], _sortable(each[1]))):
         shown.append(active[each])
@@ -174,7 +174,9 @@ def normal(frames: Stack, known: dict[Frame, Frame]) -> Stack:
         found = known.get(frame)
         if found is None:
             file, line, function = frame
-            found = known[frame] = Frame(code_file(file).file, line, function)
+            # A native file has no name that is the same on every machine, but for its last part.
+            native = file.startswith(NATIVE) and NATIVE + file.rpartition("/")[2]
+            found = known[frame] = Frame(native or code_file(file).file, line, function)
         result.append(found)
     return tuple(result)
 

@@ -14,7 +14,7 @@ from workerserver.cluster.model import Frame
 from workerserver.cluster.read.owners import code_file, dotted
 from workerserver.cluster.read.roles import WAITS
 
-__all__ = ["DECISIVE", "ON_RANKS", "TABLE", "Kind", "Rule", "Told", "by_frames"]
+__all__ = ["DECISIVE", "FILE_LOCK", "ON_RANKS", "TABLE", "Kind", "Rule", "Told", "by_frames"]
 
 Kind = Literal[
     "collective",
@@ -56,6 +56,9 @@ class Rule(NamedTuple):
     call: str | None = None
     works: bool = False
 
+
+#: Who ends that wait is not known by its frames.
+FILE_LOCK = "a file lock"
 
 _C10D = "torch/distributed/distributed_c10d.py"
 _LOADER = "torch/utils/data/dataloader.py"
@@ -159,6 +162,12 @@ TABLE: tuple[tuple[Rule, ...], ...] = (
             "DistributedDataParallel.forward",
             works=True,
         ),
+    ),
+    # Files whose locks are asked for again and again: by several ranks, or for one that has ended.
+    (
+        Rule("filelock/_api.py", None, "wait", FILE_LOCK),
+        Rule("torch/utils/_filelock.py", None, "wait", FILE_LOCK),
+        Rule("torch/utils/file_baton.py", None, "wait", FILE_LOCK),
     ),
     (Rule("asyncio/base_events.py", "run_forever", "wait", "asyncio event loop", works=True),),
 )

@@ -32,6 +32,7 @@ from workerserver.cluster.read.flight_records import read
 from workerserver.cluster.read.recorder import GroupRecord, Key, RankRecord
 
 __all__ = [
+    "MIN_STEPS",
     "Motion",
     "Observation",
     "Progress",

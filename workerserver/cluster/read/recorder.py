@@ -222,12 +222,14 @@ class RankRecord:
 
 
 class Shared:
-    """Lists of ranks, each read only once, because all ranks of a large job send the same lists.
+    """What ranks of a large job send alike, each read only once: lists of ranks, and summaries.
 
-    A list is known by its identity, so it has to live as long as this object.
+    A list is known by its identity, so it is kept for as long as this object lives.
     """
 
     def __init__(self) -> None:
+        self.by_shape: dict[object, RankRecord] = {}
+        self._kept: list[Any] = []
         self.by_source: dict[int | str, tuple[int, ...] | None] = {}
         self.alike: dict[tuple[int, ...], tuple[int, ...]] = {}
 
@@ -238,6 +240,7 @@ class Shared:
         source = value if isinstance(value, str) else id(value)
         if source not in self.by_source:
             found = _ranks(value)
+            self._kept.append(value)
             self.by_source[source] = None if found is None else self.alike.setdefault(found, found)
         return self.by_source[source]
 

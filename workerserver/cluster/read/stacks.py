@@ -17,6 +17,7 @@ from hashlib import blake2b
 from typing import Any, Literal, NoReturn
 
 from workerserver.cluster.model import Child, Frame, Thread
+from workerserver.cluster.read.native.answers import with_native
 from workerserver.cluster.read.waits_for import (
     read_children,
     read_holds,
@@ -125,6 +126,8 @@ def of_value(value: Any) -> Stacks:
         namespace = None
     children = read_children(value.get("children"))
     found = with_names(threads, children) if children else tuple(threads)
+    if value.get("native") is not None:
+        found = with_native(found, value)
     return Stacks(found, pid, mode, time, top.get("truncated", bool), namespace, children)
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from workerserver.cluster.read.columns.summaries import Summary
 from workerserver.cluster.read.recorder import (
     MAX_GROUPS,
     MAX_NAME,
@@ -76,7 +77,8 @@ def read_groups(
 
 def rank_of(summary: Mapping[str, Any] | None) -> int | None:
     """The rank that torch.distributed has told the process; its environment may not tell it."""
-    rank = integer((summary or {}).get("rank"))
+    told = summary.rank if isinstance(summary, Summary) else (summary or {}).get("rank")
+    rank = integer(told)
     return rank if rank is not None and rank < MAX_RANKS else None
 
 
@@ -121,6 +123,12 @@ def _groups(summary: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 def recorders(summary: Mapping[str, Any] | None) -> set[str]:
     """The backends whose recorders hold something. A worker from before torch 2.15 knows of two."""
+    if isinstance(summary, Summary):
+        known = summary.shape.known
+        if "recorders" not in known:
+            known["recorders"] = recorders(summary.shape.fields())
+        found: set[str] = known["recorders"]
+        return found
     return {name for group in _groups(summary) if (name := _recorder(group)) is not None}
 
 
@@ -139,6 +147,12 @@ def positions(
     """For each group and recorder of it: which group it is, which recorder, where this rank is in
     it, whether something is pending. Two ranks with equal texts are at the same place of the same
     group. The recorder is None if none holds anything of the group."""
+    if isinstance(summary, Summary):
+        known = summary.shape.known
+        if "positions" not in known:
+            known["positions"] = [*positions(summary.shape.fields())]
+        yield from known["positions"]
+        return
     for group in _groups(summary):
         place = []
         for word in ("last_issued", "last_retired", "first_pending"):

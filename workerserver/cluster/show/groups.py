@@ -17,7 +17,7 @@ def stack_lines(group: Group) -> list[str]:
     for thread, role in zip(group.threads, group.roles, strict=True):
         if role != "main":
             lines.append(f"[{role}]")
-        lines += [where(frame) for frame in thread.frames]
+        lines += [where(frame) for frame in thread.shown]
     return lines
 
 
@@ -30,7 +30,7 @@ def render_group(group: Group) -> list[str]:
     lines = [f"{group.count} x {names}"]
     for its_role, thread in zip(group.roles, group.threads, strict=True):
         lines.append(f"  {_title(its_role, thread)}")
-        lines += [f"    {line}" for line in short_frames(thread.frames)]
+        lines += [f"    {line}" for line in short_frames(thread.shown)]
         if not thread.frames:
             kernel = [f"state {thread.state}" if thread.state else "", thread.wchan or ""]
             lines.append("    " + (" ".join(filter(None, kernel)) or "no Python frame"))

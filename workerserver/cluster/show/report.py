@@ -97,13 +97,17 @@ def _process_group(state: GroupState) -> dict[str, Any]:
 def _positions(group: Group) -> list[dict[str, Any]]:
     """Which ranks have come how far."""
     alike: dict[tuple[tuple[str, int] | None, ...], list[int]] = {}
-    for rank in group.ranks:
-        record = group.records.get(rank)
-        position = (
-            _brief(record.last_issued if record is not None else None),
-            _brief(record.last_retired if record is not None else None),
-        )
-        alike.setdefault(position, []).append(rank)
+    members = set(group.ranks)
+    for part in group.parts:
+        position = (_brief(part.record.last_issued), _brief(part.record.last_retired))
+        inside = members.intersection(part.ranks)
+        if inside:
+            alike.setdefault(position, []).extend(inside)
+            members -= inside
+    if members:
+        alike.setdefault((None, None), []).extend(members)
+    for ranks in alike.values():
+        ranks.sort()
     return [
         {
             "ranks": fold(ranks),

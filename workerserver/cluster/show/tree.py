@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from workerserver.cluster.model import Frame
+from workerserver.cluster.model import NATIVE, Frame
 from workerserver.cluster.read.owners import code_file, dotted
 from workerserver.cluster.read.tree import Node
 from workerserver.ranks import fold
@@ -22,8 +22,14 @@ MAX_INDENT = 30
 
 
 def where(frame: Frame) -> str:
-    """``/home/user/hang.py:12 compute``, as JSON has it."""
+    """``/home/user/hang.py:12 compute``, as JSON has it; a native frame: ``libc.so.6: recv()``."""
+    if frame.file.startswith(NATIVE):
+        return _native(frame)
     return f"{frame.file}:{'?' if frame.line is None else frame.line} {frame.function}"
+
+
+def _native(frame: Frame) -> str:
+    return f"{frame.file.removeprefix(NATIVE).rpartition('/')[2]}: {frame.function}"
 
 
 def render_tree(node: Node) -> list[str]:
@@ -92,6 +98,8 @@ def _entry(run: Sequence[Frame]) -> str:
 
 def _short(frame: Frame) -> str:
     file, line, function = frame
+    if file.startswith(NATIVE):
+        return _cut(_native(frame))
     return _cut(f"{file.rpartition('/')[2]}:{'?' if line is None else line} {function}")
 
 
@@ -99,21 +107,36 @@ def _cut(text: str) -> str:
     return text if len(text) <= MAX_PART else text[: MAX_PART - 3] + "..."
 
 
+def _folds(frame: Frame) -> bool:
+    return not frame.file.startswith(NATIVE) and code_file(frame.file).owner != "user"
+
+
+def _is_interpreter(frame: Frame) -> bool:
+    name = frame.file.rpartition("/")[2]
+    return frame.file.startswith(NATIVE) and name.startswith(("libpython", "python"))
+
+
 def short_frames(frames: Stack, most: int = 40) -> list[str]:
     """Newest first, one line for each frame of the user's. A run of library frames is one line. The
     newest frame of all has a line in any case, because it says where the thread is. If there are
-    more than *most* lines, the middle is left out."""
+    more than *most* lines, the middle is left out. Native frames of Python itself are left out, but
+    for the newest one."""
     lines: list[str] = []
     run: list[Frame] = []
+    frames = tuple(
+        frame for index, frame in enumerate(frames) if not index or not _is_interpreter(frame)
+    )
     for index, frame in enumerate((*frames, None)):
-        if frame is not None and index and code_file(frame.file).owner != "user":
+        if frame is not None and index and _folds(frame):
             run.append(frame)
             continue
         if run:
             count = "1 library frame" if len(run) == 1 else f"{len(run)} library frames"
             lines.append(f"({count}: {_entry(run[::-1])})")
             run = []
-        if frame is not None:
+        if frame is not None and frame.file.startswith(NATIVE):
+            lines.append(_cut(_native(frame)))
+        elif frame is not None:
             file = code_file(frame.file).path
             line = "?" if frame.line is None else frame.line
             lines.append(f"{_cut(file)}:{line} {_cut(frame.function)}")

@@ -49,8 +49,9 @@ static const struct {
     [WS_BOX_STEPS] = {2, 52 << 10},    [WS_BOX_STACKS] = {3, 0},
     [WS_BOX_END] = {4, 16 << 10},      [WS_BOX_LAST] = {2, 0},
     [WS_BOX_KEEPER] = {1, 4 << 10},    [WS_BOX_RECORDER] = {2, 16 << 10},
+    [WS_BOX_COUNTERS] = {2, 8 << 10},
 };
-enum { LEAST_STACKS = 48 << 10 };
+enum { LEAST_STACKS = 44 << 10 };
 
 static char *base; /* NULL: no box */
 static lane_header lanes[WS_BOX_LANES];

@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { WS_BOX_VERSION = 2, WS_BOX_HEADER = 4096 };
+enum { WS_BOX_VERSION = 3, WS_BOX_HEADER = 4096 };
 
 /* A lane is a ring of slots of one kind. Record n of a lane lies in slot n % slots. */
 typedef enum {
@@ -21,6 +21,7 @@ typedef enum {
     WS_BOX_LAST,
     WS_BOX_KEEPER, /* never written by the process itself */
     WS_BOX_RECORDER,
+    WS_BOX_COUNTERS,
     WS_BOX_LANES,
 } ws_lane;
 

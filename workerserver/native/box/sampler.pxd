@@ -8,6 +8,7 @@ cdef bint box_watch(const char *name, const char *path) noexcept nogil
 # False: the record could not be written.
 cdef bint box_identity(const char *data, size_t size) noexcept nogil
 cdef bint box_recorder(const char *data, size_t size) noexcept nogil
+cdef bint box_counters(const char *data, size_t size) noexcept nogil
 cdef bint box_end(const char *data, size_t size) noexcept nogil
 # The I/O thread of *hub* writes the box, with stacks every *interval* seconds.
 cdef void box_begin(Hub *hub, double interval) noexcept nogil

@@ -28,6 +28,7 @@ cdef extern from "box.h":
         WS_BOX_END
         WS_BOX_LAST
         WS_BOX_RECORDER
+        WS_BOX_COUNTERS
     ctypedef struct ws_ending:
         int signal
         int code
@@ -111,6 +112,10 @@ cdef bint box_identity(const char *data, size_t size) noexcept nogil:
 
 cdef bint box_recorder(const char *data, size_t size) noexcept nogil:
     return box_write(WS_BOX_RECORDER, data, size)
+
+
+cdef bint box_counters(const char *data, size_t size) noexcept nogil:
+    return box_write(WS_BOX_COUNTERS, data, size)
 
 
 cdef bint box_end(const char *data, size_t size) noexcept nogil:

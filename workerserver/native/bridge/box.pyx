@@ -5,7 +5,7 @@ in the calling thread.
 """
 
 from workerserver.native._engine cimport (
-    box_end, box_identity, box_open, box_recorder, box_watch, ends_restore,
+    box_counters, box_end, box_identity, box_open, box_recorder, box_watch, ends_restore,
 )
 
 
@@ -43,6 +43,11 @@ def write_identity(bytes text not None):
 def write_recorder(bytes text not None):
     """Write what the flight recorders hold. False if it could not be written."""
     return bool(_write(box_recorder, text))
+
+
+def write_counters(bytes text not None):
+    """Write torch's wait counters. False if they could not be written."""
+    return bool(_write(box_counters, text))
 
 
 def write_end(bytes text not None):

@@ -32,7 +32,7 @@ cdef dict _RULE_KINDS = {
     "token": RULE_TOKEN,
     "peer": RULE_PEER,
 }
-cdef tuple _FORMATS = ("text", "json", "digest")
+cdef tuple _FORMATS = ("text", "json", "digest", "native text", "native json")
 cdef tuple _MODES = ("auto", "gil", "nogil")
 cdef str _PREFIX = "/handler/"
 cdef object _DEFAULTS = _Limits()

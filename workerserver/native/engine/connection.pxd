@@ -15,7 +15,7 @@ from workerserver.process._pulse cimport Readings, ws_meter
 cdef enum:
     RELAYS = 4  # requests at a time at torch's own server
     ROUTES = 64  # answers of one listener
-    DUMP_FORMATS = 3
+    DUMP_FORMATS = 5  # of DumpFormat
     READ_SIZE = 64 * 1024  # bytes read at a time
     JOINED = 16 * 1024
 

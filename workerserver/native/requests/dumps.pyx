@@ -33,6 +33,10 @@ cdef bint _may_dump(Hub *hub) noexcept nogil:
     return True
 
 
+cdef inline bint _dump_is_text(int format) noexcept nogil:
+    return format == DUMP_TEXT or format == DUMP_NATIVE_TEXT
+
+
 cdef void answer_dumps(Hub *hub) noexcept nogil:
     """Take one snapshot, without the lock, and answer every connection in ``hub.dumps`` with it."""
     cdef Connection *connection
@@ -75,8 +79,8 @@ cdef void answer_dumps(Hub *hub) noexcept nogil:
         else:
             send_reply(
                 connection, connection.route, 200,
-                b"text/plain" if connection.format == DUMP_TEXT else b"application/json",
-                10 if connection.format == DUMP_TEXT else 16,
+                b"text/plain" if _dump_is_text(connection.format) else b"application/json",
+                10 if _dump_is_text(connection.format) else 16,
                 headers.data, headers.size, body.data, body.size, connection.keep_alive,
                 hashes[connection.format] if proven & 1 << connection.format else NULL,
             )

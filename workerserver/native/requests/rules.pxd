@@ -9,7 +9,7 @@ cdef enum QueryRule:
     QUERY_ANY  # parameters are ignored
     QUERY_NONE
     QUERY_HEALTHZ  # nothing, or max_step_age=SECONDS
-    QUERY_DUMP  # nothing, or format= and mode=, in either order
+    QUERY_DUMP  # nothing, or format=, mode= and native=, in any order
     QUERY_OPAQUE  # somebody else's: passed on as it is
 
 
@@ -17,6 +17,8 @@ cdef enum DumpFormat:
     DUMP_TEXT
     DUMP_JSON
     DUMP_DIGEST
+    DUMP_NATIVE_TEXT
+    DUMP_NATIVE_JSON
 
 
 cdef enum DumpMode:

@@ -229,6 +229,7 @@ cdef double _seconds(const char* text, int length) noexcept nogil:
 
 cdef bint _read_dump(const char* query, int length, Parameters* out) noexcept nogil:
     cdef int begin = 0, end, size, bit, seen = 0
+    cdef bint native = False
     while True:
         end = begin
         while end < length and query[end] != c"&":
@@ -258,14 +259,31 @@ cdef bint _read_dump(const char* query, int length, Parameters* out) noexcept no
                 out.mode = DUMP_NOGIL
             else:
                 return False
+        elif size == 8 and memcmp(&query[begin], b"native=", 7) == 0:
+            bit = 4
+            native = query[begin + 7] == c"1"
+            if not native and query[begin + 7] != c"0":
+                return False
         else:
             return False
         if seen & bit:
             return False
         seen |= bit
         if end == length:
-            return True
+            return not native or _with_native(out)
         begin = end + 1
+
+
+cdef bint _with_native(Parameters* out) noexcept nogil:
+    """Native frames are read without the GIL. False: they are not asked for so."""
+    if out.mode == DUMP_GIL:
+        return False
+    out.mode = DUMP_NOGIL
+    if out.format == DUMP_TEXT:
+        out.format = DUMP_NATIVE_TEXT
+    elif out.format == DUMP_JSON:
+        out.format = DUMP_NATIVE_JSON
+    return True
 
 
 cdef bint _read_query(

@@ -82,6 +82,7 @@ enum {
 #define CPY_FRAME_LINE offsetof(PyFrameObject, f_lineno)
 #define CPY_FRAME_GENERATOR offsetof(PyFrameObject, f_gen)
 #define CPY_FRAME_OWNER WS_NONE
+#define CPY_FRAME_ENTRY WS_NONE
 #define CPY_OWNER_GENERATOR 1 /* the walker's own: 1 if CPY_FRAME_GENERATOR is set, else 0 */
 #define CPY_OWNER_NOT_PYTHON 2
 #define CPY_LINKS WS_MAX_DEPTH
@@ -147,6 +148,7 @@ enum {
 #define CPY_FRAME_LINE WS_NONE
 #define CPY_FRAME_GENERATOR WS_NONE
 #define CPY_FRAME_OWNER offsetof(_PyInterpreterFrame, owner)
+#define CPY_FRAME_ENTRY offsetof(_PyInterpreterFrame, is_entry)
 #define CPY_OWNER_GENERATOR FRAME_OWNED_BY_GENERATOR
 #define CPY_OWNER_NOT_PYTHON (FRAME_OWNED_BY_FRAME_OBJECT + 1)
 #define CPY_LINKS WS_MAX_DEPTH
@@ -211,6 +213,7 @@ enum {
 #define CPY_FRAME_LINE WS_NONE
 #define CPY_FRAME_GENERATOR WS_NONE
 #define CPY_FRAME_OWNER offsetof(_PyInterpreterFrame, owner)
+#define CPY_FRAME_ENTRY WS_NONE
 #define CPY_OWNER_GENERATOR FRAME_OWNED_BY_GENERATOR
 #define CPY_OWNER_NOT_PYTHON (FRAME_OWNED_BY_FRAME_OBJECT + 1)
 #define CPY_LINKS WS_MAX_DEPTH
@@ -435,6 +438,7 @@ enum {
 #define CPY_FRAME_LINE WS_NONE
 #define CPY_FRAME_GENERATOR WS_NONE
 #define CPY_FRAME_OWNER CPY_OFFSETS(interpreter_frame, owner)
+#define CPY_FRAME_ENTRY WS_NONE
 
 #define CPY_CODE_FILE CPY_OFFSETS(code_object, filename)
 #define CPY_CODE_NAME CPY_OFFSETS(code_object, name)

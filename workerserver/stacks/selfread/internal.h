@@ -55,6 +55,7 @@ typedef struct {
     /* _PyInterpreterFrame, or 3.10's PyFrameObject */
     size_t frame_previous, frame_code, frame_instruction, frame_owner, frame_size;
     size_t frame_last, frame_line, frame_generator; /* 3.10 */
+    size_t frame_entry; /* 3.11: whether C has called the interpreter for this frame */
     uintptr_t frame_code_mask;     /* 3.14: tag bits of a stack reference */
     int owner_generator;
     int owner_not_python; /* this one and greater ones */

@@ -73,6 +73,7 @@ static void frame_offsets(ws_layout_t *at) {
     at->frame_line = CPY_FRAME_LINE;
     at->frame_generator = CPY_FRAME_GENERATOR;
     at->frame_owner = CPY_FRAME_OWNER;
+    at->frame_entry = CPY_FRAME_ENTRY;
     at->owner_generator = CPY_OWNER_GENERATOR;
     at->owner_not_python = CPY_OWNER_NOT_PYTHON;
     cover(&at->frame_size, at->frame_previous, word);

@@ -21,6 +21,7 @@ ws_work_t *ws_work;
 
 static const char *_Atomic trouble = UNPREPARED; /* NULL: ready in the process `ready` */
 static _Atomic int ready;
+static bool kept; /* what the last reading has left in `ws_work` */
 static _Atomic bool passing; /* the trouble may be over by now: prepare again */
 
 #ifndef NDEBUG
@@ -317,8 +318,9 @@ static int take_ready(ws_snapshot *out, bool facts, const ws_visitor *visitor) {
         begin_reading();
         result = take_snapshot(out, facts, visitor) == 0 ? 0 : -1;
         /* What a huge process left here is not kept. */
-        if (ws_work->code_count > 4096 || ws_work->string_count > 4096
-            || out->frame_count > 16384) {
+        kept = ws_work->code_count <= 4096 && ws_work->string_count <= 4096
+               && out->frame_count <= 16384;
+        if (!kept) {
             madvise(ws_work, sizeof *ws_work, MADV_DONTNEED);
         }
         end_reading();
@@ -333,6 +335,10 @@ int ws_selfread_take(ws_snapshot *out, bool facts) {
 
 int ws_selfread_visit(ws_snapshot *out, const ws_visitor *visitor) {
     return take_ready(out, false, visitor);
+}
+
+const ws_place *ws_selfread_places(void) {
+    return kept ? ws_work->places : NULL;
 }
 
 void ws_selfread_free(ws_snapshot *snapshot) {

@@ -38,6 +38,9 @@ typedef struct {
 int ws_selfread_visit(ws_snapshot *out, const ws_visitor *visitor);
 void ws_selfread_free(ws_snapshot *snapshot);
 
+/* Where the frames of the last snapshot lie, in its order, until the next reading. NULL: not kept. */
+const ws_place *ws_selfread_places(void);
+
 typedef struct {
     bool known;               /* false: could not be read; the rest is then 0 */
     bool locked;              /* somebody holds the GIL at this moment */

@@ -7,8 +7,8 @@ sees what moved between them, as it does with live ranks.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from workerserver.blackbox.read import Box, Moment
 from workerserver.cluster.ask import bodies
@@ -19,7 +19,7 @@ from workerserver.cluster.model import Failure, RankState, Worker
 from workerserver.cluster.read.boxes.endings import stacks_of
 from workerserver.cluster.read.steps import Pace, read_steps
 
-__all__ = ["paces_of", "rounds_of"]
+__all__ = ["paces_of", "recorder_of", "rounds_of"]
 
 NO_RECORDER = Failure("missing", "its black box has no record of the flight recorder of then")
 #: A rank looks at its recorders every 5 s. A record tells of so many seconds before and after.
@@ -61,20 +61,31 @@ def _state(box: Box, sample: Moment | None) -> RankState:
     return state
 
 
-def _recorder(state: RankState, box: Box, sample: Moment | None) -> None:
-    """What the recorders held at the time of *sample*: they are recorded while nothing goes on."""
+class Recorded(NamedTuple):
+    """The summary of the recorders, and from when until when it was true, in seconds since the
+    epoch."""
+
+    summary: Mapping[str, Any]
+    since: float
+    until: float
+
+
+def recorder_of(box: Box) -> Recorded | None:
     told = box.recorder
     since = told.value.get("since") if told is not None else None
     summary = told.value.get("summary") if told is not None else None
-    if (
-        told is None
-        or not isinstance(since, int | float)
-        or not isinstance(summary, dict)
-        or (sample is not None and not _covers(float(since), told.time, sample.time))
-    ):
+    if told is None or not isinstance(since, int | float) or not isinstance(summary, dict):
+        return None
+    return Recorded(summary, float(since), told.time)
+
+
+def _recorder(state: RankState, box: Box, sample: Moment | None) -> None:
+    """What the recorders held at the time of *sample*: they are recorded while nothing goes on."""
+    told = recorder_of(box)
+    if told is None or (sample is not None and not _covers(told.since, told.until, sample.time)):
         state.failures["fr_summary"] = NO_RECORDER
     else:
-        state.flight_summary = summary
+        state.flight_summary = told.summary
 
 
 def _covers(since: float, until: float, when: float) -> bool:

@@ -23,6 +23,8 @@ __all__ = ["Dump", "Unread", "find_dumps", "read_dumps"]
 MAX_FILES = 65_536
 #: What stands before the rank, the rank, and what stands behind it.
 NAME = re.compile(r"(.*?)([0-9]{1,7})(\.[A-Za-z]{1,8})?\Z", re.DOTALL)
+#: What the watchdog writes into a folder of black boxes.
+VERDICTS = "verdict-"
 #: The dump's format that is read: torch counts the first number up when a field changes its
 #: meaning. torch 2.10 to 2.15 write 2.10 and later ones of 2.
 FORMAT = "2."
@@ -57,7 +59,13 @@ def find_dumps(target: str) -> dict[str, list[str]] | None:
         return {target: [target]} if _is_dump(target) else None
     if os.path.isdir(target):
         with os.scandir(target) as entries:
-            paths = [entry.path for entry in entries if NAME.match(entry.name) and entry.is_file()]
+            paths = [
+                entry.path
+                for entry in entries
+                if NAME.match(entry.name)
+                and not entry.name.startswith(VERDICTS)
+                and entry.is_file()
+            ]
     elif RANK in target:
         start, _, end = target.partition(RANK)
         paths = glob.glob(f"{glob.escape(start)}[0-9]*{glob.escape(end)}")

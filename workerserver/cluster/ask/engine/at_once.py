@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from workerserver.cluster.addresses import host_port
 from workerserver.cluster.ask.connection import MAX_FIELDS, MAX_HEAD_BYTES
+from workerserver.cluster.ask.engine.lanes import PATIENCE_SECONDS
 from workerserver.cluster.ask.exchange import GREETING, Answer, Progress, Question
-from workerserver.cluster.ask.fanout import PATIENCE_SECONDS
 from workerserver.cluster.errors import NotATarget
 from workerserver.cluster.failures import Failed, closed, cut, no_connection
 from workerserver.cluster.model import Worker

@@ -10,6 +10,10 @@ as it is only where nobody else can listen:
   other user, with one exception: in a folder that only one user may write, every socket is there by
   the will of that user, and root named the folder.
 * https, if the operator has named the host, or the authority that vouches for it.
+
+A proof holds on one connection. A reverse proxy sends each request on any connection to the worker,
+so the worker proves itself and then refuses our proof. Over https such a proxy gets the token as it
+is on the same terms as an older worker: the certificate vouches for it.
 """
 
 from __future__ import annotations

@@ -48,8 +48,11 @@ def from_calls(suspicions: Suspicions) -> None:
     job = suspicions.job
     if job.before is None or suspicions.accused or job.moves:
         return
-    calls = {rank: call for rank in job.ranks if (call := _call(job, rank)) is not None}
-    for ranks in sorted({call.ranks for call in calls.values()}):
+    everybody = tuple(job.expected)
+    calls = {rank: call for rank in job.ranks if (call := _call(job, rank, everybody)) is not None}
+    # Equal lists are mostly one object: to compare them for each rank would be quadratic.
+    lists = {id(call.ranks): call.ranks for call in calls.values()}
+    for ranks in sorted(set(lists.values())):
         inside = {rank: calls[rank] for rank in ranks if rank in calls}
         if len(inside) == len(ranks) and all(call.ranks == ranks for call in inside.values()):
             _weigh(suspicions, inside)
@@ -84,12 +87,11 @@ def _entered(call: _Call, ranks: Sequence[int]) -> Entered:
     return Entered(call.name, call.group, ranks)
 
 
-def _call(job: Job, rank: int) -> _Call | None:
+def _call(job: Job, rank: int, everybody: tuple[int, ...]) -> _Call | None:
     """The call in which the acting thread of *rank* stands, if it is known which ranks it takes."""
     blocked = job.blocked[rank]
     if not blocked.on_ranks or blocked.thread is None:
         return None
-    everybody = tuple(job.expected)
     if blocked.call == NEW_GROUP:
         return _Call(everybody, NEW_GROUP, WHOLE_JOB)
     waits = blocked.thread.waits
@@ -101,5 +103,5 @@ def _call(job: Job, rank: int) -> _Call | None:
 
 def _is_recorded(job: Job, rank: int) -> bool:
     """Its recorder holds something: that tells more than its stack."""
-    record = job.now.of_rank(rank)
+    record = job.now.alike(rank)
     return record is not None and not record.empty

@@ -172,7 +172,7 @@ def _one_left_out(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[
 
 def _has_only_recorded(job: Job, rank: int) -> bool:
     """By torch's own counters."""
-    record = job.now.of_rank(rank)
+    record = job.now.alike(rank)
     return record is not None and record.enqueued > 0 and not record.unrecorded
 
 

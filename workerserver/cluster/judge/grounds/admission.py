@@ -7,12 +7,17 @@ itself. What rests on recorded operations (mismatch, order, p2p cycle) needs nei
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from workerserver.cluster.judge.facts import Hindrance
 from workerserver.cluster.judge.flight import Wait
 from workerserver.cluster.judge.grounds.children import is_unclear, may_work, one_works
-from workerserver.cluster.judge.grounds.lateness import late_for, patience
+from workerserver.cluster.judge.grounds.lateness import (
+    LATE_MOST_SECONDS,
+    late_for,
+    patience,
+    usual_step,
+)
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import Reason
 from workerserver.cluster.read.acting import root
@@ -20,7 +25,7 @@ from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL, STORE, Kind, b
 from workerserver.cluster.read.roles import main_thread
 from workerserver.cluster.read.waits_for import by_id, follow
 
-__all__ = ["RECORDED", "hindrance", "is_elsewhere", "is_late"]
+__all__ = ["RECORDED", "firm", "hindrance", "is_elsewhere", "is_late"]
 
 #: Reasons that rest on recorded operations.
 RECORDED: frozenset[Reason] = frozenset({"mismatch", "order", "p2p cycle"})
@@ -83,7 +88,7 @@ def hindrance(
     together = wait is not None and wait.seq is not None
     if blocked.on_others and not (together and blocked.call == STORE and _alone(job, rank, absent)):
         return "waits"
-    record = job.now.of_rank(rank)
+    record = job.now.alike(rank)
     if blocked.kind == "computing" and (record is None or record.empty) and len(job.expected) > 1:
         return "waits"  # who waits for a GPU spins, and no recorder tells what for
     unseen = blocked.thread is not None and blocked.thread.state is None
@@ -96,14 +101,27 @@ def hindrance(
         guess = _of_guess(job, rank, absent)
         if guess is not None:
             return guess
+    if blocked.kind == "sleep" and _others_sleep(job, rank, absent):
+        if not job.slept_alike(rank):
+            return "waits"  # nothing tells a sleep from a loop that sleeps and looks
+        if not usual_step(job, rank, wait) and late_for(job, rank, wait) < LATE_MOST_SECONDS:
+            return "asleep"
     return is_late(job, rank, wait)
+
+
+def _others_sleep(job: Job, rank: int, absent: Collection[int]) -> bool:
+    """Another one that others may wait for sleeps, too. So each of them may be on its way to what
+    the other one has."""
+    return any(
+        job.blocked[each].kind == "sleep" for each in absent if each != rank and each in job.blocked
+    )
 
 
 def _of_dump(job: Job, rank: int, absent: Collection[int], wait: Wait | None) -> Hindrance | None:
     """Of a rank of which only the recorder is known. It is accused if it has issued nothing more,
     also nothing that is only counted, and if all others wait: whomever it waits for itself, nobody
     goes on before it comes."""
-    record = job.now.of_rank(rank)
+    record = job.now.alike(rank)
     if wait is None or record is None or record.empty:
         return "unseen"
     others = [each for each in job.expected if each != rank]
@@ -141,6 +159,19 @@ def is_elsewhere(job: Job, rank: int) -> bool:
     return blocked.on_no_rank or blocked.kind in ("io", "library", "wait")
 
 
+def firm(job: Job, ranks: Iterable[int]) -> list[int]:
+    """Of *ranks* that wait for nobody, those of which that is not only guessed; all, if it is of
+    all. What a line in C code waits for may be a message of gloo's, which no recorder holds."""
+    ranks = list(ranks)
+    sure = [
+        rank
+        for rank in ranks
+        if rank not in job.blocked
+        or not (job.blocked[rank].guessed or job.blocked[rank].kind == "unknown")
+    ]
+    return sure or ranks
+
+
 def _surely_acts(job: Job, rank: int) -> bool:
     """The thread that stands for it is no other one that happens to be in user code, as one that
     looks around each few seconds."""
@@ -165,7 +196,7 @@ def _in_shared(job: Job, rank: int) -> bool:
 def _in_own_lock(job: Job, rank: int) -> bool:
     """At a line of the user's in C code that waits, and all that it has ever issued is recorded and
     has ended: so it waits for a lock of its process."""
-    blocked, record = job.blocked[rank], job.now.of_rank(rank)
+    blocked, record = job.blocked[rank], job.now.alike(rank)
     if blocked.call in (FILE_LOCK, POLL, STORE) or record is None or record.empty:
         return False
     return not job.unrecorded(rank) and not job.pending(rank)
@@ -225,7 +256,7 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
     """At a line of the user's in C code, which may wait for other ranks: in a point-to-point
     operation of gloo's, for a key of the store, for a lock that another process has."""
     blocked = job.blocked[rank]
-    record = job.now.of_rank(rank)
+    record = job.now.alike(rank)
     if len(job.expected) == 1:
         return None
     if blocked.kind == "unknown":  # nothing is told of the kernel
@@ -234,8 +265,8 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
             for each, its in job.blocked.items()
             if each != rank and its.kind == "unknown" and not job.pending(each)
         ]
-        if others or len(absent) > 1 or len(job.expected) == 2:
-            return "waits"  # one of them may wait for another
+        if others or len(absent) > 1 or len(job.expected) == 2 or job.now.gone:
+            return "waits"  # one of them may wait for another, or for one that can't be seen
     if blocked.call in (FILE_LOCK, STORE) and _alone(job, rank, absent):
         return None  # whoever ends that wait, no other rank can go on before this one comes
     if blocked.call in (FILE_LOCK, STORE) or (record is not None and record.unrecorded):

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workerserver.cluster.judge.facts import Crowd
-from workerserver.cluster.judge.grounds.admission import is_elsewhere
+from workerserver.cluster.judge.grounds.admission import firm, is_elsewhere
 from workerserver.cluster.judge.grounds.lateness import patience
 from workerserver.cluster.judge.job import Job
 
-__all__ = ["STACKS_ALONE_SECONDS", "crowd_of", "is_free", "is_stuck", "stands_with", "surely_waits"]
+__all__ = [
+    "STACKS_ALONE_SECONDS",
+    "crowd_of",
+    "is_free",
+    "is_seen_to_stand",
+    "is_stuck",
+    "stands_with",
+    "surely_waits",
+]
 
 #: Stacks alone tell slow from stuck only if nothing has changed for so long.
 STACKS_ALONE_SECONDS = 5.0
@@ -48,7 +56,7 @@ def crowd_of(job: Job) -> Crowd:
     """The ranks that wait for other ranks. If there are none: those that share the commonest
     stack of a job that nothing else tells of."""
     waiting = [rank for rank, blocked in job.blocked.items() if blocked.on_ranks]
-    apart = [rank for rank in job.ranks if is_elsewhere(job, rank)]
+    apart = firm(job, (rank for rank in job.ranks if is_elsewhere(job, rank)))
     sleeps = any(job.blocked[rank].kind == "sleep" and not sleeps_on(job, rank) for rank in apart)
     rest = [rank for rank in job.ranks if rank not in apart]
     if apart and (waiting or not sleeps) and all(may_wait(job, rank) for rank in rest):
@@ -92,6 +100,17 @@ def waits_for_device(job: Job, rank: int) -> bool:
     """In a call that waits for its GPU, and its step is long overdue. Such a wait may sleep and
     wake up in turns: then only the heartbeat tells that it is one wait, not one of each step."""
     return job.blocked[rank].kind == "device" and _overdue(job, rank)
+
+
+def is_seen_to_stand(job: Job, rank: int) -> bool:
+    """It has been in one wait since the look before, and was not only met there again by chance:
+    what it counts has not gone on, or its thread has not run. Where its worker tells neither, the
+    place has to do."""
+    thread = job.blocked[rank].thread
+    if job.progressed(rank).went_on is False or job.slept(rank):
+        return True
+    tells = thread is not None and (thread.switches is not None or thread.state == "R")
+    return not tells
 
 
 def _overdue(job: Job, rank: int) -> bool:

@@ -53,17 +53,22 @@ def _recent_operations(job: Job) -> set[int]:
     by what the rounds have seen."""
     found: set[int] = set()
     for group in job.analysis.groups:
-        for rank, record in group.records.items():
-            newest = record.last_issued
-            if newest is None or newest.created_ns is None or rank not in job.now.states:
+        usual = job.usual_pauses(group)
+        for part in group.parts:
+            newest = part.record.last_issued
+            if newest is None:
                 continue
-            age = job.now.time - newest.created_ns / 1e9
-            if not -ROUND_SECONDS <= age < 3.2e7:  # clocks that differ tell nothing
-                continue
-            if job.before is not None and job.progressed(rank).went_on is False:
-                age = max(age, job.window)
-            if age < PATIENCE * job.pause(rank, group):
-                found.add(rank)
+            for rank in part.ranks:
+                created = part.created(newest, rank)
+                if created is None or rank not in job.now.states:
+                    continue
+                age = job.now.time - created / 1e9
+                if not -ROUND_SECONDS <= age < 3.2e7:  # clocks that differ tell nothing
+                    continue
+                if job.before is not None and job.progressed(rank).went_on is False:
+                    age = max(age, job.window)
+                if age < PATIENCE * usual[rank]:
+                    found.add(rank)
     return found
 
 
@@ -83,4 +88,4 @@ def belong_together(job: Job) -> list[tuple[int, ...]]:
 
 
 def _used(group: Group) -> bool:
-    return any(record.collectives or record.p2p for record in group.records.values())
+    return any(part.record.collectives or part.record.p2p for part in group.parts)

@@ -11,7 +11,7 @@ import math
 from workerserver.cluster.judge.flight import Wait
 from workerserver.cluster.judge.job import MIN_PAUSES, Job
 
-__all__ = ["late_for", "patience"]
+__all__ = ["LATE_MOST_SECONDS", "late_for", "patience", "usual_step"]
 
 #: A pause may be as long as so many usual steps, and longer than those that the job has made...
 LATE_STEPS = 40.0
@@ -52,10 +52,10 @@ def _is_here(job: Job, rank: int) -> bool:
 def patience(job: Job, rank: int, wait: Wait | None) -> float:
     """So many seconds a pause may last."""
     least = max(LATE_LEAST_SECONDS, MIN_PAUSES * (job.rhythm or 0.0), 2 * job.longest_pause)
-    return min(max(LATE_STEPS * _usual(job, rank, wait), least), LATE_MOST_SECONDS)
+    return min(max(LATE_STEPS * usual_step(job, rank, wait), least), LATE_MOST_SECONDS)
 
 
-def _usual(job: Job, rank: int, wait: Wait | None) -> float:
+def usual_step(job: Job, rank: int, wait: Wait | None) -> float:
     """How long a step takes, as far as it is told; else 0. An average counts the job's start, too;
     so recorded operations, if there are enough of them, may tell of less."""
     ranks = [rank, *(wait.waiting if wait is not None else job.ranks)]

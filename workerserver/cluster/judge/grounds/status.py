@@ -32,7 +32,7 @@ from workerserver.cluster.judge.flight import Wait
 from workerserver.cluster.judge.grounds.admission import RECORDED, is_elsewhere
 from workerserver.cluster.judge.grounds.crowd import STACKS_ALONE_SECONDS, is_free
 from workerserver.cluster.judge.grounds.going_on import belong_together, overdue, signs
-from workerserver.cluster.judge.grounds.lateness import late_for, patience
+from workerserver.cluster.judge.grounds.lateness import LATE_MOST_SECONDS, late_for, patience
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.suspicions import Suspicions
 from workerserver.cluster.model import Frame
@@ -129,6 +129,8 @@ def _left(job: Job, rank: int, why: Hindrance, wait: Wait | None) -> float:
     """How long a rank that isn't accused for the reason *why* may go on so."""
     if why == "late":
         return patience(job, rank, wait) - late_for(job, rank, wait)
+    if why == "asleep":
+        return LATE_MOST_SECONDS - late_for(job, rank, wait)
     age, usual = job.step_age(rank), job.usual_step(rank)
     if why == "early" and age is not None and usual is not None:
         return PATIENCE * usual - age
@@ -160,8 +162,8 @@ def _is_sure(job: Job, suspicions: Suspicions, accusation: Accusation) -> bool:
     if job.gil(rank) is not None:
         return True
     blocked = job.blocked[rank]  # one look doesn't tell a thread that wants the GIL from a lock
-    if job.before is None and (blocked.kind in ("sleep", "io") or blocked.on_child):
-        return False  # nor a loop that writes, or that starts one child after the other
+    if job.before is None and (blocked.kind in ("sleep", "io", "library") or blocked.on_child):
+        return False  # nor a loop that writes, polls, or starts one child after the other
     return is_elsewhere(job, rank) and not blocked.guessed and blocked.kind != "unknown"
 
 

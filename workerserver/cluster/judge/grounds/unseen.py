@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from workerserver.cluster.judge.facts import Unseen
+from workerserver.cluster.judge.facts import NAMELESS, Unseen
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.model import Part, RankState
+from workerserver.cluster.read.columns.rows import Row, moment
 
 __all__ = ["unseen"]
 
@@ -40,7 +41,7 @@ def unseen(job: Job, asked: Collection[Part]) -> Iterator[Unseen]:
 def _recorders(job: Job, states: dict[int, RankState]) -> Iterator[Unseen]:
     found: dict[str, list[int]] = {}
     for rank, state in states.items():
-        record = job.now.of_rank(rank)
+        record = job.now.alike(rank)
         if record is not None and record.unrecorded:
             found.setdefault("operations", []).append(rank)
         if state.kind == "torch" and "fr_dump_file" in (state.recorders or ()):
@@ -67,9 +68,10 @@ def _clocks(job: Job, states: dict[int, RankState]) -> Iterator[Unseen]:
     ahead: dict[int, float] = {}
     behind: dict[int, float] = {}
     unknown: list[int] = []
+    newest = _early(job)
     for rank, state in states.items():
-        record = job.now.of_rank(rank)
-        early = _early(job, rank)
+        record = job.now.alike(rank)
+        early = newest.get(rank, 0.0)
         told = state.clock_ahead_s
         if told is not None and abs(told) < MIN_CLOCK_SECONDS:
             told = 0.0
@@ -87,21 +89,27 @@ def _clocks(job: Job, states: dict[int, RankState]) -> Iterator[Unseen]:
         yield Unseen("clock_unknown", unknown)
 
 
-def _early(job: Job, rank: int) -> float:
-    """By how much the rank has issued operations in the future, by this machine's clock."""
-    record = job.now.of_rank(rank)
-    if record is None or job.now.time <= 0:
-        return 0.0
-    newest = max(
-        (
+def _early(job: Job) -> dict[int, float]:
+    """Ranks that have issued operations in the future by this machine's clock, and by how much."""
+    found: dict[int, float] = {}
+    if job.now.time <= 0:
+        return found
+    nameless = [rank for rank in job.ranks if rank >= NAMELESS]
+    rows = [
+        Row(record, (rank,)) for rank in nameless if (record := job.now.of_rank(rank)) is not None
+    ]
+    for row in (*job.now.records.rows, *rows):
+        issued = [
             last.created_ns or 0
-            for group in record.groups.values()
+            for group in row.record.groups.values()
             if (last := group.last_issued) is not None
-        ),
-        default=0,
-    )
-    early = newest / 1e9 - job.now.time
-    return early if MIN_CLOCK_SECONDS < early < 3.2e7 else 0.0
+        ]
+        for rank in row.ranks if issued else ():
+            times = row.times[rank] if row.times is not None else None
+            early = max(moment(each, times) or 0 for each in issued) / 1e9 - job.now.time
+            if MIN_CLOCK_SECONDS < early < 3.2e7:
+                found[rank] = early
+    return found
 
 
 def _is_far(state: RankState) -> bool:

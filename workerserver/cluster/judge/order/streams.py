@@ -7,12 +7,13 @@ that run beside each other look the same, unless torch says that they have start
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from workerserver.cluster.read.columns.rows import Row, moment
 from workerserver.cluster.read.recorder import WATCHED, Key, Operation, RankRecord
 
-__all__ = ["Head", "heads", "is_queued", "issuer"]
+__all__ = ["Head", "heads", "is_queued", "issuer", "may_queue"]
 
 
 class Head(NamedTuple):
@@ -22,37 +23,47 @@ class Head(NamedTuple):
     which: tuple[Key, bool, int, int]
 
 
-def heads(records: Mapping[int, RankRecord]) -> dict[int, Head]:
+def heads(rows: Iterable[Row]) -> dict[int, Head]:
     """By rank; only of ranks with such an operation. If the ring may have lost the oldest one, all
     that it still holds may stand behind that."""
     found: dict[int, Head] = {}
-    for rank, record in records.items():
+    for row in rows:
         known = [
             (key, operation)
-            for key, group in record.groups.items()
+            for key, group in row.record.groups.items()
             for operation in (*(ops[-1] for ops in group.collectives.values()), *group.p2p)
             if operation.backend in WATCHED
         ]
-        pending = [
-            (Head(operation.created_ns or 0, _which(key, operation)), operation)
-            for key, operation in known
-            if not operation.done
-        ]
-        if pending:
-            head, oldest = min(pending, key=lambda each: each[0])
+        pending = [(_which(key, each), each) for key, each in known if not each.done]
+        for rank in row.ranks if pending else ():
+            times = row.times[rank] if row.times is not None else None
+            head, oldest = min(
+                (
+                    (Head(moment(operation.created_ns, times) or 0, which), operation)
+                    for which, operation in pending
+                ),
+                key=lambda each: each[0],
+            )
             first = (oldest.p2p_seq if oldest.p2p else oldest.seq) <= 1 or oldest.record == 0
             whole = first or len(known) > len(pending)
             found[rank] = head if whole else Head(-1, head.which)
     return found
 
 
-def is_queued(head: Head | None, key: Key, operation: Operation) -> bool:
-    """It stands behind *head*, of the same rank. The parts of one batch stand side by side."""
-    if head is None or operation.backend not in WATCHED or operation.state == "started":
+def is_queued(head: Head | None, key: Key, operation: Operation, created_ns: int | None) -> bool:
+    """It stands behind *head*, of the same rank, which has issued it at *created_ns*. The parts of
+    one batch stand side by side."""
+    if head is None or not may_queue(operation):
         return False
     if head.created_ns < 0:
         return True
-    return (operation.created_ns or 0) > head.created_ns and _which(key, operation) != head.which
+    return (created_ns or 0) > head.created_ns and _which(key, operation) != head.which
+
+
+def may_queue(operation: Operation) -> bool:
+    """Operations of its kind may stand behind each other, and torch does not say that this one has
+    started."""
+    return operation.backend in WATCHED and operation.state != "started"
 
 
 def issuer(record: RankRecord) -> int | None:

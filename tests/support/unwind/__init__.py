@@ -1,0 +1,1 @@
+"""Native stacks, beside those that others find."""

@@ -1,0 +1,1 @@
+"""What many ranks say alike is kept, read and judged once."""

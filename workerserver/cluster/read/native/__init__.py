@@ -1,0 +1,1 @@
+"""Native frames as workers send them, and the names of their functions."""
