@@ -56,7 +56,6 @@ FAMILIES = (
     "launching",
     "pausing",
     "pipelines",
-    "recorders",
     "regrouping",
     "street",
     "threads",
