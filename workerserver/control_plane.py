@@ -154,7 +154,8 @@ def serve_from_environment(
     if blackbox is not None and FREE_THREADED:
         logger.warning("this worker runs without a black box: %s", WHY_NOT)
         blackbox = None
-    watch = _asked_for_watchdog(blackbox is not None, watchdog, stall, tcp is not None)
+    announced = tcp is not None or bool(os.environ.get(WORKERSERVER_COLLECTOR))
+    watch = _asked_for_watchdog(blackbox is not None, watchdog, stall, announced)
     if blackbox is not None:
         from workerserver.native.black_box import KEEP, keep_black_box
 

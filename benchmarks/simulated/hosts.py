@@ -21,9 +21,11 @@ from benchmarks.simulated.workers import (
     body,
 )
 from workerserver.cluster.ask import bodies
-from workerserver.cluster.ask.collector_format import MAX_WORKER_BYTES, encode
+from workerserver.cluster.ask.collector_format import MAX_WORKER_BYTES
+from workerserver.cluster.ask.folded.encode import encode
 from workerserver.cluster.ask.survey import Part
 from workerserver.cluster.model import RankState, Worker
+from workerserver.cluster.read.columns.summaries import summary_of
 
 __all__ = ["RANKS", "collectors"]
 
@@ -89,7 +91,7 @@ def state(rank: int, place: int, own: Mapping[str, bytes], want: Collection[Part
         found.digest, found.main_digest = bodies.digest(body(own[DIGEST]))
         found.mode = "gil"
     if "flight" in want:
-        found.flight_summary = bodies.json_object(body(own[SUMMARY]))
+        found.flight_summary = summary_of(body(own[SUMMARY]))
     return found
 
 

@@ -33,6 +33,8 @@ MAX_NAIVE_FRAMES = 20_000
 
 
 QUIET = "no snapshot"
+#: What the last table shows of our own times.
+HELD = ("first", "again", "handler", "nogil")
 
 
 class Subject(NamedTuple):
@@ -215,13 +217,20 @@ def inside(findings: Findings, names: Sequence[str]) -> Table:
     asked = [name for name in names if name != QUIET]
     rows = []
     for point, times in findings.held.items():
-        figures = [round(median(times[each]), 1) for each in ("first", "again", "handler")]
+        figures = [round(median(times[each]), 1) for each in HELD]
         here = findings.gaps[point]
         frames = [here[name].frames if name in here else None for name in asked]
         rows.append((*point, *figures, *frames))
-    columns = ("threads", "depth", "walk, new frames µs", "walk, again µs", "handler µs")
+    columns = (
+        "threads",
+        "depth",
+        "walk, new frames µs",
+        "walk, again µs",
+        "handler µs",
+        "nogil µs",
+    )
     return Table(
-        "The snapshot's own time with the GIL",
+        "The time of the snapshot itself",
         (*columns, *(f"frames in {name}" for name in asked)),
         rows,
         (
@@ -229,7 +238,7 @@ def inside(findings: Findings, names: Sequence[str]) -> Table:
             "holds the GIL from begin to end. CPython makes a frame's object at the first look, "
             "so new frames cost more.",
             "The handler is a walk and its text. Above 50 threads or 2,000 frames the text is made "
-            "without the GIL. mode=nogil takes no GIL at all.",
+            "without the GIL. 'nogil': a snapshot that takes no GIL at all, without its text.",
         ),
     )
 

@@ -122,7 +122,7 @@ def microseconds(function: Callable[[], object]) -> float:
 
 def hold(rounds: int) -> dict[str, object]:
     """Times in microseconds: of the compiled walk over new frames, of a second walk over the same
-    frames, and of the handler with its rendering.
+    frames, of the handler with its rendering, and of a snapshot without the GIL.
 
     No other thread wants the GIL, so the time of the walk is the time for which it holds the GIL.
     The first walk makes frame objects, which live as long as their functions run.
@@ -130,7 +130,7 @@ def hold(rounds: int) -> dict[str, object]:
     from workerserver.handlers.stacks import dump_traceback
     from workerserver.stacks._stacks import snapshot
 
-    found: dict[str, list[float]] = {"first": [], "again": [], "handler": []}
+    found: dict[str, list[float]] = {"first": [], "again": [], "handler": [], "nogil": []}
     snapshot()
     for _ in range(rounds):
         crowd.again()
@@ -138,6 +138,7 @@ def hold(rounds: int) -> dict[str, object]:
         for _ in range(2):
             found["again"].append(microseconds(snapshot))
             found["handler"].append(microseconds(dump_traceback))
+            found["nogil"].append(microseconds(lambda: snapshot(mode="nogil")))
     taken = snapshot()
     return {
         **found,

@@ -18,6 +18,7 @@ from statistics import median
 import pytest
 from support.boxes.blocking import blocking_folder, may_mount, waits_for_it
 from support.boxes.left import await_no_keeper, keepers_of, left_on_tmpfs
+from support.boxes.watched import SECONDS, watched
 from support.lifecycle import Talker, alive, ask, talking
 from support.waiting import wait_until
 
@@ -84,6 +85,45 @@ def check(way: str, box: Box) -> None:
     assert why == {"return": ["exit"], "SIGTERM": ["signal"], "SIGKILL": []}[way]
     assert box.health["step"] > 0
     assert box.keeper is None
+
+
+def test_the_watchdog_tells(tmp_path: Path) -> None:
+    """A stall, its end, and the end of a rank. Only the verdict's file is missing."""
+    folder = tmp_path / "blocking"
+    folder.mkdir()
+    with tempfile.TemporaryDirectory(prefix="ws-", dir="/tmp") as place, blocking_folder(folder):
+        with watched(
+            tmp_path,
+            2,
+            WORKERSERVER_BLACKBOX=f"{folder}/boxes",
+            TORCH_WORKER_SERVER_SOCKET=f"{place}/rank{{rank}}.sock",
+        ) as job:
+            wait_until(lambda: any(waits_for_it(pid) for pid, _ in job.keepers()), SECONDS)
+            with job.hung(0, 1):
+                (line,) = job.await_lines(1)
+                assert "the file lock on" in line
+                for _ in range(PINGS):
+                    assert ask(f"{place}/rank0.sock")[-1] == "pong"
+            assert job.await_lines(2)[1].startswith("the job goes on")
+            assert job.end(1, "kill") == -signal.SIGKILL
+            assert "rank 1" in job.await_lines(3)[2]
+            assert ask(f"{place}/rank0.sock")[-1] == "pong"
+            assert job.end(0) == 0
+            # The job's output ends, though the keeper is still waiting.
+            wait_until(lambda: not any(holds(pid, job.log) for pid, _ in job.keepers()), SECONDS)
+            ((keeper, _),) = job.keepers()
+            assert waits_for_it(keeper)
+            os.kill(keeper, signal.SIGKILL)
+        for process in job.ranks:
+            for left in left_on_tmpfs(process.pid):
+                os.unlink(left)
+
+
+def holds(pid: int, log: Path) -> bool:
+    """Whether process *pid* has the file *log* open."""
+    with contextlib.suppress(FileNotFoundError):
+        return any(path.readlink() == log for path in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 def test_figures(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ if sys.platform != "linux":
 from workerserver.native import _bridge
 
 KILLS = int(os.environ.get("WORKERSERVER_BLACKBOX_KILLS", "150"))
+MOST = 10
 PAYLOAD = 3000
 PDEATHSIG = 1  # prctl's
 
@@ -45,21 +46,23 @@ def write_for_ever(descriptor: int, counters: mmap.mmap) -> None:
             _bridge.write_end(b'{"why":"exit"}')
 
 
-@pytest.mark.timeout(7200 if KILLS > 1000 else 120)
+@pytest.mark.timeout(7200 if KILLS > 1000 else 600)
 def test_killed_at_a_random_moment() -> None:
     folder = Path(f"/dev/shm/workerserver-torn-{os.getpid()}")
     folder.mkdir(mode=0o700)
-    caught = 0
+    caught = kills = 0
     try:
-        for seed in range(KILLS):
-            caught += killed(folder / "box", random.Random(seed))
+        # Some kills have to come in the middle of a record, else this test shows nothing. On a busy
+        # machine the writer mostly waits for a processor, and few kills do.
+        while kills < KILLS or (not caught and kills < MOST * KILLS):
+            caught += killed(folder / "box", random.Random(kills))
+            kills += 1
     finally:
         for path in folder.iterdir():
             path.unlink()
         folder.rmdir()
-    print(f"{KILLS} kills, {caught} of them in the middle of a record")
-    # Some kills have to come in the middle of a record, else this test shows nothing.
-    assert caught > 0 or KILLS < 100
+    print(f"{kills} kills, {caught} of them in the middle of a record")
+    assert caught > 0
 
 
 def killed(path: Path, chance: random.Random) -> bool:

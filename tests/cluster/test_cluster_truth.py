@@ -272,6 +272,7 @@ FUTURE = "/usr/lib/python3.11/concurrent/futures/_base.py"
     [
         (THREADING, "join", 77),
         (THREADING, "_shutdown", None),
+        ("/usr/lib/python3.11/queue.py", "join", None),
         (FUTURE, "result", None),
         (POOL, "shutdown", None),
     ],

@@ -9,11 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import re
-import secrets
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,20 +20,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from support.boxes.network import Network, hosts, needs_hosts
 from support.lifecycle import PROGRAMS, environment
 from support.waiting import becomes, wait_until
 
 from workerserver.cluster.find.host_lists import unfold
 
 pytest.importorskip("torch")
-pytestmark = [
-    pytest.mark.netns,
-    pytest.mark.slow,
-    pytest.mark.torch,
-    pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces"),
-    pytest.mark.skipif(shutil.which("ip") is None, reason="needs ip, of iproute2"),
-]
+pytestmark = [*needs_hosts, pytest.mark.slow, pytest.mark.torch]
 
 SCRIPT = PROGRAMS / "cluster/two_hosts_rank.py"
 #: This network exists only inside the namespaces.
@@ -49,68 +39,7 @@ DEADLINE = 2.0
 SLACK = 15.0
 #: Seconds until a hang counts as one: several usual steps, which are slow on a busy machine.
 PATIENCE = 60.0
-#: What ip prints where it may not make a namespace.
-REFUSALS = ("not permitted", "not supported", "denied", "Read-only", "Unknown device type")
 TOKEN = {"WORKERSERVER_TOKEN": "of-this-job"}
-
-
-def ip(*words: str) -> str:
-    return subprocess.run(
-        ["ip", *words], check=True, capture_output=True, text=True, timeout=30
-    ).stdout
-
-
-class Network:
-    """Two hosts, each with a cable ``eth0`` to the switch."""
-
-    def __init__(self, name: str) -> None:
-        self.switch = f"{name}-switch"
-        self.hosts = [f"{name}-host{number}" for number in range(len(ADDRESSES))]
-
-    def make(self) -> None:
-        """CalledProcessError if that isn't permitted."""
-        for name in (self.switch, *self.hosts):
-            ip("netns", "add", name)
-            ip("netns", "exec", name, "ip", "link", "set", "dev", "lo", "up")
-        ip("-n", self.switch, "link", "add", "dev", "bridge", "up", "type", "bridge")
-        for number, (host, address) in enumerate(zip(self.hosts, ADDRESSES, strict=True)):
-            port = ("peer", "name", f"port{number}", "netns", self.switch)
-            ip("link", "add", "name", "eth0", "netns", host, "type", "veth", *port)
-            ip("-n", host, "address", "add", f"{address}/24", "dev", "eth0")
-            ip("-n", host, "link", "set", "dev", "eth0", "up")
-            ip("-n", self.switch, "link", "set", "dev", f"port{number}", "up")
-            self.join(number)
-
-    def cut_off(self, number: int) -> None:
-        ip("-n", self.switch, "link", "set", "dev", f"port{number}", "nomaster")
-
-    def join(self, number: int) -> None:
-        ip("-n", self.switch, "link", "set", "dev", f"port{number}", "master", "bridge")
-
-    def on(self, number: int, *command: str) -> list[str]:
-        return ["ip", "netns", "exec", self.hosts[number], *command]
-
-    def end_processes(self) -> None:
-        """Of all that was started on the hosts, whatever became of its parent."""
-
-        def ended() -> bool:
-            pids = [int(pid) for name in self._there() for pid in ip("netns", "pids", name).split()]
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            return not pids
-
-        wait_until(ended)
-
-    def remove(self) -> None:
-        try:
-            self.end_processes()
-        finally:
-            for name in self._there():
-                ip("netns", "delete", name)
-
-    def _there(self) -> list[str]:
-        return [name for name in ip("netns", "list").split() if name in (self.switch, *self.hosts)]
 
 
 class Said(NamedTuple):
@@ -218,17 +147,8 @@ def torchrun(network: Network, host: int, folder: Path) -> Iterator[subprocess.P
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
-    network = Network(f"ws-{secrets.token_hex(4)}")
-    try:
-        try:
-            network.make()
-        except subprocess.CalledProcessError as error:
-            if not any(text in error.stderr for text in REFUSALS):
-                raise AssertionError(f"{error.cmd}: {error.stderr}") from None
-            pytest.skip(f"may not make network namespaces: {error.stderr.strip()}")
+    with hosts(len(ADDRESSES)) as network:
         yield network
-    finally:
-        network.remove()
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,7 @@ PROMISES = {
 }
 WALKS = {
     "a stack that stood still moves": "same(chain, &ws_work->checked)",
+    "a stack that was read by itself moves": "same(chain, &ws_work->checked)",
     "a second reader": "before != (int)getpid()",
     "a long frame": "size <= WS_FRAME_MAX",
     "a long chain": "at->links <= WS_LINKS",
@@ -115,7 +116,9 @@ def ends_at(done: subprocess.CompletedProcess[str], assertion: str) -> None:
 
 PROMISING = ["check", "render", "put", "dump", "kernel", "waits", "children", "blake2b"]
 PROMISING += ["selfread/memory", "facts/put_facts", "facts/sleep", "unwind/put_native"]
-WALKING = ["check", *(f"selfread/{name}" for name in ("selfread", "stack", "code", "lines"))]
+WALKING = ["check"]
+WALKING += [f"selfread/{name}" for name in ("chain", "code", "lines", "near", "selfread", "stack")]
+WALKING += ["selfread/together"]
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +147,13 @@ def test_a_good_walk(walks: Run, change: str) -> None:
     done = walks(change)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "2 threads, 6 frames, line -1\n"
+
+
+def test_a_thread_that_gets_the_gil_is_read_again(walks: Run) -> None:
+    """Its stack was read beside others, and has two frames less now."""
+    done = walks("a thread gets the GIL meanwhile")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "2 threads, 4 frames, line -1\n"
 
 
 @pytest.mark.parametrize("breach", WALKS)

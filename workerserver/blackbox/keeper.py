@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import json
 import os
 import re
 import select
@@ -27,7 +26,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from workerserver.blackbox.format import BoxError, Record, parse, record_bytes
+from workerserver.blackbox.format import BoxError, parse
+from workerserver.blackbox.known_end import is_clean, keeper_slot
 from workerserver.blackbox.place import BOX, LEFT, READY, RUN, SUFFIX
 from workerserver.blackbox.read import Box, decode, read_bytes
 from workerserver.blackbox.watchdog.incident import Settings
@@ -47,8 +47,9 @@ COPY_SECONDS = 10.0
 DYING_SECONDS = 10.0
 #: Until the kernel tells how a process ended. Its parent has to ask for it first.
 STATUS_SECONDS = 0.7
-#: A keeper of the job's last attempt may be about to end.
+#: A keeper of the job's last attempt may be about to end. It may have to tell an incident before.
 LOCK_SECONDS = 5.0
+LAST_ATTEMPT_SECONDS = 90.0
 #: A keeper that the folder blocks ends so long after the last rank. The boxes stay.
 BLOCKED_SECONDS = 60.0
 #: What a job has left on the tmpfs goes after this time, if its keeper is gone too.
@@ -102,7 +103,7 @@ def main() -> int:
     # last rank.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    lock = _lock(os.path.join(options.boxes, "keeper.lock"))
+    lock = _lock(options.boxes)
     if lock is None:
         _tell(READY)  # another keeper works here
         return 0
@@ -161,6 +162,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         stall=options.stall,
         store=options.store,
         hosts=options.hosts,
+        world=options.world,
     )
 
 
@@ -182,18 +184,23 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--stall", type=float)
     parser.add_argument("--hosts", action="store_true")
     parser.add_argument("--store", default="")
+    parser.add_argument("--world", type=int, default=0)
     return parser.parse_args()
 
 
-def _lock(path: str) -> int | None:
+def _lock(boxes: str) -> int | None:
+    """None if another keeper works here. A longer wait has an end with the last rank: whoever reads
+    the job's output waits for this process, too."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o600)
-    give_up = time.monotonic() + LOCK_SECONDS
+    descriptor = os.open(os.path.join(boxes, "keeper.lock"), flags, 0o600)
+    began = time.monotonic()
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            if time.monotonic() >= give_up:
+            waited = time.monotonic() - began
+            alive = any(lives(int(match[1]), int(match[2])) for match in _boxes(boxes))
+            if waited >= (LAST_ATTEMPT_SECONDS if alive else LOCK_SECONDS):
                 os.close(descriptor)
                 return None
             time.sleep(0.2)
@@ -302,7 +309,7 @@ class Keeper:
             with contextlib.suppress(OSError):
                 os.rename(rank.path, rank.path.removesuffix(SUFFIX) + LEFT)
         if self._watch is not None:  # now that the file lies where it stays
-            clean = _is_clean(rank.ends, status)
+            clean = is_clean(rank.ends, status)
             self._watch.ended((rank.pid, rank.ticks), clean=clean, copied=whole)
 
     def _try_copy(self, rank: Rank, known: dict[str, Any]) -> bool:
@@ -323,14 +330,8 @@ class Keeper:
         if not rank.watched:
             rank.watched = _paths(box)
             rank.seen = _oom_kills(rank.watched)
-        lane = contents.lanes["keeper"]
-        told = json.dumps({"copied": rank.copied, **known}).encode("ascii")
-        # One slot: its only record has number 1, as far as a ring of one counts.
-        record = Record(1, time.time_ns(), time.monotonic_ns(), told)
-        slot = record_bytes("keeper", record)
-        if len(slot) > lane.slot_bytes:
-            raise BoxError("its header is damaged")
-        data[lane.offset : lane.offset + len(slot)] = slot
+        offset, slot = keeper_slot(contents, known)
+        data[offset : offset + len(slot)] = slot
         name = f"rank{'-unknown' if box.rank is None else box.rank}-{rank.pid}.box"
         _write(os.path.join(self._run, name), data)
         if rank.name not in ("", name):  # the rank has become known
@@ -355,12 +356,6 @@ class Keeper:
                     if _COPY.match(each):
                         os.unlink(os.path.join(folder, each))
                 os.rmdir(folder)
-
-
-def _is_clean(ends: frozenset[str], status: int | None) -> bool:
-    """Whether a process has ended as a program does that is done. *ends*: the reasons that it gave
-    itself."""
-    return "exit" in ends and not ends & {"signal", "exception"} and not status
 
 
 def _sweep(mine: str) -> None:

@@ -33,12 +33,14 @@ MAX_LINE_BYTES = 4096
 class Watchdog:
     """How the keeper watches the job, too. *agent*: who has started the job's workers on this host,
     ``PID:TICKS``. *stall*: seconds without a step; None: the job's own pace. *hosts*: the job has
-    ranks on other hosts. *store*: their TCPStore, ``host:port``, if the ranks serve on TCP."""
+    ranks on other hosts. *store*: their TCPStore, ``host:port``, if the ranks or collectors serve
+    on TCP. *world*: ranks of the job."""
 
     agent: str
     stall: float | None = None
     hosts: bool = False
     store: str = ""
+    world: int = 0
 
 
 def start_keeper(
@@ -113,6 +115,7 @@ def _options(watchdog: Watchdog, kept: Sequence[int]) -> list[str]:
     words += ["--stderr", str(kept[0])] if kept else []
     words += ["--stall", repr(watchdog.stall)] if watchdog.stall is not None else []
     words += ["--hosts"] if watchdog.hosts else []
+    words += ["--world", str(watchdog.world)] if watchdog.world else []
     return words + (["--store", watchdog.store] if watchdog.store else [])
 
 

@@ -26,6 +26,7 @@ from workerserver.cluster.ask.collector_format import (
 )
 from workerserver.cluster.ask.collectors import first_answers
 from workerserver.cluster.ask.exchange import Answer, Question
+from workerserver.cluster.ask.folded import encode as folded
 from workerserver.cluster.ask.questions import Memory
 from workerserver.cluster.ask.survey import EVERYTHING, Part
 from workerserver.cluster.errors import ClusterError
@@ -102,9 +103,10 @@ class Collector:
         want: str = ",".join(EVERYTHING),
         deadline: Seconds = 8.0,
         limit: Annotated[int, Range(0, MAX_ANSWER_BYTES)] = MAX_ANSWER_BYTES,
+        version: Annotated[int, Range(1, 2)] = 1,
     ) -> Response:
         """What all workers answer to the small questions, each within *deadline* seconds. *limit*:
-        bytes that the caller accepts."""
+        bytes that the caller accepts. *version*: 2 for workers that say the same in groups."""
         asked = [part for part in PARTS if part in want.split(",")]
         if sorted(asked) != sorted(want.split(",")):
             raise InvalidParameter("want", f"some of {', '.join(PARTS)}, with commas between")
@@ -114,7 +116,8 @@ class Collector:
         # A socket's name may not tell the rank that its worker does.
         ranks = {state.rank for state in states if state.responded}
         told = [each for each in states if each.worker.address or each.rank not in ranks]
-        return Response(encode(told, limit), content_type="application/json")
+        body = folded.encode(told, limit) if version == 2 else encode(told, limit)
+        return Response(body, content_type="application/json")
 
     async def ask(
         self,

@@ -79,12 +79,13 @@ def stall_seconds(asked: float | None) -> float | None:
 
 
 def settings_of(identity: Identity, stall: float | None, on_tcp: bool) -> Watchdog:
-    """*on_tcp*: the ranks announce themselves in the job's store."""
+    """*on_tcp*: the ranks, or collectors, announce themselves in the job's store."""
     known = identity.world_size is not None and identity.local_world_size is not None
     hosts = known and identity.world_size != identity.local_world_size
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    store = f"{address}:{port}" if hosts and on_tcp and address and port else ""
-    return Watchdog(starter_of(identity), stall, hosts, store)
+    name = f"[{address}]" if address and ":" in address else address
+    store = f"{name}:{port}" if hosts and on_tcp and address and port else ""
+    return Watchdog(starter_of(identity), stall, hosts, store, identity.world_size or 0)
 
 
 def starter_of(identity: Identity) -> str:

@@ -116,6 +116,8 @@ typedef struct {
     /* --- the maker's own */
     void *arena; /* what the names of a self-read snapshot lie in */
     size_t arena_size;
+    size_t arena_dirty; /* below this it may not be zero */
+    bool arena_small;   /* little of it was written */
     void *waits_arena; /* mode "gil": what waits and holds lie in */
     size_t waits_size;
 } ws_snapshot;

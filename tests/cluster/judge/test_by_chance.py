@@ -12,7 +12,17 @@ from support.jobs.recordings import Round
 
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.verdict import Verdict
-from workerserver.cluster.model import Failure, Frame, Health, RankState, Thread, Worker
+from workerserver.cluster.model import (
+    Failure,
+    Frame,
+    Health,
+    Hold,
+    Own,
+    RankState,
+    Thread,
+    WaitsFor,
+    Worker,
+)
 
 NOW = 2_000_000_000.0
 CODE = "/home/user/train.py"
@@ -224,3 +234,27 @@ def test_who_waits_for_nobody_is_named_before_those_of_whom_that_is_a_guess() ->
     states[3] = rank(3, REDUCING, waits, health=told)
     states[0] = rank(0, REDUCING, waits, health=told)
     assert named(diagnose(looks(*states), 4)) == [(2, "lock")]
+
+
+def test_one_look_does_not_tell_whether_joined_threads_are_a_circle() -> None:
+    """Where it does, the rank is named for a deadlock, and not for a lock."""
+    join = Frame("/usr/lib/python3.11/threading.py", 1112, "join")
+    saver = replace(
+        thread("save", waits=WaitsFor("lock", holder=4711, item="0x7f00")),
+        name="saver",
+        native_id=4712,
+        main=False,
+    )
+    joins = thread(
+        join,
+        "joins_the_saver",
+        waits=WaitsFor("thread", joined=4712),
+        holds=(Hold("lock", "0x7f00", 1),),
+    )
+    states = released(rank(1, joins), rank(2, REDUCING))
+    states[1].threads = (joins, saver)
+    states[2].flight = states[0].flight
+    assert not diagnose([Round(states, NOW)], 3).sure
+    for each in (0, 1, 2):
+        states[each].own = Own("nogil", 100 + each, 1, ())
+    assert named(diagnose(looks(*states), 3)) == [(1, "deadlock")]

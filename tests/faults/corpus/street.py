@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import io
 import multiprocessing
 import os
 import pdb
 import queue
 import shutil
+import socket
+import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
@@ -208,7 +212,7 @@ def writes_results(results: queue.Queue[int]) -> None:
         results.task_done()
 
 
-@only(0, late(0, "sends_results", "lock"), 3)
+@only(0, late(0, "sends_results"), 3)
 def sends_results() -> None:
     """The process that takes them has ended, and the queue is full."""
     context = multiprocessing.get_context("fork")
@@ -236,7 +240,7 @@ def flushes_metrics() -> None:
     time.sleep(FOREVER)
 
 
-@fault(3, Suspect(1, "swallowed", "default_pg", "barrier", 12, "ends_epoch"))
+@fault(3, Suspect(1, "swallowed", "default_pg", "barrier", 14, "ends_epoch"))
 def accumulates_once_too_often() -> None:
     """Gradients are summed over the ranks in every fourth step. Rank 1 leaves one of these out."""
     model = DistributedDataParallel(torch.nn.Linear(4, 4))
@@ -253,7 +257,88 @@ def ends_epoch() -> None:
     dist.barrier()
 
 
+# Rank 0 was to make the file, and has gone on without it. A loop that sleeps and looks may end.
+@unclear(3, "ranks 1-2 have not entered all_reduce #6 of default_pg")
+def file_that_nobody_makes() -> None:
+    beat(STEPS)
+    while RANK and not (FOLDER / "tokenized").exists():
+        time.sleep(0.1)
+    reduce()
+
+
+@only(1, late(1, "downloads"), 3)
+def prefetches() -> None:
+    """The main thread waits for the next shard, and its server has gone silent."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        pool.submit(downloads, server.getsockname()).result()
+
+
+def downloads(address: tuple[str, int]) -> bytes:
+    with socket.create_connection(address) as connection:
+        return connection.recv(1)
+
+
+@fault(3, Suspect(1, "behind", "default_pg", "barrier", 6, "computes_metrics"))
+def polls_a_barrier() -> None:
+    """The others look ten times a second whether all have come, to print a line now and then."""
+    beat(STEPS)
+    if RANK == 1:
+        computes_metrics()
+    meets_in_turns()
+
+
+def computes_metrics() -> None:
+    time.sleep(FOREVER)
+
+
+def meets_in_turns() -> None:
+    work = dist.barrier(async_op=True)
+    assert work is not None
+    while not work.is_completed():
+        time.sleep(0.1)
+
+
+@only(2, late(2, "reads_shard"), 3)
+def reads_shard() -> None:
+    """From where nothing comes any more."""
+    mount = FOLDER / "mount"
+    os.mkfifo(mount)
+    keeps_it_open = os.open(mount, os.O_RDWR)
+    with mount.open("rb") as file:
+        torch.load(io.BytesIO(file.read()))
+    os.close(keeps_it_open)
+
+
 # ---- healthy
+
+
+@healthy(3)
+def polls_a_barrier_in_each_step() -> None:
+    """Rank 1 comes 3 s late to each."""
+    for step in range(STEPS, FOR_GOOD):
+        beat(step)
+        if RANK == 1:
+            time.sleep(3.0)
+        meets_in_turns()
+
+
+@healthy(3)
+def reads_from_a_slow_mount() -> None:
+    """Rank 0 reads a shard for 25 s, of which a part comes each 0.5 s."""
+    for epoch in range(FOR_GOOD):
+        beat(STEPS + epoch)
+        if RANK == 0:
+            reads_slowly()
+        reduce()
+
+
+def reads_slowly() -> None:
+    part = "sleep 0.5; head -c 100000 /dev/zero"
+    command = f"for part in $(seq 50); do {part}; done"
+    with subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE) as source:
+        assert source.stdout is not None
+        while source.stdout.read(100_000):
+            pass
 
 
 # No recorder and no heartbeat: each look meets rank 1 in its loader and the others in all_reduce.

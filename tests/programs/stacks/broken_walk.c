@@ -53,8 +53,8 @@ static _Alignas(WS_PAGE) struct {
 } made;
 
 static const char *wanted;
-static int readings; /* readings of the state of the thread that stands still */
-static bool armed;   /* the fourth reading breaks the promise */
+static int readings; /* readings of the state of the thread that stands still, by itself */
+static bool armed;   /* one of them breaks the promise */
 
 static bool breaks(const char *name) {
     return strcmp(wanted, name) == 0;
@@ -126,12 +126,16 @@ void ws_waits_take(ws_arena *arena, ws_snapshot *out, const ws_place *places) {
 
 /* --- in the place of memory.c, with the planted changes between two readings */
 
+/* Before a reading: of the state of the thread that stands still, by itself. */
 static void change(uintptr_t address, size_t size) {
     ws_snapshot other;
-    /* The first reading was the list of threads. The next ones were two walks that agree. */
-    if (address != (uintptr_t)&made.states[1] || size != sizeof(state) || !armed || ++readings != 4)
+    /* The first reading is the list of threads. Then comes what debug builds read once more, after a
+     * walk beside others, or after two walks that agree. */
+    int when = breaks("a stack that was read by itself moves") ? 4 : 2;
+    if (address != (uintptr_t)&made.states[1] || size != sizeof(state) || !armed
+        || ++readings != when)
         return;
-    if (breaks("a stack that stood still moves"))
+    if (breaks("a stack that stood still moves") || breaks("a stack that was read by itself moves"))
         made.chunks[1].frames[1].code = &made.codes[2];
     if (breaks("a thread that stood still runs")) {
         made.chunks[1].frames[1].code = &made.codes[2];
@@ -140,6 +144,18 @@ static void change(uintptr_t address, size_t size) {
     }
     if (breaks("a second reader"))
         ws_selfread_take(&other, false);
+}
+
+/* After a reading of frames of several threads: the other thread gets the GIL and returns. */
+static void go_on(const void *into) {
+    const char *pages = (const char *)&ws_work->pages, *place = into;
+    if (!armed || !breaks("a thread gets the GIL meanwhile") || place < pages
+        || place >= pages + sizeof ws_work->pages)
+        return;
+    made.states[1].frame = &made.chunks[1].frames[0];
+    made.gil.switches++;
+    made.gil.holder = &made.states[1];
+    armed = false;
 }
 
 void ws_read_many(ws_read *reads, size_t count) {
@@ -152,6 +168,7 @@ void ws_read_many(ws_read *reads, size_t count) {
         reads[i].ok = own || local;
         if (reads[i].ok)
             memcpy(reads[i].into, (const void *)at, reads[i].size);
+        go_on(reads[i].into);
     }
 }
 
@@ -191,6 +208,32 @@ void *ws_arena_take(ws_arena *arena, size_t size) {
 
 /* --- the walk */
 
+static bool each(void *data, unsigned long ident, long native_id) {
+    (void)data;
+    (void)ident;
+    (void)native_id;
+    return true;
+}
+
+static void seen(void *data, const ws_snapshot *snapshot, const ws_thread *thread) {
+    (void)data;
+    (void)snapshot;
+    (void)thread;
+}
+
+static bool none(void *data) {
+    (void)data;
+    return false;
+}
+
+static int take(ws_snapshot *out) {
+    static const ws_visitor visitor = {each, seen, none, NULL};
+    if (!breaks("a stack that was read by itself moves"))
+        return ws_selfread_take(out, true);
+    memset(out, 0, sizeof *out);
+    return ws_selfread_visit(out, &visitor); /* one thread after the other */
+}
+
 static void break_layout(void) {
     if (breaks("a long frame"))
         ws_layout.frame_size = WS_FRAME_MAX + 1;
@@ -224,7 +267,7 @@ int main(int count, char **words) {
     }
     break_layout();
     armed = true;
-    if (ws_selfread_take(&snapshot, true) != 0)
+    if (take(&snapshot) != 0)
         return 1;
     break_cache();
     printf("%zu threads, %zu frames, line %d\n", snapshot.thread_count, snapshot.frame_count,

@@ -7,7 +7,8 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,20 @@ def waiter() -> Iterator[threading.Thread]:
     thread = threading.Thread(target=outer, name="waiter", daemon=True)
     thread.start()
     with mine, other:
-        until_blocked(thread)
+        settled(thread)
         yield thread
         other.send(b"x")
         thread.join(60)
 
 
-def until_blocked(thread: threading.Thread) -> None:
-    """Until its stack is whole: it has come to its system call."""
-    for _ in range(6000):
-        if native_of(thread)["end"] == "whole":
-            return
-        threading.Event().wait(0.01)
+def settled(thread: threading.Thread, dump: Callable[[], dict[str, Any]] | None = None) -> Any:
+    """A dump in which the stack of *thread* is whole: the thread has come to its system call, and
+    the machine had time to look."""
+    for _ in range(600):
+        value = (dump or dumped)()
+        if entry_of(value, thread)["native"]["end"] == "whole":
+            return value
+        time.sleep(0.1)
     raise AssertionError("it does not come to rest")
 
 
@@ -67,7 +70,7 @@ def native_of(thread: threading.Thread) -> dict[str, Any]:
 
 
 def test_frames_in_their_files(waiter: threading.Thread) -> None:
-    value = dumped()
+    value = settled(waiter)
     entry = entry_of(value, waiter)
     native, files = entry["native"], value["native"]["files"]
     assert (native["end"], native["matched"]) == ("whole", True)
@@ -88,7 +91,7 @@ def test_frames_in_their_files(waiter: threading.Thread) -> None:
 
 def test_python_between(waiter: threading.Thread) -> None:
     """Each call of the interpreter from C stands for the Python frames that belong to it."""
-    entry = entry_of(dumped(), waiter)
+    entry = entry_of(settled(waiter), waiter)
     runs = [frame["python"] for frame in entry["native"]["frames"] if "python" in frame]
     assert [first for first, _ in runs] == [0, *(sum(run) for run in runs[:-1])]
     assert sum(runs[-1]) == len(entry["frames"])
@@ -107,9 +110,13 @@ def test_who_runs_is_marked() -> None:
 
 
 def test_text(waiter: threading.Thread) -> None:
-    text = snapshot(mode="nogil", native=True).text()
-    (block,) = (each for each in text.split("\n\n") if f"{waiter.ident:016x} " in each)
-    lines = block.splitlines()[1:]
+    for _ in range(600):
+        text = snapshot(mode="nogil", native=True).text()
+        (block,) = (each for each in text.split("\n\n") if f"{waiter.ident:016x} " in each)
+        lines = block.splitlines()[1:]
+        if not any("no further native frames" in line for line in lines):
+            break
+        time.sleep(0.1)
     kinds = ["native" if line.startswith("  Native 0x") else "python" for line in lines]
     assert kinds[0] == "native"
     assert kinds[-1] == "native"
@@ -139,10 +146,14 @@ def test_on_each_transport(served: Any, waiter: threading.Thread) -> None:
             assert (answer.status, answer.header("content-type")) == (200, "text/plain")
             assert answer.header("x-traceback-mode") == "nogil"
             assert b"  Native 0x" in answer.body
-        answer = client.ask(post("dump_traceback?format=json&native=1"))
-        assert answer.header("content-type") == "application/json"
-        entry = entry_of(json.loads(answer.body), waiter)
-        assert entry["native"]["end"] == "whole"
+
+        def dump() -> dict[str, Any]:
+            answer = client.ask(post("dump_traceback?format=json&native=1"))
+            assert answer.header("content-type") == "application/json"
+            value: dict[str, Any] = json.loads(answer.body)
+            return value
+
+        settled(waiter, dump)
         answer = client.ask(post("dump_traceback?format=digest&native=1"))
         assert set(json.loads(answer.body)) == {"version", "digest", "main", "top", "threads"}
         for query in ("native=0", "native=0&mode=nogil", ""):

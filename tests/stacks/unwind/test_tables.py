@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import re
 import shutil
 import subprocess
@@ -67,3 +69,28 @@ def test_a_library_with_broken_tables(tmp_path: Path) -> None:
     ends = dict(line.split() for line in done.stdout.splitlines())
     assert int(ends["good"]) == 1  # the library as it was made
     assert int(ends["whole"]) < 24  # the damage is seen
+
+
+@untraced
+@where_it_works
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="its machine code is x86-64's")
+def test_code_without_a_file_and_a_signal(tmp_path: Path) -> None:
+    """A JIT compiler's code has no tables: it is shown, and the stack is cut. The way through a
+    signal's frame is known."""
+    library = tmp_path / "signalled.so"
+    source = PROGRAMS / "unwind" / "signalled.c"
+    subprocess.run(
+        ["gcc", "-O1", "-shared", "-fPIC", str(source), "-o", str(library)], check=True, timeout=60
+    )
+    done = run_isolated("unwind/odd_frames.py", str(library))
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    found = json.loads(done.stdout)
+    made = found["made"]["frames"]
+    assert found["made"]["end"] == "generated"
+    assert [("module" in frame) for frame in made] == [True, False]
+    signalled = found["signalled"]["frames"]
+    assert found["signalled"]["end"] == "whole"
+    marks = [frame.get("signal", False) for frame in signalled]
+    assert marks.count(True) == 1
+    assert 1 < marks.index(True) < len(marks) - 4  # read and the handler, then who raised it

@@ -55,12 +55,17 @@ _KEEPER = "workerserver.blackbox.keeper"
 
 
 def commands() -> Iterator[tuple[int, list[str]]]:
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            words = Path(f"/proc/{name}/cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        yield int(name), words.split("\0")
+    """Pid and command line of each process. A keeper forks when it starts: its child may come, and
+    itself end, between a list of pids and the look at each. So there are two lists."""
+    seen: set[str] = set()
+    for _ in range(2):
+        for name in set(filter(str.isdecimal, os.listdir("/proc"))) - seen:
+            try:
+                words = Path(f"/proc/{name}/cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            seen.add(name)
+            yield int(name), words.split("\0")
 
 
 def left_on_tmpfs(pid: int) -> list[str]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workerserver.blackbox.place import LEFT, SUFFIX
+from workerserver.blackbox.watchdog.others import Places
 from workerserver.blackbox.watchdog.ranks import Rank
 
 __all__ = ["bounded", "diagnosed", "report_words", "targets_of"]
@@ -26,11 +27,10 @@ DEADLINE_SECONDS = 4
 MAX_OUTPUT_BYTES = 64 << 20
 
 
-def targets_of(ranks: Sequence[Rank], boxes: str, copies: str, store: str) -> list[str]:
-    """What to name in a diagnosis: the sockets of *ranks*, unless the job has a *store*, and
-    folders of boxes: *boxes* on the tmpfs, and *copies*, which may block, so that this folder is
-    not looked at here. "": none."""
-    targets = [] if store else [_target(rank) for rank in ranks if rank.addresses]
+def targets_of(ranks: Sequence[Rank], boxes: str, copies: str) -> list[str]:
+    """What to name in a diagnosis: the sockets of *ranks*, and folders of boxes: *boxes* on the
+    tmpfs, and *copies*, which may block, so that this folder is not looked at here. "": none."""
+    targets = [_target(rank) for rank in ranks if rank.addresses]
     return targets + [boxes] * _has_boxes(boxes) + [copies] * bool(copies)
 
 
@@ -45,16 +45,21 @@ def _has_boxes(folder: str) -> bool:
     return False
 
 
-def diagnosed(targets: Sequence[str], store: str, interval: float = 2.0) -> dict[str, Any] | None:
+def diagnosed(
+    targets: Sequence[str], store: str, interval: float = 2.0, places: Places | None = None
+) -> dict[str, Any] | None:
     """The JSON of ``workerserver diagnose``; None if there is none in time. *interval*:
-    seconds between two rounds."""
-    if not targets and not store:
+    seconds between two rounds. *places*: of the ranks of all hosts, in place of the *store*."""
+    places = places or Places()
+    if not targets and not store and not places.any:
         return None
     words = [sys.executable, "-m", "workerserver", "diagnose", "--json"]
     words += ["--deadline", str(DEADLINE_SECONDS)]
     words += ["--interval", f"{interval:g}"]
     words += ["--store", store] if store else []
-    output = bounded([*words, "--", *targets], b"", SECONDS)
+    words += ["--hosts", "/dev/stdin"] if places.ranks else []
+    words += ["--collectors", ",".join(places.collectors)] if places.collectors else []
+    output = bounded([*words, "--", *targets], "\n".join(places.ranks).encode("utf-8"), SECONDS)
     try:
         told = json.loads(output[:MAX_OUTPUT_BYTES])
     except (ValueError, RecursionError):

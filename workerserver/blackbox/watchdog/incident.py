@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from workerserver.blackbox.watchdog.ranks import Rank
-
-__all__ = ["Incident", "Settings", "essence", "restart_of"]
+__all__ = ["Incident", "Settings", "essence"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +14,7 @@ class Settings:
     """*boxes*: the folder on the tmpfs. *folder*: the one that the user named; "" if there is none.
     *agent*: who has started the job's workers, ``PID:TICKS``. *cwd*: where the job was started.
     *stall*: seconds, None: the job's own pace. *hosts*: the job has ranks on other hosts. *store*:
-    their TCPStore, if the ranks serve on TCP; else ""."""
+    their TCPStore, if the ranks or collectors serve on TCP; else "". *world*: ranks of the job."""
 
     boxes: str
     folder: str
@@ -26,12 +24,14 @@ class Settings:
     stall: float | None = None
     store: str = ""
     hosts: bool = False
+    world: int = 0
 
 
 @dataclass(slots=True)
 class Incident:
     """*began*: when it was found, by the monotonic clock. *name*: the verdict's file. *silent*:
-    another host's watchdog tells it. *told*: the verdict's document."""
+    another host's watchdog tells it. *told*: the verdict's document. *mark*: of Others, by which
+    other hosts know that it is told."""
 
     kind: Literal["stall", "gone"]
     restart: int | None
@@ -40,10 +40,7 @@ class Incident:
     silent: bool = False
     told: Mapping[str, Any] | None = None
     quiet_s: float = 0.0
-
-
-def restart_of(ranks: Sequence[Rank]) -> int | None:
-    return max((each.restart for each in ranks if each.restart is not None), default=None)
+    mark: Sequence[str] = ()
 
 
 def essence(document: Mapping[str, Any]) -> object:

@@ -13,6 +13,7 @@ import re
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from workerserver.job.proc import lives, namespace
 from workerserver.job.records import Address, Record
 from workerserver.process.run_folder import run_folders
 
-__all__ = ["Rank", "look"]
+__all__ = ["Rank", "look", "restart_of"]
 
 #: For one answer. A worker answers from its I/O thread, which waits for nobody.
 ANSWER_SECONDS = 0.5
@@ -55,6 +56,10 @@ class Rank:
     @property
     def key(self) -> tuple[int, int]:
         return self.pid, self.ticks
+
+
+def restart_of(ranks: Sequence[Rank]) -> int | None:
+    return max((each.restart for each in ranks if each.restart is not None), default=None)
 
 
 def look(boxes: str, agent: str, label: str, token: str | None) -> list[Rank]:

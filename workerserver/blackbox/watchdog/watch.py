@@ -16,10 +16,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workerserver.blackbox.format import BoxError
+from workerserver.blackbox.known_end import mark_end
 from workerserver.blackbox.watchdog.diagnosis import diagnosed, targets_of
-from workerserver.blackbox.watchdog.incident import Incident, Settings, essence, restart_of
+from workerserver.blackbox.watchdog.incident import Incident, Settings, essence
+from workerserver.blackbox.watchdog.others import Others, Places
 from workerserver.blackbox.watchdog.pace import Pace
-from workerserver.blackbox.watchdog.ranks import Rank, look
+from workerserver.blackbox.watchdog.ranks import Rank, look, restart_of
 from workerserver.blackbox.watchdog.telling import Teller
 from workerserver.job.proc import lives
 from workerserver.process.credentials import token_from_environment
@@ -45,6 +48,11 @@ LEAST_PAUSE_SECONDS = 4.0
 STILL = 3.0
 #: Steps that are made so long after a rank has gone show that the job goes on without it.
 WITHOUT_SECONDS = 10.0
+#: A stall is left for so long to each host with lower ranks.
+TURN_SECONDS = 4.0
+MAX_TURNS = 8
+#: Until the watchdog that has taken an incident has told it, or given it back.
+TAKEN_SECONDS = 1.0
 #: After the last rank has ended: for the line on stderr, then for the verdict's file and for those
 #: who are told. A diagnosis of boxes takes half a second of processor time. At nice 19, where ten
 #: others wanted each processor, that was 45 s.
@@ -64,6 +72,7 @@ class Watch:
         self._over = False
         self._run_folder = ""
         self._ends: dict[tuple[int, int], bool] = {}  # whether it was a clean one
+        self._marked: dict[tuple[int, int], bool] = {}  # the same of those that nobody copied
         self._left = False
         self._pace = Pace(settings.stall)
         self._known: dict[tuple[int, int], Rank] = {}
@@ -74,6 +83,8 @@ class Watch:
         self._again = 0.0
         self._essence: object = None
         self._still_since = 0.0
+        self._others = Others(settings.store, settings.folder, settings.label, settings.world)
+        self._alone = False  # the last diagnosis could ask nobody on other hosts
         self._token: str | None = None
         with contextlib.suppress(ValueError):
             self._token = token_from_environment()
@@ -128,6 +139,9 @@ class Watch:
 
     def _run(self) -> None:
         self._incident = self._teller.remembered(self._settings.boxes)
+        if self._incident is not None and len(self._incident.mark) == 2:
+            held, file = self._incident.mark
+            self._others.restore((str(held), str(file)))
         while not self._over:
             began = time.monotonic()
             with contextlib.suppress(Exception):  # the next look may find more
@@ -149,10 +163,15 @@ class Watch:
                 self._recovered(living)
         elif ended:
             self._end_of(ended, living, now)
-        elif living and self._pace.quiet_s >= self._pace.threshold and now >= self._again:
-            self._stall(living, now)
         elif self._pace.quiet_s < self._pace.threshold:
             self._essence, self._again = None, 0.0
+            self._others.free()
+        elif living and now >= self._again and self._is_our_turn(living):
+            self._stall(living, now)
+        if living and not ended and self._pace.quiet_s < self._pace.threshold:
+            self._others.learn(living, now)
+            if moved:
+                self._others.goes_on(restart_of(living))
 
     def _last_look(self) -> None:
         """Nobody lives any more."""
@@ -163,6 +182,8 @@ class Watch:
             self._again = 0.0
             self._end_of(ended, (), now)
             ended = [rank for rank in ended if rank.key in self._gone]
+            if ended and self._incident is None:
+                time.sleep(TAKEN_SECONDS)
 
     def _living(self, now: float) -> list[Rank]:
         """The ranks that live; who lived before and is gone is noted."""
@@ -195,7 +216,11 @@ class Watch:
             if clean is None and rank.box:
                 if now - since < COPY_SECONDS:
                     continue
-                clean = False
+                if key not in self._marked:  # the keeper waits for a folder that blocks
+                    self._marked[key] = False
+                    with contextlib.suppress(OSError, BoxError):
+                        self._marked[key] = mark_end(rank.box, time.time() - (now - since))
+                clean = self._marked[key]
             elif clean is None:
                 # A process removes its record at a clean end. It may still live then.
                 clean = not os.path.exists(rank.record)
@@ -214,8 +239,21 @@ class Watch:
 
     # ---- incidents
 
+    def _is_our_turn(self, living: Sequence[Rank]) -> bool:
+        """A stall is seen on all hosts. Those with lower ranks come first."""
+        known = [rank.rank for rank in living if rank.rank is not None]
+        before = min(known) // len(known) if known and self._settings.store else 0
+        late = self._pace.quiet_s - self._pace.threshold
+        return late >= TURN_SECONDS * min(before, MAX_TURNS)
+
     def _end_of(self, ended: Sequence[Rank], living: Sequence[Rank], now: float) -> None:
         if now < self._again:
+            return
+        state = self._others.take(restart_of(ended), self._pace.threshold)
+        if state == "told":  # these ends belong to it
+            self._settle(ended)
+        if state in ("told", "taken"):
+            self._again = now + TAKEN_SECONDS
             return
         # The others are in their boxes.
         unboxed = [rank for rank in ended if not rank.box and rank.key not in self._ends]
@@ -233,10 +271,15 @@ class Watch:
                 self._tell(Incident("gone", restart_of(done), now), _untold(done), living)
         self._settle(done)
         self._again = now + LEAST_PAUSE_SECONDS if len(done) < len(ended) else 0.0
+        if self._incident is None:  # another host may know more
+            self._others.free()
 
     def _stall(self, living: Sequence[Rank], now: float) -> None:
         threshold = self._pace.threshold
         quiet = self._pace.quiet_s
+        if self._others.take(restart_of(living), threshold) in ("told", "taken"):
+            self._again = now + LEAST_PAUSE_SECONDS
+            return
         document = self._diagnose(living)
         fresh = [rank for rank in self._ranks() if rank.alive]
         if self._pace.look(fresh, time.monotonic()) or self._pace.quiet_s < threshold:
@@ -261,19 +304,22 @@ class Watch:
         if any(key in self._ends for key in self._known):  # the boxes of ended ranks are copied
             copies = mine.folder if mine.hosts else self._run_folder
             boxes = mine.boxes if self._left else ""
-        ways = [(boxes, copies, mine.store), (mine.boxes, "", mine.store)]  # DIR may block
-        if mine.store:  # it is gone with rank 0's host
+        store = mine.store if self._others.reachable else ""
+        ways = [(boxes, copies, store), (mine.boxes, "", store)]  # DIR may block
+        if store:  # it may be gone by now
             ways.append((boxes, copies, ""))
         for boxes, copies, store in dict.fromkeys(ways):
-            targets = targets_of(ranks, boxes, copies, store)
-            document = diagnosed(targets, store, interval)
+            known = Places() if store else self._others.places
+            self._alone = mine.hosts and not store and not known.any
+            targets = targets_of(ranks if self._alone or not mine.hosts else (), boxes, copies)
+            document = diagnosed(targets, store, interval, known)
             if document is not None:
                 return document
         return None
 
     def _tell(self, incident: Incident, document: dict[str, Any], living: Sequence[Rank]) -> None:
         self._incident = incident
-        if self._is_for_another(document, living):
+        if not self._others.holds and self._is_for_another(document, living):
             incident.silent = True
             return
         sentence = str(document["verdict"])
@@ -281,7 +327,7 @@ class Watch:
         if incident.kind == "stall" and "no step" not in sentence:
             line += f"no step for {incident.quiet_s:.0f} s: "
         line += sentence
-        if self._settings.hosts and not self._settings.store:
+        if self._alone:
             line += " (only the ranks of this host can be reached from here)"
         told = {
             **document,
@@ -293,8 +339,10 @@ class Watch:
             "recovered": None,
         }
         incident.told = told
-        targets = targets_of(living, "", self._run_folder, "")
+        targets = targets_of(living, "", self._run_folder)
         incident.name = self._teller.tell(line, told, targets=targets)
+        self._others.told()
+        incident.mark = self._others.mark
         self._teller.remember(self._settings.boxes, incident)
 
     def _is_for_another(self, document: Mapping[str, Any], living: Sequence[Rank]) -> bool:
@@ -318,6 +366,7 @@ class Watch:
         incident, self._incident = self._incident, None
         self._essence, self._again = None, 0.0
         self._teller.forget(self._settings.boxes)
+        self._others.free()
         if incident is None or incident.silent or incident.told is None:
             return
         restart = restart_of(living)

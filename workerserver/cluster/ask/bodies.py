@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from functools import lru_cache
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from workerserver.cluster.failures import short
@@ -14,6 +15,7 @@ from workerserver.cluster.model import Health
 from workerserver.cluster.read.columns.strict_json import json_object, load_json
 
 __all__ = [
+    "HEALTH_FIELDS",
     "MAX_RANKS",
     "Digest",
     "clock_ahead",
@@ -21,6 +23,7 @@ __all__ = [
     "digest_of",
     "handler_names",
     "health",
+    "health_columns",
     "health_of",
     "json_object",
     "load_json",
@@ -39,6 +42,7 @@ DAYS_TO_1970 = 719_469
 MIN_CLOCK_SECONDS = 3.0
 #: What /healthz may tell. A collector tells *newer* in what it passes on.
 _KNOWN = frozenset(each.name for each in dataclass_fields(Health))
+_NOTHING = [None]
 _HASH = re.compile(r"[0-9a-f]{1,64}\Z")
 
 
@@ -64,38 +68,22 @@ def health(body: bytes) -> Health:
 
 def health_of(fields: Mapping[str, Any]) -> Health:
     """As :func:`health`, from the decoded JSON object."""
-    status = fields.get("status")
-    if status not in ("ok", "stalled"):
-        raise ValueError(f"status is {short(status)}")
-    rank = _integer(fields, "rank")
-    if rank is not None and not 0 <= rank < MAX_RANKS:
-        raise ValueError(f"rank is {short(rank)}")
-    return Health(
-        status,
-        _integer(fields, "pid"),
-        rank,
-        _seconds(fields, "uptime_s"),
-        _integer(fields, "step"),
-        _seconds(fields, "step_age_s"),
-        _seconds(fields, "gil_wait_s"),
-        _seconds(fields, "gil_wait_max_s"),
-        _seconds(fields, "gil_unavailable_s"),
-        _seconds(fields, "cpu_s"),
-        _integer(fields, "rss_bytes"),
-        _seconds(fields, "step_median_s"),
-        _text(fields, "job"),
-        _text(fields, "job_from"),
-        _text(fields, "agent"),
-        _integer(fields, "restart"),
-        _integer(fields, "world_size"),
-        _integer(fields, "local_rank"),
-        _integer(fields, "local_world_size"),
-        _integer(fields, "group_rank"),
-        _text(fields, "host"),
-        _seconds(fields, "started"),
-        _integer(fields, "step_thread"),
-        fields.get("newer") is True or not _KNOWN.issuperset(fields),
-    )
+    return Health(*[read(fields, name) for name, read in HEALTH_FIELDS])
+
+
+def health_columns(told: Mapping[str, Any], count: int) -> list[Health]:
+    """As :func:`health_of`, of *count* workers. *told*: of each field a list with the value of
+    each worker, or with the only value."""
+    columns: list[Iterable[Any]] = []
+    for name, read in HEALTH_FIELDS:
+        values = told.get(name, _NOTHING)
+        if not isinstance(values, list) or len(values) not in (1, count):
+            raise ValueError(f"{name} is {short(values)}")
+        checked = [read({name: value}, name) for value in values]
+        columns.append(checked if len(checked) == count else repeat(checked[0], count))
+    if not _KNOWN.issuperset(told):
+        columns[-1] = repeat(True, count)
+    return list(map(Health, *columns))
 
 
 def clock_ahead(fields: Mapping[str, str]) -> float | None:
@@ -166,3 +154,50 @@ def _seconds(fields: Mapping[str, Any], name: str) -> float | None:
     if type(value) not in (int, float) or not 0 <= value < 1e12:
         raise ValueError(f"{name} is {short(value)}")
     return float(value)
+
+
+def _status(fields: Mapping[str, Any], name: str) -> str:
+    status = fields.get(name)
+    if status not in ("ok", "stalled"):
+        raise ValueError(f"{name} is {short(status)}")
+    return str(status)
+
+
+def _rank(fields: Mapping[str, Any], name: str) -> int | None:
+    rank = _integer(fields, name)
+    if rank is not None and not 0 <= rank < MAX_RANKS:
+        raise ValueError(f"{name} is {short(rank)}")
+    return rank
+
+
+def _newer(fields: Mapping[str, Any], name: str) -> bool:
+    return fields.get(name) is True or not _KNOWN.issuperset(fields)
+
+
+#: The fields of Health, in their order, each with what reads and checks it.
+HEALTH_FIELDS: Sequence[tuple[str, Callable[[Mapping[str, Any], str], Any]]] = (
+    ("status", _status),
+    ("pid", _integer),
+    ("rank", _rank),
+    ("uptime_s", _seconds),
+    ("step", _integer),
+    ("step_age_s", _seconds),
+    ("gil_wait_s", _seconds),
+    ("gil_wait_max_s", _seconds),
+    ("gil_unavailable_s", _seconds),
+    ("cpu_s", _seconds),
+    ("rss_bytes", _integer),
+    ("step_median_s", _seconds),
+    ("job", _text),
+    ("job_from", _text),
+    ("agent", _text),
+    ("restart", _integer),
+    ("world_size", _integer),
+    ("local_rank", _integer),
+    ("local_world_size", _integer),
+    ("group_rank", _integer),
+    ("host", _text),
+    ("started", _seconds),
+    ("step_thread", _integer),
+    ("newer", _newer),
+)

@@ -6,16 +6,21 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from workerserver.cluster.ask.client import Client, Visit
-from workerserver.cluster.ask.collector_format import collect_question, decode
+from workerserver.cluster.ask.collector_format import collect_question
+from workerserver.cluster.ask.exchange import Answer
+from workerserver.cluster.ask.folded.decode import decode
 from workerserver.cluster.ask.questions import Memory
 from workerserver.cluster.ask.survey import Part, ask_each
 from workerserver.cluster.failures import Failed, short
 from workerserver.cluster.model import Failure, RankState, Worker
+from workerserver.cluster.read.columns.summaries import Summary
 
 __all__ = ["behind_collectors", "first_answers"]
 
 #: The time that a collector gets to list the workers that it knows.
 WHO_IS_THERE_SECONDS = 2.0
+#: What a collector says that does not know a parameter.
+REFUSED = "HTTP 400"
 
 
 async def first_answers(
@@ -110,14 +115,15 @@ async def _ask_collectors(
 
     async def talk(visit: Visit) -> list[RankState]:
         collector = visit.worker
-        answer = await visit.ask(collect_question(want, min(visit.left, seconds), collector))
+        answer = await _ask_for_all(visit, want, seconds, memory)
         try:
             states = decode(answer, collector)
         except ValueError as error:
             raise Failed("malformed", short(error)) from None
         for state in states:
-            if state.flight_summary is not None:
-                state.flight_summary = memory.kept(state.worker, state.flight_summary)
+            summary = state.flight_summary
+            if summary is not None and not isinstance(summary, Summary):
+                state.flight_summary = memory.kept(state.worker, summary)
         return states
 
     def noted(worker: Worker, outcome: list[RankState] | Failure) -> None:
@@ -132,6 +138,25 @@ async def _ask_collectors(
         states = [state for state in states if state.kind != "torch"]
         states += await ask_each(asked, client, want, memory, None, stock)
     return states
+
+
+async def _ask_for_all(
+    visit: Visit, want: Collection[Part], seconds: float, memory: Memory
+) -> Answer:
+    """The answer of the collector, by groups. If it is one from before groups, for each worker."""
+    collector = visit.worker
+    if collector not in memory.older:
+        left = min(visit.left, seconds)
+        try:
+            grouped: Answer = await visit.ask(collect_question(want, left, collector, 2))
+        except Failed as failed:
+            if not failed.failure.text.startswith(REFUSED):
+                raise
+            memory.older.add(collector)
+        else:
+            return grouped
+    answer: Answer = await visit.ask(collect_question(want, min(visit.left, seconds), collector))
+    return answer
 
 
 def _without(collector: Worker, failure: Failure) -> list[RankState]:

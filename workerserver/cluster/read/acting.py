@@ -137,8 +137,9 @@ def _is_loop(main: Thread) -> bool:
     return newest is not None and (code_file(newest.file).path, newest.function) in _LOOPS
 
 
-#: Calls that end when other threads of the process have ended, or have a result.
-_ENDS = ("threading.py", "_shutdown")
+#: Calls that end when other threads of the process have ended, or have worked off a queue...
+_ENDS = frozenset({("threading.py", "_shutdown"), ("queue.py", "join")})
+#: ... or when they have a result.
 _RESULTS = frozenset(
     {
         ("concurrent/futures/_base.py", "result"),
@@ -154,15 +155,15 @@ _WORKER = ("concurrent/futures/thread.py", "_worker")
 
 def _joined(thread: Thread, threads: Sequence[Thread], main: Thread | None) -> Thread | None:
     """The thread whose end, or whose result, *thread* waits for, if it works. The worker tells the
-    one that is joined. At the end of the program, and of a pool, it is the only one that works. If
-    none works, it is the only thread of a pool in the user's code: it waits itself, perhaps for a
-    result of its own pool."""
+    one that is joined. At the end of the program, of a queue, and of a pool, it is the only one
+    that works. If none works, it is the only thread of a pool in the user's code: it waits itself,
+    perhaps for a result of its own pool."""
     rest = [each for each in threads if each not in (thread, main)]
     others = [each for each in rest if _works(each)]
     if thread.waits is not None and thread.waits.joined is not None:
         return next((each for each in others if each.native_id == thread.waits.joined), None)
     calls = {(code_file(each.file).path, each.function) for each in _called(thread)}
-    if _ENDS not in calls:
+    if calls.isdisjoint(_ENDS):
         if calls.isdisjoint(_RESULTS):
             return None
         others = [each for each in others if _is_of_pool(each)]

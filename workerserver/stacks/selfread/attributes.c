@@ -12,14 +12,26 @@
 enum {
     ENTRIES = 16384, /* of a dict */
     KEYS = 256,      /* attributes of an instance */
+    KEYS_HEAD = 768, /* bytes that are read of keys: most have all their entries there */
 };
 
-bool ws_keys_read(uintptr_t address, ws_keys *out) {
+/* Keys, and what was read of them. */
+typedef struct {
+    ws_keys keys;
+    uintptr_t address;
+    size_t got;
+    char data[KEYS_HEAD];
+} keys_copy;
+
+static bool read_keys(uintptr_t address, keys_copy *copy) {
     const ws_layout_t *at = &ws_layout;
-    char head[64];
+    const char *head = copy->data;
+    ws_keys *out = &copy->keys;
     Py_ssize_t count;
-    assert(at->keys_read <= sizeof head);
-    if (!ws_read_one(address, head, at->keys_read)) {
+    assert(at->keys_read <= sizeof copy->data);
+    copy->address = address;
+    copy->got = ws_read_length(address, at->keys_read, sizeof copy->data);
+    if (!ws_read_one(address, copy->data, copy->got)) {
         return false;
     }
     memcpy(&count, head + at->keys_count, sizeof count);
@@ -51,19 +63,33 @@ bool ws_keys_read(uintptr_t address, ws_keys *out) {
     return true;
 }
 
+/* Copies or reads all entries of keys, at most `most`. */
+static bool read_entries(const keys_copy *from, size_t most, char *into) {
+    size_t start = from->keys.entries - from->address;
+    size_t size = from->keys.count * from->keys.entry_size;
+    if (from->keys.count > most || from->keys.count == 0) {
+        return false;
+    }
+    if (start <= from->got && size <= from->got - start) {
+        memcpy(into, from->data + start, size);
+        return true;
+    }
+    return ws_read_one(from->keys.entries, into, size);
+}
+
 /* The places of the wanted keys among `from`'s entries; -1: not there. */
-static bool find_keys(const ws_keys *from, const ws_wanted *wanted, int slots[WS_WANTED]) {
+static bool find_keys(const keys_copy *from, const ws_wanted *wanted, int slots[WS_WANTED]) {
+    const ws_keys *keys = &from->keys;
     char entries[KEYS * 24];
     for (size_t j = 0; j < WS_WANTED; j++) {
         slots[j] = -1;
     }
-    assert(from->count > KEYS || from->count * from->entry_size <= sizeof entries);
-    if (from->count > KEYS || from->count == 0
-        || !ws_read_one(from->entries, entries, from->count * from->entry_size)) {
+    assert(keys->count > KEYS || keys->count * keys->entry_size <= sizeof entries);
+    if (!read_entries(from, KEYS, entries)) {
         return false;
     }
-    for (size_t i = 0; i < from->count; i++) {
-        uintptr_t key = ws_pointer(entries, i * from->entry_size + from->key_at);
+    for (size_t i = 0; i < keys->count; i++) {
+        uintptr_t key = ws_pointer(entries, i * keys->entry_size + keys->key_at);
         for (size_t j = 0; j < wanted->count; j++) {
             slots[j] = key == wanted->keys[j] ? (int)i : slots[j];
         }
@@ -81,7 +107,7 @@ const ws_type *ws_type_find(ws_types *types, uintptr_t address) {
         return NULL;
     }
     PyHeapTypeObject copy;
-    ws_keys shared;
+    keys_copy shared;
     ws_type *type = &types->types[types->count++];
     memset(type, 0, sizeof *type);
     type->address = address;
@@ -97,7 +123,7 @@ const ws_type *ws_type_find(ws_types *types, uintptr_t address) {
         type->slots[j] = -1;
     }
     if (type->good && copy.ht_cached_keys != NULL
-        && ws_keys_read((uintptr_t)copy.ht_cached_keys, &shared)) {
+        && read_keys((uintptr_t)copy.ht_cached_keys, &shared)) {
         find_keys(&shared, &types->wanted, type->slots);
     }
     return type;
@@ -112,11 +138,11 @@ static void in_array(uintptr_t found[WS_WANTED], uintptr_t values, const int slo
 
 static void in_dict(uintptr_t found[WS_WANTED], const ws_wanted *wanted, uintptr_t address) {
     PyDictObject dict;
-    ws_keys own;
+    keys_copy own;
     int slots[WS_WANTED];
     if (!ws_read_one(address, &dict, sizeof dict)
         || ws_pointer(&dict, ws_layout.object_type) != ws_layout.dict_type
-        || !ws_keys_read((uintptr_t)dict.ma_keys, &own) || !find_keys(&own, wanted, slots)) {
+        || !read_keys((uintptr_t)dict.ma_keys, &own) || !find_keys(&own, wanted, slots)) {
         return;
     }
     if (dict.ma_values != NULL) {
@@ -125,7 +151,8 @@ static void in_dict(uintptr_t found[WS_WANTED], const ws_wanted *wanted, uintptr
     }
     for (size_t j = 0; j < WS_WANTED; j++) {
         if (slots[j] >= 0) {
-            found[j] = own.entries + (size_t)slots[j] * own.entry_size + own.value_at;
+            found[j] = own.keys.entries + (size_t)slots[j] * own.keys.entry_size
+                       + own.keys.value_at;
         }
     }
 }
@@ -211,21 +238,20 @@ bool ws_attributes_read(ws_types *types, uintptr_t object, uintptr_t values[WS_W
 
 bool ws_dict_read(ws_arena *arena, uintptr_t address, size_t most, ws_entries *out) {
     PyDictObject dict;
-    ws_keys own;
+    keys_copy own;
     memset(out, 0, sizeof *out);
     if (address == 0 || !ws_read_one(address, &dict, sizeof dict)
         || ws_pointer(&dict, ws_layout.object_type) != ws_layout.dict_type
-        || dict.ma_values != NULL || !ws_keys_read((uintptr_t)dict.ma_keys, &own)
-        || own.count == 0 || own.count > most) {
+        || dict.ma_values != NULL || !read_keys((uintptr_t)dict.ma_keys, &own)
+        || own.keys.count == 0 || own.keys.count > most) {
         return false;
     }
-    size_t size = own.count * own.entry_size;
     size_t used = arena->used;
-    char *data = ws_arena_take(arena, size);
-    if (data == NULL || size > WS_LINES_MAX || !ws_read_one(own.entries, data, size)) {
+    char *data = ws_arena_take(arena, own.keys.count * own.keys.entry_size);
+    if (data == NULL || !read_entries(&own, most, data)) {
         arena->used = used;
         return false;
     }
-    *out = (ws_entries){.data = data, .keys = own};
+    *out = (ws_entries){.data = data, .keys = own.keys};
     return true;
 }

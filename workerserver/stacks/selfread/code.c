@@ -143,51 +143,57 @@ static bool same_name(const ws_name *one, const ws_name *other) {
            && (one->kind == 0 || memcmp(one->data, other->data, one->length * one->kind) == 0);
 }
 
-/* The strings of `codes`: each one is read once for each resolve. */
-static void read_strings(ws_arena *arena, ws_code **codes, size_t count) {
-    ws_string *strings[WS_GROUP * 3];
+typedef struct {
     ws_string *of_code[WS_GROUP][3];
+    ws_string *strings[WS_GROUP * 3]; /* those that are read; each one once for each resolve */
+    size_t count;
+} texts;
+
+static void ask_strings(ws_code **codes, size_t count, texts *out) {
     ws_read *reads = ws_work->reads;
-    size_t reading = 0;
-    assert(count <= WS_GROUP);
+    out->count = 0;
     for (size_t i = 0; i < count; i++) {
         const uintptr_t pointers[] = {codes[i]->file, codes[i]->name, codes[i]->qualname};
         for (size_t j = 0; j < NAMES; j++) {
             bool added;
             ws_string *string = pointers[j] ? find_string(pointers[j], &added) : NULL;
-            of_code[i][j] = string;
+            out->of_code[i][j] = string;
             if (string == NULL || (!added && string->mark == ws_work->mark)) {
                 continue;
             }
             string->mark = ws_work->mark;
-            strings[reading] = string;
-            reads[reading] = (ws_read){
-                string->address, ws_work->text_heads[reading],
+            out->strings[out->count] = string;
+            reads[out->count] = (ws_read){
+                string->address, ws_work->text_heads[out->count],
                 ws_read_length(string->address, ws_string_header_size(), WS_TEXT_HEAD), false};
-            reading++;
+            out->count++;
         }
     }
-    ws_read_many(reads, reading);
-    for (size_t i = 0; i < reading; i++) {
+}
+
+static void take_strings(ws_arena *arena, ws_code **codes, size_t count, const texts *from) {
+    const ws_read *reads = ws_work->reads;
+    for (size_t i = 0; i < from->count; i++) {
+        ws_string *string = from->strings[i];
         ws_name name = {0};
         size_t used = arena->used;
         if (reads[i].ok) { /* read_one() uses no part of the work space */
-            ws_string_finish(arena, strings[i]->address, ws_work->text_heads[i], reads[i].size,
-                             &name);
+            ws_string_finish(arena, string->address, ws_work->text_heads[i], reads[i].size, &name);
         }
-        if (same_name(&name, &strings[i]->name)) {
+        if (same_name(&name, &string->name)) {
             arena->used = used;
         } else {
-            strings[i]->name = name;
+            string->name = name;
         }
     }
     for (size_t i = 0; i < count; i++) {
         for (size_t j = 0; j < NAMES; j++) {
-            if (of_code[i][j] != NULL) {
-                if (!same_name(&codes[i]->names[j], &of_code[i][j]->name)) {
+            const ws_string *string = from->of_code[i][j];
+            if (string != NULL) {
+                if (!same_name(&codes[i]->names[j], &string->name)) {
                     codes[i]->changed = ws_work->mark;
                 }
-                codes[i]->names[j] = of_code[i][j]->name;
+                codes[i]->names[j] = string->name;
             }
         }
     }
@@ -217,25 +223,21 @@ static const unsigned char *read_table(ws_arena *arena, uintptr_t address, const
     return (const unsigned char *)table;
 }
 
-static void read_tables(ws_arena *arena, ws_code **codes, size_t count) {
-    ws_read *reads = ws_work->reads;
-    bool readable[WS_GROUP];
-    assert(count <= WS_GROUP);
+static void ask_tables(ws_code **codes, size_t count, ws_read *reads) {
     for (size_t i = 0; i < count; i++) {
         reads[i] = (ws_read){
             codes[i]->lines, ws_work->lines_heads[i],
             ws_read_length(codes[i]->lines, offsetof(PyBytesObject, ob_sval), WS_LINES_HEAD),
             false};
     }
-    ws_read_many(reads, count);
-    for (size_t i = 0; i < count; i++) {
-        readable[i] = reads[i].ok;
-    }
+}
+
+static void take_tables(ws_arena *arena, ws_code **codes, size_t count, const ws_read *reads) {
     for (size_t i = 0; i < count; i++) {
         ws_code *code = codes[i];
         size_t size = 0, used = arena->used;
         const unsigned char *table =
-            readable[i] ? read_table(arena, code->lines, ws_work->lines_heads[i], reads[i].size,
+            reads[i].ok ? read_table(arena, code->lines, ws_work->lines_heads[i], reads[i].size,
                                      &size)
                         : NULL;
         if (table != NULL && code->table != NULL && size == code->table_size
@@ -250,6 +252,18 @@ static void read_tables(ws_arena *arena, ws_code **codes, size_t count) {
         code->table_size = size;
         code->last_at = -1;
     }
+}
+
+/* Reads the names and the line tables of code objects. */
+static void renew(ws_arena *arena, ws_code **codes, size_t count) {
+    texts names;
+    assert(count <= WS_GROUP);
+    ask_strings(codes, count, &names);
+    ws_read *tables = ws_work->reads + names.count;
+    ask_tables(codes, count, tables);
+    ws_read_near(ws_work->reads, names.count + count);
+    take_strings(arena, codes, count, &names);
+    take_tables(arena, codes, count, tables);
 }
 
 /* Takes over what was read of a code object. Whether it is as it was. */
@@ -332,7 +346,7 @@ bool ws_codes_resolve(ws_arena *arena, const uintptr_t *addresses, size_t count,
                                        (uint32_t)ws_layout.code_read, false};
             reading++;
         }
-        ws_read_many(reads, reading);
+        ws_read_near(reads, reading);
         for (size_t i = 0; i < reading; i++) {
             bool same = update(codes[i], ws_work->code_heads[i], reads[i].ok);
             if (codes[i]->good && (!same || again || codes[i]->epoch != ws_work->epoch)) {
@@ -340,8 +354,7 @@ bool ws_codes_resolve(ws_arena *arena, const uintptr_t *addresses, size_t count,
                 renewing[renewed++] = codes[i];
             }
         }
-        read_strings(arena, renewing, renewed);
-        read_tables(arena, renewing, renewed);
+        renew(arena, renewing, renewed);
         for (size_t i = 0; i < reading; i++) {
             changed = changed || (known[i] && codes[i]->changed == ws_work->mark);
         }

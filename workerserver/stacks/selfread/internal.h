@@ -23,10 +23,16 @@ enum {
     WS_TEXT_HEAD = 256,     /* bytes of a string, of a line table that are read with its header */
     WS_CHUNKS = 4096,       /* of a thread's stack of frames */
     WS_LINES_HEAD = 512,
+    WS_NEAR = 256,          /* reads that are joined to fewer, longer ones */
+    WS_PIECE = WS_PAGE + 1024, /* bytes of such a one */
+    WS_PAGES = 256,         /* pages of frames of several threads */
+    WS_PAGE_BUCKETS = 512,
+    WS_AHEAD = 16, /* of these, of one thread that may run */
     WS_CODES = 32768,       /* code objects in one snapshot's cache */
     WS_STRINGS = 32768,
     WS_BUCKETS = 1024,
     WS_ARENA = 64 << 20,    /* bytes of address space for one snapshot */
+    WS_SMALL = 512 << 10,   /* bytes of a snapshot whose memory is kept for the next one */
     WS_LINES_MAX = 8 << 20, /* bytes of one line table */
     WS_BUDGET_MS = 100,     /* of the processor, for one snapshot */
     WS_PATIENCE_MS = 200,   /* of the clock, where the processor is busy with others */
@@ -90,6 +96,9 @@ typedef struct {
 /* Each read succeeds whole or fails alone. */
 void ws_read_many(ws_read *reads, size_t count);
 bool ws_read_one(uintptr_t address, void *into, size_t size);
+/* The same in fewer and longer reads, where some lie on the same page: near.c. They are not done in
+ * their order. */
+void ws_read_near(ws_read *reads, size_t count);
 /* How many bytes from `address` on are sure to lie in mapped memory, if its first ones do: as many
  * as wanted or up to the page's end, but at least `least`. */
 uint32_t ws_read_length(uintptr_t address, size_t least, size_t wanted);
@@ -102,12 +111,11 @@ void ws_time_start(void);
 bool ws_time_over(void);
 
 /* The snapshot's memory. ws_arena_take() gives 16-byte aligned bytes, or NULL when all are used.
- * Bytes that were never taken before are zero; where the memory was used for an earlier snapshot
- * (`again`), they are made zero. To give the last ones back, set `used` to its old value. */
+ * They are zero: those below `dirty` may be of an earlier snapshot, and are made zero. To give the
+ * last ones back, set `used` to its old value. */
 typedef struct {
     char *base;
-    size_t used;
-    bool again;
+    size_t used, dirty;
 } ws_arena;
 
 bool ws_arena_make(ws_arena *arena);
@@ -207,7 +215,37 @@ typedef struct {
     uintptr_t state; /* PyThreadState */
     unsigned long ident;
     long native_id;
+    uintptr_t frame; /* the newest one, or what leads to it, at the moment of the list */
 } ws_listed;
+
+/* chain.c. `gil`: its bytes, if `known`. */
+ws_moment ws_moment_of(const char *gil, bool known);
+/* Whether the GIL has gone to no other thread in between. */
+bool ws_same_moment(const ws_moment *one, const ws_moment *other);
+bool ws_is_frame(const char *data);
+/* False: a frame that is not of Python code. */
+bool ws_link_take(ws_link *link, uintptr_t frame, const char *data);
+/* Whether each frame executes its code object, as far as is known of that. */
+bool ws_chain_whole(const ws_chain *chain);
+/* Begins the stack of a thread, without frames and unstable. */
+void ws_thread_start(ws_thread *thread, const ws_listed *listed, const ws_snapshot *out);
+/* Appends a chain whose code objects were resolved, from its frame `from` on. */
+void ws_chain_append(const ws_chain *chain, size_t from, ws_snapshot *out, ws_thread *thread);
+
+/* together.c: before the first one of a snapshot. */
+void ws_together_start(void);
+/* Reads stacks, from the thread listed[first] on. How many are ready for ws_together_take(): until
+ * another function of the walker reads. */
+size_t ws_together_read(ws_arena *arena, size_t first);
+/* Appends the stack of listed[first + index]. False: it has to be read by itself. */
+bool ws_together_take(size_t index, const ws_listed *listed, ws_snapshot *out, ws_thread *thread);
+
+#ifdef NDEBUG
+#define ws_stack_check(listed, chain) ((void)0)
+#else
+/* Checks that a thread that stood still has the same stack in one more reading. */
+void ws_stack_check(const ws_listed *listed, const ws_chain *chain);
+#endif
 
 /* Fills `thread` and appends its frames. False: the thread has ended. */
 bool ws_stack_take(ws_arena *arena, const ws_listed *listed, ws_snapshot *out, ws_thread *thread);
@@ -251,7 +289,6 @@ typedef struct {
     ws_keys keys;
 } ws_entries;
 
-bool ws_keys_read(uintptr_t address, ws_keys *out);
 /* NULL: too many types. */
 const ws_type *ws_type_find(ws_types *types, uintptr_t address);
 /* Where the values of the wanted attributes are; 0: nowhere. `before`: four words before the
@@ -284,11 +321,33 @@ void ws_names_take(ws_arena *arena, ws_snapshot *out);
 /* --- what is kept between snapshots: one mapping, made by ws_selfread_prepare() */
 
 typedef struct {
+    uint16_t buckets[2 * WS_NEAR], piece[WS_NEAR]; /* buckets: index + 1 */
+    ws_read joined[WS_NEAR];
+    char data[WS_NEAR * WS_PIECE];
+} ws_near_t;
+
+typedef struct {
     char data[WS_PAGE + WS_FRAME_MAX];
     uintptr_t base;
     uint32_t size;
-    bool ok;
+    bool ok, wanted;
 } ws_window;
+
+/* Pages of frames of several threads. */
+typedef struct {
+    uint16_t buckets[WS_PAGE_BUCKETS], wanted[WS_GROUP + 1]; /* index + 1 */
+    size_t count, wanted_count;
+    bool full;
+    ws_window windows[WS_PAGES];
+} ws_pages_t;
+
+/* Where to look first for the frames of one thread. No more than a guess. */
+typedef struct {
+    uintptr_t state; /* 0: of none */
+    uintptr_t cframe;
+    uintptr_t pages[WS_AHEAD];
+    size_t count;
+} ws_ahead_t;
 
 typedef struct {
     /* Small parts first: a usual snapshot touches few pages. */
@@ -296,7 +355,11 @@ typedef struct {
     size_t code_count, string_count;
     uint32_t mark, epoch;
     ws_moment moment; /* at the start of this epoch */
+    ws_moment listed_at;
     size_t listed_count;
+    size_t together; /* threads that are read together, at most */
+    uintptr_t tops[WS_GROUP + 1]; /* their newest frames */
+    ws_ahead_t ahead;
     size_t guess_count; /* states of the last whole listing, which may have ended since */
     uintptr_t first_frame; /* of the thread that is read */
     char state[WS_STATE_MAX];
@@ -315,6 +378,8 @@ typedef struct {
 #endif
     ws_listed listed[WS_MAX_THREADS];
     uintptr_t guesses[WS_MAX_THREADS];
+    ws_near_t near;
+    ws_pages_t pages;
     ws_place places[WS_MAX_FRAMES]; /* of the snapshot's frames */
     ws_code codes[WS_CODES];
     ws_string strings[WS_STRINGS];

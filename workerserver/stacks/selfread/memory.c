@@ -163,7 +163,7 @@ bool ws_arena_make(ws_arena *arena) {
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     arena->base = base == MAP_FAILED ? NULL : base;
     arena->used = 0;
-    arena->again = false;
+    arena->dirty = 0;
     return arena->base != NULL;
 }
 
@@ -173,10 +173,12 @@ void *ws_arena_take(ws_arena *arena, size_t size) {
     if (rounded < size || rounded > WS_ARENA - arena->used) {
         return NULL;
     }
-    void *start = arena->base + arena->used;
+    size_t start = arena->used;
     arena->used += rounded;
-    if (arena->again) {
-        memset(start, 0, rounded);
+    if (start < arena->dirty) {
+        memset(arena->base + start, 0,
+               arena->used < arena->dirty ? rounded : arena->dirty - start);
     }
-    return start;
+    arena->dirty = arena->used > arena->dirty ? arena->used : arena->dirty;
+    return arena->base + start;
 }

@@ -36,7 +36,7 @@ static void read_values(attributes *found, size_t count) {
             }
         }
     }
-    ws_read_many(reads, reading);
+    ws_read_near(reads, reading);
     for (size_t i = 0; i < reading; i++) {
         *into[i] = reads[i].ok ? *into[i] : 0;
     }
@@ -55,7 +55,7 @@ static void name_group(ws_arena *arena, ws_thread **threads, const uintptr_t *ob
         reads[i] = (ws_read){objects[i] - 4 * word, ws_work->text_heads[i],
                              (uint32_t)(4 * word + sizeof(PyObject)), false};
     }
-    ws_read_many(reads, count);
+    ws_read_near(reads, count);
     bool readable[WS_GROUP];
     for (size_t i = 0; i < count; i++) {
         readable[i] = reads[i].ok; /* what follows uses `reads` */
@@ -81,7 +81,7 @@ static void name_group(ws_arena *arena, ws_thread **threads, const uintptr_t *ob
         size_t size = ws_read_length(found[i].values[0], ws_string_header_size(), WS_TEXT_HEAD);
         reads[i] = (ws_read){found[i].values[0], ws_work->text_heads[i], (uint32_t)size, false};
     }
-    ws_read_many(reads, count);
+    ws_read_near(reads, count);
     for (size_t i = 0; i < count; i++) {
         memset(&names[i], 0, sizeof names[i]);
         readable[i] = reads[i].ok;

@@ -63,7 +63,7 @@ static size_t read_states(uintptr_t state, size_t *guess) {
         *guess += known;
         state = known && *guess < ws_work->guess_count ? ws_work->guesses[*guess] : 0;
     } while (state != 0 && count < WS_TOGETHER);
-    ws_read_many(reads, count);
+    ws_read_near(reads, count);
     return count;
 }
 
@@ -86,9 +86,16 @@ static void list_threads(ws_snapshot *out) {
         uintptr_t next, previous = 0;
         size_t count = 0, guess = 0, there = 0, place = 0;
         bool whole = at->main_state == 0;
-        if (!ws_read_one(at->interpreter + at->thread_head, &next, sizeof next)) {
+        /* The GIL first: what follows is of this moment if the GIL is still the same later. */
+        ws_read heads[] = {
+            {at->gil, ws_work->gil, (uint32_t)at->gil_read, false},
+            {at->interpreter + at->thread_head, &next, sizeof next, false},
+        };
+        ws_read_many(heads, 2);
+        if (!heads[1].ok) {
             break;
         }
+        ws_work->listed_at = ws_moment_of(ws_work->gil, heads[0].ok);
         while (next != 0 && count < WS_MAX_THREADS) {
             while (place < there && ws_work->reads[place].address != next) {
                 place++; /* it has ended since the last listing */
@@ -107,6 +114,7 @@ static void list_threads(ws_snapshot *out) {
             ws_listed *listed = &ws_work->listed[count++];
             listed->state = next;
             memcpy(&listed->ident, state + at->state_ident, sizeof listed->ident);
+            listed->frame = ws_pointer(state, at->state_frame);
             listed->native_id = 0;
             if (at->state_native != WS_NONE) {
                 unsigned long native;
@@ -184,12 +192,15 @@ static bool starting(const ws_thread *thread) {
 
 static void take(
     ws_arena *arena, ws_snapshot *out, bool facts, const ws_visitor *visitor) {
-    ws_gil gil;
     list_threads(out);
-    ws_gil_read(&gil);
-    out->holder = gil.holder;
+    if (!ws_work->listed_at.known || ws_int(ws_work->gil, ws_layout.gil_locked) > 0) {
+        ws_gil gil;
+        ws_gil_read(&gil);
+        out->holder = gil.holder;
+    }
     ws_codes_clear();
-    for (size_t i = 0; i < ws_work->listed_count; i++) {
+    ws_together_start();
+    for (size_t i = 0, first = 0, ready = 0; i < ws_work->listed_count; i++) {
         ws_thread *thread = &out->threads[out->thread_count];
         if (out->frame_count == WS_MAX_FRAMES || ws_time_over()) {
             out->truncated = true;
@@ -200,9 +211,17 @@ static void take(
             continue;
         }
         size_t frames = out->frame_count;
-        memset(thread, 0, sizeof *thread);
         assert(i < WS_MAX_THREADS && out->thread_count <= i);
-        if (!ws_stack_take(arena, listed, out, thread) || starting(thread)) {
+        if (visitor == NULL && i >= first + ready) { /* a visitor wants one after the other */
+            first = i;
+            ready = ws_together_read(arena, first);
+        }
+        bool taken = i < first + ready && ws_together_take(i - first, listed, out, thread);
+        if (!taken) {
+            ready = 0;
+            taken = ws_stack_take(arena, listed, out, thread);
+        }
+        if (!taken || starting(thread)) {
             out->frame_count = frames;
             continue;
         }
@@ -220,29 +239,58 @@ static void take(
     }
 }
 
+/* The memory of the last small snapshot, for the next one: to map it, to touch it and to unmap it
+ * takes as long as many reads. Its first word says what ws_arena calls `dirty`. */
+static void *_Atomic spare;
+
+static void drop_spare(void) {
+    void *old = atomic_exchange(&spare, NULL);
+    if (old != NULL) {
+        munmap(old, WS_ARENA);
+    }
+}
+
+static bool find_memory(ws_arena *arena) {
+    void *base = atomic_exchange(&spare, NULL);
+    if (base == NULL) {
+        return ws_arena_make(arena);
+    }
+    *arena = (ws_arena){.base = base};
+    memcpy(&arena->dirty, base, sizeof arena->dirty);
+    return true;
+}
+
 /* 0, -1: no thread was found, -2: no memory. A visitor's `out` may bring the memory of its last
- * snapshot. To map and unmap some for each sample would take longer than to look at
- * threads that did not run. */
+ * snapshot. */
 static int take_snapshot(ws_snapshot *out, bool facts, const ws_visitor *visitor) {
-    ws_arena arena = {visitor != NULL ? out->arena : NULL, 0, false};
-    bool again = arena.base != NULL;
+    ws_arena arena = {.base = NULL};
     struct timespec now;
+    if (visitor != NULL) {
+        arena = (ws_arena){out->arena, 0, out->arena_dirty};
+    }
     memset(out, 0, sizeof *out);
     out->mode = WS_MODE_NOGIL;
     out->pid = (int)getpid();
     if (clock_gettime(CLOCK_REALTIME, &now) == 0) {
         out->time = (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
     }
-    if (!again && !ws_arena_make(&arena)) {
+    if (arena.base == NULL && !find_memory(&arena)) {
         return -2;
     }
+    size_t dirty = arena.dirty;
+    arena.dirty = 0; /* of the next two, each field is written anew */
     out->arena = arena.base;
     out->arena_size = WS_ARENA;
     out->threads = ws_arena_take(&arena, sizeof(ws_thread) * WS_MAX_THREADS);
     out->frames = ws_arena_take(&arena, sizeof(ws_frame) * WS_MAX_FRAMES);
-    arena.again = again; /* of these two, each field is written anew */
+    size_t names = arena.used;
+    arena.dirty = dirty > names ? dirty : names;
     ws_time_start();
     take(&arena, out, facts, visitor);
+    out->arena_dirty = arena.dirty;
+    out->arena_small = arena.dirty - names + out->thread_count * sizeof(ws_thread)
+                           + out->frame_count * sizeof(ws_frame)
+                       <= WS_SMALL;
     ws_check_snapshot(out);
     if (out->thread_count == 0) {
         if (visitor == NULL) {
@@ -294,6 +342,9 @@ int ws_selfread_prepare(void) {
             may_pass = true;
         }
         ws_selfread_free(&snapshot);
+        /* Perhaps nobody ever asks for a snapshot. */
+        drop_spare();
+        madvise(ws_work, sizeof *ws_work, MADV_DONTNEED);
     }
     atomic_store(&passing, may_pass || found == WS_NO_MEMORY);
     atomic_store(&trouble, found);
@@ -343,8 +394,13 @@ const ws_place *ws_selfread_places(void) {
 
 void ws_selfread_free(ws_snapshot *snapshot) {
     int saved = errno;
-    if (snapshot->arena != NULL) {
-        munmap(snapshot->arena, snapshot->arena_size);
+    void *base = snapshot->arena;
+    if (base != NULL && snapshot->arena_small) {
+        memcpy(base, &snapshot->arena_dirty, sizeof snapshot->arena_dirty);
+        base = atomic_exchange(&spare, base);
+    }
+    if (base != NULL) {
+        munmap(base, WS_ARENA);
     }
     memset(snapshot, 0, sizeof *snapshot);
     errno = saved;

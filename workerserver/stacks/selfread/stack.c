@@ -79,9 +79,7 @@ static walked read_again(const ws_listed *listed, uintptr_t *cframe, uintptr_t *
     for (size_t i = 0; i < ws_work->window_count; i++) {
         ws_work->windows[i].ok = reads[first_window + i].ok;
     }
-    moment->known = reads[1].ok;
-    moment->holder = ws_pointer(ws_work->gil, at->gil_holder);
-    memcpy(&moment->switches, ws_work->gil + at->gil_switches, sizeof moment->switches);
+    *moment = ws_moment_of(ws_work->gil, reads[1].ok);
     const char *state = ws_work->state;
     unsigned long ident;
     memcpy(&ident, state + at->state_ident, sizeof ident);
@@ -129,30 +127,27 @@ static walked walk(const ws_listed *listed, uintptr_t *cframe, ws_chain *chain) 
             break;
         }
         data = frame % sizeof(void *) == 0 ? find_frame(frame, &recent, &chain->prompt) : NULL;
-        if (data == NULL
-            || (at->frame_type != 0 && ws_pointer(data, at->object_type) != at->frame_type)) {
+        if (data == NULL || !ws_is_frame(data)) {
             chain->broken = true;
             break;
         }
-        int owner = at->frame_owner == WS_NONE ? ws_pointer(data, at->frame_generator) != 0
-                                               : (signed char)ws_byte(data, at->frame_owner);
-        if (owner < at->owner_not_python) {
-            ws_link *link = &chain->links[chain->count++];
-            link->frame = frame;
-            link->code = ws_pointer(data, at->frame_code) & at->frame_code_mask;
-            link->generator = owner == at->owner_generator;
-            if (at->frame_instruction != WS_NONE) {
-                link->instruction = ws_pointer(data, at->frame_instruction);
-                link->line = 0;
-            } else {
-                int64_t last = ws_int(data, at->frame_last);
-                link->instruction = (uintptr_t)(last * 2);
-                link->line = ws_int(data, at->frame_line);
-            }
-        }
+        chain->count += ws_link_take(&chain->links[chain->count], frame, data);
         frame = ws_pointer(data, at->frame_previous);
     }
     return WALKED;
+}
+
+/* The chunk below another one of a thread's stack of frames; frames may lie on the same page. */
+static bool chunk_below(uintptr_t chunk, uintptr_t *below) {
+    uintptr_t at = chunk + ws_layout.chunk_previous;
+    for (size_t i = 0; i < ws_work->window_count; i++) {
+        const ws_window *window = &ws_work->windows[i];
+        if (window->ok && at >= window->base && at - window->base <= window->size - sizeof *below) {
+            *below = ws_pointer(window->data, at - window->base);
+            return true;
+        }
+    }
+    return ws_read_one(at, below, sizeof *below);
 }
 
 /* Where the thread's first frame is; 0: not known. Read once: the first chunk stays, and the chunks
@@ -160,8 +155,7 @@ static walked walk(const ws_listed *listed, uintptr_t *cframe, ws_chain *chain) 
 static uintptr_t first_frame(void) {
     uintptr_t chunk = ws_pointer(ws_work->state, ws_layout.state_chunk), previous;
     for (int i = 0; i < WS_CHUNKS && ws_work->first_frame == 0; i++) {
-        if (chunk == 0
-            || !ws_read_one(chunk + ws_layout.chunk_previous, &previous, sizeof previous)) {
+        if (chunk == 0 || !chunk_below(chunk, &previous)) {
             break;
         }
         if (previous == 0) {
@@ -208,10 +202,6 @@ static bool all_known(const ws_chain *chain) {
     return true;
 }
 
-static bool same_moment(const ws_moment *one, const ws_moment *other) {
-    return one->known && other->known && one->switches == other->switches;
-}
-
 static bool resolve(ws_arena *arena, const ws_chain *chain, bool again) {
     size_t count = 0;
     for (size_t i = 0; i < chain->count; i++) {
@@ -220,69 +210,6 @@ static bool resolve(ws_arena *arena, const ws_chain *chain, bool again) {
         }
     }
     return ws_codes_resolve(arena, ws_work->addresses, count, again);
-}
-
-/* In bytes from the start of the bytecode; 3.11, 3.12: -2 before the first instruction. */
-static int64_t offset_in(const ws_link *link) {
-    if (ws_layout.frame_instruction == WS_NONE) {
-        return (int64_t)link->instruction;
-    }
-    return (int64_t)(link->instruction - (link->code + ws_layout.code_instructions));
-}
-
-/* Whether a frame executes its code object. It doesn't if another function took this memory between
- * the reading of the frame and the reading of the code object. */
-static bool executes(const ws_link *link, const ws_code *code) {
-    int64_t offset = offset_in(link);
-    return code->good && offset >= -2 && offset < code->units * 2;
-}
-
-static bool whole(const ws_chain *chain) {
-    for (size_t i = 0; i < chain->count; i++) {
-        const ws_code *code = ws_codes_find(chain->links[i].code);
-        if (code == NULL || !executes(&chain->links[i], code)) {
-            return false;
-        }
-    }
-    return !chain->broken;
-}
-
-/* Appends a chain whose code objects were resolved, from its frame `from` on. */
-static void append(const ws_chain *chain, size_t from, ws_snapshot *out, ws_thread *thread) {
-    const ws_layout_t *at = &ws_layout;
-    thread->truncated = chain->more || chain->broken;
-    for (size_t i = from; i < chain->count; i++) {
-        const ws_link *link = &chain->links[i];
-        ws_code *code = ws_codes_find(link->code);
-        /* A code object that changed just now belongs to no known frame. */
-        if (code == NULL || !executes(link, code)
-            || (thread->unstable && code->changed == ws_work->mark)) {
-            thread->truncated = true;
-            continue;
-        }
-        int64_t offset = offset_in(link);
-        /* Not yet at its first line, or made by the interpreter: Python hides these too. */
-        if (at->frame_instruction != WS_NONE && !link->generator
-            && offset < (int64_t)code->first_traceable * 2) {
-            continue;
-        }
-        /* To look a line up in a long table takes time. */
-        bool over = (i % 64 == 63 || code->table_size > 65536) && ws_time_over();
-        if (over || thread->count == WS_MAX_DEPTH || out->frame_count == WS_MAX_FRAMES) {
-            thread->truncated = true;
-            break;
-        }
-        bool plain = code->exceptions != 0 && code->exceptions == at->no_exceptions;
-        ws_work->places[out->frame_count] = (ws_place){link->frame, link->code, plain};
-        ws_frame *frame = &out->frames[out->frame_count++];
-        frame->file = code->names[0];
-        frame->function = code->names[1];
-        frame->qualname = code->names[2];
-        frame->first_line = code->first_line;
-        frame->line = link->line > 0 ? link->line : ws_line(code, offset);
-        thread->count++;
-    }
-    assert(thread->start + thread->count == out->frame_count);
 }
 
 static void keep_longest(const ws_chain *chain) {
@@ -297,19 +224,24 @@ static void keep_longest(const ws_chain *chain) {
 #ifndef WS_CHANGED_READS
 #define WS_CHANGED_READS 0
 #endif
-/* What append() may rely on, once two readings have agreed on `chain`. */
+/* What ws_chain_append() may rely on, once two readings have agreed on `chain`. */
 static void check_settled(const ws_listed *listed, uintptr_t cframe, const ws_chain *chain,
                           bool still) {
     ws_gil after;
-    assert(whole(chain));
+    assert(ws_chain_whole(chain));
     assert(still || chain->more || anchored(chain));
-    /* A thread that stood still has the same stack in a third reading, as long as no other thread
+    /* A thread that stood still has the same stack in one more reading, as long as no other thread
      * has got the GIL by the end of it. A fuzzer changes what each reading gets. */
     if (!WS_CHANGED_READS && still && walk(listed, &cframe, &ws_work->checked) == WALKED) {
         ws_gil_read(&after);
         assert(!after.known || after.switches != chain->moment.switches
                || same(chain, &ws_work->checked));
     }
+}
+
+void ws_stack_check(const ws_listed *listed, const ws_chain *chain) {
+    ws_work->window_count = 0;
+    check_settled(listed, 0, chain, true);
 }
 #else
 #define check_settled(listed, cframe, chain, still) ((void)0)
@@ -334,20 +266,20 @@ static walked settle(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
         if (state == UNREADABLE) {
             continue;
         }
-        if (!same_moment(&ws_work->moment, &chain->moment)) {
+        if (!ws_same_moment(&ws_work->moment, &chain->moment)) {
             ws_work->moment = chain->moment;
             ws_codes_doubt();
         }
         if (*last != NULL && same(*last, chain)) {
             bool still = chain->moment.holder != listed->state
-                         && same_moment(&(*last)->moment, &chain->moment);
+                         && ws_same_moment(&(*last)->moment, &chain->moment);
             streak++;
             /* A thread that lost its core doesn't move either, wherever that was. */
             bool believed = (chain->prompt || streak >= STREAK)
                             && (chain->more || chain->broken || anchored(chain));
             if (still || believed) {
                 thread->unstable = ((!still || !looked) && resolve(arena, chain, true))
-                                   || !whole(chain);
+                                   || !ws_chain_whole(chain);
                 looked = true;
                 if (!thread->unstable) {
                     check_settled(listed, *cframe, chain, still);
@@ -408,24 +340,34 @@ static walked append_shared(ws_arena *arena, const ws_listed *listed, ws_snapsho
         best = count > best ? count : best;
     }
     assert(best <= longest->count);
-    append(longest, longest->count - best, out, thread);
+    ws_chain_append(longest, longest->count - best, out, thread);
     thread->truncated = thread->truncated || best == 0;
     ws_codes_doubt();
     return WALKED;
 }
 
+/* The windows that the first walk begins with; the C frame. */
+static uintptr_t begin_with(const ws_listed *listed) {
+    const ws_ahead_t *ahead = &ws_work->ahead;
+    ws_work->window_count = 0;
+    if (ahead->state != listed->state) {
+        return 0;
+    }
+    for (size_t i = 0; i < ahead->count; i++) {
+        ws_window *window = &ws_work->windows[ws_work->window_count++];
+        window->base = ahead->pages[i];
+        window->size = WS_PAGE;
+    }
+    return ahead->cframe;
+}
+
 bool ws_stack_take(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
                    ws_thread *thread) {
-    uintptr_t cframe = 0;
+    uintptr_t cframe = begin_with(listed);
     ws_chain *last = NULL;
-    ws_work->window_count = 0;
     ws_work->longest.count = 0;
     ws_work->first_frame = 0;
-    thread->ident = listed->ident;
-    thread->native_id = listed->native_id;
-    thread->daemon = -1;
-    thread->start = out->frame_count;
-    thread->unstable = true;
+    ws_thread_start(thread, listed, out);
     if (settle(arena, listed, out, thread, &cframe, &last) == ENDED) {
         return false;
     }
@@ -437,6 +379,6 @@ bool ws_stack_take(ws_arena *arena, const ws_listed *listed, ws_snapshot *out,
     if (thread->unstable) {
         return append_shared(arena, listed, out, thread, &cframe) == WALKED;
     }
-    append(last, 0, out, thread);
+    ws_chain_append(last, 0, out, thread);
     return true;
 }

@@ -153,8 +153,11 @@ static int call_size(unsigned char mode, unsigned char scale) {
 /* Whether an instruction that calls ends at `pc`. */
 static bool follows_call(uintptr_t pc) {
     unsigned char before[8] = {0};
-    if (!ws_native_read(pc - 7, before, 7)) {
-        return false;
+    if (!ws_native_read(pc - 7, before, 7)) { /* the mapping may begin less than that before */
+        size_t left = pc % WS_PAGE;
+        if (left == 0 || left >= 7 || !ws_native_read(pc - left, before + 7 - left, left)) {
+            return false;
+        }
     }
     if (before[2] == 0xe8) {
         return true;

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 from workerserver.cluster.failures import short
 from workerserver.cluster.read.columns.strict_json import json_object
 
-__all__ = ["FIRST_TIME", "Shape", "Summary", "summary_of"]
+__all__ = ["FIRST_TIME", "Shape", "Summary", "shape_of", "summary_of"]
 
 #: In a shape, FIRST_TIME and the integers above it stand for the rank's times, in their order. Real
 #: times in nanoseconds stay below it until the year 2116.
@@ -121,23 +121,26 @@ def summary_of(body: bytes) -> Mapping[str, Any]:
     places = tuple([order[number] for number in numbers])
     rank, pieces[0] = _rank(pieces[0])
     parts = tuple(pieces[::2])
-    key = (rank is None, places, parts)
-    shape = _shapes.get(key)
+    shape = shape_of(parts, places, ranked=rank is not None)
     if shape is None:
-        shape = _new_shape(parts, places, ranked=rank is not None)
-        if shape is None:
-            return json_object(text)
-        _shapes[key] = shape
+        return json_object(text)
     return Summary(shape, tuple(map(int, order)), shape.rank if rank is None else rank)
 
 
-def _new_shape(parts: tuple[str, ...], places: tuple[int, ...], *, ranked: bool) -> Shape | None:
-    """None if the text is no JSON object, or if it can't be told from its times."""
-    try:
-        shape = Shape(parts, places, ranked=ranked)
-    except ValueError:
-        return None
-    return shape if shape.is_sound() else None
+def shape_of(parts: tuple[str, ...], places: tuple[int, ...], *, ranked: bool) -> Shape | None:
+    """The one object for this shape. None if the text is no JSON object, or if something in it can
+    be mistaken for a time."""
+    key = (ranked, places, parts)
+    shape = _shapes.get(key)
+    if shape is None:
+        try:
+            shape = Shape(parts, places, ranked=ranked)
+        except ValueError:
+            return None
+        if not shape.is_sound():
+            return None
+        _shapes[key] = shape
+    return shape
 
 
 def _rank(text: str) -> tuple[int | None, str]:

@@ -6,6 +6,7 @@ WORKERSERVER_BLACKBOX_HEALTHY=20 for the long form (``make blackbox``).
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from importlib.util import find_spec
 from itertools import pairwise
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import pytest
 from support.boxes.jobs import started, verdicts, watchdog_lines
-from support.boxes.left import await_no_keeper, boxes_in
+from support.boxes.left import await_no_keeper, boxes_in, commands, keepers_of
 from support.commands import answer
 from support.lifecycle import PROGRAMS
+from support.waiting import wait_until
 
 from workerserver.cluster.read.steps import Pace, read_steps
 
@@ -38,7 +40,12 @@ def test_nothing_is_said_of_a_healthy_job(seed: int, tmp_path: Path) -> None:
     words = [str(program), str(seed), f"{STALL_SECONDS:g}", str(tmp_path)]
     asked = {"WORKERSERVER_BLACKBOX": str(boxes), "WORKERSERVER_STALL": f"{STALL_SECONDS:g}"}
     with started(words, tmp_path, asked, RANKS) as job:
-        status = job.wait(500)
+        looked = 0
+        for number in (1, 2):
+            await_file(job, tmp_path / f"pause{number}")
+            looked += await_diagnosis(job, boxes, tmp_path / f"over{number}")
+            (tmp_path / f"looked{number}").touch()
+        status = job.wait(200)
     await_no_keeper(boxes)
     text = log.read_text(errors="replace")
     assert status == 0, text
@@ -48,8 +55,42 @@ def test_nothing_is_said_of_a_healthy_job(seed: int, tmp_path: Path) -> None:
     paces = [read_steps(box.steps.value) for box in boxes_in(boxes) if box.steps is not None]
     assert len(paces) == RANKS
     assert all(longest(pace) > 2 * STALL_SECONDS for pace in paces)
+    # On a machine whose processors are all taken, a diagnosis may take longer than a pause.
+    print(f"seed {seed}: a whole diagnosis in {looked} of 2 pauses")
     status, verdict = answer("diagnose", str(boxes))
     assert (status, verdict["culprits"]) == (3, []), verdict
+
+
+def await_file(job: subprocess.Popen[bytes], path: Path) -> None:
+    wait_until(lambda: job.poll() is not None or path.exists(), 200)
+
+
+def await_diagnosis(job: subprocess.Popen[bytes], boxes: Path, over: Path) -> bool:
+    """Whether the watchdog makes a whole diagnosis, from now on, until the pause is *over*: without
+    one it would say nothing of any job."""
+    before = set(diagnoses(boxes))
+    seen: set[int] = set()
+
+    def made() -> bool:
+        now = set(diagnoses(boxes)) - before
+        seen.update(now)
+        return bool(seen - now)
+
+    wait_until(lambda: made() or over.exists() or job.poll() is not None, 200)
+    return made()
+
+
+def diagnoses(boxes: Path) -> list[int]:
+    """The pids of those that the job's watchdog makes now."""
+    keepers = keepers_of(boxes)
+    return [pid for pid, words in commands() if "diagnose" in words and parent_of(pid) in keepers]
+
+
+def parent_of(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
 
 
 def longest(pace: Pace) -> float:
