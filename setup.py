@@ -42,12 +42,14 @@ MODULES: dict[str, tuple[str, ...]] = {
     "native._engine": ("native/box/*.c",),
     "native._bridge": (),
     "loadgen._loadgen": (),
+    "cluster._ask": ("cluster/ask/engine/*.c", "stacks/blake2b.c"),
 }
-#: The native I/O thread: epoll, eventfd, accept4.
-LINUX_ONLY = {"native._engine", "native._bridge"}
+#: epoll; the native I/O thread needs eventfd and accept4 too.
+LINUX_ONLY = {"native._engine", "native._bridge", "cluster._ask"}
 #: Where headers of ours lie.
 HEADERS = (
     "http",
+    "process",
     "stacks",
     "stacks/selfread",
     "stacks/facts",
@@ -55,6 +57,7 @@ HEADERS = (
     "stacks/unwind",
     "loadgen",
     "native/box",
+    "cluster/ask/engine",
 )
 
 # No -ffast-math and no -Ofast: loading such a library turns on flush-to-zero for the whole process.

@@ -53,7 +53,9 @@ ALLOWED: dict[str, set[str]] = {
     "cluster.resolve": {"cluster.failures"},
     "cluster.find": BASE | {"job", "process", "ranks"},
     "cluster.read": BASE | {"blackbox", "process", "ranks"},
-    "cluster.ask": BASE | {"blackbox", "cluster.read", "process", "stacks.profiles", "ranks"},
+    "cluster._ask": {"process"},
+    "cluster.ask": BASE
+    | {"blackbox", "cluster._ask", "cluster.read", "process", "stacks.profiles", "ranks"},
     "cluster.judge": BASE | {"cluster.read", "ranks"},
     "cluster.show": BASE | {"cluster.judge", "cluster.read", "ranks"},
     "collector": BASE
@@ -71,7 +73,7 @@ ALLOWED: dict[str, set[str]] = {
 SUFFIXES = (".py", ".pyx", ".pxd")
 #: Entries of workerserver/; extension modules; files of one kind in a folder (cli's are exempt).
 MAX_ENTRIES = 24
-MAX_EXTENSIONS = 7
+MAX_EXTENSIONS = 8
 MAX_FILES = 15
 
 #: In Cython's sources; the names may be in brackets, over several lines.

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Two halves that take about the same time.
 HALVES = (
     "native._engine,process._pulse,http._protocol",
-    "native._bridge,stacks._stacks,loadgen._loadgen,_parser",
+    "native._bridge,stacks._stacks,loadgen._loadgen,cluster._ask,_parser",
 )
 BEGAN = time.monotonic()
 

@@ -27,7 +27,7 @@ STRESS = "tests/programs/native/sanitize_stress.py"
 #: Lines of each report that are shown.
 SHOWN = 80
 #: Folders with tests of compiled code of ours.
-TESTS = ("http", "loadgen", "native", "parser", "process", "server", "stacks")
+TESTS = ("cluster/ask", "http", "loadgen", "native", "parser", "process", "server", "stacks")
 
 #: Parts of the names of tests that are left out. These are: transports of other projects, which
 #: take twice as long; programs that fail with the preloaded library, or that have a sanitizer of

@@ -17,6 +17,7 @@ __all__ = [
     "UNKNOWN_WORKER",
     "Failed",
     "closed",
+    "cut",
     "describe",
     "lost_proof",
     "no_connection",
@@ -79,6 +80,15 @@ def closed(worker: Worker) -> Failed:
     elif worker.tls:
         text += "; if it wants a certificate of its clients, give --cert"
     return Failed("unreachable", text)
+
+
+def cut(missing: int | None, progress: object) -> Failed:
+    """A worker closed the connection within an answer; *progress*: how much of the answer has come.
+    *missing*: bytes of its body that have not, if the answer has a length."""
+    if missing is None:
+        return Failed("malformed", f"connection closed, {progress}")
+    text = f"connection closed with {missing} bytes of the answer missing"
+    return Failed("malformed", text)
 
 
 def describe(error: OSError) -> str:

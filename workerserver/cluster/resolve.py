@@ -28,6 +28,16 @@ class Resolver:
         self._threads = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    def known(self, host: str) -> list[str] | None:
+        """The IP addresses of *host*, if they are known without a look-up."""
+        if _is_literal(host):
+            return [host]
+        future = self._found.get(host)
+        if future is None or not future.done():
+            return None
+        found = future.result()
+        return None if isinstance(found, Failed) else found
+
     async def addresses(self, host: str) -> list[str]:
         """The IP addresses of *host*, at least one; Failed if there are none."""
         if _is_literal(host):

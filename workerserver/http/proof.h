@@ -1,7 +1,8 @@
 /* Proof that both ends of a connection know the token, which is never sent (docs/security.md).
  *
  * A session is what one connection keeps. One thread uses it at a time. Nothing here allocates,
- * waits, or needs the GIL. The client's half is cluster/ask/token/proof.py. */
+ * waits, or needs the GIL. The client's half is cluster/ask/engine/guest.c, and
+ * in Python cluster/ask/token/proof.py. */
 #ifndef WS_PROOF_H
 #define WS_PROOF_H
 

@@ -21,9 +21,9 @@ from typing import NamedTuple
 cdef extern from "loadgen.h" nogil:
     long wl_slack() noexcept
     void wl_set_slack(long ns) noexcept
-    bint wl_unix(wl_address *to, const char *path, size_t size) noexcept
-    bint wl_inet(
-        wl_address *to, int family, const char *host, int port, unsigned scope
+    bint dial_unix(dial_address *to, const char *path, size_t size) noexcept
+    bint dial_inet(
+        dial_address *to, int family, const char *host, int port, unsigned scope
     ) noexcept
 
 #: In the order of Reason (run.pxd).
@@ -134,10 +134,10 @@ cdef class Load:
 
     cdef _resolve(self, address):
         """Fill in the addresses to try, in the resolver's order."""
-        cdef wl_address *to
+        cdef dial_address *to
         if isinstance(address, str):
             path = os.fsencode(address)
-            if not wl_unix(&self.plan.addresses[0], path, len(path)):
+            if not dial_unix(&self.plan.addresses[0], path, len(path)):
                 raise ValueError(f"address: {address!r} is empty or too long for a socket's path")
             self.plan.address_count = 1
             return
@@ -153,7 +153,7 @@ cdef class Load:
                 to = &self.plan.addresses[self.plan.address_count]
                 where = found[4]
                 name = where[0].partition("%")[0].encode()
-                if wl_inet(to, found[0], name, port, where[3] if len(where) > 3 else 0):
+                if dial_inet(to, found[0], name, port, where[3] if len(where) > 3 else 0):
                     self.plan.address_count += 1
         if not self.plan.address_count:
             raise ValueError(f"address: {host!r} has no address that can be used")

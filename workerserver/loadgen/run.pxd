@@ -17,7 +17,7 @@ cdef extern from "loadgen.h" nogil:
         int fd
         short events
         short revents
-    ctypedef struct wl_address:
+    ctypedef struct dial_address:
         int family
         socklen_t size
         sockaddr_storage storage
@@ -72,7 +72,7 @@ cdef struct Stack:
 
 cdef struct Run:
     # Parameters.
-    wl_address addresses[MAX_ADDRESSES]
+    dial_address addresses[MAX_ADDRESSES]
     int address_count
     const char *request
     size_t request_size

@@ -112,7 +112,7 @@ cdef void event(Run *run, int i) noexcept nogil:
     cdef short found = run.polls[i].revents
     cdef int error
     if slot.state == CONNECTING:
-        error = wl_socket_error(slot.fd)
+        error = dial_error(slot.fd)
         if error:
             no_connection(run, i, error)
         else:

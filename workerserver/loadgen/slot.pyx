@@ -23,7 +23,7 @@ cdef extern from "loadgen.h" nogil:
     int64_t wl_clock() noexcept
     int wl_socket(int family, int64_t patience_ns) noexcept
     void wl_block(int fd) noexcept
-    int wl_socket_error(int fd) noexcept
+    int dial_error(int fd) noexcept
 
 cdef enum:
     READ_BYTES = 256 << 10  # stays in the second-level cache
@@ -163,7 +163,7 @@ cdef void open_connection(Run *run, int i) noexcept nogil:
 
 cdef void try_connect(Run *run, int i) noexcept nogil:
     cdef Slot *slot = &run.slots[i]
-    cdef wl_address *address = &run.addresses[slot.address]
+    cdef dial_address *address = &run.addresses[slot.address]
     if connect(slot.fd, <sockaddr *>&address.storage, address.size) == 0:
         connected(run, i)
     elif errno == EINPROGRESS:

@@ -8,18 +8,19 @@ import gc
 import math
 import signal
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
-from workerserver.cluster.ask.collector_format import relay_failure, relayed
-from workerserver.cluster.ask.connection import Connection, connect
-from workerserver.cluster.ask.exchange import Answer, Progress, Question, request_parts
-from workerserver.cluster.ask.fanout import descriptors_left, fan_out
+from workerserver.cluster.ask.connection import Connection
+from workerserver.cluster.ask.engine.at_once import INTERRUPTED, AtOnce, Early, way
+from workerserver.cluster.ask.engine.lanes import Lanes, descriptors_left
+from workerserver.cluster.ask.exchange import Answer, Question, request_parts
 from workerserver.cluster.ask.token.certificates import tls_context
-from workerserver.cluster.ask.token.proof import Meeting, Proof, key_of
+from workerserver.cluster.ask.token.proof import Meeting, key_of
 from workerserver.cluster.ask.token.trust import Terms, terms
+from workerserver.cluster.ask.visit import Visit, go_on, is_over
 from workerserver.cluster.failures import (
     Failed,
     lost_proof,
@@ -44,11 +45,6 @@ CONCURRENCY = 128
 MAX_KEPT_REQUESTS = 64
 #: New objects until Python looks for garbage in cycles. This program makes few cycles.
 GARBAGE_OBJECTS = 100_000
-#: The first request on a connection where both ends prove the token. It asks for nothing that a
-#: stranger may not know.
-GREETING = Question("greeting", "/", "GET", limit=64 << 10, any_status=True)
-#: The reason of a visit that ended before its deadline.
-INTERRUPTED = "interrupted"
 #: A visit may end this long after its deadline.
 LATE_SECONDS = 0.01
 
@@ -101,6 +97,7 @@ class Client:
         self._tls = tls
         self.authority = tls is not None if authority is None else authority
         self._visits: set[Visit] = set()
+        self._at_once: set[AtOnce] = set()
         self._behind_proxy: set[Worker] = set()
         # One timer for all visits. A timer for each visit would cost a tenth of a question.
         self._timer: asyncio.TimerHandle | None = None
@@ -148,6 +145,8 @@ class Client:
     def stop(self) -> None:
         """End every visit now, keep the results so far, and begin no other visit."""
         self.stopped = True
+        for some in list(self._at_once):
+            some.stop()
         for visit in list(self._visits):
             visit.expire(INTERRUPTED)
 
@@ -168,22 +167,48 @@ class Client:
         workers: Iterable[Worker],
         talk: Callable[[Visit], Awaitable[T]],
         on_done: Callable[[Worker, T | Failure], None] | None = None,
+        first: Callable[[Worker], Sequence[Question]] | None = None,
     ) -> dict[Worker, T | Failure]:
         """As :meth:`ask`, for several questions to each worker. *talk* asks the questions and
         returns the result. If *talk* raises Failed, the result is that failure.
+
+        *first*: questions with which *talk* mostly begins. They are put in one go, to many workers
+        at once, before *talk* is called, and a worker may get them twice. So only questions that
+        change nothing may be among them.
         """
         # Kept, because get_running_loop() is a system call up to CPython 3.11.
         self._loop = asyncio.get_running_loop()
         never = Failure("timeout", "interrupted before it was asked")
         results: dict[Worker, T | Failure] = dict.fromkeys(workers, never)
         most = max(descriptors_left(), 1)
+        working = min(self.concurrency, most)
+        ways = {}
+        if first is not None and not self._strict:
+            ways = {worker: found for worker in results if (found := way(worker, self))}
 
         def jobs() -> Iterator[Callable[[], Any]]:
             for worker in list(results):
-                yield partial(self._visit, worker, talk, results, on_done)
+                if worker not in ways:
+                    yield partial(self._visit, worker, talk, results, on_done)
 
-        working = min(self.concurrency, most)
-        await fan_out(jobs(), working=working, most=working if self._strict else most)
+        if first is None or not ways:
+            await Lanes(jobs(), working, working if self._strict else most).run()
+            return results
+
+        def settle(worker: Worker, early: Early) -> None:
+            visit = self._visit(worker, talk, results, on_done, early)
+            if not is_over(visit):
+                lanes.add(lambda: go_on(visit))
+
+        # Together they take no more descriptors than there are.
+        share = max(most // 4, 1)
+        lanes = Lanes(jobs(), working, share)
+        asking = AtOnce(self, ways, first, settle, working=working, most=max(most - share, 1))
+        self._at_once.add(asking)
+        try:
+            await lanes.run(asking.run())
+        finally:
+            self._at_once.discard(asking)
         return results
 
     async def _visit(
@@ -192,10 +217,11 @@ class Client:
         talk: Callable[[Visit], Awaitable[T]],
         results: dict[Worker, T | Failure],
         on_done: Callable[[Worker, T | Failure], None] | None,
+        early: Early | None = None,
     ) -> None:
-        if self.stopped:
+        if self.stopped and early is None:
             return
-        visit = Visit(self, worker, self._loop)
+        visit = Visit(self, worker, self._loop, early)
         self._visits.add(visit)
         if visit.until < self._timer_at:
             self._end_overdue_at(visit.until)
@@ -229,19 +255,24 @@ class Client:
         self._end_overdue_at(max(first, now + LATE_SECONDS))
 
     def request(self, host: str, question: Question, proof: str | None, bare: bool) -> bytes:
-        """The bytes of a request. All except the host and the token is built once for all workers.
-        *proof*: what shows that we know the token. *bare*: the token itself shows it."""
+        """The bytes of a request. *proof*: what shows that we know the token. *bare*: the token
+        itself shows it."""
+        before, after = self.pieces(host, question)
+        shown = self._bearer if bare else proof
+        if shown is not None:
+            before += f"\r\nAuthorization: {shown}".encode("ascii", "replace")
+        return before + after
+
+    def pieces(self, host: str, question: Question) -> tuple[bytes, bytes]:
+        """The bytes of a request before and after the place where the token is shown. All except
+        the host is built once for all workers."""
         parts = self._requests.get((question.method, question.path))
         if parts is None:
             if len(self._requests) >= MAX_KEPT_REQUESTS:
                 self._requests.clear()
             parts = request_parts(question, self.headers)
             self._requests[question.method, question.path] = parts
-        name = host.encode("ascii", "replace")
-        shown = self._bearer if bare else proof
-        if shown is not None:
-            name += f"\r\nAuthorization: {shown}".encode("ascii", "replace")
-        return name.join(parts)
+        return parts[0] + host.encode("ascii", "replace"), parts[1]
 
     def explain(self, answer: Answer) -> str | None:
         """Why the HTTP error *answer* can't come from a worker; None if it may come from one.
@@ -292,204 +323,6 @@ class Client:
         line = answer.body[:200].decode("utf-8", "backslashreplace").strip().partition("\n")[0]
         text = f"{short(answer.status_line)[1:-1]}{f': {line}' if line else ''}"
         return Failed("missing" if answer.status == 404 else "refused", text)
-
-
-class Visit:
-    """All questions to one worker. They share one deadline and one connection."""
-
-    __slots__ = (
-        "_asking",
-        "_connecting",
-        "_connection",
-        "_cut",
-        "_expired",
-        "_loop",
-        "_progress",
-        "_seconds",
-        "client",
-        "received",
-        "until",
-        "worker",
-    )
-
-    def __init__(self, client: Client, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
-        self.worker = worker
-        self.received = 0
-        self.client = client
-        self._connection: Connection | None = None
-        self._loop = loop
-        self._seconds = client.deadline
-        if client.patience:
-            self._seconds = client.patience.get(worker.via or worker, client.deadline)
-        self.until = loop.time() + self._seconds
-        self._expired: str | None = None
-        self._cut = False
-        self._asking: asyncio.Task[Any] | None = None
-        self._connecting = False
-        self._progress: Progress
-
-    async def ask(self, question: Question, patience: float | None = None) -> Any:
-        """The question's result; Failed says why there is none.
-
-        After the deadline every question fails at once. *patience*: seconds after which the
-        question fails unless a part of the answer has come. Later questions may still be asked.
-        """
-        if self._expired is not None:
-            raise Failed("timeout", self._no_time())
-        self._asking = asyncio.current_task(self._loop)
-        self.client.questions += 1
-        self._progress = Progress()
-        self._cut = False
-        timer = None if patience is None else self._loop.call_later(patience, self._give_up)
-        try:
-            answer = await self._ask(question)
-        except asyncio.CancelledError:
-            if self._expired is None and not self._cut:
-                raise
-            asking: Any = self._asking
-            if hasattr(asking, "uncancel"):
-                asking.uncancel()
-            if self._expired is not None:
-                raise Failed("timeout", self._stage()) from None
-            await self.close()  # the answer may still come
-            self._connection = None
-            raise Failed("timeout", f"{self._progress} in {patience:g} s") from None
-        finally:
-            if timer is not None:
-                timer.cancel()
-            self._asking = None
-            self.received += self._progress.received
-            self.client.bytes_received += self._progress.received
-        return self.client.result(question, answer)
-
-    @property
-    def left(self) -> float:
-        """Seconds until the deadline."""
-        return self.until - self._loop.time()
-
-    @property
-    def peer_pid(self) -> int | None:
-        """The pid that listens on the worker's Unix socket, if the platform tells it."""
-        if self._connection is None or self.worker.via is not None:
-            return None
-        return self._connection.peer_pid
-
-    @property
-    def may_send_token(self) -> bool:
-        """Whether the token may be sent on the connection as it is."""
-        return self._connection is not None and self._connection.terms.bare
-
-    def overdue(self) -> None:
-        """End the visit, because its time is over."""
-        deadline = self.client.deadline
-        again = f", nor in {self._seconds:g} s when asked again" if self._seconds < deadline else ""
-        self.expire(f"in {deadline:g} s{again}")
-
-    def expire(self, why: str) -> None:
-        """End the question under way, with the reason *why*."""
-        if self._expired is None:
-            self._expired = why
-            if self._asking is not None:
-                self._asking.cancel()
-
-    def _give_up(self) -> None:
-        """End the question under way, but not the visit, unless an answer is on its way."""
-        if self._asking is not None and self._expired is None and not self._progress.received:
-            self._cut = True
-            self._asking.cancel()
-
-    async def close(self) -> None:
-        if self._connection is not None:
-            await self._connection.close()
-
-    async def _ask(self, question: Question) -> Answer:
-        door = self.worker.via
-        if door is None:
-            return await self._send(self.worker, question)
-        answer = await self._send(door, relayed(question, self.worker, self.left))
-        failed = relay_failure(answer)
-        if failed is not None:
-            raise failed
-        return answer
-
-    async def _send(self, door: Worker, question: Question) -> Answer:
-        """Put *question* to *door*: the worker itself, or the collector of its host."""
-        host = "localhost" if door.unix else door.address
-        connection = self._connection
-        if connection is not None and connection.usable:
-            try:
-                return await self._put(connection, host, question)
-            except Failed as failed:
-                # A server may close a connection at any time after an answer.
-                if failed.failure.reason != "unreachable":
-                    raise
-        return await self._put(await self._connect(), host, question)
-
-    async def _put(self, connection: Connection, host: str, question: Question) -> Answer:
-        """Put *question*, with what shows that we know the token."""
-        proof = connection.proof
-        if proof is not None and not proof.met:
-            await self._meet(connection, proof, host)
-            proof = connection.proof
-        client = self.client
-        shown = None if proof is None else proof.request(question.method, question.path)
-        request = client.request(host, question, shown, proof is None and connection.terms.bare)
-        answer = await connection.ask(request, question.limit, self._progress)
-        info = answer.fields.get("authentication-info", "")
-        if proof is None or proof.answered(answer.status, answer.body, info):
-            return answer
-        connection.usable = False
-        if answer.status != 401:
-            raise client.unproven(answer)
-        client.trust_proxy(connection)
-        return await self._put(await self._connect(), host, question)
-
-    async def _meet(self, connection: Connection, proof: Proof, host: str) -> None:
-        """Have the worker prove that it knows the token, before it is asked anything."""
-        client = self.client
-        greeting = client.request(host, GREETING, proof.greeting(), False)
-        progress = Progress()
-        answer = await connection.ask(greeting, GREETING.limit, progress)
-        self.received += progress.received
-        client.bytes_received += progress.received
-        how: Meeting = "unknown"
-        if answer.status == 401:
-            how = proof.meet(answer.fields.get("www-authenticate", ""))
-        if how != "proven":
-            connection.proof = None
-            if not connection.terms.bare or how != "unknown":
-                connection.usable = False
-                if connection.terms.why_not and how == "unknown":
-                    raise Failed("refused", connection.terms.why_not)
-                raise client.unmet(answer, how)
-        elif self.worker.via is None and _is_another(self.worker, proof.rank):
-            connection.usable = False
-            found = self.worker.rank
-            raise Failed("lied", f"found as rank {found}, proves that it is rank {proof.rank}")
-
-    async def _connect(self) -> Connection:
-        if self._connection is not None:
-            await self._connection.close()
-            self._connection = None
-        self._connecting = True
-        door = self.worker.via or self.worker
-        self._connection = await connect(door, self.client, self._loop, self.until)
-        self._connecting = False
-        return self._connection
-
-    def _no_time(self) -> str:
-        """Why the visit asks no further question."""
-        if self._expired == INTERRUPTED:
-            return "interrupted before it was asked"
-        return f"not asked: the questions before it took all of the {self._seconds:g} s"
-
-    def _stage(self) -> str:
-        """What was still missing when the visit was ended."""
-        if self._expired == INTERRUPTED:
-            return "interrupted before it answered"
-        if self._connecting:
-            return f"no connection {self._expired}"
-        return f"{self._progress} {self._expired}"
 
 
 async def ask(
@@ -543,12 +376,6 @@ def run(main: Callable[[Client], Awaitable[T]], **options: Any) -> T:
     finally:
         gc.set_threshold(*usual)
         gc.unfreeze()
-
-
-def _is_another(worker: Worker, rank: int | None) -> bool:
-    """Whether what proves to be *rank* is not the worker that discovery found."""
-    found = None if worker.assumed or worker.collector else worker.rank
-    return None not in (found, rank) and found != rank
 
 
 def _mistake(error: Exception) -> Failed:

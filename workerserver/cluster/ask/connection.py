@@ -25,7 +25,7 @@ from workerserver.cluster.ask.exchange import Answer, Progress
 from workerserver.cluster.ask.token.proof import Proof
 from workerserver.cluster.ask.token.trust import NO_TOKEN, Terms
 from workerserver.cluster.errors import NotATarget
-from workerserver.cluster.failures import Failed, closed, no_connection, not_http
+from workerserver.cluster.failures import Failed, closed, cut, no_connection, not_http
 from workerserver.cluster.model import FailureReason, Worker
 from workerserver.cluster.resolve import Resolver
 from workerserver.process.sockets import MAX_PATH_BYTES
@@ -209,12 +209,10 @@ class Connection(asyncio.Protocol):
                 self._end(None)
             elif not self._progress.received:
                 self._end(closed(self.worker))
-            elif self._status and self._length is not None:
-                missing = self._length - self._size
-                text = f"connection closed with {missing} bytes of the answer missing"
-                self._end(Failed("malformed", text))
             else:
-                self._end(Failed("malformed", f"connection closed, {self._progress}"))
+                has_length = self._status and self._length is not None
+                missing = (self._length or 0) - self._size if has_length else None
+                self._end(cut(missing, self._progress))
             self.usable = False
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)

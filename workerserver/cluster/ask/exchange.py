@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Answer", "Progress", "Question", "request_parts"]
+__all__ = ["GREETING", "Answer", "Progress", "Question", "request_parts"]
 
 
 @dataclass(slots=True)
@@ -57,6 +57,11 @@ class Question:
     def handler(cls, name: str, query: str = "", **options: Any) -> Question:
         """A question to handler *name*. *name* and *query* are sent unchanged, without escaping."""
         return cls(name, f"/handler/{name}{f'?{query}' if query else ''}", **options)
+
+
+#: The first request on a connection where both ends prove the token. It asks for nothing that a
+#: stranger may not know.
+GREETING = Question("greeting", "/", "GET", limit=64 << 10, any_status=True)
 
 
 @dataclass(slots=True)

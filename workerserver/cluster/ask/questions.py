@@ -53,7 +53,9 @@ class Memory:
     """One copy of what is equal on many ranks or in many rounds: stacks by digest and mode, each
     worker's last summary, and which handlers of recorders a worker has. *telling*: the stacks of
     which each rank knows more for itself. *apart*: those in which no rank waits for ranks.
-    *older*: collectors that answer for each worker by itself."""
+    *older*: collectors that answer for each worker by itself.
+    *stock*: torch's own servers, which know no short forms. *held*: workers whose GIL could not be
+    had, so a summary would have to wait."""
 
     threads: dict[tuple[str, str | None], tuple[Thread, ...]] = field(default_factory=dict)
     telling: set[tuple[str, str | None]] = field(default_factory=set)
@@ -61,6 +63,8 @@ class Memory:
     summaries: dict[Worker, Mapping[str, Any]] = field(default_factory=dict)
     recorders: dict[Worker, frozenset[str]] = field(default_factory=dict)
     older: set[Worker] = field(default_factory=set)
+    stock: set[Worker] = field(default_factory=set)
+    held: set[Worker] = field(default_factory=set)
     backends: Sequence[str] = ()
     """Recorders that somebody has named, to ask torch's own servers for: they tell no names."""
 

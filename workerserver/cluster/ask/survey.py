@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from hashlib import blake2b
 
 from workerserver.cluster.ask.client import Client, Visit
+from workerserver.cluster.ask.exchange import Question
 from workerserver.cluster.ask.questions import (
     DIGEST,
     HEALTH_AND_CLOCK,
@@ -45,10 +46,24 @@ async def ask_each(
         if on_done is not None:
             on_done(state)
 
-    for worker, outcome in (await client.visit(workers, talk, noted)).items():
+    def first(worker: Worker) -> list[Question]:
+        """The questions that a worker of ours answers, as far as the last look tells."""
+        questions = [HEALTH_AND_CLOCK] if _wants_health(worker, want) else []
+        if "stacks" in want and (worker not in memory.stock or not questions):
+            questions.append(DIGEST)
+        if "flight" in want and worker not in memory.stock and worker not in memory.held:
+            questions.append(SUMMARY)
+        return questions
+
+    for worker, outcome in (await client.visit(workers, talk, noted, first)).items():
         if isinstance(outcome, Failure):
             states[worker].failures.setdefault("healthz", outcome)
     return list(states.values())
+
+
+def _wants_health(worker: Worker, want: Collection[Part]) -> bool:
+    """The question for health is not needed if the rank is known and nobody wants health."""
+    return "health" in want or "stacks" not in want or worker.rank is None or worker.assumed
 
 
 async def _first_questions(
@@ -56,8 +71,7 @@ async def _first_questions(
 ) -> RankState:
     worker = state.worker
     try:
-        # The question for health is not needed if the rank is known and nobody wants health.
-        if "health" in want or "stacks" not in want or worker.rank is None or worker.assumed:
+        if _wants_health(worker, want):
             await _ask_health(visit, state)
         else:
             await _ask_digest(visit, state, memory)
@@ -71,11 +85,20 @@ async def _first_questions(
             else:
                 await _summary(visit, state, memory)
     finally:
+        _note(memory.stock, worker, state.kind == "torch")
+        _note(memory.held, worker, gil_is_held(state))
         state.bytes_received = visit.received
         state.peer_pid = visit.peer_pid
     if state.kind == "torch" and state.failures and not state.digest and not state.flight:
         state.kind = "unknown"
     return state
+
+
+def _note(workers: set[Worker], worker: Worker, among: bool) -> None:
+    if among:
+        workers.add(worker)
+    elif workers:
+        workers.discard(worker)
 
 
 async def _ask_health(visit: Visit, state: RankState) -> None:

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import os
 import resource
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
-__all__ = ["descriptors_left", "fan_out"]
+__all__ = ["PATIENCE_SECONDS", "Lanes", "descriptors_left"]
 
 #: A visit that takes longer mostly waits, so another one may begin beside it.
 PATIENCE_SECONDS = 0.5
@@ -32,29 +33,24 @@ def descriptors_left() -> int:
     return max(left - min(RESERVED_DESCRIPTORS, left // 3 + 1), 1)
 
 
-async def fan_out(
-    jobs: Iterable[Callable[[], Coroutine[Any, Any, None]]], *, working: int, most: int
-) -> None:
-    """Run *jobs*: at most *most* at a time, and at most *working* younger than PATIENCE_SECONDS.
-
-    If a job raises, all other jobs are cancelled, and this function raises the first exception. If
-    this function is cancelled, all jobs are cancelled too.
-    """
-    await _FanOut(iter(jobs), working, most).run()
+#: A job is made when its turn comes.
+Job = Callable[[], Coroutine[Any, Any, None]]
 
 
-class _FanOut:
-    """Lanes that do one job after the other. Each lane is a task: a task for each job would add a
-    tenth to the cost of a job.
+class Lanes:
+    """Runs jobs: at most *most* at a time, and at most *working* younger than PATIENCE_SECONDS.
+
+    Each lane is a task that does one job after the other: a task for each job would add a tenth to
+    the cost of a job.
 
     Invariants: a lane is in ``_old`` if its job is older than PATIENCE_SECONDS, else in ``_young``.
     ``_young`` is in the order in which the jobs began. The timer runs while jobs may be left.
     """
 
-    def __init__(
-        self, jobs: Iterator[Callable[[], Coroutine[Any, Any, None]]], working: int, most: int
-    ) -> None:
-        self._jobs = jobs
+    def __init__(self, jobs: Iterable[Job], working: int, most: int) -> None:
+        self._jobs = iter(jobs)
+        self._added: deque[Job] = deque()
+        self._expects = False
         self._working = working
         self._most = most
         self._loop = asyncio.get_running_loop()
@@ -64,7 +60,24 @@ class _FanOut:
         self._timer: asyncio.TimerHandle | None = None
         self._done: asyncio.Future[None] = self._loop.create_future()
 
-    async def run(self) -> None:
+    def add(self, job: Job) -> None:
+        """One more job, while :meth:`run` runs."""
+        if self._done.done():
+            return
+        self._added.append(job)
+        self._exhausted = False
+        self._open()
+
+    async def run(self, adding: Awaitable[None] | None = None) -> None:
+        """Return when all jobs have ended, and *adding*, which may add some, too.
+
+        If a job or *adding* raises, all others are cancelled, and this raises the first exception.
+        If this is cancelled, they are cancelled too.
+        """
+        source = None if adding is None else asyncio.ensure_future(adding)
+        if source is not None:
+            self._expects = True
+            source.add_done_callback(self._added_all)
         self._open()
         try:
             await self._done
@@ -72,10 +85,22 @@ class _FanOut:
             self._exhausted = True
             if self._timer is not None:
                 self._timer.cancel()
-            tasks = [*self._young, *self._old]
+            tasks: list[asyncio.Future[None]] = [*self._young, *self._old]
+            if source is not None:
+                tasks.append(source)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _added_all(self, source: asyncio.Future[None]) -> None:
+        self._expects = False
+        if not source.cancelled() and (error := source.exception()) is not None:
+            self._fail(error)
+        self._open()
+
+    def _next(self) -> Job | None:
+        job = next(self._jobs, None)
+        return self._added.popleft() if job is None and self._added else job
 
     def _open(self) -> None:
         """Open as many lanes as allowed. A timer calls again when a lane may have become old."""
@@ -85,7 +110,7 @@ class _FanOut:
             and len(young) < self._working
             and len(young) + len(old) < self._most
         ):
-            job = next(self._jobs, None)
+            job = self._next()
             if job is None:
                 self._exhausted = True
                 break
@@ -95,10 +120,10 @@ class _FanOut:
         if not self._exhausted:
             if self._timer is None:
                 self._timer = self._loop.call_later(PATIENCE_SECONDS, self._age)
-        elif not young and not old and not self._done.done():
+        elif not (young or old or self._expects or self._done.done()):
             self._done.set_result(None)
 
-    async def _lane(self, job: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
+    async def _lane(self, job: Job | None) -> None:
         task = asyncio.current_task(self._loop)
         assert task is not None
         young = self._young
@@ -109,7 +134,7 @@ class _FanOut:
                 self._old.discard(task)
                 if self._exhausted or len(young) >= self._working:
                     return
-            job = next(self._jobs, None)
+            job = self._next()
             young[task] = self._loop.time()
         self._exhausted = True
 
@@ -127,8 +152,11 @@ class _FanOut:
         self._young.pop(task, None)
         self._old.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._exhausted = True
-            if not self._done.done():
-                self._done.set_exception(error)
+            self._fail(error)
             return
         self._open()
+
+    def _fail(self, error: BaseException) -> None:
+        self._exhausted = True
+        if not self._done.done():
+            self._done.set_exception(error)

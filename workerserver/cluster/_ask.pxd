@@ -1,0 +1,3 @@
+"""The parts of the engine that asks many workers."""
+
+include "ask/engine/peer.pxd"
