@@ -162,8 +162,8 @@ def _is_sure(job: Job, suspicions: Suspicions, accusation: Accusation) -> bool:
     if job.gil(rank) is not None:
         return True
     blocked = job.blocked[rank]  # one look doesn't tell a thread that wants the GIL from a lock
-    told = blocked.thread.waits if blocked.thread is not None else None
-    if job.before is None and told is not None and (told.joined or told.holder):
+    known = blocked.thread.waits if blocked.thread is not None else None
+    if job.before is None and known is not None and (known.joined or known.holder):
         return False  # a circle through these threads is a deadlock, if another look shows it too
     if job.before is None and (blocked.kind in ("sleep", "io", "library") or blocked.on_child):
         return False  # nor a loop that writes, polls, or starts one child after the other
