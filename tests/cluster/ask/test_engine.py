@@ -220,6 +220,7 @@ CASES: dict[str, tuple[dict[str, Answer], str]] = {
     "HTTP/1.0 that goes on": (each(partial(older, field=b"Connection: keep-alive")), "answered"),
     "chunks": (each(chunked), "strange"),
     "an interim answer": ({**good(1), DIGEST: interim(digest("cd"))}, "strange"),
+    "a GIL that can't be had": ({**good(1), DIGEST: digest("cd", mode="nogil")}, "strange"),
     "a summary that hangs": ({**good(1), SUMMARY: hang}, "strange"),
     "a summary that ends": ({**good(1), SUMMARY: send(b"", "close")}, "strange"),
     "half a summary": ({**good(1), SUMMARY: send(summary()[:-9], "close")}, "strange"),

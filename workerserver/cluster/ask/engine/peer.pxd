@@ -65,6 +65,7 @@ cdef enum How:
 cdef struct Reply:
     int status
     bint closes          # the server ends the connection after this answer
+    bint without_gil     # of stacks: the GIL could not be had
     size_t length        # of the body
     size_t reason        # where the reason begins
     size_t fields        # where the fields begin

@@ -299,7 +299,8 @@ cdef void read_answers(Loop *loop, Peer *peer) noexcept nogil:
         peer.start = found.end
         peer.head_size = peer.scanned = 0
         peer.at += 1
-        if peer.reply.closes and peer.at < peer.question_count:
+        # The next answer may need the GIL: the client asks for what can be had without.
+        if (peer.reply.closes or peer.reply.without_gil) and peer.at < peer.question_count:
             end(loop, peer, STRANGE)
             return
     if peer.size > peer.start:

@@ -81,6 +81,7 @@ cdef bint read_head(const char *data, size_t size, int max_fields, Reply *reply)
     if not is_text(data + reply.reason, line - reply.reason):
         return False
     reply.closes = data[7] == c"0"
+    reply.without_gil = False
     reply.fields = at = line + 2
     reply.challenge_size = reply.info_size = 0
     while at < size - 2:
@@ -141,6 +142,8 @@ cdef bint read_field(
     elif named(line, name, b"authentication-info", 19):
         reply.info = <size_t>(value - data)
         reply.info_size = length
+    elif named(line, name, b"x-traceback-mode", 16):
+        reply.without_gil = not named(value, length, b"gil", 3)
     elif (
         named(line, name, b"transfer-encoding", 17)
         or named(line, name, b"content-encoding", 16)
