@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,46 @@ def test_where_the_run_folder_is(mounts: dict[str, str], monkeypatch: pytest.Mon
     assert run_folder.may_hang()
     monkeypatch.setattr(run_folder, "_MOUNTS", "/nonexistent")  # no /proc
     assert not run_folder.may_hang()
+
+
+class Taken:
+    """A lock that nobody gets, as in a process that was forked while another thread had it."""
+
+    def acquire(self) -> None:
+        raise AssertionError("this would wait for ever")
+
+    def release(self) -> None:
+        raise AssertionError
+
+
+def test_tempfile_may_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "_once_lock", Taken())
+    monkeypatch.setattr(tempfile, "_name_sequence", None)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    monkeypatch.setenv("TEMP", str(tmp_path))
+    assert run_folder.run_folder() == f"{tmp_path}/workerserver-{os.geteuid()}"
+    fresh = Path(run_folder.fresh_folder("of-ours-", str(tmp_path)))
+    assert (fresh.parent, fresh.stat().st_mode & 0o777) == (tmp_path, 0o700)
+    assert run_folder.fresh_folder("of-ours-", str(tmp_path)) != str(fresh)
+
+
+def test_no_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(FileNotFoundError, match="no folder for temporary files"):
+        run_folder.temporary_folder()
+
+
+@pytest.mark.parametrize("named", [["TMPDIR"], ["TEMP", "TMP"], ["TMP"], []])
+def test_the_folder_is_that_of_tempfile(
+    named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    for name in named:
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    found = run_folder.temporary_folder()
+    assert found == tempfile.gettempdir()

@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 
 from workerserver.blackbox.format import LEAST_BYTES, MAX_BYTES
-from workerserver.process.run_folder import make_run_folder
+from workerserver.process.run_folder import make_run_folder, temporary_folder
 
 __all__ = [
     "BOX",
@@ -54,7 +53,7 @@ class NoPlace(Exception):
 
 def places() -> list[str]:
     """Folders that may be on a tmpfs."""
-    return list(dict.fromkeys((SHARED_MEMORY, tempfile.gettempdir())))
+    return list(dict.fromkeys((SHARED_MEMORY, temporary_folder())))
 
 
 def label_of(job: str, host: str, starter: str) -> str:

@@ -36,6 +36,7 @@ from typing import Annotated, Any
 
 from workerserver.http.registry import Registry
 from workerserver.process.loaded import imported
+from workerserver.process.run_folder import fresh_folder, temporary_folder
 from workerserver.types import (
     HandlerBusy,
     NotImplementedHere,
@@ -343,10 +344,8 @@ def _free(folder: str) -> int:
 
 
 def _folder() -> str:
-    import tempfile
-
     try:
-        return tempfile.gettempdir()
+        return temporary_folder()
     except OSError as error:
         raise NoRoom("a folder for temporary files", str(error)) from error
 
@@ -364,10 +363,11 @@ def _exported(profile: Any, folder: str) -> bytes:
     When Kineto can't write, it only prints a message and leaves a file of another name behind. So
     the trace gets a folder of its own, which is removed as a whole.
     """
-    import tempfile
+    import shutil
 
     try:
-        with tempfile.TemporaryDirectory(prefix="workerserver-", dir=folder) as own:
+        own = fresh_folder("workerserver-", folder)
+        try:
             path = os.path.join(own, "trace.json")
             profile.export_chrome_trace(path)
             size = os.stat(path).st_size
@@ -375,6 +375,8 @@ def _exported(profile: Any, folder: str) -> bytes:
                 raise TraceTooLarge(size)
             with open(path, "rb") as file:
                 trace = file.read()
+        finally:
+            shutil.rmtree(own)
     except OSError as error:
         raise NoRoom(folder, str(error)) from error
     if not trace[-64:].rstrip().endswith(b"}"):

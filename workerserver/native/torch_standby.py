@@ -22,6 +22,7 @@ from workerserver.handlers.torch_bridge import OwnServerFailed, answer_through, 
 from workerserver.native._bridge import RelayError, fetch, listens
 from workerserver.process._pulse import immortalise, threads_can_start
 from workerserver.process.loaded import imported
+from workerserver.process.run_folder import fresh_folder
 from workerserver.process.sockets import MAX_PATH_BYTES, close_accepted
 from workerserver.process.threads import blocked_signals, named
 from workerserver.types import Response
@@ -234,15 +235,13 @@ def _server_class(module: Any) -> Any:
 @contextlib.contextmanager
 def _private_folder() -> Iterator[str]:
     """A new folder of mode 0700 whose path leaves room for a socket's name; removed afterwards."""
-    import tempfile
-
     error = OSError("no folder for temporary files has a path short enough for a socket")
     most = MAX_PATH_BYTES - len("/ws-12345678/s")
     for place in (os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp", "/dev/shm"):
         if not os.path.isabs(place) or len(os.fsencode(place)) > most:
             continue
         try:
-            folder = tempfile.mkdtemp(prefix="ws-", dir=place)
+            folder = fresh_folder("ws-", place)
         except OSError as reason:
             error = reason
             continue

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
 import tempfile
 
-__all__ = ["make_run_folder", "may_hang", "run_folder", "run_folders"]
+__all__ = [
+    "fresh_folder",
+    "make_run_folder",
+    "may_hang",
+    "run_folder",
+    "run_folders",
+    "temporary_folder",
+]
 
 #: File systems that need no other machine, and no program, to answer.
 _LOCAL = frozenset({
@@ -18,13 +26,40 @@ _LOCAL = frozenset({
 _MOUNTS = "/proc/self/mountinfo"
 MAX_MOUNTS_BYTES = 4 << 20
 MAX_LINKS = 40
+#: That name the folder for temporary files, in the order in which tempfile looks at them.
+_VARIABLES = ("TMPDIR", "TEMP", "TMP")
+TRIES = 100
 _ESCAPED = re.compile(r"\\([0-7]{3})")
+
+
+def temporary_folder() -> str:
+    """As :func:`tempfile.gettempdir`, without its lock. That one is held while files are written.
+    A process that training forks just then, as a DataLoader does, would wait for it for ever.
+    FileNotFoundError if there is none."""
+    if tempfile.tempdir is not None:
+        return os.fsdecode(tempfile.tempdir)
+    named = (os.environ.get(name) for name in _VARIABLES)
+    for place in (*named, "/tmp", "/var/tmp", "/usr/tmp", os.curdir):
+        if place and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
+            return os.path.abspath(place)
+    raise FileNotFoundError(errno.ENOENT, "there is no folder for temporary files")
+
+
+def fresh_folder(prefix: str, place: str) -> str:
+    """Make a folder of mode 0700 in *place*, with eight more characters in its name. OSError. As
+    :func:`tempfile.mkdtemp`, without its lock."""
+    for _ in range(TRIES):
+        path = os.path.join(place, prefix + os.urandom(4).hex())
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+            return path
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), place)
 
 
 def run_folder(place: str | None = None) -> str:
     """``<tempdir>/workerserver-<uid>``, or the same in the folder *place*. Any user can make a
     folder of that name."""
-    return os.path.join(place or tempfile.gettempdir(), f"workerserver-{os.geteuid()}")
+    return os.path.join(place or temporary_folder(), f"workerserver-{os.geteuid()}")
 
 
 def run_folders(place: str | None = None) -> list[str]:
@@ -58,7 +93,7 @@ def make_run_folder(place: str | None = None) -> str:
     # Another user was first. That user must not be able to keep us from serving.
     for folder in run_folders(place):
         return folder
-    return tempfile.mkdtemp(prefix=f"{os.path.basename(usual)}-", dir=os.path.dirname(usual))
+    return fresh_folder(f"{os.path.basename(usual)}-", os.path.dirname(usual))
 
 
 def may_hang() -> bool:
@@ -68,8 +103,8 @@ def may_hang() -> bool:
     Looks at no such file system itself.
     """
     places = [tempfile.tempdir]
-    if tempfile.tempdir is None:  # nobody has asked yet, and to find out writes files
-        places = [*(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")), "/tmp"]
+    if tempfile.tempdir is None:  # nobody has asked yet, and to find out may wait
+        places = [*(os.environ.get(name) for name in _VARIABLES), "/tmp"]
     mounts = _mounts()
     return any(_is_remote(os.path.abspath(os.fsdecode(place)), mounts) for place in places if place)
 
