@@ -190,7 +190,8 @@ def listening(pid: int | str = "self") -> Listening:
     for name in ("tcp", "tcp6"):
         with (
             contextlib.suppress(OSError),
-            open(f"/proc/{pid}/net/{name}", encoding="ascii", errors="replace") as file,
+            # utf-8 has been imported long ago: no import by a thread of ours while training forks.
+            open(f"/proc/{pid}/net/{name}", encoding="utf-8", errors="replace") as file,
         ):
             for line in file:
                 fields = line.split()
