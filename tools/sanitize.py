@@ -35,7 +35,7 @@ TESTS = ("cluster/ask", "http", "loadgen", "native", "parser", "process", "serve
 #: TSan reports as the race that they are.
 LEFT_OUT = (
     "asyncio", "uvloop", "tls", "curl", "by_hand", "no_reader_sees_half", "the_last_step_counts",
-    "snapshots_leak_nothing", "a_shortage_at_the_start", "test_canary",
+    "snapshots_leak_nothing", "a_shortage_at_the_start", "test_canary", "beside_gdb",
 )  # fmt: skip
 
 #: Faults by name that each sanitizer has to find. Otherwise its silence would mean nothing.

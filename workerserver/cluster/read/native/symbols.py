@@ -16,7 +16,7 @@ import struct
 from array import array
 from bisect import bisect_right
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = ["Symbols", "build_id_of"]
 
@@ -216,29 +216,32 @@ def _without_arguments(text: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _demangler() -> ctypes.CDLL | None:
-    """The library that every program of C++ needs; names stay as they are where it is missing."""
+def _demangler() -> tuple[Any, Any] | None:
+    """A function of the library that every program of C++ needs, and what frees its results; names
+    stay as they are where the library is missing."""
     try:
-        library = ctypes.CDLL("libstdc++.so.6")
-        demangle = library.__cxa_demangle
+        demangle = ctypes.CDLL("libstdc++.so.6").__cxa_demangle
+        # The program's own: a preloaded allocator (jemalloc) serves that library, too.
+        free = ctypes.CDLL(None).free
     except (OSError, AttributeError):
         return None
     demangle.restype = ctypes.c_void_p
     demangle.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-    library.free.argtypes = [ctypes.c_void_p]
-    library.free.restype = None
-    return library
+    free.argtypes = [ctypes.c_void_p]
+    free.restype = None
+    return demangle, free
 
 
 def _demangled(name: bytes) -> bytes | None:
-    library = _demangler()
-    if library is None:
+    found = _demangler()
+    if found is None:
         return None
+    demangle, free = found
     # What the compiler has made of a function has a suffix: _Z1fv.cold
-    given = library.__cxa_demangle(name.partition(b"@")[0].partition(b".")[0], None, None, None)
+    given = demangle(name.partition(b"@")[0].partition(b".")[0], None, None, None)
     if not given:
         return None
     try:
         return ctypes.string_at(given)
     finally:
-        library.free(given)
+        free(given)
