@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support.boxes.jobs import CULPRIT, PROGRAM, RANKS, run_job, verdicts, watchdog_lines
+from support.boxes.jobs import CULPRIT, PROGRAM, RANKS, run_job, watchdog_lines
+from support.boxes.told import verdicts_in
 from support.commands import answer
 
 from workerserver.blackbox.runs import runs_in
@@ -167,7 +168,7 @@ def source(line: int) -> str:
 def check_watchdog(way: str, boxes: Path, log: Path) -> int:
     """The watchdog has told the incident once. How many lines of it stand in the *log*."""
     lines = watchdog_lines(log)
-    told = verdicts(boxes)
+    told = verdicts_in(boxes)
     assert len(told) == 1, [each["verdict"] for each in told]
     if not WAYS[way].hangs:
         # torchrun ends the other ranks at once: then the line may come too late for stderr.

@@ -13,8 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from support.boxes.jobs import started, verdicts, watchdog_lines
+from support.boxes.jobs import started, watchdog_lines
 from support.boxes.left import await_no_keeper, boxes_in, commands, keepers_of
+from support.boxes.told import verdicts_in
 from support.commands import answer
 from support.lifecycle import PROGRAMS
 from support.waiting import wait_until
@@ -50,7 +51,7 @@ def test_nothing_is_said_of_a_healthy_job(seed: int, tmp_path: Path) -> None:
     text = log.read_text(errors="replace")
     assert status == 0, text
     assert watchdog_lines(log) == []
-    assert verdicts(boxes) == []
+    assert verdicts_in(boxes) == []
     # The threshold was passed, else this shows nothing.
     paces = [read_steps(box.steps.value) for box in boxes_in(boxes) if box.steps is not None]
     assert len(paces) == RANKS

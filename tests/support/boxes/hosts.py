@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from support.boxes.network import Network
+from support.boxes.told import lines_in, verdicts_in
 from support.lifecycle import PROGRAMS, environment
 from support.waiting import wait_until
 
@@ -20,7 +20,6 @@ __all__ = ["SECONDS", "Job", "job_on"]
 
 SECONDS = 100.0  # on a busy machine: the watchdog and its diagnosis have a low priority
 PORT = "29500"
-MARK = "workerserver watchdog: "
 
 
 class Job:
@@ -171,10 +170,9 @@ class Job:
     def lines(self) -> list[tuple[int, str]]:
         """Each line of a watchdog, with the host in whose log it stands."""
         return [
-            (host, line.removeprefix(MARK))
+            (host, line)
             for host in range(len(self.network.hosts))
-            for line in self.log(host).read_text(errors="replace").splitlines()
-            if MARK in line
+            for line in lines_in(self.log(host))
         ]
 
     def await_lines(self, count: int) -> list[tuple[int, str]]:
@@ -182,8 +180,7 @@ class Job:
         return self.lines()
 
     def verdicts(self) -> list[dict[str, Any]]:
-        paths = sorted(self.boxes.glob("verdict-*.json"))
-        return [json.loads(path.read_bytes()) for path in paths]
+        return verdicts_in(self.boxes)
 
 
 @contextlib.contextmanager

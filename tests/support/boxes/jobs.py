@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from support.boxes.left import await_no_keeper
+from support.boxes.told import MARK
 from support.lifecycle import PROGRAMS, environment
 from support.torchrun import end
 from support.waiting import wait_until
@@ -25,7 +26,6 @@ __all__ = [
     "Told",
     "run_job",
     "started",
-    "verdicts",
     "watchdog_lines",
 ]
 
@@ -33,7 +33,6 @@ RANKS = 4
 CULPRIT = 2
 PROGRAM = PROGRAMS / "blackbox" / "job_rank.py"
 
-WATCHDOG = "workerserver watchdog: "
 #: torch writes a rank's error file in place. If SIGTERM comes in between, torchrun finds an empty
 #: file and fails itself. And torchrun looks ten times a second: on a busy machine a rank that has
 #: lost the culprit may be the first that it sees. Such a run is made again, without boxes as with.
@@ -158,8 +157,4 @@ def _of_any(told: Told) -> Told:
 
 def watchdog_lines(log: Path) -> list[str]:
     text = log.read_text(errors="replace")
-    return [line for line in text.splitlines() if line.startswith(WATCHDOG)]
-
-
-def verdicts(boxes: Path) -> list[Mapping[str, Any]]:
-    return [json.loads(path.read_bytes()) for path in sorted(boxes.glob("verdict-*.json"))]
+    return [line for line in text.splitlines() if line.startswith(MARK)]

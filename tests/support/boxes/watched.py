@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from support.boxes.left import commands
+from support.boxes.told import lines_in, verdicts_in
 from support.lifecycle import PROGRAMS, environment
 from support.waiting import wait_until
 
@@ -85,17 +85,14 @@ class Watched:
     # ---- what it says
 
     def lines(self) -> list[str]:
-        mark = "workerserver watchdog: "
-        text = self.log.read_text(errors="replace")
-        return [line.removeprefix(mark) for line in text.splitlines() if mark in line]
+        return lines_in(self.log)
 
     def await_lines(self, count: int) -> list[str]:
         wait_until(lambda: len(self.lines()) >= count, SECONDS)
         return self.lines()
 
     def verdicts(self) -> list[dict[str, Any]]:
-        paths = sorted(self.boxes.glob("verdict-*.json"))
-        return [json.loads(path.read_bytes()) for path in paths]
+        return verdicts_in(self.boxes)
 
 
 @contextlib.contextmanager
