@@ -87,7 +87,9 @@ def test_frames_in_their_files(waiter: threading.Thread) -> None:
         )
     bases = {each["path"].rpartition("/")[2] for each in files}
     assert any(name.startswith("libc") for name in bases)
-    assert all(re.fullmatch("[0-9a-f]{8,64}", each["build_id"]) for each in files)
+    # Threads that other tests have left may be in libraries that have none.
+    ids = {files[frame["module"]]["build_id"] for frame in native["frames"]}
+    assert all(re.fullmatch("[0-9a-f]{8,64}", each) for each in ids)
 
 
 def test_python_between(waiter: threading.Thread) -> None:
