@@ -36,6 +36,13 @@ size_t ws_read_file(const char *path, char *to, size_t size) {
     return n > 0 ? (size_t)n : 0;
 }
 
+size_t ws_read_task(long id, const char *name, char *to, size_t size) {
+    char path[64];
+    assert(id > 0);
+    ws_path(path, sizeof path, "/proc/self/task/", (unsigned long)id, name);
+    return ws_read_file(path, to, size);
+}
+
 #ifdef __linux__
 
 #include <sys/mman.h>
@@ -57,19 +64,11 @@ typedef struct {
     char name[];
 } entry;
 
-/* Reads at most size - 1 bytes of /proc/self/task/ID/NAME and adds a NUL; returns how many. */
-static size_t read_task(long id, const char *name, char *to, size_t size) {
-    char path[64];
-    assert(id > 0);
-    ws_path(path, sizeof path, "/proc/self/task/", (unsigned long)id, name);
-    return ws_read_file(path, to, size);
-}
-
 char ws_kernel_letter(long native_id) {
     char stat[1024];
     if (native_id <= 0)
         return 0;
-    size_t size = read_task(native_id, "/stat", stat, sizeof stat);
+    size_t size = ws_read_task(native_id, "/stat", stat, sizeof stat);
     /* The second field is the command in parentheses and may itself hold any character. */
     const char *end = memrchr(stat, ')', size);
     return end != NULL && end[1] == ' ' && end[2] > ' ' && end[2] < 127 ? end[2] : 0;
@@ -80,7 +79,7 @@ void ws_kernel_state(long native_id, ws_kernel *out) {
     if (native_id <= 0)
         return;
     out->state = ws_kernel_letter(native_id);
-    read_task(native_id, "/wchan", out->wchan, sizeof out->wchan);
+    ws_read_task(native_id, "/wchan", out->wchan, sizeof out->wchan);
     if (strcmp(out->wchan, "0") == 0)
         out->wchan[0] = 0;
     ws_check_kernel(out);
@@ -110,7 +109,7 @@ static void add(ws_snapshot *out, const char *name) {
         out->truncated = true;
         return;
     }
-    size_t size = read_task(id, "/comm", comm, COMM);
+    size_t size = ws_read_task(id, "/comm", comm, COMM);
     if (size > 0 && comm[size - 1] == '\n')
         size--;
     thread->native_id = id;

@@ -72,6 +72,14 @@ void ws_path(char *to, size_t size, const char *start, unsigned long id, const c
 /* Reads at most size - 1 bytes of a file of /proc at once and adds a NUL; returns how many. */
 size_t ws_read_file(const char *path, char *to, size_t size);
 
+/* The same of /proc/self/task/ID and `name`, "/stat". */
+size_t ws_read_task(long id, const char *name, char *to, size_t size);
+
+/* The value of a hexadecimal digit as the kernel writes it; -1: it is none. */
+static inline int ws_hex_digit(char c) {
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
 /* The number of this process's namespace of process ids, unique on a host; 0: not known. */
 uint64_t ws_pid_namespace(void);
 

@@ -44,13 +44,6 @@ void ws_waits_store(int port) {
 
 /* ---- reading ---- */
 
-/* Reads /proc/self/task/ID/NAME. */
-static size_t read_task(long id, const char *name, char *to, size_t size) {
-    char path[64];
-    ws_path(path, sizeof path, "/proc/self/task/", (unsigned long)id, name);
-    return ws_read_file(path, to, size);
-}
-
 /* A hexadecimal number after blanks and "0x"; moves `*at` behind it. False: there is none. */
 static bool take_hex(const char **at, unsigned long *value) {
     const char *c = *at;
@@ -61,7 +54,7 @@ static bool take_hex(const char **at, unsigned long *value) {
     const char *start = c += 2;
     *value = 0;
     for (;; c++) {
-        int digit = *c >= '0' && *c <= '9' ? *c - '0' : *c >= 'a' && *c <= 'f' ? *c - 'a' + 10 : -1;
+        int digit = ws_hex_digit(*c);
         if (digit < 0)
             break;
         *value = *value << 4 | (unsigned long)digit;
@@ -90,7 +83,7 @@ static bool read_call(long native_id, call *out) {
     char text[256];
     unsigned long number;
     const char *at = text;
-    read_task(native_id, "/syscall", text, sizeof text);
+    ws_read_task(native_id, "/syscall", text, sizeof text);
     if (!take_decimal(&at, &number) || number > 4096)
         return false; /* "running", or "-1" outside of any call */
     out->number = (long)number;

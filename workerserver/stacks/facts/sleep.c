@@ -10,12 +10,6 @@
 
 #include <sys/syscall.h>
 
-static size_t read_task(long id, const char *name, char *to, size_t size) {
-    char path[64];
-    ws_path(path, sizeof path, "/proc/self/task/", (unsigned long)id, name);
-    return ws_read_file(path, to, size);
-}
-
 static const char *blanks(const char *text) {
     while (*text == ' ' || *text == '\t') {
         text++;
@@ -39,7 +33,7 @@ static bool add_count(const char *status, const char *name, uint64_t *total) {
 void ws_kernel_switches(long native_id, ws_switches *out) {
     char status[4096];
     memset(out, 0, sizeof *out);
-    if (native_id <= 0 || read_task(native_id, "/status", status, sizeof status) == 0) {
+    if (native_id <= 0 || ws_read_task(native_id, "/status", status, sizeof status) == 0) {
         return;
     }
     /* The first line is the thread's name, whose line breaks the kernel escapes. */
@@ -55,7 +49,7 @@ uintptr_t ws_kernel_futex(long native_id) {
     uint64_t number = 0;
     uintptr_t address = 0;
     const char *at = text;
-    if (native_id <= 0 || read_task(native_id, "/syscall", text, sizeof text) == 0) {
+    if (native_id <= 0 || ws_read_task(native_id, "/syscall", text, sizeof text) == 0) {
         return 0;
     }
     for (; *at >= '0' && *at <= '9' && number < 4096; at++) {
@@ -65,8 +59,7 @@ uintptr_t ws_kernel_futex(long native_id) {
         return 0;
     }
     for (at += 3;; at++) {
-        int digit = *at >= '0' && *at <= '9' ? *at - '0' : *at >= 'a' && *at <= 'f' ? *at - 'a' + 10
-                                                                                    : -1;
+        int digit = ws_hex_digit(*at);
         if (digit < 0) {
             return address;
         }

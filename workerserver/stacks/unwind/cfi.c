@@ -3,51 +3,15 @@
 
 #include <string.h>
 
+#include "bytes.h"
 #include "expression.h"
 
 enum {
     DEPTH = 8, /* rows that a table may remember at one time */
-    OMITTED = 0xff,
     INDIRECT = 0x80,
 };
 
 /* ---- reading bytes ---- */
-
-typedef struct {
-    const unsigned char *bytes;
-    size_t at, end;
-    bool bad; /* something was cut short or unknown; all that is read from then on is 0 */
-} cursor;
-
-static uint64_t take(cursor *from, size_t size) {
-    uint64_t value = 0;
-    if (from->bad || size > from->end - from->at) {
-        from->bad = true;
-        return 0;
-    }
-    memcpy(&value, from->bytes + from->at, size); /* little-endian, as both machines are */
-    from->at += size;
-    return value;
-}
-
-static uint64_t take_leb(cursor *from, bool is_signed) {
-    uint64_t value = 0, byte;
-    unsigned shift = 0;
-    do {
-        byte = take(from, 1);
-        if (shift < 64) {
-            value |= (byte & 0x7f) << shift;
-        }
-        shift += 7;
-    } while (byte & 0x80 && !from->bad);
-    if (shift > 70) {
-        from->bad = true;
-    }
-    if (is_signed && byte & 0x40 && shift < 64) {
-        value |= ~(uint64_t)0 << shift;
-    }
-    return from->bad ? 0 : value;
-}
 
 static void skip(cursor *from, uint64_t size) {
     if (from->bad || size > from->end - from->at) {
@@ -55,11 +19,6 @@ static void skip(cursor *from, uint64_t size) {
     } else {
         from->at += size;
     }
-}
-
-static int64_t sign_extended(uint64_t value, unsigned bytes) {
-    unsigned shift = 64 - 8 * bytes;
-    return (int64_t)(value << shift) >> shift;
 }
 
 /* Bytes of an encoded pointer; 0: of varying length, or unknown. */

@@ -2,56 +2,19 @@
  * calls to other libraries, and of the frame that a signal makes. */
 #include "expression.h"
 
-#include <string.h>
+#include "bytes.h"
 
 enum { DEPTH = 16 };
 
 typedef struct {
-    const unsigned char *bytes;
-    size_t at, length;
+    cursor from; /* also bad if the stack is too full, or empty, or a value is not known */
     uint64_t stack[DEPTH];
     int depth;
-    bool bad;
 } machine;
-
-static uint64_t take(machine *m, size_t size) {
-    uint64_t value = 0;
-    if (size > m->length - m->at) {
-        m->bad = true;
-        return 0;
-    }
-    memcpy(&value, m->bytes + m->at, size);
-    m->at += size;
-    return value;
-}
-
-static int64_t take_signed(machine *m, unsigned size) {
-    unsigned shift = 64 - 8 * size;
-    return (int64_t)(take(m, size) << shift) >> shift;
-}
-
-static uint64_t take_leb(machine *m, bool is_signed) {
-    uint64_t value = 0, byte;
-    unsigned shift = 0;
-    do {
-        byte = take(m, 1);
-        if (shift < 64) {
-            value |= (byte & 0x7f) << shift;
-        }
-        shift += 7;
-    } while (byte & 0x80 && !m->bad);
-    if (shift > 70) {
-        m->bad = true;
-    }
-    if (is_signed && byte & 0x40 && shift < 64) {
-        value |= ~(uint64_t)0 << shift;
-    }
-    return value;
-}
 
 static void push(machine *m, uint64_t value) {
     if (m->depth == DEPTH) {
-        m->bad = true;
+        m->from.bad = true;
     } else {
         m->stack[m->depth++] = value;
     }
@@ -59,16 +22,16 @@ static void push(machine *m, uint64_t value) {
 
 static uint64_t pop(machine *m) {
     if (m->depth == 0) {
-        m->bad = true;
+        m->from.bad = true;
         return 0;
     }
     return m->stack[--m->depth];
 }
 
 static void push_register(machine *m, const ws_registers *frame, uint64_t number) {
-    int64_t offset = (int64_t)take_leb(m, true);
+    int64_t offset = (int64_t)take_leb(&m->from, true);
     if (number >= WS_REGISTERS || !(frame->known >> number & 1)) {
-        m->bad = true;
+        m->from.bad = true;
     } else {
         push(m, frame->value[number] + (uint64_t)offset);
     }
@@ -80,9 +43,10 @@ static bool constant(machine *m, unsigned code) {
         push(m, code - 0x30);
     } else if (code >= 0x08 && code <= 0x0f) { /* const1u, 1s, 2u, 2s, 4u, 4s, 8u, 8s */
         unsigned size = 1U << ((code - 0x08) / 2);
-        push(m, code % 2 == 0 ? take(m, size) : (uint64_t)take_signed(m, size));
+        uint64_t value = take(&m->from, size);
+        push(m, code % 2 == 0 ? value : (uint64_t)sign_extended(value, size));
     } else if (code == 0x10 || code == 0x11) { /* constu, consts */
-        push(m, take_leb(m, code == 0x11));
+        push(m, take_leb(&m->from, code == 0x11));
     } else {
         return false;
     }
@@ -138,12 +102,12 @@ static bool binary(unsigned code, uint64_t left, uint64_t right, uint64_t *value
 
 bool ws_expression(const unsigned char *bytes, size_t length, const ws_registers *frame,
                    bool has_start, uint64_t start, ws_peek *peek, void *data, uint64_t *value) {
-    machine m = {.bytes = bytes, .length = length};
+    machine m = {.from = {bytes, 0, length, false}};
     if (has_start) {
         push(&m, start);
     }
-    while (m.at < m.length && !m.bad) {
-        unsigned code = (unsigned)take(&m, 1);
+    while (m.from.at < m.from.end && !m.from.bad) {
+        unsigned code = (unsigned)take(&m.from, 1);
         uint64_t right;
         if (constant(&m, code)) {
             continue;
@@ -151,24 +115,24 @@ bool ws_expression(const unsigned char *bytes, size_t length, const ws_registers
         if (code >= 0x70 && code <= 0x8f) { /* breg0 to breg31 */
             push_register(&m, frame, code - 0x70);
         } else if (code == 0x92) { /* bregx */
-            push_register(&m, frame, take_leb(&m, false));
+            push_register(&m, frame, take_leb(&m.from, false));
         } else if (code == 0x06) { /* deref */
-            m.bad = m.bad || !peek(data, pop(&m), &right);
-            push(&m, m.bad ? 0 : right);
+            m.from.bad = m.from.bad || !peek(data, pop(&m), &right);
+            push(&m, m.from.bad ? 0 : right);
         } else if (code == 0x12) { /* dup */
             right = pop(&m);
             push(&m, right);
             push(&m, right);
         } else if (code == 0x23) { /* plus_uconst */
-            right = take_leb(&m, false);
+            right = take_leb(&m.from, false);
             push(&m, pop(&m) + right);
         } else {
             right = pop(&m);
             uint64_t left = pop(&m), result = 0;
-            m.bad = m.bad || !binary(code, left, right, &result);
+            m.from.bad = m.from.bad || !binary(code, left, right, &result);
             push(&m, result);
         }
     }
     *value = pop(&m);
-    return !m.bad;
+    return !m.from.bad;
 }

@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "parts.h"
 
+#include "render.h"
+
 #include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
@@ -32,7 +34,7 @@ static bool take_number(const char **at, const char *end, char last, uint64_t *v
     const char *c = *at;
     *value = 0;
     for (; c < end && *c != last; c++) {
-        int digit = *c >= '0' && *c <= '9' ? *c - '0' : *c >= 'a' && *c <= 'f' ? *c - 'a' + 10 : -1;
+        int digit = ws_hex_digit(*c);
         if (digit < 0) {
             return false;
         }
@@ -73,12 +75,6 @@ static bool parse(const char *line, const char *end, mapping *out) {
     return start < stop;
 }
 
-static void mix(uint64_t *print, const void *data, size_t size) {
-    for (size_t i = 0; i < size; i++) { /* FNV-1a */
-        *print = (*print ^ ((const unsigned char *)data)[i]) * 0x100000001b3;
-    }
-}
-
 /* The place of a name; 0: no name, or no room. */
 static uint32_t keep_path(ws_native *native, const mapping *from) {
     if (from->path_size == 0) {
@@ -109,9 +105,9 @@ static void add(listing *list, const mapping *from) {
     if (!from->code) {
         return;
     }
-    mix(&list->print, &from->start, sizeof from->start);
-    mix(&list->print, &from->end, sizeof from->end);
-    mix(&list->print, from->path, from->path_size);
+    ws_print_add(&list->print, &from->start, sizeof from->start);
+    ws_print_add(&list->print, &from->end, sizeof from->end);
+    ws_print_add(&list->print, from->path, from->path_size);
     if (native == NULL) {
         return;
     }
@@ -130,7 +126,7 @@ static bool read_list(listing *list) {
     char piece[PIECE];
     size_t held = 0;
     int left = PIECES;
-    list->print = 0xcbf29ce484222325;
+    list->print = WS_PRINT_START;
     /* /proc/self is the main thread's, which may have ended. */
     int file = open("/proc/thread-self/maps", O_RDONLY | O_CLOEXEC);
     if (file < 0) {

@@ -13,6 +13,14 @@ ws_peek ws_native_peek;
 
 bool ws_native_over(const ws_native *native);
 
+/* Prints of bytes, by FNV-1a. */
+#define WS_PRINT_START UINT64_C(0xcbf29ce484222325)
+static inline void ws_print_add(uint64_t *print, const void *data, size_t size) {
+    for (size_t i = 0; i < size; i++) {
+        *print = (*print ^ ((const unsigned char *)data)[i]) * UINT64_C(0x100000001b3);
+    }
+}
+
 /* --- which file's code is mapped where: modules.c */
 
 /* The mappings that hold code. False: /proc doesn't tell. */

@@ -63,12 +63,6 @@ bool ws_native_peek(void *data, uint64_t address, uint64_t *value) {
 
 /* ---- where a thread is ---- */
 
-static size_t read_task(long id, const char *name, char *to, size_t size) {
-    char path[64];
-    ws_path(path, sizeof path, "/proc/self/task/", (unsigned long)id, name);
-    return ws_read_file(path, to, size);
-}
-
 /* The hexadecimal number behind the last blank of `text`, which is cut there. */
 static bool take_last(char *text, uintptr_t *value) {
     char *blank = strrchr(text, ' ');
@@ -77,7 +71,7 @@ static bool take_last(char *text, uintptr_t *value) {
         return false;
     }
     for (const char *c = blank + 3; *c != 0 && *c != '\n'; c++) {
-        int digit = *c >= '0' && *c <= '9' ? *c - '0' : *c >= 'a' && *c <= 'f' ? *c - 'a' + 10 : -1;
+        int digit = ws_hex_digit(*c);
         if (digit < 0) {
             return false;
         }
@@ -87,19 +81,11 @@ static bool take_last(char *text, uintptr_t *value) {
     return true;
 }
 
-static uint64_t print_of(const char *text) {
-    uint64_t print = 0xcbf29ce484222325;
-    for (; *text != 0; text++) { /* FNV-1a */
-        print = (print ^ (unsigned char)*text) * 0x100000001b3;
-    }
-    return print;
-}
-
 /* The third number of /proc/self/task/ID/schedstat. */
 static uint64_t runs_of(long id) {
     char text[96];
     uint64_t count = 0;
-    if (read_task(id, "/schedstat", text, sizeof text) == 0) {
+    if (ws_read_task(id, "/schedstat", text, sizeof text) == 0) {
         return 0;
     }
     const char *blank = strrchr(text, ' ');
@@ -117,11 +103,12 @@ static stand look(long id) {
         out.told = true;
         return out;
     }
-    if (id <= 0 || read_task(id, "/syscall", text, sizeof text) == 0) {
+    if (id <= 0 || ws_read_task(id, "/syscall", text, sizeof text) == 0) {
         return out;
     }
     out.told = true;
-    out.print = print_of(text);
+    out.print = WS_PRINT_START;
+    ws_print_add(&out.print, text, strlen(text));
     out.blocked = take_last(text, &out.pc) && take_last(text, &out.stack);
     out.runs = out.blocked ? runs_of(id) : 0;
     return out;
