@@ -143,9 +143,11 @@ class Teller:
             words = report_words(f"{path.removesuffix('.json')}.html", targets)
             bounded(words, b"", PAGE_SECONDS, umask=0o077)  # as private as the rest of the folder
         with contextlib.suppress(OSError):
-            found = sorted(name for name in os.listdir(self._folder) if _NAME.match(name))
-            for name in found[: -2 * KEEP]:
-                os.unlink(os.path.join(self._folder, name))
+            owner = os.lstat(path).st_uid  # others may write here, with names of years to come
+            names = sorted(name for name in os.listdir(self._folder) if _NAME.match(name))
+            found = [os.path.join(self._folder, name) for name in names]
+            for each in [each for each in found if os.lstat(each).st_uid == owner][: -2 * KEEP]:
+                os.unlink(each)
 
 
 def _write(path: str, document: dict[str, Any]) -> None:
