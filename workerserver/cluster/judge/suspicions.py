@@ -530,8 +530,12 @@ class Suspicions:
             if one_works(job, rank):
                 self.refused.setdefault(rank, ("child", None))
             elif age >= least and (not still or self._admit(rank, "stalled", [])):
-                claim = NoStep(age, health.step, job.usual_step(rank))
-                self.accuse(Accusation(rank, "stalled", claim))
+                held = job.gil(rank)
+                if held is not None and 2 * (held[1] or 0.0) >= age:
+                    self.accuse(Accusation(rank, "gil held", KeepsGil(held[1] or 0.0)))
+                else:
+                    claim = NoStep(age, health.step, job.usual_step(rank))
+                    self.accuse(Accusation(rank, "stalled", claim))
 
 
 def _is_undecided(accusation: Accusation) -> bool:

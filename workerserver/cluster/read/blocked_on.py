@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workerserver.cluster.model import Frame, Thread
-from workerserver.cluster.read.acting import acting
+from workerserver.cluster.read.acting import acting, works
 from workerserver.cluster.read.library_calls import (
     DECISIVE,
     FILE_LOCK,
@@ -157,6 +157,12 @@ def blocked_on(threads: Sequence[Thread], thread: Thread | None = None) -> Block
             by_frames(each.frames).kind in ("collective", "p2p", "meeting")
             for each in threads
             if each is not thread
+        )
+        # Nobody tells which thread it waits for. Any one in user code may wait for other ranks.
+        or (
+            kind == "lock"
+            and thread.waits is None
+            and any(works(each) for each in threads if each is not thread)
         ),
         guessed,
     )
