@@ -247,6 +247,11 @@ class Suspicions:
         blame = resolve(needs, free, unsure)
         if not blame.ends and not blame.rings:  # who sleeps with an operation under way polls
             blame = resolve(needs, held, unsure)
+        hidden = {rank for rank in blame.ends if rank in blame.doubtful and self._may_hide(rank)}
+        if hidden:  # others may form a ring whatever these do
+            rest = [Need(need.waiting, tuple({*need.absent} - hidden)) for need in needs]
+            others = resolve(rest, free, unsure)
+            blame = others if others.rings else blame
         for ranks, numbers in blame.rings:
             self._ring(ranks, [self.hanging[number] for number in numbers])
         # A rank in a wait that no recorder holds is a victim too, if there is anybody else.
@@ -262,6 +267,8 @@ class Suspicions:
                 continue
             if certain and rank not in certain:  # it may well wait for those
                 self.refused.setdefault(rank, ("waits", waits[0]))
+            elif rank in hidden:  # or in a ring
+                self.refused.setdefault(rank, ("waits", waits[0]))
             else:
                 self._behind(rank, waits, ends)
         for number in blame.inside:
@@ -269,6 +276,12 @@ class Suspicions:
             if needs[number].absent or wait.absent:
                 continue
             self.doubts.append(Endless(job.entered(wait), wait.group.complete and not wait.silent))
+
+    def _may_hide(self, rank: int) -> bool:
+        """Where it stands, it may wait for the operation that it has under way: work.wait() leaves
+        no frame."""
+        blocked = self.job.blocked.get(rank)
+        return blocked is not None and (blocked.guessed or blocked.kind == "unknown")
 
     def _certain(self, ends: Collection[int]) -> set[int]:
         """Of *ends*, those that surely don't wait for another of them; none if nobody does."""
