@@ -265,9 +265,7 @@ class Suspicions:
             if all(rank in wait.queued for wait in waits):  # it has come to all of them
                 self.refused.setdefault(rank, ("waits", waits[0]))
                 continue
-            if certain and rank not in certain:  # it may well wait for those
-                self.refused.setdefault(rank, ("waits", waits[0]))
-            elif rank in hidden:  # or in a ring
+            if (certain and rank not in certain) or rank in hidden:  # it may well wait for those
                 self.refused.setdefault(rank, ("waits", waits[0]))
             else:
                 self._behind(rank, waits, ends)
