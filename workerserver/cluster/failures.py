@@ -21,6 +21,7 @@ __all__ = [
     "describe",
     "lost_proof",
     "no_connection",
+    "no_such_socket",
     "nobody_listens",
     "not_http",
     "not_permitted",
@@ -216,6 +217,12 @@ def nobody_listens(state: RankState) -> bool:
     failure = state.failures.get("healthz") or state.failures.get("digest")
     texts = (NO_SOCKET, REFUSED)
     return not state.responded and failure is not None and failure.text.startswith((*texts, ENDED))
+
+
+def no_such_socket(state: RankState) -> bool:
+    """Whether there is no file at the path of the worker's socket."""
+    failure = state.failures.get("healthz") or state.failures.get("digest")
+    return not state.responded and failure is not None and failure.text == NO_SOCKET
 
 
 def unusable(state: RankState) -> Failure | None:

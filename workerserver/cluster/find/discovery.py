@@ -13,6 +13,7 @@ from workerserver.cluster.errors import ClusterError, NoJob
 from workerserver.cluster.find.group import Group, Member, group
 from workerserver.cluster.find.here import Ended, Here, Living, look_here, of_process_or_launcher
 from workerserver.cluster.find.hosts import from_collectors, from_dns, from_hosts_file, from_slurm
+from workerserver.cluster.find.launched import store_among, without_server
 from workerserver.cluster.find.store import workers_in_store
 from workerserver.cluster.model import Worker
 from workerserver.job.proc import stat_of
@@ -112,6 +113,7 @@ def look_around(options: Options) -> Found:
             found += from_template(target)
         else:
             found += parse_address(target)
+    _no_store(found)
     if options.hosts_file is not None:
         found += from_hosts_file(options.hosts_file, options.port)
     if options.store is not None:
@@ -127,6 +129,20 @@ def look_around(options: Options) -> Found:
     if found or ended:
         return Found(_each_once(found), ended)
     return _from_environment(options, environment)
+
+
+def _no_store(workers: Sequence[Worker]) -> None:
+    """ClusterError if one of them is where the ranks of a job on this machine meet. Nothing serves
+    there, and torch's store answers no HTTP request, not even with an error."""
+    named = [each.address for each in workers if not each.unix and each.known is None]
+    found = store_among(named) if named else None
+    if found is None or any(each.worker.address == found[0] for each in look_here().living):
+        return
+    address, pid = found
+    raise ClusterError(
+        f"{address} is no worker but the TCPStore of a job (MASTER_PORT of process {pid}): give "
+        f"the pid {pid}, or --store {address}"
+    )
 
 
 def _of_pid(pid: int, whole: bool) -> Found:
@@ -222,8 +238,10 @@ def _from_environment(options: Options, environment: Mapping[str, str]) -> Found
         return _of_jobs(here, wanted, jobs)
     if not here.living and not here.ended:
         looked = f" (looked at: {'; '.join(tried)})" if tried else ""
+        launched = without_server()
         raise NoJob(
             f"no worker found: no process of this user has a worker server on this machine{looked}",
+            *([f"{launched[0].upper()}{launched[1:]}"] if launched else []),
             "To name one: workerserver diagnose SOCKET, FOLDER, HOST:PORT or --store HOST:PORT",
             "To start a job with a server: torchrun ... -m workerserver run train.py",
         )
@@ -245,7 +263,9 @@ def why_nobody(found: Found) -> str:
     which = f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
     count = len(found.ended)
     left = f"{count} worker{'s have' if count > 1 else ' has'} left something"
-    return f"the job has ended{which}: {left}, nobody listens"
+    launched = without_server()
+    others = f"; {launched}" if launched else ""
+    return f"the job has ended{which}: {left}, nobody listens{others}"
 
 
 def _places(
