@@ -358,7 +358,7 @@ def test_a_path_that_is_not_there(said: Said) -> None:
 
 def test_no_worker_found(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workerserver.cluster.find.discovery.look_here", Here)
-    monkeypatch.setattr("workerserver.cluster.find.launched.ranks_without_server", dict)
+    monkeypatch.setattr("workerserver.cluster.find.discovery.others", list)
     text = said("diagnose")
     begin, name, start = text.split("workerserver: ")[1:]
     assert begin.startswith("no worker found: no process of this user has a worker server")

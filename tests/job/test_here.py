@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -179,6 +180,46 @@ def test_ranks_without_a_server(
         assert main(["diagnose"]) == 3
         said = capsys.readouterr().err
         assert f"Process {pid} (rank 7) of a job has no server: if the job is just starting" in said
+
+
+def test_the_pid_of_what_a_worker_has_started(
+    short_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The process of a DataLoader is what ``top`` shows, and what a person names."""
+    code = SERVE.replace(
+        "print(servers[0].address,",
+        "import subprocess\nchild = subprocess.Popen(['sleep', '1000'])\nprint(child.pid,",
+    )
+    code += "child.kill()\nchild.wait()\n"
+    with running(code, "unix", str(short_path / "w.sock")) as (pid, child):
+        (found,) = of_process_or_launcher(look_here(), int(child))
+        assert found.pid == pid
+        assert main(["call", "ping", child]) == 0
+    assert capsys.readouterr().out.strip() == "pong"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user too")
+def test_another_users_job(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root is told of it, and may ask. Another user is told whom to ask as."""
+    name = f"theirs-{os.getpid()}"
+    stranger = 4242  # who can't read this interpreter's files: so the process becomes it later
+    code = SERVE.replace("servers =", f"import os, tempfile; os.setuid({stranger}); servers =")
+    theirs = {"WORKERSERVER_JOB": name, "RANK": "0", "WORLD_SIZE": "1"}
+    short_path.chmod(0o777)
+    path = str(short_path / "rank0.sock")
+    with running(code, "unix", path, TMPDIR=str(short_path), **theirs) as (pid, _):
+        assert of_job(name) == []
+        assert main(["call", "ping", str(pid)]) == 0
+        assert capsys.readouterr().out.strip() == "pong"
+        assert main(["ping", "--job", name, "--count", "1"]) == 3
+        said = capsys.readouterr().err
+        assert f"no job {name} of this user on this machine" in said
+        assert re.search(rf"process(es)? [0-9,-]+ of user {stranger} ha(s|ve) a server", said)
+        monkeypatch.setattr("os.geteuid", lambda: 4243)
+        assert main(["diagnose", str(pid)]) == 64
+        assert f"process {pid} belongs to user {stranger}\n" in capsys.readouterr().err
 
 
 @needs_machine

@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from workerserver.cluster.addresses import parse_address, sockets
-from workerserver.cluster.errors import ClusterError, NoJob
+from workerserver.cluster.errors import ClusterError, NoJob, NotPermitted
+from workerserver.cluster.failures import as_user, user_name
 from workerserver.cluster.find.group import Group, Member, group
 from workerserver.cluster.find.here import Ended, Here, Living, look_here, of_process_or_launcher
 from workerserver.cluster.find.hosts import from_collectors, from_dns, from_hosts_file, from_slurm
-from workerserver.cluster.find.launched import store_among, without_server
+from workerserver.cluster.find.launched import others, servers_of_others, store_among
 from workerserver.cluster.find.store import workers_in_store
 from workerserver.cluster.model import Worker
-from workerserver.job.proc import stat_of
+from workerserver.job.proc import stat_of, user_of
 
 __all__ = ["Found", "Options", "discover", "from_template", "look_around", "why_nobody"]
 
@@ -150,6 +151,14 @@ def _of_pid(pid: int, whole: bool) -> Found:
     others of its job."""
     here = look_here()
     own = of_process_or_launcher(here, pid)
+    owner = user_of(pid)
+    if not own and owner not in (None, os.geteuid()):
+        assert owner is not None
+        if os.geteuid() != 0:
+            name = user_name(owner)
+            raise NotPermitted(f"process {pid} belongs to {name}{as_user(name)}")
+        here = look_here(owner)
+        own = of_process_or_launcher(here, pid)
     if not own:
         if stat_of(pid) is None:
             raise NoJob(f"there is no process {pid}")
@@ -238,10 +247,9 @@ def _from_environment(options: Options, environment: Mapping[str, str]) -> Found
         return _of_jobs(here, wanted, jobs)
     if not here.living and not here.ended:
         looked = f" (looked at: {'; '.join(tried)})" if tried else ""
-        launched = without_server()
         raise NoJob(
             f"no worker found: no process of this user has a worker server on this machine{looked}",
-            *([f"{launched[0].upper()}{launched[1:]}"] if launched else []),
+            *(f"{line[0].upper()}{line[1:]}" for line in others()),
             "To name one: workerserver diagnose SOCKET, FOLDER, HOST:PORT or --store HOST:PORT",
             "To start a job with a server: torchrun ... -m workerserver run train.py",
         )
@@ -254,7 +262,8 @@ def _no_such_job(name: str, here: Here, jobs: Sequence[Group]) -> Found:
     if ended:
         return Found([], ended)
     there = ", ".join(sorted(job.label for job in jobs)) or "none"
-    raise NoJob(f"no job {name} of this user on this machine; there are: {there}")
+    no_job = f"no job {name} of this user on this machine; there are: {there}"
+    raise NoJob("; ".join(filter(None, (no_job, servers_of_others()))))
 
 
 def why_nobody(found: Found) -> str:
@@ -263,9 +272,7 @@ def why_nobody(found: Found) -> str:
     which = f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
     count = len(found.ended)
     left = f"{count} worker{'s have' if count > 1 else ' has'} left something"
-    launched = without_server()
-    others = f"; {launched}" if launched else ""
-    return f"the job has ended{which}: {left}, nobody listens{others}"
+    return "; ".join([f"the job has ended{which}: {left}, nobody listens", *others()])
 
 
 def _places(

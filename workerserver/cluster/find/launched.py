@@ -11,11 +11,15 @@ from collections.abc import Iterable, Mapping
 
 from workerserver.cluster.addresses import host_port
 from workerserver.cluster.errors import ClusterError
+from workerserver.cluster.failures import as_user, user_name
+from workerserver.cluster.find.here import serves
 from workerserver.job import proc
 from workerserver.job.identity import number, rank_in
 from workerserver.ranks import fold, named
 
-__all__ = ["ranks_without_server", "store_among", "without_server"]
+__all__ = ["others", "ranks_without_server", "servers_of_others", "store_among"]
+
+MAX_USERS = 3
 
 
 def store_among(addresses: Iterable[str]) -> tuple[str, int] | None:
@@ -67,6 +71,28 @@ def without_server() -> str:
         f"{which} of a job {'have' if some else 'has'} no server: if the job is just starting, ask "
         "again; else it was started without one"
     )
+
+
+def servers_of_others() -> str:
+    """A sentence about processes of other users that have a server of ours; empty if there are
+    none."""
+    found: dict[int, list[int]] = {}
+    mine = os.geteuid()
+    for user, pid in proc.of_all():
+        if user != mine and serves(pid):
+            found.setdefault(user, []).append(pid)
+    parts = []
+    for user, pids in sorted(found.items())[:MAX_USERS]:
+        some, name = len(pids) > 1, user_name(user)
+        how = f": workerserver diagnose {min(pids)}" if mine == 0 else as_user(name)
+        which = f"process{'es' * some} {fold(pids)} of {name} {'have' if some else 'has'} a server"
+        parts.append(f"{which}{how}")
+    return "; ".join(parts)
+
+
+def others() -> list[str]:
+    """What can be said to whoever has found no worker, a line each."""
+    return [line for line in (without_server(), servers_of_others()) if line]
 
 
 def _environments() -> Mapping[int, Mapping[str, str]]:
