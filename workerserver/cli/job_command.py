@@ -176,7 +176,7 @@ def find_some(options: argparse.Namespace) -> Found:
     """The workers of one job or of several. NoJobError if none is left."""
     found = find_all(options)
     if not found.workers:
-        raise NoJobError(why_nobody(found))
+        raise NoJobError(_with_boxes(why_nobody(found)))
     return found
 
 
@@ -236,7 +236,16 @@ def show_job(view: JobView[Round], count: int, out: Output) -> None:
 
 
 def ended(view: JobView[Round], found: Found) -> str:
-    """That a job has ended, in words. A path that is not there may be mistyped, too."""
+    """That a job has ended, in words, and where its black boxes may lie. A path that is not there
+    may be mistyped, too."""
+    return _with_boxes(_ended(view, found))
+
+
+def _with_boxes(sentence: str) -> str:
+    return "; ".join(filter(None, (sentence, places.boxes_near())))
+
+
+def _ended(view: JobView[Round], found: Found) -> str:
     states = [state for look in view.rounds[-1:] for state in look.states]
     addresses = [state.worker.address for state in states]
     if not addresses:
