@@ -83,9 +83,9 @@ def job_parser(
         name,
         description=description,
         examples=examples,
-        epilog="If no place is named, the workers are found through torchrun's environment "
-        "(MASTER_ADDR, MASTER_PORT), Slurm's, TORCH_WORKER_SERVER_SOCKET, or else all jobs of this "
-        f"user on this machine. {TOKEN_HELP}",
+        epilog="If no place is named, the first of these that has workers counts: torchrun's "
+        "variables (MASTER_ADDR, MASTER_PORT), Slurm's variables, TORCH_WORKER_SERVER_SOCKET, all "
+        f"jobs of this user on this machine. {TOKEN_HELP}",
     )
     add_places(parser, targets=True)
     how = add_asking(parser, deadline)
@@ -94,7 +94,7 @@ def job_parser(
         type=count,
         default=128,
         metavar="N",
-        help="workers asked at one time (default 128)",
+        help="how many workers are asked at the same time (default 128)",
     )
     return parser
 
@@ -107,8 +107,8 @@ def add_backends(parser: argparse.ArgumentParser) -> None:
         type=backend_name,
         default=[],
         metavar="NAME",
-        help="ask torch's own servers for the flight recorder of this backend, too: they don't "
-        "tell the names of backends that torch doesn't bring itself",
+        help="also ask torch's own servers for the flight recorder of this backend. Needed only "
+        "for a backend that torch doesn't bring itself: torch's servers don't tell its name",
     )
 
 
@@ -123,7 +123,7 @@ def add_native(parser: argparse.ArgumentParser) -> None:
 
 def add_rounds(parser: argparse.ArgumentParser, rounds: int | None) -> None:
     """*rounds* None: by default as many as are enough."""
-    usual = "as often as it tells more, for at most 10 s" if rounds is None else str(rounds)
+    usual = "1 or 2, then more for 10 s if they may help" if rounds is None else str(rounds)
     parser.add_argument(
         "--rounds",
         type=count,
@@ -136,7 +136,7 @@ def add_rounds(parser: argparse.ArgumentParser, rounds: int | None) -> None:
         type=positive_seconds,
         default=2.0,
         metavar="S",
-        help="time between two rounds (default 2)",
+        help="seconds between two looks (default 2)",
     )
 
 
