@@ -208,7 +208,8 @@ def title(run: Run) -> str:
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.began))
     ranks = "" if run.world_size is None else f", {run.world_size} ranks"
     again = f", restart {run.restart}" if run.restart else ""
-    return f"job {run.job}, began {began}{ranks}{again}, {len(run.boxes)} boxes"
+    boxes = f"{len(run.boxes)} box{'es' * (len(run.boxes) != 1)}"
+    return f"job {run.job}, began {began}{ranks}{again}, {boxes}"
 
 
 def _show_run(run: Run, out: Output) -> None:

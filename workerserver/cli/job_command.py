@@ -21,7 +21,7 @@ from workerserver.cli.places import TOKEN_HELP, add_asking, add_places, client_o
 from workerserver.cli.text import backend_name, count, positive_seconds
 from workerserver.cluster.ask.client import Client, run
 from workerserver.cluster.ask.rounds import EVERYTHING, Part, Round, collect
-from workerserver.cluster.failures import nobody_listens, unusable
+from workerserver.cluster.failures import NO_SOCKET, no_such_socket, nobody_listens, unusable
 from workerserver.cluster.find.discovery import Found, why_nobody
 from workerserver.cluster.find.hosts import from_slurm, slurm_port
 from workerserver.cluster.find.jobs import JobView, identity_of, split
@@ -176,7 +176,7 @@ def find_some(options: argparse.Namespace) -> Found:
     """The workers of one job or of several. NoJobError if none is left."""
     found = find_all(options)
     if not found.workers:
-        raise NoJobError(why_nobody(found))
+        raise NoJobError(_with_boxes(why_nobody(found)))
     return found
 
 
@@ -236,10 +236,22 @@ def show_job(view: JobView[Round], count: int, out: Output) -> None:
 
 
 def ended(view: JobView[Round], found: Found) -> str:
-    """That a job has ended, in words."""
-    addresses = [state.worker.address for look in view.rounds[-1:] for state in look.states]
+    """That a job has ended, in words, and where its black boxes may lie. A path that is not there
+    may be mistyped, too."""
+    return _with_boxes(_ended(view, found))
+
+
+def _with_boxes(sentence: str) -> str:
+    return "; ".join(filter(None, (sentence, places.boxes_near())))
+
+
+def _ended(view: JobView[Round], found: Found) -> str:
+    states = [state for look in view.rounds[-1:] for state in look.states]
+    addresses = [state.worker.address for state in states]
     if not addresses:
         return why_nobody(found)
+    if len(states) == 1 and states[0].worker.source == "argument" and no_such_socket(states[0]):
+        return f"no job here, or it has ended: {addresses[0]}: {NO_SOCKET}"
     more = f" and {len(addresses) - 1} more" if len(addresses) > 1 else ""
     return f"the job has ended: nobody listens at {min(addresses)}{more}"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 from typing import Any
 
 from workerserver.cli.errors import CommandError, NoJobError, UsageError
@@ -19,6 +21,7 @@ __all__ = [
     "TOKEN_HELP",
     "add_asking",
     "add_places",
+    "boxes_near",
     "client_options",
     "failed",
     "find",
@@ -148,11 +151,23 @@ def _places(options: argparse.Namespace, *, whole: bool) -> Options:
     )
 
 
+def boxes_near() -> str:
+    """Where the environment, or the folder of whoever asks, has black boxes; "" if nowhere. For
+    whoever finds nobody alive."""
+    from workerserver.blackbox.runs import holds_boxes
+
+    for folder in (os.environ.get("WORKERSERVER_BLACKBOX", ""), "."):
+        if folder and holds_boxes(folder):
+            return f"black boxes lie in {folder}: workerserver diagnose {shlex.quote(folder)}"
+    return ""
+
+
 def failed(error: ClusterError) -> CommandError:
     """How a command ends for which *error* leaves nobody to ask."""
     if isinstance(error, NoJob):
         nobody = NoJobError(str(error))
-        nobody.advice = error.advice
+        near = boxes_near()
+        nobody.advice = (*error.advice, *([f"{near[0].upper()}{near[1:]}"] if near else []))
         return nobody
     return CommandError(str(error)) if isinstance(error, Unanswered) else UsageError(str(error))
 
