@@ -90,6 +90,6 @@ def test_verdicts_of_strangers_push_no_verdict_out(tmp_path: Path) -> None:
         path.touch()
         os.chown(path, STRANGER, STRANGER)
     teller = Teller(str(tmp_path), "/", LABEL, None)
-    path = teller.tell("rank 2 is gone", {"status": 1})
+    told = teller.tell("rank 2 is gone", {"status": 1})
     teller.wait(60)
-    assert os.path.exists(path)
+    assert os.path.exists(told)
