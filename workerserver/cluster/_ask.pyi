@@ -1,4 +1,4 @@
-from typing import final
+from typing import Any, final
 
 @final
 class Talk:
@@ -78,6 +78,10 @@ class Fan:
     def turn(self) -> tuple[list[Talk], list[int]]: ...
     def stop(self) -> tuple[list[Talk], list[int]]: ...
     def close(self) -> None: ...
+
+def plain_values(
+    body: bytes, places: dict[bytes, tuple[int, str]], count: int
+) -> list[Any] | None: ...
 
 HOWS: tuple[str, ...]
 STAGES: tuple[str, ...]

@@ -8,11 +8,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from functools import lru_cache
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workerserver.cluster.failures import short
 from workerserver.cluster.model import Health
 from workerserver.cluster.read.columns.strict_json import json_object, load_json
+
+if TYPE_CHECKING:
+    from workerserver.cluster._ask import plain_values as _plain_values
+else:
+    try:
+        from workerserver.cluster._ask import plain_values as _plain_values
+    except ImportError:  # no epoll, or a free-threaded CPython
+        _plain_values = None
 
 __all__ = [
     "HEALTH_FIELDS",
@@ -43,6 +51,7 @@ MIN_CLOCK_SECONDS = 3.0
 #: What /healthz may tell. A collector tells *newer* in what it passes on.
 _KNOWN = frozenset(each.name for each in dataclass_fields(Health))
 _NOTHING = [None]
+_STATUSES = ("ok", "stalled")
 _HASH = re.compile(r"[0-9a-f]{1,64}\Z")
 
 
@@ -63,6 +72,11 @@ def handler_names(body: bytes) -> list[str]:
 
 def health(body: bytes) -> Health:
     """The body of ``/healthz``. ValueError names a field whose value is impossible."""
+    if _plain_values is not None:
+        values = _plain_values(body, _PLACES, len(HEALTH_FIELDS))
+        if values is not None and values[0] in _STATUSES and (values[2] or 0) < MAX_RANKS:
+            values[-1] = False  # there are no other fields
+            return Health(*values)
     return health_of(json_object(body))
 
 
@@ -158,7 +172,7 @@ def _seconds(fields: Mapping[str, Any], name: str) -> float | None:
 
 def _status(fields: Mapping[str, Any], name: str) -> str:
     status = fields.get(name)
-    if status not in ("ok", "stalled"):
+    if status not in _STATUSES:
         raise ValueError(f"{name} is {short(status)}")
     return str(status)
 
@@ -201,3 +215,10 @@ HEALTH_FIELDS: Sequence[tuple[str, Callable[[Mapping[str, Any], str], Any]]] = (
     ("step_thread", _integer),
     ("newer", _newer),
 )
+_KINDS = {_status: "t", _text: "t", _integer: "i", _rank: "i", _seconds: "s"}
+#: Of each field that workers tell: its place in HEALTH_FIELDS, and its kind for plain_values().
+_PLACES = {
+    name.encode("ascii"): (place, _KINDS[read])
+    for place, (name, read) in enumerate(HEALTH_FIELDS)
+    if read in _KINDS
+}

@@ -58,9 +58,10 @@ async def ask_each(
     def first(worker: Worker) -> list[Question]:
         """The questions that a worker of ours answers, as far as the last look tells."""
         questions = [HEALTH_AND_CLOCK] if _wants_health(worker, want) else []
-        if "stacks" in want and (worker not in memory.stock or not questions):
+        torchs = bool(memory.stock) and worker in memory.stock
+        if "stacks" in want and (not torchs or not questions):
             questions.append(DIGEST)
-        if "flight" in want and worker not in memory.stock and worker not in memory.held:
+        if "flight" in want and not torchs and not (memory.held and worker in memory.held):
             questions.append(SUMMARY)
         return questions
 

@@ -222,7 +222,9 @@ class AtOnce:
         client = self._client
         questions = self._questions(worker)
         limits = tuple(each.limit for each in questions)
-        seconds = client.patience.get(worker, client.deadline)
+        seconds = client.deadline
+        if client.patience:
+            seconds = client.patience.get(worker, seconds)
         if self._kept is not None and worker in self._kept.numbers:
             number = self._kept.numbers.pop(worker)
             request, proven = self._request(worker, questions)

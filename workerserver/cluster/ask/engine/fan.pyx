@@ -21,6 +21,8 @@ cdef extern from "dial.h" nogil:
 cdef enum:
     BATCH = 128            # peers that Python gets at one time
     MAX_NAMES = 512        # names of fields that are kept
+    MAX_HEADS = 512        # heads that are kept
+    LARGE_HEAD = 1024      # bytes: larger ones are not kept
 
 #: In the order of How (peer.pxd).
 HOWS = ("answered", "unnamed", "unreached", "shut", "cut", "late", "stopped", "strange")
@@ -29,6 +31,8 @@ STAGES = ("queued", "naming", "paused", "connecting", "asking", "ended")
 
 #: Names of fields as they came -> in lower case.
 cdef dict _names = {}
+#: Heads -> what they say. Heads of many workers are equal.
+cdef dict _heads = {}
 
 
 @cython.final
@@ -437,7 +441,10 @@ cdef Talk talk_of(const Peer *peer):
     talk.how = HOWS[<int>peer.how]
     talk.stage = STAGES[<int>peer.was]
     talk.at = peer.at
-    talk.answers = [answer_of(peer.data, &peer.answers[i]) for i in range(peer.at)]
+    # A proof is in one head only.
+    talk.answers = [
+        answer_of(peer.data, &peer.answers[i], peer.proving is NULL) for i in range(peer.at)
+    ]
     talk.received = <Py_ssize_t>peer.size
     talk.partial = <Py_ssize_t>(peer.size - peer.start)
     talk.missing = -1
@@ -452,8 +459,32 @@ cdef Talk talk_of(const Peer *peer):
     return talk
 
 
-cdef tuple answer_of(const char *data, const Answered *found):
-    """(status, reason, fields, body, received)."""
+cdef tuple answer_of(const char *data, const Answered *found, bint common):
+    """(status, reason, fields, body, received). *common*: other answers may have this head."""
+    cdef Py_ssize_t size = <Py_ssize_t>(found.body - found.begin)
+    cdef bytes head
+    cdef tuple said = None
+    if common and size <= LARGE_HEAD:
+        head = PyBytes_FromStringAndSize(data + found.begin, size)
+        said = <tuple>_heads.get(head)
+        if said is None:
+            said = head_of(data, found)
+            if len(_heads) >= MAX_HEADS:
+                _heads.clear()
+            _heads[head] = said
+    else:
+        said = head_of(data, found)
+    return (
+        found.status,
+        said[0],
+        said[1],
+        PyBytes_FromStringAndSize(data + found.body, <Py_ssize_t>(found.end - found.body)),
+        <Py_ssize_t>(found.end - found.begin),
+    )
+
+
+cdef tuple head_of(const char *data, const Answered *found):
+    """(reason, fields)."""
     cdef size_t at = found.fields
     cdef size_t name, value, line
     cdef const char *end
@@ -468,13 +499,7 @@ cdef tuple answer_of(const char *data, const Answered *found):
             value += 1
         fields[name_of(data + at, name - at)] = text_of(data + value, line - value)
         at = line + 2
-    return (
-        found.status,
-        text_of(data + found.reason, found.fields - 2 - found.reason),
-        fields,
-        PyBytes_FromStringAndSize(data + found.body, <Py_ssize_t>(found.end - found.body)),
-        <Py_ssize_t>(found.end - found.begin),
-    )
+    return text_of(data + found.reason, found.fields - 2 - found.reason), fields
 
 
 cdef inline str text_of(const char *data, size_t size):
