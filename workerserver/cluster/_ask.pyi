@@ -82,6 +82,7 @@ class Fan:
 def plain_values(
     body: bytes, places: dict[bytes, tuple[int, str]], count: int
 ) -> list[Any] | None: ...
+def masked(body: bytes) -> tuple[bytes, int, tuple[int, ...]] | None: ...
 
 HOWS: tuple[str, ...]
 STAGES: tuple[str, ...]

@@ -9,18 +9,20 @@ from dataclasses import fields as dataclass_fields
 from functools import lru_cache
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from workerserver.cluster.failures import short
 from workerserver.cluster.model import Health
 from workerserver.cluster.read.columns.strict_json import json_object, load_json
+from workerserver.cluster.read.columns.summaries import Shape, Summary, summary_of
 
 if TYPE_CHECKING:
-    from workerserver.cluster._ask import plain_values as _plain_values
+    from workerserver.cluster import _ask
 else:
     try:
-        from workerserver.cluster._ask import plain_values as _plain_values
+        from workerserver.cluster import _ask
     except ImportError:  # no epoll, or a free-threaded CPython
-        _plain_values = None
+        _ask = None
 
 __all__ = [
     "HEALTH_FIELDS",
@@ -35,6 +37,7 @@ __all__ = [
     "health_of",
     "json_object",
     "load_json",
+    "summary",
 ]
 
 #: Ranks beyond this are a mistake or a lie.
@@ -72,8 +75,8 @@ def handler_names(body: bytes) -> list[str]:
 
 def health(body: bytes) -> Health:
     """The body of ``/healthz``. ValueError names a field whose value is impossible."""
-    if _plain_values is not None:
-        values = _plain_values(body, _PLACES, len(HEALTH_FIELDS))
+    if _ask is not None:
+        values = _ask.plain_values(body, _PLACES, len(HEALTH_FIELDS))
         if values is not None and values[0] in _STATUSES and (values[2] or 0) < MAX_RANKS:
             values[-1] = False  # there are no other fields
             return Health(*values)
@@ -125,6 +128,25 @@ def _told(date: str) -> int | None:
     year -= month > 9
     days = 365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day
     return (days - DAYS_TO_1970) * 86400 + hour * 3600 + minute * 60 + second
+
+
+#: Of bodies that are equal but for rank and times: their shape.
+_shapes: WeakValueDictionary[bytes, Shape] = WeakValueDictionary()
+
+
+def summary(body: bytes) -> Mapping[str, Any]:
+    """The body of ``fr_summary``. ValueError if it is no JSON object."""
+    found = _ask.masked(body) if _ask is not None else None
+    if found is None:
+        return summary_of(body)
+    common, rank, times = found
+    shape = _shapes.get(common)
+    if shape is not None:
+        return Summary(shape, times, rank)
+    read = summary_of(body)
+    if isinstance(read, Summary) and read.shape.ranked:
+        _shapes[common] = read.shape
+    return read
 
 
 def digest(body: bytes) -> Digest:

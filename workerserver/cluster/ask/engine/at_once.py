@@ -136,6 +136,7 @@ class AtOnce:
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._asked: dict[int, tuple[Worker, Way, Sequence[Question]]] = {}
+        self._made: dict[tuple[int, ...], tuple[Sequence[Question], bytes, tuple[int, ...]]] = {}
         self._kept = kept
         self._counter = itertools.count(1) if kept is None else kept.counter
         self._nameless: dict[int, Failed] = {}
@@ -221,17 +222,16 @@ class AtOnce:
         worker, way = found
         client = self._client
         questions = self._questions(worker)
-        limits = tuple(each.limit for each in questions)
         seconds = client.deadline
         if client.patience:
             seconds = client.patience.get(worker, seconds)
         if self._kept is not None and worker in self._kept.numbers:
             number = self._kept.numbers.pop(worker)
-            request, proven = self._request(worker, questions)
+            request, limits, proven = self._request(worker, questions)
             if self._fan.more(number, request, limits, seconds, proven=proven):
                 self._asked[number] = (worker, way, questions)
                 return
-        request, proven = self._request(worker, (GREETING, *questions), questions)
+        request, limits, proven = self._request(worker, questions, GREETING)
         number = next(self._counter)
         self._asked[number] = (worker, way, questions)
         addresses = None if worker.unix else client.resolver.known(way.host)
@@ -250,27 +250,36 @@ class AtOnce:
         )
 
     def _request(
-        self,
-        worker: Worker,
-        questions: Sequence[Question],
-        unproven: Sequence[Question] | None = None,
-    ) -> tuple[bytes, tuple[tuple[int, int], ...] | None]:
-        """The bytes of *questions*, and the places where their proofs belong. If nothing has to be
-        proven, there are no places, and the bytes are those of *unproven*."""
-        client = self._client
-        host = "localhost" if worker.unix else worker.address
-        if worker.unix or not self._proves:
-            some = questions if unproven is None else unproven
-            return b"".join(client.request(host, each, None, self._bare) for each in some), None
+        self, worker: Worker, questions: Sequence[Question], *greeting: Question
+    ) -> tuple[bytes, tuple[int, ...], tuple[tuple[int, int], ...] | None]:
+        """The bytes of *questions*, how large each answer may be, and the places where the proofs
+        belong, the first one that of the *greeting*. If nothing has to be proven, there are no
+        places, and no greeting."""
+        if worker.unix:
+            # Most workers are asked the same. Identity will do: what is kept here keeps them alive.
+            key = tuple(map(id, questions))
+            found = self._made.get(key)
+            if found is None:
+                found = self._made[key] = (questions, *self._plain("localhost", questions))
+            return *found[1:], None
+        host = worker.address
+        if not self._proves:
+            return *self._plain(host, questions), None
+        limits = tuple(each.limit for each in questions)
         parts: list[bytes] = []
         places = []
         size = 0
-        for question in questions:
+        for question in (*greeting, *questions):
             before, after = self._client.pieces(host, question)
             places.append((size, size + len(before)))
             parts += (before, after)
             size += len(before) + len(after)
-        return b"".join(parts), tuple(places)
+        return b"".join(parts), limits, tuple(places)
+
+    def _plain(self, host: str, questions: Sequence[Question]) -> tuple[bytes, tuple[int, ...]]:
+        request = self._client.request
+        parts = [request(host, each, None, self._bare) for each in questions]
+        return b"".join(parts), tuple(each.limit for each in questions)
 
     # ---- names
 
