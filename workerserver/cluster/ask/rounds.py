@@ -174,6 +174,8 @@ def _claims(states: Sequence[RankState]) -> Iterator[tuple[int, list[RankState]]
         if state.health is not None and state.health.rank is not None:
             claims.setdefault(state.health.rank, []).append(state)
     for rank, claimants in claims.items():
+        if len(claimants) < 2:
+            continue
         jobs: dict[tuple[object, ...], list[RankState]] = {}
         for state in claimants:
             job = (getattr(state.health, name) for name in ("job", "host", "agent", "restart"))
