@@ -34,6 +34,7 @@ from workerserver.cluster.ask import rounds
 from workerserver.cluster.ask.client import Client, run
 from workerserver.cluster.ask.engine import at_once
 from workerserver.cluster.ask.fetch_full import full_answers
+from workerserver.cluster.ask.questions import HEALTH as HEALTHZ
 from workerserver.cluster.ask.questions import Memory
 from workerserver.cluster.ask.rounds import Round, collect_round
 from workerserver.cluster.model import EVERYTHING, Worker
@@ -260,6 +261,25 @@ def test_of_ranks_that_say_the_same_some_connections_are_kept(
     assert not any(state.failures for state in found.states)
     assert kept == [17]
     assert [server.accepted for server in servers] == [1] * 31
+
+
+def test_nobody_is_asked_after_the_stop(start: Start, patient: None) -> None:
+    server = start(hung())
+    worker = server.worker(0)
+
+    async def stopped(client: Client) -> list[Any]:
+        with client.one_look():
+            found = [await client.visit([worker], talk, first=lambda _: [HEALTHZ])]
+            client.stop()
+            found.append(await client.visit([worker], talk, first=lambda _: [HEALTHZ]))
+        return [each[worker] for each in found]
+
+    async def talk(visit: Any) -> str:
+        return str((await visit.ask(HEALTHZ)).status)
+
+    first, second = run(stopped, deadline=SECONDS)
+    assert (first, second.text) == ("ok", "interrupted before it was asked")
+    assert len(server.asked) == 1
 
 
 # --- a second connection

@@ -185,7 +185,7 @@ class Client:
         most = max(descriptors_left(), 1)
         working = min(self.concurrency, most)
         ways = {}
-        if first is not None and not self._strict:
+        if first is not None and not self._strict and not self.stopped:
             ways = {worker: found for worker in results if (found := way(worker, self))}
 
         def jobs() -> Iterator[Callable[[], Any]]:
