@@ -53,7 +53,7 @@ def make_parser() -> CommandParser:
         "Answer an agent's questions about jobs on stdin and stdout, by the Model Context "
         "Protocol. The tools are jobs, diagnose, stacks, fr and health. All of them only read. The "
         "options say where the workers are, for as long as the server runs. "
-        f"It needs the Python SDK: {INSTALL}.",
+        f"The command needs the Python SDK: {INSTALL}.",
         examples=(
             ("workerserver mcp", "the jobs of this user on this machine"),
             ("workerserver mcp --hosts hosts.txt", "the workers of a file, and no others"),
