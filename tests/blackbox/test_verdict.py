@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ Put = tuple[LaneName, float, Mapping[str, Any]]
 
 LOAD: Put = ("stacks", 5.0, stacks_of(("/job/data.py", 33, "load_batch"), ("/job/t.py", 9, "main")))
 TORCH = "/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py"
+BLACK_BOX = "/lib/python3.11/site-packages/workerserver/native/black_box.py"
 REDUCE: Put = ("stacks", 5.0, stacks_of((TORCH, 3000, "all_reduce"), ("/job/t.py", 12, "main")))
 
 
@@ -59,8 +61,8 @@ TOLD = sent(signal.SIGTERM, pid=99)
         ([EXIT, gone(0)], "clean", "ended by itself"),
         ([EXIT, gone(None)], "clean", "ended by itself"),
         ([EXIT, gone(3 << 8)], "status", "left with exit status 3"),
-        ([gone(7 << 8)], "status", "left with exit status 7 by os._exit or from C"),
-        ([gone(0)], "status", "left with exit status 0 by os._exit or from C"),
+        ([gone(7 << 8)], "status", "left with exit status 7 by os._exit, exec or from C"),
+        ([gone(0)], "left", "left with exit status 0 by os._exit, exec or from C"),
         ([gone(9)], "killed", "was killed (SIGKILL)"),
         ([gone(9, 1)], "oom", "was killed (out of memory)"),
         ([gone(9, None)], "killed", "was killed (SIGKILL)"),
@@ -169,10 +171,81 @@ def test_an_exception_names_the_users_line_and_shows_the_traceback(tmp_path: Pat
     assert "File data.py, line 33" in text
 
 
+def test_old_boxes_do_not_say_that_a_job_is_healthy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their keeper may be gone, or their folder full: then no end is in them."""
+    now = STARTED + 8.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    copied: Put = ("keeper", 8.0, {"copied": now, "ended": None})
+    told = {"status": "ok", "pid": 4711, "rank": 0, "world_size": 1, "step_age_s": 0.1}
+    steps: list[Put] = [
+        ("state", at, {"health": {**told, "step": step}, "files": {}})
+        for at, step in ((4.0, 1203), (5.0, 1204))
+    ]
+    path = put_box(tmp_path, 0, ("stacks", 4.0, LOAD[2]), LOAD, *steps, copied, size=1)
+    os.utime(path, (now, now))
+    status, text = verdict(tmp_path)
+    assert status == 0, text
+    for later in (3600, -3600):  # a clock that is behind the others is no sign of life
+        monkeypatch.setattr(time, "time", lambda later=later: now + later)
+        status, text = verdict(tmp_path)
+        assert status == 2, text
+        assert text.startswith("could not tell: the newest black box is 3,600 s old")
+
+
+def test_who_is_killed_long_after_sigterm_began_nothing(tmp_path: Path) -> None:
+    """It was stopped, say, and could not act on its own SIGTERM."""
+    put_box(tmp_path, 0, REDUCE, TOLD, gone(15), size=2)
+    late = {"copied": 1.0, "ended": STARTED + 36.0, "wait_status": 9, "oom_kills": 0}
+    put_box(tmp_path, 1, LOAD, ("keeper", 37.0, late), size=2)
+    status, text = verdict(tmp_path)
+    assert not text.startswith("rank 1 was killed"), text
+    assert json_verdict(tmp_path)["culprits"] == []
+    assert "rank 1 was killed (SIGKILL)" in text  # how the ranks ended
+    put_box(tmp_path, 1, LOAD, gone(9), size=2)
+    assert verdict(tmp_path)[1].startswith("rank 1 was killed (SIGKILL) at ")
+
+
+def json_verdict(folder: Path) -> dict[str, Any]:
+    return dict(json.loads(verdict(folder, "--json")[1]))
+
+
+def test_an_exit_status_has_the_last_line_of_the_program(tmp_path: Path) -> None:
+    """At the interpreter's exit our own functions alone are on the stack."""
+    at_exit: Put = ("last", 6.5, stacks_of((BLACK_BOX, 155, "_write_end")))
+    put_box(tmp_path, 0, LOAD, EXIT, at_exit, gone(3 << 8), size=1)
+    status, text = verdict(tmp_path)
+    assert status == 1
+    assert "rank 0 left with exit status 3 at " in text
+    assert "in load_batch(), data.py:33" in text
+
+
 def test_everybody_ended_by_itself(tmp_path: Path) -> None:
     for rank in range(4):
         put_box(tmp_path, rank, LOAD, EXIT, gone(0))
     assert verdict(tmp_path)[0] == 3
+
+
+@pytest.mark.parametrize("end", [EXIT, LOAD])
+def test_who_leaves_a_job_that_is_done_is_accused_of_nothing(end: Put, tmp_path: Path) -> None:
+    """By ``os._exit(0)``: so destructors that hang are left out."""
+    put_box(tmp_path, 0, end, gone(0), size=2)
+    put_box(tmp_path, 1, LOAD, gone(0), size=2)
+    status, text = verdict(tmp_path)
+    assert status == 3, text
+    assert "rank 1 left with exit status 0" in text or "ranks 0-1 left" in text
+
+
+def test_who_leaves_a_job_that_goes_on_is_named(tmp_path: Path) -> None:
+    put_box(tmp_path, 0, EXIT, gone(0), size=3)
+    put_box(tmp_path, 1, LOAD, gone(0), size=3)
+    put_box(tmp_path, 2, REDUCE, TOLD, gone(15), size=3)  # it waited until it was ended
+    status, text = verdict(tmp_path)
+    assert status == 1, text
+    assert text.startswith("rank 1 left with exit status 0 by os._exit, exec or from C at ")
+    put_box(tmp_path, 3, LOAD, gone(9), size=4)
+    assert verdict(tmp_path)[1].startswith("rank 3 was killed (SIGKILL) at ")
 
 
 def test_a_rank_without_a_box_is_said_and_keeps_the_verdict_open(tmp_path: Path) -> None:

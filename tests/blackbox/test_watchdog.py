@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.boxes.left import await_box, boxes_in
 from support.boxes.watched import SECONDS, watched
 from support.waiting import wait_until
 
@@ -90,6 +91,34 @@ def test_a_rank_is_gone(tmp_path: Path) -> None:
         assert job.end(0, "os_exit") == 7
         job.await_none()
         assert [each for each in job.lines() if not each.startswith("the job goes on")] == [line]
+
+
+def test_ranks_that_leave_with_status_0(tmp_path: Path) -> None:
+    """By ``os._exit(0)``, one after the other: the job is done."""
+    with watched(tmp_path, 2) as job:
+        # The kernel tells how a process has ended to a keeper that knew the process before.
+        wait_until(lambda: len(list(job.boxes.glob("*/rank*.box"))) == 2, SECONDS)
+        assert job.end(1, "leave") == 0
+        await_box(job.boxes, job.ranks[1].pid)
+        assert job.end(0, "leave") == 0
+        job.await_none()
+        assert job.lines() == []
+        assert job.verdicts() == []
+
+
+def test_a_program_that_becomes_another_one(tmp_path: Path) -> None:
+    """By exec(), as scripts do that set a variable for a library: same pid, a new box."""
+    with watched(tmp_path) as job:
+        begun = job.folder / "rank0" / "begun0"
+        begun.unlink()
+        (job.folder / "rank0" / "end").write_text("exec")
+        wait_until(begun.exists, SECONDS)
+        assert job.end(0) == 0
+        job.await_none()
+        assert "keeps no black box" not in job.log.read_text()
+        assert job.lines() == []
+        (box,) = boxes_in(job.boxes)
+        assert [end.value["why"] for end in box.ends] == ["exit"]
 
 
 def test_ranks_of_another_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

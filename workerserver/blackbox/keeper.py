@@ -28,7 +28,7 @@ from typing import Any
 
 from workerserver.blackbox.format import BoxError, parse
 from workerserver.blackbox.known_end import is_clean, keeper_slot
-from workerserver.blackbox.place import BOX, LEFT, READY, RUN, SUFFIX
+from workerserver.blackbox.place import BOX, LEFT, READY, RUN, SMALL_HEAP, SUFFIX
 from workerserver.blackbox.read import Box, decode, read_bytes
 from workerserver.blackbox.watchdog.incident import Settings
 from workerserver.blackbox.watchdog.watch import REST_SECONDS, Watch
@@ -92,6 +92,8 @@ class Rank:
 
 def main() -> int:
     options = _options()
+    for name in SMALL_HEAP:  # glibc has read them, and what the watchdog starts is none of theirs
+        os.environ.pop(name, None)
     if options.stderr is not None:
         os.set_inheritable(options.stderr, False)
     if os.fork():  # nobody waits for us
@@ -108,6 +110,8 @@ def main() -> int:
         _tell(READY)  # another keeper works here
         return 0
     watch = None if options.watch is None else Watch(_settings(options), options.stderr)
+    if watch is not None:
+        watch.get_ready()
     if options.folder is None:
         _tell(READY)
         if watch is not None:

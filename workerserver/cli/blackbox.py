@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -112,7 +114,27 @@ def judged(run: Run, dumps: Sequence[str] = (), notes: list[str] | None = None) 
 
         rounds, told = beside_boxes(rounds, run.boxes, dumps)
         (notes if notes is not None else []).extend(told)
-    return conclude(endings, run.missing, diagnose(rounds, run.world_size) if rounds else None)
+    live = diagnose(rounds, run.world_size) if rounds else None
+    return conclude(endings, run.missing, live, old_s=_age(run))
+
+
+def _age(run: Run) -> float | None:
+    """Seconds since something of the *run* was written; None if that is not known. Clocks may
+    differ: of the file's own time and what is written in the box, the one that is further away
+    counts."""
+    ages = []
+    now = time.time()
+    for box in run.boxes:
+        if box.keeper is None:  # it is mapped memory of this host
+            written = [] if box.time is None else [box.time]
+        else:
+            copied = box.keeper.value.get("copied")
+            written = [copied] if isinstance(copied, int | float) else []
+            with contextlib.suppress(OSError):
+                written.append(os.stat(box.path).st_mtime)
+        if written:
+            ages.append(max(abs(now - each) for each in written))
+    return min(ages, default=None)
 
 
 def verdict_of(

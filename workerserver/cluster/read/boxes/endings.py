@@ -19,9 +19,19 @@ from workerserver.cluster.read.roles import main_thread
 __all__ = ["Ending", "Kind", "ending", "stacks_of"]
 
 Kind = Literal[
-    "alive", "clean", "exception", "crash", "terminated", "killed", "oom", "status", "no trace"
+    "alive",
+    "clean",
+    "left",
+    "exception",
+    "crash",
+    "terminated",
+    "killed",
+    "oom",
+    "status",
+    "no trace",
 ]
-"""alive: nothing says that it has ended. crash: a fatal signal of its own. terminated: somebody
+"""alive: nothing says that it has ended. left: it left with exit status 0, but not by its
+interpreter's exit. crash: a fatal signal of its own. terminated: somebody
 sent it SIGTERM or the like. killed: SIGKILL. oom: SIGKILL, and the kernel has killed for want of
 memory then. status: it left with that exit status, and no exception. no trace: it is gone, and
 nothing tells why: SIGKILL, os._exit, or its host."""
@@ -115,6 +125,8 @@ def _waits_for_no_rank(box: Box) -> bool:
     return holds or blocked.on_no_rank
 
 
+#: Of a process that has ended, and its interpreter has not.
+_HOW_ELSE = " by os._exit, exec or from C"
 _How = tuple[Kind, str, "Mapping[str, Any] | None"]
 
 
@@ -153,12 +165,12 @@ def _how(
     if sent:
         return "terminated", _sent(sent[0]), sent[0]
     if code:
-        how = "" if exits else " by os._exit or from C"
+        how = "" if exits else _HOW_ELSE
         return "status", f"left with exit status {code}{how}", None
     if exits:
         return "clean", "ended by itself", exits[0]
     if code == 0:
-        return "status", "left with exit status 0 by os._exit or from C", None
+        return "left", f"left with exit status 0{_HOW_ELSE}", None
     if gone is not None:
         return "no trace", "ended without a trace: SIGKILL, os._exit or its host", None
     return "alive", "has not ended as far as its box tells", None
@@ -222,13 +234,22 @@ def stacks_of(moment: Moment | None) -> stacks.Stacks | None:
 def _place(box: Box, told: Mapping[str, Any] | None) -> Frame | None:
     if told is not None and isinstance(told.get("frames"), list):
         return _own_frame(_frames(told["frames"]))
-    threads = _threads(box.last) or _threads(box.stacks[-1] if box.stacks else None)
+    sampled = _threads(box.stacks[-1] if box.stacks else None)
+    threads = _threads(box.last) or sampled
     thread = told.get("thread") if told is not None else None
     crashed = [each for each in threads if each.native_id == thread and thread]
     chosen = crashed[0] if crashed else acting(threads) or main_thread(threads)
-    if chosen is None or not any(code_file(each.file).owner == "user" for each in chosen.frames):
+    if not _is_users(chosen):
         chosen = acting(threads) or chosen
+    if told is None and not _is_users(chosen):  # sys.exit(): the program's own frames are gone
+        before = acting(sampled) or main_thread(sampled)
+        chosen = before if _is_users(before) else chosen
     return None if chosen is None else _own_frame(chosen.frames)
+
+
+def _is_users(thread: Thread | None) -> bool:
+    """Whether code of the user's is on its stack."""
+    return thread is not None and any(code_file(e.file).owner == "user" for e in thread.frames)
 
 
 def _frames(given: Sequence[Any]) -> list[Frame]:
