@@ -199,7 +199,7 @@ def test_who_is_killed_long_after_sigterm_began_nothing(tmp_path: Path) -> None:
     put_box(tmp_path, 0, REDUCE, TOLD, gone(15), size=2)
     late = {"copied": 1.0, "ended": STARTED + 36.0, "wait_status": 9, "oom_kills": 0}
     put_box(tmp_path, 1, LOAD, ("keeper", 37.0, late), size=2)
-    status, text = verdict(tmp_path)
+    text = verdict(tmp_path)[1]
     assert not text.startswith("rank 1 was killed"), text
     assert json_verdict(tmp_path)["culprits"] == []
     assert "rank 1 was killed (SIGKILL)" in text  # how the ranks ended
@@ -338,6 +338,58 @@ def test_runs_are_told_apart_and_hosts_belong_together(tmp_path: Path) -> None:
     with contextlib.redirect_stdout(out):
         assert blackbox.main(["--all", "--json", str(tmp_path)]) == 0
     assert [run["without_box"] for run in json.loads(out.getvalue())["runs"]] == [[], [1]]
+
+
+@pytest.mark.parametrize("ahead", [3600, -3600])
+def test_hosts_whose_clocks_differ_belong_together(ahead: int, tmp_path: Path) -> None:
+    """The times of the files, all by one clock, tell that the job ran on both at the same time."""
+    paths = []
+    for began, run in ((0, 1), (300, 2)):
+        for rank, host, clock in ((0, "node7", 0), (1, "node8", ahead)):
+            when = STARTED + began + clock
+            end = gone(0) if (rank, run) == (0, 1) else gone(9)
+            told: Put = ("keeper", 8.0, {**end[2], "copied": when + 8, "ended": when + 7})
+            path = put_box(
+                tmp_path, rank, LOAD, told, began=began + clock + 9000, host=host, size=2
+            )
+            os.utime(path, (when + 9000 - clock, when + 9000 + 8 - clock))
+            paths.append(path)
+    runs = runs_in([str(tmp_path)])[0]
+    assert [[box.rank for box in run.boxes] for run in runs] == [[0, 1], [0, 1]]
+    assert [run.clocks_differ_s for run in runs] == [3600, 3600]
+    assert [{str(box.path) for box in run.boxes} for run in runs] == [
+        {str(path) for path in paths[2:]},
+        {str(path) for path in paths[:2]},
+    ]
+    text = verdict(tmp_path)[1]
+    assert "the clocks of its hosts differ by about 3,600 s: each time is by its own" in text
+    # In files that were copied again nothing of this is left.
+    for path in paths:
+        os.utime(path, (STARTED + 99999, STARTED + 99999))
+    assert len(runs_in([str(tmp_path)])[0]) == 4
+
+
+def test_an_exception_of_another_thread_is_shown(tmp_path: Path) -> None:
+    raises = raised("ValueError", "no batch")[2]
+    told: Put = ("end", 3.0, {**raises, "why": "thread", "name": "prefetch"})
+    put_box(tmp_path, 0, LOAD, told, gone(9))
+    text = verdict(tmp_path)[1]
+    assert text.startswith("rank 0 was killed (SIGKILL)")
+    raised_there = "ValueError: no batch, in the thread prefetch, in load_batch(), /job/data.py:33"
+    assert f"before: {raised_there}" in text
+
+
+def test_a_rank_that_somebody_ended_alone_is_named(tmp_path: Path) -> None:
+    """By ``kill PID``. The launcher has ended the others because of it."""
+    by_launcher, stranger = sent(signal.SIGTERM, pid=98), sent(signal.SIGTERM, pid=99)
+    for rank in range(3):
+        put_box(tmp_path, rank, LOAD, stranger if rank == 1 else by_launcher, gone(15), size=3)
+    status, text = verdict(tmp_path)
+    assert status == 1, text
+    assert text.startswith("rank 1 was ended by SIGTERM from process 99 at ")
+    assert "; ranks 0,2 were ended by SIGTERM" in text
+    put_box(tmp_path, 2, LOAD, stranger, gone(15), size=3)  # as Slurm ends a job
+    assert verdict(tmp_path)[0] == 2
 
 
 def test_no_boxes(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ __all__ = [
 SUFFIX = ".box"
 #: A box on the tmpfs that its keeper could not copy.
 LEFT = f"{SUFFIX}.left"
-#: For glibc in the keeper: the memory of a box's copy is given back to the system at once. Otherwise
-#: the keeper has 6 MB more for its whole life.
+#: For glibc in the keeper: the memory of a box's copy is given back to the system at once. The
+#: keeper would have 6 MB more otherwise, for its whole life.
 SMALL_HEAP = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
 #: A box on the tmpfs: the pid, and when the process began, in ticks.
 BOX = re.compile(r"(\d{1,10})-(\d{1,20})\.box\Z")

@@ -19,7 +19,7 @@ from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.ends import Ended, conclude, place_text, who_ended
 from workerserver.cluster.judge.verdict import over
 from workerserver.cluster.read.boxes.counters import waited
-from workerserver.cluster.read.boxes.endings import Ending, ending
+from workerserver.cluster.read.boxes.endings import Ending, ending, raised_before
 from workerserver.cluster.show.report import verdict_dict
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "judge_boxes",
     "main",
     "make_parser",
+    "notes_on",
     "read_runs",
     "show_endings",
     "show_problems",
@@ -95,7 +96,7 @@ def judge_boxes(folders: Sequence[str], *, as_json: bool, dumps: Sequence[str] =
     """What ``workerserver diagnose DIR`` prints of the newest run, and its exit status. *dumps*:
     files that torch's recorders have left beside the boxes."""
     runs, problems = read_runs(folders)
-    notes: list[str] = []
+    notes = notes_on(runs[0]) if runs else []
     ended = judged(runs[0], dumps, notes) if runs else conclude([], [], None)
     if as_json:
         write_json(sys.stdout, verdict_of(ended, runs[0] if runs else None, problems, notes))
@@ -204,6 +205,8 @@ def show_endings(ended: Ended, out: Output) -> None:
 
 def _show_ending(each: Ending, out: Output) -> None:
     out.line(f"  {who_ended(each)}")
+    for text in raised_before(each.box):
+        out.line(f"    before: {text}", "dim")
     for wait in waited(each.box):
         at = time.strftime("%H:%M:%S", time.localtime(wait.since or wait.at))
         since = f"since {at}" if wait.since is not None else f"at {at}"
@@ -231,8 +234,18 @@ def title(run: Run) -> str:
     return f"job {run.job}, began {began}{ranks}{again}, {len(run.boxes)} boxes"
 
 
+def notes_on(run: Run) -> list[str]:
+    """What has to be known of a run's times."""
+    if run.clocks_differ_s is None:
+        return []
+    differ = f"{run.clocks_differ_s:,.0f} s"
+    return [f"the clocks of its hosts differ by about {differ}: each time is by its own host's"]
+
+
 def _show_run(run: Run, out: Output) -> None:
     out.line(title(run), "bold")
+    for line in notes_on(run):
+        out.line(line, "dim", 2)
     for box in run.boxes:
         _show_ending(ending(box), out)
     if run.missing:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workerserver.cluster.judge.verdict import Status, Verdict
-from workerserver.cluster.read.boxes.endings import Ending
+from workerserver.cluster.read.boxes.endings import Ending, ended_by_launcher
 from workerserver.ranks import fold, named
 
 __all__ = ["Ended", "conclude", "place_text", "who_ended"]
@@ -53,6 +53,7 @@ def conclude(
     age of the newest box. Old boxes that tell no end don't say that a job is healthy: their keeper
     may be gone, or their folder full."""
     culprits = _culprits(endings) or _missed(endings, live if answering else None)
+    culprits = culprits or _singled_out(endings)
     if answering and live is not None:
         status, sentence = _beside_living(endings, culprits, live, answering)
     else:
@@ -88,6 +89,17 @@ def _outlived(each: Ending, endings: Sequence[Ending]) -> bool:
         return False
     told = (e.time for e in endings if e.kind == "terminated" and e.host == each.host)
     return any(time is not None and time <= each.time - SIGKILL_SECONDS for time in told)
+
+
+def _singled_out(endings: Sequence[Ending]) -> list[Ending]:
+    """The one rank that somebody else than its launcher has ended, by ``kill PID``, if the launcher
+    has ended all others. Slurm and a person end all ranks of a job alike."""
+    by_launcher = {
+        id(each): ended_by_launcher(each.box) for each in endings if each.kind == "terminated"
+    }
+    others = [each for each in endings if by_launcher.get(id(each)) is False]
+    rest = sum(told is True for told in by_launcher.values())
+    return others if len(others) == 1 and 0 < rest == len(endings) - 1 else []
 
 
 def _began(each: Ending) -> bool:

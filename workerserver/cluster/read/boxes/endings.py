@@ -16,7 +16,7 @@ from workerserver.cluster.read.blocked_on import blocked_on
 from workerserver.cluster.read.owners import code_file
 from workerserver.cluster.read.roles import main_thread
 
-__all__ = ["Ending", "Kind", "ending", "stacks_of"]
+__all__ = ["Ending", "Kind", "ended_by_launcher", "ending", "raised_before", "stacks_of"]
 
 Kind = Literal[
     "alive",
@@ -200,6 +200,33 @@ def _where(told: Mapping[str, Any] | None) -> str:
 def _exception(told: Mapping[str, Any]) -> str:
     kind, text = _line(told.get("type")) or "an exception", _line(told.get("text"))
     return f"{kind}: {text}" if text else kind
+
+
+def ended_by_launcher(box: Box) -> bool | None:
+    """Whether the first signal was a SIGTERM of the process that has started the rank; None if that
+    is not known."""
+    agent = str(box.identity.get("agent")).partition(":")[0]
+    for end in box.ends:
+        if end.value.get("why") == "signal":
+            pid = end.value.get("pid")
+            known = agent.isdecimal() and type(pid) is int and pid > 0
+            is_sigterm = end.value.get("signal") == signal.SIGTERM
+            return str(pid) == agent if known and is_sigterm else None
+    return None
+
+
+def raised_before(box: Box) -> list[str]:
+    """Exceptions that ended other threads, and not the process: a prefetcher's, say. It may be why
+    the process waited later."""
+    told = []
+    for end in box.ends:
+        if end.value.get("why") == "thread":
+            frames = end.value.get("frames")
+            at = _own_frame(_frames(frames)) if isinstance(frames, list) else None
+            where = "" if at is None else f", in {at.function}(), {at.file}:{at.line}"
+            thread = _line(end.value.get("name")) or "another thread"
+            told.append(f"{_exception(end.value)}, in the thread {thread}{where}")
+    return told
 
 
 def _line(text: Any) -> str:
