@@ -126,6 +126,10 @@ class Watch:
         """The last rank has ended, and what became of it is not told yet."""
         return self._over and self._thread.is_alive()
 
+    def warn(self, line: str) -> None:
+        """On the job's stderr."""
+        self._teller.say(line)
+
     def close_stderr(self) -> None:
         """For good: whoever reads the job's output sees its end as without us."""
         self._teller.close_stderr()
