@@ -89,6 +89,12 @@ TOLD = sent(signal.SIGTERM, pid=99)
             "ended by ValueError: no",
         ),
         ([raised("ValueError", ""), gone(None)], "exception", "ended by ValueError"),
+        (
+            [raised("RuntimeError", "a worker is gone"), EXIT, gone(1 << 8, 1)],
+            "exception",
+            "ended by RuntimeError: a worker is gone after the kernel had killed a process of its "
+            "cgroup (out of memory)",
+        ),
         ([raised("KeyboardInterrupt", ""), gone(2)], "terminated", INTERRUPTED),
         ([raised("KeyboardInterrupt", ""), EXIT, gone(1 << 8)], "terminated", INTERRUPTED),
     ],
