@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 
 from workerserver.blackbox.format import LEAST_BYTES, MAX_BYTES
 from workerserver.process.run_folder import make_run_folder, temporary_folder
@@ -93,7 +94,9 @@ def create(folder: str, name: str, size: int, place: str) -> tuple[str, int]:
     path = os.path.join(folder, name)
     # exec() keeps the pid and the start: this is the box of the program that this process was.
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        there = os.lstat(path)
+        if stat.S_ISREG(there.st_mode) and there.st_uid == os.geteuid():
+            os.unlink(path)
     status = os.statvfs(place)
     if used(os.path.dirname(folder)) + size > status.f_blocks * status.f_frsize // USER_SHARE:
         raise NoPlace(f"black boxes of this user fill a quarter of {place}")
