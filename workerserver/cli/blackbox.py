@@ -40,16 +40,18 @@ MAX_LINES = 40
 def make_parser() -> CommandParser:
     parser = CommandParser(
         "blackbox",
-        description="List the black boxes in a folder: rank, last step, how and when it ended. "
-        "Exit status: 0 all could be read, 1 some, 2 none, 3 there are none.",
-        epilog="workerserver diagnose DIR says who began it. docs/blackbox.md says what is in a "
-        "box, and how a job is told to keep some.",
+        description="List the black boxes in a folder: rank, last step, how and when the rank "
+        "ended. Exit status: 0 all could be read, 1 some, 2 none, 3 there are none.",
+        epilog="workerserver diagnose DIR says which rank ended first, and why. docs/blackbox.md "
+        "says what is in a box, and how a job gets boxes.",
         examples=(
             ("workerserver blackbox /shared/boxes", "the last run"),
             ("workerserver blackbox --all /shared/boxes", "all runs that are kept"),
         ),
     )
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="as in WORKERSERVER_BLACKBOX")
+    parser.add_argument(
+        "folders", nargs="+", metavar="DIR", help="the folder that WORKERSERVER_BLACKBOX named"
+    )
     parser.add_argument("--all", action="store_true", help="earlier runs, too")
     parser.add_json("one object")
     return parser
@@ -231,7 +233,8 @@ def title(run: Run) -> str:
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.began))
     ranks = "" if run.world_size is None else f", {run.world_size} ranks"
     again = f", restart {run.restart}" if run.restart else ""
-    return f"job {run.job}, began {began}{ranks}{again}, {len(run.boxes)} boxes"
+    boxes = f"{len(run.boxes)} box{'es' * (len(run.boxes) != 1)}"
+    return f"job {run.job}, began {began}{ranks}{again}, {boxes}"
 
 
 def notes_on(run: Run) -> list[str]:
