@@ -103,7 +103,7 @@ def test_boxes_that_can_no_longer_be_copied(tmp_path: Path) -> None:
         run.touch()
         wait_until(lambda: "can't be copied to" in job.log.read_text(), SECONDS)
         (line,) = [each for each in job.log.read_text().splitlines() if "can't be copied" in each]
-        assert f"to {job.boxes}: Not a directory; " in line
+        assert f"to {job.boxes}: No such file or directory; " in line
         (left,) = Path(line.rpartition(": ")[2]).glob("*.box")
         assert job.end(0, "kill") == -signal.SIGKILL
         job.await_none()

@@ -335,8 +335,6 @@ class Keeper:
         """Write the box to the run's folder, whole or not at all. OSError if that is no folder of
         ours: begin() has failed, and somebody else's may lie there."""
         rank.copied = time.time()
-        if not _is_folder_of(self._run, self._owner):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._run)
         data = bytearray(read_bytes(rank.path))
         contents = parse(bytes(data))
         box = decode(contents, rank.path)
@@ -348,6 +346,8 @@ class Keeper:
         data[offset : offset + len(slot)] = slot
         name = f"rank{'-unknown' if box.rank is None else box.rank}-{rank.pid}.box"
         try:
+            if not _is_folder_of(self._run, self._owner):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._run)
             _write(os.path.join(self._run, name), data)
         except OSError as error:
             self._warn(error)
