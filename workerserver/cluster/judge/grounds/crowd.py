@@ -15,6 +15,7 @@ __all__ = [
     "is_free",
     "is_seen_to_stand",
     "is_stuck",
+    "sleeps_alone",
     "stands_with",
     "surely_waits",
 ]
@@ -86,6 +87,11 @@ def sleeps_on(job: Job, rank: int) -> bool:
     """Its thread has not run between the looks, and its step is long overdue. Who polls for what
     others do wakes up in between."""
     return job.slept(rank) and _overdue(job, rank)
+
+
+def sleeps_alone(job: Job, rank: int) -> bool:
+    """In one sleep since the look before, which nobody else ends."""
+    return job.blocked[rank].kind == "sleep" and job.slept(rank)
 
 
 def may_wait(job: Job, rank: int) -> bool:
