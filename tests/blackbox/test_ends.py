@@ -220,9 +220,8 @@ def test_a_keeper_of_its_own_ends_with_the_last_rank(tmp_path: Path) -> None:
         await_box(tmp_path, pid, ended=False)
         (keeper,) = keepers_of(tmp_path)
         # Once it has said that it is ready: three streams, its lock, the rank's pidfd.
-        wait_until(lambda: links_of(keeper).count("/dev/null") == 3)
-        links = links_of(keeper)
-        assert not [link for link in links if link.startswith(("socket:", "pipe:"))], links
+        # Before that, /dev/null is open once more, and a stream is still the rank's pipe.
+        wait_until(lambda: links_of(keeper).count("/dev/null") == 3 and not streams_of(keeper))
         assert os.getpriority(os.PRIO_PROCESS, keeper) >= 10
         assert os.getsid(keeper) == keeper or os.getsid(keeper) != os.getsid(pid)
         resident = int(Path(f"/proc/{keeper}/statm").read_text().split()[1]) * os.sysconf(
@@ -232,6 +231,10 @@ def test_a_keeper_of_its_own_ends_with_the_last_rank(tmp_path: Path) -> None:
         talker_ends(rank)
     await_no_keeper(tmp_path)
     assert await_box(tmp_path, pid).ends
+
+
+def streams_of(pid: int) -> list[str]:
+    return [link for link in links_of(pid) if link.startswith(("socket:", "pipe:"))]
 
 
 def links_of(pid: int) -> list[str]:

@@ -319,12 +319,18 @@ def test_final_status_instead_of_continue(
 # --- replies --------------------------------------------------------------------------------------
 
 
+def undated(reply: Reply) -> list[tuple[str, str]]:
+    """The header without Date: a second may end between two replies."""
+    return [(name, value) for name, value in reply.headers if name != "date"]
+
+
 def test_head(served: Served, connect: Connect) -> None:
     client = connect(served.address)
     for path in ("/", "/handler/", "/handler/nope", "/nope"):
         full = client.ask(message("GET", path))
         reply = client.ask(message("HEAD", path), head_only=True)
-        assert (reply.status, reply.headers) == (full.status, full.headers)
+        assert reply.status == full.status
+        assert undated(reply) == undated(full)
 
 
 @pytest.mark.parametrize("status", [204, 304])

@@ -3,6 +3,7 @@ mode. Which of them work is seen from two answers."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -63,10 +64,10 @@ def start() -> Iterator[Start]:
 
     yield begin
     for child in started:
-        for pid in offspring(child.pid):
-            os.kill(pid, signal.SIGKILL)
-            for its in offspring(pid):
-                os.kill(its, signal.SIGKILL)
+        below = offspring(child.pid)
+        for pid in [*below, *(each for its in below for each in offspring(its))]:
+            with contextlib.suppress(ProcessLookupError):  # it may end by itself meanwhile
+                os.kill(pid, signal.SIGKILL)
         child.kill()
         child.communicate()
 

@@ -103,6 +103,7 @@ cdef struct Listener:
     int references  # connections that are not freed yet
     void *owner  # a reference to the NativeListener; NULL after hub_forget()
     double resume_at  # 0, or when to accept again after running out of descriptors
+    uint64_t reported  # hub.waits when epoll has last reported it
     int connections  # those that are not closed yet
     int max_connections
     bint asks_secret  # the rules ask for a token
@@ -217,6 +218,7 @@ cdef struct Hub:
     bint entered  # the I/O thread is in hub_run()
     bint stopping
     double now  # when the I/O thread last woke up
+    uint64_t waits  # how often it has waited
     double scan_at  # when to scan the deadlines
     Source timer  # timerfd: a wait with a timeout would cost each request a kernel timer
     double timer_at  # when the timer goes off
