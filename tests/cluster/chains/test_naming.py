@@ -27,12 +27,12 @@ def in_group(name: str, record: int = 1, desc: str = "undefined") -> dict[str, A
     return pending(record, 1, process_group=[name, desc], pg_id=int(name))
 
 
-def verdict(*flights: Any, making: int | None = None) -> Any:
+def verdict(*flights: Any, making: int | None = None, count: int = 2) -> Any:
     states = [
         state(number, [MAKING if number == making else REDUCING], flight)
         for number, flight in enumerate(flights)
     ]
-    return diagnose(looks(*states), len(flights))
+    return diagnose(looks(*states, count=count), len(flights))
 
 
 PAIR, OTHER = "[0, 1]", "[1, 2]"
@@ -59,6 +59,15 @@ def test_a_group_in_which_nobody_is_seen_to_wait() -> None:
     done = entry(1, 1, process_group=["1", "undefined"], pg_id=1)
     pair = told({"1": PAIR}, done)
     found = verdict(pair, pair, told({"1": OTHER}, in_group("1")), making=1)
+    assert reasons(found) == [(2, "order")]
+
+
+def test_one_look_at_ranks_that_have_gone_on_is_enough() -> None:
+    """Rank 1 waits for the second group; the others have got to a barrier of all ranks."""
+    old = entry(1, 1, process_group=["1", "undefined"], pg_id=1)
+    barrier = pending(2, 2, "barrier")
+    flights = (told({"1": PAIR}, old, barrier), told({"1": PAIR}, old))
+    found = verdict(*flights, told({"1": OTHER}, old, barrier), making=1, count=1)
     assert reasons(found) == [(2, "order")]
 
 

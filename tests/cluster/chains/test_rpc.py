@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from support.jobs.flight_entries import pending, trace
 from support.jobs.recordings import Round
 from test_cluster_waits import ASLEEP, NOW, looks, main, reasons, reducing, state
 
@@ -78,7 +79,45 @@ def test_who_moves_beside_ranks_that_wait_is_named() -> None:
     )
 
 
-def test_who_serves_sleepers_is_not_accused() -> None:
-    """Nor is a server that waits in a library that is not known to wait: sleepers need nobody."""
-    polling = calling(("/usr/lib/python3/site-packages/zmq/sugar/poll.py", "poll"))
-    assert verdict(polling, ASLEEP, ASLEEP).status == 2
+SERVING = calling(
+    ("/usr/lib/python3/selectors.py", "select"),
+    ("/usr/lib/python3/socketserver.py", "serve_forever"),
+)
+POLLING = calling(("/usr/lib/python3/site-packages/zmq/sugar/poll.py", "poll"))
+RECEIVING = main("serve", wchan="sk_wait_data")
+IN_C = main("tokenize")
+
+
+@pytest.mark.parametrize("server", [SERVING, POLLING, RECEIVING])
+def test_who_serves_sleepers_is_not_accused(server: Thread) -> None:
+    """It may wait for their next message. Whether the second one has run is told by the first one,
+    which has the same stack."""
+    assert verdict(server, ASLEEP, replace(ASLEEP, switches=None)).status == 2
+
+
+@pytest.mark.parametrize("server", [SERVING, POLLING, RECEIVING])
+def test_who_serves_others_is_accused_only_if_all_of_them_wait(server: Thread) -> None:
+    """Rank 2 is in a lock of its own, or in an operation that no recorder holds."""
+    reduces = main(".all_reduce", "step")
+    found = verdict(server, reduces, IN_C)
+    assert (found.status, found.suspects) == (2, ())
+    assert "rank 2 stands in a lock, or an operation that no recorder holds" in found.sentence
+    assert reasons(verdict(server, reduces, reduces)) == [(0, "behind")]
+
+
+def test_a_thread_that_works_off_calls_acts_for_who_waits_in_shutdown() -> None:
+    """The trainers run in calls of the master; one of them waits for its queue."""
+    runs = [Frame("/home/user/train.py", 20, "epoch"), Frame(RPC + "internal.py", 10, "_run")]
+    pair = trace(pending(0, 1), ranks="[1, 2]")
+    reduces = replace(main(".all_reduce", "step"), main=False, native_id=2, name="rpc")
+    waits = calling(("/usr/lib/python3/queue.py", "get"))
+    waits = replace(waits, main=False, native_id=2, name="rpc")
+    reduces, waits = (replace(each, frames=(*each.frames, *runs)) for each in (reduces, waits))
+    states = [
+        state(0, [IN_C], trace(ranks="[1, 2]")),
+        state(1, [LEAVING, reduces], pair),
+        state(2, [LEAVING, waits], trace(ranks="[1, 2]")),
+    ]
+    found = diagnose(looks(*states), 3)
+    assert reasons(found) == [(2, "lock")]
+    assert "thread rpc: serve(), train.py:10 < epoch(), train.py:20" in found.suspects[0].evidence

@@ -31,13 +31,13 @@ def from_names(suspicions: Suspicions) -> None:
     """The first name that overlapping groups have. The makers of the group with the most makers
     are right; all are accused if two groups have as many."""
     job = suspicions.job
-    if job.moves:
+    if job.moves or not _stands(suspicions):
         return
     for name, made in sorted(_made(job).items()):
         ordered = sorted(made.items(), key=lambda each: (-len(each[1]), each[1]))
         (most, makers), *rest = ordered
         others = [each for each in rest if not set(most).isdisjoint(each[0])]
-        if not others or not _matters(suspicions, name):
+        if not others:
             continue
         evidence: list[Evidence] = [WaitsIn(job.entered(each)) for each in suspicions.hanging[:2]]
         sides = [(*each, most, makers) for each in others]
@@ -76,10 +76,9 @@ def _made(job: Job) -> dict[int, dict[Members, list[int]]]:
     }
 
 
-def _matters(suspicions: Suspicions, name: int) -> bool:
-    """Somebody waits in that group, in a later one, or for other ranks where no recorder tells."""
+def _stands(suspicions: Suspicions) -> bool:
+    """Somebody waits for other ranks, and that is a hang."""
     job = suspicions.job
-    names = (wait.group.key.name for wait in suspicions.hanging)
-    if any(each.isdigit() and int(each) >= name for each in names):
-        return True
-    return any(blocked.on_ranks and is_stuck(job, rank) for rank, blocked in job.blocked.items())
+    return bool(suspicions.hanging) or any(
+        blocked.on_ranks and is_stuck(job, rank) for rank, blocked in job.blocked.items()
+    )
