@@ -1,7 +1,7 @@
 """An HTTP control plane inside every PyTorch training process.
 
-A drop-in for torch's ``worker_main`` and C++ ``_WorkerServer``. See docs/protocol.md for what it
-answers and docs/threading.md for how it lives beside training.
+A drop-in for torch's ``worker_main`` and C++ ``_WorkerServer``. docs/protocol.md says what a server
+answers, and docs/threading.md how a server lives beside training.
 """
 
 from __future__ import annotations

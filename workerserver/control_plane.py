@@ -133,18 +133,18 @@ def serve_from_environment(
     """Serve on *socket* (a path that may hold placeholders) and on *tcp* (``host:port``) while
     the block runs.
 
-    With neither, the environment says: TORCH_WORKER_SERVER_SOCKET, WORKERSERVER_TCP; nothing set
-    serves nothing. A TCP server announces itself in the job's TCPStore, in the background. With
+    Without both, TORCH_WORKER_SERVER_SOCKET and WORKERSERVER_TCP count; without these, there is no
+    server. A TCP server announces itself in the job's TCPStore, in the background. With
     WORKERSERVER_COLLECTOR (``host:port``) the worker of LOCAL_RANK 0 starts its host's collector.
 
     With *blackbox*, or WORKERSERVER_BLACKBOX, the process keeps a black box from now until it ends,
-    and copies of the last *keep* runs are in that folder (docs/blackbox.md). Then the job has a
-    watchdog, too, unless *watchdog*, or WORKERSERVER_WATCHDOG, says otherwise (docs/watchdog.md);
-    *stall*: as WORKERSERVER_STALL. Then it serves in the run folder, if it serves nowhere else.
+    and copies of the last *keep* runs are in that folder (docs/blackbox.md). Such a job has a
+    watchdog, too, unless *watchdog* or WORKERSERVER_WATCHDOG turns that off (docs/watchdog.md);
+    *stall*: as WORKERSERVER_STALL. If a process serves nowhere else, it serves in the run folder.
 
-    The block runs in any case. What keeps a server from starting is a warning of one line; with
-    WORKERSERVER_STRICT=1 it raises what WorkerServer and expand_placeholders raise, before the
-    block begins. Where gevent or eventlet has replaced threads, there is no server. On a
+    The block runs in any case. If a server can't start, one warning line says why. With
+    WORKERSERVER_STRICT=1 the error of WorkerServer or expand_placeholders is raised instead, before
+    the block begins. Where gevent or eventlet has replaced threads, there is no server. On a
     free-threaded build of CPython there is neither a server nor a black box.
     """
     if socket is None and tcp is None:
@@ -272,8 +272,8 @@ def _unix_server(template: str, path: str) -> WorkerServer:
 
 
 def _welcome(servers: list[WorkerServer], path: str | None, quiet: bool) -> None:
-    """One line on rank 0's stderr: where the job serves, and how to ask it. And what ended jobs of
-    this user have left in the run folder goes."""
+    """One line on rank 0's stderr: where the job serves, and how to ask it. Also removes what ended
+    jobs of this user have left in the run folder."""
     me = presence.told()
     if me is None:
         return
@@ -281,14 +281,12 @@ def _welcome(servers: list[WorkerServer], path: str | None, quiet: bool) -> None
     first = me.rank is not None or path is None or servers[0].address in (path, "")
     if first and not me.rank and not quiet:
         _greet(servers)
-    if not me.local_rank:
-        servers[0].in_background(lambda: _sweep(me))
+    if not me.local_rank:  # one worker of a machine
+        # Imported by this thread: a child forked while the loop's thread imports never gets the
+        # lock of the import.
+        from workerserver.job.left import sweep
 
-
-def _sweep(me: identity.Identity) -> None:
-    from workerserver.job.left import sweep  # one worker of a machine needs it
-
-    sweep(run_folders(), me)
+        servers[0].in_background(lambda: sweep(run_folders(), me))
 
 
 def _greet(servers: list[WorkerServer]) -> None:
@@ -311,10 +309,10 @@ def _greet(servers: list[WorkerServer]) -> None:
 def start() -> WorkerServer | None:
     """Serve until the process ends, without any variable: in the user's run folder.
 
-    For notebooks, for integrations, and where no block can be put around the work. Where
-    TORCH_WORKER_SERVER_SOCKET or WORKERSERVER_TCP is set, that is where it serves. Returns the
-    server; the one that runs already, if there is one. None, after a warning of one line, if no
-    server can start; WORKERSERVER_STRICT=1 raises instead.
+    For notebooks, for integrations, and where no block can be put around the work. If
+    TORCH_WORKER_SERVER_SOCKET or WORKERSERVER_TCP is set, the server listens there instead. Returns
+    the server. If a server runs already, that one is returned. If no server can start, one warning
+    line says why, and None is returned. WORKERSERVER_STRICT=1 raises instead.
     """
     with _start_lock:
         running = running_server()
@@ -395,10 +393,10 @@ class worker_main:
         @worker_main()
         def main(): ...
 
-    Serves as the environment says (see ``serve_from_environment``), and applies torch's
-    ``record``, so that a failure lands in the file that torchrun names in
-    ``TORCHELASTIC_ERROR_FILE``. *blackbox*: a folder, as WORKERSERVER_BLACKBOX.
-    *watchdog*: as WORKERSERVER_WATCHDOG.
+    The server listens on TORCH_WORKER_SERVER_SOCKET and on WORKERSERVER_TCP. If neither variable
+    is set, the function runs without a server. torch's ``record`` is applied to the function, so
+    that a failure lands in the file that torchrun names in ``TORCHELASTIC_ERROR_FILE``.
+    *blackbox*: a folder, as WORKERSERVER_BLACKBOX. *watchdog*: as WORKERSERVER_WATCHDOG.
     """
 
     def __init__(
@@ -492,12 +490,12 @@ def _torch_record(
 
 
 def install() -> Callable[[], None]:
-    """Put ours in place of torch's, and give back a function that undoes it.
+    """Put this package's server in place of torch's. Returns a function that undoes the change.
 
     Replaces ``worker_main`` in ``torch.distributed.elastic.control_plane`` and ``_WorkerServer``
-    in ``torch._C._distributed_c10d``. ``torch.distributed.debug`` uses the latter, whether it is
-    imported already or later. After several calls, ours stays until all of them are undone. Raises
-    RuntimeError if torch is missing or was built without distributed.
+    in ``torch._C._distributed_c10d``. ``torch.distributed.debug`` uses that ``_WorkerServer``,
+    whether the module is imported already or later. After several calls, our server stays until all
+    calls are undone. Raises RuntimeError if torch is missing or was built without distributed.
     """
     try:
         import torch

@@ -68,18 +68,19 @@ _warned = False  # that the native transport is not available
 class WorkerServer:
     """Serves the handlers of this process on a Unix socket or a TCP port, from construction on.
 
-    *host_or_file* is a socket path with *port* -1, else a host (``""`` or ``"::"``: every
-    interface, IPv6 and IPv4); port 0 takes a free one. A context manager; ``shutdown()`` ends it.
+    If *port* is -1, *host_or_file* is the path of a socket. Otherwise *host_or_file* is a host
+    (``""`` or ``"::"``: every interface, IPv6 and IPv4), and port 0 takes a free port. The server
+    is a context manager. ``shutdown()`` ends the server.
 
     *transport* is ``native`` (the default on Linux: an I/O thread that never needs the GIL) or
-    ``uvloop``; WORKERSERVER_TRANSPORT is the default. With *tls* (or the files that
-    WORKERSERVER_TLS_CERT and WORKERSERVER_TLS_KEY name) a TCP server speaks TLS; the transport is
-    then ``uvloop``.
+    ``uvloop``. Without *transport*, WORKERSERVER_TRANSPORT counts. With *tls* (or the files that
+    WORKERSERVER_TLS_CERT and WORKERSERVER_TLS_KEY name) a TCP server speaks TLS, and the transport
+    is ``uvloop``.
 
     Raises RuntimeError ``{} already exists``, ``Error binding to {}`` or ``Error binding to
-    {}:{}`` (its ``__cause__`` says why), ValueError for a token or a certificate that can't be
-    read, for an unknown transport, and for a WORKERSERVER_GIL_* that is no number of seconds.
-    RuntimeError too on a free-threaded build of CPython.
+    {}:{}`` (its ``__cause__`` says why), and on a free-threaded build of CPython. Raises ValueError
+    for a token or a certificate that can't be read, for an unknown transport, and for a
+    WORKERSERVER_GIL_* that is no number of seconds.
     """
 
     def __init__(
@@ -330,7 +331,7 @@ class WorkerServer:
     def shutdown(self, timeout: float = 5.0) -> None:
         """Stop serving; returns within *timeout* seconds, whatever the handlers do.
 
-        Async handlers are cancelled. A handler that sleeps in a thread is left behind: its thread
+        Async handlers are cancelled. A handler that sleeps in a thread is left behind. That thread
         is a daemon and keeps nothing alive. shutdown() may be called twice, in a forked child, and
         from a handler.
         """

@@ -11,6 +11,7 @@ import pytest
 from support.boxes.made import STARTED, put_box, stacks_of
 
 from workerserver.cli import main
+from workerserver.cluster.find.here import Here
 
 RANKS = 4
 TORCH = "/usr/lib/python3/site-packages/torch/distributed/distributed_c10d.py"
@@ -161,3 +162,22 @@ def test_wrong_use(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
         each.write_bytes(b"WSBLKBOX")
     assert main([command, str(tmp_path)]) == 2
     assert "too short for a black box" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_boxes_are_pointed_to_where_nobody_lives(
+    named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In their folder, and where the environment of whoever asks names it."""
+    folder = tmp_path / "the boxes"
+    folder.mkdir()
+    hung(folder)
+    monkeypatch.chdir(tmp_path if named else folder)
+    monkeypatch.setattr("workerserver.cluster.find.discovery.look_here", Here)
+    for command in ("diagnose", "stacks", "top"):
+        assert main([command]) == 3
+        assert ("lack boxes lie in" in capsys.readouterr().err) is not named
+    monkeypatch.setenv("WORKERSERVER_BLACKBOX", str(folder))
+    assert main(["diagnose", "./gone.sock"]) == 3
+    said = capsys.readouterr().out
+    assert f"black boxes lie in {folder}: workerserver diagnose '{folder}'" in said

@@ -350,8 +350,15 @@ def test_the_job_has_ended(folder: Path, said: Said) -> None:
     assert text == "the job has ended: nobody listens at ./rank0.sock and 3 more"
 
 
+def test_a_path_that_is_not_there(said: Said) -> None:
+    """Nobody knows whether a job has ended there, or whether the path is mistyped."""
+    text = said("diagnose", "./rnak0.sock")
+    assert text == "no job here, or it has ended: ./rnak0.sock: no such socket"
+
+
 def test_no_worker_found(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workerserver.cluster.find.discovery.look_here", Here)
+    monkeypatch.setattr("workerserver.cluster.find.discovery.others", list)
     text = said("diagnose")
     begin, name, start = text.split("workerserver: ")[1:]
     assert begin.startswith("no worker found: no process of this user has a worker server")

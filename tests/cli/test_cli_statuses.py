@@ -38,7 +38,9 @@ def test_wrong_use_is_64(command: str, capfd: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as end:
         main([command, "--no-such-option"])
     assert end.value.code == 64
-    assert f"usage: workerserver {command} " in capfd.readouterr().err
+    mistake, advice = capfd.readouterr().err.splitlines()  # the usage would hide the mistake
+    assert mistake.startswith(f"workerserver {command}: no such option: --no-such-option")
+    assert f"workerserver help {command}" in advice
 
 
 def test_no_command_is_64(capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,11 +14,12 @@ from pathlib import Path
 
 import pytest
 from support.jobs.scenes import NO_NAMESPACES, SANDBOX, needs_machine
-from support.lifecycle import ask, environment
+from support.lifecycle import ask, environment, free_port
 
 from workerserver.cli import main
 from workerserver.cluster.find.discovery import Options, discover, look_around
-from workerserver.cluster.find.here import Living, look_here, of_process_or_launcher
+from workerserver.cluster.find.here import Here, Living, look_here, of_process_or_launcher
+from workerserver.cluster.find.launched import ranks_without_server
 
 SERVE = """
 import sys
@@ -124,6 +127,118 @@ def test_a_process_id_is_a_target(short_path: Path, capsys: pytest.CaptureFixtur
     with running("print(1, flush=True); input()") as (pid, _):
         assert main(["stacks", str(pid)]) == 3
         assert "is no worker with a server" in capsys.readouterr().err
+
+
+def test_the_store_of_a_job_is_not_taken_for_a_worker(capsys: pytest.CaptureFixture[str]) -> None:
+    """It would not answer, and the command would wait for the whole deadline."""
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        port = store.getsockname()[1]
+        rank = {"RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        with running("print(1, flush=True); input()", **rank) as (pid, _):
+            for command in (["call", "ping"], ["diagnose"], ["ls"]):
+                assert main([*command, f"127.0.0.1:{port}"]) == 64
+                said = capsys.readouterr().err
+                assert f"127.0.0.1:{port} is no worker but the TCPStore of a job" in said
+                assert f"give the pid {pid}, or --store 127.0.0.1:{port}" in said
+        store.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has connected
+            store.accept()
+
+
+def test_a_worker_may_serve_where_a_job_could_meet(capsys: pytest.CaptureFixture[str]) -> None:
+    """The variables are set, and nobody uses them."""
+    code = SERVE.replace("WorkerServer(places[0], 0)", "WorkerServer(places[0], int(places[1]))")
+    port = str(free_port())
+    rank = {"RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with running(code, "tcp", "127.0.0.1", port, **rank):
+        assert main(["call", "ping", f"127.0.0.1:{port}"]) == 0
+    assert capsys.readouterr().out.strip() == "pong"
+
+
+def test_ranks_without_a_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a rank has started, with its environment, is no rank."""
+    code = (
+        "import subprocess\n"
+        "child = subprocess.Popen(['sleep', '1000'])\n"
+        "print(child.pid, flush=True)\n"
+        "input()\n"
+        "child.kill()\n"
+        "child.wait()\n"
+    )
+    with running(code, RANK="7", WORLD_SIZE="8") as (pid, child):
+        ranks = ranks_without_server()
+        assert ranks[pid] == 7
+        assert int(child) not in ranks
+        assert os.getpid() not in ranks
+        monkeypatch.setattr("workerserver.cluster.find.discovery.look_here", Here)
+        # Other tests may have ranks of their own on this machine.
+        monkeypatch.setattr(
+            "workerserver.cluster.find.launched.ranks_without_server", lambda: {pid: ranks[pid]}
+        )
+        assert main(["diagnose"]) == 3
+        said = capsys.readouterr().err
+        assert f"Process {pid} (rank 7) of a job has no server: if the job is just starting" in said
+
+
+def test_the_pid_of_what_a_worker_has_started(
+    short_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The process of a DataLoader is what ``top`` shows, and what a person names."""
+    code = SERVE.replace(
+        "print(servers[0].address,",
+        "import subprocess\nchild = subprocess.Popen(['sleep', '1000'])\nprint(child.pid,",
+    )
+    code += "child.kill()\nchild.wait()\n"
+    with running(code, "unix", str(short_path / "w.sock")) as (pid, child):
+        (found,) = of_process_or_launcher(look_here(), int(child))
+        assert found.pid == pid
+        assert main(["call", "ping", child]) == 0
+    assert capsys.readouterr().out.strip() == "pong"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user too")
+def test_another_users_job(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root is told of it, and may ask. Another user is told whom to ask as."""
+    name = f"theirs-{os.getpid()}"
+    stranger = 4242  # who can't read this interpreter's files: so the process becomes it later
+    code = SERVE.replace("servers =", f"import os, tempfile; os.setuid({stranger}); servers =")
+    theirs = {"WORKERSERVER_JOB": name, "RANK": "0", "WORLD_SIZE": "1"}
+    short_path.chmod(0o777)
+    path = str(short_path / "rank0.sock")
+    with running(code, "unix", path, TMPDIR=str(short_path), **theirs) as (pid, _):
+        assert of_job(name) == []
+        assert main(["call", "ping", str(pid)]) == 0
+        assert capsys.readouterr().out.strip() == "pong"
+        assert main(["ping", "--job", name, "--count", "1"]) == 3
+        said = capsys.readouterr().err
+        assert f"no job {name} of this user on this machine" in said
+        assert re.search(rf"process(es)? [0-9,-]+ of user {stranger} ha(s|ve) a server", said)
+        monkeypatch.setattr("os.geteuid", lambda: 4243)
+        assert main(["diagnose", str(pid)]) == 64
+        assert f"process {pid} belongs to user {stranger}\n" in capsys.readouterr().err
+
+
+@needs_machine
+def test_a_container_with_a_long_path() -> None:
+    """The worker knows its socket by a short name. Here a prefix makes the name too long."""
+    name = f"container-{os.getpid()}"
+    folder = f"/tmp/{'x' * 85}"
+    inside = 'mount -t tmpfs tmpfs /tmp && mkdir "$TMPDIR" && exec "$@"'
+    with running(
+        SERVE, "unix", f"{folder}/rank0.sock", before=[*SANDBOX, "sh", "-c", inside, "sh"],
+        TMPDIR=folder, WORKERSERVER_JOB=name,
+    ) as (_, address):  # fmt: skip
+        if not address:
+            pytest.skip(NO_NAMESPACES)
+        (found,) = of_job(name)
+        assert len(found.worker.address) > 107
+        # With a connection of their own, and with the engine that asks all at once.
+        assert main(["call", "ping", "--job", name]) == 0
+        assert main(["ping", "--count", "1", "--deadline", "60", "--job", name]) == 0
 
 
 @needs_machine

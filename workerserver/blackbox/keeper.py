@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import os
 import re
 import select
 import signal
+import stat
 import struct
 import threading
 import time
@@ -27,8 +29,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workerserver.blackbox.format import BoxError, parse
-from workerserver.blackbox.known_end import is_clean, keeper_slot
-from workerserver.blackbox.place import BOX, LEFT, READY, RUN, SUFFIX
+from workerserver.blackbox.known_end import is_clean, keeper_slot, mark_end
+from workerserver.blackbox.place import BOX, LEFT, READY, RUN, SMALL_HEAP, SUFFIX
 from workerserver.blackbox.read import Box, decode, read_bytes
 from workerserver.blackbox.watchdog.incident import Settings
 from workerserver.blackbox.watchdog.watch import REST_SECONDS, Watch
@@ -92,6 +94,8 @@ class Rank:
 
 def main() -> int:
     options = _options()
+    for name in SMALL_HEAP:  # glibc has read them, and what the watchdog starts is none of theirs
+        os.environ.pop(name, None)
     if options.stderr is not None:
         os.set_inheritable(options.stderr, False)
     if os.fork():  # nobody waits for us
@@ -108,6 +112,8 @@ def main() -> int:
         _tell(READY)  # another keeper works here
         return 0
     watch = None if options.watch is None else Watch(_settings(options), options.stderr)
+    if watch is not None:
+        watch.get_ready()
     if options.folder is None:
         _tell(READY)
         if watch is not None:
@@ -234,7 +240,9 @@ class Keeper:
         self._watch = watch
         began = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         self._run = os.path.join(folder, f"{began}-{label}")
+        self._owner = os.geteuid()  # of the run's folder; a network file system may say another
         self._ranks: dict[str, Rank] = {}
+        self._warned = True  # who has started us hears what keeps us from beginning
         self.last_end = 0.0
         """When a rank was last seen to have ended, by the monotonic clock."""
 
@@ -246,13 +254,14 @@ class Keeper:
         """Make the run's folder, copy what is there and delete what is too old. OSError: the folder
         is missing and can't be made, is full, or may not be written."""
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        os.makedirs(self._run, mode=0o700, exist_ok=True)
+        self._owner = _folder_of_ours(self._run)
         self._look()
         for rank in self._ranks.values():
             with contextlib.suppress(BoxError):  # of a rank that has only just made it
                 self._copy(rank, {"ended": None})
         self._prune()
         _sweep(self._boxes)
+        self._warned = False
 
     def run(self) -> None:
         """Until the last rank has ended."""
@@ -306,6 +315,8 @@ class Keeper:
             with contextlib.suppress(OSError):
                 os.unlink(rank.path)
         else:  # so that this keeper does not try again
+            with contextlib.suppress(OSError, BoxError):
+                mark_end(rank.path, now, wait_status=status, oom_kills=more)
             with contextlib.suppress(OSError):
                 os.rename(rank.path, rank.path.removesuffix(SUFFIX) + LEFT)
         if self._watch is not None:  # now that the file lies where it stays
@@ -321,8 +332,11 @@ class Keeper:
         return True
 
     def _copy(self, rank: Rank, known: dict[str, Any]) -> None:
-        """Write the box to the run's folder, whole or not at all."""
+        """Write the box to the run's folder, whole or not at all. OSError if that is no folder of
+        ours: begin() has failed, and somebody else's may lie there."""
         rank.copied = time.time()
+        if not _is_folder_of(self._run, self._owner):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._run)
         data = bytearray(read_bytes(rank.path))
         contents = parse(bytes(data))
         box = decode(contents, rank.path)
@@ -333,29 +347,64 @@ class Keeper:
         offset, slot = keeper_slot(contents, known)
         data[offset : offset + len(slot)] = slot
         name = f"rank{'-unknown' if box.rank is None else box.rank}-{rank.pid}.box"
-        _write(os.path.join(self._run, name), data)
+        try:
+            _write(os.path.join(self._run, name), data)
+        except OSError as error:
+            self._warn(error)
+            raise
         if rank.name not in ("", name):  # the rank has become known
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self._run, rank.name))
         rank.name = name
 
+    def _warn(self, error: OSError) -> None:
+        """Once: a disk that has run full, say. The boxes are copied again when that works again."""
+        if not self._warned and self._watch is not None:
+            self._warned = True
+            reason = error.strerror or str(error)
+            self._watch.warn(
+                f"workerserver: black boxes can't be copied to {self._folder}: {reason}; "
+                f"until that works, diagnose them here: {self._boxes}"
+            )
+
     def _prune(self) -> None:
-        """Delete the oldest runs of this host, as far as they hold nothing but boxes."""
+        """Delete the oldest runs of this host, as far as they hold nothing but boxes. Other users
+        may write in the same folder: their runs do not count, however new their names are."""
         host = self._label.rpartition("@")[2].rpartition("-")[0]
         runs = sorted(
             name
             for name in os.listdir(self._folder)
-            if (match := RUN.match(name)) is not None and match[3] == host
+            if (match := RUN.match(name)) is not None
+            and match[3] == host
+            and _is_folder_of(os.path.join(self._folder, name), self._owner)
         )
         for name in runs[: -self._keep]:
             folder = os.path.join(self._folder, name)
-            if folder == self._run or os.path.islink(folder):
+            if folder == self._run:
                 continue
             with contextlib.suppress(OSError):
                 for each in os.listdir(folder):
                     if _COPY.match(each):
                         os.unlink(os.path.join(folder, each))
                 os.rmdir(folder)
+
+
+def _folder_of_ours(path: str) -> int:
+    """Make the folder *path*, or take that of an earlier keeper of this user; the owner that its
+    file system tells. OSError for what somebody else has put there: a link to a folder, say."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not _is_folder_of(path, os.geteuid()):
+            raise
+    return os.lstat(path).st_uid
+
+
+def _is_folder_of(path: str, owner: int) -> bool:
+    with contextlib.suppress(OSError):
+        status = os.lstat(path)
+        return stat.S_ISDIR(status.st_mode) and status.st_uid == owner
+    return False
 
 
 def _sweep(mine: str) -> None:

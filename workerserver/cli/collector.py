@@ -93,7 +93,7 @@ def make_parser() -> CommandParser:
         "collector for each host (--collectors, or the job's TCPStore) instead of each worker. "
         "SIGTERM or Ctrl-C ends the collector.",
         epilog="With WORKERSERVER_COLLECTOR=HOST:PORT in a job's environment, the worker of "
-        "LOCAL_RANK 0 starts a collector. A token is taken from WORKERSERVER_TOKEN or "
+        "LOCAL_RANK 0 starts a collector. The token comes from WORKERSERVER_TOKEN or "
         "WORKERSERVER_TOKEN_FILE.",
         examples=(
             (

@@ -39,7 +39,7 @@ COMMANDS = (
     Command(
         "slow",
         "[TARGET...]",
-        "say which rank the others wait for, how often, how long",
+        "say which rank the others wait for, how often and how long",
         json=True,
     ),
     Command("fr", "[TARGET...]", "show the flight recorders, by process group", json=True),
@@ -58,7 +58,7 @@ COMMANDS = (
         json=True,
     ),
     Command("top", "[TARGET...]", "show all ranks as a live table", json=True),
-    Command("blackbox", "DIR...", "list what the ranks of a job have left behind", json=True),
+    Command("blackbox", "DIR...", "list the black boxes that the ranks of a job left", json=True),
     Command(
         "report",
         "-o FILE [--redact] [TARGET...]",
@@ -70,7 +70,7 @@ COMMANDS = (
     Command("mcp", "[TARGET...]", "answer an agent's questions about a job, by MCP"),
     Command("help", "[COMMAND]", "show this, or what one command does, with examples"),
     Command("schema", "COMMAND", "print the JSON Schema of what a command's --json prints"),
-    Command("completion", "bash|zsh|fish", "print what makes a shell complete our commands"),
+    Command("completion", "bash|zsh|fish", "print a script that completes our commands in a shell"),
     Command("man", "[COMMAND]", "print the manual page"),
 )
 NAMES = tuple(command.name for command in COMMANDS)

@@ -37,7 +37,7 @@ def make_parser() -> CommandParser:
     parser = CommandParser(
         "completion",
         description="Print a script with which a shell completes the commands and options of "
-        f"workerserver. It needs shtab: {INSTALL}.",
+        f"workerserver. This command needs shtab: {INSTALL}.",
         examples=(
             (
                 "workerserver completion bash "

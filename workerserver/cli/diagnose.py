@@ -84,11 +84,12 @@ def make_parser() -> CommandParser:
         "diagnose",
         "Say whether a job hangs, which rank is to blame, and why. Without a TARGET, all jobs of "
         "this user on this machine are judged, and the one that hangs is shown. "
-        "A TARGET may be a folder of black boxes (docs/blackbox.md), also beside live ranks: then "
+        "A TARGET may be a folder of black boxes (docs/blackbox.md). If live ranks are named, too, "
         "a rank that does not answer is judged by its box. "
-        "It may also name the files that torch's flight recorders have left "
-        "(TORCH_FR_DUMP_TEMP_FILE): a prefix, a folder, or files, also beside black boxes. "
-        "Exit status: 0 healthy, 1 suspects found, 2 could not tell, 3 no job, or it has ended.",
+        "A TARGET may also name the files that torch's flight recorders have left "
+        "(TORCH_FR_DUMP_TEMP_FILE): a prefix, a folder, or files. Black boxes may be named, too. "
+        "Exit status: 0 healthy, 1 suspects found, 2 could not tell, 3 there is no job, or the job "
+        "has ended.",
         examples=(
             (
                 "workerserver diagnose",

@@ -51,7 +51,7 @@ def make_parser() -> CommandParser:
         "Exit status: 0 nothing hangs or differs, 1 something does, or a rank could not be read, "
         "2 no recorder has an entry, 3 no job. "
         "A TARGET may be a folder of black boxes (docs/blackbox.md). "
-        "It may also name the files that torch's flight recorders have left "
+        "A TARGET may also name the files that torch's flight recorders have left "
         "(TORCH_FR_DUMP_TEMP_FILE): a prefix, a folder, or files.",
         examples=(
             ("workerserver fr", "all jobs of this user on this machine"),

@@ -21,18 +21,20 @@ from workerserver.cli.places import TOKEN_HELP, add_asking, add_places, client_o
 from workerserver.cli.text import backend_name, count, positive_seconds
 from workerserver.cluster.ask.client import Client, run
 from workerserver.cluster.ask.rounds import EVERYTHING, Part, Round, collect
-from workerserver.cluster.failures import nobody_listens, unusable
+from workerserver.cluster.failures import NO_SOCKET, no_such_socket, nobody_listens, unusable
 from workerserver.cluster.find.discovery import Found, why_nobody
 from workerserver.cluster.find.hosts import from_slurm, slurm_port
 from workerserver.cluster.find.jobs import JobView, identity_of, split
 from workerserver.cluster.model import MAX_HOST_WORKERS, RankState, Worker
 from workerserver.cluster.show.tree import short_fold
+from workerserver.job.printable import escape_line
 
 if TYPE_CHECKING:
     from workerserver.cluster.judge.verdict import Verdict
 
 __all__ = [
     "SCHEMA_VERSION",
+    "SENTENCES",
     "Judged",
     "add_backends",
     "add_rounds",
@@ -50,6 +52,7 @@ __all__ = [
     "look_at_all",
     "nobody",
     "of_jobs",
+    "printable",
     "problems",
     "share",
     "show_gone",
@@ -64,6 +67,14 @@ T = TypeVar("T")
 
 #: Of all that --json prints: raised when a field is removed or changes its meaning.
 SCHEMA_VERSION = 1
+#: The fields of --json that hold sentences. A program shows them to people as they are: in a chat,
+#: a ticket or a log.
+SENTENCES = frozenset(
+    {
+        "error", "evidence", "leftovers", "not_looked_at", "notes", "nothing", "problems", "text",
+        "verdict", "waits_for",
+    }
+)  # fmt: skip
 #: Lines about workers without an answer.
 MAX_GONE_LINES = 20
 
@@ -83,9 +94,9 @@ def job_parser(
         name,
         description=description,
         examples=examples,
-        epilog="If no place is named, the workers are found through torchrun's environment "
-        "(MASTER_ADDR, MASTER_PORT), Slurm's, TORCH_WORKER_SERVER_SOCKET, or else all jobs of this "
-        f"user on this machine. {TOKEN_HELP}",
+        epilog="If no place is named, the first of these that has workers counts: torchrun's "
+        "variables (MASTER_ADDR, MASTER_PORT), Slurm's variables, TORCH_WORKER_SERVER_SOCKET, all "
+        f"jobs of this user on this machine. {TOKEN_HELP}",
     )
     add_places(parser, targets=True)
     how = add_asking(parser, deadline)
@@ -94,7 +105,7 @@ def job_parser(
         type=count,
         default=128,
         metavar="N",
-        help="workers asked at one time (default 128)",
+        help="how many workers are asked at the same time (default 128)",
     )
     return parser
 
@@ -107,8 +118,8 @@ def add_backends(parser: argparse.ArgumentParser) -> None:
         type=backend_name,
         default=[],
         metavar="NAME",
-        help="ask torch's own servers for the flight recorder of this backend, too: they don't "
-        "tell the names of backends that torch doesn't bring itself",
+        help="also ask torch's own servers for the flight recorder of this backend. Needed only "
+        "for a backend that torch doesn't bring itself: torch's servers don't tell its name",
     )
 
 
@@ -123,7 +134,7 @@ def add_native(parser: argparse.ArgumentParser) -> None:
 
 def add_rounds(parser: argparse.ArgumentParser, rounds: int | None) -> None:
     """*rounds* None: by default as many as are enough."""
-    usual = "as often as it tells more, for at most 10 s" if rounds is None else str(rounds)
+    usual = "1 or 2, then more for 10 s if they may help" if rounds is None else str(rounds)
     parser.add_argument(
         "--rounds",
         type=count,
@@ -136,7 +147,7 @@ def add_rounds(parser: argparse.ArgumentParser, rounds: int | None) -> None:
         type=positive_seconds,
         default=2.0,
         metavar="S",
-        help="time between two rounds (default 2)",
+        help="seconds between two looks (default 2)",
     )
 
 
@@ -176,7 +187,7 @@ def find_some(options: argparse.Namespace) -> Found:
     """The workers of one job or of several. NoJobError if none is left."""
     found = find_all(options)
     if not found.workers:
-        raise NoJobError(why_nobody(found))
+        raise NoJobError(_with_boxes(why_nobody(found)))
     return found
 
 
@@ -236,10 +247,22 @@ def show_job(view: JobView[Round], count: int, out: Output) -> None:
 
 
 def ended(view: JobView[Round], found: Found) -> str:
-    """That a job has ended, in words."""
-    addresses = [state.worker.address for look in view.rounds[-1:] for state in look.states]
+    """That a job has ended, in words, and where its black boxes may lie. A path that is not there
+    may be mistyped, too."""
+    return _with_boxes(_ended(view, found))
+
+
+def _with_boxes(sentence: str) -> str:
+    return "; ".join(filter(None, (sentence, places.boxes_near())))
+
+
+def _ended(view: JobView[Round], found: Found) -> str:
+    states = [state for look in view.rounds[-1:] for state in look.states]
+    addresses = [state.worker.address for state in states]
     if not addresses:
         return why_nobody(found)
+    if len(states) == 1 and states[0].worker.source == "argument" and no_such_socket(states[0]):
+        return f"no job here, or it has ended: {addresses[0]}: {NO_SOCKET}"
     more = f" and {len(addresses) - 1} more" if len(addresses) > 1 else ""
     return f"the job has ended: nobody listens at {min(addresses)}{more}"
 
@@ -354,11 +377,27 @@ def show_gone(out: Output, gone: Sequence[dict[str, Any]]) -> None:
 
 
 def versioned(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What --json prints: *fields*, behind the version of their schema."""
+    """*fields*, behind the version of their schema."""
     return {"schema_version": SCHEMA_VERSION, **fields}
+
+
+def printable(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What --json prints: as :func:`versioned`, with SENTENCES safe to print. The other texts are
+    data, which JSON escapes."""
+    return {name: _printable(name, value) for name, value in versioned(fields).items()}
+
+
+def _printable(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return escape_line(value) if name in SENTENCES else value
+    if isinstance(value, list | tuple):
+        return [_printable(name, each) for each in value]
+    if isinstance(value, dict):
+        return {inner: _printable(inner, each) for inner, each in value.items()}
+    return value
 
 
 def write_json(out: TextIO, fields: Mapping[str, Any]) -> None:
     """Only ASCII is written, so a terminal can show it."""
-    json.dump(versioned(fields), out, indent=1)
+    json.dump(printable(fields), out, indent=1)
     out.write("\n")

@@ -32,7 +32,7 @@ def add_every(parser: argparse.ArgumentParser, every: float) -> None:
         type=positive_seconds,
         default=every,
         metavar="S",
-        help=f"time between the starts of two looks (default {every:g})",
+        help=f"seconds between the starts of two looks (default {every:g})",
     )
     parser.add_argument("--count", type=count, metavar="N", help="end after N looks")
 

@@ -67,6 +67,7 @@ class CommandParser(argparse.ArgumentParser):
     def parse_intermixed_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
+        self._refuse(self._unknown(args))
         options, strange = self.parse_known_intermixed_args(args, namespace)
         self._refuse(strange)
         return options
@@ -74,9 +75,21 @@ class CommandParser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
+        self._refuse(self._unknown(args))
         options, strange = self.parse_known_args(args, namespace)
         self._refuse(strange)
         return options
+
+    def _unknown(self, args: Sequence[str] | None) -> list[str]:
+        """Options that there are not. argparse would first complain of what is missing, which is
+        often the option that was mistyped."""
+        words = list(sys.argv[1:] if args is None else args)
+        if "--" in words:
+            words = words[: words.index("--")]
+        known = self._option_string_actions
+        return [
+            word for word in words if word.startswith("--") and word.partition("=")[0] not in known
+        ]
 
     def _refuse(self, strange: Sequence[str]) -> None:
         if not strange:
@@ -109,8 +122,10 @@ class CommandParser(argparse.ArgumentParser):
         return [(title, actions) for title, actions in shown if actions]
 
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(UsageError.exit_status, f"{self.prog}: {message}\n")
+        """One line, and where to read more: the mistake would be lost below ten lines of usage."""
+        command = self.prog.rpartition(" ")[2]
+        advice = f"workerserver: workerserver help {command} lists the arguments and options"
+        self.exit(UsageError.exit_status, f"{self.prog}: {message}\n{advice}\n")
 
     def add_json(self, what: str) -> None:
         """The option --json; *what* it prints."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 from typing import Any
 
 from workerserver.cli.errors import CommandError, NoJobError, UsageError
@@ -19,6 +21,7 @@ __all__ = [
     "TOKEN_HELP",
     "add_asking",
     "add_places",
+    "boxes_near",
     "client_options",
     "failed",
     "find",
@@ -34,22 +37,22 @@ TARGET_HELP = (
     "of a worker or of its launcher"
 )
 TOKEN_HELP = (
-    "A token is taken from WORKERSERVER_TOKEN or WORKERSERVER_TOKEN_FILE. It is not sent: the "
-    "workers and this command prove to each other that they know it."
+    "The token comes from WORKERSERVER_TOKEN or WORKERSERVER_TOKEN_FILE. The token is not sent: "
+    "the workers and this command prove to each other that they know the token."
 )
 SEND_TOKEN_HELP = (
-    "send the token itself, in clear without https, and believe workers that prove nothing: for "
-    "workers that are older than this command, and for stock torch workers"
+    "send the token itself (readable on the network without https), and believe workers that prove "
+    "nothing: for workers that are older than this command, and for stock torch workers"
 )
 
 
 def add_places(parser: argparse.ArgumentParser, *, targets: bool) -> None:
     """The options that find() reads. *targets*: with the argument TARGET, any number of times."""
-    where = parser.add_argument_group("where the workers are (all that is given counts)")
+    where = parser.add_argument_group("where the workers are (several of these may be given)")
     if targets:
         where.add_argument("targets", nargs="*", metavar="TARGET", help=TARGET_HELP)
     where.add_argument(
-        "--job", metavar="NAME", help="of this user's jobs on this machine, the one of that name"
+        "--job", metavar="NAME", help="the job of this name, of this user on this machine"
     )
     where.add_argument("--store", metavar="HOST:PORT", help="the job's TCPStore (rendezvous)")
     where.add_argument(
@@ -100,9 +103,11 @@ def add_asking(parser: argparse.ArgumentParser, deadline: float) -> argparse._Ar
         "--cacert", metavar="FILE", help="the certificate authorities for https addresses"
     )
     how.add_argument(
-        "--cert", metavar="FILE", help="the certificate that https workers are shown, with its key"
+        "--cert", metavar="FILE", help="the certificate to show to https workers, with its key"
     )
-    how.add_argument("--key", metavar="FILE", help="its key, if that is in a file of its own")
+    how.add_argument(
+        "--key", metavar="FILE", help="the certificate's key, if the file of --cert has none"
+    )
     how.add_argument("--send-token", action="store_true", help=SEND_TOKEN_HELP)
     return how
 
@@ -146,11 +151,23 @@ def _places(options: argparse.Namespace, *, whole: bool) -> Options:
     )
 
 
+def boxes_near() -> str:
+    """Where the environment, or the folder of whoever asks, has black boxes; "" if nowhere. For
+    whoever finds nobody alive."""
+    from workerserver.blackbox.runs import holds_boxes
+
+    for folder in (os.environ.get("WORKERSERVER_BLACKBOX", ""), "."):
+        if folder and holds_boxes(folder):
+            return f"black boxes lie in {folder}: workerserver diagnose {shlex.quote(folder)}"
+    return ""
+
+
 def failed(error: ClusterError) -> CommandError:
     """How a command ends for which *error* leaves nobody to ask."""
     if isinstance(error, NoJob):
         nobody = NoJobError(str(error))
-        nobody.advice = error.advice
+        near = boxes_near()
+        nobody.advice = (*error.advice, *([f"{near[0].upper()}{near[1:]}"] if near else []))
         return nobody
     return CommandError(str(error)) if isinstance(error, Unanswered) else UsageError(str(error))
 

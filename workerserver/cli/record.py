@@ -53,11 +53,11 @@ TICK_SECONDS = 0.2
 def make_parser() -> CommandParser:
     parser = job_parser(
         "record",
-        "Sample the stacks of all ranks of a job at one time, and merge them into one flame graph "
-        "that tells for each call which ranks were met in it. The workers sample themselves, "
-        "without the GIL, ptrace or signals. The first Ctrl-C ends the recording and keeps what "
-        "has come. Exit status: 0 with the whole recordings of all workers, 1 of some, 2 of none, "
-        "3 no job.",
+        "Sample the stacks of all ranks of a job at the same time, and merge the samples into one "
+        "flame graph. For each call the graph tells which ranks were in that call. The workers "
+        "sample themselves, without the GIL, ptrace or signals. The first Ctrl-C ends the "
+        "recording and keeps what has come. Exit status: 0 with the whole recordings of all "
+        "workers, 1 of some, 2 of none, 3 no job.",
         examples=(
             ("workerserver record -o job.html", "ten seconds of the one job on this machine"),
             (

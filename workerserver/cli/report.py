@@ -54,12 +54,12 @@ class Told:
 def make_parser() -> CommandParser:
     parser = job_parser(
         "report",
-        "Write the verdict on a job as one HTML page: the verdict, since when, how sure, text for "
-        "a ticket, a map of the ranks, the process groups, all stacks as a picture, the last "
-        "steps, and a card for each suspect. The page is one file. It loads nothing and sends "
-        "nothing. A TARGET may be a folder of black boxes. "
-        "Exit status: that of the verdict, as diagnose has it: 0 healthy, 1 suspects found, "
-        "2 could not tell, 3 no job, or it has ended.",
+        "Write the verdict on a job as one HTML page. The page has the verdict, since when the job "
+        "hangs, how sure that is, text for a ticket, a map of the ranks, the process groups, all "
+        "stacks as a picture, the last steps, and a card for each suspect. The page is one file "
+        "that loads nothing and sends nothing. A TARGET may be a folder of black boxes. "
+        "Exit status, as of diagnose: 0 healthy, 1 suspects found, 2 could not tell, 3 there is no "
+        "job, or the job has ended.",
         examples=(
             ("workerserver report -o report.html", "the one job of this user on this machine"),
             ("workerserver report -o report.html /shared/boxes", "a job that has ended"),

@@ -26,8 +26,8 @@ from workerserver.cli.job_command import (
     find_all,
     find_one_job,
     job_parser,
+    printable,
     share,
-    versioned,
 )
 from workerserver.cli.looks import Look, Looker, add_every
 from workerserver.cli.parser import CommandParser
@@ -62,12 +62,13 @@ def make_parser() -> CommandParser:
         "top",
         "Show all ranks of a job as a live table: the step, the age of the step, the time that the "
         "server waited for the GIL, the processor time since the last look (100% is one core), and "
-        "the memory. Each look finds the ranks anew. While ranks are in trouble, the head has a "
-        "verdict as of diagnose, and the ranks that it names come first. Ranks that are alike "
-        "share a line if the terminal has not room for all. Keys: q ends the table, s sorts it, "
-        "/ filters it by words, states and ranks (no step 2-5), f folds ranks that are alike. "
-        "A TARGET may be a folder of black boxes (docs/blackbox.md): then the table shows once how "
-        "the ranks were and how they ended. "
+        "the memory. Each look finds the ranks anew. While ranks are in trouble, the verdict of "
+        "diagnose stands above the table, and the ranks that the verdict names come first. If the "
+        "terminal has no room for all ranks, ranks with equal values share a line. Keys: q ends "
+        "the table, s sorts, / filters by words, states and ranks (no step 2-5), f folds equal "
+        "ranks, the arrows scroll. "
+        "A TARGET may be a folder of black boxes (docs/blackbox.md): then one table shows the last "
+        "figures of the ranks, and how each rank ended. "
         "Exit status: 0 all workers answered the last look, 1 some, 2 none, 3 no job.",
         deadline=3.0,
         examples=(
@@ -78,7 +79,7 @@ def make_parser() -> CommandParser:
         ),
     )
     add_every(parser, 2.0)
-    parser.add_json("one object per look and line")
+    parser.add_json("one object for each look, on a line of its own")
     return parser
 
 
@@ -125,7 +126,7 @@ def _of_boxes(options: argparse.Namespace, boxes: Boxes) -> int:
 
 
 def write_line(out: TextIO, fields: Mapping[str, Any]) -> None:
-    out.write(json.dumps(versioned(fields)) + "\n")
+    out.write(json.dumps(printable(fields)) + "\n")
 
 
 class _Top:

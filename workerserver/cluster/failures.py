@@ -16,11 +16,13 @@ __all__ = [
     "SILENT",
     "UNKNOWN_WORKER",
     "Failed",
+    "as_user",
     "closed",
     "cut",
     "describe",
     "lost_proof",
     "no_connection",
+    "no_such_socket",
     "nobody_listens",
     "not_http",
     "not_permitted",
@@ -29,6 +31,7 @@ __all__ = [
     "unauthorized",
     "unproven",
     "unusable",
+    "user_name",
     "web_server",
 ]
 
@@ -107,14 +110,11 @@ def not_permitted(path: str) -> str:
     owner = _owner(path)
     if owner is None:
         return "permission denied"
-    how = f": sudo -u {owner} workerserver ..." if " " not in owner else ""
-    return f"permission denied; it belongs to {owner}{how}"
+    return f"permission denied; it belongs to {owner}{as_user(owner)}"
 
 
 def _owner(path: str) -> str | None:
     """Who owns *path*, or, where *path* itself is hidden, the folder that hides it."""
-    import pwd
-
     path = os.path.abspath(path)
     while True:
         try:
@@ -124,10 +124,22 @@ def _owner(path: str) -> str | None:
             continue
         except OSError:
             return None
-        try:
-            return pwd.getpwuid(number).pw_name
-        except KeyError:
-            return f"user {number}"
+        return user_name(number)
+
+
+def user_name(number: int) -> str:
+    """As people call the user of that *number*."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
+
+
+def as_user(name: str) -> str:
+    """How to ask as the user of that *name*; empty where the user has none."""
+    return f": sudo -u {name} workerserver ..." if " " not in name else ""
 
 
 def _is_socket(path: str) -> bool:
@@ -216,6 +228,12 @@ def nobody_listens(state: RankState) -> bool:
     failure = state.failures.get("healthz") or state.failures.get("digest")
     texts = (NO_SOCKET, REFUSED)
     return not state.responded and failure is not None and failure.text.startswith((*texts, ENDED))
+
+
+def no_such_socket(state: RankState) -> bool:
+    """Whether there is no file at the path of the worker's socket."""
+    failure = state.failures.get("healthz") or state.failures.get("digest")
+    return not state.responded and failure is not None and failure.text == NO_SOCKET
 
 
 def unusable(state: RankState) -> Failure | None:

@@ -134,13 +134,13 @@ class Registry:
     ) -> None:
         """Serve *function* as ``POST /handler/NAME``.
 
-        *inline* runs it on the server's loop: only for what is short and never blocks. *limit*
-        bounds the requests inside it at one time; one more gets 503. *requires* names a module
-        without which the handler is neither listed nor served. *permission*: what a client's token
-        has to permit (``read``, ``profile``, ``admin``), where there are tokens for less than
-        everything. *shadow* allows a name that the fallback has too; the fallback's handler is then
-        hidden. *replace* allows a name that is registered here already; requests inside the earlier
-        handler end as they would have.
+        *inline* runs the function on the server's loop: use it only for a function that is short
+        and never blocks. *limit* bounds the requests inside the function at one time. One more gets
+        503. *requires* names a module without which the handler is neither listed nor served.
+        *permission*: what a client's token has to permit (``read``, ``profile``, ``admin``), if
+        there are tokens for less than everything. *shadow* allows a name that the fallback has too.
+        The fallback's handler is then hidden. *replace* allows a name that is registered here
+        already. Requests inside the earlier handler end as they would have.
 
         Raises ValueError for a name that is taken (``Handler X already registered``), TypeError
         for a non-callable or for a signature that can't be turned into parameters.
@@ -220,14 +220,14 @@ class Registry:
         A plain function runs in one of the server's few threads, and takes the GIL from the
         training loop while it runs. An ``async def`` runs on the server's event loop.
 
-        *replace*: take the place of an earlier handler of this name. A notebook needs it, where a
-        cell runs again; without it, a name that is taken raises ValueError. *limit*: how many
-        requests may be inside the function at one time; one more is answered with 503. *inline*:
-        run on the server's loop, for what is short and never blocks. *requires*: the name of a
-        module; while it is not loaded, the handler is not there. *shadow*: the name may be one of
-        torch's own handlers, which is then hidden. *unknown_text*: what a request with an unknown
-        parameter is told. *permission*: what a client's token has to permit: ``read``, ``profile``
-        or ``admin``.
+        *replace*: take the place of an earlier handler of this name. A notebook needs that, because
+        a cell may run again. Without *replace*, a name that is taken raises ValueError. *limit*:
+        how many requests may be inside the function at one time. One more is answered with 503.
+        *inline*: run on the server's loop. Use that only for a function that is short and never
+        blocks. *requires*: the name of a module. The handler exists only while that module is
+        loaded. *shadow*: the name may be that of a handler of torch's, which is then hidden.
+        *unknown_text*: the text of the answer to a request with an unknown parameter. *permission*:
+        what a client's token has to permit: ``read``, ``profile`` or ``admin``.
         """
 
         def decorate(function: F) -> F:

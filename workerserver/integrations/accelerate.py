@@ -1,4 +1,4 @@
-"""Hugging Face accelerate: a tracker of its Accelerator, the only callback that it knows."""
+"""Hugging Face accelerate: a tracker, because the Accelerator knows no other callbacks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class AccelerateTracker(GeneralTracker):
     """Serves in each process, and beats after each step of an optimizer.
 
     ``Accelerator(log_with=AccelerateTracker())``. The server starts at once, before the Accelerator
-    sets up its process group, and no other call is needed. What ``log()`` gives is not kept. If the
-    loop calls ``heartbeat`` or uses ``steps``, that count is the one that is told.
+    sets up its process group, and no other call is needed. The tracker keeps nothing of ``log()``.
+    If the loop calls ``heartbeat`` or uses ``steps``, the steps of that count are reported.
     """
 
     name = "workerserver"

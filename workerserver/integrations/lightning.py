@@ -34,7 +34,7 @@ class LightningCallback(_Callback):
     ``Trainer(callbacks=[LightningCallback()])``. The step is ``trainer.global_step``, which counts
     the optimizer's steps. A batch of a validation repeats the step: it is a sign of life.
 
-    The server starts when the Trainer has set up its process group. To see a hang in that too, put
+    The server starts when the Trainer has set up its process group. To see a hang before that, put
     ``worker_main()`` around the script's main function, or use ``workerserver run``.
     """
 

@@ -35,8 +35,8 @@ def _next_step() -> int:
 class OptimizerBeats:
     """A heartbeat after each step of any optimizer of this process, until ``stop()``.
 
-    If the program calls ``heartbeat`` itself, its own count is the better one: then this stops by
-    itself. Imports torch.
+    If the program calls ``heartbeat`` itself, the program's own count is the better one, and these
+    heartbeats stop. Imports torch.
     """
 
     def __init__(self) -> None:

@@ -20,8 +20,8 @@ def ray_train_loop(function: Callable[P, R]) -> Callable[P, R]:
 
         TorchTrainer(ray_train_loop(train), scaling_config=ScalingConfig(num_workers=8))
 
-    A decorator too. If the loop calls ``heartbeat`` or uses ``steps``, that count is the one that
-    is told. In a worker that trains with Lightning or transformers, use their callbacks inside
+    A decorator, too. If the loop calls ``heartbeat`` or uses ``steps``, the steps of that count are
+    reported. In a worker that trains with Lightning or transformers, use their callbacks inside
     *function* instead.
     """
 

@@ -21,12 +21,14 @@ __all__ = [
     "is_elsewhere",
     "listening",
     "namespace",
+    "of_all",
     "of_user",
     "own_pid_in",
     "root_of",
     "sockets_of",
     "stat_of",
     "thread_names",
+    "user_of",
     "words_of",
 ]
 
@@ -115,11 +117,23 @@ def words_of(pid: int) -> list[str]:
 
 def of_user(user: int) -> Iterator[int]:
     """The pids of the *user*'s processes."""
+    return (pid for owner, pid in of_all() if owner == user)
+
+
+def of_all() -> Iterator[tuple[int, int]]:
+    """Of each process its user and its pid."""
     for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with contextlib.suppress(OSError):
-                if os.stat(f"/proc/{name}").st_uid == user:
-                    yield int(name)
+        owner = user_of(name) if name.isdecimal() else None
+        if owner is not None:
+            yield owner, int(name)
+
+
+def user_of(pid: int | str) -> int | None:
+    """Whose process it is; None if there is none."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
 
 
 def namespace(kind: str, pid: int | str = "self") -> int | None:

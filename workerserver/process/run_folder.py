@@ -56,21 +56,22 @@ def fresh_folder(prefix: str, place: str) -> str:
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), place)
 
 
-def run_folder(place: str | None = None) -> str:
-    """``<tempdir>/workerserver-<uid>``, or the same in the folder *place*. Any user can make a
-    folder of that name."""
-    return os.path.join(place or temporary_folder(), f"workerserver-{os.geteuid()}")
+def run_folder(place: str | None = None, user: int | None = None) -> str:
+    """``<tempdir>/workerserver-<uid>``, or the same in the folder *place*. *user*: another one's.
+    Any user can make a folder of that name."""
+    number = os.geteuid() if user is None else user
+    return os.path.join(place or temporary_folder(), f"workerserver-{number}")
 
 
-def run_folders(place: str | None = None) -> list[str]:
-    """The folders of that name that belong to this user alone: the usual one, and those that were
-    made because another user had the usual name."""
-    usual = run_folder(place)
+def run_folders(place: str | None = None, user: int | None = None) -> list[str]:
+    """The folders of that name that belong to this user alone, or to *user*: the usual one, and
+    those that were made because another user had the usual name."""
+    usual = run_folder(place, user)
     place, name = os.path.split(usual)
-    found = [usual] if _is_ours(usual) else []
+    found = [usual] if _is_private(usual, user) else []
     with contextlib.suppress(OSError), os.scandir(place) as entries:
         more = [entry.path for entry in entries if entry.name.startswith(f"{name}-")]
-        found += sorted(path for path in more if _is_ours(path))
+        found += sorted(path for path in more if _is_private(path, user))
     return found
 
 
@@ -152,13 +153,13 @@ def _kind_at(path: str, mounts: dict[str, str]) -> str:
     return mounts.get(path, "rootfs")
 
 
-def _is_ours(path: str) -> bool:
+def _is_private(path: str, user: int | None) -> bool:
     try:
         status = os.lstat(path)
     except OSError:
         return False
     return (
         stat.S_ISDIR(status.st_mode)
-        and status.st_uid == os.geteuid()
+        and status.st_uid == (os.geteuid() if user is None else user)
         and not status.st_mode & 0o077
     )

@@ -21,6 +21,7 @@ __all__ = [
     "descriptor_line",
     "fill_standard_descriptors",
     "is_listening",
+    "reachable_name",
     "remove_stale",
 ]
 
@@ -45,6 +46,31 @@ class Figures(NamedTuple):
     busiest_peer: int
     evicted: int
     refused: int
+
+
+@contextlib.contextmanager
+def reachable_name(path: str) -> Iterator[str]:
+    """While the block runs, a name of *path* that is short enough for connect().
+
+    The process that listens may know its socket by a shorter name: that of a container's file
+    begins with /proc/PID/root here. The folder is then held open, and the name leads through its
+    descriptor. OSError if the folder can't be opened, ENAMETOOLONG if that name is too long, too.
+    """
+    if len(os.fsencode(path)) <= MAX_PATH_BYTES:
+        yield path
+        return
+    folder, name = os.path.split(path)
+    too_long = OSError(errno.ENAMETOOLONG, f"the path is too long: {MAX_PATH_BYTES} bytes at most")
+    if not hasattr(os, "O_PATH"):  # Linux has it
+        raise too_long
+    opened = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        short = f"/proc/self/fd/{opened}/{name}"
+        if len(os.fsencode(short)) > MAX_PATH_BYTES:
+            raise too_long
+        yield short
+    finally:
+        os.close(opened)
 
 
 def descriptor_line() -> float:

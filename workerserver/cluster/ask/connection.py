@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import socket
 import ssl
 import struct
@@ -28,7 +27,7 @@ from workerserver.cluster.errors import NotATarget
 from workerserver.cluster.failures import Failed, closed, cut, no_connection, not_http
 from workerserver.cluster.model import FailureReason, Worker
 from workerserver.cluster.resolve import Resolver
-from workerserver.process.sockets import MAX_PATH_BYTES
+from workerserver.process.sockets import reachable_name
 
 __all__ = ["MAX_HEAD_BYTES", "Connection", "connect"]
 
@@ -321,12 +320,15 @@ async def connect(
 ) -> Connection:
     """A connection to *worker*. Failed says why there is none. *deadline* is the loop's time."""
     if worker.unix:
-        path = worker.address
-        if len(os.fsencode(path)) > MAX_PATH_BYTES:  # libuv would cut it silently
-            raise Failed("unreachable", f"the path is too long: {MAX_PATH_BYTES} bytes at most")
-        if "\0" in path:
+        if "\0" in worker.address:
             raise Failed("unreachable", "the path holds a NUL")
-        connection = await _connect(worker, loop, {"path": path})
+        try:
+            with reachable_name(worker.address) as path:  # libuv would cut a longer one silently
+                connection = await _connect(worker, loop, {"path": path})
+        except OSError as error:  # of the folder
+            if error.errno == errno.ENAMETOOLONG:
+                raise Failed("unreachable", error.strerror or str(error)) from None
+            raise no_connection(error, worker) from None
         # After connect(), and of the connection itself: what a path names may change at any time.
         _agree(connection, worker, means)
         if connection.terms.why_not and not connection.terms.proves:

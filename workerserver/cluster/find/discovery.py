@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from workerserver.cluster.addresses import parse_address, sockets
-from workerserver.cluster.errors import ClusterError, NoJob
+from workerserver.cluster.errors import ClusterError, NoJob, NotPermitted
+from workerserver.cluster.failures import as_user, user_name
 from workerserver.cluster.find.group import Group, Member, group
 from workerserver.cluster.find.here import Ended, Here, Living, look_here, of_process_or_launcher
 from workerserver.cluster.find.hosts import from_collectors, from_dns, from_hosts_file, from_slurm
+from workerserver.cluster.find.launched import others, servers_of_others, store_among
 from workerserver.cluster.find.store import workers_in_store
 from workerserver.cluster.model import Worker
-from workerserver.job.proc import stat_of
+from workerserver.job.proc import stat_of, user_of
 
 __all__ = ["Found", "Options", "discover", "from_template", "look_around", "why_nobody"]
 
@@ -112,6 +114,7 @@ def look_around(options: Options) -> Found:
             found += from_template(target)
         else:
             found += parse_address(target)
+    _no_store(found)
     if options.hosts_file is not None:
         found += from_hosts_file(options.hosts_file, options.port)
     if options.store is not None:
@@ -129,11 +132,33 @@ def look_around(options: Options) -> Found:
     return _from_environment(options, environment)
 
 
+def _no_store(workers: Sequence[Worker]) -> None:
+    """ClusterError if one of them is where the ranks of a job on this machine meet. Nothing serves
+    there, and torch's store answers no HTTP request, not even with an error."""
+    named = [each.address for each in workers if not each.unix and each.known is None]
+    found = store_among(named) if named else None
+    if found is None or any(each.worker.address == found[0] for each in look_here().living):
+        return
+    address, pid = found
+    raise ClusterError(
+        f"{address} is no worker but the TCPStore of a job (MASTER_PORT of process {pid}): give "
+        f"the pid {pid}, or --store {address}"
+    )
+
+
 def _of_pid(pid: int, whole: bool) -> Found:
     """The worker that process *pid* is, or the workers that it has started. *whole*: with all
     others of its job."""
     here = look_here()
     own = of_process_or_launcher(here, pid)
+    owner = user_of(pid)
+    if not own and owner not in (None, os.geteuid()):
+        assert owner is not None
+        if os.geteuid() != 0:
+            name = user_name(owner)
+            raise NotPermitted(f"process {pid} belongs to {name}{as_user(name)}")
+        here = look_here(owner)
+        own = of_process_or_launcher(here, pid)
     if not own:
         if stat_of(pid) is None:
             raise NoJob(f"there is no process {pid}")
@@ -224,6 +249,7 @@ def _from_environment(options: Options, environment: Mapping[str, str]) -> Found
         looked = f" (looked at: {'; '.join(tried)})" if tried else ""
         raise NoJob(
             f"no worker found: no process of this user has a worker server on this machine{looked}",
+            *(f"{line[0].upper()}{line[1:]}" for line in others()),
             "To name one: workerserver diagnose SOCKET, FOLDER, HOST:PORT or --store HOST:PORT",
             "To start a job with a server: torchrun ... -m workerserver run train.py",
         )
@@ -236,7 +262,8 @@ def _no_such_job(name: str, here: Here, jobs: Sequence[Group]) -> Found:
     if ended:
         return Found([], ended)
     there = ", ".join(sorted(job.label for job in jobs)) or "none"
-    raise NoJob(f"no job {name} of this user on this machine; there are: {there}")
+    no_job = f"no job {name} of this user on this machine; there are: {there}"
+    raise NoJob("; ".join(filter(None, (no_job, servers_of_others()))))
 
 
 def why_nobody(found: Found) -> str:
@@ -245,7 +272,7 @@ def why_nobody(found: Found) -> str:
     which = f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
     count = len(found.ended)
     left = f"{count} worker{'s have' if count > 1 else ' has'} left something"
-    return f"the job has ended{which}: {left}, nobody listens"
+    return "; ".join([f"the job has ended{which}: {left}, nobody listens", *others()])
 
 
 def _places(

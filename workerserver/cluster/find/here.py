@@ -22,7 +22,7 @@ from workerserver.job.left import read_folder
 from workerserver.job.records import Address, Record
 from workerserver.process.run_folder import run_folder, run_folders
 
-__all__ = ["Ended", "Here", "Living", "look_here", "of_process_or_launcher"]
+__all__ = ["Ended", "Here", "Living", "look_here", "of_process_or_launcher", "serves"]
 
 _PLACEHOLDER = re.compile(r"\{(rank|local_rank|pid)\}")
 _SOCKET = re.compile(r"(?:rank([0-9]{1,9})[-.])?([0-9]{1,10})\.sock\Z")
@@ -56,8 +56,8 @@ class Here:
 
 
 class _Look:
-    def __init__(self) -> None:
-        self.user = os.geteuid()
+    def __init__(self, user: int | None) -> None:
+        self.user = os.geteuid() if user is None else user
         self.here = Here()
         self.environments: dict[int, Mapping[str, str]] = {}
         self.inner: dict[int, int] = {}  # the pid here, by the pid in its own container
@@ -102,9 +102,9 @@ class _Look:
                 yield folder, pid
 
     def _folders(self) -> Iterator[tuple[str, int | None]]:
-        for folder in run_folders():
+        for folder in run_folders(user=self.user):
             yield folder, None
-        usual = os.path.basename(run_folder())
+        usual = os.path.basename(run_folder(user=self.user))
         places: dict[str, tuple[str, int | None]] = {}
         for pid, environment in self.environments.items():
             root = self.roots.get(pid, "")
@@ -200,7 +200,7 @@ class _Look:
     # ---- sockets in the run folder
 
     def from_sockets(self) -> None:
-        for folder in run_folders():
+        for folder in run_folders(user=self.user):
             try:
                 names = os.listdir(folder)
             except OSError:
@@ -213,7 +213,7 @@ class _Look:
                 pid, rank = int(match[2]), int(match[1]) if match[1] else None
                 if pid in self.recorded:
                     continue
-                if pid in self.environments and self.listens(pid, path) and _serves(pid):
+                if pid in self.environments and self.listens(pid, path) and serves(pid):
                     known = of_process(pid, self.environments[pid])
                     worker = Worker(path, unix=True, source="process", known=known)
                     self.here.living.append(Living(worker, pid))
@@ -224,9 +224,10 @@ class _Look:
         return any(each.path == path for each in self.here.ended)
 
 
-def look_here() -> Here:
-    """All workers of this user on this machine, and what ended ones have left."""
-    look = _Look()
+def look_here(user: int | None = None) -> Here:
+    """All workers of this user on this machine, and what ended ones have left. *user*: those of
+    another one, which only root can see."""
+    look = _Look(user)
     look.from_records()
     look.from_environments()
     look.from_sockets()
@@ -235,9 +236,16 @@ def look_here() -> Here:
 
 
 def of_process_or_launcher(here: Here, pid: int) -> list[Living]:
-    """The worker that process *pid* is, or else the workers that it has started."""
+    """The worker that process *pid* is, or else the workers that it has started, or else the worker
+    that has started it: a DataLoader's process, say."""
     own = [each for each in here.living if each.pid == pid]
-    return own or [each for each in here.living if pid in _ancestors(each.pid)]
+    if own:
+        return own
+    started = [each for each in here.living if pid in _ancestors(each.pid)]
+    if started:
+        return started
+    workers = {each.pid: each for each in here.living}
+    return [workers[above] for above in _ancestors(pid) if above in workers][:1]
 
 
 def _ancestors(pid: int) -> list[int]:
@@ -264,7 +272,7 @@ def _leads_out(root: str, path: str) -> bool:
     return False
 
 
-def _serves(pid: int) -> bool:
+def serves(pid: int) -> bool:
     """Whether threads of a server of ours run in the process. A name alone proves nothing."""
     return any(name.startswith("workerserver") for name in proc.thread_names(pid))
 
