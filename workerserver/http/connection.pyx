@@ -62,9 +62,8 @@ cdef class WorkerProtocol:
     cdef double _owes_since  # monotonic seconds
     cdef readonly int fileno  # -1 if the transport has none; for the child of a fork
     cdef Stage _stage
-    cdef bint _reading_paused, _writing_paused
+    cdef bint _reading_paused, _writing_paused, _advancing
     cdef bint _eof  # the client sends no more
-    cdef bint _advancing
     cdef bint _rests  # the deadline is that of an idle connection: empty lines don't move it
     cdef object _timer  # asyncio.TimerHandle | None
     cdef double _timer_at
@@ -487,9 +486,7 @@ cdef class WorkerProtocol:
                 self._reading_paused = False
                 self._transport.resume_reading()
         self._unsent = self._transport.get_write_buffer_size()
-        self._set_deadline(
-            self._state.stall_seconds if self._unsent else self._state.drain_seconds
-        )
+        self._set_deadline(self._state.stall_seconds if self._unsent else self._state.drain_seconds)
         return 0
 
     # --- time

@@ -256,7 +256,17 @@ def test_of_ranks_that_say_the_same_some_connections_are_kept(
         return await full_answers(client, *more)
 
     monkeypatch.setattr(rounds, "full_answers", noted)
-    servers = [start(good(rank)) for rank in range(30)] + [start(good(30, "cc"))]
+
+    def late(connection: socket.socket) -> None:
+        """Rank 0 answers last, and speaks for the others all the same."""
+        assert becomes(lambda: all(len(server.asked) >= 3 for server in servers[1:]), SECONDS)
+        connection.sendall(health(0) + digest() + summary())
+        assert connection.recv(1 << 16)
+        connection.sendall(stacks() + digest())
+        hang(connection)
+
+    servers = [start({**good(0), HEALTH: late}), *(start(good(rank)) for rank in range(1, 30))]
+    servers.append(start(good(30, "cc")))
     found = look([server.worker(rank) for rank, server in enumerate(servers)])
     assert not any(state.failures for state in found.states)
     assert kept == [17]

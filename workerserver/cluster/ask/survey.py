@@ -6,9 +6,9 @@ trace takes the place of the summary.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from hashlib import blake2b
+from heapq import heappush, heappushpop
 
 from workerserver.cluster.ask.client import Client, Visit
 from workerserver.cluster.ask.exchange import Question
@@ -41,7 +41,7 @@ async def ask_each(
     stock: bool,
 ) -> list[RankState]:
     states = {worker: RankState(worker, worker.rank) for worker in workers}
-    alike: Counter[object] = Counter()
+    likely = _Likely(workers)
 
     async def talk(visit: Visit) -> RankState:
         return await _first_questions(visit, states[visit.worker], want, memory, stock)
@@ -50,7 +50,9 @@ async def ask_each(
         state = states[worker]
         if isinstance(outcome, Failure):
             state.failures.setdefault("healthz", outcome)
-        if not _may_be_asked_more(state, alike) or client.kept > MAX_KEPT:
+        if (needless := likely.instead_of(state)) is not None:
+            client.hang_up(needless)
+        if client.kept > MAX_KEPT:
             client.hang_up(worker)
         if on_done is not None:
             on_done(state)
@@ -71,14 +73,27 @@ async def ask_each(
     return list(states.values())
 
 
-def _may_be_asked_more(state: RankState, alike: Counter[object]) -> bool:
-    """Whether the second phase may ask this rank. *alike* counts those that have said the same: of
-    many, only some speak for all."""
-    summary = state.flight_summary
-    shape = id(summary.shape) if isinstance(summary, Summary) else None
-    said = (state.digest, state.mode, shape)
-    alike[said] += 1
-    return alike[said] <= ALIKE
+class _Likely:
+    """Which ranks the second phase is likely to ask: of those that say the same, the first ones in
+    the order of *workers*, whoever answers first."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = workers
+        self._places = {worker: place for place, worker in enumerate(workers)}
+        self._alike: dict[object, list[int]] = {}
+        """By what they say: the places of those that are likely, as a heap with the last on top."""
+
+    def instead_of(self, state: RankState) -> Worker | None:
+        """The rank that is no longer likely to be asked, now that *state* is known; None if there
+        is none."""
+        summary = state.flight_summary
+        shape = id(summary.shape) if isinstance(summary, Summary) else None
+        alike = self._alike.setdefault((state.digest, state.mode, shape), [])
+        place = -self._places[state.worker]
+        if len(alike) < ALIKE:
+            heappush(alike, place)
+            return None
+        return self._workers[-heappushpop(alike, place)]
 
 
 def _wants_health(worker: Worker, want: Collection[Part]) -> bool:
