@@ -72,10 +72,13 @@ def test_one_look_at_ranks_that_have_gone_on_is_enough() -> None:
 
 
 def test_of_two_groups_with_as_many_makers_nobody_knows_which_is_right() -> None:
-    found = verdict(
-        told({"1": PAIR}, in_group("1")), told({"1": OTHER}, in_group("1")), told({}), making=2
-    )
-    assert reasons(found) == [(0, "order"), (1, "order")]
+    pair = (told({"1": PAIR}, in_group("1")), told({"1": OTHER}, in_group("1")))
+    found = verdict(*pair, told({}), making=2)
+    assert (found.status, found.suspects) == (2, ())  # rank 2 would tell
+    one, other = "[0, 1, 2]", "[1, 2, 3]"
+    flights = [told({"1": each}, in_group("1")) for each in (one, one, other, other)]
+    found = verdict(*flights)
+    assert reasons(found) == [(rank, "order") for rank in range(4)]
     assert "no side has the majority" in found.suspects[0].evidence
 
 

@@ -101,6 +101,7 @@ class Suspicions:
         self.job = job
         self.accused: dict[int, Accusation] = {}
         self.doubts: list[Doubt] = []
+        self.misnamed = False
         self.refused: dict[int, tuple[Hindrance, Wait | None]] = {}
         self.hanging = [wait for wait in job.analysis.waits if job.hangs(wait)]
         self._stepped: dict[int, tuple[Sequence[int], int | None, float | None]] = {}
@@ -195,7 +196,7 @@ class Suspicions:
 
     def _count_differently(self) -> bool:
         """Ranks have made different groups under one name: no rank meets the others in these."""
-        return any(isinstance(each.claim, Made) for each in self.accused.values())
+        return self.misnamed or any(isinstance(each.claim, Made) for each in self.accused.values())
 
     # --- the flight recorders disagree
 

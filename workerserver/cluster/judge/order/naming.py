@@ -10,7 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workerserver.cluster.judge.facts import Accusation, Evidence, Made, NoMajority, WaitsIn
+from workerserver.cluster.judge.facts import (
+    Accusation,
+    Evidence,
+    Made,
+    NoMajority,
+    Tangled,
+    WaitsIn,
+)
 from workerserver.cluster.judge.grounds.crowd import is_stuck
 from workerserver.cluster.judge.job import Job
 
@@ -29,7 +36,7 @@ MAX_DIGITS = 8
 
 def from_names(suspicions: Suspicions) -> None:
     """The first name that overlapping groups have. The makers of the group with the most makers
-    are right; all are accused if two groups have as many."""
+    are right; all are accused if two groups have as many, and nobody if a member tells of neither."""
     job = suspicions.job
     if job.moves or not _stands(suspicions):
         return
@@ -42,6 +49,13 @@ def from_names(suspicions: Suspicions) -> None:
         evidence: list[Evidence] = [WaitsIn(job.entered(each)) for each in suspicions.hanging[:2]]
         sides = [(*each, most, makers) for each in others]
         if len(others[0][1]) == len(makers):
+            known = {rank for ranks in made.values() for rank in ranks}
+            if not known.issuperset((*most, *others[0][0])):  # the others would tell who is right
+                suspicions.misnamed = True
+                suspicions.doubts.append(
+                    Tangled([job.entered(each) for each in suspicions.hanging])
+                )
+                return
             evidence.append(NoMajority())
             sides.append((most, makers, *others[0]))
         for own, ranks, theirs, right in sides:
