@@ -36,7 +36,7 @@ MAX_DIGITS = 8
 
 def from_names(suspicions: Suspicions) -> None:
     """The first name that overlapping groups have. The makers of the group with the most makers
-    are right; all are accused if two groups have as many, and nobody if a member tells of neither."""
+    are right. All are accused if two groups have as many, and nobody if a member tells of none."""
     job = suspicions.job
     if job.moves or not _stands(suspicions):
         return
