@@ -358,6 +358,8 @@ class RankState:
     """From what the rank was inferred, if nobody told it."""
     peer_pid: int | None = None
     """Who listens on its Unix socket, as the kernel tells it."""
+    peer_state: str | None = None
+    """The kernel's letter for what that process does, if it does not answer."""
 
     @property
     def recorded(self) -> bool:

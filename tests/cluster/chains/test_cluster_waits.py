@@ -497,6 +497,14 @@ def test_a_file_lock_and_a_collective() -> None:
     )
 
 
+def test_all_who_want_a_file_lock_are_told_together() -> None:
+    wanting = [state(number, [file_lock(100)], trace()) for number in (1, 2)]
+    assert diagnose(looks(reducing(0), *wanting), 3).sentence == (
+        "deadlock in ranks 0-2: ranks 1-2 wait for the file lock on /data/cache.lock, which rank 0"
+        " holds, and rank 0 waits in all_reduce #1 of default_pg for ranks 1-2"
+    )
+
+
 def test_a_process_id_means_nothing_elsewhere() -> None:
     """On another host, in another namespace, or if two ranks claim it."""
     waits = state(1, [file_lock(100)])

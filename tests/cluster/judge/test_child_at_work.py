@@ -52,6 +52,20 @@ FOR_ANY = main(waits=WaitsFor("process", "kernel", syscall="wait4"))
 FOR_BATCH = main(Frame(LOADER, 725, "__next__"), wchan="poll_schedule_timeout")
 #: for line in child.stdout
 FOR_BYTES = main(wchan="anon_pipe_read")
+#: Pool.map(), and queue.get()
+FOR_POOL = main(
+    Frame(STD + "threading.py", 327, "wait"),
+    Frame(STD + "multiprocessing/pool.py", 768, "wait"),
+    Frame(STD + "multiprocessing/pool.py", 367, "map"),
+    wchan="futex_do_wait",
+)
+FOR_QUEUE = main(Frame(STD + "queue.py", 171, "get"), wchan="futex_do_wait")
+#: Future.result(), of threads or of processes
+FOR_RESULT = main(
+    Frame(STD + "threading.py", 327, "wait"),
+    Frame(STD + "concurrent/futures/_base.py", 451, "result"),
+    wchan="futex_do_wait",
+)
 IN_LOCK = main(waits=WaitsFor("lock", "with", 0, item="0x1"), wchan="futex_do_wait")
 WAITING = main(Frame(C10D, 3000, "all_reduce"), wchan="futex_do_wait")
 
@@ -75,15 +89,16 @@ def verdict(
     now: tuple[Child, ...],
     looks: int = 2,
     since: float = 600.0,
+    more: tuple[Thread, ...] = (),
 ) -> Verdict:
-    """Of rank 1, in *thread*; for so long the others have waited for it."""
+    """Of rank 1, in *thread* and *more* threads; for so long the others have waited for it."""
     old: dict[str, Any] = {"time_created_ns": int((NOW - since) * 1e9)}
     done = entry(0, 1, time_created_ns=int((NOW - since - 1) * 1e9))
     others = [state(number, WAITING, trace(done, pending(1, 2, **old))) for number in (0, 2)]
-    rounds = [
-        Round([*others, state(1, thread, trace(done), *children)], NOW - apart)
-        for children, apart in ((before, 2.0), (now, 0.0))
-    ]
+    rounds = []
+    for children, apart in ((before, 2.0), (now, 0.0)):
+        mine = state(1, thread, trace(done), *children)
+        rounds.append(Round([*others, replace(mine, threads=(thread, *more))], NOW - apart))
     return diagnose(rounds[-looks:], 3)
 
 
@@ -128,6 +143,7 @@ def test_a_child_that_does_nothing_is_named() -> None:
     ("changes", "moves"),
     [
         ({"cpu_s": 0.52}, True),
+        ({"cpu_s": 0.51}, True),  # one tick of the kernel
         ({"cpu_s": 0.504}, False),  # as who only looks around now and then
         ({"io_bytes": 4097}, True),  # a copy from a slow store
         ({"processes": 2, "states": "S"}, True),  # a build starts one compiler after the other
@@ -189,6 +205,37 @@ def test_workers_of_a_dataloader_are_known_by_name() -> None:
 def test_who_waits_for_a_lock_waits_for_no_child() -> None:
     busy = Child(4712, "monitor", "R", 1, "R", 1.0, 0)
     assert not works(verdict(IN_LOCK, (busy,), (replace(busy, cpu_s=2.9),)))
+
+
+def test_the_processes_of_a_pool() -> None:
+    """Each may work a little. A monitor beside them is none of them."""
+    workers = [Child(pid, "python", "S", 1, "S", 0.5, 4096) for pid in (4712, 4713)]
+    monitor = Child(4714, "monitor", "S", 1, "S", 1.0, 0)
+    before = (*workers, monitor)
+    glances = (*workers, replace(monitor, cpu_s=1.05))
+    worked = (workers[0], replace(workers[1], cpu_s=0.53), monitor)
+    assert works(verdict(FOR_POOL, before, worked))
+    assert works(verdict(FOR_POOL, before, worked, looks=1))
+    assert not works(verdict(FOR_POOL, before, glances))
+    assert not works(verdict(FOR_RESULT, before, worked))  # it may be of threads
+
+
+def test_the_processes_of_an_executor() -> None:
+    """A thread of the rank's own looks after them."""
+    file = STD + "concurrent/futures/process.py"
+    watching = replace(
+        FOR_RESULT, frames=(Frame(file, 431, "run"),), name="Thread-1", native_id=2, main=False
+    )
+    before, now = (replace(QUIET, name="python"),), later(name="python", cpu_s=0.53)
+    assert works(verdict(FOR_RESULT, before, now, more=(watching,)))
+    assert not works(verdict(FOR_RESULT, before, now))
+
+
+def test_one_look_at_a_child_that_may_be_meant_is_not_enough() -> None:
+    busy = Child(4712, "feeder", "R", 1, "R", 1.0, 0)
+    assert verdict(FOR_QUEUE, (), (), looks=1).sure
+    assert not verdict(FOR_QUEUE, (), (busy,), looks=1).sure
+    assert works(verdict(FOR_QUEUE, (busy,), (replace(busy, cpu_s=2.9),)))
 
 
 def test_one_process_that_waits_for_long() -> None:

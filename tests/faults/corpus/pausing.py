@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import multiprocessing
 import os
 import subprocess
 import threading
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.rpc as rpc
 from scenes import FOLDER, FOREVER, RANK, STEPS, How, beat, begun, healthy, reduce, train
 from torch.utils.data import DataLoader
 
@@ -393,3 +395,33 @@ def alone_and_slow() -> None:
     for step in range(FOR_GOOD):
         beat(step)
         work(10.0)
+
+
+# The trainers sleep together for longer than stacks alone have to be seen, without any trace.
+@healthy(3, how=How(ring=0, beats=False))
+def serves_parameters() -> None:
+    """Rank 0 is a parameter server: its main thread waits in shutdown() for the others."""
+    rpc.init_rpc(f"worker{RANK}", rank=RANK, world_size=3)
+    begun()
+    while RANK:
+        rpc.rpc_sync("worker0", torch.ones, args=(4,))
+        time.sleep(STACKS_S)
+    rpc.shutdown()
+
+
+@healthy(3)
+def fetches_in_processes() -> None:
+    """The others wait in a barrier while rank 0's pool fetches samples; that takes little of a
+    processor."""
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        for epoch in range(FOR_GOOD):
+            beat(STEPS + epoch)
+            if RANK == 0:
+                pool.map(fetch, range(600), chunksize=100)
+            dist.barrier()
+
+
+def fetch(sample: int) -> int:
+    count_words()
+    time.sleep(0.1)
+    return sample

@@ -64,6 +64,21 @@ def skips_group() -> None:
     reduce()
 
 
+@fault(3, Suspect(2, "order", "1", None, None, "meets_its_pair"))
+def leaves_out_a_group() -> None:
+    """Rank 2 has not called new_group for the pair to which it does not belong. So what it calls
+    the first group is the others' second one."""
+    beat(STEPS)
+    first = dist.new_group([0, 1]) if RANK < 2 else None
+    meets_its_pair(first)
+    meets_its_pair(dist.new_group([1, 2]))
+
+
+def meets_its_pair(pair: dist.ProcessGroup | None) -> None:
+    if pair is not None and pair != dist.GroupMember.NON_GROUP_MEMBER:
+        dist.all_reduce(torch.ones(4), group=pair)
+
+
 @fault(3, Suspect(1, "behind", "pair", "all_reduce", 2, "prepare"))
 def makes_group_again() -> None:
     """The second group of the name has made fewer operations than the first one."""

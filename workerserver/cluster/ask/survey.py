@@ -124,6 +124,8 @@ async def _first_questions(
         _note(memory.held, worker, gil_is_held(state))
         state.bytes_received = visit.received
         state.peer_pid = visit.peer_pid
+        if state.peer_pid is not None and not state.responded:
+            state.peer_state = visit.peer_state
     if state.kind == "torch" and state.failures and not state.digest and not state.flight:
         state.kind = "unknown"
     return state

@@ -133,6 +133,16 @@ class Visit:
         return self._connection.peer_pid
 
     @property
+    def peer_state(self) -> str | None:
+        """The kernel's letter for what the process of that pid does (proc(5)), if it tells."""
+        try:
+            with open(f"/proc/{self.peer_pid}/stat", "rb") as file:
+                _, _, rest = file.read(4096).rpartition(b") ")
+        except OSError:
+            return None
+        return chr(rest[0]) if rest else None
+
+    @property
     def may_send_token(self) -> bool:
         """Whether the token may be sent on the connection as it is."""
         return self._connection is not None and self._connection.terms.bare

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from workerserver.cluster.judge.chains.facts import Told
 from workerserver.cluster.judge.facts import (
+    ActingThread,
     Evidence,
     FailedQuestion,
     GilHeld,
     InKernel,
     LastHeartbeat,
-    MainThread,
     Moved,
 )
 from workerserver.cluster.judge.grounds.children import looked_at
 from workerserver.cluster.judge.job import Job
-from workerserver.cluster.model import Frame
+from workerserver.cluster.model import Thread
 from workerserver.cluster.read.owners import is_library
 
 __all__ = ["evidence"]
 
-#: Of the main thread, frames in the user's code.
+#: Of the acting thread, frames in the user's code.
 MAX_FRAMES = 4
 
 
@@ -31,7 +31,7 @@ def evidence(job: Job, rank: int) -> Iterator[Evidence]:
         return
     thread = job.blocked[rank].thread
     if thread is not None:
-        yield _main_thread(thread.frames)
+        yield _acting_thread(thread)
         if thread.wchan and thread.wchan != "0":
             yield InKernel(thread.wchan)
         if job.blocked[rank].told:
@@ -56,7 +56,10 @@ def evidence(job: Job, rank: int) -> Iterator[Evidence]:
         yield FailedQuestion(question, failure.reason, failure.text)
 
 
-def _main_thread(frames: Sequence[Frame]) -> MainThread:
+def _acting_thread(thread: Thread) -> ActingThread:
+    frames = thread.frames
     own = [frame for frame in frames if not is_library(frame)]
     more = max(len(own) - MAX_FRAMES, 0)
-    return MainThread(tuple(own[:MAX_FRAMES]), more, frames[0] if frames else None)
+    name = None if thread.main else thread.name or str(thread.native_id or thread.ident or "")
+    newest = frames[0] if frames else None
+    return ActingThread(tuple(own[:MAX_FRAMES]), more, newest, name)

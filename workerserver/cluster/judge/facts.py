@@ -20,6 +20,7 @@ __all__ = [
     "NAMELESS",
     "Absent",
     "Accusation",
+    "ActingThread",
     "Apart",
     "AtSteps",
     "Awaited",
@@ -43,7 +44,7 @@ __all__ = [
     "KeepsGil",
     "LastHeartbeat",
     "LastOperation",
-    "MainThread",
+    "Made",
     "Meeting",
     "Moved",
     "NoEvidence",
@@ -56,6 +57,7 @@ __all__ = [
     "Overdue",
     "Owed",
     "Parties",
+    "Process",
     "Remark",
     "Ring",
     "Silent",
@@ -91,6 +93,9 @@ class Gone:
     text: str
     address: str | None = None
     host: str | None = None
+    pid: int | None = None
+    state: str | None = None
+    """The kernel's letter for what process *pid* does, if that is told."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,6 +168,16 @@ class Meeting:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """It made the process group *name* of *own*, and the ranks *others* made it of *theirs*."""
+
+    name: str
+    own: Ranks
+    others: Ranks
+    theirs: Ranks
+
+
+@dataclass(frozen=True, slots=True)
 class Differs:
     """It waits in *own*, and the ranks of *other* wait in that: calls that take the same ranks."""
 
@@ -190,10 +205,12 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Silent:
-    """It does not answer, for the reason of a failure. *wait*: where others wait for it."""
+    """It does not answer, for the reason of a failure. *wait*: where others wait for it. *state*:
+    the kernel's letter for what its process does, if that is told."""
 
     failure: str
     wait: Entered | None = None
+    state: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +241,7 @@ Claim = (
     | Ring
     | Crossed
     | Meeting
+    | Made
     | Differs
     | Owed
     | Absent
@@ -302,18 +320,27 @@ class FailedQuestion:
 
 
 @dataclass(frozen=True, slots=True)
+class Process:
+    """Its process *pid* does what the kernel's letter *state* says."""
+
+    pid: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
 class StacksAlone:
     """No recorder tells who waits."""
 
 
 @dataclass(frozen=True, slots=True)
-class MainThread:
+class ActingThread:
     """*own*: the newest frames in the user's code, newest first; *more* were left out. *newest*: of
-    all frames, None without any."""
+    all frames, None without any. *name*: of the thread, None of the main thread."""
 
     own: Sequence[Frame]
     more: int
     newest: Frame | None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,8 +395,9 @@ Evidence = (
     | LastOperation
     | NothingIssued
     | FailedQuestion
+    | Process
     | StacksAlone
-    | MainThread
+    | ActingThread
     | InKernel
     | IdleChild
     | Moved

@@ -48,7 +48,13 @@ class RoundByRank:
             elif rank not in result.states and rank not in result.gone:
                 failure = failure or SILENT
                 result.gone[rank] = Gone(
-                    rank, failure.reason, failure.text, state.worker.address, state.worker.host
+                    rank,
+                    failure.reason,
+                    failure.text,
+                    state.worker.address,
+                    state.worker.host,
+                    state.peer_pid,
+                    state.peer_state,
                 )
         return result
 

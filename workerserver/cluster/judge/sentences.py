@@ -72,7 +72,7 @@ def _mismatch(claim: facts.Issued | facts.Differs, many: bool, names: Names) -> 
 
 
 def _order(
-    claim: facts.Issued | facts.Crossed | facts.Meeting | facts.Owed | facts.Ring,
+    claim: facts.Issued | facts.Crossed | facts.Made | facts.Meeting | facts.Owed | facts.Ring,
     many: bool,
     names: Names,
 ) -> str:
@@ -80,6 +80,12 @@ def _order(
         return f"{_debt(claim.wait, many, names)}, while it waits in {_in(claim.own)}"
     if isinstance(claim, facts.Ring):
         return _p2p_cycle(claim, many, names)
+    if isinstance(claim, facts.Made):
+        own, others, theirs = names(claim.own), names(claim.others), names(claim.theirs)
+        return (
+            f"made process group {claim.name} of {own} where {others} made it of {theirs}: every"
+            " rank has to call new_group for each group, in the same order"
+        )
     if isinstance(claim, facts.Issued):
         return f"{_mismatch(claim, many, names)}, in another order"
     verb = "wait" if many else "waits"
@@ -166,10 +172,20 @@ def _shutdown(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> st
 
 def _unreachable(claim: facts.Silent, many: bool, names: Names) -> str:
     text = f"{'do' if many else 'does'} not answer ({claim.failure})"
+    if claim.state in STILL:
+        whose = "their processes are" if many else "its process is"
+        text = f"{'do' if many else 'does'} not answer: {whose} {STILL[claim.state]}"
     if claim.wait is None:
         return text
     others = f"{names(claim.wait.ranks)} {_wait(claim.wait.ranks)}"
     return f"{text}; {others} for {'them' if many else 'it'} in {_in(claim.wait)}"
+
+
+#: By the kernel's letter: what keeps a whole process from going on.
+STILL: Mapping[str | None, str] = {
+    "T": "stopped by a signal",
+    "t": "stopped by a debugger",
+}
 
 
 def _p2p(claim: facts.Absent | facts.Apart, many: bool, names: Names) -> str:
@@ -226,8 +242,8 @@ SENTENCES: Mapping[Reason, Sentence] = {
     ),
     "unreachable": Sentence("it gives no usable answer, and the job does not go on", _unreachable),
     "p2p": Sentence(
-        "it is blocked in a send or recv that no recorder has (gloo records none), and the job has "
-        "stopped",
+        "it is blocked in a send, recv or remote call that no recorder has (gloo records none), and"
+        " the job has stopped",
         _p2p,
     ),
     "stalled": Sentence("its step is too old, though no rank waits for it", _stalled),
@@ -283,12 +299,12 @@ def _waits_in(fact: facts.WaitsIn, names: Names) -> str:
     return f"{text}, for {names(fact.absent)}" if fact.absent else text
 
 
-def _main_thread(fact: facts.MainThread, names: Names) -> str:
+def _acting_thread(fact: facts.ActingThread, names: Names) -> str:
     if fact.own:
         text = " < ".join(map(at, fact.own)) + (f" < {fact.more} more" if fact.more else "")
     else:
         text = f"{at(fact.newest)}, in library code" if fact.newest is not None else "no frames"
-    return f"main thread: {text}"
+    return f"{'main thread' if fact.name is None else f'thread {fact.name}'}: {text}"
 
 
 def _moved(fact: facts.Moved, names: Names) -> str:
@@ -316,6 +332,15 @@ def _heartbeat(fact: facts.LastHeartbeat, names: Names) -> str:
 def _failed(fact: facts.FailedQuestion, names: Names) -> str:
     question = f"{fact.question}: " if fact.question is not None else ""
     return f"{question}{fact.reason}: {fact.text}"
+
+
+def _process(fact: facts.Process, names: Names) -> str:
+    if fact.state in STILL:
+        more = f"; kill -CONT {fact.pid} lets it go on" if fact.state == "T" else ""
+        return f"process {fact.pid} is {STILL[fact.state]}{more}"
+    if fact.state == "D":
+        return f"process {fact.pid} is in the kernel, where no signal reaches it: a disk, perhaps"
+    return f"process {fact.pid} exists; the kernel has it in state {fact.state}"
 
 
 def _endless(fact: facts.Endless, names: Names) -> str:
@@ -515,8 +540,9 @@ LINES: Mapping[type, Callable[[Any, Names], str]] = {
     ),
     facts.NothingIssued: lambda fact, names: f"it has issued no operation of {fact.group}",
     facts.FailedQuestion: _failed,
+    facts.Process: _process,
     facts.StacksAlone: lambda fact, names: "from stacks alone: no flight recorder tells who waits",
-    facts.MainThread: _main_thread,
+    facts.ActingThread: _acting_thread,
     facts.InKernel: lambda fact, names: f"in the kernel: {fact.wchan}",
     facts.IdleChild: _idle_child,
     facts.Moved: _moved,

@@ -21,11 +21,13 @@ from workerserver.cluster.judge.facts import (
     Everywhere,
     Evidence,
     FailedQuestion,
+    Gone,
     Hindrance,
     InCall,
     Issued,
     KeepsGil,
     LastOperation,
+    Made,
     Meeting,
     NobodyAnswered,
     NoMajority,
@@ -33,6 +35,7 @@ from workerserver.cluster.judge.facts import (
     NothingIssued,
     Outside,
     Parties,
+    Process,
     Ring,
     Silent,
     SilentButMoving,
@@ -50,12 +53,14 @@ from workerserver.cluster.judge.grounds.crowd import (
     is_free,
     is_seen_to_stand,
     is_stuck,
+    sleeps_alone,
     stands_with,
     surely_waits,
 )
 from workerserver.cluster.judge.grounds.lateness import patience
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.order.conflicts import contrary
+from workerserver.cluster.judge.order.naming import from_names
 from workerserver.cluster.judge.reasons import STRENGTH, Reason
 from workerserver.cluster.judge.waits import Need, resolve
 from workerserver.cluster.read.blocked_on import UNKNOWN, Kind
@@ -74,6 +79,8 @@ MAX_RATES = 1.3
 MAX_AHEAD = 2
 #: Calls that take all ranks, and that no recorder holds.
 MEETINGS = frozenset({"rendezvous", "meeting"})
+#: The kernel's letters of a process that was stopped, by a signal or by a debugger.
+STOPPED = ("T", "t")
 #: Of the waits that a rank keeps others in, as evidence.
 MAX_AWAITED = 8
 
@@ -94,6 +101,7 @@ class Suspicions:
         self.job = job
         self.accused: dict[int, Accusation] = {}
         self.doubts: list[Doubt] = []
+        self.misnamed = False
         self.refused: dict[int, tuple[Hindrance, Wait | None]] = {}
         self.hanging = [wait for wait in job.analysis.waits if job.hangs(wait)]
         self._stepped: dict[int, tuple[Sequence[int], int | None, float | None]] = {}
@@ -102,7 +110,7 @@ class Suspicions:
     def weigh(self) -> None:
         """Apply all rules, from the strongest evidence to the weakest."""
         if not self.job.ranks:
-            self.doubts.append(NobodyAnswered())
+            self._from_stopped()
             return
         for rule in RULES:
             rule.weigh(self)
@@ -186,9 +194,15 @@ class Suspicions:
             self._awaited[id(wait)] = Awaited(self.job.entered(wait))
         return self._awaited[id(wait)]
 
+    def _count_differently(self) -> bool:
+        """Ranks have made different groups under one name: no rank meets the others in these."""
+        return self.misnamed or any(isinstance(each.claim, Made) for each in self.accused.values())
+
     # --- the flight recorders disagree
 
     def from_mismatches(self) -> None:
+        if self._count_differently():  # equal names are not equal groups then
+            return
         for mismatch in self.job.analysis.mismatches:
             parties = Parties(mismatch.group.label, mismatch.seq, mismatch.parties)
             evidence: list[Evidence] = [parties]
@@ -239,6 +253,8 @@ class Suspicions:
 
     def from_waits(self) -> None:
         job = self.job
+        if self._count_differently():
+            return
         needs = [Need(wait.waiting, tuple(self._missing(wait))) for wait in self.hanging]
         held = {rank for rank in job.ranks if job.gil(rank) is not None}
         chained = job.chains.edges
@@ -409,8 +425,9 @@ class Suspicions:
             self.refused.setdefault(rank, ("missing", main))
             return
         if gone is not None:
-            evidence.append(FailedQuestion(None, gone.reason, gone.text))
-            self.accuse_in(main, rank, "unreachable", Silent(gone.reason, entered), evidence)
+            evidence += _of_silence(gone)
+            silent = Silent(gone.reason, entered, gone.state)
+            self.accuse_in(main, rank, "unreachable", silent, evidence)
             return
         record = main.group.records.get(rank)
         last = record.last_issued if record is not None else None
@@ -467,9 +484,19 @@ class Suspicions:
                 continue
             if gone.reason == "missing":  # it may only have no server
                 continue
-            failed = FailedQuestion(None, gone.reason, gone.text)
-            claim = Silent(gone.reason)
-            self.accuse(Accusation(rank, "unreachable", claim, evidence=[failed]))
+            claim = Silent(gone.reason, state=gone.state)
+            evidence = [*_of_silence(gone)]
+            self.accuse(Accusation(rank, "unreachable", claim, evidence=evidence))
+
+    def _from_stopped(self) -> None:
+        """Nobody answers, but of some ranks the kernel tells that they were stopped."""
+        for rank, gone in self.job.now.gone.items():
+            if gone.state in STOPPED:
+                claim = Silent(gone.reason, state=gone.state)
+                evidence = [*_of_silence(gone)]
+                self.accuse(Accusation(rank, "unreachable", claim, evidence=evidence))
+        if not self.accused:
+            self.doubts.append(NobodyAnswered())
 
     def from_gil(self) -> None:
         for rank in self.job.ranks:
@@ -490,6 +517,8 @@ class Suspicions:
         if any(job.blocked[rank].on_ranks for wait in job.analysis.waits for rank in wait.waiting):
             return  # what they wait in is recorded, and is no hang yet
         crowd = crowd_of(job)
+        if crowd.together and all(sleeps_alone(job, rank) for rank in crowd.ranks):
+            return  # they wait for nobody; perhaps the others wait for them
         inside = set(crowd.ranks)
         others = [rank for rank in job.ranks if rank not in inside and job.blocked[rank].known]
         outside = [rank for rank in others if job.same_stack(rank) is not False]
@@ -556,6 +585,12 @@ def _is_undecided(accusation: Accusation) -> bool:
     return any(isinstance(each, NoMajority) for each in accusation.evidence)
 
 
+def _of_silence(gone: Gone) -> Iterable[Evidence]:
+    yield FailedQuestion(None, gone.reason, gone.text)
+    if gone.pid is not None and gone.state is not None:
+        yield Process(gone.pid, gone.state)
+
+
 class Rule(NamedTuple):
     """*reasons*: those for which the rule may accuse a rank."""
 
@@ -566,6 +601,7 @@ class Rule(NamedTuple):
 #: In this order.
 RULES: tuple[Rule, ...] = (
     Rule(from_threads, ("deadlock",)),
+    Rule(from_names, ("order",)),
     Rule(Suspicions.from_mismatches, ("mismatch", "order", "swallowed")),
     Rule(from_calls, ("mismatch",)),
     Rule(

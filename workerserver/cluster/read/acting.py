@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from workerserver.cluster.model import Frame, Thread
-from workerserver.cluster.read.library_calls import ON_RANKS, by_frames
+from workerserver.cluster.read.library_calls import ON_RANKS, SERVES_CALLS, by_frames
 from workerserver.cluster.read.owners import code_file
 from workerserver.cluster.read.roles import is_idle, main_thread
 from workerserver.cluster.read.waits_for import awaited, by_id, follow
@@ -56,9 +56,16 @@ def roots_seen_waiting(many: Sequence[Sequence[Thread]]) -> tuple[Root, ...]:
     """The same; none if nobody is seen to wait."""
     found: Counter[Root] = Counter()
     for threads in many:
-        own = {root(each) for each in threads if by_frames(each.frames).kind in ON_RANKS}
+        own = {root(each) for each in threads if _is_in_operation(each)}
         found.update(each for each in own if each is not None)
     return tuple(sorted(found, key=lambda each: (-found[each], each[1] != "<module>", each)))
+
+
+def _is_in_operation(thread: Thread) -> bool:
+    """It waits for other ranks, and serves none of them meanwhile: who is in rpc.shutdown() lets
+    other threads work off the calls of all workers."""
+    told = by_frames(thread.frames)
+    return told.kind in ON_RANKS and told.call != SERVES_CALLS
 
 
 def roots_of_work(many: Sequence[Sequence[Thread]]) -> tuple[Root, ...]:
@@ -106,7 +113,7 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
     if main is None:
         return None
     kind = by_frames(main.frames).kind
-    if kind in ON_RANKS:
+    if _is_in_operation(main):
         return main
     beats = next((each for each in threads if each.beats and each is not main), None)
     if beats is not None and root(beats) is not None:
@@ -116,7 +123,7 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
         return end
     others = [thread for thread in threads if thread is not main and works(thread)]
     bound = [thread for thread in others if by_frames(thread.frames).kind in ON_RANKS]
-    serves = kind in ("lock", "wait", "shutdown") or _is_loop(main)
+    serves = kind in ("lock", "wait", "shutdown", *ON_RANKS) or _is_loop(main)
     if (serves or (kind is None and _sleeps(main))) and bound:
         return bound[0]
     if serves and len(others) == 1:

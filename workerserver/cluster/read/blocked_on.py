@@ -18,6 +18,7 @@ from workerserver.cluster.read.library_calls import (
     DECISIVE,
     FILE_LOCK,
     ON_RANKS,
+    SERVES_CALLS,
     TABLE,
     Kind,
     Rule,
@@ -29,6 +30,7 @@ __all__ = [
     "CHILD",
     "FILE_LOCK",
     "POLL",
+    "SOCKET",
     "STORE",
     "TABLE",
     "UNKNOWN",
@@ -40,6 +42,7 @@ __all__ = [
 
 CHILD = "a child process"
 POLL = "poll"
+SOCKET = "a socket"
 STORE = "the store"
 
 
@@ -75,9 +78,10 @@ class Blocked:
     @property
     def told(self) -> str:
         """What it waits for, in words, if its worker tells more than its stack: a peer, a key, a
-        path, a process; "" if not."""
+        path, a process; "" if not. The store, without a key, tells less than new_group does."""
         waits = self.thread.waits if self.thread is not None else None
-        return in_words(waits) if waits is not None else ""
+        words = in_words(waits) if waits is not None else ""
+        return "" if words == STORE and self.on_ranks else words
 
     @property
     def native(self) -> str:
@@ -156,16 +160,17 @@ def blocked_on(threads: Sequence[Thread], thread: Thread | None = None) -> Block
         told.own,
         told.works,
         thread,
-        any(
-            by_frames(each.frames).kind in ("collective", "p2p", "meeting")
-            for each in threads
-            if each is not thread
-        ),
+        any(_helps(each) for each in threads if each is not thread),
         guessed,
         kind == "lock"
         and thread.waits is None
         and any(_may_wait(each) for each in threads if each is not thread),
     )
+
+
+def _helps(thread: Thread) -> bool:
+    told = by_frames(thread.frames)
+    return told.kind in ("collective", "p2p", "meeting") and told.call != SERVES_CALLS
 
 
 def _may_wait(thread: Thread) -> bool:
@@ -237,7 +242,7 @@ def _by_kernel(state: str | None, wchan: str | None, gil_is_held: bool) -> tuple
     if where.startswith(("pipe_", "anon_pipe")):
         return ("io", "a pipe")
     if where.startswith(_SOCKETS):
-        return ("io", "a socket")
+        return ("io", SOCKET)
     if where.startswith(_FILE_LOCKS):
         return ("wait", FILE_LOCK)
     if where.startswith(_CHILDREN):

@@ -62,6 +62,9 @@ FILE_LOCK = "a file lock"
 
 _C10D = "torch/distributed/distributed_c10d.py"
 _LOADER = "torch/utils/data/dataloader.py"
+_RPC = "torch/distributed/rpc/"
+#: Until all workers have come, threads of the process work off their calls.
+SERVES_CALLS = "torch.distributed.rpc.shutdown"
 
 
 def _rules(path: str, kind: Kind, *functions: str) -> Iterable[Rule]:
@@ -110,6 +113,13 @@ TABLE: tuple[tuple[Rule, ...], ...] = (
         Rule(_C10D, "monitored_barrier", "meeting", "torch.distributed.monitored_barrier"),
         Rule(_C10D, None, "collective"),
         Rule("torch/distributed/rendezvous.py", None, "rendezvous"),
+        # What other workers of torch.distributed.rpc owe; shutdown() waits until all have come.
+        Rule(_RPC + "__init__.py", "init_rpc", "rendezvous", "torch.distributed.rpc.init_rpc"),
+        Rule(_RPC + "api.py", "shutdown", "p2p", SERVES_CALLS),
+        Rule(_RPC + "api.py", "rpc_sync", "p2p", "torch.distributed.rpc.rpc_sync"),
+        Rule(_RPC + "api.py", None, "p2p", "torch.distributed.rpc"),
+        Rule("torch/futures/__init__.py", "wait", "p2p", "torch.futures.Future.wait"),
+        Rule("torch/futures/__init__.py", "wait_all", "p2p", "torch.futures.wait_all"),
         Rule(
             "torch/distributed/_functional_collectives.py",
             "wait_tensor",

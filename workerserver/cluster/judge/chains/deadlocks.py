@@ -118,16 +118,12 @@ def weigh_ring(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[Wai
 def _knot(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[Wait]) -> None:
     """A file lock closes the ring: whoever holds it waits for whoever wants it."""
     members = set(ranks)
-    steps = [
-        (
-            tuple(rank for rank in wait.waiting if rank in members),
-            wait.name,
-            wait.group.label,
-            tuple(rank for rank in wait.absent if rank in members),
-        )
-        for wait in sorted(waits, key=lambda wait: (wait.op != FILE_LOCK, wait.waiting))
-    ]
-    claim = Knot([step for step in steps if step[0]])
+    alike: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
+    for wait in sorted(waits, key=lambda wait: (wait.op != FILE_LOCK, wait.waiting)):
+        absent = tuple(rank for rank in wait.absent if rank in members)
+        waiting = alike.setdefault((wait.name, wait.group.label, absent), [])
+        waiting += [rank for rank in wait.waiting if rank in members]
+    claim = Knot([(tuple(some), *which) for which, some in alike.items() if some])
     for rank in ranks:
         wait = next(wait for wait in waits if rank in wait.waiting)
         suspicions.accuse_in(wait, rank, "deadlock", claim, ())

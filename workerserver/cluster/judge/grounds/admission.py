@@ -11,7 +11,12 @@ from collections.abc import Collection, Iterable
 
 from workerserver.cluster.judge.facts import Hindrance
 from workerserver.cluster.judge.flight import Wait
-from workerserver.cluster.judge.grounds.children import is_unclear, may_work, one_works
+from workerserver.cluster.judge.grounds.children import (
+    is_unclear,
+    may_work,
+    one_works,
+    waits_for_child,
+)
 from workerserver.cluster.judge.grounds.lateness import (
     LATE_MOST_SECONDS,
     late_for,
@@ -21,11 +26,18 @@ from workerserver.cluster.judge.grounds.lateness import (
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.reasons import Reason
 from workerserver.cluster.read.acting import root
-from workerserver.cluster.read.blocked_on import FILE_LOCK, POLL, STORE, Kind, blocked_on
+from workerserver.cluster.read.blocked_on import (
+    FILE_LOCK,
+    POLL,
+    SOCKET,
+    STORE,
+    Kind,
+    blocked_on,
+)
 from workerserver.cluster.read.roles import main_thread
 from workerserver.cluster.read.waits_for import by_id, follow
 
-__all__ = ["RECORDED", "firm", "hindrance", "is_elsewhere", "is_late"]
+__all__ = ["RECORDED", "firm", "hindrance", "is_elsewhere", "is_late", "may_serve"]
 
 #: Reasons that rest on recorded operations.
 RECORDED: frozenset[Reason] = frozenset({"mismatch", "order", "p2p cycle"})
@@ -67,6 +79,8 @@ def hindrance(
         return "early"
     blocked = job.blocked[rank]
     if wait is None and blocked.kind == "sleep" and not _surely_acts(job, rank):
+        return "waits"
+    if wait is None and may_serve(job, rank):
         return "waits"
     if job.before is not None and job.same_stack(rank) is None and _readable(job, rank):
         return "unseen"
@@ -186,6 +200,22 @@ def _surely_acts(job: Job, rank: int) -> bool:
     if main is None or blocked_on(threads, main).call in JOINS:
         return True
     return thread in follow(main, by_id(threads))
+
+
+def may_serve(job: Job, rank: int) -> bool:
+    """In a socket, in a poll, or in a library that is not known to wait for something else; and not
+    all others surely wait for ranks. So it may wait for a message of another one, in words of the
+    user's own."""
+    blocked = job.blocked[rank]
+    if blocked.kind == "wait":
+        if blocked.call in JOINS or waits_for_child(job, rank):
+            return False
+        if not blocked.inside and blocked.call != POLL:
+            return False
+    elif blocked.kind != "library" and blocked.call != SOCKET:
+        return False
+    rest = (each for each in job.ranks if each != rank)
+    return not all(job.blocked[each].on_ranks or job.pending(each) for each in rest)
 
 
 def _in_shared(job: Job, rank: int) -> bool:

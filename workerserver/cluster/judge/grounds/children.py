@@ -8,14 +8,17 @@ rank has started takes a little processor time, too.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from workerserver.cluster.judge.facts import IdleChild
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.model import Child
 from workerserver.cluster.read.blocked_on import CHILD, POLL
+from workerserver.cluster.read.owners import code_file
 
 __all__ = [
+    "is_open",
     "is_unclear",
     "looked_at",
     "may_work",
@@ -24,8 +27,9 @@ __all__ = [
     "working",
 ]
 
-#: Of a core: what a process takes that only looks around now and then.
-MIN_CORES = 0.005
+#: Of a core: what a process takes that only looks around now and then. The kernel counts in ticks,
+#: mostly of 0.01 s, so one tick in two seconds is the least that can be seen.
+MIN_CORES = 0.004
 #: Of a child that may not be the one that the rank waits for: of a core, and bytes in a second.
 MIN_CORES_OF_ANY = 0.1
 MIN_BYTES_OF_ANY = 65536.0
@@ -33,6 +37,10 @@ MIN_BYTES_OF_ANY = 65536.0
 LOADER = "pt_data_worker"
 #: Calls that wait for a process of the rank's own, as stacks alone tell them.
 CALLS = ("subprocess.", "multiprocessing.popen_")
+#: Calls that wait for a result of a pool of processes, or perhaps of threads; and the file in which
+#: a thread looks after a pool of processes.
+POOL, FUTURES = "multiprocessing.pool.", "concurrent.futures."
+EXECUTOR = "concurrent/futures/process.py"
 #: The kernel's letters of processes that run or would run, and of those that wait for a disk.
 RUNS, ON_DISK = "R", "D"
 #: Of those that go on only if somebody lets them, or not at all.
@@ -69,10 +77,19 @@ def looked_at(job: Job, rank: int) -> Iterator[IdleChild]:
 
 def may_work(job: Job, rank: int) -> bool:
     """It waits for a child of which another look will tell whether it works."""
-    return any(
-        surely and child.state not in ENDED and _before(job, rank, child) is None
-        for child, surely in _awaited(job, rank)
-    )
+    return any(surely for surely in _unseen(job, rank))
+
+
+def is_open(job: Job, rank: int) -> bool:
+    """It may wait for a child of which another look will tell whether it works."""
+    return any(True for _ in _unseen(job, rank))
+
+
+def _unseen(job: Job, rank: int) -> Iterator[bool]:
+    """Whether it surely waits for each such child."""
+    for child, surely in _awaited(job, rank):
+        if child.state not in ENDED and _before(job, rank, child) is None:
+            yield surely
 
 
 def is_unclear(job: Job, rank: int) -> bool:
@@ -95,11 +112,27 @@ def _awaited(job: Job, rank: int) -> Iterator[tuple[Child, bool]]:
         yield from ((each, True) for each in children if each.pid == waits.pid)
     elif waits_for_child(job, rank):
         yield from ((each, len(children) == 1) for each in children)
+    elif children and _waits_for_pool(job, rank):
+        names = Counter(each.name for each in children)
+        most = max(names.values())
+        yield from ((each, names[each.name] == most) for each in children)
     elif blocked.kind == "dataloader":
         loaders = [each for each in children if each.name == LOADER]
         yield from ((each, bool(loaders)) for each in loaders or children)
     elif _may_be_for_any(job, rank):
         yield from ((each, False) for each in children)
+
+
+def _waits_for_pool(job: Job, rank: int) -> bool:
+    """For what the processes of a pool work out, which mostly are the most of its children."""
+    call = job.blocked[rank].call
+    if call.startswith(POOL):
+        return True
+    return call.startswith(FUTURES) and any(
+        code_file(frame.file).path == EXECUTOR
+        for thread in job.now.states[rank].threads
+        for frame in thread.frames
+    )
 
 
 def _may_be_for_any(job: Job, rank: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workerserver.cluster.judge.facts import Crowd
-from workerserver.cluster.judge.grounds.admission import firm, is_elsewhere
+from workerserver.cluster.judge.grounds.admission import firm, is_elsewhere, may_serve
 from workerserver.cluster.judge.grounds.lateness import patience
 from workerserver.cluster.judge.job import Job
 
@@ -15,6 +15,7 @@ __all__ = [
     "is_free",
     "is_seen_to_stand",
     "is_stuck",
+    "sleeps_alone",
     "stands_with",
     "surely_waits",
 ]
@@ -56,7 +57,8 @@ def crowd_of(job: Job) -> Crowd:
     """The ranks that wait for other ranks. If there are none: those that share the commonest
     stack of a job that nothing else tells of."""
     waiting = [rank for rank, blocked in job.blocked.items() if blocked.on_ranks]
-    apart = firm(job, (rank for rank in job.ranks if is_elsewhere(job, rank)))
+    elsewhere = (rank for rank in job.ranks if is_elsewhere(job, rank))
+    apart = firm(job, [rank for rank in elsewhere if not may_serve(job, rank)])
     sleeps = any(job.blocked[rank].kind == "sleep" and not sleeps_on(job, rank) for rank in apart)
     rest = [rank for rank in job.ranks if rank not in apart]
     if apart and (waiting or not sleeps) and all(may_wait(job, rank) for rank in rest):
@@ -86,6 +88,11 @@ def sleeps_on(job: Job, rank: int) -> bool:
     """Its thread has not run between the looks, and its step is long overdue. Who polls for what
     others do wakes up in between."""
     return job.slept(rank) and _overdue(job, rank)
+
+
+def sleeps_alone(job: Job, rank: int) -> bool:
+    """In one sleep since the look before, which nobody else ends."""
+    return job.blocked[rank].kind == "sleep" and job.slept_alike(rank)
 
 
 def may_wait(job: Job, rank: int) -> bool:

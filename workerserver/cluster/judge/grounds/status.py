@@ -30,7 +30,12 @@ from workerserver.cluster.judge.facts import (
 )
 from workerserver.cluster.judge.flight import Wait
 from workerserver.cluster.judge.grounds.admission import RECORDED, is_elsewhere
-from workerserver.cluster.judge.grounds.crowd import STACKS_ALONE_SECONDS, is_free
+from workerserver.cluster.judge.grounds.children import is_open
+from workerserver.cluster.judge.grounds.crowd import (
+    STACKS_ALONE_SECONDS,
+    is_free,
+    is_stuck,
+)
 from workerserver.cluster.judge.grounds.going_on import belong_together, overdue, signs
 from workerserver.cluster.judge.grounds.lateness import LATE_MOST_SECONDS, late_for, patience
 from workerserver.cluster.judge.job import Job
@@ -116,7 +121,7 @@ def _ends(job: Job, suspicions: Suspicions, doubt: Doubt) -> Iterator[float]:
     """When *doubt* may end, in seconds from now."""
     if isinstance(doubt, Unproven):
         for rank in doubt.ranks:
-            yield _left(job, rank, *suspicions.refused[rank])
+            yield _left(job, rank, *suspicions.refused.get(rank, (doubt.why, None)))
     elif isinstance(doubt, Standing):
         yield LONG_SECONDS - doubt.seconds
     elif isinstance(doubt, Outside):
@@ -167,6 +172,8 @@ def _is_sure(job: Job, suspicions: Suspicions, accusation: Accusation) -> bool:
         return False  # a circle through these threads is a deadlock, if another look shows it too
     if job.before is None and (blocked.kind in ("sleep", "io", "library") or blocked.on_child):
         return False  # nor a loop that writes, polls, or starts one child after the other
+    if is_open(job, rank):
+        return False  # nor whether a child works
     return is_elsewhere(job, rank) and not blocked.guessed and blocked.kind != "unknown"
 
 
@@ -211,8 +218,29 @@ def _without_sign(
     elif not doubts or all(isinstance(each, Unproven) for each in doubts):
         if _stands(job):
             yield Standing(_since(job), tuple(_places(job)))
+        elif not doubts and (moving := _moving(job)):
+            yield from moving
         elif not doubts or (job.before is None and not job.of_dumps):
             yield NoEvidence(0 if job.of_dumps else len(job.rounds))
+
+
+def _moving(job: Job) -> list[Unproven]:
+    """Of a job in which nothing else is known: those that move, by where they are, if all others
+    wait for ranks."""
+    alike: dict[tuple[Frame, str], list[int]] = {}
+    for rank in job.ranks:
+        blocked = job.blocked[rank]
+        if blocked.on_ranks and is_stuck(job, rank):
+            continue
+        if blocked.on_ranks or blocked.location is None or job.same_stack(rank) is not False:
+            return []
+        alike.setdefault((blocked.location, blocked.call), []).append(rank)
+    if sum(map(len, alike.values())) == len(job.ranks):
+        return []
+    return [
+        Unproven(tuple(ranks), "changes", None, location, call)
+        for (location, call), ranks in alike.items()
+    ]
 
 
 def _stands(job: Job) -> bool:
