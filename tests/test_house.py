@@ -31,10 +31,11 @@ ALLOWED: dict[str, set[str]] = {
     "_parser": {"authority", "types"},
     "process": set(),
     "job": {"process"},
-    "blackbox": {"job", "process"},
+    "job.printable": set(),
+    "blackbox": {"job", "job.printable", "process"},
     "http": {"_parser", "job", "process", "types"},
     "stacks": {"process"},
-    "stacks.profiles": {"ranks"},
+    "stacks.profiles": {"job.printable", "ranks"},
     "handlers": {"http", "process", "stacks.profiles", "ranks", "stacks", "types"},
     "native": {
         "_parser", "authority", "blackbox", "handlers", "http", "job", "process", "stacks", "types",
@@ -57,14 +58,14 @@ ALLOWED: dict[str, set[str]] = {
     "cluster.ask": BASE
     | {"blackbox", "cluster._ask", "cluster.read", "process", "stacks.profiles", "ranks"},
     "cluster.judge": BASE | {"cluster.read", "ranks"},
-    "cluster.show": BASE | {"cluster.judge", "cluster.read", "ranks"},
+    "cluster.show": BASE | {"cluster.judge", "cluster.read", "job.printable", "ranks"},
     "collector": BASE
     | {"cluster.ask", "cluster.find", "handlers", "http", "process", "registration", "types"},
     "cli": BASE
     | {
         "blackbox", "cluster.ask", "cluster.find", "cluster.judge", "cluster.read", "cluster.show",
-        "collector", "control_plane", "http", "job", "loadgen", "process", "ranks", "server",
-        "stacks.profiles", "__init__",
+        "collector", "control_plane", "http", "job", "job.printable", "loadgen", "process", "ranks",
+        "server", "stacks.profiles", "__init__",
     },
     "__init__": {"control_plane", "handlers", "http", "process", "server", "types"},
     "__main__": {"cli"},

@@ -281,14 +281,12 @@ def _welcome(servers: list[WorkerServer], path: str | None, quiet: bool) -> None
     first = me.rank is not None or path is None or servers[0].address in (path, "")
     if first and not me.rank and not quiet:
         _greet(servers)
-    if not me.local_rank:
-        servers[0].in_background(lambda: _sweep(me))
+    if not me.local_rank:  # one worker of a machine
+        # Imported by this thread: a child forked while the loop's thread imports never gets the
+        # lock of the import.
+        from workerserver.job.left import sweep
 
-
-def _sweep(me: identity.Identity) -> None:
-    from workerserver.job.left import sweep  # one worker of a machine needs it
-
-    sweep(run_folders(), me)
+        servers[0].in_background(lambda: sweep(run_folders(), me))
 
 
 def _greet(servers: list[WorkerServer]) -> None:

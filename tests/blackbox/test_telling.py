@@ -26,6 +26,29 @@ def test_a_command_gets_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert json.loads((tmp_path / "told.json").read_bytes()) == {"status": 1, "line": LINE}
 
 
+EVIL = "rank 2 (\x1b[2Jhost\u202e\n\x9b) is gone"
+SPELLED = "rank 2 (\\x1b[2Jhost\\u202e\\n\\x9b) is gone"
+
+
+def test_names_in_a_line_are_spelled_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """For the command, for the URL, in the file and on stderr: all of them are for people."""
+    posted: list[dict[str, str]] = []
+    monkeypatch.setattr(telling, "_post", lambda url, value: posted.append(value))
+    monkeypatch.setenv(telling.COMMAND, "cat > told.json")
+    monkeypatch.setenv(telling.WEBHOOK, "http://nowhere.invalid/")
+    teller = Teller(str(tmp_path), str(tmp_path), "job@host-1", os.dup(2))
+    path = teller.tell(EVIL, {"status": 1, "host": "\u202e"})
+    teller.wait(60)
+    teller.close_stderr()
+    document = {"status": 1, "host": "\u202e", "line": SPELLED}  # data stays as it was
+    assert json.loads((tmp_path / "told.json").read_bytes()) == document
+    assert json.loads(Path(path).read_bytes()) == document
+    assert posted == [{"text": SPELLED}]
+    assert capfdbinary.readouterr().err.decode() == f"{SPELLED}; {path}\n"
+
+
 def test_a_command_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what it has started, too."""
     monkeypatch.setenv(telling.COMMAND, "sleep 1000 & echo $! > pid; wait")

@@ -15,7 +15,7 @@ from support.jobs.peers import answering, http, make_socket, peer
 from workerserver.cli import ping
 from workerserver.cli.errors import UsageError
 from workerserver.cli.places import client_options
-from workerserver.cli.text import escape, escape_line, seconds
+from workerserver.cli.text import seconds
 from workerserver.cli.token import shown_token
 from workerserver.cluster.addresses import host_port, is_address, parse_address
 from workerserver.cluster.ask.client import Visit
@@ -24,6 +24,7 @@ from workerserver.cluster.ask.in_order import in_order
 from workerserver.cluster.errors import ClusterError, NotATarget
 from workerserver.cluster.find.discovery import Options, discover
 from workerserver.cluster.model import Failure, Worker
+from workerserver.job.printable import escape, escape_line
 
 # --- targets ----------------------------------------------------------------------------------
 

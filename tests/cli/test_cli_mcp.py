@@ -183,3 +183,16 @@ def test_without_the_sdk(
     monkeypatch.setitem(sys.modules, "mcp.server.mcpserver", None)
     assert main(["mcp"]) == 2
     assert "pip install 'workerserver[mcp]'" in capsys.readouterr().err
+
+
+def test_no_module_of_the_current_folder_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent starts the server in the folder of a project, which a stranger may have written."""
+    for name in ("json", "workerserver", "asyncio"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    asking = mcp.Asking([str(tmp_path / "none.sock")])
+    status, fields = asyncio.run(asking._command("ls"))
+    assert not (tmp_path / "ran").exists()
+    assert (status, "none.sock" in str(fields)) == (3, True)

@@ -225,3 +225,33 @@ def test_no_folder(tmp_path: Path) -> None:
     path = str(tmp_path / "none" / "out")
     with pytest.raises(OutputError, match="No such file or directory"), whole(path):
         pass
+
+
+def test_the_unfinished_file_is_never_somebody_elses(tmp_path: Path) -> None:
+    """Who may write in the folder can guess its name."""
+    path, part = tmp_path / "page.html", tmp_path / "page.html.part"
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    part.symlink_to(victim)
+    with pytest.raises(OutputError), whole(str(path)) as file:
+        file.write(b"page")
+    assert victim.read_text() == "mine"
+    assert not path.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
+def test_an_unfinished_file_of_a_stranger(tmp_path: Path) -> None:
+    path, part = tmp_path / "page.html", tmp_path / "page.html.part"
+    part.touch()
+    os.chown(part, 65534, 65534)
+    with open(part, "rb") as strangers:
+        with pytest.raises(OutputError), whole(str(path)) as file:
+            file.write(b"page")
+        assert strangers.read() == b""
+
+
+def test_an_unfinished_file_of_an_earlier_command(tmp_path: Path) -> None:
+    (tmp_path / "page.html.part").write_text("half a page")
+    with whole(str(tmp_path / "page.html")) as file:
+        file.write(b"page")
+    assert (tmp_path / "page.html").read_text() == "page"

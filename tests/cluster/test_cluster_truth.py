@@ -102,6 +102,21 @@ def test_every_component_has_to_go_on() -> None:
     assert "nothing shows that ranks 2-3 go on" in verdict.sentence
 
 
+def test_a_main_thread_that_joins_one_of_several_threads() -> None:
+    """A stock worker does not tell which one. It may be the one that waits for a key of a store."""
+    trainer, refresher = (
+        Thread((Frame(CODE, line, name), Frame(THREADING, 982, "run")), name)
+        for line, name in ((20, "meet"), (40, "refresh"))
+    )
+    joins = Thread((JOIN, Frame(CODE, 90, "<module>")), "MainThread", main=True)
+    waits = rank(0, None, WAITING)
+    alone = rank(1, None, (joins,))
+    assert reasons(diagnose(twice(waits, alone, apart=30.0), 2)) == [(1, "lock")]
+    beside = rank(1, None, (joins, trainer, refresher))
+    verdict = diagnose(twice(waits, beside, apart=30.0), 2)
+    assert (verdict.status, verdict.suspects) == (2, ())
+
+
 # --- an innocent rank
 
 

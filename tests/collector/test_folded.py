@@ -326,3 +326,25 @@ def test_a_job_is_learnt_alike_in_groups(start: Start, stack: contextlib.ExitSta
             other.digest,
             other.flight_summary,
         )
+
+
+def test_one_long_summary_of_many_workers() -> None:
+    """A lying collector makes no endless work of a short answer: a summary that can't be kept as
+    one shape is read once, and not for thousands of workers if it is long."""
+
+    def told(count: int, items: int) -> list[RankState]:
+        text = json.dumps({"last_time_ns": NOW * 10, "filler": [{}] * items})
+        group = {
+            "rows": f"0-{count - 1}", "rank": list(range(count)), "kind": "workerserver",
+            "unix": False, "tls": False, "responded": True, "failures": {}, "health": None,
+            "address": {"begin": "h:", "middle": [str(n) for n in range(count)], "end": ""},
+            "summary": {"parts": [text], "places": [], "times": []},
+        }  # fmt: skip
+        return decode(answer(json.dumps({"version": 2, "groups": [group]}).encode()), DOOR)
+
+    few = told(16, 1000)
+    assert few[0].flight_summary
+    assert all(each.flight_summary is few[0].flight_summary for each in few)
+    many = told(4096, 10_000)
+    assert {each.failures["healthz"].reason for each in many} == {"malformed"}
+    assert not any(each.flight_summary for each in many)

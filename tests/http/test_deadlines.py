@@ -6,10 +6,12 @@ import ctypes
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from support.served import Serve, Served
+from support.served import Connect, Kind, Serve, Served
+from support.waiting import wait_until
 from support.wire import ask, post
 
 from workerserver.server import Limits
@@ -70,3 +72,36 @@ def test_limits_are_numbers(name: str, value: object) -> None:
     fields: dict[str, object] = {name: value}
     with pytest.raises(ValueError, match=f"Limits: {name} must be"):
         Limits(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("kind", ["unix", "tcp", "uvloop-tcp", "tls"])
+def test_empty_lines_move_no_deadline(
+    serve: Serve, connect: Connect, kind: Kind, asked: bool
+) -> None:
+    """Servers ignore empty lines before a request (RFC 9112, 2.2). A client that sends one now and
+    then, and nothing else, is as idle as one that is silent."""
+    served = serve(kind, limits=Limits(idle_timeout=0.5, head_timeout=0.5))
+    client = connect(served.address)
+    if asked:
+        assert client.ask(post("ping")).body == b"pong"
+    try:
+        for _ in range(300):
+            client.send(b"\r\n")
+            if not client.silent(0.1):
+                break
+        else:
+            pytest.fail("the connection is still open")
+    except OSError:
+        pass  # closed
+    wait_until(lambda: not served.connections)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "uvloop-tcp"])
+def test_an_empty_line_behind_each_request(serve: Serve, connect: Connect, kind: Kind) -> None:
+    """As old clients send it behind a body: each request is a sign of life all the same."""
+    served = serve(kind, limits=Limits(idle_timeout=5.0))
+    client = connect(served.address)
+    for _ in range(12):
+        assert client.ask(post("ping") + b"\r\n").body == b"pong"
+        time.sleep(0.5)

@@ -37,6 +37,25 @@ for line in sys.stdin:
 """
 
 
+#: Prints what other threads than the main thread import, until a file has gone.
+IMPORTS = """
+import os, sys, threading, time
+from importlib.abc import MetaPathFinder
+found = []
+class Watch(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if threading.current_thread() is not threading.main_thread():
+            found.append(name)
+sys.meta_path.insert(0, Watch())
+from workerserver import worker_main
+end = time.monotonic() + 60
+with worker_main():
+    while os.path.exists(sys.argv[1]) and time.monotonic() < end:
+        time.sleep(0.01)
+print(os.path.exists(sys.argv[1]), found)
+"""
+
+
 @pytest.fixture
 def run_folder(short_path: Path) -> Path:
     return short_path / f"workerserver-{os.geteuid()}"
@@ -242,6 +261,23 @@ def test_what_ended_jobs_have_left_is_swept(
     assert (short_path / "r.sock").exists() is not goes
     left = {each.name for each in short_path.iterdir()} - {"r.sock", os.path.basename(path)}
     assert left == {"notes.txt", f"rank1-{os.getpid()}.sock"}
+
+
+def test_the_sweep_imports_nothing_in_the_loops_thread(short_path: Path, run_folder: Path) -> None:
+    """A child that training forks during an import never gets the lock of that import."""
+    run_folder.mkdir(mode=0o700)
+    left = run_folder / "4194305.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(left))
+    told = subprocess.run(
+        [sys.executable, "-c", IMPORTS, str(left)],
+        env=environment(TMPDIR=str(short_path), TORCH_WORKER_SERVER_SOCKET=str(short_path / "s")),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert told.stdout == "False []\n"
 
 
 def test_nobody_who_listens_is_swept(short_path: Path) -> None:

@@ -120,6 +120,15 @@ def stacks(text: bytes) -> dict[str, list[int]]:
     return found
 
 
+def test_folded_stacks_are_printable(four: Job) -> None:
+    """The file is text: people look at it in a terminal."""
+    names = four.stacks.functions
+    names[:] = [(file, f"\x1b[2J{name}\u202e\n", line) for file, name, line in names]
+    text = folded(four, None).decode()
+    assert "\\x1b[2Jtrain\\u202e" in text
+    assert text.replace("\n", "").isprintable()
+
+
 def test_folded(four: Job) -> None:
     found = stacks(folded(four, None))
     main = "MainThread;train (job/train.py:10);"

@@ -125,6 +125,20 @@ def test_a_chain_that_nobody_can_follow_accuses_nobody(seed: int) -> None:
         pytest.param(330056058, id="its own operation under way"),
         # After two steps, ranks that count in threes and in ones.
         pytest.param(400010915, id="counts in threes"),
+        # The main thread of a stock worker joins one of two threads. The other one polls a key.
+        pytest.param(300214829, id="joins one of several"),
+        # A receive from a rank that waits in a receive itself, seen since the second look only.
+        pytest.param(300280304, id="its peer waits"),
+        # Ranks in work.wait(), which leaves no frame. One of them is a stock worker.
+        pytest.param(300285898, id="a ring behind one that may wait"),
+        pytest.param(411004088, id="a ring of two groups behind one that may wait"),
+        # A stock worker polls its operation. Its ring has lost the default group.
+        pytest.param(300332098, id="polls its own operation"),
+        # A stock worker in C code waits for the lock of a rank that sleeps.
+        pytest.param(420000328, id="waits for the sleeper"),
+        pytest.param(420002800, id="waits for the sleeper in a grid"),
+        # Alone, with the GIL held since its last step.
+        pytest.param(300117768, id="the GIL since its last step"),
     ],
 )
 def test_what_was_wrong_in_long_runs(seed: int) -> None:

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import os
 import re
 import select
 import signal
+import stat
 import struct
 import threading
 import time
@@ -234,6 +236,7 @@ class Keeper:
         self._watch = watch
         began = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         self._run = os.path.join(folder, f"{began}-{label}")
+        self._owner = os.geteuid()  # of the run's folder; a network file system may say another
         self._ranks: dict[str, Rank] = {}
         self.last_end = 0.0
         """When a rank was last seen to have ended, by the monotonic clock."""
@@ -246,7 +249,7 @@ class Keeper:
         """Make the run's folder, copy what is there and delete what is too old. OSError: the folder
         is missing and can't be made, is full, or may not be written."""
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
-        os.makedirs(self._run, mode=0o700, exist_ok=True)
+        self._owner = _folder_of_ours(self._run)
         self._look()
         for rank in self._ranks.values():
             with contextlib.suppress(BoxError):  # of a rank that has only just made it
@@ -321,8 +324,11 @@ class Keeper:
         return True
 
     def _copy(self, rank: Rank, known: dict[str, Any]) -> None:
-        """Write the box to the run's folder, whole or not at all."""
+        """Write the box to the run's folder, whole or not at all. OSError if that is no folder of
+        ours: begin() has failed, and somebody else's may lie there."""
         rank.copied = time.time()
+        if not _is_folder_of(self._run, self._owner):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._run)
         data = bytearray(read_bytes(rank.path))
         contents = parse(bytes(data))
         box = decode(contents, rank.path)
@@ -340,22 +346,43 @@ class Keeper:
         rank.name = name
 
     def _prune(self) -> None:
-        """Delete the oldest runs of this host, as far as they hold nothing but boxes."""
+        """Delete the oldest runs of this host, as far as they hold nothing but boxes. Other users
+        may write in the same folder: their runs do not count, however new their names are."""
         host = self._label.rpartition("@")[2].rpartition("-")[0]
         runs = sorted(
             name
             for name in os.listdir(self._folder)
-            if (match := RUN.match(name)) is not None and match[3] == host
+            if (match := RUN.match(name)) is not None
+            and match[3] == host
+            and _is_folder_of(os.path.join(self._folder, name), self._owner)
         )
         for name in runs[: -self._keep]:
             folder = os.path.join(self._folder, name)
-            if folder == self._run or os.path.islink(folder):
+            if folder == self._run:
                 continue
             with contextlib.suppress(OSError):
                 for each in os.listdir(folder):
                     if _COPY.match(each):
                         os.unlink(os.path.join(folder, each))
                 os.rmdir(folder)
+
+
+def _folder_of_ours(path: str) -> int:
+    """Make the folder *path*, or take that of an earlier keeper of this user; the owner that its
+    file system tells. OSError for what somebody else has put there: a link to a folder, say."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not _is_folder_of(path, os.geteuid()):
+            raise
+    return os.lstat(path).st_uid
+
+
+def _is_folder_of(path: str, owner: int) -> bool:
+    with contextlib.suppress(OSError):
+        status = os.lstat(path)
+        return stat.S_ISDIR(status.st_mode) and status.st_uid == owner
+    return False
 
 
 def _sweep(mine: str) -> None:

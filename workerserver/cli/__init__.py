@@ -17,7 +17,7 @@ from workerserver.cli.commands import NAMES, USAGE, load
 from workerserver.cli.errors import CommandError, UsageError
 from workerserver.cli.parser import guess
 from workerserver.cli.streams import NOT_WRITTEN, bearable_streams
-from workerserver.cli.text import escape_line
+from workerserver.job.printable import escape_line
 
 __all__ = ["main"]
 

@@ -25,13 +25,14 @@ from workerserver.cli.places import (
     is_place_named,
     shown_address,
 )
-from workerserver.cli.text import count, escape_line, positive_seconds, write_table, write_text
+from workerserver.cli.text import count, positive_seconds, write_table, write_text
 from workerserver.cluster.addresses import host_port
 from workerserver.cluster.ask.client import Visit
 from workerserver.cluster.ask.exchange import Question, request_parts
 from workerserver.cluster.ask.in_order import in_order
 from workerserver.cluster.failures import NO_SOCKET, REFUSED
 from workerserver.cluster.model import Failure, Worker
+from workerserver.job.printable import escape_line
 from workerserver.loadgen._loadgen import Histogram, Load, Result
 
 __all__ = ["main"]

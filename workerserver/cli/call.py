@@ -27,7 +27,7 @@ from workerserver.cli.places import (
     shown_host,
     target_name,
 )
-from workerserver.cli.text import escape, escape_line, write_text
+from workerserver.cli.text import write_text
 from workerserver.cluster.addresses import is_address
 from workerserver.cluster.ask.client import Visit
 from workerserver.cluster.ask.exchange import Answer, Question
@@ -35,6 +35,7 @@ from workerserver.cluster.ask.in_order import in_order
 from workerserver.cluster.ask.questions import HANDLERS
 from workerserver.cluster.failures import NO_SOCKET, REFUSED, Failed, web_server
 from workerserver.cluster.model import Failure, Worker
+from workerserver.job.printable import escape, escape_line
 
 __all__ = ["main"]
 
@@ -297,7 +298,7 @@ def _as_json(result: Result) -> dict[str, Any]:
         "status": answer.status if answer else None,
         "content_type": answer.content_type if answer else None,
         "body": None,
-        "error": result.error,
+        "error": escape_line(result.error) if result.error is not None else None,
     }
     if answer is not None:
         try:

@@ -1,6 +1,6 @@
 """The output of commands: rich on a terminal, plain text everywhere else.
 
-All text goes through ``text.escape_line`` here, so no text from a worker controls the terminal.
+All text goes through ``escape_line`` here, so no text from a worker controls the terminal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from workerserver.cli.text import escape_line, wrap, write_table
+from workerserver.cli.text import wrap, write_table
+from workerserver.job.printable import escape_line
 
 if TYPE_CHECKING:
     from rich.console import Console

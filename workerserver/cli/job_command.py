@@ -27,12 +27,14 @@ from workerserver.cluster.find.hosts import from_slurm, slurm_port
 from workerserver.cluster.find.jobs import JobView, identity_of, split
 from workerserver.cluster.model import MAX_HOST_WORKERS, RankState, Worker
 from workerserver.cluster.show.tree import short_fold
+from workerserver.job.printable import escape_line
 
 if TYPE_CHECKING:
     from workerserver.cluster.judge.verdict import Verdict
 
 __all__ = [
     "SCHEMA_VERSION",
+    "SENTENCES",
     "Judged",
     "add_backends",
     "add_rounds",
@@ -50,6 +52,7 @@ __all__ = [
     "look_at_all",
     "nobody",
     "of_jobs",
+    "printable",
     "problems",
     "share",
     "show_gone",
@@ -64,6 +67,14 @@ T = TypeVar("T")
 
 #: Of all that --json prints: raised when a field is removed or changes its meaning.
 SCHEMA_VERSION = 1
+#: The fields of --json that hold sentences. A program shows them to people as they are: in a chat,
+#: a ticket or a log.
+SENTENCES = frozenset(
+    {
+        "error", "evidence", "leftovers", "not_looked_at", "notes", "nothing", "problems", "text",
+        "verdict", "waits_for",
+    }
+)  # fmt: skip
 #: Lines about workers without an answer.
 MAX_GONE_LINES = 20
 
@@ -366,11 +377,27 @@ def show_gone(out: Output, gone: Sequence[dict[str, Any]]) -> None:
 
 
 def versioned(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What --json prints: *fields*, behind the version of their schema."""
+    """*fields*, behind the version of their schema."""
     return {"schema_version": SCHEMA_VERSION, **fields}
+
+
+def printable(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What --json prints: as :func:`versioned`, with SENTENCES safe to print. The other texts are
+    data, which JSON escapes."""
+    return {name: _printable(name, value) for name, value in versioned(fields).items()}
+
+
+def _printable(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return escape_line(value) if name in SENTENCES else value
+    if isinstance(value, list | tuple):
+        return [_printable(name, each) for each in value]
+    if isinstance(value, dict):
+        return {inner: _printable(inner, each) for inner, each in value.items()}
+    return value
 
 
 def write_json(out: TextIO, fields: Mapping[str, Any]) -> None:
     """Only ASCII is written, so a terminal can show it."""
-    json.dump(versioned(fields), out, indent=1)
+    json.dump(printable(fields), out, indent=1)
     out.write("\n")

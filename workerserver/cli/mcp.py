@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import secrets
 import sys
 from collections import Counter
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 __all__ = ["Asking", "bounded", "main", "make_parser", "marked", "server"]
 
 INSTALL = "pip install 'workerserver[mcp]'"
+#: Runs a command of ours with no module from the current folder: an agent works in folders of other
+#: people, and both -m and -c look there first.
+ALONE = (
+    "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv.pop(1)]; "
+    "from workerserver.cli import main; sys.exit(main())"
+)
+PLACE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 #: Of one command: its time, and what is read of its output.
 COMMAND_SECONDS = 180.0
 MAX_OUTPUT_BYTES = 16 << 20
@@ -137,9 +145,7 @@ class Asking:
         """The exit status of a command, and the object that it printed."""
         chosen = [] if job is None else [f"--job={job}"]
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "workerserver",
+            *(sys.executable, "-c", ALONE, PLACE),
             name,
             "--json",
             *self._places,

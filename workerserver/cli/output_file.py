@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -22,11 +23,12 @@ def is_plain(path: str) -> bool:
 def whole(path: str) -> Iterator[BinaryIO]:
     """A file to write to, which becomes *path* at the end of the block. An exception in the block
     leaves *path* as it was, and OSError becomes OutputError. What is not plain is written at
-    once."""
+    once. The name of the unfinished file can be guessed: in a folder where others may write, a link
+    or a file of theirs may lie there already. It is never written to."""
     plain = is_plain(path)
     part = f"{path}.part" if plain else path
     try:
-        with open(part, "wb") as file:
+        with open(part, "wb", opener=_anew) if plain else open(part, "wb") as file:
             yield file
         if plain:
             os.replace(part, path)
@@ -37,3 +39,12 @@ def whole(path: str) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise OutputError(path, error) from None
         raise
+
+
+def _anew(path: str, flags: int) -> int:
+    """A new file, in place of what an earlier command of this user has left there."""
+    with contextlib.suppress(FileNotFoundError):
+        left = os.lstat(path)
+        if stat.S_ISREG(left.st_mode) and left.st_uid == os.geteuid():
+            os.unlink(path)
+    return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW, 0o666)

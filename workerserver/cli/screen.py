@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from workerserver.cli.rows import COLUMNS, ORDERS, Row, Shown, cells, folded, matches
 from workerserver.cli.text import cells as width_of
-from workerserver.cli.text import cut, escape_line, wrap
+from workerserver.cli.text import cut, wrap
+from workerserver.job.printable import escape_line
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,4 +1,5 @@
-"""Text for people, and the values of options. Text from a worker must not control the terminal."""
+"""Text for people, and the values of options. What a worker sent is spelled out before it is
+printed (``workerserver.job.printable``)."""
 
 from __future__ import annotations
 
@@ -7,35 +8,19 @@ import unicodedata
 from collections.abc import Sequence
 from typing import TextIO
 
+from workerserver.job.printable import escape_line
+
 __all__ = [
     "backend_name",
     "cells",
     "count",
     "cut",
-    "escape",
-    "escape_line",
     "positive_seconds",
     "seconds",
     "wrap",
     "write_table",
     "write_text",
 ]
-
-
-def escape(text: str) -> str:
-    """*text* with unprintable characters spelled out (``\\x1b``). Newlines and tabs stay."""
-    if text.isprintable():
-        return text
-    return "".join(c if c in "\n\t" or c.isprintable() else _spell(c) for c in text)
-
-
-def escape_line(text: str) -> str:
-    """As :func:`escape`, with newlines and tabs spelled out too. So the result is one line."""
-    return "".join(c if c.isprintable() else _spell(c) for c in text)
-
-
-def _spell(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def cells(text: str) -> int:

@@ -26,8 +26,8 @@ from workerserver.cli.job_command import (
     find_all,
     find_one_job,
     job_parser,
+    printable,
     share,
-    versioned,
 )
 from workerserver.cli.looks import Look, Looker, add_every
 from workerserver.cli.parser import CommandParser
@@ -126,7 +126,7 @@ def _of_boxes(options: argparse.Namespace, boxes: Boxes) -> int:
 
 
 def write_line(out: TextIO, fields: Mapping[str, Any]) -> None:
-    out.write(json.dumps(versioned(fields)) + "\n")
+    out.write(json.dumps(printable(fields)) + "\n")
 
 
 class _Top:

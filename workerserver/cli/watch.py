@@ -25,7 +25,7 @@ from workerserver.cli.job_command import (
     find_all,
     find_some,
     job_parser,
-    versioned,
+    printable,
 )
 from workerserver.cli.looks import Look, Looker, add_every
 from workerserver.cli.parser import CommandParser
@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
             status = judged[0].verdict.status
             if folder is not None:
                 try:
-                    folder.add(look.round.started, versioned(report_all(judged)))
+                    folder.add(look.round.started, printable(report_all(judged)))
                 except OSError as error:  # the disk is full, say; the next round may find room
                     what = "this round's file is left out"
                     complain(f"{options.folder}: {error.strerror}; {what}")
@@ -150,7 +150,7 @@ class _Printer:
             changed = list(judged)
         if self._as_json:
             if changed or ended:
-                sys.stdout.write(json.dumps(versioned(report_all(judged))) + "\n")
+                sys.stdout.write(json.dumps(printable(report_all(judged))) + "\n")
         else:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(look.round.started))
             for label in ended:

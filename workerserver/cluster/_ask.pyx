@@ -7,6 +7,8 @@ that worker, so one parser decides on what is unusual, with one set of texts.
 
 ``reply`` reads a head. ``proof`` proves the token. ``peer`` is one worker, from connecting to its
 last answer. ``loop`` begins peers, waits, and ends those that are late. ``fan`` is the Python side.
+``values`` reads what most answers for health look like. ``masked`` finds summaries that are equal
+but for times.
 """
 
 include "ask/engine/reply.pyx"
@@ -14,3 +16,5 @@ include "ask/engine/proof.pyx"
 include "ask/engine/peer.pyx"
 include "ask/engine/loop.pyx"
 include "ask/engine/fan.pyx"
+include "ask/engine/values.pyx"
+include "ask/engine/masked.pyx"

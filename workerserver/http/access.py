@@ -152,7 +152,8 @@ class HostNames(Rule):
         if not raw:
             return  # HTTP/1.0 without Host: no browser
         text = raw.decode("latin-1").lower()
-        if text.startswith("["):
+        zone = text.startswith("[")  # only an IPv6 address may have one (RFC 6874)
+        if zone:
             name = text[1:].partition("]")[0]
         else:
             name = text.rpartition(":")[0] if ":" in text else text
@@ -164,7 +165,7 @@ class HostNames(Rule):
         import ipaddress  # needed by few
 
         try:
-            ipaddress.ip_address(name.partition("%")[0])
+            ipaddress.ip_address(name.partition("%")[0] if zone else name)
         except ValueError:
             raise Forbidden(
                 f"Host {text[:200]} is not a name of this server ({HOSTS} adds names)"

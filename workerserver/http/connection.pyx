@@ -65,6 +65,7 @@ cdef class WorkerProtocol:
     cdef bint _reading_paused, _writing_paused
     cdef bint _eof  # the client sends no more
     cdef bint _advancing
+    cdef bint _rests  # the deadline is that of an idle connection: empty lines don't move it
     cdef object _timer  # asyncio.TimerHandle | None
     cdef double _timer_at
     cdef double _deadline  # monotonic seconds; 0: none
@@ -128,6 +129,7 @@ cdef class WorkerProtocol:
             self._fail(ServerBusy(f"{most} connections"))
         elif self._admit(sock):
             self._set_deadline(state.limits.head_timeout)
+            self._rests = True
 
     cdef bint _admit(self, sock) except -1:
         """Whether the policy takes the connection; if not, it is told so and ended."""
@@ -221,6 +223,7 @@ cdef class WorkerProtocol:
                 if request is None:
                     self._await_bytes()
                     return 0
+                self._rests = False
                 self._began_ns = monotonic_ns()
                 if not self._hold(PyBytes_GET_SIZE(request.body)):
                     return 0
@@ -272,10 +275,11 @@ cdef class WorkerProtocol:
                 return 0
         elif self._parser.between_messages():
             self._stage = STAGE_IDLE
-            if self._want_bytes is None:
-                self._set_deadline(state.limits.idle_timeout)
-            else:
+            if self._want_bytes is not None:
                 self._deadline = 0.0
+            elif not self._rests:
+                self._set_deadline(state.limits.idle_timeout)
+                self._rests = True
         elif self._stage != STAGE_HEAD:
             self._stage = STAGE_HEAD
             self._set_deadline(state.limits.head_timeout)
@@ -496,6 +500,7 @@ cdef class WorkerProtocol:
         cdef double now = monotonic()
         self._owes_since = now
         self._deadline = now + seconds
+        self._rests = False
         if self._timer is not None:
             if self._timer_at <= self._deadline:
                 return 0

@@ -18,7 +18,7 @@ from support.torchrun import training
 
 from workerserver.cluster.ask.bodies import clock_ahead
 from workerserver.cluster.ask.client import run
-from workerserver.cluster.ask.fetch_full import full_traces
+from workerserver.cluster.ask.fetch_full import Traces
 from workerserver.cluster.ask.rounds import Round, collect
 from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.flight import Analysis, analyse, combine
@@ -184,7 +184,7 @@ def test_a_rank_without_the_gil_behind_a_collector(start: Start) -> None:
     server = start({TRACE: http(trace(gloo(0, 1)))})
     held = Health("ok", gil_unavailable_s=4.0)
     state = RankState(server.worker(0), 0, "workerserver", held, responded=True)
-    run(lambda client: full_traces(client, [state]), deadline=60)
+    run(lambda client: Traces([state], ()).ask_rest(client), deadline=60)
     assert state.flight == trace(gloo(0, 1))
 
 
@@ -192,7 +192,7 @@ def test_a_recorder_that_needs_the_gil_is_not_waited_for(start: Start) -> None:
     server = start({"/handler/": http(["fr_trace_json"]), TRACE: hang})
     held = Health("ok", gil_unavailable_s=4.0)
     state = RankState(server.worker(0), 0, "workerserver", held, responded=True)
-    run(lambda client: full_traces(client, [state]), deadline=3600)
+    run(lambda client: Traces([state], ()).ask_rest(client), deadline=3600)
     assert state.failures["flight"].reason == "timeout"
 
 

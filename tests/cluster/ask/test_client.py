@@ -162,7 +162,7 @@ def test_questions_share_a_connection(start: Start, kind: str) -> None:
     paths = [target for _, target in server.asked]
     assert paths == [HEALTH, DIGEST, SUMMARY, STACKS]
     assert server.asked[0] == ("GET", HEALTH)
-    assert server.accepted == 2
+    assert server.accepted == 1
 
 
 def test_a_server_that_closes_after_each_answer(start: Start, kind: str) -> None:

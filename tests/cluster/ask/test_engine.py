@@ -309,7 +309,7 @@ def test_a_worker_that_was_silent_is_waited_for_less(start: Start, ways: Ways) -
 
 
 def test_many_behind_few_places(start: Start, ways: Ways) -> None:
-    """Each is asked once, and those that hang hold up nobody."""
+    """Those that hang hold up nobody, and each of them is asked on a second connection, too."""
     silent = [start({HEALTH: hang}) for _ in range(6)]
     friends = [start(good(rank)) for rank in range(20)]
     workers = [server.worker() for server in (*silent, *friends)]
@@ -317,7 +317,8 @@ def test_many_behind_few_places(start: Start, ways: Ways) -> None:
     assert [state.rank for state in states[6:]] == list(range(20))
     assert all(state.failures == {} for state in states[6:])
     assert [state.failures["healthz"].text for state in states[:6]] == ["no answer in 4 s"] * 6
-    assert {server.accepted for server in (*silent, *friends)} == {1}
+    assert {server.accepted for server in silent} == {2}
+    assert {server.accepted for server in friends} <= {1, 2}
 
 
 # --- the token

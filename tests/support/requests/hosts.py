@@ -20,5 +20,14 @@ HOSTS = [
     ("127.0.0.1.evil.example", False),
     ("localhost.evil.example", False),
     ("evil-localhost", False),
+    # Only an address in brackets has a zone.
+    ("[fe80::1%eth0]:80", True),
+    ("127.0.0.1%25.evil.example", False),
+    ("127.0.0.1%2e.evil.example:80", False),
+    ("localhost%2eevil.example", False),
+    # Numbers that a resolver takes for 127.0.0.1, and no browser sends.
+    ("2130706433", False),
+    ("127.1", False),
+    ("0x7f.0.0.1", False),
     (socket.gethostname().partition(".")[0] + ".evil.example", False),
 ]

@@ -17,6 +17,7 @@ from workerserver.blackbox.format import BoxError
 from workerserver.blackbox.read import read_bytes
 from workerserver.blackbox.watchdog.diagnosis import bounded, report_words
 from workerserver.blackbox.watchdog.incident import Incident
+from workerserver.job.printable import escape_line
 
 __all__ = ["COMMAND", "WEBHOOK", "Teller"]
 
@@ -67,8 +68,10 @@ class Teller:
         self, line: str, document: dict[str, Any], name: str = "", targets: Sequence[str] = ()
     ) -> str:
         """Write the *line*, and *document* to a file: to the file *name* of an earlier call, or to
-        a new one. The file's path; "" if there is none. *targets*: whose page is written."""
+        a new one. The file's path; "" if there is none. *targets*: whose page is written. Names in
+        the line are chosen by strangers, and a chat or a log shows the line as it is."""
         path = name or self._path()
+        line = escape_line(line)
         document = {**document, "line": line}
         self._say(f"{line}; {path}" if path else line)
         if path:
@@ -114,8 +117,7 @@ class Teller:
     def _say(self, line: str) -> None:
         """The stream is training's too. So it is not made non-blocking, and a reader who does not
         read keeps nobody: what has no room is left out."""
-        text = "".join(each if each.isprintable() else " " for each in line)
-        data = text.encode("utf-8", "backslashreplace")[:MAX_LINE_BYTES] + b"\n"
+        data = escape_line(line).encode("utf-8", "backslashreplace")[:MAX_LINE_BYTES] + b"\n"
         with self._lock, contextlib.suppress(OSError):
             if self._stderr is None:
                 return
@@ -141,9 +143,11 @@ class Teller:
             words = report_words(f"{path.removesuffix('.json')}.html", targets)
             bounded(words, b"", PAGE_SECONDS, umask=0o077)  # as private as the rest of the folder
         with contextlib.suppress(OSError):
-            found = sorted(name for name in os.listdir(self._folder) if _NAME.match(name))
-            for name in found[: -2 * KEEP]:
-                os.unlink(os.path.join(self._folder, name))
+            owner = os.lstat(path).st_uid  # others may write here, with names of years to come
+            names = sorted(name for name in os.listdir(self._folder) if _NAME.match(name))
+            found = [os.path.join(self._folder, name) for name in names]
+            for each in [each for each in found if os.lstat(each).st_uid == owner][: -2 * KEEP]:
+                os.unlink(each)
 
 
 def _write(path: str, document: dict[str, Any]) -> None:

@@ -8,11 +8,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from functools import lru_cache
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from workerserver.cluster.failures import short
 from workerserver.cluster.model import Health
 from workerserver.cluster.read.columns.strict_json import json_object, load_json
+from workerserver.cluster.read.columns.summaries import Shape, Summary, summary_of
+
+if TYPE_CHECKING:
+    from workerserver.cluster import _ask
+else:
+    try:
+        from workerserver.cluster import _ask
+    except ImportError:  # no epoll, or a free-threaded CPython
+        _ask = None
 
 __all__ = [
     "HEALTH_FIELDS",
@@ -27,12 +37,15 @@ __all__ = [
     "health_of",
     "json_object",
     "load_json",
+    "summary",
 ]
 
 #: Ranks beyond this are a mistake or a lie.
 MAX_RANKS = 1 << 24
 #: A name that a worker tells.
 MAX_TEXT_CHARACTERS = 256
+#: A larger digest than this is not our workers' own, and is not kept.
+COMMON_BYTES = 1024
 #: RFC 9110, section 5.6.7.
 _DATE = re.compile(r"[A-Za-z]{3}, (\d\d) ([A-Za-z]{3}) (\d{4}) (\d\d):(\d\d):(\d\d) GMT\Z")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -43,6 +56,7 @@ MIN_CLOCK_SECONDS = 3.0
 #: What /healthz may tell. A collector tells *newer* in what it passes on.
 _KNOWN = frozenset(each.name for each in dataclass_fields(Health))
 _NOTHING = [None]
+_STATUSES = ("ok", "stalled")
 _HASH = re.compile(r"[0-9a-f]{1,64}\Z")
 
 
@@ -63,6 +77,11 @@ def handler_names(body: bytes) -> list[str]:
 
 def health(body: bytes) -> Health:
     """The body of ``/healthz``. ValueError names a field whose value is impossible."""
+    if _ask is not None:
+        values = _ask.plain_values(body, _PLACES, len(HEALTH_FIELDS))
+        if values is not None and values[0] in _STATUSES and (values[2] or 0) < MAX_RANKS:
+            values[-1] = False  # there are no other fields
+            return Health(*values)
     return health_of(json_object(body))
 
 
@@ -113,8 +132,33 @@ def _told(date: str) -> int | None:
     return (days - DAYS_TO_1970) * 86400 + hour * 3600 + minute * 60 + second
 
 
+#: Of bodies that are equal but for rank and times: their shape.
+_shapes: WeakValueDictionary[bytes, Shape] = WeakValueDictionary()
+
+
+def summary(body: bytes) -> Mapping[str, Any]:
+    """The body of ``fr_summary``. ValueError if it is no JSON object."""
+    found = _ask.masked(body) if _ask is not None else None
+    if found is None:
+        return summary_of(body)
+    common, rank, times = found
+    shape = _shapes.get(common)
+    if shape is not None:
+        return Summary(shape, times, rank)
+    read = summary_of(body)
+    if isinstance(read, Summary) and read.shape.ranked:
+        _shapes[common] = read.shape
+    return read
+
+
 def digest(body: bytes) -> Digest:
     """The body of a digest. ValueError names a field whose value is impossible."""
+    return _known_digest(body) if len(body) <= COMMON_BYTES else digest_of(json_object(body))
+
+
+@lru_cache(maxsize=1024)
+def _known_digest(body: bytes) -> Digest:
+    """Kept, because ranks with equal stacks send equal bodies."""
     return digest_of(json_object(body))
 
 
@@ -158,7 +202,7 @@ def _seconds(fields: Mapping[str, Any], name: str) -> float | None:
 
 def _status(fields: Mapping[str, Any], name: str) -> str:
     status = fields.get(name)
-    if status not in ("ok", "stalled"):
+    if status not in _STATUSES:
         raise ValueError(f"{name} is {short(status)}")
     return str(status)
 
@@ -201,3 +245,10 @@ HEALTH_FIELDS: Sequence[tuple[str, Callable[[Mapping[str, Any], str], Any]]] = (
     ("step_thread", _integer),
     ("newer", _newer),
 )
+_KINDS = {_status: "t", _text: "t", _integer: "i", _rank: "i", _seconds: "s"}
+#: Of each field that workers tell: its place in HEALTH_FIELDS, and its kind for plain_values().
+_PLACES = {
+    name.encode("ascii"): (place, _KINDS[read])
+    for place, (name, read) in enumerate(HEALTH_FIELDS)
+    if read in _KINDS
+}

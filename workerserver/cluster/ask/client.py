@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from workerserver.cluster.ask.connection import Connection
 from workerserver.cluster.ask.engine.at_once import INTERRUPTED, AtOnce, Early, way
+from workerserver.cluster.ask.engine.kept import Kept
 from workerserver.cluster.ask.engine.lanes import Lanes, descriptors_left
 from workerserver.cluster.ask.exchange import Answer, Question, request_parts
 from workerserver.cluster.ask.token.certificates import tls_context
@@ -101,6 +102,7 @@ class Client:
         self.authority = tls is not None if authority is None else authority
         self._visits: set[Visit] = set()
         self._at_once: set[AtOnce] = set()
+        self._kept: Kept | None = None
         self._behind_proxy: set[Worker] = set()
         # One timer for all visits. A timer for each visit would cost a tenth of a question.
         self._timer: asyncio.TimerHandle | None = None
@@ -186,7 +188,7 @@ class Client:
         most = max(descriptors_left(), 1)
         working = min(self.concurrency, most)
         ways = {}
-        if first is not None and not self._strict:
+        if first is not None and not self._strict and not self.stopped:
             ways = {worker: found for worker in results if (found := way(worker, self))}
 
         def jobs() -> Iterator[Callable[[], Any]]:
@@ -206,13 +208,40 @@ class Client:
         # Together they take no more descriptors than there are.
         share = max(most // 4, 1)
         lanes = Lanes(jobs(), working, share)
-        asking = AtOnce(self, ways, first, settle, working=working, most=max(most - share, 1))
-        self._at_once.add(asking)
-        try:
-            await lanes.run(asking.run())
-        finally:
-            self._at_once.discard(asking)
+        with contextlib.nullcontext() if self._kept is None else self._kept.used() as kept:
+            open_now = 0 if kept is None else kept.count
+            room = max(most - share + open_now, 1)
+            asking = AtOnce(self, ways, first, settle, working=working, most=room, kept=kept)
+            self._at_once.add(asking)
+            try:
+                await lanes.run(asking.run())
+            finally:
+                self._at_once.discard(asking)
         return results
+
+    @contextlib.contextmanager
+    def one_look(self) -> Iterator[None]:
+        """Until the end of the block, connections on which all of *first* (see :meth:`visit`) was
+        answered stay open, for the *first* questions of later visits to the same workers."""
+        if self._kept is not None:
+            yield
+            return
+        self._kept = Kept()
+        try:
+            yield
+        finally:
+            self._kept.close()
+            self._kept = None
+
+    def hang_up(self, worker: Worker) -> None:
+        """Within :meth:`one_look`: *worker* will hardly be asked more."""
+        if self._kept is not None:
+            self._kept.drop(worker)
+
+    @property
+    def kept(self) -> int:
+        """Connections that are open for more questions."""
+        return 0 if self._kept is None else self._kept.count
 
     async def _visit(
         self,

@@ -1,16 +1,21 @@
-"""The second phase: full answers, one for each group of workers with the same small answer."""
+"""The second phase: full answers, one for each group of workers with the same small answer.
+
+A worker of which both the stacks and the trace are wanted is asked for both in one go, if possible
+on the connection of the first phase.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from workerserver.cluster.ask.client import Client, Visit
+from workerserver.cluster.ask.exchange import Question
 from workerserver.cluster.ask.questions import DIGEST, STACKS, Memory
-from workerserver.cluster.ask.recorders import ask_for_traces, unasked
+from workerserver.cluster.ask.recorders import ask_for_traces, gil_is_held, question, unasked
 from workerserver.cluster.failures import Failed
-from workerserver.cluster.model import Failure, Own, RankState, Worker
+from workerserver.cluster.model import Failure, Own, Part, RankState, Worker
 from workerserver.cluster.read.blocked_on import blocked_on
 from workerserver.cluster.read.stacks import Stacks
 from workerserver.cluster.read.summary import GLOO, NCCL, positions, recorders
@@ -19,7 +24,7 @@ from workerserver.cluster.read.waits_for import tells, with_beats, without_facts
 #: A digest, and the mode in which the stacks were taken.
 Key = tuple[str, str | None]
 
-__all__ = ["full_stacks", "full_traces", "take_own", "worth_tracing"]
+__all__ = ["Traces", "full_answers", "full_stacks", "take_own", "worth_tracing"]
 
 #: Different stacks that are fetched in full. Of more, only the most and the least common ones are.
 MAX_STACKS = 1024
@@ -29,11 +34,15 @@ MAX_OWN = 256
 MAX_APART = 16
 #: Full flight-recorder traces that are fetched.
 MAX_TRACES = 256
+#: Questions for traces that are put in one go with others.
+MAX_AT_ONCE = 6
 #: Members of a group that are asked for the group's stacks, one after another.
 MAX_TRIES = 3
 
 
-async def full_stacks(client: Client, states: Sequence[RankState], memory: Memory) -> int:
+async def full_stacks(
+    client: Client, states: Sequence[RankState], memory: Memory, traces: Traces | None = None
+) -> int:
     """Fill in ``threads`` by groups of equal digests; return how many were fetched.
 
     Where such stacks wait for what may have an owner, each member is asked for its own: equal
@@ -41,8 +50,10 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
     member of a few that stand apart and don't wait for ranks: only its own answer tells whether it
     has run since the last look. If such a process has children, however many there are, each member
     is asked: its children may work for it. Of each other group one member is asked, if these ranks
-    don't wait for ranks or count no steps.
+    don't wait for ranks or count no steps. A member of which *traces* has to be asked too is asked
+    for its trace in the same go.
     """
+    traces = traces or Traces((), ())
     groups: dict[Key, list[RankState]] = {}
     for state in states:
         if state.digest is not None and state.kind == "workerserver":
@@ -61,8 +72,9 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
                 del waiting[key]
             else:
                 asked[candidate.worker] = (key, candidate)
-        talk = partial(_speak_for, asked, groups, own)
-        for worker, outcome in (await client.visit(asked, talk)).items():
+        talk = partial(_speak_for, asked, groups, own, traces)
+        first = partial(_for_speakers, asked, groups, traces)
+        for worker, outcome in (await client.visit(asked, talk, first=first)).items():
             key, state = asked[worker]
             if isinstance(outcome, Failure):
                 state.failures["stacks"] = outcome
@@ -78,7 +90,7 @@ async def full_stacks(client: Client, states: Sequence[RankState], memory: Memor
                 own[worker] = outcome
                 fetched += 1
                 del waiting[key]
-    fetched += await _ask_each(client, groups, memory, own)
+    fetched += await _ask_each(client, groups, memory, own, traces)
     for key, members in groups.items():
         for state in members:
             threads, told = memory.threads.get(key), own.get(state.worker)
@@ -107,6 +119,7 @@ async def _ask_each(
     groups: Mapping[Key, Sequence[RankState]],
     memory: Memory,
     own: dict[Worker, Stacks],
+    traces: Traces,
 ) -> int:
     """Ask each member of the groups whose stacks tell more, or that stand apart, the smallest
     groups first, and then the processes that they wait for; return how many have answered. A member
@@ -124,7 +137,7 @@ async def _ask_each(
     for key, each in groups.items():
         if key in memory.apart or not _counts_steps(each[0]):
             members += [] if any(state.worker in own for state in each) else each[:1]
-    answered = await _ask_own(client, members, own, MAX_OWN)
+    answered = await _ask_own(client, members, own, traces, MAX_OWN)
     holders = {
         each.waits.pid
         for stacks in own.values()
@@ -137,7 +150,7 @@ async def _ask_each(
         for state in members
         if holders and state.health is not None and state.health.pid in holders
     ]
-    return answered + await _ask_own(client, named, own, MAX_OWN - answered)
+    return answered + await _ask_own(client, named, own, traces, MAX_OWN - answered)
 
 
 def _is_small(members: int, ranks: int) -> bool:
@@ -150,7 +163,11 @@ def _counts_steps(state: RankState) -> bool:
 
 
 async def _ask_own(
-    client: Client, states: Sequence[RankState], own: dict[Worker, Stacks], most: int
+    client: Client,
+    states: Sequence[RankState],
+    own: dict[Worker, Stacks],
+    traces: Traces,
+    most: int,
 ) -> int:
     """Ask each of *states*, at most *most*, for its stacks; return how many have answered."""
     asked = {state.worker: state for state in states if state.worker not in own}
@@ -161,12 +178,16 @@ async def _ask_own(
     async def talk(visit: Visit) -> Stacks:
         try:
             stacks: Stacks = await visit.ask(STACKS)
+            await traces.ask(visit)
             return stacks
         finally:
             asked[visit.worker].bytes_received += visit.received
 
+    def first(worker: Worker) -> list[Question]:
+        return [STACKS, *traces.questions(worker)]
+
     answered = 0
-    for worker, outcome in (await client.visit(asked, talk)).items():
+    for worker, outcome in (await client.visit(asked, talk, first=first)).items():
         if not isinstance(outcome, Failure):
             own[worker] = outcome
             answered += 1
@@ -177,20 +198,32 @@ async def _speak_for(
     asked: Mapping[Worker, tuple[Key, RankState]],
     groups: Mapping[Key, Sequence[RankState]],
     own: dict[Worker, Stacks],
+    traces: Traces,
     visit: Visit,
 ) -> Stacks:
     """One member's stacks, for its whole group. Failed if the member's stacks have changed."""
     key, state = asked[visit.worker]
     try:
         stacks: Stacks = await visit.ask(STACKS)
-        if len(groups[key]) > 1:
-            again = await visit.ask(DIGEST)
-            if isinstance(again, str) or (again[0].digest, again[1]) != key:
-                own[visit.worker] = stacks
-                raise Failed("timeout", "its stacks changed while they were fetched")
+        again = await visit.ask(DIGEST) if len(groups[key]) > 1 else None
+        await traces.ask(visit)
+        if again is not None and (isinstance(again, str) or (again[0].digest, again[1]) != key):
+            own[visit.worker] = stacks
+            raise Failed("timeout", "its stacks changed while they were fetched")
         return stacks
     finally:
         state.bytes_received += visit.received
+
+
+def _for_speakers(
+    asked: Mapping[Worker, tuple[Key, RankState]],
+    groups: Mapping[Key, Sequence[RankState]],
+    traces: Traces,
+    worker: Worker,
+) -> list[Question]:
+    """The questions of :func:`_speak_for`."""
+    again = [DIGEST] if len(groups[asked[worker][0]]) > 1 else []
+    return [STACKS, *again, *traces.questions(worker)]
 
 
 def _no_stacks(asked: bool) -> Failure:
@@ -206,30 +239,82 @@ def _ends(ordered: Sequence[Any], most: int) -> list[Any]:
     return [*ordered[: most // 2], *ordered[len(ordered) - (most - most // 2) :]]
 
 
-async def full_traces(
-    client: Client, states: Sequence[RankState], backends: Sequence[str] = ()
-) -> int:
-    """Fill in ``flight`` where the summaries differ, and the traces of recorders that only other
-    ranks have named; return of how many ranks."""
-    chosen = worth_tracing(states)[:MAX_TRACES]
-    more = unasked(states, backends)
-    chosen += [state for state in states if id(state) in more][:MAX_TRACES]
-    by_worker = {state.worker: state for state in chosen}
-    if client.stopped:
-        return 0
+class Traces:
+    """The traces that are wanted: where the summaries differ, and those of recorders that only
+    other ranks have named. Each worker is asked once."""
 
-    async def talk(visit: Visit) -> None:
-        state = by_worker[visit.worker]
-        wanted = more.get(id(state)) or _in_order(recorders(state.flight_summary))
-        try:
-            await ask_for_traces(visit, state, wanted)
-        finally:
-            state.bytes_received += visit.received
+    def __init__(self, states: Sequence[RankState], backends: Sequence[str]) -> None:
+        chosen = worth_tracing(states)[:MAX_TRACES]
+        more = unasked(states, backends)
+        chosen += [state for state in states if id(state) in more][:MAX_TRACES]
+        self._states = {state.worker: state for state in chosen}
+        self._left = {
+            worker: more.get(id(state)) or _in_order(recorders(state.flight_summary))
+            for worker, state in self._states.items()
+        }
 
-    for worker, outcome in (await client.visit(by_worker, talk)).items():
-        if outcome is not None:
-            by_worker[worker].failures["flight"] = outcome
-    return sum(state.flight is not None for state in by_worker.values())
+    def questions(self, worker: Worker) -> list[Question]:
+        """What *worker* is still to be asked beside its stacks. Where the GIL is held, a trace is
+        waited for less, so it is asked for later, by itself."""
+        state = self._states.get(worker)
+        if state is None or gil_is_held(state):
+            return []
+        return [question(name) for name in self._left.get(worker, ())[:MAX_AT_ONCE]]
+
+    async def ask(self, visit: Visit) -> None:
+        """Ask the visit's worker for the traces that :meth:`questions` names."""
+        state = self._states.get(visit.worker)
+        if state is not None and not gil_is_held(state):
+            await self._ask(visit, state)
+
+    async def _ask(self, visit: Visit, state: RankState) -> None:
+        wanted = self._left.pop(visit.worker, None)
+        if wanted is not None:
+            try:
+                await ask_for_traces(visit, state, wanted)
+            except Failed as failed:
+                state.failures["flight"] = failed.failure
+
+    async def ask_rest(self, client: Client) -> int:
+        """Ask the workers that were not asked beside their stacks. How many workers have given a
+        trace, of all."""
+        if client.stopped:
+            return 0
+
+        async def talk(visit: Visit) -> None:
+            state = self._states[visit.worker]
+            try:
+                await self._ask(visit, state)
+            finally:
+                state.bytes_received += visit.received
+
+        def first(worker: Worker) -> list[Question]:
+            return [question(name) for name in self._left[worker][:MAX_AT_ONCE]]
+
+        held = [worker for worker in self._left if gil_is_held(self._states[worker])]
+        rest = [worker for worker in self._left if worker not in set(held)]
+        for some, early in ((rest, first), (held, None)):
+            for worker, outcome in (await client.visit(some, talk, first=early)).items():
+                if outcome is not None:
+                    self._states[worker].failures["flight"] = outcome
+        return sum(state.flight is not None for state in self._states.values())
+
+
+async def full_answers(
+    client: Client,
+    states: Sequence[RankState],
+    want: Collection[Part],
+    memory: Memory,
+) -> tuple[int, int]:
+    """Fill in ``threads`` and ``flight``, as far as they are wanted; return of how many ranks the
+    stacks and the traces have come."""
+    stacks = count = 0
+    traces = Traces(states, memory.backends) if "flight" in want else None
+    if "stacks" in want:
+        stacks = await full_stacks(client, states, memory, traces)
+    if traces is not None:
+        count = await traces.ask_rest(client)
+    return stacks, count
 
 
 def _in_order(backends: set[str]) -> list[str]:

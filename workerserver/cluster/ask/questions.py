@@ -10,7 +10,7 @@ from workerserver.cluster.ask import bodies
 from workerserver.cluster.ask.exchange import Answer, Question
 from workerserver.cluster.model import Thread, Worker
 from workerserver.cluster.read import stacks
-from workerserver.cluster.read.columns.summaries import Summary, summary_of
+from workerserver.cluster.read.columns.summaries import Summary
 from workerserver.cluster.read.summary import GLOO, NCCL, share
 
 __all__ = [
@@ -98,7 +98,7 @@ STACKS = Question.handler(
 )
 NATIVE_STACKS = replace(STACKS, path=STACKS.path + "&native=1")
 TEXT = Question.handler("dump_traceback", limit=MAX_STACKS_BYTES, parse=_text)
-SUMMARY = Question.handler("fr_summary", limit=1 << 20, parse=lambda a: summary_of(a.body))
+SUMMARY = Question.handler("fr_summary", limit=1 << 20, parse=lambda a: bodies.summary(a.body))
 
 
 def trace(target: str) -> Question:

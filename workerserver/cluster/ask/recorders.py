@@ -9,6 +9,7 @@ their summary which recorders hold something. A stock worker only lists its hand
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +20,14 @@ from workerserver.cluster.failures import Failed
 from workerserver.cluster.model import RankState
 from workerserver.cluster.read.summary import GLOO, NCCL, recorders
 
-__all__ = ["ask_for_traces", "ask_without_summary", "gil_is_held", "has_backends", "unasked"]
+__all__ = [
+    "ask_for_traces",
+    "ask_without_summary",
+    "gil_is_held",
+    "has_backends",
+    "question",
+    "unasked",
+]
 
 #: Handlers that tell what recorders a worker has.
 OF_RECORDERS = frozenset({"fr_trace_json", "dump_nccl_trace_json", "fr_dump_file"})
@@ -34,7 +42,10 @@ PATIENCE_SECONDS = 0.5
 MAX_RECORDERS = 16
 
 
+@lru_cache(maxsize=64)
 def question(backend: str) -> Question:
+    """For the trace of one recorder; the same object each time, so that answers that came early are
+    found by it."""
     return TRACES.get(backend) or trace(f"fr_trace_json?backend={quote(backend, safe='')}")
 
 

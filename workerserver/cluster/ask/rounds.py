@@ -19,7 +19,7 @@ from typing import Any
 
 from workerserver.cluster.ask.client import DEADLINE_SECONDS, Client
 from workerserver.cluster.ask.collectors import first_answers
-from workerserver.cluster.ask.fetch_full import full_stacks, full_traces
+from workerserver.cluster.ask.fetch_full import full_answers
 from workerserver.cluster.ask.questions import Memory
 from workerserver.cluster.ask.survey import EVERYTHING, Part
 from workerserver.cluster.model import Failure, RankState, Worker
@@ -130,12 +130,11 @@ async def collect_round(
     result = Round([], time.time())
     clock = asyncio.get_running_loop().time()
     questions, received = client.questions, client.bytes_received
-    result.states = await first_answers(workers, client, want, memory, on_done)
-    settle_ranks(result.states)
-    if "stacks" in want:
-        result.stacks_fetched = await full_stacks(client, result.states, memory)
-    if "flight" in want:
-        result.traces_fetched = await full_traces(client, result.states, memory.backends)
+    with client.one_look():
+        result.states = await first_answers(workers, client, want, memory, on_done)
+        settle_ranks(result.states)
+        counts = await full_answers(client, result.states, want, memory)
+    result.stacks_fetched, result.traces_fetched = counts
     result.questions = client.questions - questions
     result.bytes_received = client.bytes_received - received
     result.duration_s = asyncio.get_running_loop().time() - clock
@@ -175,6 +174,8 @@ def _claims(states: Sequence[RankState]) -> Iterator[tuple[int, list[RankState]]
         if state.health is not None and state.health.rank is not None:
             claims.setdefault(state.health.rank, []).append(state)
     for rank, claimants in claims.items():
+        if len(claimants) < 2:
+            continue
         jobs: dict[tuple[object, ...], list[RankState]] = {}
         for state in claimants:
             job = (getattr(state.health, name) for name in ("job", "host", "agent", "restart"))

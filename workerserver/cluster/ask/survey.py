@@ -6,6 +6,7 @@ trace takes the place of the summary.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from hashlib import blake2b
 
@@ -22,8 +23,13 @@ from workerserver.cluster.ask.recorders import ask_without_summary, gil_is_held
 from workerserver.cluster.failures import Failed, short
 from workerserver.cluster.model import EVERYTHING, Failure, Part, RankState, Thread, Worker
 from workerserver.cluster.read import stacks
+from workerserver.cluster.read.columns.summaries import Summary
 
 __all__ = ["EVERYTHING", "Part", "ask_each", "text_digest"]
+
+#: Connections that are kept for the second phase, of all ranks, and of those that say the same.
+MAX_KEPT = 2048
+ALIKE = 16
 
 
 async def ask_each(
@@ -35,6 +41,7 @@ async def ask_each(
     stock: bool,
 ) -> list[RankState]:
     states = {worker: RankState(worker, worker.rank) for worker in workers}
+    alike: Counter[object] = Counter()
 
     async def talk(visit: Visit) -> RankState:
         return await _first_questions(visit, states[visit.worker], want, memory, stock)
@@ -43,15 +50,18 @@ async def ask_each(
         state = states[worker]
         if isinstance(outcome, Failure):
             state.failures.setdefault("healthz", outcome)
+        if not _may_be_asked_more(state, alike) or client.kept > MAX_KEPT:
+            client.hang_up(worker)
         if on_done is not None:
             on_done(state)
 
     def first(worker: Worker) -> list[Question]:
         """The questions that a worker of ours answers, as far as the last look tells."""
         questions = [HEALTH_AND_CLOCK] if _wants_health(worker, want) else []
-        if "stacks" in want and (worker not in memory.stock or not questions):
+        torchs = bool(memory.stock) and worker in memory.stock
+        if "stacks" in want and (not torchs or not questions):
             questions.append(DIGEST)
-        if "flight" in want and worker not in memory.stock and worker not in memory.held:
+        if "flight" in want and not torchs and not (memory.held and worker in memory.held):
             questions.append(SUMMARY)
         return questions
 
@@ -59,6 +69,16 @@ async def ask_each(
         if isinstance(outcome, Failure):
             states[worker].failures.setdefault("healthz", outcome)
     return list(states.values())
+
+
+def _may_be_asked_more(state: RankState, alike: Counter[object]) -> bool:
+    """Whether the second phase may ask this rank. *alike* counts those that have said the same: of
+    many, only some speak for all."""
+    summary = state.flight_summary
+    shape = id(summary.shape) if isinstance(summary, Summary) else None
+    said = (state.digest, state.mode, shape)
+    alike[said] += 1
+    return alike[said] <= ALIKE
 
 
 def _wants_health(worker: Worker, want: Collection[Part]) -> bool:

@@ -81,6 +81,8 @@ class Visit:
         question fails unless a part of the answer has come. Later questions may still be asked.
         """
         early = self._early
+        while early and early[0][0] is not question and any(one is question for one, _ in early):
+            del early[0]  # an answer that made others needless
         if early and early[0][0] is question:
             self.client.questions += 1
             outcome = early.pop(0)[1]

@@ -247,6 +247,11 @@ class Suspicions:
         blame = resolve(needs, free, unsure)
         if not blame.ends and not blame.rings:  # who sleeps with an operation under way polls
             blame = resolve(needs, held, unsure)
+        hidden = {rank for rank in blame.ends if rank in blame.doubtful and self._may_hide(rank)}
+        if hidden:  # others may form a ring whatever these do
+            rest = [Need(need.waiting, tuple({*need.absent} - hidden)) for need in needs]
+            others = resolve(rest, free, unsure)
+            blame = others if others.rings else blame
         for ranks, numbers in blame.rings:
             self._ring(ranks, [self.hanging[number] for number in numbers])
         # A rank in a wait that no recorder holds is a victim too, if there is anybody else.
@@ -260,7 +265,7 @@ class Suspicions:
             if all(rank in wait.queued for wait in waits):  # it has come to all of them
                 self.refused.setdefault(rank, ("waits", waits[0]))
                 continue
-            if certain and rank not in certain:  # it may well wait for those
+            if (certain and rank not in certain) or rank in hidden:  # it may well wait for those
                 self.refused.setdefault(rank, ("waits", waits[0]))
             else:
                 self._behind(rank, waits, ends)
@@ -269,6 +274,12 @@ class Suspicions:
             if needs[number].absent or wait.absent:
                 continue
             self.doubts.append(Endless(job.entered(wait), wait.group.complete and not wait.silent))
+
+    def _may_hide(self, rank: int) -> bool:
+        """Where it stands, it may wait for the operation that it has under way: work.wait() leaves
+        no frame."""
+        blocked = self.job.blocked.get(rank)
+        return blocked is not None and (blocked.guessed or blocked.kind == "unknown")
 
     def _certain(self, ends: Collection[int]) -> set[int]:
         """Of *ends*, those that surely don't wait for another of them; none if nobody does."""
@@ -530,8 +541,12 @@ class Suspicions:
             if one_works(job, rank):
                 self.refused.setdefault(rank, ("child", None))
             elif age >= least and (not still or self._admit(rank, "stalled", [])):
-                claim = NoStep(age, health.step, job.usual_step(rank))
-                self.accuse(Accusation(rank, "stalled", claim))
+                held = job.gil(rank)
+                if held is not None and 2 * (held[1] or 0.0) >= age:
+                    self.accuse(Accusation(rank, "gil held", KeepsGil(held[1] or 0.0)))
+                else:
+                    claim = NoStep(age, health.step, job.usual_step(rank))
+                    self.accuse(Accusation(rank, "stalled", claim))
 
 
 def _is_undecided(accusation: Accusation) -> bool:

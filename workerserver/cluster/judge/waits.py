@@ -24,11 +24,13 @@ class Need:
 class Blame:
     """*ends*: the ranks that others wait for and that wait for nobody, each with the numbers of the
     needs in which it is absent. *rings*: ranks that wait for each other, with the numbers of the
-    needs that close the ring. *inside*: the numbers of the needs in which nobody is absent."""
+    needs that close the ring. *inside*: the numbers of the needs in which nobody is absent.
+    *doubtful*: the ranks that would close a ring if they waited, which can't be seen."""
 
     ends: Mapping[int, tuple[int, ...]]
     rings: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
     inside: tuple[int, ...]
+    doubtful: frozenset[int] = frozenset()
 
 
 def resolve(
@@ -68,6 +70,7 @@ def resolve(
         {rank: tuple(numbers) for rank, numbers in unmet.items() if numbers},
         tuple(sorted(rings)),
         tuple(sorted(inside)),
+        frozenset(still.difference(free)),
     )
 
 

@@ -16,7 +16,15 @@ from workerserver.cluster.read.owners import code_file
 from workerserver.cluster.read.roles import is_idle, main_thread
 from workerserver.cluster.read.waits_for import awaited, by_id, follow
 
-__all__ = ["Root", "acting", "root", "roots_of_waits", "roots_of_work", "roots_seen_waiting"]
+__all__ = [
+    "Root",
+    "acting",
+    "root",
+    "roots_of_waits",
+    "roots_of_work",
+    "roots_seen_waiting",
+    "works",
+]
 
 Root = tuple[str, str]
 """The file and function in which a thread's user code began."""
@@ -61,19 +69,19 @@ def roots_of_work(many: Sequence[Sequence[Thread]]) -> tuple[Root, ...]:
         main is not None and by_frames(main.frames).kind is None and _sleeps(main) for main in mains
     )
     found: Counter[Root] = Counter()
-    works: Counter[Root] = Counter()
+    acts: Counter[Root] = Counter()
     for threads, main in zip(many, mains, strict=True):
         if polls:
             each = [thread for thread in threads if thread is not main and not is_idle(thread)]
             found.update({its for thread in each if (its := root(thread)) is not None})
-            each = [thread for thread in each if _works(thread)]
+            each = [thread for thread in each if works(thread)]
         else:
             thread = acting(threads)
             each = [] if thread is None else [thread]
-        works.update({its for thread in each if (its := root(thread)) is not None})
-    found = found or works
-    most = sorted(found, key=lambda each: (-found[each], -works[each], each))[:1]
-    return tuple(each for each in most if 2 * works[each] > len(many))
+        acts.update({its for thread in each if (its := root(thread)) is not None})
+    found = found or acts
+    most = sorted(found, key=lambda each: (-found[each], -acts[each], each))[:1]
+    return tuple(each for each in most if 2 * acts[each] > len(many))
 
 
 def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | None:
@@ -106,7 +114,7 @@ def acting(threads: Sequence[Thread], roots: Sequence[Root] = ()) -> Thread | No
     end = _end(main, threads)
     if end is not None:
         return end
-    others = [thread for thread in threads if thread is not main and _works(thread)]
+    others = [thread for thread in threads if thread is not main and works(thread)]
     bound = [thread for thread in others if by_frames(thread.frames).kind in ON_RANKS]
     serves = kind in ("lock", "wait", "shutdown") or _is_loop(main)
     if (serves or (kind is None and _sleeps(main))) and bound:
@@ -159,7 +167,7 @@ def _joined(thread: Thread, threads: Sequence[Thread], main: Thread | None) -> T
     that works. If none works, it is the only thread of a pool in the user's code: it waits itself,
     perhaps for a result of its own pool."""
     rest = [each for each in threads if each not in (thread, main)]
-    others = [each for each in rest if _works(each)]
+    others = [each for each in rest if works(each)]
     if thread.waits is not None and thread.waits.joined is not None:
         return next((each for each in others if each.native_id == thread.waits.joined), None)
     calls = {(code_file(each.file).path, each.function) for each in _called(thread)}
@@ -182,7 +190,7 @@ def _called(thread: Thread) -> Sequence[Frame]:
     return thread.frames[: next(own, 0)]
 
 
-def _works(thread: Thread) -> bool:
+def works(thread: Thread) -> bool:
     """It is in the user's code, and doesn't wait for work there. The thread that took the snapshot
     holds the GIL, and is none of the job's."""
     if thread.holds_gil or is_idle(thread) or root(thread) is None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workerserver.cluster.model import Frame, Thread
-from workerserver.cluster.read.acting import acting
+from workerserver.cluster.read.acting import acting, works
 from workerserver.cluster.read.library_calls import (
     DECISIVE,
     FILE_LOCK,
@@ -63,6 +63,9 @@ class Blocked:
     guessed: bool = False
     """Whoever would wake it is unknown: only the kernel says what it waits for, or it asks for a
     file's lock again and again."""
+    bound: bool = False
+    """It waits for a thread or for a lock of its process, nobody tells which thread that is, and
+    one of them may wait for other ranks."""
 
     @property
     def on_ranks(self) -> bool:
@@ -96,7 +99,7 @@ class Blocked:
     @property
     def on_no_rank(self) -> bool:
         """It surely waits for no other rank, whatever it has issued before."""
-        if self.location is None or self.on_ranks or self.helped:
+        if self.location is None or self.on_ranks or self.helped or self.bound:
             return False
         return self.kind in ("sleep", "dataloader", "lock", "shutdown", "debugger")
 
@@ -159,7 +162,17 @@ def blocked_on(threads: Sequence[Thread], thread: Thread | None = None) -> Block
             if each is not thread
         ),
         guessed,
+        kind == "lock"
+        and thread.waits is None
+        and any(_may_wait(each) for each in threads if each is not thread),
     )
+
+
+def _may_wait(thread: Thread) -> bool:
+    """In user code, perhaps for other ranks: for what C++ code waits for leaves no frame."""
+    if not works(thread) or by_frames(thread.frames).kind is not None:
+        return False
+    return _by_kernel(thread.state, thread.wchan, False)[0] not in ("sleep", "computing")
 
 
 # ---- by what the worker tells

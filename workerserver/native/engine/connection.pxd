@@ -141,6 +141,8 @@ cdef struct Connection:
     Standing standing
     ws_session session  # what the client has proven; used by whoever owns the connection
     double owes_since  # when the client last began to owe us bytes
+    double idle_since  # the same, between two messages: empty lines don't move it
+    bint answered  # since connection_want() last looked at it
     Peer *peer  # NULL: on a Unix socket
     uint32_t events  # what epoll was asked for
     bint polled  # epoll knows the descriptor

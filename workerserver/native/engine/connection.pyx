@@ -144,6 +144,7 @@ cdef int connection_write(
     if not _claim(connection) or connection.closing or connection.shut or connection.error:
         hub_unlock(hub)
         return -1
+    connection.answered = True
     direct = connection.out == NULL
     if direct:
         # Not under the lock: while the loop owns the connection, nobody closes the descriptor.
@@ -210,7 +211,10 @@ cdef void connection_want(Connection *connection, bint boundary) noexcept nogil:
             move(connection, STAGE_LOOP, STAGE_IO)
             memset(&connection.state, 0, sizeof(connection.state))
             connection.heading = False
-            connection.owes_since = monotonic()
+            if connection.answered:  # else empty lines have come, which move no deadline
+                connection.answered = False
+                connection.idle_since = monotonic()
+            connection.owes_since = connection.idle_since
             connection.deadline = connection.owes_since + connection.listener.idle_timeout
             _arm_io(hub, connection.deadline)
         else:

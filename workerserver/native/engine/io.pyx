@@ -97,6 +97,7 @@ cdef void _accept(Hub *hub, Listener *listener) noexcept nogil:
         connection.low = BUFFER // 4
         connection.events = EPOLLIN
         connection.polled = epoll_add(hub, connection, fd, EPOLLIN)
+        connection.idle_since = hub.now
         connection.deadline = hub.now + listener.head_timeout
         arm(hub, connection.deadline)
         connection.next = hub.connections

@@ -87,6 +87,7 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
                 hand_over(connection)
             data = NULL
             continue
+        connection.answered = True
         if data == NULL:
             connection.start += used
         else:
@@ -118,7 +119,7 @@ cdef void proceed(Connection *connection, const char *data, size_t size) noexcep
             die(connection)
             return
         if connection.start == connection.size:
-            connection.owes_since = hub.now
+            connection.owes_since = connection.idle_since = hub.now
             connection.deadline = hub.now + connection.listener.idle_timeout
         elif not connection.heading:
             connection.heading = True

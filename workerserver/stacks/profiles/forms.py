@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from workerserver.job.printable import escape_line
 from workerserver.stacks.profiles.job import Job, Member, Times, label
 from workerserver.stacks.profiles.recorded import Function
 from workerserver.stacks.profiles.tree import Call, grow
@@ -35,7 +36,7 @@ def folded(job: Job, rank: int | None) -> bytes:
     place = None if rank is None else job.place_of(rank)
     for frames, times in stacks_of(job):
         names = [_text(each).replace(";", ",") for each in frames]
-        line = ";".join(" ".join(name.split()) for name in names)
+        line = ";".join(escape_line(" ".join(name.split())) for name in names)
         if place is None:
             numbers = [round(times.total)]
         else:

@@ -9,12 +9,14 @@ engine.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from workerserver.cluster.addresses import host_port
 from workerserver.cluster.ask.connection import MAX_FIELDS, MAX_HEAD_BYTES
+from workerserver.cluster.ask.engine.kept import Kept
 from workerserver.cluster.ask.engine.lanes import PATIENCE_SECONDS
 from workerserver.cluster.ask.exchange import GREETING, Answer, Progress, Question
 from workerserver.cluster.errors import NotATarget
@@ -35,7 +37,7 @@ __all__ = ["INTERRUPTED", "AtOnce", "Early", "Way", "_ask", "in_seconds", "way"]
 
 #: Workers whose requests are made ahead of their turn.
 AHEAD = 256
-#: The longest wait for a next answer, if one has come. Then another connection is tried.
+#: The longest wait for an answer on one connection. Then another connection is tried.
 STALL_SECONDS = 1.0
 #: The reason of a visit that ended before its deadline.
 INTERRUPTED = "interrupted"
@@ -111,7 +113,8 @@ class AtOnce:
     """Puts *questions* of each worker of *ways*, and calls *settle* with what came of it.
 
     At most *most* workers are asked at one time, and at most *working* that began within
-    PATIENCE_SECONDS.
+    PATIENCE_SECONDS. *kept*: where the connections stay when all has been answered, and where those
+    of earlier questions are.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class AtOnce:
         *,
         working: int,
         most: int,
+        kept: Kept | None = None,
     ) -> None:
         self._client = client
         self._ways = iter(ways.items())
@@ -132,12 +136,18 @@ class AtOnce:
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._asked: dict[int, tuple[Worker, Way, Sequence[Question]]] = {}
-        self._count = 0
+        self._made: dict[tuple[int, ...], tuple[Sequence[Question], bytes, tuple[int, ...]]] = {}
+        self._kept = kept
+        self._counter = itertools.count(1) if kept is None else kept.counter
         self._nameless: dict[int, Failed] = {}
         self._look_ups: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, list[int]] = {}
         self._bare = client.key is not None
         self._proves = client.asks_proof
+        if kept is not None and kept.fan is not None:
+            self._fan = kept.fan
+            self._fan.bound(working, most)
+            return
         self._fan = _ask.Fan(
             working=working,
             most=most,
@@ -148,6 +158,8 @@ class AtOnce:
             key=client.key,
             token=client.which.encode("ascii"),
         )
+        if kept is not None:
+            kept.fan = self._fan
 
     async def run(self) -> None:
         """Return when each worker is settled, or has been dropped by :meth:`stop`."""
@@ -160,7 +172,8 @@ class AtOnce:
             for task in self._look_ups.values():
                 task.cancel()
             await asyncio.gather(*self._look_ups.values(), return_exceptions=True)
-            self._fan.close()
+            if self._kept is None:
+                self._fan.close()
 
     def stop(self) -> None:
         """End the questions under way, and begin no other."""
@@ -192,6 +205,8 @@ class AtOnce:
                 self._look_up(number)
             for talk in ended:
                 worker, _, questions = self._asked.pop(talk.number)
+                if talk.kept and self._kept is not None:
+                    self._kept.numbers[worker] = talk.number
                 self._settle(worker, self._early(worker, questions, talk))
         except Exception as error:
             if not self._done.done():
@@ -207,41 +222,64 @@ class AtOnce:
         worker, way = found
         client = self._client
         questions = self._questions(worker)
-        host = "localhost" if worker.unix else worker.address
-        proven: tuple[tuple[int, int], ...] | None = None
-        if self._proves and not worker.unix:
-            request, proven = self._open_request(host, questions)
-        else:
-            request = b"".join(client.request(host, each, None, self._bare) for each in questions)
-        number = self._count = self._count + 1
+        seconds = client.deadline
+        if client.patience:
+            seconds = client.patience.get(worker, seconds)
+        if self._kept is not None and worker in self._kept.numbers:
+            number = self._kept.numbers.pop(worker)
+            request, limits, proven = self._request(worker, questions)
+            if self._fan.more(number, request, limits, seconds, proven=proven):
+                self._asked[number] = (worker, way, questions)
+                return
+        request, limits, proven = self._request(worker, questions, GREETING)
+        number = next(self._counter)
         self._asked[number] = (worker, way, questions)
         addresses = None if worker.unix else client.resolver.known(way.host)
         self._fan.add(
             number,
             request,
-            tuple(each.limit for each in questions),
-            client.patience.get(worker, client.deadline),
+            limits,
+            seconds,
             path=way.path,
             addresses=tuple(addresses or ()),
             port=way.port,
             trusting=worker.unix and self._bare,
+            keeps=self._kept is not None,
             proven=proven,
             rank=-1 if worker.rank is None or worker.assumed else worker.rank,
         )
 
-    def _open_request(
-        self, host: str, questions: Sequence[Question]
-    ) -> tuple[bytes, tuple[tuple[int, int], ...]]:
-        """The greeting and the questions, and the places where the proofs belong."""
+    def _request(
+        self, worker: Worker, questions: Sequence[Question], *greeting: Question
+    ) -> tuple[bytes, tuple[int, ...], tuple[tuple[int, int], ...] | None]:
+        """The bytes of *questions*, how large each answer may be, and the places where the proofs
+        belong, the first one that of the *greeting*. If nothing has to be proven, there are no
+        places, and no greeting."""
+        if worker.unix:
+            # Most workers are asked the same. Identity will do: what is kept here keeps them alive.
+            key = tuple(map(id, questions))
+            found = self._made.get(key)
+            if found is None:
+                found = self._made[key] = (questions, *self._plain("localhost", questions))
+            return *found[1:], None
+        host = worker.address
+        if not self._proves:
+            return *self._plain(host, questions), None
+        limits = tuple(each.limit for each in questions)
         parts: list[bytes] = []
         places = []
         size = 0
-        for question in (GREETING, *questions):
+        for question in (*greeting, *questions):
             before, after = self._client.pieces(host, question)
             places.append((size, size + len(before)))
             parts += (before, after)
             size += len(before) + len(after)
-        return b"".join(parts), tuple(places)
+        return b"".join(parts), limits, tuple(places)
+
+    def _plain(self, host: str, questions: Sequence[Question]) -> tuple[bytes, tuple[int, ...]]:
+        request = self._client.request
+        parts = [request(host, each, None, self._bare) for each in questions]
+        return b"".join(parts), tuple(each.limit for each in questions)
 
     # ---- names
 

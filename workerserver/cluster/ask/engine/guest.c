@@ -79,7 +79,7 @@ size_t ws_guest_request(
     size_t target_size, char out[WS_GUEST_VALUE]
 ) {
     unsigned char counter[8], body[WS_KEY], proof[WS_KEY];
-    unsigned char *line = guest->lines[guest->count];
+    unsigned char *line = guest->lines[guest->count % WS_GUEST_REQUESTS];
     char *at = out;
     guest->count++;
     put_number(counter, (uint64_t)guest->count, 8);
@@ -105,11 +105,14 @@ bool ws_guest_answered(
     unsigned char hashed[WS_KEY], given[WS_KEY], right[WS_KEY];
     if (!guest->session.challenged || number < 0 || number >= guest->count)
         return false;
+    if (number < guest->count - WS_GUEST_REQUESTS)
+        return false;
     if (info_size != 2 + 2 * WS_KEY || memcmp(info, "m=", 2) != 0)
         return false;
     if (!get_hex(given, WS_KEY, info + 2))
         return false;
     ws_blake2b(body, body_size, hashed, WS_KEY);
-    mac(&guest->session, 'a', (uint64_t)number + 1, status, guest->lines[number], hashed, right);
+    mac(&guest->session, 'a', (uint64_t)number + 1, status, guest->lines[number % WS_GUEST_REQUESTS],
+        hashed, right);
     return same(given, right, WS_KEY);
 }

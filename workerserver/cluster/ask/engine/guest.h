@@ -7,7 +7,7 @@
 #include "proof.h"
 
 enum {
-    WS_GUEST_REQUESTS = 8, /* on one connection */
+    WS_GUEST_REQUESTS = 8, /* on one connection that have no answer yet */
     WS_GUEST_TOKEN = 16,   /* bytes of a token's name */
     WS_GUEST_VALUE = 256,  /* room for the value of an Authorization field */
 };
@@ -15,8 +15,9 @@ enum {
 /* What one connection keeps. */
 typedef struct {
     ws_session session;
-    int count;                                      /* of requests */
-    unsigned char lines[WS_GUEST_REQUESTS][WS_KEY]; /* the hashes of their methods and targets */
+    int count; /* of requests */
+    /* The hashes of their methods and targets, of the last ones. */
+    unsigned char lines[WS_GUEST_REQUESTS][WS_KEY];
 } ws_guest;
 
 /* Begins a session with the key of the token of this name, at most WS_GUEST_TOKEN bytes. Writes the
@@ -37,8 +38,8 @@ size_t ws_guest_request(
     size_t target_size, char out[WS_GUEST_VALUE]
 );
 
-/* Whether an answer to request `number`, counted from 0, is the worker's own, as it was sent.
- * `info`: its Authentication-Info field. */
+/* Whether an answer to request `number`, counted from 0 over the whole connection, is the worker's
+ * own, as it was sent. `info`: its Authentication-Info field. */
 bool ws_guest_answered(
     const ws_guest *guest, int number, int status, const char *body, size_t body_size,
     const char *info, size_t info_size

@@ -80,16 +80,21 @@ cdef void loop_close(Loop *loop) noexcept nogil:
     loop.timer = loop.poller = -1
 
 
-cdef void begin(Loop *loop, Peer *peer) noexcept nogil:
-    peer.begun = loop.now
-    peer.deadline = loop.now + peer.seconds_ns
-    look_at(loop, peer.deadline)
+cdef void enlist(Loop *loop, Peer *peer) noexcept nogil:
+    """The peer is among those that have begun."""
     peer.before = NULL
     peer.after = loop.begun
     if loop.begun is not NULL:
         loop.begun.before = peer
     loop.begun = peer
     loop.begun_count += 1
+
+
+cdef void begin(Loop *loop, Peer *peer) noexcept nogil:
+    peer.begun = loop.now
+    peer.deadline = loop.now + peer.seconds_ns
+    look_at(loop, peer.deadline)
+    enlist(loop, peer)
     peer.young = True
     peer.younger = NULL
     peer.older = loop.youngest
@@ -99,7 +104,9 @@ cdef void begin(Loop *loop, Peer *peer) noexcept nogil:
         loop.youngest.younger = peer
     loop.youngest = peer
     loop.young += 1
-    if peer.address_count:
+    if peer.resumed:
+        resume(loop, peer)
+    elif peer.address_count:
         dial(loop, peer)
     else:
         peer.stage = NAMING
@@ -120,6 +127,9 @@ cdef bint begin_more(Loop *loop) noexcept nogil:
         and loop.begun_count < loop.most
         and not loop.stopped
     ):
+        # Who has not been asked comes before who may be asked more.
+        while loop.kept is not NULL and loop.begun_count + loop.kept_count >= loop.most:
+            give_up(loop, loop.kept)
         begin(loop, take(&loop.queued))
         some = True
     if loop.queued.size and oldest is not NULL:
@@ -134,6 +144,9 @@ cdef void scan(Loop *loop) noexcept nogil:
     loop.next_scan = INT64_MAX
     while peer is not NULL:
         after = peer.after
+        if peer.stage == ENDED:  # with its twin, in this search
+            peer = after
+            continue
         if peer.deadline <= loop.now:
             end(loop, peer, LATE)
         elif peer.stage == CONNECTING and peer.share <= loop.now:
@@ -144,6 +157,8 @@ cdef void scan(Loop *loop) noexcept nogil:
             redial(loop, peer, &peer.addresses[peer.address])
         elif is_stalled(loop, peer):
             end(loop, peer, STRANGE)
+        elif is_silent(loop, peer):
+            try_another(loop, peer)
         if peer.stage != ENDED:
             look_at(loop, next_moment(loop, peer))
         peer = after
@@ -153,23 +168,37 @@ cdef void scan(Loop *loop) noexcept nogil:
 cdef inline bint is_stalled(Loop *loop, Peer *peer) noexcept nogil:
     """Some answers have come, and of the next one nothing comes. The server may have lost it (one
     that reads no second request), or it may wait for what is stuck: another connection tells."""
+    return waits_for_next(peer) and peer.moved + loop.stall_ns <= loop.now
+
+
+cdef inline bint waits_for_next(const Peer *peer) noexcept nogil:
+    return peer.stage == ASKING and (peer.at > 0 or peer.resumed) and peer.size == peer.start
+
+
+cdef inline bint is_silent(Loop *loop, const Peer *peer) noexcept nogil:
+    """Nothing has come on the peer's first connection."""
+    return waits_for_first(peer) and peer.moved + loop.stall_ns <= loop.now
+
+
+cdef inline bint waits_for_first(const Peer *peer) noexcept nogil:
     return (
-        peer.stage == ASKING
-        and peer.at > 0
-        and peer.size == peer.start
-        and peer.moved + loop.stall_ns <= loop.now
+        (peer.stage == CONNECTING or (peer.stage == ASKING and peer.size == peer.start))
+        and peer.at == 0
+        and not peer.resumed
+        and not peer.twice
     )
 
 
 cdef inline int64_t next_moment(Loop *loop, Peer *peer) noexcept nogil:
     """When the peer has to be looked at again, if nothing happens."""
+    cdef int64_t moment = peer.deadline
     if peer.stage == CONNECTING:
-        return min(peer.deadline, peer.share)
+        moment = min(moment, peer.share)
     if peer.stage == PAUSED:
-        return min(peer.deadline, peer.wake)
-    if peer.stage == ASKING and peer.at > 0 and peer.size == peer.start:
-        return min(peer.deadline, peer.moved + loop.stall_ns)
-    return peer.deadline
+        moment = min(moment, peer.wake)
+    if waits_for_next(peer) or waits_for_first(peer):
+        moment = min(moment, peer.moved + loop.stall_ns)
+    return moment
 
 
 cdef void turn(Loop *loop, int batch) noexcept nogil:

@@ -20,7 +20,7 @@ cdef extern from "guest.h" nogil:
         WS_GUEST_TOKEN
         WS_GUEST_VALUE
     ctypedef struct ws_guest:
-        pass
+        int count
     size_t ws_guest_greeting(
         ws_guest *guest, const unsigned char *key, const char *token, size_t token_size, char *out
     ) noexcept
@@ -91,12 +91,20 @@ cdef struct Proving:
     size_t starts[MAX_QUESTIONS + 2]     # of the greeting and the requests, and the end of all
     size_t inserts[MAX_QUESTIONS + 1]    # where their Authorization fields belong
     size_t size                          # of `request`
+    int base                             # requests on the connection before these
     const char *request
     int64_t rank                         # the one that the worker has to have; -1: any
 
 
-# Invariants: fd >= 0 only while CONNECTING and ASKING. A peer is in `queued` until it begins, then
-# in the list of `begun`, and in `ended` from its end until Python takes it. Young peers have begun.
+# Invariants: fd >= 0 only while CONNECTING and ASKING, and while the connection is kept: from the
+# end of a peer that has answered until it begins again, with more questions, or until the
+# connection ends. A peer is in `queued` until it begins, then in the list of `begun`, and in the
+# line `ended` from its end until Python takes it. Young peers have begun. A kept connection is in
+# the list of `kept` unless its peer is queued again.
+#
+# Where a worker is silent, a second peer tries another connection beside the first. They are each
+# other's `twin` until one of them ends: then the other one ends too, or goes on alone. One of the
+# two owns what Python has given. The one that does not count is `dropped`, and Python gets no Talk.
 cdef struct Peer:
     void *number             # Python's own, an object of which the peer holds a reference
     void *request            # bytes, held too
@@ -110,6 +118,12 @@ cdef struct Peer:
     dial_address *addresses  # None until the name is known; the peer's own
     int address_count
     int address              # the one that is tried
+    bint keeps               # its connection stays open when it has answered
+    bint resumed             # it goes on, on a kept connection
+    bint listed              # in the list of kept connections
+    bint owns                # of two twins, the one that frees what is Python's
+    bint twice               # a second connection was tried
+    Peer *twin
     bint trusting            # the request holds the token: a Unix peer has to be root's or ours
     Proving *proving         # where both ends prove the token; else NULL
     bint met                 # the worker has proven itself
@@ -120,7 +134,7 @@ cdef struct Peer:
     int64_t deadline
     int64_t share            # the end of the time for this address
     int64_t wake
-    int64_t moved            # when the last byte came
+    int64_t moved            # when the last byte came, or when it was dialled
     size_t sent
     int question_count
     size_t limits[MAX_QUESTIONS]
@@ -137,7 +151,7 @@ cdef struct Peer:
     Peer *next               # in `queued` or `ended`
     Peer *younger            # in `young`, which is in the order of their begin
     Peer *older
-    Peer *after              # in the list of all that have begun
+    Peer *after              # in the list of all that have begun, or of kept connections
     Peer *before
 
 
@@ -152,7 +166,7 @@ cdef struct Loop:
     int working              # peers that are young at one time
     int most                 # peers that have begun at one time
     int64_t patience_ns      # a peer is young for so long
-    int64_t stall_ns         # the longest wait for a next answer
+    int64_t stall_ns         # the longest wait for an answer on one connection
     size_t max_head
     int max_fields
     int uid
@@ -167,10 +181,13 @@ cdef struct Loop:
     int64_t now
     Line queued
     Line ended
+    Line dropped             # ended, and nobody is told
     bint naming_came         # peers have begun that wait for their names, since Python asked
     Peer *oldest_young
     Peer *youngest
     int young
     Peer *begun
     int begun_count
+    Peer *kept               # the list of kept connections
+    int kept_count           # open ones, those of queued peers too
     bint stopped

@@ -5,8 +5,8 @@ from libc.errno cimport (
     EADDRNOTAVAIL, EAGAIN, EINPROGRESS, EINTR, EMFILE, ENFILE, ENOBUFS, errno
 )
 from libc.stdint cimport int64_t
-from libc.stdlib cimport realloc
-from libc.string cimport memcmp
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy
 from posix.unistd cimport close
 
 from workerserver.process.epoll cimport (
@@ -64,8 +64,31 @@ cdef inline void hang_up(Peer *peer) noexcept nogil:
 
 
 cdef void end(Loop *loop, Peer *peer, How how) noexcept nogil:
-    """The peer has ended: Python takes it."""
-    hang_up(peer)
+    """The peer has ended: Python takes it. Of two that ask one worker, one counts."""
+    cdef Peer *other = peer.twin
+    if other is NULL:
+        leave(loop, peer, how, &loop.ended)
+        return
+    peer.twin = other.twin = NULL
+    if how == UNREACHED or how == SHUT or how == CUT:
+        own(other, peer)
+        leave(loop, peer, how, &loop.dropped)
+        return
+    if (how == LATE or how == STOPPED) and other.stage > peer.stage:
+        peer, other = other, peer
+    own(peer, other)
+    leave(loop, other, how, &loop.dropped)
+    leave(loop, peer, how, &loop.ended)
+
+
+cdef inline void own(Peer *peer, Peer *other) noexcept nogil:
+    """The *peer* frees what is Python's, not the *other* one."""
+    other.owns = False
+    peer.owns = True
+
+
+cdef void leave(Loop *loop, Peer *peer, How how, Line *line) noexcept nogil:
+    """The peer goes from those that have begun into *line*."""
     peer.how = how
     peer.was = peer.stage
     peer.stage = ENDED
@@ -77,7 +100,42 @@ cdef void end(Loop *loop, Peer *peer, How how) noexcept nogil:
     if peer.after is not NULL:
         peer.after.before = peer.before
     loop.begun_count -= 1
-    put(&loop.ended, peer)
+    put(line, peer)
+    if how == ANSWERED and peer.keeps and not peer.reply.closes:
+        keep(loop, peer)
+    else:
+        hang_up(peer)
+
+
+cdef void keep(Loop *loop, Peer *peer) noexcept nogil:
+    """The connection stays open for more questions."""
+    peer.listed = True
+    peer.before = NULL
+    peer.after = loop.kept
+    if loop.kept is not NULL:
+        loop.kept.before = peer
+    loop.kept = peer
+    loop.kept_count += 1
+
+
+cdef void unlist(Loop *loop, Peer *peer) noexcept nogil:
+    if not peer.listed:
+        return
+    peer.listed = False
+    if peer.before is NULL:
+        loop.kept = peer.after
+    else:
+        peer.before.after = peer.after
+    if peer.after is not NULL:
+        peer.after.before = peer.before
+
+
+cdef void give_up(Loop *loop, Peer *peer) noexcept nogil:
+    """A connection that was kept is kept no more."""
+    unlist(loop, peer)
+    if peer.fd >= 0:
+        loop.kept_count -= 1
+    hang_up(peer)
 
 
 cdef void grow_old(Loop *loop, Peer *peer) noexcept nogil:
@@ -110,6 +168,8 @@ cdef void dial(Loop *loop, Peer *peer) noexcept nogil:
     cdef dial_address *address = &peer.addresses[peer.address]
     cdef int left = peer.address_count - peer.address
     peer.share = peer.deadline
+    peer.moved = loop.now
+    look_at(loop, loop.now + loop.stall_ns)
     if left > 1:
         peer.share = loop.now + max((peer.deadline - loop.now) // left, LEAST_NS)
         look_at(loop, peer.share)
@@ -161,6 +221,72 @@ cdef void connected(Loop *loop, Peer *peer, int operation) noexcept nogil:
     watch(loop, peer, operation, not send_on(peer))
 
 
+cdef void resume(Loop *loop, Peer *peer) noexcept nogil:
+    """Put more questions on the connection that was kept."""
+    if peer.fd < 0:
+        end(loop, peer, STRANGE)
+        return
+    loop.kept_count -= 1
+    peer.stage = ASKING
+    peer.moved = loop.now
+    look_at(loop, loop.now + loop.stall_ns)
+    if peer.proving is not NULL and not sign_more(peer):
+        end(loop, peer, STRANGE)
+        return
+    watch(loop, peer, EPOLL_CTL_MOD, not send_on(peer))
+
+
+cdef void try_another(Loop *loop, Peer *peer) noexcept nogil:
+    """Try a second connection beside the first, on which nothing comes: a packet may have been
+    lost, or what should answer on the first one is stuck."""
+    cdef Peer *twin
+    peer.twice = True
+    if loop.begun_count + loop.kept_count >= loop.most or loop.stopped:
+        return
+    twin = copy(peer)
+    if twin is NULL:
+        return
+    peer.twin = twin
+    twin.twin = peer
+    enlist(loop, twin)
+    dial(loop, twin)
+
+
+cdef Peer *copy(const Peer *peer) noexcept nogil:
+    """A peer that asks the same worker the same. NULL without memory."""
+    cdef Peer *twin = <Peer *>calloc(1, sizeof(Peer))
+    cdef size_t size = <size_t>peer.address_count * sizeof(dial_address)
+    if twin is NULL:
+        return NULL
+    twin.number = peer.number
+    twin.request = peer.request
+    twin.out = peer.out
+    twin.out_size = peer.out_size
+    twin.fd = -1
+    twin.address_count = peer.address_count
+    twin.address = peer.address
+    twin.keeps = peer.keeps
+    twin.twice = True
+    twin.trusting = peer.trusting
+    twin.begun = peer.begun
+    twin.deadline = peer.deadline
+    twin.question_count = peer.question_count
+    memcpy(twin.limits, peer.limits, sizeof(peer.limits))
+    twin.addresses = <dial_address *>malloc(size)
+    if peer.proving is not NULL:
+        twin.proving = <Proving *>malloc(sizeof(Proving))
+    if twin.addresses is NULL or (peer.proving is not NULL and twin.proving is NULL):
+        free(twin.addresses)
+        free(twin.proving)
+        free(twin)
+        return NULL
+    memcpy(twin.addresses, peer.addresses, size)
+    if twin.proving is not NULL:
+        memcpy(twin.proving, peer.proving, sizeof(Proving))
+        twin.proving.out = NULL
+    return twin
+
+
 cdef bint send_on(Peer *peer) noexcept nogil:
     """Send the rest of the requests. False if the socket is full."""
     cdef Py_ssize_t count
@@ -204,6 +330,9 @@ cdef void event(Loop *loop, Peer *peer, bint writable) noexcept nogil:
             watch(loop, peer, EPOLL_CTL_MOD, False)
         if peer.stage == ASKING:
             receive(loop, peer)
+    elif peer.fd >= 0:
+        # A kept connection has ended, or the worker speaks without being asked.
+        give_up(loop, peer)
 
 
 cdef void receive(Loop *loop, Peer *peer) noexcept nogil:
@@ -230,7 +359,7 @@ cdef void receive(Loop *loop, Peer *peer) noexcept nogil:
 
 cdef void closed_by_peer(Loop *loop, Peer *peer) noexcept nogil:
     """A server may close a connection at any time after an answer."""
-    if peer.at:
+    if peer.at or peer.resumed:
         end(loop, peer, STRANGE)
     else:
         end(loop, peer, CUT if peer.size > peer.start else SHUT)
@@ -300,7 +429,9 @@ cdef void read_answers(Loop *loop, Peer *peer) noexcept nogil:
         peer.head_size = peer.scanned = 0
         peer.at += 1
         # The next answer may need the GIL: the client asks for what can be had without.
-        if (peer.reply.closes or peer.reply.without_gil) and peer.at < peer.question_count:
+        if peer.at < peer.question_count and (
+            peer.reply.closes or (peer.reply.without_gil and not peer.resumed)
+        ):
             end(loop, peer, STRANGE)
             return
     if peer.size > peer.start:

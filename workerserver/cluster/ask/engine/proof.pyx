@@ -15,18 +15,24 @@ cdef bint greet(Loop *loop, Peer *peer) noexcept nogil:
     cdef Proving *proving = peer.proving
     cdef char value[WS_GUEST_VALUE]
     cdef size_t size, at
-    # One buffer for the greeting, and then for all requests.
-    proving.out = <char *>malloc(
-        proving.size + <size_t>(peer.question_count + 1) * (FIELD + WS_GUEST_VALUE)
-    )
     size = ws_guest_greeting(&proving.guest, loop.key, loop.token, loop.token_size, value)
-    if proving.out is NULL or size == 0:
+    if not make_out(peer) or size == 0:
         return False
     at = put_request(proving, 0, value, size, 0, proving.starts[1])
     peer.out = proving.out
     peer.out_size = at
     peer.sent = 0
     return True
+
+
+cdef bint make_out(Peer *peer) noexcept nogil:
+    """One buffer for the greeting, and then for all requests."""
+    cdef Proving *proving = peer.proving
+    free(proving.out)
+    proving.out = <char *>malloc(
+        proving.size + <size_t>(peer.question_count + 1) * (FIELD + WS_GUEST_VALUE)
+    )
+    return proving.out is not NULL
 
 
 cdef size_t put_request(
@@ -49,13 +55,7 @@ cdef bint meet(Peer *peer, const char *data) noexcept nogil:
     """Read the answer to the greeting, and prepare the requests. False if the worker has not proven
     itself, or is another one."""
     cdef Proving *proving = peer.proving
-    cdef char value[WS_GUEST_VALUE]
-    cdef const char *method
-    cdef const char *target
-    cdef const char *line_end
-    cdef size_t size, at = 0
     cdef int64_t rank = -1
-    cdef int i
     if peer.reply.status != 401 or not peer.reply.challenge_size:
         return False
     if not ws_guest_meet(
@@ -64,6 +64,21 @@ cdef bint meet(Peer *peer, const char *data) noexcept nogil:
         return False
     if proving.rank >= 0 and rank >= 0 and rank != proving.rank:
         return False
+    peer.met = True
+    sign(peer)
+    return True
+
+
+cdef void sign(Peer *peer) noexcept nogil:
+    """Prepare the requests, each with its proof."""
+    cdef Proving *proving = peer.proving
+    cdef char value[WS_GUEST_VALUE]
+    cdef const char *method
+    cdef const char *target
+    cdef const char *line_end
+    cdef size_t size, at = 0
+    cdef int i
+    proving.base = proving.guest.count
     for i in range(1, peer.question_count + 1):
         method = proving.request + proving.starts[i]
         target = <const char *>memchr(method, c" ", proving.inserts[i] - proving.starts[i]) + 1
@@ -77,7 +92,14 @@ cdef bint meet(Peer *peer, const char *data) noexcept nogil:
     peer.out = proving.out
     peer.out_size = at
     peer.sent = 0
-    peer.met = True
+
+
+cdef bint sign_more(Peer *peer) noexcept nogil:
+    """Prepare more requests on a connection on which both ends have proven the token: the count of
+    requests goes on. False without memory."""
+    if not make_out(peer):
+        return False
+    sign(peer)
     return True
 
 
@@ -85,8 +107,8 @@ cdef bint is_own(const Peer *peer, const char *data) noexcept nogil:
     """Whether the whole answer at *data* is the worker's own."""
     cdef const Reply *reply = &peer.reply
     return ws_guest_answered(
-        &peer.proving.guest, peer.at, reply.status, data + peer.head_size, reply.length,
-        data + reply.info, reply.info_size
+        &peer.proving.guest, peer.proving.base + peer.at, reply.status, data + peer.head_size,
+        reply.length, data + reply.info, reply.info_size
     )
 
 

@@ -32,6 +32,9 @@ from workerserver.ranks import unpack
 
 __all__ = ["decode"]
 
+#: Of summaries that workers have in common and that can't be kept as one shape, in all of a group.
+MAX_ALIKE_CHARACTERS = 16 << 20
+
 
 def decode(answer: Answer, collector: Worker) -> list[RankState]:
     """The states of the collector's workers, to be asked further through *collector*, in the order
@@ -148,7 +151,10 @@ def _summaries(told: Mapping[str, Any] | None, count: int) -> Iterator[Any]:
     if shape is None:
         if places or ranks is not None:
             raise ValueError("the summary is no JSON object")
-        return iter([json_object(parts[0]) for _ in range(count)])
+        # Each of these workers is read by itself later, so one long text would be work without end.
+        if len(parts[0]) * count > MAX_ALIKE_CHARACTERS:
+            raise ValueError(f"the summary has {len(parts[0])} characters, for {count} workers")
+        return repeat(json_object(parts[0]), count)
     own: Iterable[Any] = repeat(shape.rank, count)
     if ranks is not None:
         own = [checked({"rank": rank}, "rank", int) for rank in _column(ranks, "ranks", count)]

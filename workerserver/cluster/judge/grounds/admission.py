@@ -74,10 +74,12 @@ def hindrance(
         few = 2 * len(absent) < len(job.expected) and set(absent) == {rank}
         if blocked.kind != "p2p" or wait is None or wait.silent or not few:
             return "waits"
-        if _others_in_p2p(job, rank):
+        if _others_in_p2p(job, rank) or _peer_waits(job, rank):
             return "waits"
         return is_late(job, rank, wait)
     if blocked.helped or blocked.kind == "device" or job.victims_at(rank):
+        return "waits"
+    if blocked.bound and (wait is None or not _keeps_all(job, rank, absent)):
         return "waits"
     if one_works(job, rank) or may_work(job, rank):
         return "child"
@@ -230,6 +232,15 @@ def _alone(job: Job, rank: int, absent: Collection[int]) -> bool:
     )
 
 
+def _keeps_all(job: Job, rank: int, absent: Collection[int]) -> bool:
+    """All other ranks answer, and have an operation under way, or wait by their stacks. Only *rank*
+    has not come. So whomever it waits for itself, nobody goes on before it comes."""
+    others = (each for each in job.expected if each != rank)
+    return set(absent) == {rank} and all(
+        each in job.blocked and (job.blocked[each].on_ranks or job.pending(each)) for each in others
+    )
+
+
 def _is_only_guess(job: Job, rank: int, absent: Collection[int]) -> bool:
     """All others are seen, and of none is it only guessed, too, what it waits for: members of one
     operation that no ring holds any more would all stand so."""
@@ -252,6 +263,16 @@ def _others_in_p2p(job: Job, rank: int) -> bool:
     )
 
 
+def _peer_waits(job: Job, rank: int) -> bool:
+    """The other side of its send or receive waits for ranks, too: then *rank* is a victim, or one
+    of a ring."""
+    edge = job.chains.edges.get(rank)
+    if edge is None:
+        return False
+    peer = job.blocked.get(edge.peer)
+    return edge.peer in job.chains.edges or (peer is not None and peer.on_ranks)
+
+
 def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
     """At a line of the user's in C code, which may wait for other ranks: in a point-to-point
     operation of gloo's, for a key of the store, for a lock that another process has."""
@@ -260,13 +281,10 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
     if len(job.expected) == 1:
         return None
     if blocked.kind == "unknown":  # nothing is told of the kernel
-        others = [
-            each
-            for each, its in job.blocked.items()
-            if each != rank and its.kind == "unknown" and not job.pending(each)
-        ]
-        if others or len(absent) > 1 or len(job.expected) == 2 or job.now.gone:
-            return "waits"  # one of them may wait for another, or for one that can't be seen
+        if job.pending(rank):
+            return "waits"  # perhaps for that operation: work.wait() leaves no frame
+        if len(job.expected) == 2 or job.now.gone or not _keeps_all(job, rank, absent):
+            return "waits"  # perhaps for one that waits for nobody, or that can't be seen
     if blocked.call in (FILE_LOCK, STORE) and _alone(job, rank, absent):
         return None  # whoever ends that wait, no other rank can go on before this one comes
     if blocked.call in (FILE_LOCK, STORE) or (record is not None and record.unrecorded):

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from workerserver.job.printable import escape
+
 __all__ = [
     "clock",
     "count",
@@ -27,16 +29,7 @@ MAX_TEXT = 4000
 def text(value: Any, most: int = MAX_TEXT) -> str:
     """*value* as text of an element or of an attribute in double quotes, cut to *most* characters.
     What can't be seen, or turns the direction of writing, is spelled out (``\\u202e``)."""
-    plain = cut(str(value), most)
-    if not plain.isprintable():
-        plain = "".join(
-            each if each.isprintable() or each == "\n" else _spell(each) for each in plain
-        )
-    return html.escape(plain)
-
-
-def _spell(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+    return html.escape(escape(cut(str(value), most)))
 
 
 def cut(value: str, most: int) -> str:
