@@ -109,8 +109,9 @@ def compare(plain: Trainer, boxed: Trainer, blocks: int, found: Found) -> None:
 
 def keeper_spent(boxed: Trainer) -> tuple[float, float]:
     """Its processor time so far in seconds, and its memory in MB: what is its alone, and its share
-    of what it shares with others (Pss)."""
+    of what it shares with others (Pss). With the process that it has forked for diagnoses."""
     folder = f"{boxed.path}.boxes".encode()
+    seconds = megabytes = 0.0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = path.read_bytes().split(b"\0")
@@ -120,8 +121,11 @@ def keeper_spent(boxed: Trainer) -> tuple[float, float]:
             memory = re.search(
                 r"^Pss:\s+(\d+) kB", (path.parent / "smaps_rollup").read_text(), re.M
             )
-            return spent, int(memory[1]) * 1024 / 1e6 if memory is not None else 0.0
-    raise RuntimeError("there is no keeper")
+            seconds += spent
+            megabytes += int(memory[1]) * 1024 / 1e6 if memory is not None else 0.0
+    if not megabytes:
+        raise RuntimeError("there is no keeper")
+    return seconds, megabytes
 
 
 def run(context: Context) -> Report:

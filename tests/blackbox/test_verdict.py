@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ Put = tuple[LaneName, float, Mapping[str, Any]]
 
 LOAD: Put = ("stacks", 5.0, stacks_of(("/job/data.py", 33, "load_batch"), ("/job/t.py", 9, "main")))
 TORCH = "/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py"
+BLACK_BOX = "/lib/python3.11/site-packages/workerserver/native/black_box.py"
 REDUCE: Put = ("stacks", 5.0, stacks_of((TORCH, 3000, "all_reduce"), ("/job/t.py", 12, "main")))
 
 
@@ -59,8 +61,8 @@ TOLD = sent(signal.SIGTERM, pid=99)
         ([EXIT, gone(0)], "clean", "ended by itself"),
         ([EXIT, gone(None)], "clean", "ended by itself"),
         ([EXIT, gone(3 << 8)], "status", "left with exit status 3"),
-        ([gone(7 << 8)], "status", "left with exit status 7 by os._exit or from C"),
-        ([gone(0)], "status", "left with exit status 0 by os._exit or from C"),
+        ([gone(7 << 8)], "status", "left with exit status 7 by os._exit, exec or from C"),
+        ([gone(0)], "left", "left with exit status 0 by os._exit, exec or from C"),
         ([gone(9)], "killed", "was killed (SIGKILL)"),
         ([gone(9, 1)], "oom", "was killed (out of memory)"),
         ([gone(9, None)], "killed", "was killed (SIGKILL)"),
@@ -87,6 +89,12 @@ TOLD = sent(signal.SIGTERM, pid=99)
             "ended by ValueError: no",
         ),
         ([raised("ValueError", ""), gone(None)], "exception", "ended by ValueError"),
+        (
+            [raised("RuntimeError", "a worker is gone"), EXIT, gone(1 << 8, 1)],
+            "exception",
+            "ended by RuntimeError: a worker is gone after the kernel had killed a process of its "
+            "cgroup (out of memory)",
+        ),
         ([raised("KeyboardInterrupt", ""), gone(2)], "terminated", INTERRUPTED),
         ([raised("KeyboardInterrupt", ""), EXIT, gone(1 << 8)], "terminated", INTERRUPTED),
     ],
@@ -169,10 +177,81 @@ def test_an_exception_names_the_users_line_and_shows_the_traceback(tmp_path: Pat
     assert "File data.py, line 33" in text
 
 
+def test_old_boxes_do_not_say_that_a_job_is_healthy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their keeper may be gone, or their folder full: then no end is in them."""
+    now = STARTED + 8.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    copied: Put = ("keeper", 8.0, {"copied": now, "ended": None})
+    told = {"status": "ok", "pid": 4711, "rank": 0, "world_size": 1, "step_age_s": 0.1}
+    steps: list[Put] = [
+        ("state", at, {"health": {**told, "step": step}, "files": {}})
+        for at, step in ((4.0, 1203), (5.0, 1204))
+    ]
+    path = put_box(tmp_path, 0, ("stacks", 4.0, LOAD[2]), LOAD, *steps, copied, size=1)
+    os.utime(path, (now, now))
+    status, text = verdict(tmp_path)
+    assert status == 0, text
+    for later in (3600, -3600):  # a clock that is behind the others is no sign of life
+        monkeypatch.setattr(time, "time", lambda later=later: now + later)
+        status, text = verdict(tmp_path)
+        assert status == 2, text
+        assert text.startswith("could not tell: the newest black box is 3,600 s old")
+
+
+def test_who_is_killed_long_after_sigterm_began_nothing(tmp_path: Path) -> None:
+    """It was stopped, say, and could not act on its own SIGTERM."""
+    put_box(tmp_path, 0, REDUCE, TOLD, gone(15), size=2)
+    late = {"copied": 1.0, "ended": STARTED + 36.0, "wait_status": 9, "oom_kills": 0}
+    put_box(tmp_path, 1, LOAD, ("keeper", 37.0, late), size=2)
+    text = verdict(tmp_path)[1]
+    assert not text.startswith("rank 1 was killed"), text
+    assert json_verdict(tmp_path)["culprits"] == []
+    assert "rank 1 was killed (SIGKILL)" in text  # how the ranks ended
+    put_box(tmp_path, 1, LOAD, gone(9), size=2)
+    assert verdict(tmp_path)[1].startswith("rank 1 was killed (SIGKILL) at ")
+
+
+def json_verdict(folder: Path) -> dict[str, Any]:
+    return dict(json.loads(verdict(folder, "--json")[1]))
+
+
+def test_an_exit_status_has_the_last_line_of_the_program(tmp_path: Path) -> None:
+    """At the interpreter's exit our own functions alone are on the stack."""
+    at_exit: Put = ("last", 6.5, stacks_of((BLACK_BOX, 155, "_write_end")))
+    put_box(tmp_path, 0, LOAD, EXIT, at_exit, gone(3 << 8), size=1)
+    status, text = verdict(tmp_path)
+    assert status == 1
+    assert "rank 0 left with exit status 3 at " in text
+    assert "in load_batch(), data.py:33" in text
+
+
 def test_everybody_ended_by_itself(tmp_path: Path) -> None:
     for rank in range(4):
         put_box(tmp_path, rank, LOAD, EXIT, gone(0))
     assert verdict(tmp_path)[0] == 3
+
+
+@pytest.mark.parametrize("end", [EXIT, LOAD])
+def test_who_leaves_a_job_that_is_done_is_accused_of_nothing(end: Put, tmp_path: Path) -> None:
+    """By ``os._exit(0)``: so destructors that hang are left out."""
+    put_box(tmp_path, 0, end, gone(0), size=2)
+    put_box(tmp_path, 1, LOAD, gone(0), size=2)
+    status, text = verdict(tmp_path)
+    assert status == 3, text
+    assert "rank 1 left with exit status 0" in text or "ranks 0-1 left" in text
+
+
+def test_who_leaves_a_job_that_goes_on_is_named(tmp_path: Path) -> None:
+    put_box(tmp_path, 0, EXIT, gone(0), size=3)
+    put_box(tmp_path, 1, LOAD, gone(0), size=3)
+    put_box(tmp_path, 2, REDUCE, TOLD, gone(15), size=3)  # it waited until it was ended
+    status, text = verdict(tmp_path)
+    assert status == 1, text
+    assert text.startswith("rank 1 left with exit status 0 by os._exit, exec or from C at ")
+    put_box(tmp_path, 3, LOAD, gone(9), size=4)
+    assert verdict(tmp_path)[1].startswith("rank 3 was killed (SIGKILL) at ")
 
 
 def test_a_rank_without_a_box_is_said_and_keeps_the_verdict_open(tmp_path: Path) -> None:
@@ -265,6 +344,58 @@ def test_runs_are_told_apart_and_hosts_belong_together(tmp_path: Path) -> None:
     with contextlib.redirect_stdout(out):
         assert blackbox.main(["--all", "--json", str(tmp_path)]) == 0
     assert [run["without_box"] for run in json.loads(out.getvalue())["runs"]] == [[], [1]]
+
+
+@pytest.mark.parametrize("ahead", [3600, -3600])
+def test_hosts_whose_clocks_differ_belong_together(ahead: int, tmp_path: Path) -> None:
+    """The times of the files, all by one clock, tell that the job ran on both at the same time."""
+    paths = []
+    for began, run in ((0, 1), (300, 2)):
+        for rank, host, clock in ((0, "node7", 0), (1, "node8", ahead)):
+            when = STARTED + began + clock
+            end = gone(0) if (rank, run) == (0, 1) else gone(9)
+            told: Put = ("keeper", 8.0, {**end[2], "copied": when + 8, "ended": when + 7})
+            path = put_box(
+                tmp_path, rank, LOAD, told, began=began + clock + 9000, host=host, size=2
+            )
+            os.utime(path, (when + 9000 - clock, when + 9000 + 8 - clock))
+            paths.append(path)
+    runs = runs_in([str(tmp_path)])[0]
+    assert [[box.rank for box in run.boxes] for run in runs] == [[0, 1], [0, 1]]
+    assert [run.clocks_differ_s for run in runs] == [3600, 3600]
+    assert [{str(box.path) for box in run.boxes} for run in runs] == [
+        {str(path) for path in paths[2:]},
+        {str(path) for path in paths[:2]},
+    ]
+    text = verdict(tmp_path)[1]
+    assert "the clocks of its hosts differ by about 3,600 s: each time is by its own" in text
+    # In files that were copied again nothing of this is left.
+    for path in paths:
+        os.utime(path, (STARTED + 99999, STARTED + 99999))
+    assert len(runs_in([str(tmp_path)])[0]) == 4
+
+
+def test_an_exception_of_another_thread_is_shown(tmp_path: Path) -> None:
+    raises = raised("ValueError", "no batch")[2]
+    told: Put = ("end", 3.0, {**raises, "why": "thread", "name": "prefetch"})
+    put_box(tmp_path, 0, LOAD, told, gone(9))
+    text = verdict(tmp_path)[1]
+    assert text.startswith("rank 0 was killed (SIGKILL)")
+    raised_there = "ValueError: no batch, in the thread prefetch, in load_batch(), /job/data.py:33"
+    assert f"before: {raised_there}" in text
+
+
+def test_a_rank_that_somebody_ended_alone_is_named(tmp_path: Path) -> None:
+    """By ``kill PID``. The launcher has ended the others because of it."""
+    by_launcher, stranger = sent(signal.SIGTERM, pid=98), sent(signal.SIGTERM, pid=99)
+    for rank in range(3):
+        put_box(tmp_path, rank, LOAD, stranger if rank == 1 else by_launcher, gone(15), size=3)
+    status, text = verdict(tmp_path)
+    assert status == 1, text
+    assert text.startswith("rank 1 was ended by SIGTERM from process 99 at ")
+    assert "; ranks 0,2 were ended by SIGTERM" in text
+    put_box(tmp_path, 2, LOAD, stranger, gone(15), size=3)  # as Slurm ends a job
+    assert verdict(tmp_path)[0] == 2
 
 
 def test_no_boxes(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.boxes.left import await_box, boxes_in
 from support.boxes.watched import SECONDS, watched
+from support.commands import answer
 from support.waiting import wait_until
 
 from workerserver.blackbox.place import label_of
@@ -90,6 +93,57 @@ def test_a_rank_is_gone(tmp_path: Path) -> None:
         assert job.end(0, "os_exit") == 7
         job.await_none()
         assert [each for each in job.lines() if not each.startswith("the job goes on")] == [line]
+
+
+def test_boxes_that_can_no_longer_be_copied(tmp_path: Path) -> None:
+    """As on a disk that runs full: one line, and the boxes stay where they are."""
+    with watched(tmp_path) as job:
+        (run,) = wait_for_runs(job.boxes)
+        shutil.rmtree(run)
+        run.touch()
+        wait_until(lambda: "can't be copied to" in job.log.read_text(), SECONDS)
+        (line,) = [each for each in job.log.read_text().splitlines() if "can't be copied" in each]
+        assert f"to {job.boxes}: Not a directory; " in line
+        (left,) = Path(line.rpartition(": ")[2]).glob("*.box")
+        assert job.end(0, "kill") == -signal.SIGKILL
+        job.await_none()
+        assert job.log.read_text().count("can't be copied") == 1
+        status, verdict = answer("diagnose", str(left.parent))
+        assert status == 1
+        assert "SIGKILL" in verdict["verdict"]
+
+
+def wait_for_runs(boxes: Path) -> list[Path]:
+    wait_until(lambda: list(boxes.glob("*/rank*.box")), SECONDS)
+    return [path.parent for path in boxes.glob("*/rank*.box")]
+
+
+def test_ranks_that_leave_with_status_0(tmp_path: Path) -> None:
+    """By ``os._exit(0)``, one after the other: the job is done."""
+    with watched(tmp_path, 2) as job:
+        # The kernel tells how a process has ended to a keeper that knew the process before.
+        wait_until(lambda: len(list(job.boxes.glob("*/rank*.box"))) == 2, SECONDS)
+        assert job.end(1, "leave") == 0
+        await_box(job.boxes, job.ranks[1].pid)
+        assert job.end(0, "leave") == 0
+        job.await_none()
+        assert job.lines() == []
+        assert job.verdicts() == []
+
+
+def test_a_program_that_becomes_another_one(tmp_path: Path) -> None:
+    """By exec(), as scripts do that set a variable for a library: same pid, a new box."""
+    with watched(tmp_path) as job:
+        begun = job.folder / "rank0" / "begun0"
+        begun.unlink()
+        (job.folder / "rank0" / "end").write_text("exec")
+        wait_until(begun.exists, SECONDS)
+        assert job.end(0) == 0
+        job.await_none()
+        assert "keeps no black box" not in job.log.read_text()
+        assert job.lines() == []
+        (box,) = boxes_in(job.boxes)
+        assert [end.value["why"] for end in box.ends] == ["exit"]
 
 
 def test_ranks_of_another_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

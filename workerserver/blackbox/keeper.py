@@ -29,8 +29,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workerserver.blackbox.format import BoxError, parse
-from workerserver.blackbox.known_end import is_clean, keeper_slot
-from workerserver.blackbox.place import BOX, LEFT, READY, RUN, SUFFIX
+from workerserver.blackbox.known_end import is_clean, keeper_slot, mark_end
+from workerserver.blackbox.place import BOX, LEFT, READY, RUN, SMALL_HEAP, SUFFIX
 from workerserver.blackbox.read import Box, decode, read_bytes
 from workerserver.blackbox.watchdog.incident import Settings
 from workerserver.blackbox.watchdog.watch import REST_SECONDS, Watch
@@ -94,6 +94,8 @@ class Rank:
 
 def main() -> int:
     options = _options()
+    for name in SMALL_HEAP:  # glibc has read them, and what the watchdog starts is none of theirs
+        os.environ.pop(name, None)
     if options.stderr is not None:
         os.set_inheritable(options.stderr, False)
     if os.fork():  # nobody waits for us
@@ -110,6 +112,8 @@ def main() -> int:
         _tell(READY)  # another keeper works here
         return 0
     watch = None if options.watch is None else Watch(_settings(options), options.stderr)
+    if watch is not None:
+        watch.get_ready()
     if options.folder is None:
         _tell(READY)
         if watch is not None:
@@ -238,6 +242,7 @@ class Keeper:
         self._run = os.path.join(folder, f"{began}-{label}")
         self._owner = os.geteuid()  # of the run's folder; a network file system may say another
         self._ranks: dict[str, Rank] = {}
+        self._warned = True  # who has started us hears what keeps us from beginning
         self.last_end = 0.0
         """When a rank was last seen to have ended, by the monotonic clock."""
 
@@ -256,6 +261,7 @@ class Keeper:
                 self._copy(rank, {"ended": None})
         self._prune()
         _sweep(self._boxes)
+        self._warned = False
 
     def run(self) -> None:
         """Until the last rank has ended."""
@@ -309,6 +315,8 @@ class Keeper:
             with contextlib.suppress(OSError):
                 os.unlink(rank.path)
         else:  # so that this keeper does not try again
+            with contextlib.suppress(OSError, BoxError):
+                mark_end(rank.path, now, wait_status=status, oom_kills=more)
             with contextlib.suppress(OSError):
                 os.rename(rank.path, rank.path.removesuffix(SUFFIX) + LEFT)
         if self._watch is not None:  # now that the file lies where it stays
@@ -339,11 +347,25 @@ class Keeper:
         offset, slot = keeper_slot(contents, known)
         data[offset : offset + len(slot)] = slot
         name = f"rank{'-unknown' if box.rank is None else box.rank}-{rank.pid}.box"
-        _write(os.path.join(self._run, name), data)
+        try:
+            _write(os.path.join(self._run, name), data)
+        except OSError as error:
+            self._warn(error)
+            raise
         if rank.name not in ("", name):  # the rank has become known
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self._run, rank.name))
         rank.name = name
+
+    def _warn(self, error: OSError) -> None:
+        """Once: a disk that has run full, say. The boxes are copied again when that works again."""
+        if not self._warned and self._watch is not None:
+            self._warned = True
+            reason = error.strerror or str(error)
+            self._watch.warn(
+                f"workerserver: black boxes can't be copied to {self._folder}: {reason}; "
+                f"until that works, diagnose them here: {self._boxes}"
+            )
 
     def _prune(self) -> None:
         """Delete the oldest runs of this host, as far as they hold nothing but boxes. Other users

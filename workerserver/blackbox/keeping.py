@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from workerserver.blackbox.place import READY
+from workerserver.blackbox.place import READY, SMALL_HEAP
 
 __all__ = ["Watchdog", "start_keeper"]
 
@@ -129,4 +129,4 @@ def _environment(watches: bool) -> dict[str, str]:
     if path:
         parts = (os.path.abspath(part) for part in path.split(os.pathsep) if part)
         environment["PYTHONPATH"] = os.pathsep.join(parts)
-    return environment
+    return {**environment, **SMALL_HEAP}

@@ -25,15 +25,15 @@ def keeper_slot(contents: Contents, told: Mapping[str, Any]) -> tuple[int, bytes
     return lane.offset, slot
 
 
-def mark_end(path: str, ended: float) -> bool:
+def mark_end(path: str, ended: float, **more: int | None) -> bool:
     """Write into the box of a process that is gone when it was seen to be gone, in seconds since
-    the epoch: nobody could copy it. Whether that was a clean end, as the box tells. OSError,
-    BoxError."""
+    the epoch, and what *more* is known: nobody could copy it. Whether that was a clean end, as the
+    box tells. OSError, BoxError."""
     data = read_bytes(path)
     contents = parse(data)
     box = decode(contents, path)
     if box.keeper is None:
-        offset, slot = keeper_slot(contents, {"ended": ended})
+        offset, slot = keeper_slot(contents, {"ended": ended, **more})
         descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.pwrite(descriptor, slot, offset)

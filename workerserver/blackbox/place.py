@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 
 from workerserver.blackbox.format import LEAST_BYTES, MAX_BYTES
 from workerserver.process.run_folder import make_run_folder, temporary_folder
@@ -18,6 +19,7 @@ __all__ = [
     "LEFT",
     "READY",
     "RUN",
+    "SMALL_HEAP",
     "SUFFIX",
     "NoPlace",
     "create",
@@ -30,6 +32,9 @@ __all__ = [
 SUFFIX = ".box"
 #: A box on the tmpfs that its keeper could not copy.
 LEFT = f"{SUFFIX}.left"
+#: For glibc in the keeper: the memory of a box's copy is given back to the system at once. The
+#: keeper would have 6 MB more otherwise, for its whole life.
+SMALL_HEAP = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
 #: A box on the tmpfs: the pid, and when the process began, in ticks.
 BOX = re.compile(r"(\d{1,10})-(\d{1,20})\.box\Z")
 #: A folder of one run on one host: when its keeper began, the job, the host, who started it.
@@ -85,11 +90,16 @@ def size_for(place: str, ranks: int | None) -> int:
 
 def create(folder: str, name: str, size: int, place: str) -> tuple[str, int]:
     """The path and the descriptor of a new file of *size* bytes that are allocated: a write to its
-    mapping can't fail for want of room. OSError, NoPlace."""
+    mapping can't fail for want of room. OSError, NoPlace. *name*: of this process alone."""
+    path = os.path.join(folder, name)
+    # exec() keeps the pid and the start: this is the box of the program that this process was.
+    with contextlib.suppress(FileNotFoundError):
+        there = os.lstat(path)
+        if stat.S_ISREG(there.st_mode) and there.st_uid == os.geteuid():
+            os.unlink(path)
     status = os.statvfs(place)
     if used(os.path.dirname(folder)) + size > status.f_blocks * status.f_frsize // USER_SHARE:
         raise NoPlace(f"black boxes of this user fill a quarter of {place}")
-    path = os.path.join(folder, name)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
     try:

@@ -1,15 +1,18 @@
 """The black boxes in a folder, put together to runs of jobs.
 
-A run of a job has a folder on each host. Clocks of hosts may differ, so folders belong together if
-their boxes tell the same job, and were written at the same time at some time.
+A run of a job has a folder on each host. Folders belong together if their boxes tell the same job,
+and were written at the same time at some time. Clocks of hosts may differ: then the times of the
+files decide, which the folder's own clock has set.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from workerserver.blackbox.format import BoxError
 from workerserver.blackbox.place import LEFT, RUN, SUFFIX
@@ -21,6 +24,8 @@ __all__ = ["Problem", "Run", "holds_boxes", "runs_in"]
 MAX_BOXES = 1 << 16
 #: When a process began is known to a second: so is when its machine started.
 BEGAN_SECONDS = 1.0
+#: A clock that is corrected may move by so much within the runs that are kept.
+STEADY_SECONDS = 60.0
 _RANK = re.compile(r"rank(?:(\d{1,9})|-unknown)-\d{1,10}\.box\Z")
 
 
@@ -36,7 +41,8 @@ class Problem:
 @dataclass(slots=True)
 class Run:
     """One run of one job. *boxes*: by rank; of a rank that several processes had, the newest one.
-    *older*: the others."""
+    *older*: the others. *clocks_differ_s*: of its hosts, if it is known by the files' times alone
+    that they belong together. *began*, *ended*: by the clock of the host that is known first."""
 
     job: str
     restart: int | None
@@ -45,6 +51,7 @@ class Run:
     ended: float
     boxes: list[Box] = field(default_factory=list)
     older: list[Box] = field(default_factory=list)
+    clocks_differ_s: float | None = None
 
     @property
     def missing(self) -> list[int]:
@@ -119,16 +126,22 @@ def _began(box: Box) -> float:
 
 
 def _grouped(boxes: Sequence[Box]) -> list[Run]:
+    """Into runs, the newest one first."""
     runs: list[Run] = []
     current: dict[tuple[str, int | None], Run] = {}
+    times = _by_files(boxes)
     for box in sorted(boxes, key=_began):
         key = (str(box.identity.get("job"))[:128], box.number("restart"))
         began, ended = _began(box), box.time or _began(box)
         run = current.get(key)
         if run is None or began > run.ended + BEGAN_SECONDS:
-            run = current[key] = Run(*key, None, began, ended)
-            runs.append(run)
-        run.ended = max(run.ended, ended)
+            same = [each for each in runs if (each.job, each.restart) == key]
+            run = _on_other_hosts(box, same, times)
+            if run is None:
+                run = current[key] = Run(*key, None, began, ended)
+                runs.append(run)
+        else:
+            run.ended = max(run.ended, ended)
         size = box.number("world_size")
         if size is not None and size <= MAX_BOXES:
             run.world_size = max(run.world_size or 0, size)
@@ -136,6 +149,54 @@ def _grouped(boxes: Sequence[Box]) -> list[Run]:
     for run in runs:
         _one_of_each_rank(run)
     return sorted(runs, key=lambda run: run.began, reverse=True)
+
+
+class _Times(NamedTuple):
+    """Of a box, by the clock of the folder that it was copied to. *shift*: how far that clock is
+    ahead of the host's."""
+
+    began: float
+    ended: float
+    shift: float
+
+
+def _by_files(boxes: Sequence[Box]) -> dict[str, _Times]:
+    """By the box's path. Nothing of a host whose clock would have jumped: these files were copied
+    once more, without their times."""
+    found: dict[object, dict[str, _Times]] = {}
+    for box in boxes:
+        copied = None if box.keeper is None else box.keeper.value.get("copied")
+        if isinstance(copied, int | float):
+            with contextlib.suppress(OSError):
+                shift = os.stat(box.path).st_mtime - copied
+                times = _Times(_began(box) + shift, (box.time or _began(box)) + shift, shift)
+                found.setdefault(box.identity.get("host"), {})[box.path] = times
+    steady = {}
+    for each in found.values():
+        shifts = [times.shift for times in each.values()]
+        if max(shifts) - min(shifts) <= STEADY_SECONDS:
+            steady.update(each)
+    return steady
+
+
+def _on_other_hosts(box: Box, runs: Sequence[Run], times: Mapping[str, _Times]) -> Run | None:
+    """The run of which *box* has another rank, on a host whose clock differs."""
+    mine = times.get(box.path)
+    if mine is None or box.rank is None:
+        return None
+    for run in reversed(runs):
+        theirs = [times[each.path] for each in run.boxes if each.path in times]
+        if (
+            box.number("world_size") == run.world_size
+            and box.rank not in [each.rank for each in run.boxes]
+            and len(theirs) == len(run.boxes)
+            and mine.began <= max(each.ended for each in theirs) + BEGAN_SECONDS
+            and min(each.began for each in theirs) <= mine.ended + BEGAN_SECONDS
+        ):
+            differ = max(abs(mine.shift - each.shift) for each in theirs)
+            run.clocks_differ_s = max(run.clocks_differ_s or 0.0, differ)
+            return run
+    return None
 
 
 def _one_of_each_rank(run: Run) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from workerserver.cluster.judge.diagnose import diagnose
 from workerserver.cluster.judge.ends import Ended, conclude, place_text, who_ended
 from workerserver.cluster.judge.verdict import over
 from workerserver.cluster.read.boxes.counters import waited
-from workerserver.cluster.read.boxes.endings import Ending, ending
+from workerserver.cluster.read.boxes.endings import Ending, ending, raised_before
 from workerserver.cluster.show.report import verdict_dict
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "judge_boxes",
     "main",
     "make_parser",
+    "notes_on",
     "read_runs",
     "show_endings",
     "show_problems",
@@ -95,7 +98,7 @@ def judge_boxes(folders: Sequence[str], *, as_json: bool, dumps: Sequence[str] =
     """What ``workerserver diagnose DIR`` prints of the newest run, and its exit status. *dumps*:
     files that torch's recorders have left beside the boxes."""
     runs, problems = read_runs(folders)
-    notes: list[str] = []
+    notes = notes_on(runs[0]) if runs else []
     ended = judged(runs[0], dumps, notes) if runs else conclude([], [], None)
     if as_json:
         write_json(sys.stdout, verdict_of(ended, runs[0] if runs else None, problems, notes))
@@ -114,7 +117,27 @@ def judged(run: Run, dumps: Sequence[str] = (), notes: list[str] | None = None) 
 
         rounds, told = beside_boxes(rounds, run.boxes, dumps)
         (notes if notes is not None else []).extend(told)
-    return conclude(endings, run.missing, diagnose(rounds, run.world_size) if rounds else None)
+    live = diagnose(rounds, run.world_size) if rounds else None
+    return conclude(endings, run.missing, live, old_s=_age(run))
+
+
+def _age(run: Run) -> float | None:
+    """Seconds since something of the *run* was written; None if that is not known. Clocks may
+    differ: of the file's own time and what is written in the box, the one that is further away
+    counts."""
+    ages = []
+    now = time.time()
+    for box in run.boxes:
+        if box.keeper is None:  # it is mapped memory of this host
+            written = [] if box.time is None else [box.time]
+        else:
+            copied = box.keeper.value.get("copied")
+            written = [copied] if isinstance(copied, int | float) else []
+            with contextlib.suppress(OSError):
+                written.append(os.stat(box.path).st_mtime)
+        if written:
+            ages.append(max(abs(now - each) for each in written))
+    return min(ages, default=None)
 
 
 def verdict_of(
@@ -184,6 +207,8 @@ def show_endings(ended: Ended, out: Output) -> None:
 
 def _show_ending(each: Ending, out: Output) -> None:
     out.line(f"  {who_ended(each)}")
+    for text in raised_before(each.box):
+        out.line(f"    before: {text}", "dim")
     for wait in waited(each.box):
         at = time.strftime("%H:%M:%S", time.localtime(wait.since or wait.at))
         since = f"since {at}" if wait.since is not None else f"at {at}"
@@ -212,8 +237,18 @@ def title(run: Run) -> str:
     return f"job {run.job}, began {began}{ranks}{again}, {boxes}"
 
 
+def notes_on(run: Run) -> list[str]:
+    """What has to be known of a run's times."""
+    if run.clocks_differ_s is None:
+        return []
+    differ = f"{run.clocks_differ_s:,.0f} s"
+    return [f"the clocks of its hosts differ by about {differ}: each time is by its own host's"]
+
+
 def _show_run(run: Run, out: Output) -> None:
     out.line(title(run), "bold")
+    for line in notes_on(run):
+        out.line(line, "dim", 2)
     for box in run.boxes:
         _show_ending(ending(box), out)
     if run.missing:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from workerserver.blackbox.runs import Problem, Run, holds_boxes
-from workerserver.cli.blackbox import read_runs, title
+from workerserver.cli.blackbox import notes_on, read_runs, title
 from workerserver.cli.errors import CommandError, UsageError
 from workerserver.cli.places import is_place_named
 from workerserver.cluster.ask.boxes.samples import rounds_of
@@ -47,7 +47,7 @@ def boxes_of(options: argparse.Namespace) -> Boxes | None:
     run = runs[0]
     view = JobView(run.job, rounds_of(run.boxes), run.job, run.world_size)
     view.elsewhere = frozenset(run.missing)
-    view.notes = [title(run)]
+    view.notes = [title(run), *notes_on(run)]
     if len(runs) > 1:
         view.notes.append(f"{len(runs) - 1} earlier runs are not shown (workerserver blackbox)")
     if run.missing:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from support.boxes.hosts import SECONDS, Job, job_on
 from support.boxes.network import hosts, needs_hosts
+from support.commands import answer
 from support.waiting import wait_until
 
 pytestmark = [
@@ -181,3 +182,26 @@ def test_clocks_differ(folder: Path) -> None:
         gone = job.verdicts()[1]
         assert "rank 1 was killed (SIGKILL)" in gone["verdict"]
         assert len(job.verdicts()) == 2
+
+
+@long
+@pytest.mark.parametrize("ahead", [3600, -3600])
+def test_wall_clocks_differ(ahead: int, folder: Path) -> None:
+    """By an hour, which is longer than the job. No time of one host counts on the other one."""
+    with hosts(2) as network, job_on(network, folder, wall=ahead) as job:
+        with job.hung(1):
+            ((host, line),) = job.await_lines(1)
+            assert host == 0
+            assert "rank 1 has not entered all_reduce" in line
+        wait_until(lambda: len(job.lines()) == 2, SECONDS)
+        assert job.lines()[1][1].startswith(f"{BACK}, at step ")
+        job.end(1, "kill")
+        job.await_end()
+        stall, gone = sorted(job.verdicts(), key=lambda each: str(each["incident"]), reverse=True)
+        assert (stall["incident"], gone["incident"]) == ("stall", "gone")
+        assert "rank 1 was killed (SIGKILL)" in gone["verdict"]
+        status, told = answer("diagnose", str(job.boxes), timeout=120)
+        assert status == 1
+        assert [each["rank"] for each in told["culprits"]] == [1], told["verdict"]
+        assert told["without_box"] == []
+        assert "the clocks of its hosts differ by about 3,6" in told["notes"][0]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.boxes.jobs import started, watchdog_lines
-from support.boxes.left import await_no_keeper, boxes_in, commands, keepers_of
+from support.boxes.left import await_no_keeper, boxes_in, diagnoses_of
 from support.boxes.told import verdicts_in
 from support.commands import answer
 from support.lifecycle import PROGRAMS
@@ -69,29 +69,16 @@ def await_file(job: subprocess.Popen[bytes], path: Path) -> None:
 def await_diagnosis(job: subprocess.Popen[bytes], boxes: Path, over: Path) -> bool:
     """Whether the watchdog makes a whole diagnosis, from now on, until the pause is *over*: without
     one it would say nothing of any job."""
-    before = set(diagnoses(boxes))
+    before = set(diagnoses_of(boxes))
     seen: set[int] = set()
 
     def made() -> bool:
-        now = set(diagnoses(boxes)) - before
+        now = set(diagnoses_of(boxes)) - before
         seen.update(now)
         return bool(seen - now)
 
     wait_until(lambda: made() or over.exists() or job.poll() is not None, 200)
     return made()
-
-
-def diagnoses(boxes: Path) -> list[int]:
-    """The pids of those that the job's watchdog makes now."""
-    keepers = keepers_of(boxes)
-    return [pid for pid, words in commands() if "diagnose" in words and parent_of(pid) in keepers]
-
-
-def parent_of(pid: int) -> int | None:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return None
 
 
 def longest(pace: Pace) -> float:

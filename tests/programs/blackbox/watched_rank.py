@@ -34,6 +34,11 @@ def end(way: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif way == "os_exit":
         os._exit(7)
+    elif way == "leave":
+        os._exit(0)
+    elif way == "exec":
+        (FOLDER / "end").unlink()
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     elif way == "exception":
         raise ValueError("a batch of nothing")
     elif way == "load":

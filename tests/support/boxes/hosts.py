@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from support.boxes.network import Network
 from support.boxes.told import lines_in, verdicts_in
@@ -35,6 +39,7 @@ class Job:
         tcp: bool = True,
         collectors: bool = False,
         clocks: bool = False,
+        wall: int = 0,
     ) -> None:
         self.network = network
         self.folder = folder
@@ -52,6 +57,7 @@ class Job:
         self._tcp = tcp
         self._collectors = collectors
         self._clocks = clocks
+        self._wall = wall
 
     def start(self) -> None:
         names = [f"{each} node{host}" for host, each in enumerate(self.network.addresses)]
@@ -87,6 +93,8 @@ class Job:
             OMP_NUM_THREADS="1",
             TMPDIR=str(own),
         )
+        if self._wall and host:
+            settings |= {"LD_PRELOAD": str(wall_clock(own)), "WALL_AHEAD": str(self._wall)}
         apart: tuple[str, ...]
         apart = (
             "unshare",
@@ -183,6 +191,18 @@ class Job:
         return verdicts_in(self.boxes)
 
 
+def wall_clock(folder: Path) -> Path:
+    """The library of a clock that is ahead, made in *folder*."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    library = folder / "wall_clock.so"
+    source = str(Path(__file__).with_name("wall_clock.c"))
+    command = [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
+    subprocess.run([*command, "-o", str(library), source], check=True)
+    return library
+
+
 @contextlib.contextmanager
 def job_on(
     network: Network,
@@ -193,11 +213,13 @@ def job_on(
     tcp: bool = True,
     collectors: bool = False,
     clocks: bool = False,
+    wall: int = 0,
     **variables: str,
 ) -> Iterator[Job]:
     """A job with so many *ranks* on each host, in the middle of its training. All is ended with the
-    block. After a failure the logs are printed."""
-    job = Job(network, folder, ranks, variables, restarts, tcp, collectors, clocks)
+    block. After a failure the logs are printed. *wall*: seconds that the wall clock of all hosts
+    but the first one is ahead."""
+    job = Job(network, folder, ranks, variables, restarts, tcp, collectors, clocks, wall)
     try:
         job.start()
         yield job

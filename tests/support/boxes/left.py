@@ -10,7 +10,16 @@ from support.waiting import wait_until
 from workerserver.blackbox.format import BoxError
 from workerserver.blackbox.read import Box, read_box
 
-__all__ = ["await_box", "await_no_keeper", "boxes_in", "commands", "keepers_of", "left_on_tmpfs"]
+__all__ = [
+    "await_box",
+    "await_no_keeper",
+    "boxes_in",
+    "commands",
+    "diagnoses_of",
+    "keepers_of",
+    "left_on_tmpfs",
+    "parent_of",
+]
 
 
 def boxes_in(folder: Path) -> list[Box]:
@@ -43,12 +52,33 @@ def await_box(folder: Path, pid: int, *, ended: bool = True) -> Box:
 
 def keepers_of(folder: Path) -> list[int]:
     """The pids of the keepers that copy to *folder*."""
-    return [pid for pid, words in commands() if str(folder) in words and _KEEPER in words]
+    found = _family(folder)
+    return [pid for pid in found if parent_of(pid) not in found]
+
+
+def diagnoses_of(folder: Path) -> list[int]:
+    """The pids of the diagnoses that the watchdog makes now. The process that is ready for them is
+    a fork of the keeper, and forks for each."""
+    found = _family(folder)
+    ready = [pid for pid in found if parent_of(pid) in found]
+    return [pid for pid in ready if parent_of(pid) in ready]
 
 
 def await_no_keeper(folder: Path) -> None:
     """Until all is copied to *folder* that is left, and the watchdog has told what it tells."""
-    wait_until(lambda: not keepers_of(folder), 250)
+    wait_until(lambda: not _family(folder), 250)
+
+
+def _family(folder: Path) -> list[int]:
+    """Keepers with their forks, which have the same command line."""
+    return [pid for pid, words in commands() if str(folder) in words and _KEEPER in words]
+
+
+def parent_of(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
 
 
 _KEEPER = "workerserver.blackbox.keeper"

@@ -100,6 +100,7 @@ def put_box(
         "rank": rank,
         "host": host,
         "started": STARTED + began,
+        "agent": "98:1",
     }
     health = {"status": "ok", "pid": 4711, "rank": rank, "step": step, "world_size": size}
     run = folder / f"20260101T000000-{job}@{host}-{int(began) + 1}"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from support.boxes.left import commands
+from support.boxes.left import commands, parent_of
 from support.boxes.told import lines_in, verdicts_in
 from support.lifecycle import PROGRAMS, environment
 from support.waiting import wait_until
@@ -72,15 +72,20 @@ class Watched:
 
     def keepers(self) -> list[tuple[int, list[str]]]:
         """Pid and command line of the job's keepers."""
-        return [
-            (pid, words)
+        found = self._family()
+        return [(pid, words) for pid, words in found.items() if parent_of(pid) not in found]
+
+    def _family(self) -> dict[int, list[str]]:
+        """With the process that each has forked for diagnoses."""
+        return {
+            pid: words
             for pid, words in commands()
             if any(self._job in word for word in words) and "--label" in words
-        ]
+        }
 
     def await_none(self) -> None:
         """Until the watchdog has ended."""
-        wait_until(lambda: not self.keepers(), 250)
+        wait_until(lambda: not self._family(), 250)
 
     # ---- what it says
 

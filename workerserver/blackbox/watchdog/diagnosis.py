@@ -17,6 +17,7 @@ from typing import Any
 from workerserver.blackbox.place import LEFT, SUFFIX
 from workerserver.blackbox.watchdog.others import Places
 from workerserver.blackbox.watchdog.ranks import Rank
+from workerserver.blackbox.watchdog.ready import Ready
 
 __all__ = ["bounded", "diagnosed", "report_words", "targets_of"]
 
@@ -46,20 +47,27 @@ def _has_boxes(folder: str) -> bool:
 
 
 def diagnosed(
-    targets: Sequence[str], store: str, interval: float = 2.0, places: Places | None = None
+    targets: Sequence[str],
+    store: str,
+    interval: float = 2.0,
+    places: Places | None = None,
+    ready: Ready | None = None,
 ) -> dict[str, Any] | None:
     """The JSON of ``workerserver diagnose``; None if there is none in time. *interval*:
-    seconds between two rounds. *places*: of the ranks of all hosts, in place of the *store*."""
+    seconds between two rounds. *places*: of the ranks of all hosts, in place of the *store*.
+    *ready*: makes it in a process that is started already."""
     places = places or Places()
     if not targets and not store and not places.any:
         return None
-    words = [sys.executable, "-m", "workerserver", "diagnose", "--json"]
-    words += ["--deadline", str(DEADLINE_SECONDS)]
-    words += ["--interval", f"{interval:g}"]
+    words = ["--json", "--deadline", str(DEADLINE_SECONDS), "--interval", f"{interval:g}"]
     words += ["--store", store] if store else []
     words += ["--hosts", "/dev/stdin"] if places.ranks else []
     words += ["--collectors", ",".join(places.collectors)] if places.collectors else []
-    output = bounded([*words, "--", *targets], "\n".join(places.ranks).encode("utf-8"), SECONDS)
+    words += ["--", *targets]
+    given = "\n".join(places.ranks).encode("utf-8")
+    output = None if ready is None else ready.diagnosed(words, given, SECONDS)
+    if output is None:
+        output = bounded([sys.executable, "-m", "workerserver", "diagnose", *words], given, SECONDS)
     try:
         told = json.loads(output[:MAX_OUTPUT_BYTES])
     except (ValueError, RecursionError):

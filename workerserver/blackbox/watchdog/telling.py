@@ -73,7 +73,7 @@ class Teller:
         path = name or self._path()
         line = escape_line(line)
         document = {**document, "line": line}
-        self._say(f"{line}; {path}" if path else line)
+        self.say(f"{line}; {path}" if path else line)
         if path:
             # A folder that blocks keeps nobody from the line, the command and the URL.
             self._apart(lambda: self._save(path, document, targets))
@@ -114,7 +114,7 @@ class Teller:
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(boxes, INCIDENT))
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
         """The stream is training's too. So it is not made non-blocking, and a reader who does not
         read keeps nobody: what has no room is left out."""
         data = escape_line(line).encode("utf-8", "backslashreplace")[:MAX_LINE_BYTES] + b"\n"

@@ -23,6 +23,7 @@ from workerserver.blackbox.watchdog.incident import Incident, Settings, essence
 from workerserver.blackbox.watchdog.others import Others, Places
 from workerserver.blackbox.watchdog.pace import Pace
 from workerserver.blackbox.watchdog.ranks import Rank, look, restart_of
+from workerserver.blackbox.watchdog.ready import Ready
 from workerserver.blackbox.watchdog.telling import Teller
 from workerserver.job.proc import lives
 from workerserver.process.credentials import token_from_environment
@@ -84,12 +85,18 @@ class Watch:
         self._essence: object = None
         self._still_since = 0.0
         self._others = Others(settings.store, settings.folder, settings.label, settings.world)
+        self._ready: Ready | None = None
         self._alone = False  # the last diagnosis could ask nobody on other hosts
         self._token: str | None = None
         with contextlib.suppress(ValueError):
             self._token = token_from_environment()
 
     # ---- what the keeper calls
+
+    def get_ready(self) -> None:
+        """Before this process has threads: fork off the one that makes diagnoses."""
+        with contextlib.suppress(OSError):
+            self._ready = Ready()
 
     def start(self, run_folder: str) -> None:
         """*run_folder*: where the copies of the boxes lie; "" if there are none."""
@@ -118,6 +125,10 @@ class Watch:
     def finishes(self) -> bool:
         """The last rank has ended, and what became of it is not told yet."""
         return self._over and self._thread.is_alive()
+
+    def warn(self, line: str) -> None:
+        """On the job's stderr."""
+        self._teller.say(line)
 
     def close_stderr(self) -> None:
         """For good: whoever reads the job's output sees its end as without us."""
@@ -301,7 +312,8 @@ class Watch:
         # With a low threshold the job has a short time-out.
         interval = min(2.0, max(1.0, self._pace.threshold / INTERVALS))
         boxes, copies = mine.boxes, ""
-        if any(key in self._ends for key in self._known):  # the boxes of ended ranks are copied
+        unclean = not all(self._ends.values())  # somebody has ended so, told or not
+        if unclean or any(key in self._ends for key in self._known):  # their boxes are copied
             copies = mine.folder if mine.hosts else self._run_folder
             boxes = mine.boxes if self._left else ""
         store = mine.store if self._others.reachable else ""
@@ -312,7 +324,7 @@ class Watch:
             known = Places() if store else self._others.places
             self._alone = mine.hosts and not store and not known.any
             targets = targets_of(ranks if self._alone or not mine.hosts else (), boxes, copies)
-            document = diagnosed(targets, store, interval, known)
+            document = diagnosed(targets, store, interval, known, self._ready)
             if document is not None:
                 return document
         return None

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workerserver.cluster.judge.verdict import Status, Verdict
-from workerserver.cluster.read.boxes.endings import Ending
+from workerserver.cluster.read.boxes.endings import Ending, ended_by_launcher
 from workerserver.ranks import fold, named
 
 __all__ = ["Ended", "conclude", "place_text", "who_ended"]
@@ -21,6 +21,11 @@ __all__ = ["Ended", "conclude", "place_text", "who_ended"]
 #: Culprits that a sentence names.
 MAX_NAMED = 3
 GIB = 1 << 30
+#: Boxes are copied every 10 s. An older one tells nothing of now; clocks may differ a little, too.
+FRESH_SECONDS = 60.0
+#: A launcher that ends a job sends SIGTERM, and SIGKILL to those that still live some time later:
+#: torchrun and Slurm after 30 s. A death may be noticed some seconds late.
+SIGKILL_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +46,23 @@ def conclude(
     missing: Sequence[int],
     live: Verdict | None,
     answering: Sequence[int] = (),
+    old_s: float | None = None,
 ) -> Ended:
     """*missing*: ranks without a box that can be read. *answering*: ranks that are alive and have
-    answered; then *live* is the verdict on them, and *endings* are of the other ranks."""
-    culprits = _culprits(endings)
+    answered; then *live* is the verdict on them, and *endings* are of the other ranks. *old_s*: the
+    age of the newest box. Old boxes that tell no end don't say that a job is healthy: their keeper
+    may be gone, or their folder full."""
+    culprits = _culprits(endings) or _missed(endings, live if answering else None)
+    culprits = culprits or _singled_out(endings)
     if answering and live is not None:
         status, sentence = _beside_living(endings, culprits, live, answering)
     else:
-        status, sentence = _sentence(endings, culprits, missing, live)
+        status, sentence = _sentence(endings, culprits, missing, live, old_s)
     return Ended(sentence, status, tuple(culprits), tuple(endings), tuple(missing), live)
 
 
 def _culprits(endings: Sequence[Ending]) -> list[Ending]:
-    began = [each for each in endings if _began(each)]
+    began = [each for each in endings if _began(each) and not _outlived(each, endings)]
     own = [each for each in began if not each.waits_for_others]
     if not own and len(began) == 1 and (len(endings) == 1 or began[0].kind == "crash"):
         own = began  # there is nobody whom it could have lost, or nothing else that accuses
@@ -61,6 +70,36 @@ def _culprits(endings: Sequence[Ending]) -> list[Ending]:
     if len(hosts) == 1 and all(each.time is not None for each in own):
         return sorted(own, key=lambda each: (each.time or 0.0, _rank(each)))
     return sorted(own, key=_rank)  # clocks of hosts differ
+
+
+def _missed(endings: Sequence[Ending], live: Verdict | None) -> list[Ending]:
+    """Who left with exit status 0, if that is no end of a job that is done: the others were ended,
+    or lost it, or, as *live* tells, hang. Many programs end by ``os._exit(0)``."""
+    if live is None:
+        misses = any(each.kind == "terminated" or _began(each) for each in endings)
+    else:
+        misses = live.status == 1 or any(state.hanging for state in live.process_groups)
+    return sorted((each for each in endings if misses and each.kind == "left"), key=_rank)
+
+
+def _outlived(each: Ending, endings: Sequence[Ending]) -> bool:
+    """Whether it was killed long after SIGTERM had ended others on its host: then it is not why the
+    others were ended. It could not act on a SIGTERM of its own: it was stopped, say."""
+    if each.kind != "killed" or each.time is None:
+        return False
+    told = (e.time for e in endings if e.kind == "terminated" and e.host == each.host)
+    return any(time is not None and time <= each.time - SIGKILL_SECONDS for time in told)
+
+
+def _singled_out(endings: Sequence[Ending]) -> list[Ending]:
+    """The one rank that somebody else than its launcher has ended, by ``kill PID``, if the launcher
+    has ended all others. Slurm and a person end all ranks of a job alike."""
+    by_launcher = {
+        id(each): ended_by_launcher(each.box) for each in endings if each.kind == "terminated"
+    }
+    others = [each for each in endings if by_launcher.get(id(each)) is False]
+    rest = sum(told is True for told in by_launcher.values())
+    return others if len(others) == 1 and 0 < rest == len(endings) - 1 else []
 
 
 def _began(each: Ending) -> bool:
@@ -76,6 +115,7 @@ def _sentence(
     culprits: Sequence[Ending],
     missing: Sequence[int],
     live: Verdict | None,
+    old_s: float | None,
 ) -> tuple[Status, str]:
     if culprits:
         return 1, f"{_named(culprits)}{_others(endings, culprits)}{_without(missing)}"
@@ -83,13 +123,16 @@ def _sentence(
         alive = any(each.kind == "alive" for each in endings)
         when = "" if alive else "before the job was ended: "
         return 1, f"{when}{live.sentence}{_without(missing)}"
-    if all(each.kind == "clean" for each in endings) and endings:
+    if all(each.kind in ("clean", "left") for each in endings) and endings:
         if missing:
             return 2, f"could not tell: {_kinds(endings)}{_without(missing)}"
         return 3, f"the job has ended, and nothing accuses a rank: {_kinds(endings)}"
     if not endings:
         return 2, f"could not tell: no box can be read{_without(missing)}"
     if all(each.kind == "alive" for each in endings) and live is not None:
+        if not live.status and old_s is not None and old_s > FRESH_SECONDS:
+            when = f"the newest black box is {old_s:,.0f} s old by this machine's clock"
+            return 2, f"could not tell: {when}; as the boxes told then: {live.sentence}"
         return live.status, f"as the boxes tell: {live.sentence}{_without(missing)}"
     return 2, f"could not tell who began it: {_kinds(endings)}{_without(missing)}"
 
@@ -161,6 +204,7 @@ def _others(endings: Sequence[Ending], culprits: Sequence[Ending]) -> str:
 
 def _kinds(endings: Sequence[Ending]) -> str:
     stopped = [each for each in endings if each.kind == "terminated"]
+    outlived = [each for each in endings if _outlived(each, endings)]
     kinds = (
         (
             "was ended by SIGTERM",
@@ -169,11 +213,21 @@ def _kinds(endings: Sequence[Ending]) -> str:
         ),
         ("was ended by Ctrl-C", "were ended by Ctrl-C", [e for e in stopped if e.interrupted]),
         (
+            "was killed (SIGKILL) long after the others got SIGTERM",
+            "were killed (SIGKILL) long after the others got SIGTERM",
+            outlived,
+        ),
+        (
             "lost the others",
             "lost the others",
             [e for e in endings if _began(e) and e.waits_for_others],
         ),
         ("ended by itself", "ended by themselves", [e for e in endings if e.kind == "clean"]),
+        (
+            "left with exit status 0",
+            "left with exit status 0",
+            [e for e in endings if e.kind == "left"],
+        ),
         (
             "is still without an end",
             "are still without an end",

@@ -16,12 +16,22 @@ from workerserver.cluster.read.blocked_on import blocked_on
 from workerserver.cluster.read.owners import code_file
 from workerserver.cluster.read.roles import main_thread
 
-__all__ = ["Ending", "Kind", "ending", "stacks_of"]
+__all__ = ["Ending", "Kind", "ended_by_launcher", "ending", "raised_before", "stacks_of"]
 
 Kind = Literal[
-    "alive", "clean", "exception", "crash", "terminated", "killed", "oom", "status", "no trace"
+    "alive",
+    "clean",
+    "left",
+    "exception",
+    "crash",
+    "terminated",
+    "killed",
+    "oom",
+    "status",
+    "no trace",
 ]
-"""alive: nothing says that it has ended. crash: a fatal signal of its own. terminated: somebody
+"""alive: nothing says that it has ended. left: it left with exit status 0, but not by its
+interpreter's exit. crash: a fatal signal of its own. terminated: somebody
 sent it SIGTERM or the like. killed: SIGKILL. oom: SIGKILL, and the kernel has killed for want of
 memory then. status: it left with that exit status, and no exception. no trace: it is gone, and
 nothing tells why: SIGKILL, os._exit, or its host."""
@@ -76,6 +86,11 @@ def ending(box: Box) -> Ending:
     status = keeper.get("wait_status")
     status = status if type(status) is int and 0 <= status < 1 << 16 else None
     kind, detail, told = _how(signals, exceptions, exits, gone, status, keeper)
+    kills = keeper.get("oom_kills")
+    if (
+        kind in ("exception", "status") and type(kills) is int and kills > 0
+    ):  # a DataLoader's worker
+        detail += " after the kernel had killed a process of its cgroup (out of memory)"
     others = False
     if kind == "exception" and told is not None:
         others = _OTHERS.search(f"{told.get('type')}: {told.get('text')}") is not None
@@ -115,6 +130,8 @@ def _waits_for_no_rank(box: Box) -> bool:
     return holds or blocked.on_no_rank
 
 
+#: Of a process that has ended, and its interpreter has not.
+_HOW_ELSE = " by os._exit, exec or from C"
 _How = tuple[Kind, str, "Mapping[str, Any] | None"]
 
 
@@ -153,12 +170,12 @@ def _how(
     if sent:
         return "terminated", _sent(sent[0]), sent[0]
     if code:
-        how = "" if exits else " by os._exit or from C"
+        how = "" if exits else _HOW_ELSE
         return "status", f"left with exit status {code}{how}", None
     if exits:
         return "clean", "ended by itself", exits[0]
     if code == 0:
-        return "status", "left with exit status 0 by os._exit or from C", None
+        return "left", f"left with exit status 0{_HOW_ELSE}", None
     if gone is not None:
         return "no trace", "ended without a trace: SIGKILL, os._exit or its host", None
     return "alive", "has not ended as far as its box tells", None
@@ -188,6 +205,33 @@ def _where(told: Mapping[str, Any] | None) -> str:
 def _exception(told: Mapping[str, Any]) -> str:
     kind, text = _line(told.get("type")) or "an exception", _line(told.get("text"))
     return f"{kind}: {text}" if text else kind
+
+
+def ended_by_launcher(box: Box) -> bool | None:
+    """Whether the first signal was a SIGTERM of the process that has started the rank; None if that
+    is not known."""
+    agent = str(box.identity.get("agent")).partition(":")[0]
+    for end in box.ends:
+        if end.value.get("why") == "signal":
+            pid = end.value.get("pid")
+            known = agent.isdecimal() and type(pid) is int and pid > 0
+            is_sigterm = end.value.get("signal") == signal.SIGTERM
+            return str(pid) == agent if known and is_sigterm else None
+    return None
+
+
+def raised_before(box: Box) -> list[str]:
+    """Exceptions that ended other threads, and not the process: a prefetcher's, say. It may be why
+    the process waited later."""
+    told = []
+    for end in box.ends:
+        if end.value.get("why") == "thread":
+            frames = end.value.get("frames")
+            at = _own_frame(_frames(frames)) if isinstance(frames, list) else None
+            where = "" if at is None else f", in {at.function}(), {at.file}:{at.line}"
+            thread = _line(end.value.get("name")) or "another thread"
+            told.append(f"{_exception(end.value)}, in the thread {thread}{where}")
+    return told
 
 
 def _line(text: Any) -> str:
@@ -222,13 +266,22 @@ def stacks_of(moment: Moment | None) -> stacks.Stacks | None:
 def _place(box: Box, told: Mapping[str, Any] | None) -> Frame | None:
     if told is not None and isinstance(told.get("frames"), list):
         return _own_frame(_frames(told["frames"]))
-    threads = _threads(box.last) or _threads(box.stacks[-1] if box.stacks else None)
+    sampled = _threads(box.stacks[-1] if box.stacks else None)
+    threads = _threads(box.last) or sampled
     thread = told.get("thread") if told is not None else None
     crashed = [each for each in threads if each.native_id == thread and thread]
     chosen = crashed[0] if crashed else acting(threads) or main_thread(threads)
-    if chosen is None or not any(code_file(each.file).owner == "user" for each in chosen.frames):
+    if not _is_users(chosen):
         chosen = acting(threads) or chosen
+    if told is None and not _is_users(chosen):  # sys.exit(): the program's own frames are gone
+        before = acting(sampled) or main_thread(sampled)
+        chosen = before if _is_users(before) else chosen
     return None if chosen is None else _own_frame(chosen.frames)
+
+
+def _is_users(thread: Thread | None) -> bool:
+    """Whether code of the user's is on its stack."""
+    return thread is not None and any(code_file(e.file).owner == "user" for e in thread.frames)
 
 
 def _frames(given: Sequence[Any]) -> list[Frame]:

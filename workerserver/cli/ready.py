@@ -1,0 +1,79 @@
+"""A command that is imported before anybody needs it, for the job's watchdog.
+
+On a machine whose processors are all taken, to start Python and to import ``diagnose`` takes
+longer than the diagnosis itself. So a process of the watchdog's imports the command at the job's
+begin, and forks whenever a diagnosis is wanted (blackbox/watchdog/ready.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+from workerserver import cli
+from workerserver.cli.commands import load
+
+__all__ = ["serve"]
+
+#: What ``diagnose`` imports only where it needs it: on live ranks, and on black boxes.
+NEEDED = (
+    "asyncio",
+    "workerserver.cli.blackbox",
+    "workerserver.cli.boxes",
+    "workerserver.cli.dumps",
+    "workerserver.cli.together",
+)
+LOOK_SECONDS = 0.02
+
+
+def serve(sock: socket.socket) -> None:
+    """Run what is asked for, one command after the other, until the other end of *sock* is closed.
+
+    Who asks sends three files: a JSON list with the seconds that the command may take and its
+    words, then its stdin, then its stdout. It gets one byte when the command has ended."""
+    load("diagnose")
+    for name in NEEDED:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # what was imported stays shared with each process that is forked
+    while True:
+        message, files, _, _ = socket.recv_fds(sock, 1, 3)
+        if not message or len(files) != 3:
+            return
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            with open(os.dup(files[0]), encoding="ascii") as asked:
+                seconds, *words = json.load(asked)
+            _run([str(word) for word in words], files[1], files[2], float(seconds))
+        for descriptor in files:
+            os.close(descriptor)
+        sock.sendall(b".")
+
+
+def _run(words: list[str], stdin: int, stdout: int, seconds: float) -> None:
+    """In a process of its own, which is killed after *seconds*."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            os.dup2(stdin, 0)
+            os.dup2(stdout, 1)
+            with open(1, "w", encoding="utf-8", closefd=False) as sys.stdout:
+                cli.main(words)
+        finally:
+            os._exit(0)
+    give_up = time.monotonic() + seconds
+    while os.waitpid(pid, os.WNOHANG)[0] == 0:
+        if time.monotonic() >= give_up:
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return
+        time.sleep(LOOK_SECONDS)
