@@ -37,6 +37,7 @@ from workerserver.cluster.ask.client import Client, Question, ask, run, tls_cont
 from workerserver.cluster.ask.rounds import Round, collect
 from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.model import Failure, RankState, Worker
+from workerserver.types import HandlerNotFound
 
 PING = Question.handler("ping", limit=1024)
 LARGE = Question.handler("ping", limit=2 << 20)
@@ -90,6 +91,7 @@ def test_what_is_sent(start: Start, question: Question, monkeypatch: pytest.Monk
 def test_an_error_is_a_failure_or_an_answer(start: Start, question: Question) -> None:
     answers: dict[str, Answer] = {
         "/handler/ping": http(b"busy\nreally", "503 Service Unavailable"),
+        "/handler/fr": http(str(HandlerNotFound("fr")).encode(), "404 Not Found"),
     }
     worker = start(answers).worker()
     assert ask_all([worker], question) == [Failure("refused", "HTTP 503 Service Unavailable: busy")]
@@ -99,6 +101,8 @@ def test_an_error_is_a_failure_or_an_answer(start: Start, question: Question) ->
     other = Question("x", "/handler/x", limit=question.limit)
     (failure,) = ask_all([worker], other)
     assert failure == Failure("missing", "HTTP 404 Not Found: nothing here")
+    (failure,) = ask_all([worker], Question("fr", "/handler/fr", limit=question.limit))
+    assert failure == Failure("missing", "HTTP 404 Not Found: no handler fr")  # the name once
 
 
 @pytest.mark.parametrize("how", ["length", "chunks", "end"])

@@ -38,6 +38,9 @@ __all__ = ["Answer", "Client", "Failed", "Question", "Visit", "ask", "run", "tls
 
 T = TypeVar("T")
 
+#: What precedes the name of a handler that is not there, in answers of ours and of torch's servers.
+NO_HANDLER = " not found: Failed to find handler "
+
 #: Time for all that one worker is asked.
 DEADLINE_SECONDS = 10.0
 #: Workers that are asked at one time. A worker that answers slowly doesn't count.
@@ -350,6 +353,9 @@ class Client:
         if text is not None:
             return Failed("refused", text)
         line = answer.body[:200].decode("utf-8", "backslashreplace").strip().partition("\n")[0]
+        name = line.partition(NO_HANDLER)[2]
+        if name:  # ours and torch's own servers say it twice
+            line = f"no handler {name}"
         text = f"{short(answer.status_line)[1:-1]}{f': {line}' if line else ''}"
         return Failed("missing" if answer.status == 404 else "refused", text)
 
