@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.lifecycle import PROGRAMS, ROOT, TESTS
+from support.lifecycle import PROGRAMS, environment
 from support.waiting import wait_until
 
 PONGS = ["pong", 200, True]
@@ -27,7 +27,7 @@ def scene(*words: str | Path, needs: str | None = None) -> str:
         pytest.skip(f"{needs} is not installed")
     done = subprocess.run(
         [sys.executable, *words],
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"},
+        env={**os.environ, "PYTHONPATH": environment()["PYTHONPATH"]},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -17,6 +17,7 @@ from support.jobs.replaying import answer, replayed, replaying
 from support.lifecycle import environment
 from support.parking import untraced, where_it_works
 from support.unwind.compiled import offset_of, refill_library
+from support.unwind.in_view import need_the_loop_in_view
 
 from workerserver.cli import main
 from workerserver.cluster.read.native.symbols import build_id_of
@@ -70,6 +71,7 @@ def blocked(folder: Path) -> Iterator[str]:
 
 
 def test_stacks(blocked: str, run: Run) -> None:
+    need_the_loop_in_view()
     until = time.monotonic() + 60
     while True:
         status, out = run("stacks", "--native", blocked)

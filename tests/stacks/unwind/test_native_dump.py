@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.parking import untraced, where_it_works
+from support.unwind.in_view import need_the_loop_in_view
 from support.wire import Client, post
 
 from workerserver.handlers.stacks import dump_traceback
@@ -25,6 +26,7 @@ pytestmark = [untraced, where_it_works]
 @pytest.fixture
 def waiter() -> Iterator[threading.Thread]:
     """A thread that waits in recv(), called by Python that C has called."""
+    need_the_loop_in_view()
     mine, other = socket.socketpair()
 
     def wait_there() -> None:
