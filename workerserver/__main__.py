@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 from workerserver.cli import main
+
+
+def serve(sock: socket.socket) -> None:
+    """The same, for the process of a watchdog that keeps its commands ready (cli/ready.py)."""
+    from workerserver.cli import ready  # no other program needs it
+
+    ready.serve(sock)
+
 
 if __name__ == "__main__":
     sys.exit(main())

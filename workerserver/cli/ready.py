@@ -23,13 +23,7 @@ from workerserver.cli.commands import load
 __all__ = ["serve"]
 
 #: What ``diagnose`` imports only where it needs it: on live ranks, and on black boxes.
-NEEDED = (
-    "asyncio",
-    "workerserver.cli.blackbox",
-    "workerserver.cli.boxes",
-    "workerserver.cli.dumps",
-    "workerserver.cli.together",
-)
+NEEDED = ("blackbox", "boxes", "dumps", "together")
 LOOK_SECONDS = 0.02
 
 
@@ -39,7 +33,7 @@ def serve(sock: socket.socket) -> None:
     Who asks sends three files: a JSON list with the seconds that the command may take and its
     words, then its stdin, then its stdout. It gets one byte when the command has ended."""
     load("diagnose")
-    for name in NEEDED:
+    for name in ("asyncio", *(f"{__package__}.{name}" for name in NEEDED)):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what was imported stays shared with each process that is forked

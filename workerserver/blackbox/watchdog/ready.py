@@ -22,7 +22,7 @@ __all__ = ["Ready"]
 #: It ends a diagnosis that takes too long. If it doesn't say so, it is gone itself.
 MORE_SECONDS = 10.0
 #: It is in none of our imports: the watchdog has no use for what an operator's command needs.
-COMMANDS = "workerserver.cli.ready"
+PROGRAM = "workerserver.__main__"
 
 
 class Ready:
@@ -83,6 +83,6 @@ def _be(sock: socket.socket) -> None:
         os.close(null)
         with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as name:
             name.write("ws-diagnose")
-        importlib.import_module(COMMANDS).serve(socket.socket(fileno=kept))
+        importlib.import_module(PROGRAM).serve(socket.socket(fileno=kept))
     finally:
         os._exit(0)
