@@ -137,6 +137,8 @@ def test_a_chain_that_nobody_can_follow_accuses_nobody(seed: int) -> None:
         # A stock worker in C code waits for the lock of a rank that sleeps.
         pytest.param(420000328, id="waits for the sleeper"),
         pytest.param(420002800, id="waits for the sleeper in a grid"),
+        # Spins in item() for a receive, of which its ring of four no longer holds the peer.
+        pytest.param(781017464, id="spins for an unseen peer"),
         # Alone, with the GIL held since its last step.
         pytest.param(300117768, id="the GIL since its last step"),
     ],

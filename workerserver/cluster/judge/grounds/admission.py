@@ -105,7 +105,8 @@ def hindrance(
     if blocked.on_others and not (together and blocked.call == STORE and _alone(job, rank, absent)):
         return "waits"
     record = job.now.alike(rank)
-    if blocked.kind == "computing" and (record is None or record.empty) and len(job.expected) > 1:
+    unknown = record is None or record.empty or _waits_unseen(job, rank)
+    if blocked.kind == "computing" and unknown and len(job.expected) > 1:
         return "waits"  # who waits for a GPU spins, and no recorder tells what for
     unseen = blocked.thread is not None and blocked.thread.state is None
     unseen = unseen and (blocked.works or blocked.kind in ("io", "backward"))
@@ -282,6 +283,12 @@ def _is_only_guess(job: Job, rank: int, absent: Collection[int]) -> bool:
             for each, its in job.blocked.items()
         )
     )
+
+
+def _waits_unseen(job: Job, rank: int) -> bool:
+    """It has an operation under way on its device, and its ring has lost which ranks that takes."""
+    known = any(rank in wait.waiting for wait in job.analysis.waits)
+    return job.on_device(rank) and job.pending(rank) and not known
 
 
 def _others_in_p2p(job: Job, rank: int) -> bool:
