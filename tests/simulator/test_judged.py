@@ -139,6 +139,8 @@ def test_a_chain_that_nobody_can_follow_accuses_nobody(seed: int) -> None:
         pytest.param(420002800, id="waits for the sleeper in a grid"),
         # Spins in item() for a receive, of which its ring of four no longer holds the peer.
         pytest.param(781017464, id="spins for an unseen peer"),
+        # Healthy, in its first step: the age of its only heartbeat is no wait.
+        pytest.param(900019142, id="in its first step"),
         # Alone, with the GIL held since its last step.
         pytest.param(300117768, id="the GIL since its last step"),
     ],

@@ -26,7 +26,9 @@ CLOCK_SECONDS = 5.0
 def late_for(job: Job, rank: int, wait: Wait | None) -> float:
     """For how many seconds *rank* has not come, at least: by its own heartbeat, by the clocks of
     those that wait for it, and by what the rounds have seen."""
-    seconds = max(job.still_for(rank), (job.step_age(rank) or 0.0) - job.longest_step(rank))
+    seconds = job.still_for(rank)
+    if wait is None or not _is_new(job, rank):  # a first step takes long: it says nothing
+        seconds = max(seconds, (job.step_age(rank) or 0.0) - job.longest_step(rank))
     held = job.gil(rank)
     if held is not None:
         seconds = max(seconds, held[1] or 0.0)
@@ -41,6 +43,11 @@ def late_for(job: Job, rank: int, wait: Wait | None) -> float:
         return max(seconds, min(told, min(ages)))
     here = all(_is_here(job, each) for each in wait.waiting)
     return max(seconds, told if here else told - CLOCK_SECONDS)
+
+
+def _is_new(job: Job, rank: int) -> bool:
+    """It makes heartbeats, and too few of them to tell how long a step takes."""
+    return job.step_age(rank) is not None and job.usual_step(rank) is None
 
 
 def _is_here(job: Job, rank: int) -> bool:
