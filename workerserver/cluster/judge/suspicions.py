@@ -211,7 +211,9 @@ class Suspicions:
                 self.doubts.append(Undecided(parties))
                 continue
             if len(mismatch.suspects) == known:
-                if known < len(mismatch.group.ranks):
+                # Who gives no answer may be the member that would tell which side is right.
+                unseen = bool(self.job.now.gone) and not mismatch.group.complete
+                if known < len(mismatch.group.ranks) or unseen:
                     self.doubts.append(Undecided(parties))
                     continue
                 evidence.append(NoMajority())
