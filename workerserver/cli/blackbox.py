@@ -231,7 +231,8 @@ def _show_culprit(each: Ending, out: Output) -> None:
 
 def title(run: Run) -> str:
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.began))
-    ranks = "" if run.world_size is None else f", {run.world_size} ranks"
+    size = run.world_size
+    ranks = "" if size is None else f", {size} rank{'s' * (size != 1)}"
     again = f", restart {run.restart}" if run.restart else ""
     boxes = f"{len(run.boxes)} box{'es' * (len(run.boxes) != 1)}"
     return f"job {run.job}, began {began}{ranks}{again}, {boxes}"

@@ -218,7 +218,8 @@ class _Top:
             low, high = min(steps), max(steps)
             at = f"  step {low}" if low == high else f"  steps {low}-{high}"
         clock = time.strftime("%H:%M:%S", time.localtime(look.round.started))
-        head = f"{self.name or 'job'}  {len(table)} ranks: {states}{at}  {clock}"
+        ranks = f"{len(table)} rank{'s' * (len(table) != 1)}"
+        head = f"{self.name or 'job'}  {ranks}: {states}{at}  {clock}"
         if not any(row["answered"] for row in table):
             head = f"{self.name or 'job'}  {look.why or 'nobody answers'}  {clock}"
         if verdict is None:
