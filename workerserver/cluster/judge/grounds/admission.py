@@ -322,6 +322,10 @@ def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
             return "waits"  # perhaps for that operation: work.wait() leaves no frame
         if len(job.expected) == 2 or job.now.gone or not _keeps_all(job, rank, absent):
             return "waits"  # perhaps for one that waits for nobody, or that can't be seen
+    if blocked.call == POLL and any(
+        each != rank and is_elsewhere(job, each) for each in job.blocked
+    ):
+        return "waits"  # perhaps for a key of that one's, which waits for nobody
     if blocked.call in (FILE_LOCK, STORE) and _alone(job, rank, absent):
         return None  # whoever ends that wait, no other rank can go on before this one comes
     if blocked.call in (FILE_LOCK, STORE) or (record is not None and record.unrecorded):
