@@ -82,11 +82,7 @@ cdef void loop_close(Loop *loop) noexcept nogil:
 
 cdef void enlist(Loop *loop, Peer *peer) noexcept nogil:
     """The peer is among those that have begun."""
-    peer.before = NULL
-    peer.after = loop.begun
-    if loop.begun is not NULL:
-        loop.begun.before = peer
-    loop.begun = peer
+    list_add(&loop.begun, peer)
     loop.begun_count += 1
 
 

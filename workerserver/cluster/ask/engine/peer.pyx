@@ -57,6 +57,23 @@ cdef inline void look_at(Loop *loop, int64_t moment) noexcept nogil:
     loop.next_scan = min(loop.next_scan, moment)
 
 
+cdef inline void list_add(Peer **first, Peer *peer) noexcept nogil:
+    peer.before = NULL
+    peer.after = first[0]
+    if first[0] is not NULL:
+        first[0].before = peer
+    first[0] = peer
+
+
+cdef inline void list_remove(Peer **first, Peer *peer) noexcept nogil:
+    if peer.before is NULL:
+        first[0] = peer.after
+    else:
+        peer.before.after = peer.after
+    if peer.after is not NULL:
+        peer.after.before = peer.before
+
+
 cdef inline void hang_up(Peer *peer) noexcept nogil:
     if peer.fd >= 0:
         close(peer.fd)  # epoll forgets it
@@ -93,12 +110,7 @@ cdef void leave(Loop *loop, Peer *peer, How how, Line *line) noexcept nogil:
     peer.was = peer.stage
     peer.stage = ENDED
     grow_old(loop, peer)
-    if peer.before is NULL:
-        loop.begun = peer.after
-    else:
-        peer.before.after = peer.after
-    if peer.after is not NULL:
-        peer.after.before = peer.before
+    list_remove(&loop.begun, peer)
     loop.begun_count -= 1
     put(line, peer)
     if how == ANSWERED and peer.keeps and not peer.reply.closes:
@@ -110,11 +122,7 @@ cdef void leave(Loop *loop, Peer *peer, How how, Line *line) noexcept nogil:
 cdef void keep(Loop *loop, Peer *peer) noexcept nogil:
     """The connection stays open for more questions."""
     peer.listed = True
-    peer.before = NULL
-    peer.after = loop.kept
-    if loop.kept is not NULL:
-        loop.kept.before = peer
-    loop.kept = peer
+    list_add(&loop.kept, peer)
     loop.kept_count += 1
 
 
@@ -122,12 +130,7 @@ cdef void unlist(Loop *loop, Peer *peer) noexcept nogil:
     if not peer.listed:
         return
     peer.listed = False
-    if peer.before is NULL:
-        loop.kept = peer.after
-    else:
-        peer.before.after = peer.after
-    if peer.after is not NULL:
-        peer.after.before = peer.before
+    list_remove(&loop.kept, peer)
 
 
 cdef void give_up(Loop *loop, Peer *peer) noexcept nogil:
