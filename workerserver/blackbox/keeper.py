@@ -35,6 +35,7 @@ from workerserver.blackbox.read import Box, decode, read_bytes
 from workerserver.blackbox.watchdog.incident import Settings
 from workerserver.blackbox.watchdog.watch import REST_SECONDS, Watch
 from workerserver.job.proc import lives
+from workerserver.process.sockets import silence_standard_streams
 
 __all__ = ["main"]
 
@@ -218,11 +219,7 @@ def _tell(line: bytes) -> None:
     """To who started us. Then close the streams: ``torchrun ... | tee`` ends as without us."""
     with contextlib.suppress(OSError):
         os.write(1, line)
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
-    if null > 2:
-        os.close(null)
+    silence_standard_streams()
 
 
 class Keeper:

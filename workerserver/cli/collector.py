@@ -18,6 +18,7 @@ from workerserver.cluster.errors import ClusterError, NotATarget
 from workerserver.cluster.find.discovery import Options, discover
 from workerserver.cluster.find.host_lists import unfold
 from workerserver.cluster.model import Worker
+from workerserver.process.sockets import silence_standard_streams
 
 if TYPE_CHECKING:
     from workerserver.http.registry import Registry
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         if starter is None:
             signal.sigwait(ENDING)
             return 0
-        _be_silent()
+        silence_standard_streams()
         while signal.sigtimedwait(ENDING, CHECK_EVERY_SECONDS) is None:
             if starter.has_ended() and (
                 starter.came_again() or not any(map(_listens, collector.workers()))
@@ -183,14 +184,6 @@ def _leave() -> None:
     os.setsid()
     with contextlib.suppress(OSError):
         os.nice(NICE)
-
-
-def _be_silent() -> None:
-    """Close the standard streams, which nobody reads any more."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
-    os.close(null)
 
 
 def _listens(worker: Worker) -> bool:

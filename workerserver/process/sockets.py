@@ -23,6 +23,7 @@ __all__ = [
     "is_listening",
     "reachable_name",
     "remove_stale",
+    "silence_standard_streams",
 ]
 
 BACKLOG = 1024
@@ -90,6 +91,16 @@ def fill_standard_descriptors() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
+
+
+def silence_standard_streams() -> None:
+    """Put /dev/null in place of the descriptors 0, 1 and 2, in a process that outlives whoever has
+    started it: who reads its output sees the end."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    if null > 2:
+        os.close(null)
 
 
 class UnixListener:

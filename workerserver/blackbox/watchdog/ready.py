@@ -17,6 +17,8 @@ import signal
 import socket
 from collections.abc import Sequence
 
+from workerserver.process.sockets import silence_standard_streams
+
 __all__ = ["Ready"]
 
 #: It ends a diagnosis that takes too long. If it doesn't say so, it is gone itself.
@@ -77,10 +79,7 @@ def _be(sock: socket.socket) -> None:
     try:
         kept = os.dup2(sock.fileno(), 3) if sock.fileno() != 3 else 3
         os.closerange(4, max(map(int, os.listdir("/proc/self/fd"))) + 1)
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        os.close(null)
+        silence_standard_streams()
         with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as name:
             name.write("ws-diagnose")
         importlib.import_module(PROGRAM).serve(socket.socket(fileno=kept))
