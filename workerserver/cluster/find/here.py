@@ -22,7 +22,7 @@ from workerserver.job.left import read_folder
 from workerserver.job.records import Address, Record
 from workerserver.process.run_folder import run_folder, run_folders
 
-__all__ = ["Ended", "Here", "Living", "look_here", "of_process_or_launcher", "serves"]
+__all__ = ["Ended", "Here", "Living", "ancestors", "look_here", "of_process_or_launcher", "serves"]
 
 _PLACEHOLDER = re.compile(r"\{(rank|local_rank|pid)\}")
 _SOCKET = re.compile(r"(?:rank([0-9]{1,9})[-.])?([0-9]{1,10})\.sock\Z")
@@ -241,14 +241,15 @@ def of_process_or_launcher(here: Here, pid: int) -> list[Living]:
     own = [each for each in here.living if each.pid == pid]
     if own:
         return own
-    started = [each for each in here.living if pid in _ancestors(each.pid)]
+    started = [each for each in here.living if pid in ancestors(each.pid)]
     if started:
         return started
     workers = {each.pid: each for each in here.living}
-    return [workers[above] for above in _ancestors(pid) if above in workers][:1]
+    return [workers[above] for above in ancestors(pid) if above in workers][:1]
 
 
-def _ancestors(pid: int) -> list[int]:
+def ancestors(pid: int) -> list[int]:
+    """The processes that have started *pid*, the nearest one first."""
     found: list[int] = []
     while len(found) < MAX_ANCESTORS:
         stat = proc.stat_of(pid)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from workerserver.cluster.addresses import host_port
 from workerserver.cluster.errors import ClusterError
 from workerserver.cluster.failures import as_user, user_name
-from workerserver.cluster.find.here import serves
+from workerserver.cluster.find.here import ancestors, serves
 from workerserver.job import proc
 from workerserver.job.identity import number, rank_in
 from workerserver.ranks import fold, named
@@ -97,11 +97,7 @@ def others() -> list[str]:
 
 def _environments() -> Mapping[int, Mapping[str, str]]:
     """By pid, without the process that asks and those that have started it."""
-    asking = {os.getpid()}
-    pid = os.getpid()
-    while (stat := proc.stat_of(pid)) is not None and stat.parent > 0:
-        pid = stat.parent
-        asking.add(pid)
+    asking = {os.getpid(), *ancestors(os.getpid())}
     pids = [pid for pid in proc.of_user(os.geteuid()) if pid not in asking]
     return {pid: environment for pid in pids if (environment := proc.environment_of(pid))}
 
