@@ -77,6 +77,12 @@ class Box:
         return {}
 
     @property
+    def copied(self) -> float | None:
+        """When its keeper copied it, in seconds since the epoch; None if none did, or told so."""
+        told = None if self.keeper is None else self.keeper.value.get("copied")
+        return told if isinstance(told, int | float) else None
+
+    @property
     def time(self) -> float | None:
         """When the process last wrote something."""
         newest = [

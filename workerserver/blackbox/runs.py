@@ -165,10 +165,9 @@ def _by_files(boxes: Sequence[Box]) -> dict[str, _Times]:
     once more, without their times."""
     found: dict[object, dict[str, _Times]] = {}
     for box in boxes:
-        copied = None if box.keeper is None else box.keeper.value.get("copied")
-        if isinstance(copied, int | float):
+        if box.copied is not None:
             with contextlib.suppress(OSError):
-                shift = os.stat(box.path).st_mtime - copied
+                shift = os.stat(box.path).st_mtime - box.copied
                 times = _Times(_began(box) + shift, (box.time or _began(box)) + shift, shift)
                 found.setdefault(box.identity.get("host"), {})[box.path] = times
     steady = {}

@@ -131,8 +131,7 @@ def _age(run: Run) -> float | None:
         if box.keeper is None:  # it is mapped memory of this host
             written = [] if box.time is None else [box.time]
         else:
-            copied = box.keeper.value.get("copied")
-            written = [copied] if isinstance(copied, int | float) else []
+            written = [] if box.copied is None else [box.copied]
             with contextlib.suppress(OSError):
                 written.append(os.stat(box.path).st_mtime)
         if written:

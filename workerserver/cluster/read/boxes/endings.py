@@ -87,9 +87,8 @@ def ending(box: Box) -> Ending:
     status = status if type(status) is int and 0 <= status < 1 << 16 else None
     kind, detail, told = _how(signals, exceptions, exits, gone, status, keeper)
     kills = keeper.get("oom_kills")
-    if (
-        kind in ("exception", "status") and type(kills) is int and kills > 0
-    ):  # a DataLoader's worker
+    if kind in ("exception", "status") and type(kills) is int and kills > 0:
+        # Of a DataLoader's worker, say.
         detail += " after the kernel had killed a process of its cgroup (out of memory)"
     others = False
     if kind == "exception" and told is not None:
