@@ -6,7 +6,6 @@ import contextlib
 import json
 import select
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from support.jobs.workers import (
     STACKS,
     SUMMARY,
     TRACE,
+    Listening,
     Start,
     digest,
     good,
@@ -46,42 +46,31 @@ TOKEN = "the-secret-of-this-job"
 SECONDS = 60.0
 
 
-class Counter:
+class Counter(Listening):
     """Stands before *worker*, at *path* or on a port, and passes all on. ``trips`` has the round
     trips of each connection: a trip begins with what the client sends after the worker has spoken,
     or after the connection was made."""
 
+    SECONDS = 60.0
+
     def __init__(self, worker: Worker, path: Path | None = None) -> None:
+        super().__init__(path)
         self._behind = worker
-        self.trips: list[int] = []
-        self._open: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
-        self._listener = socket.socket(socket.AF_INET if path is None else socket.AF_UNIX)
-        self._listener.bind(("127.0.0.1", 0) if path is None else str(path))
-        self._listener.listen(128)
-        address = str(path) if path else f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.worker = Worker(address, path is not None, worker.rank)
-        self._start(self._accept)
+        self._counts: dict[int, int] = {}
+        self.worker = Worker(self.address, self.unix, worker.rank)
+        self.begin()
+
+    @property
+    def trips(self) -> list[int]:
+        return [self._counts.get(number, 0) for number in range(self.accepted)]
 
     @property
     def dependent(self) -> int:
         """Round trips one after the other, the connections' own too."""
         return len(self.trips) + sum(self.trips)
 
-    def _start(self, target: object, *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)  # type: ignore[arg-type]
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                self.trips.append(0)
-                self._open.append(connection)
-                self._start(self._pass_on, connection, len(self.trips) - 1)
-
-    def _pass_on(self, connection: socket.socket, number: int) -> None:
+    def serve(self, connection: socket.socket, number: int) -> None:
+        self._counts[number] = 0
         behind = self._behind
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.enter_context(connection)
@@ -101,18 +90,9 @@ class Counter:
                     spoken = True
                     connection.sendall(data)
                 else:
-                    self.trips[number] += spoken
+                    self._counts[number] += spoken
                     spoken = False
                     other.sendall(data)
-
-    def close(self) -> None:
-        for sock in (self._listener, *self._open):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
-        for thread in self._threads:
-            thread.join(60)
-            assert not thread.is_alive()
 
 
 @pytest.fixture

@@ -90,8 +90,55 @@ def hang(connection: socket.socket) -> None:
         connection.recv(1)
 
 
-class Canned:
-    """One listener; a thread for each connection. ``asked`` has the requests in their order.
+class Listening:
+    """A listener, at *path* or on a port, and a thread for each connection, which calls
+    ``serve()``. ``begin()`` starts it."""
+
+    #: For a thread to end after close().
+    SECONDS = 10.0
+
+    def __init__(self, path: Path | None) -> None:
+        self.accepted = 0
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.socket(socket.AF_INET if path is None else socket.AF_UNIX)
+        self._listener.bind(("127.0.0.1", 0) if path is None else str(path))
+        self._listener.listen(128)
+        self.unix = path is not None
+        self.address = str(path) if path else f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def begin(self) -> None:
+        self._start(self._accept)
+
+    def serve(self, connection: socket.socket, number: int) -> None:
+        """Connection *number*, counted from 0, until it ends."""
+        raise AssertionError("each kind has its own")
+
+    def _start(self, target: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.accepted += 1
+                self._open.add(connection)
+                self._start(self.serve, connection, self.accepted - 1)
+
+    def close(self) -> None:
+        for sock in (self._listener, *list(self._open)):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+        for thread in self._threads:
+            thread.join(self.SECONDS)
+            assert not thread.is_alive()
+
+
+class Canned(Listening):
+    """Gives ready answers. ``asked`` has the requests in their order.
 
     *tls*: a key and a certificate.
     """
@@ -105,37 +152,17 @@ class Canned:
         self.answers = dict(answers)
         self.asked: list[tuple[str, str]] = []
         self.heads: list[bytes] = []
-        self.accepted = 0
-        self._open: set[socket.socket] = set()
-        self._threads: list[threading.Thread] = []
-        self._listener = socket.socket(socket.AF_INET if path is None else socket.AF_UNIX)
-        self._listener.bind(("127.0.0.1", 0) if path is None else str(path))
-        self._listener.listen(128)
-        self.unix = path is not None
-        self.address = str(path) if path else f"127.0.0.1:{self._listener.getsockname()[1]}"
+        super().__init__(path)
         self._tls: ssl.SSLContext | None = None
         if tls is not None:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._tls.load_cert_chain(tls[1], tls[0])
-        self._start(self._accept)
+        self.begin()
 
     def worker(self, rank: int | None = None, **more: Any) -> Worker:
         return Worker(self.address, self.unix, rank, tls=self._tls is not None, **more)
 
-    def _start(self, target: Callable[..., None], *args: Any) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                self.accepted += 1
-                self._open.add(connection)
-                self._start(self._serve, connection)
-
-    def _serve(self, connection: socket.socket) -> None:
+    def serve(self, connection: socket.socket, number: int) -> None:
         unread = b""
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.enter_context(connection)
@@ -158,15 +185,6 @@ class Canned:
                     answer(connection)
                     return
                 connection.sendall(answer)
-
-    def close(self) -> None:
-        for sock in (self._listener, *list(self._open)):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
-        for thread in self._threads:
-            thread.join(10)
-            assert not thread.is_alive()
 
 
 class Start:
