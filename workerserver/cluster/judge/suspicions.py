@@ -34,18 +34,16 @@ from workerserver.cluster.judge.facts import (
     NoStep,
     NothingIssued,
     Outside,
-    Parties,
     Process,
     Ring,
     Silent,
     SilentButMoving,
     StacksAlone,
     Tangled,
-    Undecided,
     Unproven,
     WaitsIn,
 )
-from workerserver.cluster.judge.flight import Mismatch, Wait
+from workerserver.cluster.judge.flight import Wait
 from workerserver.cluster.judge.grounds.admission import firm, hindrance, is_elsewhere
 from workerserver.cluster.judge.grounds.children import one_works, waits_for_child, working
 from workerserver.cluster.judge.grounds.crowd import (
@@ -60,10 +58,11 @@ from workerserver.cluster.judge.grounds.crowd import (
 from workerserver.cluster.judge.grounds.lateness import patience
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.judge.order.conflicts import contrary
+from workerserver.cluster.judge.order.mismatches import from_mismatches
 from workerserver.cluster.judge.order.naming import from_names
 from workerserver.cluster.judge.reasons import STRENGTH, Reason
 from workerserver.cluster.judge.waits import Need, resolve
-from workerserver.cluster.read.blocked_on import UNKNOWN, Kind
+from workerserver.cluster.read.blocked_on import STOPPED, UNKNOWN, Kind
 from workerserver.cluster.read.progress import MIN_STEPS
 
 __all__ = ["RULES", "Rule", "Suspicions"]
@@ -79,8 +78,6 @@ MAX_RATES = 1.3
 MAX_AHEAD = 2
 #: Calls that take all ranks, and that no recorder holds.
 MEETINGS = frozenset({"rendezvous", "meeting"})
-#: The kernel's letters of a process that was stopped, by a signal or by a debugger.
-STOPPED = ("T", "t")
 #: Of the waits that a rank keeps others in, as evidence.
 MAX_AWAITED = 8
 
@@ -194,68 +191,15 @@ class Suspicions:
             self._awaited[id(wait)] = Awaited(self.job.entered(wait))
         return self._awaited[id(wait)]
 
-    def _count_differently(self) -> bool:
+    def count_differently(self) -> bool:
         """Ranks have made different groups under one name: no rank meets the others in these."""
         return self.misnamed or any(isinstance(each.claim, Made) for each in self.accused.values())
-
-    # --- the flight recorders disagree
-
-    def from_mismatches(self) -> None:
-        if self._count_differently():  # equal names are not equal groups then
-            return
-        for mismatch in self.job.analysis.mismatches:
-            parties = Parties(mismatch.group.label, mismatch.seq, mismatch.parties)
-            evidence: list[Evidence] = [parties]
-            known = sum(len(ranks) for ranks, _ in mismatch.parties)
-            if not self._outvoted(mismatch, known):
-                self.doubts.append(Undecided(parties))
-                continue
-            if len(mismatch.suspects) == known:
-                # Who gives no answer may be the member that would tell which side is right.
-                unseen = bool(self.job.now.gone) and not mismatch.group.complete
-                if known < len(mismatch.group.ranks) or unseen:
-                    self.doubts.append(Undecided(parties))
-                    continue
-                evidence.append(NoMajority())
-            suspects = set(mismatch.suspects)
-            for party in mismatch.parties:
-                for rank in party[0]:
-                    if rank in suspects:
-                        self.accuse(self._mismatched(mismatch, rank, party, evidence))
-
-    def _outvoted(self, mismatch: Mismatch, known: int) -> bool:
-        """Whichever side the ranks have taken whose rings have lost the operation, or perhaps all
-        of the group, the largest party stays the largest."""
-        group = mismatch.group
-        if not group.lossy:
-            return True
-        sizes = [len(ranks) for ranks, _ in mismatch.parties]
-        return sizes[0] > sizes[1] + len(self.job.expected) - known
-
-    def _mismatched(
-        self,
-        mismatch: Mismatch,
-        rank: int,
-        own: tuple[tuple[int, ...], str],
-        evidence: Iterable[Evidence],
-    ) -> Accusation:
-        label, seq = mismatch.group.label, mismatch.seq
-        others, theirs = next(party for party in mismatch.parties if party is not own)
-        ahead = self.steps_if_ahead(rank, others)
-        reason: Reason = "mismatch"
-        if mismatch.kind == "order":
-            reason = "order"
-        elif mismatch.kind == "operation" and ahead is not None:
-            reason = "swallowed"
-        claim = Issued(label, seq, own[1], others, theirs, ahead)
-        operation = mismatch.group.records[rank].collectives[seq][0].op
-        return Accusation(rank, reason, claim, label, operation, seq, [*evidence])
 
     # --- somebody waits
 
     def from_waits(self) -> None:
         job = self.job
-        if self._count_differently():
+        if self.count_differently():
             return
         needs = [Need(wait.waiting, tuple(self._missing(wait))) for wait in self.hanging]
         held = {rank for rank in job.ranks if job.gil(rank) is not None}
@@ -265,7 +209,9 @@ class Suspicions:
         blame = resolve(needs, free, unsure)
         if not blame.ends and not blame.rings:  # who sleeps with an operation under way polls
             blame = resolve(needs, held, unsure)
-        hidden = {rank for rank in blame.ends if rank in blame.doubtful and self._may_hide(rank)}
+        # They may wait for what they have under way: work.wait() leaves no frame.
+        doubtful = blame.doubtful.intersection(blame.ends)
+        hidden = {rank for rank in doubtful if job.blocked[rank].unsure}
         if hidden:  # others may form a ring whatever these do
             rest = [Need(need.waiting, tuple({*need.absent} - hidden)) for need in needs]
             others = resolve(rest, free, unsure)
@@ -292,12 +238,6 @@ class Suspicions:
             if needs[number].absent or wait.absent:
                 continue
             self.doubts.append(Endless(job.entered(wait), wait.group.complete and not wait.silent))
-
-    def _may_hide(self, rank: int) -> bool:
-        """Where it stands, it may wait for the operation that it has under way: work.wait() leaves
-        no frame."""
-        blocked = self.job.blocked.get(rank)
-        return blocked is not None and (blocked.guessed or blocked.kind == "unknown")
 
     def _certain(self, ends: Collection[int]) -> set[int]:
         """Of *ends*, those that surely don't wait for another of them; none if nobody does."""
@@ -604,7 +544,7 @@ class Rule(NamedTuple):
 RULES: tuple[Rule, ...] = (
     Rule(from_threads, ("deadlock",)),
     Rule(from_names, ("order",)),
-    Rule(Suspicions.from_mismatches, ("mismatch", "order", "swallowed")),
+    Rule(from_mismatches, ("mismatch", "order", "swallowed")),
     Rule(from_calls, ("mismatch",)),
     Rule(
         Suspicions.from_waits,

@@ -31,6 +31,7 @@ __all__ = [
     "FILE_LOCK",
     "POLL",
     "SOCKET",
+    "STOPPED",
     "STORE",
     "TABLE",
     "UNKNOWN",
@@ -44,6 +45,8 @@ CHILD = "a child process"
 POLL = "poll"
 SOCKET = "a socket"
 STORE = "the store"
+#: The kernel's letters of a thread or a process that was stopped, by a signal or by a debugger.
+STOPPED = ("T", "t")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,11 @@ class Blocked:
     def may_wait(self) -> bool:
         """It waits, perhaps for other ranks: for what C++ code waits for leaves no frame."""
         return self.on_ranks or self.helped or self.kind == "device" or self.guessed
+
+    @property
+    def unsure(self) -> bool:
+        """Whoever would end what it is in is not known."""
+        return self.guessed or self.kind == "unknown"
 
     @property
     def writes(self) -> bool:
@@ -228,7 +236,7 @@ _DISKS = ("io_schedule", "folio_", "wait_on_page", "nfs", "rpc_", "fuse", "reque
 
 def _by_kernel(state: str | None, wchan: str | None, gil_is_held: bool) -> tuple[Kind, str]:
     where = wchan or ""
-    if state in ("T", "t"):
+    if state in STOPPED:
         return ("stopped", "stopped by a signal or a debugger")
     if state == "R":
         return ("computing", "computing")

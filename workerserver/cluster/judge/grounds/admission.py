@@ -114,7 +114,7 @@ def hindrance(
         job, rank, wait
     ):
         return "computes"
-    if blocked.guessed or blocked.kind == "unknown":
+    if blocked.unsure:
         guess = _of_guess(job, rank, absent)
         if guess is not None:
             return guess
@@ -180,12 +180,7 @@ def firm(job: Job, ranks: Iterable[int]) -> list[int]:
     """Of *ranks* that wait for nobody, those of which that is not only guessed; all, if it is of
     all. What a line in C code waits for may be a message of gloo's, which no recorder holds."""
     ranks = list(ranks)
-    sure = [
-        rank
-        for rank in ranks
-        if rank not in job.blocked
-        or not (job.blocked[rank].guessed or job.blocked[rank].kind == "unknown")
-    ]
+    sure = [rank for rank in ranks if rank not in job.blocked or not job.blocked[rank].unsure]
     return sure or ranks
 
 
@@ -215,8 +210,12 @@ def may_serve(job: Job, rank: int) -> bool:
             return False
     elif blocked.kind != "library" and blocked.call != SOCKET:
         return False
-    rest = (each for each in job.ranks if each != rank)
-    return not all(job.blocked[each].on_ranks or job.pending(each) for each in rest)
+    return not all(_has_to_wait(job, each) for each in job.ranks if each != rank)
+
+
+def _has_to_wait(job: Job, rank: int) -> bool:
+    """It has an operation under way, or waits for ranks by its stack."""
+    return job.blocked[rank].on_ranks or job.pending(rank)
 
 
 def _in_shared(job: Job, rank: int) -> bool:
@@ -268,7 +267,7 @@ def _keeps_all(job: Job, rank: int, absent: Collection[int]) -> bool:
     has not come. So whomever it waits for itself, nobody goes on before it comes."""
     others = (each for each in job.expected if each != rank)
     return set(absent) == {rank} and all(
-        each in job.blocked and (job.blocked[each].on_ranks or job.pending(each)) for each in others
+        each in job.blocked and _has_to_wait(job, each) for each in others
     )
 
 
@@ -279,8 +278,7 @@ def _is_only_guess(job: Job, rank: int, absent: Collection[int]) -> bool:
         set(absent) == {rank}
         and not job.now.gone
         and all(
-            each == rank or job.pending(each) or not (its.guessed or its.kind == "unknown")
-            for each, its in job.blocked.items()
+            each == rank or job.pending(each) or not its.unsure for each, its in job.blocked.items()
         )
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from workerserver.cluster.judge.facts import IdleChild
 from workerserver.cluster.judge.job import Job
 from workerserver.cluster.model import Child
-from workerserver.cluster.read.blocked_on import CHILD, POLL
+from workerserver.cluster.read.blocked_on import CHILD, POLL, STOPPED
 from workerserver.cluster.read.owners import code_file
 
 __all__ = [
@@ -44,7 +44,7 @@ EXECUTOR = "concurrent/futures/process.py"
 #: The kernel's letters of processes that run or would run, and of those that wait for a disk.
 RUNS, ON_DISK = "R", "D"
 #: Of those that go on only if somebody lets them, or not at all.
-ENDED = frozenset("TtZX")
+ENDED = frozenset((*STOPPED, "Z", "X"))
 
 
 def waits_for_child(job: Job, rank: int) -> bool:
@@ -77,7 +77,7 @@ def looked_at(job: Job, rank: int) -> Iterator[IdleChild]:
 
 def may_work(job: Job, rank: int) -> bool:
     """It waits for a child of which another look will tell whether it works."""
-    return any(surely for surely in _unseen(job, rank))
+    return any(_unseen(job, rank))
 
 
 def is_open(job: Job, rank: int) -> bool:

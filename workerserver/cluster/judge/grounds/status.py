@@ -174,7 +174,7 @@ def _is_sure(job: Job, suspicions: Suspicions, accusation: Accusation) -> bool:
         return False  # nor a loop that writes, polls, or starts one child after the other
     if is_open(job, rank):
         return False  # nor whether a child works
-    return is_elsewhere(job, rank) and not blocked.guessed and blocked.kind != "unknown"
+    return is_elsewhere(job, rank) and not blocked.unsure
 
 
 def _is_old(job: Job, wait: Wait) -> bool:
