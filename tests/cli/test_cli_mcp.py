@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.boxes.made import put_box
 from support.jobs.replaying import replaying
 from support.lifecycle import environment
 from support.served import Serve
@@ -68,7 +69,7 @@ def test_the_tools() -> None:
         return (await client.list_tools()).tools
 
     tools = {tool.name: tool for tool in session(["./nowhere.sock"], talk)}
-    assert sorted(tools) == ["diagnose", "fr", "health", "jobs", "stacks"]
+    assert sorted(tools) == ["black_boxes", "diagnose", "fr", "health", "jobs", "stacks"]
     for tool in tools.values():
         assert tool.annotations.read_only_hint is True
         assert len(tool.description) > 60
@@ -99,6 +100,58 @@ def test_a_hung_job(folder: Path, no_leaks: None) -> None:
     assert [group["ranks"] for group in data_of(one)["groups"]] == ["2"]
     assert data_of(fr)["process_groups"][0]["waits"][0]["absent"] == "2"
     assert [worker["rank"] for worker in data_of(health)["workers"]] == [0, 1, 2, 3]
+
+
+def raised(text: str) -> tuple[Any, float, dict[str, Any]]:
+    """What a box holds of an exception that has ended its rank, 30 s after the start."""
+    frames = [["/job/data.py", 7, "load"]]
+    return "end", 30.0, {"why": "exception", "type": "OSError", "text": text, "frames": frames}
+
+
+def test_black_boxes(folder: Path) -> None:
+    """Of the newest run, and of the job that the agent names."""
+    for rank in range(2):
+        last = [raised("the disk is full")] if rank == 1 else []
+        put_box(folder, rank, *last, size=2, job="first")
+        last = [raised(ORDER)] if rank == 0 else []
+        put_box(folder, rank, *last, size=2, job="second", began=1000.0)
+
+    async def talk(client: Any) -> list[Any]:
+        jobs: list[dict[str, Any]] = [{}, {"job": "first"}, {"job": "third"}]
+        return [text_of(await client.call_tool("black_boxes", each)) for each in jobs]
+
+    newest, first, none = session(["./nowhere.sock", "--blackbox", "."], talk)
+    assert newest.startswith("exit status 1: ")
+    assert data_of(newest)["job"] == "second"
+    assert [each["rank"] for each in data_of(newest)["culprits"]] == [0]
+    assert newest.count("\n--- end data ") == 1  # the exception's text is no line of the answer
+    verdict = data_of(first)
+    assert (verdict["job"], verdict["boxes"][1]["rank"]) == ("first", 1)
+    (culprit,) = verdict["culprits"]
+    assert (culprit["rank"], culprit["end"]) == (1, "exception")
+    assert "ended by OSError: the disk is full" in culprit["text"]
+    assert culprit["place"] == "load(), data.py:7"
+    assert none.startswith("exit status 3: ")
+    assert data_of(none)["jobs"] == ["first", "second"]
+
+
+def test_where_black_boxes_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target, or the environment's folder; and a folder that is none is said at the start."""
+    put_box(folder / "boxes", 0, size=1)
+    monkeypatch.delenv("WORKERSERVER_BLACKBOX", raising=False)
+
+    def named(*words: str) -> list[str]:
+        return mcp.boxes_named(mcp.make_parser().parse_intermixed_args(list(words)))
+
+    assert named() == []
+    assert named("boxes", "w.sock", "--blackbox", "a", "--blackbox=b") == ["a", "b", "boxes"]
+    monkeypatch.setenv("WORKERSERVER_BLACKBOX", "boxes")
+    assert named() == ["boxes"]
+    assert named("--blackbox", "a") == ["a"]
+    assert main(["mcp", "--blackbox", "nowhere"]) == 64
+    text = asyncio.run(mcp.Asking([]).black_boxes())
+    assert text.startswith("exit status 3: ")
+    assert "start workerserver mcp with --blackbox DIR" in data_of(text)["error"]
 
 
 def test_texts_of_a_worker_are_data(serve: Serve, folder: Path) -> None:
