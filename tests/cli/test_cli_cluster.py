@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ import pytest
 from support.jobs.peers import answering, http, make_socket, peer
 from support.jobs.recordings import recording
 from support.jobs.replaying import answer, replayed, replaying
+from support.jobs.workers import HEALTH, Canned, good, health
 from support.lifecycle import environment
 
 from workerserver.cli import console, main
@@ -405,6 +407,49 @@ def test_the_environment(job: Job, run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert (status, json.loads(out)["ranks"]) == (1, 5)
 
 
+@pytest.mark.parametrize(
+    ("variables", "mine"),
+    [
+        ({"SLURM_JOB_ID": "1200"}, "1200"),
+        ({"SLURM_JOB_ID": "1201"}, "1201"),
+        (
+            {
+                "SLURM_JOB_ID": "1205",
+                "SLURM_ARRAY_JOB_ID": "1200",
+                "SLURM_ARRAY_TASK_ID": "3",
+            },
+            "1200_3",
+        ),
+    ],
+)
+def test_the_ports_of_a_slurm_job_that_another_job_has(
+    variables: dict[str, str], mine: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a shared node: two jobs with the same fixed ports. Both are named, nobody is accused."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    for name, value in {**variables, "SLURM_JOB_NODELIST": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    job = {"job": "slurm-1200.0", "job_from": "SLURM_JOB_ID", "world_size": 1, "host": "n1"}
+    hung = health(0, **job, agent="1:1", step_age_s=900.0, step_median_s=0.1, uptime_s=1000.0)
+    worker = Canned({**good(0), HEALTH: hung})
+    port = worker.address.rpartition(":")[2]
+    try:
+        status, out = run("diagnose", "--slurm", "--port", port, "--json", *SOON)
+    finally:
+        worker.close()
+    fields = json.loads(out)
+    found = status, fields["status"], [each["rank"] for each in fields["suspects"]]
+    if mine == "1200":
+        assert found == (1, 1, [0]), fields["verdict"]
+    else:
+        assert found == (2, 2, [])
+        assert fields["verdict"] == (
+            "could not tell: the workers on these ports belong to slurm-1200, "
+            f"and this is slurm-{mine}"
+        )
+
+
 @pytest.mark.parametrize("command", ["diagnose", "stacks", "fr", "ping", "top"])
 def test_wrong_use(
     command: str, run: Run, folder: Path, capsys: pytest.CaptureFixture[str]
@@ -523,6 +568,29 @@ def test_progress_and_the_end_by_ctrl_c(folder: Path) -> None:
             assert b"asking" in terminal.read(100_000)
         finally:
             process.kill()
+
+
+def test_progress_between_two_looks(job: Job) -> None:
+    """All were asked, and it is said when they are asked again."""
+    target = job("asleep-ours")
+    ours, theirs = os.openpty()
+    with open(ours, "rb", buffering=0) as terminal:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "workerserver", "diagnose", target),
+                *("--rounds", "2", "--interval", "1.5"),
+            ],
+            env={**environment(), "TERM": "xterm", "COLUMNS": "100"},
+            stdout=subprocess.DEVNULL,
+            stderr=theirs,
+            timeout=100,
+            check=False,
+        )
+        os.close(theirs)
+        shown = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", terminal.read(100_000)).decode()
+    assert done.returncode == 1
+    between = r"4 asked; another look 1\.5 s after the last one \S+ +4/4"
+    assert re.search(between, shown) is not None, shown
 
 
 def test_the_documentation_has_every_reason() -> None:

@@ -344,6 +344,20 @@ def test_the_default_socket_is_in_a_private_folder(folder: Path, rank: str | Non
         process.communicate("\n", timeout=30)
 
 
+def test_it_removes_what_a_killed_program_has_left(folder: Path) -> None:
+    """A socket that nobody listens on, in the folder where ``run`` serves by itself."""
+    script = write(folder / "script.py", "print('on', flush=True)\ninput()\n")
+    with started(folder, str(script), options=(), TMPDIR=str(folder), RANK="2") as process:
+        process.kill()
+        process.wait(30)
+    own = folder / f"workerserver-{os.geteuid()}"
+    (left,) = own.glob("*.sock")
+    with started(folder, str(script), options=(), TMPDIR=str(folder), RANK="2") as process:
+        wait_until(lambda: not left.exists(), 60)
+        assert list(own.glob("*.sock")) == [own / f"rank2-{process.pid}.sock"]
+        process.communicate("\n", timeout=30)
+
+
 @pytest.mark.parametrize("kind", ["open", "link", "file"])
 def test_without_a_folder_of_its_own_there_is_no_server(folder: Path, kind: str) -> None:
     write(folder / "script.py", "print('started')")

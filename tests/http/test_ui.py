@@ -14,6 +14,7 @@ from support.served import Connect, Kind, Ours, Serve
 from support.waiting import wait_until
 from support.wire import ask, message, post
 
+from workerserver import heartbeat
 from workerserver._parser import RequestParser
 from workerserver.http.access import AccessPolicy, BearerToken, NoWebPages, standard_rules
 from workerserver.http.ui import UI
@@ -218,6 +219,7 @@ def test_in_chromium(serve: Serve, tmp_path: Path) -> None:
         return {"text": evil, "depth": depth}
 
     served.registry.register("evil", tell)
+    heartbeat(1234)
     port, other = served.address[1], stranger.address[1]
     with browsers.browser(tmp_path) as page:
         page.open(f"http://localhost:{port}/ui")
@@ -230,8 +232,9 @@ def test_in_chromium(serve: Serve, tmp_path: Path) -> None:
         page.click("#access button")
         wait_until(lambda: page.text("#state") == "ok")
         wait_until(lambda: page.run("return document.querySelectorAll('li button').length") > 3)
-        step = page.text("#fact-step")  # of the process: earlier tests may have made one
-        assert step == "-" or step.isdecimal()
+        assert page.text("#fact-step") == "1234"
+        assert page.text("#fact-step_age_s").endswith(" s")
+        assert page.text("#fact-rank") == "-"  # no launcher has started this process
         page.click("button[data-handler=ping]")
         wait_until(lambda: page.text("#body") == "pong")
         page.type("li input[aria-label='parameters of evil']", "depth=7")

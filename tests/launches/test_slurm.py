@@ -69,3 +69,17 @@ def test_the_tasks_of_an_array_are_jobs() -> None:
     lines = "\n".join(said["outside"]["said"])
     assert f"job slurm-{said['job']}_1.0, 1 of 2" in lines
     assert f"  slurm-{said['job']}_0.0: no rank is stuck" in lines
+
+
+def test_ports_that_are_known() -> None:
+    """``--slurm``, asked by a step of one task: S1, S2 and S5 of what a real Slurm showed."""
+    said = scene("known_ports")
+    for way in ("by template", "by environment", "by range", "by collector", "by its port"):
+        assert names(said[way], 1, 2), (way, said)
+    first, second, _ = said["jobs"]
+    other = said["another job's"]
+    assert other["status"] == 2, said
+    assert other["said"][0] == (
+        f"could not tell: the workers on these ports belong to slurm-{first}, "
+        f"and this is slurm-{second}"
+    )

@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 FOLDER = Path("/tmp/slurm")
 BIN = FOLDER / "bin"
 LOG = FOLDER / "job.log"
+TOKEN = str(FOLDER / "job.token")
 CONF = """\
 ClusterName=test
 SlurmctldHost={host}
@@ -62,14 +63,14 @@ PROGRAMS = {
 
 
 def settings(**more: str) -> dict[str, str]:
-    return environment(
-        SLURM_CONF=str(FOLDER / "slurm.conf"),
-        PATH=f"{BIN}:{os.environ['PATH']}",
-        HOME=str(FOLDER),
-        BEGUN=str(FOLDER / "begun"),
-        OMP_NUM_THREADS="1",
-        **more,
-    )
+    usual = {
+        "SLURM_CONF": str(FOLDER / "slurm.conf"),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "HOME": str(FOLDER),
+        "BEGUN": str(FOLDER / "begun"),
+        "OMP_NUM_THREADS": "1",
+    }
+    return environment(**{**usual, **more})
 
 
 def start_slurm(stack: contextlib.ExitStack) -> None:
@@ -114,7 +115,7 @@ def until(status: int, *words: str) -> Said:
 
 
 def with_token(*words: str) -> Said:
-    return said(*words, WORKERSERVER_TOKEN_FILE=str(FOLDER / "job.token"))
+    return said(*words, WORKERSERVER_TOKEN_FILE=TOKEN)
 
 
 def recipe(title: str, kind: str) -> list[str]:
@@ -222,6 +223,64 @@ def an_array() -> Said:
     }
 
 
+def free_decade() -> str:
+    """A port without its last digit: all ten ports are free."""
+    for first in range(25000, 32000, 10):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + 10):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return str(first // 10)
+    raise AssertionError("no free ports")
+
+
+def known_ports() -> Said:
+    """``--slurm``: jobs of one node with known ports. A second job has the same ones: its ranks
+    train without a server. A third one has a collector. Only one task is in the step that asks."""
+    path = script("torchrun as the one task of each node", nodes=1)
+    text = path.read_text()
+    decade = free_decade()
+    ports = "0.0.0.0:" + decade + "{local_rank}"
+    assert "WORKERSERVER_TCP=0.0.0.0:0" in text
+    path.write_text(text.replace("WORKERSERVER_TCP=0.0.0.0:0", f"WORKERSERVER_TCP='{ports}'"))
+
+    def asked(status: int, job: str, *more: str, **variables: str) -> Said:
+        words = ["srun", "--jobid", job, "--overlap", "-n1", "-N1", "workerserver", "diagnose"]
+        return machine.until(
+            status,
+            *words,
+            *more,
+            run=lambda *words: said(*words, **variables, WORKERSERVER_TOKEN_FILE=TOKEN),
+        )
+
+    first = submit(path, "-w", "n1", HANG="1", BEGUN=str(FOLDER / "begun/first"))
+    begun(2, "first/0-0")
+    answers: Said = {
+        "by template": asked(1, first, "--slurm", WORKERSERVER_TCP=ports),
+        "by environment": asked(1, first, WORKERSERVER_TCP=ports),
+        "by range": asked(1, first, "--slurm", "--port", decade + "[0-1]"),
+    }
+    second = submit(path, "-w", "n1", HANG="-1", BEGUN=str(FOLDER / "begun/second"))
+    begun(2, "second/0-0")
+    answers["another job's"] = asked(2, second, "--slurm", WORKERSERVER_TCP=ports)
+    sockets = FOLDER / "sockets"
+    sockets.mkdir(mode=0o700)
+    collector = f"0.0.0.0:{decade}9"
+    path.write_text(
+        text.replace(
+            "WORKERSERVER_TCP=0.0.0.0:0",
+            f"WORKERSERVER_COLLECTOR={collector} "
+            f"TORCH_WORKER_SERVER_SOCKET={sockets}/{{rank}}.sock",
+        )
+    )
+    third = submit(path, "-w", "n1", HANG="1", BEGUN=str(FOLDER / "begun/third"))
+    begun(2, "third/0-0")
+    answers["by collector"] = asked(1, third, "--slurm", WORKERSERVER_COLLECTOR=collector)
+    answers["by its port"] = asked(
+        1, third, "--slurm", "--port", decade + "9", WORKERSERVER_COLLECTOR=collector
+    )
+    return {**answers, "jobs": [first, second, third], "log": LOG.read_text(errors="replace")}
+
+
 def a_requeue() -> Said:
     """A job that hangs is queued again, and hangs again."""
     job = submit(script("One task for each rank"), "--requeue", HANG="2")
@@ -252,6 +311,7 @@ SCENES: dict[str, Callable[[], Said]] = {
         a_task_for_each_rank,
         torchrun_as_the_one_task,
         an_array,
+        known_ports,
         a_requeue,
         before_the_limit,
     )
