@@ -407,6 +407,27 @@ def test_the_environment(job: Job, run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert (status, json.loads(out)["ranks"]) == (1, 5)
 
 
+def test_the_worst_of_several_jobs_comes_first(run: Run, folder: Path) -> None:
+    """A hung one, then one of which nobody can tell, then one that goes on."""
+    paces: dict[str, dict[str, Any]] = {
+        "goes on": {"step_age_s": 0.01},
+        "unclear": {"step": None, "step_age_s": None},
+        "hangs": {"step_age_s": 900.0},
+    }
+    with contextlib.ExitStack() as stack:
+        for number, (name, pace) in enumerate(paces.items()):
+            job = {"job": name, "job_from": "WORKERSERVER_JOB", "world_size": 1, "host": "n1"}
+            fields = {"agent": f"{number + 1}:1", "step_median_s": 0.1, "uptime_s": 1e3, **pace}
+            answers = {**good(0), HEALTH: health(0, **job, **fields)}
+            worker = Canned(answers, folder / f"{number}.sock")
+            stack.callback(worker.close)
+        status, out = run("diagnose", "./*.sock", "--json", "--rounds", "2", *SOON)
+    fields = json.loads(out)
+    judged = [(each["job"], each["status"]) for each in (fields, *fields["other_jobs"])]
+    assert judged == [("hangs", 1), ("unclear", 2), ("goes on", 0)], out
+    assert status == 1
+
+
 @pytest.mark.parametrize(
     ("variables", "mine"),
     [
