@@ -248,6 +248,9 @@ def test_bash_completes(scripts: dict[str, Path], tmp_path: Path) -> None:
     assert set(NAMES) <= set(offered(scripts["bash"], "workerserver ", tmp_path))
     assert offered(scripts["bash"], "workerserver diagnose --inter", tmp_path) == ["--interval"]
     assert offered(scripts["bash"], "workerserver completion f", tmp_path) == ["fish"]
+    assert offered(scripts["bash"], "workerserver help dia", tmp_path) == ["diagnose"]
+    assert "run" in offered(scripts["bash"], "workerserver man r", tmp_path)
+    assert "run" not in offered(scripts["bash"], "workerserver schema r", tmp_path)
     assert "rank0.sock" in offered(scripts["bash"], "workerserver diagnose r", tmp_path)
     assert "rank0.sock" in offered(scripts["bash"], "workerserver ls --hosts r", tmp_path)
     folders = offered(scripts["bash"], "workerserver watch --folder v", tmp_path)
@@ -255,19 +258,24 @@ def test_bash_completes(scripts: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_fish_completes(scripts: dict[str, Path], tmp_path: Path) -> None:
-    ask = f"source {scripts['fish']}; complete -C 'workerserver dia'"
+    (tmp_path / "rank0.sock").touch()
+    lines = ("dia", "diagnose --inter", "completion f", "help dia", "diagnose rank", "--vers")
+    ask = f"source {scripts['fish']}"
+    for line in lines:
+        ask += f"; complete -C 'workerserver {line}' | head -1"
     home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "TERM": "dumb"}
     done = subprocess.run(
         [needs("fish"), "--no-config", "-c", ask],
+        cwd=tmp_path,
         env={**os.environ, **home},
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    (line,) = done.stdout.splitlines()
-    assert line.split("\t")[0] == "diagnose"
-    assert "which rank is to blame" in line
+    found = [line.split("\t")[0] for line in done.stdout.splitlines()]
+    assert found == ["diagnose", "--interval", "fish", "diagnose", "rank0.sock", "--version"]
+    assert "which rank is to blame" in done.stdout.splitlines()[0]
 
 
 #: zsh completes only in a terminal: zpty is one. Reads until the word is whole.
@@ -276,24 +284,39 @@ zmodload zsh/zpty
 zpty shell zsh -f -i
 zpty -w shell "PS1=; fpath=($1 \$fpath); autoload -U compinit; compinit -u -D; print REA''DY"
 zpty -r shell text '*READY*'
-zpty -w -n shell $'workerserver diagno\t'
-zpty -r shell text '*workerserver diagnose*'
-print -r -- $text
+shift
+for line whole; do
+    zpty -w -n shell "workerserver $line"$'\t'
+    zpty -r shell text "*workerserver $whole*"
+    print -r -- "$text"
+    zpty -w shell $'\x15'  # the next line is a new one
+done
 zpty -d shell
 """
 
 
 def test_zsh_completes(scripts: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "_workerserver").write_text(scripts["zsh"].read_text())
+    (tmp_path / "rank0.sock").touch()
+    lines = {
+        "diagno": "diagnose",
+        "diagnose --inter": "diagnose --interval",
+        "completion fi": "completion fish",
+        "help diagno": "help diagnose",
+        "diagnose rank": "diagnose rank0.sock",
+    }
+    asked = [word for line in lines.items() for word in line]
     done = subprocess.run(
-        [needs("zsh"), "-f", "-c", ASK_ZSH, "zsh", str(tmp_path)],
+        [needs("zsh"), "-f", "-c", ASK_ZSH, "zsh", str(tmp_path), *asked],
+        cwd=tmp_path,
         env={**os.environ, "TERM": "dumb", "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    assert "workerserver diagnose" in done.stdout
+    for whole in lines.values():
+        assert f"workerserver {whole}" in done.stdout
 
 
 def test_whatever_takes_a_path_completes_paths() -> None:

@@ -72,6 +72,9 @@ def main(argv: Sequence[str]) -> int:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
             elif action.dest in FOLDERS:
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+            elif action.dest == "command":
+                with_schema = parser.prog.endswith(" schema")
+                action.choices = [each.name for each in COMMANDS if each.json or not with_schema]
     sys.stdout.write(shtab.complete(root, options.shell))
     return 0
 
