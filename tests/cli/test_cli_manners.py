@@ -100,6 +100,26 @@ def test_lines_of_the_skill_can_be_typed() -> None:
         assert not strange, line
 
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def typed(page: Path) -> list[str]:
+    """What the blocks of a page let a person type, without comments, pipes and redirections."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    found = [re.match(r"(?:\$ )?(workerserver .*?)(?: [|>#&].*)?$", line) for line in lines]
+    return [each[1] for each in found if each is not None]
+
+
+def test_lines_of_the_docs_can_be_typed() -> None:
+    lines = [(page, line) for page in PAGES for line in typed(page)]
+    assert len(lines) > 40
+    for page, line in lines:
+        _, name, *words = shlex.split(line)
+        _, strange = parser_of(name).parse_known_intermixed_args(words)
+        assert not strange or name == "run", (page.name, line)  # those are the program's
+
+
 def test_all_commands_are_in_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help"]) == main(["--help"]) == 0
     assert capsys.readouterr().out == USAGE * 2
