@@ -107,7 +107,8 @@ def typed(page: Path) -> list[str]:
     """What the blocks of a page let a person type, without comments, pipes and redirections."""
     blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.M | re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    found = [re.match(r"(?:\$ )?(workerserver .*?)(?: [|>#&].*)?$", line) for line in lines]
+    command = re.compile(r"(?:\$ )?(workerserver [a-z]+(?: .*?)?)(?: [|>#&].*)?$")
+    found = map(command.match, lines)
     return [each[1] for each in found if each is not None]
 
 
