@@ -47,9 +47,21 @@ def broken(page: Path) -> list[str]:
     return wrong
 
 
+def not_on_the_site(page: Path, docs: Path) -> list[str]:
+    """Links that leave *docs*: they lead nowhere on the site, and MkDocs does not say so."""
+    links = (link.partition("#")[0] for link in LINK.findall(FENCE.sub("", page.read_text())))
+    return [
+        link
+        for link in links
+        if link and "://" not in link and not (page.parent / link).resolve().is_relative_to(docs)
+    ]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links(page: Path) -> None:
     assert not broken(page)
+    docs = ROOT / "docs"
+    assert not page.is_relative_to(docs) or not not_on_the_site(page, docs)
 
 
 def test_a_broken_link_is_seen(tmp_path: Path) -> None:

@@ -1,8 +1,21 @@
-"""Training with Ray Train, two workers on a cluster of this machine alone."""
+"""Training with Ray Train, two workers on a cluster of this machine alone.
+
+Ray gives its own processes a minute to start. On a busy machine their imports take longer: then
+Ray ends them and starts others, for ever. So they get as long as the test.
+"""
 
 from __future__ import annotations
 
 import os
+
+#: Read when Ray is imported, and by its processes.
+os.environ.update(
+    RAY_worker_register_timeout_seconds="900",
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="900",
+    RAY_health_check_timeout_ms="900000",
+    RAY_prestart_worker_first_driver="0",
+    RAY_USAGE_STATS_ENABLED="0",
+)
 
 import ray
 import torch
