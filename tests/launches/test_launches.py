@@ -68,6 +68,13 @@ def test_the_tutorial() -> None:
     assert served in plain(said["log"]), said
     assert healthy.partition(";")[0] in said["healthy"]["said"][0], said  # one step, or several
     assert hung == plain(said["hung"]["said"][0]), said
+    # What "Look closer" has a person type.
+    statuses = {name: said[name]["status"] for name in ("stacks", "fr", "ls", "call")}
+    assert statuses == {"stacks": 0, "fr": 1, "ls": 0, "call": 0}, said
+    assert "ranks 0-1,3 (3 in all)" in said["stacks"]["said"], said
+    assert any("load_shard" in line for line in said["stacks"]["said"]), said
+    assert any("waits for" in line or "wait for" in line for line in said["fr"]["said"]), said
+    assert any('train.py", line 11 in load_shard' in line for line in said["call"]["said"]), said
 
 
 def plain(text: str) -> str:

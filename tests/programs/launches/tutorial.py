@@ -31,6 +31,8 @@ def main() -> None:
         said |= {"fr": workerserver("fr"), "stacks": workerserver("stacks")}
         said["log"] = (folder / "log").read_text(errors="replace")
         said["ls"] = workerserver("ls")
+        (socket,) = (line.split()[0] for line in said["ls"]["said"] if "/rank2-" in line)
+        said["call"] = workerserver("call", "dump_traceback", socket)
     said["ended"] = workerserver("diagnose")
     json.dump(said, sys.stdout)
 
