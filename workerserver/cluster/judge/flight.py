@@ -54,8 +54,8 @@ class Group:
     one_of: bool = False
     """Its ranks use several backends in the group; this is the part of one of them."""
     lossy: bool = False
-    """Nobody tells the members of the group, and a rank may be one whose short ring has lost all of
-    the group's operations."""
+    """Nobody tells the members of the group, and a rank may be one that has no recorder, or whose
+    short ring has lost all of the group's operations."""
 
     @property
     def label(self) -> str:
@@ -154,8 +154,10 @@ def combine(records: Mapping[int, RankRecord], world_size: int | None = None) ->
         for rank in row.ranks
     }
     short = any(row.record.short for row in told.rows)
+    seen = sum(len(row.ranks) for row in told.rows if not row.record.empty)
+    unseen = seen < (len(records) if world_size is None else world_size)
     groups = [
-        replace(group, lossy=True) if short and not group.complete else group
+        replace(group, lossy=True) if (short or unseen) and not group.complete else group
         for group in _groups(told.rows, world_size, problems)
     ]
     first = heads(told.rows)
