@@ -144,8 +144,11 @@ def analyse(
     return combine(records, world_size)
 
 
-def combine(records: Mapping[int, RankRecord], world_size: int | None = None) -> Analysis:
-    """As :func:`analyse`, from records that have been read."""
+def combine(
+    records: Mapping[int, RankRecord], world_size: int | None = None, workers: int = 0
+) -> Analysis:
+    """As :func:`analyse`, from records that have been read. *workers*: how many the job has, where
+    the ranks of some are unknown."""
     told = rows_of(records)
     problems = {
         rank: list(row.record.problems)
@@ -155,7 +158,7 @@ def combine(records: Mapping[int, RankRecord], world_size: int | None = None) ->
     }
     short = any(row.record.short for row in told.rows)
     seen = sum(len(row.ranks) for row in told.rows if not row.record.empty)
-    unseen = seen < (len(records) if world_size is None else world_size)
+    unseen = seen < max(len(records), world_size or 0, workers)
     groups = [
         replace(group, lossy=True) if (short or unseen) and not group.complete else group
         for group in _groups(told.rows, world_size, problems)
