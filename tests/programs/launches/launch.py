@@ -18,11 +18,13 @@ HERE = Path(__file__).parent
 
 
 class Launch(NamedTuple):
-    """*words* behind ``python``; how many *ranks* train, and which one hangs."""
+    """*words* behind ``python``; how many *ranks* train, and which one hangs. *tries*: how often it
+    is started if it ends before that."""
 
     words: tuple[str, ...]
     ranks: int = 2
     hangs: int = 1
+    tries: int = 1
 
 
 def program(name: str) -> str:
@@ -52,18 +54,30 @@ def launches() -> dict[str, Launch]:
         "trainer": Launch((program("with_transformers"),), ranks=1, hangs=0),
         "accelerate, one process": Launch(accelerate(1), ranks=1, hangs=0),
         "accelerate, two processes": Launch(accelerate(2)),
-        "ray": Launch((program("with_ray"),)),
+        # Ray gives its node 30 s to start, whatever is set. A busy machine needs more, at first.
+        "ray": Launch((program("with_ray"),), tries=4),
         "notebook": Launch((program("with_notebook"),), ranks=1, hangs=0),
     }
+
+
+def trained(launch: Launch, jobs: Jobs) -> tuple[list[int], Path]:
+    """The pids of the ranks once all of them train, and the job's folder."""
+    for left in reversed(range(launch.tries)):
+        launcher, folder = jobs.start(launch.words, HANG=str(launch.hangs))
+        try:
+            # A framework such as Ray starts a dozen processes, which a busy machine may starve.
+            return begun(folder, launch.ranks, seconds=900, launcher=launcher), folder
+        except AssertionError:
+            if launcher.poll() is None or not left:
+                raise
+    raise AssertionError("not tried at all")
 
 
 def main() -> None:
     isolate()
     launch = launches()[sys.argv[1]]
     with contextlib.ExitStack() as stack:
-        _, folder = Jobs(stack).start(launch.words, HANG=str(launch.hangs))
-        # A framework such as Ray starts a dozen processes, which a busy machine may starve.
-        pids = begun(folder, launch.ranks, seconds=900)
+        pids, folder = trained(launch, Jobs(stack))
         said = {
             "diagnose": until(1, "diagnose", "--json"),
             "text": workerserver("diagnose"),

@@ -12,9 +12,11 @@ import os
 os.environ.update(
     RAY_worker_register_timeout_seconds="900",
     RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="900",
+    RAY_gcs_server_request_timeout_seconds="900",
     RAY_health_check_timeout_ms="900000",
     RAY_prestart_worker_first_driver="0",
     RAY_USAGE_STATS_ENABLED="0",
+    RAY_AUTH_MODE="disabled",  # else a token is written into the home folder
 )
 
 import ray

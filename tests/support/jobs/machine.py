@@ -112,12 +112,21 @@ class Jobs:
         return self.start(["-m", "torch.distributed.run", *options, *words, TRAIN], **more)
 
 
-def begun(folder: Path, ranks: int, restart: int = 0, seconds: float = 300.0) -> list[int]:
-    """The pids of the ranks once all of them train, within *seconds*."""
+def begun(
+    folder: Path,
+    ranks: int,
+    restart: int = 0,
+    seconds: float = 300.0,
+    launcher: subprocess.Popen[bytes] | None = None,
+) -> list[int]:
+    """The pids of the ranks once all of them train, within *seconds*. AssertionError once the
+    *launcher* has ended before that: nobody will train then."""
     files = [folder / f"{rank}-{restart}" for rank in range(ranks)]
 
     def all_there() -> bool:
-        return all(each.exists() and each.read_text() for each in files)
+        there = all(each.exists() and each.read_text() for each in files)
+        assert there or launcher is None or launcher.poll() is None, "the launcher has ended"
+        return there
 
     try:
         wait_until(all_there, seconds)
