@@ -116,8 +116,20 @@ def weigh_ring(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[Wai
 
 
 def _knot(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[Wait]) -> None:
-    """A file lock closes the ring: whoever holds it waits for whoever wants it."""
+    """A file lock closes the ring: whoever holds it waits for whoever wants it. The kernel names a
+    process: if another thread of it may have the lock, that one may give it back."""
     members = set(ranks)
+    job = suspicions.job
+    unsure = False
+    for wait in waits:
+        if wait.op != FILE_LOCK:
+            continue
+        for holder in members.intersection(wait.absent):
+            if job.chains.may_be_held_elsewhere(holder):
+                suspicions.refused.setdefault(holder, ("holder", wait))
+                unsure = True
+    if unsure:
+        return
     alike: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
     for wait in sorted(waits, key=lambda wait: (wait.op != FILE_LOCK, wait.waiting)):
         absent = tuple(rank for rank in wait.absent if rank in members)

@@ -304,8 +304,10 @@ def _peer_waits(job: Job, rank: int) -> bool:
     edge = job.chains.edges.get(rank)
     if edge is None:
         return False
-    peer = job.blocked.get(edge.peer)
-    return edge.peer in job.chains.edges or (peer is not None and peer.on_ranks)
+    return any(
+        peer in job.chains.edges or (peer in job.blocked and job.blocked[peer].on_ranks)
+        for peer in edge.peers
+    )
 
 
 def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
