@@ -434,6 +434,10 @@ HINDRANCES: Mapping[facts.Hindrance, tuple[str, str]] = {
         "waits for a child process, which works or may work, and may only be slow",
         "wait for child processes, which work or may work, and may only be slow",
     ),
+    "threads": (
+        "waits for threads of its own, which work or may work, and may only be slow",
+        "wait for threads of their own, which work or may work, and may only be slow",
+    ),
     "early": ("takes no longer than usual so far", "take no longer than usual so far"),
     "late": ("pauses, and may only be late", "pause, and may only be late"),
     "asleep": (

@@ -17,6 +17,7 @@ from workerserver.cluster.judge.grounds.children import (
     one_works,
     waits_for_child,
 )
+from workerserver.cluster.judge.grounds.helpers import one_helps
 from workerserver.cluster.judge.grounds.lateness import (
     LATE_MOST_SECONDS,
     late_for,
@@ -99,6 +100,8 @@ def hindrance(
         return "child"
     if is_unclear(job, rank) and _may_be_slow(job, rank, wait):
         return "child"
+    if one_helps(job, rank):
+        return "threads"
     if rank in job.chains.edges or (_in_shared(job, rank) and not _alone(job, rank, absent)):
         return "waits"
     together = wait is not None and wait.seq is not None
