@@ -169,19 +169,13 @@ def _one_left_out(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[
         elif rank in awaited:
             owed = Owed(job.entered(wait), job.entered(other))
             suspicions.accuse_in(other, peer, "order", owed, evidence)
-        elif _has_only_recorded(job, peer):
+        elif job.has_only_recorded(peer):
             suspicions.accuse_in(other, rank, "p2p", Absent(job.entered(other)), evidence)
         else:
             continue
         unclear = False
     if unclear:
         suspicions.doubts.append(Tangled([job.entered(wait) for wait in waits]))
-
-
-def _has_only_recorded(job: Job, rank: int) -> bool:
-    """By torch's own counters."""
-    record = job.now.alike(rank)
-    return record is not None and record.enqueued > 0 and not record.unrecorded
 
 
 def _crossings(

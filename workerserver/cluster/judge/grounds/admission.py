@@ -91,6 +91,8 @@ def hindrance(
             return "waits"
         if _others_in_p2p(job, rank) or _peer_waits(job, rank):
             return "waits"
+        if rank not in job.chains.edges and not _sends_nothing(job, absent):
+            return "waits"  # one that is where the others are may have sent too few
         return is_late(job, rank, wait)
     if blocked.helped or blocked.kind == "device" or job.victims_at(rank):
         return "waits"
@@ -299,6 +301,11 @@ def _others_in_p2p(job: Job, rank: int) -> bool:
     return rank not in known and any(
         blocked.kind == "p2p" and each != rank for each, blocked in job.blocked.items()
     )
+
+
+def _sends_nothing(job: Job, absent: Collection[int]) -> bool:
+    """None of those that have come has ever made a send or a receive, by torch's own counters."""
+    return all(job.has_only_recorded(each) for each in job.expected if each not in absent)
 
 
 def _peer_waits(job: Job, rank: int) -> bool:
