@@ -94,7 +94,7 @@ def test_one_look_proves_nothing() -> None:
 def test_another_thread_of_the_holder_may_have_the_lock() -> None:
     """The kernel names a process, and no thread: a saver that is only slow gives the lock back."""
     holder = reducing(0)
-    holder.threads += (SAVER,)
+    holder.threads = (*holder.threads, SAVER)
     found = diagnose(looks(holder, state(1, [WANTS], trace()), reducing(2)), 3)
     assert (found.status, reasons(found)) == (2, [])
     assert found.sentence.startswith(
@@ -118,6 +118,6 @@ def test_a_thread_that_waits_for_work_has_no_lock() -> None:
     )
     idle = Thread(frames, "pool", native_id=9, state="S", wchan="futex_do_wait", switches=5)
     holder = reducing(0)
-    holder.threads += (idle,)
+    holder.threads = (*holder.threads, idle)
     found = diagnose(looks(holder, state(1, [WANTS], trace()), reducing(2)), 3)
     assert reasons(found) == [(0, "deadlock"), (1, "deadlock")]
