@@ -89,6 +89,14 @@ def test_a_pool_that_stands_still(waits: Sequence[Frame], pool: Frame) -> None:
     assert reasons(found) == [(0, "lock")]
 
 
+def test_stock_workers_tell_no_native_id_and_no_switches() -> None:
+    """A thread is known again by its ident; one at the same line stands still, as elsewhere."""
+    told = [replace(each, native_id=None, ident=each.native_id) for each in two(16, None)]
+    moved = [replace(each, native_id=None, ident=each.native_id) for each in two(17, None)]
+    assert reasons(judged(FUTURE, told, told)) == [(0, "lock")]
+    assert reasons(judged(FUTURE, told, moved)) == []
+
+
 def test_one_of_the_pool_goes_on() -> None:
     found = judged(FUTURE, two(16, 5), [helper(8, 16, 5), helper(9, 16, 9)])
     assert (found.status, reasons(found)) == (2, [])

@@ -14,7 +14,6 @@ from workerserver.cluster.model import Thread
 from workerserver.cluster.read.acting import works
 from workerserver.cluster.read.blocked_on import blocked_on
 from workerserver.cluster.read.owners import code_file
-from workerserver.cluster.read.waits_for import by_id
 
 __all__ = ["one_helps"]
 
@@ -40,10 +39,13 @@ def one_helps(job: Job, rank: int) -> bool:
         pooled = []
     if job.before is None or rank not in job.before.states:
         return bool(others)
-    before = by_id(job.before.states[rank].threads)
-    return any(
-        _goes_on(threads, each, before.get(each.native_id or 0), bool(pooled)) for each in others
-    )
+    before = {_name(each): each for each in job.before.states[rank].threads}
+    return any(_goes_on(threads, each, before.get(_name(each)), bool(pooled)) for each in others)
+
+
+def _name(thread: Thread) -> tuple[int | None, int | None]:
+    """Stock workers tell no native id."""
+    return thread.native_id, thread.ident
 
 
 def _is_of_pool(thread: Thread) -> bool:
@@ -56,6 +58,6 @@ def _goes_on(threads: Sequence[Thread], now: Thread, then: Thread | None, awaite
     if then is None or then.frames != now.frames or "R" in (then.state, now.state):
         return True
     told = then.switches is not None and now.switches is not None
-    if told and then.switches == now.switches:
+    if not told or then.switches == now.switches:
         return False
-    return awaited or (told and blocked_on(threads, now).kind == "io")
+    return awaited or blocked_on(threads, now).kind == "io"
