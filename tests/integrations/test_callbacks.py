@@ -17,7 +17,11 @@ from workerserver.process._pulse import heartbeat, last_heartbeat, reset
 from workerserver.process._pulse import steps as told
 from workerserver.server import running_server
 
-pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.integrations,
+    pytest.mark.timeout(900),  # a framework alone may take minutes to import on a busy machine
+    pytest.mark.filterwarnings("ignore"),
+]
 
 
 def needs(package: str) -> pytest.MarkDecorator:
