@@ -28,10 +28,14 @@ __all__ = ["main"]
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 #: Time between two checks whether the collector is still needed, and for one try of a socket.
-CHECK_EVERY_SECONDS = 5.0
+CHECK_EVERY_SECONDS = 1.0
 KNOCK_SECONDS = 1.0
+#: A collector of the job's last attempt ends within a second or two, but the machine may be busy.
+PORT_SECONDS = 15.0
 #: A collector must not take the processor from training.
 NICE = 10
+#: As ps and top show it: what has forked it may have been another program.
+NAME = "ws-collector"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,7 +80,7 @@ def _serve(address: tuple[str, int], registry: Registry, patient: bool) -> Worke
     may not have ended yet."""
     from workerserver.server import WorkerServer
 
-    give_up = time.monotonic() + (3 * CHECK_EVERY_SECONDS if patient else 0.0)
+    give_up = time.monotonic() + (PORT_SECONDS if patient else 0.0)
     while True:
         try:
             return WorkerServer(*address, registry=registry)
@@ -183,7 +187,9 @@ def _leave() -> None:
         os._exit(0)
     os.setsid()
     with contextlib.suppress(OSError):
-        os.nice(NICE)
+        os.nice(max(0, NICE - os.nice(0)))
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as name:
+        name.write(NAME)
 
 
 def _listens(worker: Worker) -> bool:

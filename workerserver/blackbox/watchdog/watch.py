@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -93,10 +94,16 @@ class Watch:
 
     # ---- what the keeper calls
 
-    def get_ready(self) -> None:
-        """Before this process has threads: fork off the one that makes diagnoses."""
+    def get_ready(self, asks: socket.socket | None = None) -> None:
+        """Before this process has threads: fork off the one that makes diagnoses. It runs the
+        command that the other end of *asks* wants, too."""
         with contextlib.suppress(OSError):
-            self._ready = Ready()
+            self._ready = Ready(collects=asks is not None)
+        if asks is not None:
+            if self._ready is None:
+                asks.close()
+            else:
+                self._ready.serve(asks)
 
     def start(self, run_folder: str) -> None:
         """*run_folder*: where the copies of the boxes lie; "" if there are none."""
