@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     # Before there are threads, so that none of them gets these signals.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     from workerserver.collector.service import Collector
+    from workerserver.collector.watchdogs import publish
     from workerserver.job import presence
     from workerserver.process.credentials import token_from_environment
 
@@ -63,13 +64,15 @@ def main(argv: Sequence[str]) -> int:
     with server:
         scheme = "https://" if server.tls else ""
         print(f"workerserver: collector on {scheme}{server.address}", flush=True)
-        if starter is None:
-            signal.sigwait(ENDING)
-            return 0
-        silence_standard_streams()
+        if starter is not None:
+            silence_standard_streams()
         while signal.sigtimedwait(ENDING, CHECK_EVERY_SECONDS) is None:
-            if starter.has_ended() and (
-                starter.came_again() or not any(map(_listens, collector.workers()))
+            with contextlib.suppress(Exception):  # whatever lies there, the ranks are answered for
+                publish()
+            if (
+                starter is not None
+                and starter.has_ended()
+                and (starter.came_again() or not any(map(_listens, collector.workers())))
             ):
                 break
     return 0

@@ -26,7 +26,11 @@ __all__ = ["serve"]
 #: What ``diagnose`` imports only where it needs it: on live ranks, and on black boxes.
 NEEDED = ("blackbox", "boxes", "dumps", "together")
 #: The same of ``collector``. What is imported once is in memory once.
-OF_COLLECTOR = ("workerserver.collector.service", "workerserver.server")
+OF_COLLECTOR = (
+    "workerserver.collector.service",
+    "workerserver.collector.watchdogs",
+    "workerserver.server",
+)
 LOOK_SECONDS = 0.02
 
 
