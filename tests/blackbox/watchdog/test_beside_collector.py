@@ -190,7 +190,7 @@ def is_keeper_of(job: Job, pid: int, words: list[str]) -> bool:
 
 def test_where_the_keeper_has_to_wait(folder: Path) -> None:
     """For the keeper of the job's last attempt. The worker starts the collector itself, at once."""
-    with running(folder, program="other_keeper.py") as job:
+    with running(folder, program="watchdog/other_keeper.py") as job:
         collector = job.await_collector()
         assert "collector" in job.collectors()[collector]
         status, said = answer("ping", "--collectors", f"127.0.0.1:{job.port}", "--world-size", "2")

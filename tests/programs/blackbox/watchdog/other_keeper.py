@@ -16,4 +16,4 @@ if os.environ["LOCAL_RANK"] == "0":
     assert agent is not None
     lock = (Path(folder_of(places()[0], agent)) / "keeper.lock").open("a")
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-runpy.run_path(str(Path(__file__).with_name("watched_rank.py")), run_name="__main__")
+runpy.run_path(str(Path(__file__).parents[1] / "watched_rank.py"), run_name="__main__")
