@@ -127,8 +127,12 @@ def _channel(wanted: bool) -> Iterator[Sequence[int]]:
         yield ()
         return
     ours, its = socket.socketpair()
-    with its:
-        yield (its.fileno(),)
+    try:
+        with its:
+            yield (its.fileno(),)
+    except BaseException:
+        ours.close()
+        raise
     _keeper = os.getpid(), ours
 
 

@@ -155,7 +155,7 @@ def test_a_collector_that_dies_or_stops(folder: Path, number: signal.Signals) ->
 def test_a_watchdog_alone_is_shown_by_the_collector(folder: Path) -> None:
     """Its verdict is in the collector's metrics as long as the watchdog lives."""
     with running(folder, WORKERSERVER_BLACKBOX="", WORKERSERVER_WATCHDOG="1") as job:
-        wait_until(lambda: answers(job.port), SECONDS)
+        collector = job.await_collector()
         wait_until(job.metrics, SECONDS)
         status = f'workerserver_watchdog_status{{job="{name_of(job)}"}}'
         assert f"{status} 0" in job.metrics()
@@ -171,6 +171,9 @@ def test_a_watchdog_alone_is_shown_by_the_collector(folder: Path) -> None:
         (keeper,) = [pid for pid, words in commands() if is_keeper_of(job, pid, words)]
         os.kill(keeper, signal.SIGKILL)
         wait_until(lambda: not [line for line in job.metrics() if name_of(job) in line], SECONDS)
+        # The keeper ignores this signal.
+        os.kill(collector, signal.SIGTERM)
+        wait_until(lambda: not job.collectors(), SECONDS)
 
 
 def name_of(job: Job) -> str:

@@ -25,8 +25,9 @@ __all__ = ["Ready"]
 
 #: It ends a diagnosis that takes too long. If it doesn't say so, it is gone itself.
 MORE_SECONDS = 10.0
-#: A command that detaches itself, as a collector does, has ended so soon for who asked for it.
-DETACH_SECONDS = 30.0
+#: Until a command has detached itself, as a collector does. Before, the process has to have
+#: imported all: it is not given up because the machine is busy.
+DETACH_SECONDS = 110.0
 #: It is in none of our imports: the watchdog has no use for what an operator's command needs.
 PROGRAM = "workerserver.__main__"
 
