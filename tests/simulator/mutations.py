@@ -75,7 +75,7 @@ MUTATIONS: dict[str, tuple[Change, ...]] = {
     "no wait is too long": ((job.Job, "hangs", lambda self, wait: False),),
     "every wait is too long": ((job.Job, "hangs", lambda self, wait: True),),
     "all that is pending runs": ((flight, "heads", lambda records: {}),),
-    "of two orders none is wrong": ((suspicions, "contrary", lambda waits: {}),),
+    "of two orders none is wrong": ((suspicions, "contrary", lambda waits, unseen: {}),),
     "the larger party is wrong": ((flight, "_disagreement", _largest_party),),
     "nobody keeps the GIL": ((job.Job, "gil", lambda self, rank: None),),
     "a rank with an operation under way waits for nobody": (

@@ -143,6 +143,9 @@ def test_a_chain_that_nobody_can_follow_accuses_nobody(seed: int) -> None:
         pytest.param(900019142, id="in its first step"),
         # One against one in a group of three, whose third member gives no answer.
         pytest.param(1000028321, id="who would tell gives no answer"),
+        # One against one in a ring of two groups, beside ranks that have no recorder.
+        pytest.param(1000218034, id="who would tell records nothing"),
+        pytest.param(2000012810, id="who would tell does not know its rank"),
         # Polls a key, beside a rank that sleeps with a file's lock.
         pytest.param(1000222467, id="polls a key of the sleeper's"),
         # Alone, with the GIL held since its last step.

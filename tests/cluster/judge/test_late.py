@@ -270,7 +270,7 @@ def test_two_witnesses_against_one() -> None:
         world=("[0, 1, 2, 3]", {1: (1, -50), 3: (1, -50)}),
     )
     waits = analyse(told, 4).waits
-    assert list(contrary(waits)) == [1]
+    assert list(contrary(waits, 0)) == [1]
 
 
 def test_word_against_word() -> None:
@@ -278,7 +278,7 @@ def test_word_against_word() -> None:
         pair=("[0, 1]", {0: (1, -50)}),
         world=("[0, 1, 2, 3]", {1: (1, -50), 2: (1, -50), 3: (1, -50)}),
     )
-    assert sorted(contrary(analyse(told, 4).waits)) == [0, 1]
+    assert sorted(contrary(analyse(told, 4).waits, 0)) == [0, 1]
 
 
 def test_the_one_rank_that_explains_two_conflicts() -> None:
@@ -287,7 +287,7 @@ def test_the_one_rank_that_explains_two_conflicts() -> None:
         first=("[0, 2]", {0: (1, -50)}), second=("[1, 2]", {1: (1, -50)}),
         world=("[0, 1, 2]", {2: (1, -50)}),
     )  # fmt: skip
-    assert list(contrary(analyse(told, 3).waits)) == [2]
+    assert list(contrary(analyse(told, 3).waits, 0)) == [2]
 
 
 DECODER = Frame("/usr/lib/python3.11/json/decoder.py", 353, "raw_decode")

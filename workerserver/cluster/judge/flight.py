@@ -54,8 +54,8 @@ class Group:
     one_of: bool = False
     """Its ranks use several backends in the group; this is the part of one of them."""
     lossy: bool = False
-    """Nobody tells the members of the group, and a rank may be one whose short ring has lost all of
-    the group's operations."""
+    """Nobody tells the members of the group, and a rank may be one that has no recorder, or whose
+    short ring has lost all of the group's operations."""
 
     @property
     def label(self) -> str:
@@ -144,8 +144,11 @@ def analyse(
     return combine(records, world_size)
 
 
-def combine(records: Mapping[int, RankRecord], world_size: int | None = None) -> Analysis:
-    """As :func:`analyse`, from records that have been read."""
+def combine(
+    records: Mapping[int, RankRecord], world_size: int | None = None, workers: int = 0
+) -> Analysis:
+    """As :func:`analyse`, from records that have been read. *workers*: how many the job has, where
+    the ranks of some are unknown."""
     told = rows_of(records)
     problems = {
         rank: list(row.record.problems)
@@ -154,8 +157,10 @@ def combine(records: Mapping[int, RankRecord], world_size: int | None = None) ->
         for rank in row.ranks
     }
     short = any(row.record.short for row in told.rows)
+    seen = sum(len(row.ranks) for row in told.rows if not row.record.empty)
+    unseen = seen < max(len(records), world_size or 0, workers)
     groups = [
-        replace(group, lossy=True) if short and not group.complete else group
+        replace(group, lossy=True) if (short or unseen) and not group.complete else group
         for group in _groups(told.rows, world_size, problems)
     ]
     first = heads(told.rows)

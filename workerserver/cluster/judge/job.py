@@ -147,7 +147,7 @@ class Job:
         size = self.world_size
         if size is None and self.expected and self.expected[-1] < NAMELESS:
             size = self.expected[-1] + 1
-        return combine(self.now.records, size)
+        return combine(self.now.records, size, len(self.expected))
 
     @cached_property
     def analysis(self) -> Analysis:

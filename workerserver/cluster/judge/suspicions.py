@@ -340,9 +340,10 @@ class Suspicions:
         own = {rank: next(wait for wait in waits if rank in wait.waiting) for rank in ranks}
         ring = list(dict.fromkeys(own.values()))
         evidence = [WaitsIn(entered(wait), (*wait.absent, *wait.queued)) for wait in ring]
-        guilty = contrary(waits)
+        guilty = contrary(waits, len(self.job.expected) - len(self.job.analysis.recorded))
         alike = all(len(wait.waiting) == len(ring[0].waiting) for wait in ring)
-        if not guilty and alike and not any(wait.group.lossy for wait in waits):
+        seen = not any(wait.group.lossy or wait.silent for wait in waits)
+        if not guilty and alike and seen:
             guilty = dict.fromkeys(ranks)
         if not guilty:
             self.doubts.append(Tangled([entered(wait) for wait in waits]))

@@ -27,9 +27,9 @@ __all__ = [
     "working",
 ]
 
-#: Of a core: what a process takes that only looks around now and then. The kernel counts in ticks,
-#: mostly of 0.01 s, so one tick in two seconds is the least that can be seen.
-MIN_CORES = 0.004
+#: Of a core: more than a process takes that looks around once a second, and less than one that
+#: copies 100 kB a second from a socket, whose bytes the kernel counts nowhere.
+MIN_CORES = 0.001
 #: Of a child that may not be the one that the rank waits for: of a core, and bytes in a second.
 MIN_CORES_OF_ANY = 0.1
 MIN_BYTES_OF_ANY = 65536.0

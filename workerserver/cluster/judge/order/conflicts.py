@@ -14,19 +14,21 @@ __all__ = ["contrary"]
 
 class _Side(NamedTuple):
     """*ranks*, of those that wait in *wait*, for which the other side waits. They may be as many as
-    *most*, if rings have lost who else belongs to the other side's group."""
+    *most*, if rings have lost who else belongs to the other side's group, or if ranks without a
+    recorder wait beside them."""
 
     ranks: frozenset[int]
     wait: Wait
     most: int
 
 
-def contrary(waits: Sequence[Wait]) -> dict[int, Wait | None]:
+def contrary(waits: Sequence[Wait], unseen: int) -> dict[int, Wait | None]:
     """By rank, those that took operations in another order than those they wait for: of two sides
     the smaller one, both if they are equal. With each of them, where the other side waits. Empty
     if no two sides wait for each other, or if several do and no one rank explains all of that. A
-    side that may be the larger one, too, is not named."""
-    found = list(_conflicts(waits))
+    side that may be the larger one, too, is not named. *unseen*: how many ranks of the job have
+    recorded nothing."""
+    found = list(_conflicts(waits, unseen))
     if len(found) == 1:
         one, other = found[0]
         sides = [(one, other)] if one.most <= len(other.ranks) else []
@@ -42,7 +44,7 @@ def contrary(waits: Sequence[Wait]) -> dict[int, Wait | None]:
     return {rank: next(side.wait for side in found[0] if rank not in side.ranks)}
 
 
-def _conflicts(waits: Sequence[Wait]) -> Iterator[tuple[_Side, _Side]]:
+def _conflicts(waits: Sequence[Wait], unseen: int) -> Iterator[tuple[_Side, _Side]]:
     """Each two sides that wait for each other. Who waits in several operations is on one side."""
     together: dict[tuple[int, ...], list[Wait]] = {}
     for wait in waits:
@@ -54,14 +56,16 @@ def _conflicts(waits: Sequence[Wait]) -> Iterator[tuple[_Side, _Side]]:
             yours = frozenset(others) & _needed(own)
             if mine and yours and mine.isdisjoint(yours):
                 yield (
-                    _Side(mine, own[0], _most(mine, some, theirs)),
-                    _Side(yours, theirs[0], _most(yours, others, own)),
+                    _Side(mine, own[0], _most(mine, own, theirs, unseen)),
+                    _Side(yours, theirs[0], _most(yours, theirs, own, unseen)),
                 )
 
 
-def _most(known: frozenset[int], ranks: Sequence[int], waits: Sequence[Wait]) -> int:
-    """Of *ranks*, so many may be needed in *waits*."""
-    return len(ranks) if any(wait.group.lossy for wait in waits) else len(known)
+def _most(known: frozenset[int], own: Sequence[Wait], theirs: Sequence[Wait], unseen: int) -> int:
+    """Of those that wait in *own*, so many may be needed in *theirs*."""
+    if any(wait.group.lossy for wait in (*own, *theirs)):
+        return len(own[0].waiting) + unseen
+    return len(known) + len({rank for wait in own for rank in wait.silent})
 
 
 def _needed(waits: Sequence[Wait]) -> frozenset[int]:

@@ -52,12 +52,17 @@ def from_mismatches(suspicions: Suspicions) -> None:
 
 
 def _outvoted(job: Job, mismatch: Mismatch, known: int) -> bool:
-    """Whichever side the ranks have taken whose rings have lost the operation, or perhaps all of
-    the group, the largest party stays the largest."""
-    if not mismatch.group.lossy:
-        return True
+    """Whichever side the ranks have taken that have recorded nothing, or whose rings have lost the
+    operation or perhaps all of the group, the largest party stays the largest."""
+    group, recorded = mismatch.group, job.analysis.recorded
+    if group.lossy:
+        unseen = len(job.expected) - known
+    else:
+        unseen = sum(rank not in recorded for rank in group.ranks)
+        if not unseen:
+            return True
     sizes = [len(ranks) for ranks, _ in mismatch.parties]
-    return sizes[0] > sizes[1] + len(job.expected) - known
+    return sizes[0] > sizes[1] + unseen
 
 
 def _accusation(
