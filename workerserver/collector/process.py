@@ -30,6 +30,8 @@ NOT_ITS = ("TORCH_WORKER_SERVER_SOCKET", "WORKERSERVER_TCP", "WORKERSERVER_COLLE
 #: The line that says where the collector serves.
 SERVES = "workerserver: collector on "
 MAX_LINE_BYTES = 4096
+#: The same with warnings.
+MAX_BYTES = 64 << 10
 #: For the keeper's collector, until it has written that line: its port may have to become free.
 LINE_SECONDS = 120.0
 
@@ -153,7 +155,8 @@ class _Follower:
                 registration.start()
 
     def _asked(self) -> str:
-        """The line of the collector that somebody else has started; "" if nobody has."""
+        """The line of the collector that somebody else has started, or why it can't serve; "" if
+        nobody has started one."""
         if self._through is None:
             return ""
         read, write = os.pipe()
@@ -164,7 +167,12 @@ class _Follower:
                 asked = False
             finally:
                 os.close(write)
-            return _line(pipe, LINE_SECONDS) if asked else ""
+            lines = _lines(pipe, LINE_SECONDS) if asked else []
+        serves = next((line for line in lines if line.startswith(SERVES)), "")
+        for line in lines if serves else ():
+            if line != serves:
+                logger.warning("this host's collector: %s", line)
+        return serves or (lines[-1] if lines else "")
 
 
 def _line_of(process: subprocess.Popen[bytes]) -> str:
@@ -175,19 +183,23 @@ def _line_of(process: subprocess.Popen[bytes]) -> str:
         return process.stdout.readline(MAX_LINE_BYTES).decode("utf-8", "replace").strip()
 
 
-def _line(pipe: io.RawIOBase, seconds: float) -> str:
-    """The first line that comes in time, without its end."""
+def _lines(pipe: io.RawIOBase, seconds: float) -> list[str]:
+    """What comes in time, up to the line that says where the collector serves. Before that one it
+    may have warnings."""
     give_up = time.monotonic() + seconds
     poll = select.poll()
     poll.register(pipe.fileno(), select.POLLIN)
     data = b""
-    while b"\n" not in data and len(data) < MAX_LINE_BYTES:
+    while len(data) < MAX_BYTES:
         left = give_up - time.monotonic()
-        more = pipe.read(MAX_LINE_BYTES) if left > 0 and poll.poll(left * 1000) else b""
+        more = pipe.read(MAX_BYTES) if left > 0 and poll.poll(left * 1000) else b""
         if not more:
             break
         data += more
-    return data.partition(b"\n")[0].decode("utf-8", "replace").strip()
+        whole = data.decode("utf-8", "replace").splitlines(keepends=True)
+        if any(line.startswith(SERVES) and line.endswith("\n") for line in whole):
+            break
+    return [line for each in data.decode("utf-8", "replace").splitlines() if (line := each.strip())]
 
 
 def _environment() -> dict[str, str]:

@@ -94,14 +94,18 @@ def answers(port: int) -> bool:
 
 @contextlib.contextmanager
 def running(
-    folder: Path, port: int = 0, program: str = "watched_rank.py", **more: str
+    folder: Path,
+    port: int = 0,
+    program: str = "watched_rank.py",
+    host: str = "127.0.0.1",
+    **more: str,
 ) -> Iterator[Job]:
     """After the block, which ends the job or fails, nothing of it is left."""
     port = port or free_port()
     (folder / "disk").touch()
     settings = environment(
         TORCH_WORKER_SERVER_SOCKET=f"{folder}/rank{{rank}}.sock",
-        WORKERSERVER_COLLECTOR=f"127.0.0.1:{port}",
+        WORKERSERVER_COLLECTOR=f"{host}:{port}",
         **{"WORKERSERVER_STALL": "2", "WORKERSERVER_BLACKBOX": f"{folder}/boxes", **more},
     )
     words = [str(PROGRAMS / "blackbox" / program), str(folder)]
@@ -154,8 +158,11 @@ def test_a_collector_that_dies_or_stops(folder: Path, number: signal.Signals) ->
 
 def test_a_watchdog_alone_is_shown_by_the_collector(folder: Path) -> None:
     """Its verdict is in the collector's metrics as long as the watchdog lives."""
-    with running(folder, WORKERSERVER_BLACKBOX="", WORKERSERVER_WATCHDOG="1") as job:
+    more = {"WORKERSERVER_BLACKBOX": "", "WORKERSERVER_WATCHDOG": "1"}
+    with running(folder, host="0.0.0.0", **more) as job:
         collector = job.await_collector()
+        # Its warnings come first, and are in the job's log.
+        wait_until(lambda: "serving on 0.0.0.0 without a token" in job.log, SECONDS)
         wait_until(job.metrics, SECONDS)
         status = f'workerserver_watchdog_status{{job="{name_of(job)}"}}'
         assert f"{status} 0" in job.metrics()
@@ -174,6 +181,8 @@ def test_a_watchdog_alone_is_shown_by_the_collector(folder: Path) -> None:
         # The keeper ignores this signal.
         os.kill(collector, signal.SIGTERM)
         wait_until(lambda: not job.collectors(), SECONDS)
+        assert "did not start" not in job.log
+        assert "no collector" not in job.log
 
 
 def name_of(job: Job) -> str:
