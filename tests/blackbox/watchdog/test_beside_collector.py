@@ -158,8 +158,8 @@ def test_a_collector_that_dies_or_stops(folder: Path, number: signal.Signals) ->
 
 def test_a_watchdog_alone_is_shown_by_the_collector(folder: Path) -> None:
     """Its verdict is in the collector's metrics as long as the watchdog lives."""
-    more = {"WORKERSERVER_BLACKBOX": "", "WORKERSERVER_WATCHDOG": "1"}
-    with running(folder, host="0.0.0.0", **more) as job:
+    alone = running(folder, host="0.0.0.0", WORKERSERVER_BLACKBOX="", WORKERSERVER_WATCHDOG="1")
+    with alone as job:
         collector = job.await_collector()
         # Its warnings come first, and are in the job's log.
         wait_until(lambda: "serving on 0.0.0.0 without a token" in job.log, SECONDS)
