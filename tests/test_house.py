@@ -60,7 +60,10 @@ ALLOWED: dict[str, set[str]] = {
     "cluster.judge": BASE | {"cluster.read", "ranks"},
     "cluster.show": BASE | {"cluster.judge", "cluster.read", "job.printable", "ranks"},
     "collector": BASE
-    | {"cluster.ask", "cluster.find", "handlers", "http", "process", "registration", "types"},
+    | {
+        "blackbox", "cluster.ask", "cluster.find", "handlers", "http", "process", "registration",
+        "types",
+    },
     "cli": BASE
     | {
         "blackbox", "cluster.ask", "cluster.find", "cluster.judge", "cluster.read", "cluster.show",

@@ -8,11 +8,11 @@ import sys
 from workerserver.cli import main
 
 
-def serve(sock: socket.socket) -> None:
+def serve(sock: socket.socket, collects: bool) -> None:
     """The same, for the process of a watchdog that keeps its commands ready (cli/ready.py)."""
     from workerserver.cli import ready  # no other program needs it
 
-    ready.serve(sock)
+    ready.serve(sock, collects)
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def serve_from_environment(
         else:
             try:
                 with contextlib.ExitStack() as started:
-                    servers = _serve(socket, tcp, started, quiet)
+                    servers = _serve(socket, tcp, started, quiet, watch, blackbox is not None)
                     stack.push(started.pop_all())
             except Exception as error:
                 if os.environ.get(WORKERSERVER_STRICT) == "1":
@@ -215,10 +215,15 @@ def _reason(error: Exception) -> str:
 
 
 def _serve(
-    socket: str | None, tcp: str | None, stack: contextlib.ExitStack, quiet: bool
+    socket: str | None,
+    tcp: str | None,
+    stack: contextlib.ExitStack,
+    quiet: bool,
+    watch: AskedFor | None,
+    has_box: bool,
 ) -> list[WorkerServer]:
     """The servers that were started; *stack* ends them. *quiet*: nobody asked for a server, so
-    nobody is greeted."""
+    nobody is greeted. *watch*: its keeper starts the collector, too."""
     servers: list[WorkerServer] = []
     path = None if socket is None else expand_placeholders(socket)
     # Under "workerserver run" the address is served already when the script's own worker_main()
@@ -245,7 +250,10 @@ def _serve(
         else:
             from workerserver.collector.process import started
 
-            stack.enter_context(started(host, port, socket, path))
+            if watch is not None and not has_box:
+                watch.start_alone()
+            through = None if watch is None else watch.ask_keeper
+            stack.enter_context(started(host, port, socket, path, through))
     if servers:
         _welcome(servers, path, quiet)
     return servers

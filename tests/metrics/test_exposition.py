@@ -14,7 +14,7 @@ import pytest
 from support.requests.samples import Samples, families, key, samples
 
 from workerserver.process import _pulse
-from workerserver.process._pulse import BUDGETS, Meter, label, set_groups, set_info
+from workerserver.process._pulse import BUDGETS, Meter, label, set_groups, set_info, set_watchdogs
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def fill(meter: Meter) -> None:
     """Something in each family."""
     set_info(b'rank="3",job="digits"')
     set_groups([(b'backend="gloo",group="0"', 7, 6)])
+    set_watchdogs([(b'job="digits"', 1, 2, 3, 0.5)])
     meter.list(["ping", 'a"\\\n'])
     meter.enter("ping")
     meter.standby = 9
@@ -43,6 +44,24 @@ def fill(meter: Meter) -> None:
     _pulse.watch_answered(1_250_000_000)
     for step in range(100):
         _pulse.beat_at(step, 1_000_000_000 + step * 40_000_000)
+
+
+def test_watchdogs(meter: Meter) -> None:
+    """One that is no longer told of has no sample."""
+    set_watchdogs([(b'job="%d"' % job, job % 3, job, 2, 0.5) for job in range(20)])
+    found = scrape(meter)
+    assert [found[key("workerserver_watchdog_status", job=str(job))] for job in range(8)] == [
+        0, 1, 2, 0, 1, 2, 0, 1,
+    ]  # fmt: skip
+    stalls = key("workerserver_watchdog_incidents_total", job="7", kind="stall")
+    ends = key("workerserver_watchdog_incidents_total", job="7", kind="gone")
+    assert (found[stalls], found[ends]) == (7, 2)
+    assert key("workerserver_watchdog_status", job="8") not in found
+    assert found[key("workerserver_watchdog_look_age_seconds", job="7")] > 0
+    set_watchdogs([])
+    assert not [name for name, _ in scrape(meter) if "watchdog" in name]
+    set_watchdogs([(b'job="long-%s"' % (b"x" * 96), 1, 1, 1, 0.5)])
+    assert not [name for name, _ in scrape(meter) if "watchdog" in name]
 
 
 def test_budgets_and_readings(meter: Meter) -> None:

@@ -19,6 +19,7 @@ import os
 import re
 import select
 import signal
+import socket
 import stat
 import struct
 import threading
@@ -97,8 +98,9 @@ def main() -> int:
     options = _options()
     for name in SMALL_HEAP:  # glibc has read them, and what the watchdog starts is none of theirs
         os.environ.pop(name, None)
-    if options.stderr is not None:
-        os.set_inheritable(options.stderr, False)
+    for descriptor in (options.stderr, options.asks):
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)
     if os.fork():  # nobody waits for us
         os._exit(0)
     os.setsid()
@@ -108,13 +110,14 @@ def main() -> int:
     # last rank.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    lock = _lock(options.boxes)
+    asks = None if options.asks is None else socket.socket(fileno=options.asks)
+    lock = _lock(options.boxes, asks)
     if lock is None:
         _tell(READY)  # another keeper works here
         return 0
     watch = None if options.watch is None else Watch(_settings(options), options.stderr)
     if watch is not None:
-        watch.get_ready()
+        watch.get_ready(asks)
     if options.folder is None:
         _tell(READY)
         if watch is not None:
@@ -187,6 +190,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--label", required=True)
     parser.add_argument("--watch")
     parser.add_argument("--stderr", type=int)
+    parser.add_argument("--asks", type=int)
     parser.add_argument("--cwd", default="/")
     parser.add_argument("--stall", type=float)
     parser.add_argument("--hosts", action="store_true")
@@ -195,9 +199,10 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _lock(boxes: str) -> int | None:
+def _lock(boxes: str, asks: socket.socket | None = None) -> int | None:
     """None if another keeper works here. A longer wait has an end with the last rank: whoever reads
-    the job's output waits for this process, too."""
+    the job's output waits for this process, too. Who *asks* us for a command does not wait for
+    that: its socket is closed then."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(os.path.join(boxes, "keeper.lock"), flags, 0o600)
     began = time.monotonic()
@@ -205,6 +210,8 @@ def _lock(boxes: str) -> int | None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            if asks is not None:
+                asks.close()
             waited = time.monotonic() - began
             alive = any(lives(int(match[1]), int(match[2])) for match in _boxes(boxes))
             if waited >= (LAST_ATTEMPT_SECONDS if alive else LOCK_SECONDS):

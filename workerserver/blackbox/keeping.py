@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from workerserver.blackbox.commands import hand_over
 from workerserver.blackbox.place import READY, SMALL_HEAP
+from workerserver.process.environment import with_absolute_paths
 
-__all__ = ["Watchdog", "start_keeper"]
+__all__ = ["Watchdog", "ask_keeper", "start_keeper"]
 
 logger = logging.getLogger("workerserver")
 
@@ -26,6 +29,8 @@ OF_WATCHDOG = (
     *("WORKERSERVER_ON_VERDICT", "WORKERSERVER_WEBHOOK"),
 )
 REAP_SECONDS = 0.2
+#: Until a command that detaches itself has done so.
+START_SECONDS = 30.0
 MAX_LINE_BYTES = 4096
 
 
@@ -34,13 +39,18 @@ class Watchdog:
     """How the keeper watches the job, too. *agent*: who has started the job's workers on this host,
     ``PID:TICKS``. *stall*: seconds without a step; None: the job's own pace. *hosts*: the job has
     ranks on other hosts. *store*: their TCPStore, ``host:port``, if the ranks or collectors serve
-    on TCP. *world*: ranks of the job."""
+    on TCP. *world*: ranks of the job. *collects*: the keeper will be asked for a collector."""
 
     agent: str
     stall: float | None = None
     hosts: bool = False
     store: str = ""
     world: int = 0
+    collects: bool = False
+
+
+#: Our end of the keeper's socket, for the one command that it may be asked for, and whose it is.
+_keeper: tuple[int, socket.socket] | None = None
 
 
 def start_keeper(
@@ -57,15 +67,16 @@ def start_keeper(
     words = [*(sys.executable, "-m", f"{__package__}.keeper", "--boxes", boxes), "--label", label]
     if folder:
         words += ["--folder", os.path.abspath(folder), "--keep", str(keep)]
-    with _stderr(watchdog is not None) as kept:
+    collects = watchdog is not None and watchdog.collects
+    with _stderr(watchdog is not None) as kept, _channel(collects) as asks:
         process = subprocess.Popen(
-            words if watchdog is None else [*words, *_options(watchdog, kept)],
+            words if watchdog is None else [*words, *_options(watchdog, kept, asks)],
             cwd="/",  # -m looks for modules in the current folder first
             env=_environment(watchdog is not None),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            pass_fds=kept,
+            pass_fds=[*kept, *asks],
             # At once: a launcher may kill our process group before Python runs in the keeper.
             start_new_session=True,
         )
@@ -108,12 +119,46 @@ def _stderr(wanted: bool) -> Iterator[Sequence[int]]:
             os.close(descriptor)
 
 
-def _options(watchdog: Watchdog, kept: Sequence[int]) -> list[str]:
+@contextlib.contextmanager
+def _channel(wanted: bool) -> Iterator[Sequence[int]]:
+    """The keeper's end of a socket whose other end only this process has."""
+    global _keeper
+    if not wanted:
+        yield ()
+        return
+    ours, its = socket.socketpair()
+    try:
+        with its:
+            yield (its.fileno(),)
+    except BaseException:
+        ours.close()
+        raise
+    _keeper = os.getpid(), ours
+
+
+def ask_keeper(words: Sequence[str], environment: Mapping[str, str], stdout: int) -> bool:
+    """Have the keeper start the command *words*, which detaches itself, with *environment*. What
+    the command writes, to stderr too, comes to *stdout*: nothing if no command was started. Whether
+    the keeper is asked: it can be once, and only if its watchdog *collects*."""
+    global _keeper
+    keeper, _keeper = _keeper, None
+    if keeper is None:
+        return False
+    pid, sock = keeper
+    with sock, contextlib.suppress(OSError):
+        if pid == os.getpid():  # else it is that of the process that forked us
+            hand_over(sock, words, START_SECONDS, b"", stdout, environment)
+            return True
+    return False
+
+
+def _options(watchdog: Watchdog, kept: Sequence[int], asks: Sequence[int]) -> list[str]:
     words = ["--watch", watchdog.agent]
     with contextlib.suppress(OSError):  # the folder is gone
         words += ["--cwd", os.getcwd()]
     words += ["--stderr", str(kept[0])] if kept else []
     words += ["--stall", repr(watchdog.stall)] if watchdog.stall is not None else []
+    words += ["--asks", str(asks[0])] if asks else []
     words += ["--hosts"] if watchdog.hosts else []
     words += ["--world", str(watchdog.world)] if watchdog.world else []
     return words + (["--store", watchdog.store] if watchdog.store else [])
@@ -125,8 +170,4 @@ def _environment(watches: bool) -> dict[str, str]:
         for name, text in os.environ.items()
         if not name.startswith(NOT_ITS) or (watches and name.startswith(OF_WATCHDOG))
     }
-    path = environment.get("PYTHONPATH", "")
-    if path:
-        parts = (os.path.abspath(part) for part in path.split(os.pathsep) if part)
-        environment["PYTHONPATH"] = os.pathsep.join(parts)
-    return {**environment, **SMALL_HEAP}
+    return {**with_absolute_paths(environment), **SMALL_HEAP}

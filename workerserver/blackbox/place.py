@@ -19,6 +19,7 @@ __all__ = [
     "LEFT",
     "READY",
     "RUN",
+    "SHARED_MEMORY",
     "SMALL_HEAP",
     "SUFFIX",
     "NoPlace",

@@ -2,7 +2,8 @@
 
 On a machine whose processors are all taken, to start Python and to import ``diagnose`` takes
 longer than the diagnosis itself. So a process of the watchdog's imports the command at the job's
-begin, and forks whenever a diagnosis is wanted (blackbox/watchdog/ready.py).
+begin, and forks whenever a diagnosis is wanted (blackbox/watchdog/ready.py). A collector that the
+job asks for is forked off, too: it has most of its memory in common with the others.
 """
 
 from __future__ import annotations
@@ -24,17 +25,26 @@ __all__ = ["serve"]
 
 #: What ``diagnose`` imports only where it needs it: on live ranks, and on black boxes.
 NEEDED = ("blackbox", "boxes", "dumps", "together")
+#: The same of ``collector``. What is imported once is in memory once.
+OF_COLLECTOR = (
+    "workerserver.collector.service",
+    "workerserver.collector.watchdogs",
+    "workerserver.server",
+)
 LOOK_SECONDS = 0.02
 
 
-def serve(sock: socket.socket) -> None:
+def serve(sock: socket.socket, collects: bool) -> None:
     """Run what is asked for, one command after the other, until the other end of *sock* is closed.
 
-    Who asks sends three files: a JSON list with the seconds that the command may take and its
-    words, then its stdin, then its stdout. It gets one byte when the command has ended."""
+    blackbox/commands.py says what is sent. *collects*: a collector will be asked for."""
     load("diagnose")
     for name in ("asyncio", *(f"{__package__}.{name}" for name in NEEDED)):
         importlib.import_module(name)
+    if collects:
+        load("collector")
+        for name in OF_COLLECTOR:
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what was imported stays shared with each process that is forked
     while True:
@@ -43,21 +53,31 @@ def serve(sock: socket.socket) -> None:
             return
         with contextlib.suppress(OSError, ValueError, TypeError):
             with open(os.dup(files[0]), encoding="ascii") as asked:
-                seconds, *words = json.load(asked)
-            _run([str(word) for word in words], files[1], files[2], float(seconds))
+                seconds, environment, words = json.load(asked)
+            words = [str(word) for word in words]
+            _run(words, environment, files[1], files[2], float(seconds))
         for descriptor in files:
             os.close(descriptor)
         sock.sendall(b".")
 
 
-def _run(words: list[str], stdin: int, stdout: int, seconds: float) -> None:
-    """In a process of its own, which is killed after *seconds*."""
+def _run(
+    words: list[str], environment: dict[str, str] | None, stdin: int, stdout: int, seconds: float
+) -> None:
+    """In a process of its own, which is killed after *seconds*. Whoever gives it an *environment*
+    gets its errors, too."""
     pid = os.fork()
     if pid == 0:
         try:
             os.setsid()
             os.dup2(stdin, 0)
             os.dup2(stdout, 1)
+            if environment is not None:
+                os.dup2(stdout, 2)
+                os.environ.clear()
+                os.environ.update(environment)
+            # It may live on: nobody's end of a pipe or of a socket stays open because of it.
+            os.closerange(3, max(map(int, os.listdir("/proc/self/fd"))) + 1)
             with open(1, "w", encoding="utf-8", closefd=False) as sys.stdout:
                 cli.main(words)
         finally:

@@ -1,37 +1,43 @@
-"""Starts the collector of this host from one of its workers, as a detached process."""
+"""Starts the collector of this host from one of its workers, as a detached process.
+
+The keeper of a job with a watchdog starts it, because there its memory is shared. Whatever keeps
+the keeper from that, the worker starts it itself.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
+import select
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from workerserver.process import threads
+from workerserver.process.environment import with_absolute_paths
 from workerserver.registration import StoreRegistration
 
-__all__ = ["ranks_of_host", "started"]
+__all__ = ["Through", "ranks_of_host", "started"]
 
 logger = logging.getLogger("workerserver")
 
 #: Variables that would make the collector serve as a worker, start another one, or claim a rank.
 NOT_ITS = ("TORCH_WORKER_SERVER_SOCKET", "WORKERSERVER_TCP", "WORKERSERVER_COLLECTOR", "RANK")
-#: Files and folders, which may be relative to the current folder.
-PATHS = (
-    "WORKERSERVER_TOKEN_FILE",
-    "WORKERSERVER_TOKEN_READ_FILE",
-    "WORKERSERVER_TOKEN_PROFILE_FILE",
-    "WORKERSERVER_TOKEN_ADMIN_FILE",
-    "WORKERSERVER_TLS_CERT",
-    "WORKERSERVER_TLS_KEY",
-    "WORKERSERVER_TLS_CLIENT_CA",
-    "PYTHONPATH",
-)
 #: The line that says where the collector serves.
+SERVES = "workerserver: collector on "
 MAX_LINE_BYTES = 4096
+#: The same with warnings.
+MAX_BYTES = 64 << 10
+#: For the keeper's collector, until it has written that line: its port may have to become free.
+LINE_SECONDS = 120.0
+
+#: Has the command of these words and this environment started by somebody else, who gives it this
+#: descriptor as stdout and stderr. Whether that was asked for.
+Through = Callable[[Sequence[str], Mapping[str, str], int], bool]
 
 
 def ranks_of_host(environment: Mapping[str, str]) -> str:
@@ -46,9 +52,12 @@ def ranks_of_host(environment: Mapping[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def started(host: str, port: int, template: str, path: str) -> Iterator[None]:
+def started(
+    host: str, port: int, template: str, path: str, through: Through | None = None
+) -> Iterator[None]:
     """Start a collector on *host* and *port* in the background, and register it in the job's
-    TCPStore. It answers for the sockets that *template* stands for; *path* is our own socket.
+    TCPStore. It answers for the sockets that *template* stands for; *path* is our own socket. With
+    *through* somebody else is asked first to start it.
 
     The collector ends by itself after this process and the workers have ended. The end of the block
     only gives up a registration that is still under way. Training never waits for the collector and
@@ -56,7 +65,7 @@ def started(host: str, port: int, template: str, path: str) -> Iterator[None]:
     """
     follower = None
     try:
-        follower = _Follower(host, port, template, path)
+        follower = _Follower(host, port, template, path, through)
         follower.start()
     except Exception as error:  # no process or thread can be had, or Python can't be started
         logger.warning("no collector was started: %s", error)
@@ -71,38 +80,46 @@ class _Follower:
     """Starts the process, reads where the collector serves, and registers that. Then its thread
     ends."""
 
-    def __init__(self, host: str, port: int, template: str, path: str) -> None:
+    def __init__(
+        self, host: str, port: int, template: str, path: str, through: Through | None
+    ) -> None:
         self._host = host
+        self._through = through
         self._ranks = ranks_of_host(os.environ)
         name = f"[{host}]" if ":" in host else host
-        self._command = [
-            *(sys.executable, "-m", "workerserver", "collector", "--listen", f"{name}:{port}"),
+        self._words = [
+            *("collector", "--listen", f"{name}:{port}"),
             *("--starter", str(os.getpid()), "--starter-socket", os.path.abspath(path)),
             *(("--ranks", self._ranks) if self._ranks else ()),
             *("--", os.path.abspath(template)),
         ]
+        self._environment = _environment()  # now: training may leave its folder
         self._lock = threading.Lock()
         self._stopped = False
         self._registration: StoreRegistration | None = None
 
     def start(self) -> None:
-        # In the root folder: -m looks for modules in the current folder first.
-        process = subprocess.Popen(
-            self._command,
-            cwd="/",
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-        )
+        process = None if self._through is not None else self._start_ourselves()
         follow = threading.Thread(
             target=self._follow, args=(process,), name="workerserver-collector", daemon=True
         )
         try:
             threads.start(follow)
         except OSError:
-            process.kill()
-            process.communicate()
+            if process is not None:
+                process.kill()
+                process.communicate()
             raise
+
+    def _start_ourselves(self) -> subprocess.Popen[bytes]:
+        # In the root folder: -m looks for modules in the current folder first.
+        return subprocess.Popen(
+            [sys.executable, "-m", "workerserver", *self._words],
+            cwd="/",
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
 
     def stop(self) -> None:
         with self._lock:
@@ -110,16 +127,23 @@ class _Follower:
             if self._registration is not None:
                 self._registration.stop()
 
-    def _follow(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        with process.stdout:
-            # Our child forks as soon as Python runs in it, and then ends.
-            process.wait()
-            line = process.stdout.readline(MAX_LINE_BYTES).decode("utf-8", "replace")
+    def _follow(self, process: subprocess.Popen[bytes] | None) -> None:
+        line = "" if process is not None else self._asked()
+        reason = line.removeprefix("workerserver: ") or "its reason is on stderr"
+        if not line:
+            try:
+                if process is None and not self._stopped:
+                    process = self._start_ourselves()
+                if process is None:
+                    return
+                line = _line_of(process)
+            except Exception as error:
+                logger.warning("no collector was started: %s", error)
+                return
         # "workerserver: collector on [https://]host:port"
-        port = line.strip().rpartition(":")[2]
+        port = line.rpartition(":")[2] if line.startswith(SERVES) else ""
         if not port.isdecimal():
-            logger.warning("this host's collector did not start; its reason is on stderr")
+            logger.warning("this host's collector did not start; %s", reason)
             return
         logger.info("this host's collector serves on port %s", port)
         registration = StoreRegistration.of_collector(
@@ -130,12 +154,55 @@ class _Follower:
                 self._registration = registration
                 registration.start()
 
+    def _asked(self) -> str:
+        """The line of the collector that somebody else has started, or why it can't serve; "" if
+        nobody has started one."""
+        if self._through is None:
+            return ""
+        read, write = os.pipe()
+        with open(read, "rb", buffering=0) as pipe:
+            try:
+                asked = self._through(self._words, self._environment, write)
+            except Exception:
+                asked = False
+            finally:
+                os.close(write)
+            lines = _lines(pipe, LINE_SECONDS) if asked else []
+        serves = next((line for line in lines if line.startswith(SERVES)), "")
+        for line in lines if serves else ():
+            if line != serves:
+                logger.warning("this host's collector: %s", line)
+        return serves or (lines[-1] if lines else "")
+
+
+def _line_of(process: subprocess.Popen[bytes]) -> str:
+    assert process.stdout is not None
+    with process.stdout:
+        # Our child forks as soon as Python runs in it, and then ends.
+        process.wait()
+        return process.stdout.readline(MAX_LINE_BYTES).decode("utf-8", "replace").strip()
+
+
+def _lines(pipe: io.RawIOBase, seconds: float) -> list[str]:
+    """What comes in time, up to the line that says where the collector serves. Before that one it
+    may have warnings."""
+    give_up = time.monotonic() + seconds
+    poll = select.poll()
+    poll.register(pipe.fileno(), select.POLLIN)
+    data = b""
+    while len(data) < MAX_BYTES:
+        left = give_up - time.monotonic()
+        more = pipe.read(MAX_BYTES) if left > 0 and poll.poll(left * 1000) else b""
+        if not more:
+            break
+        data += more
+        whole = data.decode("utf-8", "replace").splitlines(keepends=True)
+        if any(line.startswith(SERVES) and line.endswith("\n") for line in whole):
+            break
+    return [line for each in data.decode("utf-8", "replace").splitlines() if (line := each.strip())]
+
 
 def _environment() -> dict[str, str]:
     """Our environment, without NOT_ITS, and with absolute paths."""
     environment = {name: text for name, text in os.environ.items() if name not in NOT_ITS}
-    for name in PATHS:
-        parts = environment.get(name, "").split(os.pathsep)
-        if any(parts):
-            environment[name] = os.pathsep.join(os.path.abspath(part) for part in parts if part)
-    return environment
+    return with_absolute_paths(environment)

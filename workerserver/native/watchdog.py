@@ -11,10 +11,11 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from workerserver.blackbox import place
-from workerserver.blackbox.keeping import Watchdog, start_keeper
+from workerserver.blackbox.keeping import Watchdog, ask_keeper, start_keeper
 from workerserver.job.identity import Identity, own
 from workerserver.process.environment import seconds
 from workerserver.process.loop_thread import LoopThread
@@ -26,6 +27,7 @@ logger = logging.getLogger("workerserver")
 
 WATCHDOG = "WORKERSERVER_WATCHDOG"
 STALL = "WORKERSERVER_STALL"
+COLLECTOR = "WORKERSERVER_COLLECTOR"
 START_SECONDS = 10.0
 RELEASE_SECONDS = 1.0
 
@@ -59,6 +61,9 @@ class AskedFor:
     def start_alone(self) -> None:
         watch_alone(self.stall, self.on_tcp)
 
+    def ask_keeper(self, words: Sequence[str], environment: Mapping[str, str], stdout: int) -> bool:
+        return ask_keeper(words, environment, stdout)
+
 
 def asked_for(
     has_box: bool, asked: bool | None, stall: float | None, on_tcp: bool
@@ -85,7 +90,14 @@ def settings_of(identity: Identity, stall: float | None, on_tcp: bool) -> Watchd
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     name = f"[{address}]" if address and ":" in address else address
     store = f"{name}:{port}" if hosts and on_tcp and address and port else ""
-    return Watchdog(starter_of(identity), stall, hosts, store, identity.world_size or 0)
+    return Watchdog(
+        starter_of(identity),
+        stall,
+        hosts,
+        store,
+        identity.world_size or 0,
+        collects=bool(os.environ.get(COLLECTOR)),
+    )
 
 
 def starter_of(identity: Identity) -> str:

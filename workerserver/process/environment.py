@@ -1,11 +1,23 @@
-"""Numbers from the environment."""
+"""Numbers from the environment, and the environment of a process that we start."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 
-__all__ = ["number", "seconds"]
+__all__ = ["number", "seconds", "with_absolute_paths"]
+
+#: Files, which may be relative to the current folder.
+FILES = (
+    "WORKERSERVER_TOKEN_FILE",
+    "WORKERSERVER_TOKEN_READ_FILE",
+    "WORKERSERVER_TOKEN_PROFILE_FILE",
+    "WORKERSERVER_TOKEN_ADMIN_FILE",
+    "WORKERSERVER_TLS_CERT",
+    "WORKERSERVER_TLS_KEY",
+    "WORKERSERVER_TLS_CLIENT_CA",
+)
 
 
 def seconds(name: str, default: float) -> float:
@@ -29,3 +41,15 @@ def number(name: str, default: float, kind: str = "number of at least 0") -> flo
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a {kind}, not {text!r}")
     return value
+
+
+def with_absolute_paths(environment: Mapping[str, str]) -> dict[str, str]:
+    """*environment* for a process that runs in another folder."""
+    found = dict(environment)
+    for name in FILES:
+        if found.get(name):
+            found[name] = os.path.abspath(found[name])
+    if found.get("PYTHONPATH"):
+        parts = found["PYTHONPATH"].split(os.pathsep)
+        found["PYTHONPATH"] = os.pathsep.join(os.path.abspath(part) for part in parts if part)
+    return found

@@ -9,7 +9,7 @@ from libc.string cimport strlen
 from workerserver.process.clock cimport monotonic_ns, process_cpu_ns
 
 cdef enum:
-    METRICS_BASE = 40 * 1024  # bytes of all that is no handler's
+    METRICS_BASE = 48 * 1024  # bytes of all that is no handler's
     TALLY_BYTES = (WS_BUCKETS + WS_STATUSES + 3) * (WS_LABEL_BYTES + 96)  # of one handler at most
 
 
@@ -343,6 +343,50 @@ cdef void _write_groups(Text *text, bint openmetrics, const ws_board *board) noe
     )
 
 
+cdef void _write_watchdogs(Text *text, bint openmetrics, const ws_board *board) noexcept nogil:
+    """At a collector. A watchdog that is gone has no sample: nothing says that all is well."""
+    cdef int64_t i
+    cdef int64_t now = monotonic_ns()
+    if board.watchdog_count == 0:
+        return
+    _family(
+        text, openmetrics, b"workerserver_watchdog_status", b"gauge",
+        b"Verdict on the open incident: 1 suspects, 2 can't tell; 0 if no incident is open.",
+    )
+    for i in range(board.watchdog_count):
+        _of_watchdog(text, b"workerserver_watchdog_status", &board.watchdogs[i], b"}")
+        _whole(text, board.watchdogs[i].status)
+    _family(
+        text, openmetrics, b"workerserver_watchdog_incidents_total", b"counter",
+        b"Incidents that the watchdog of this host has reported.",
+    )
+    for i in range(board.watchdog_count):
+        _of_watchdog(
+            text, b"workerserver_watchdog_incidents_total", &board.watchdogs[i], b',kind="stall"}'
+        )
+        _whole(text, board.watchdogs[i].stalls)
+        _of_watchdog(
+            text, b"workerserver_watchdog_incidents_total", &board.watchdogs[i], b',kind="gone"}'
+        )
+        _whole(text, board.watchdogs[i].gone)
+    _family(
+        text, openmetrics, b"workerserver_watchdog_look_age_seconds", b"gauge",
+        b"How long ago the watchdog has begun its last look at the job; a diagnosis takes seconds.",
+    )
+    for i in range(board.watchdog_count):
+        _of_watchdog(text, b"workerserver_watchdog_look_age_seconds", &board.watchdogs[i], b"}")
+        _span(text, _since(board.watchdogs[i].looked, now))
+
+
+cdef void _of_watchdog(
+    Text *text, const char *name, const ws_watchdog *watchdog, const char *end
+) noexcept nogil:
+    word(text, name)
+    word(text, b"{")
+    put(text, watchdog.labels, <size_t>watchdog.size)
+    word(text, end)
+
+
 cdef void _write_process(Text *text, bint openmetrics) noexcept nogil:
     """By the names that every Prometheus client has."""
     cdef ws_process process
@@ -410,6 +454,7 @@ cdef Py_ssize_t metrics_body(
     _write_steps(&text, openmetrics)
     _write_gil(&text, openmetrics)
     _write_groups(&text, openmetrics, &board)
+    _write_watchdogs(&text, openmetrics, &board)
     if ws_get(&meter.standby) >= 0:
         _gauge(
             &text, openmetrics, b"workerserver_torch_fallback_threads",

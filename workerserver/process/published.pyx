@@ -1,4 +1,5 @@
-"""What ``/metrics`` shows and only Python can know: who the process is, and its process groups."""
+"""What ``/metrics`` shows and only Python can know: who the process is, its process groups, and at
+a collector what the watchdogs of its host have reported."""
 
 from libc.string cimport memcpy
 
@@ -8,7 +9,16 @@ cdef extern from *:
     """
     /* What Python publishes. Text n lies in slot n % 4: it stays whole while the next three are
      * written, and no reader takes so long. One writer at a time: the thread that holds the GIL. */
-    enum { WS_BOARDS = 4, WS_INFO_BYTES = 2048, WS_GROUPS = 64, WS_GROUP_BYTES = 96 };
+    enum { WS_BOARDS = 4, WS_INFO_BYTES = 2048, WS_GROUPS = 64, WS_GROUP_BYTES = 96,
+           WS_WATCHDOGS = 8 };
+    typedef struct {
+        int64_t size;
+        int64_t status;
+        int64_t stalls;
+        int64_t gone;
+        int64_t looked; /* ns of the monotonic clock */
+        char labels[WS_GROUP_BYTES];
+    } ws_watchdog;
     typedef struct {
         int64_t size;
         int64_t issued;
@@ -21,6 +31,8 @@ cdef extern from *:
         int64_t group_count;
         char info[WS_INFO_BYTES];
         ws_group groups[WS_GROUPS];
+        int64_t watchdog_count;
+        ws_watchdog watchdogs[WS_WATCHDOGS];
     } ws_board;
     static struct {
         int64_t count;
@@ -61,6 +73,14 @@ cdef extern from *:
         WS_INFO_BYTES
         WS_GROUPS
         WS_GROUP_BYTES
+        WS_WATCHDOGS
+    ctypedef struct ws_watchdog:
+        int64_t size
+        int64_t status
+        int64_t stalls
+        int64_t gone
+        int64_t looked
+        char *labels
     ctypedef struct ws_group:
         int64_t size
         int64_t issued
@@ -72,6 +92,8 @@ cdef extern from *:
         int64_t group_count
         char *info
         ws_group *groups
+        int64_t watchdog_count
+        ws_watchdog *watchdogs
     ws_board *ws_board_next() noexcept nogil
     void ws_board_turn() noexcept nogil
     void ws_board_read(ws_board *out) noexcept nogil
@@ -109,9 +131,36 @@ def set_groups(groups):
     ws_board_turn()
 
 
+def set_watchdogs(watchdogs):
+    """What watchdogs tell, each a tuple: labels (at most 96 bytes), the status of the open
+    incident's verdict (0: no incident is open), how many stalls and how many ends of ranks were
+    reported, and when the watchdog last looked, in seconds of the monotonic clock. The first 8 are
+    shown."""
+    cdef ws_board *board
+    cdef ws_watchdog *fresh
+    told = [
+        (bytes(labels), int(status), int(stalls), int(gone), int(looked * 1e9))
+        for labels, status, stalls, gone, looked in watchdogs
+    ]
+    board = ws_board_next()
+    board.watchdog_count = 0
+    for labels, status, stalls, gone, looked in told[:WS_WATCHDOGS]:
+        if len(labels) > WS_GROUP_BYTES:
+            continue
+        fresh = &board.watchdogs[board.watchdog_count]
+        fresh.size = len(labels)
+        fresh.status = status
+        fresh.stalls = stalls
+        fresh.gone = gone
+        fresh.looked = looked
+        memcpy(fresh.labels, <const char *>labels, len(labels))
+        board.watchdog_count += 1
+    ws_board_turn()
+
+
 cdef void forget_published() noexcept:
     """In a forked child, which is another process."""
     cdef ws_board *board = ws_board_next()
-    board.info_size = board.groups_at = board.group_count = 0
+    board.info_size = board.groups_at = board.group_count = board.watchdog_count = 0
     ws_board_turn()
     ws_set(&ws_process_started, 0)

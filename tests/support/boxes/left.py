@@ -16,6 +16,7 @@ __all__ = [
     "boxes_in",
     "commands",
     "diagnoses_of",
+    "is_collector",
     "keepers_of",
     "left_on_tmpfs",
     "parent_of",
@@ -53,7 +54,7 @@ def await_box(folder: Path, pid: int, *, ended: bool = True) -> Box:
 def keepers_of(folder: Path) -> list[int]:
     """The pids of the keepers that copy to *folder*."""
     found = _family(folder)
-    return [pid for pid in found if parent_of(pid) not in found]
+    return [pid for pid in found if parent_of(pid) not in found and not is_collector(pid)]
 
 
 def diagnoses_of(folder: Path) -> list[int]:
@@ -72,6 +73,14 @@ def await_no_keeper(folder: Path) -> None:
 def _family(folder: Path) -> list[int]:
     """Keepers with their forks, which have the same command line."""
     return [pid for pid, words in commands() if str(folder) in words and _KEEPER in words]
+
+
+def is_collector(pid: int) -> bool:
+    """One that a keeper has started has the command line of the keeper."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == "ws-collector\n"
+    except OSError:
+        return False
 
 
 def parent_of(pid: int) -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from support.boxes.left import commands, parent_of
+from support.boxes.left import commands, is_collector, parent_of
 from support.boxes.told import lines_in, verdicts_in
 from support.lifecycle import PROGRAMS, environment
 from support.waiting import wait_until
@@ -73,7 +73,11 @@ class Watched:
     def keepers(self) -> list[tuple[int, list[str]]]:
         """Pid and command line of the job's keepers."""
         found = self._family()
-        return [(pid, words) for pid, words in found.items() if parent_of(pid) not in found]
+        return [
+            (pid, words)
+            for pid, words in found.items()
+            if parent_of(pid) not in found and not is_collector(pid)
+        ]
 
     def _family(self) -> dict[int, list[str]]:
         """With the process that each has forked for diagnoses."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -24,6 +25,7 @@ from workerserver.blackbox.watchdog.others import Others, Places
 from workerserver.blackbox.watchdog.pace import Pace
 from workerserver.blackbox.watchdog.ranks import Rank, look, restart_of
 from workerserver.blackbox.watchdog.ready import Ready
+from workerserver.blackbox.watchdog.state import State, forget, write
 from workerserver.blackbox.watchdog.telling import Teller
 from workerserver.job.proc import lives
 from workerserver.process.credentials import token_from_environment
@@ -86,6 +88,7 @@ class Watch:
         self._still_since = 0.0
         self._others = Others(settings.store, settings.folder, settings.label, settings.world)
         self._ready: Ready | None = None
+        self._state = State(settings.label.rpartition("@")[0])
         self._alone = False  # the last diagnosis could ask nobody on other hosts
         self._token: str | None = None
         with contextlib.suppress(ValueError):
@@ -93,10 +96,16 @@ class Watch:
 
     # ---- what the keeper calls
 
-    def get_ready(self) -> None:
-        """Before this process has threads: fork off the one that makes diagnoses."""
+    def get_ready(self, asks: socket.socket | None = None) -> None:
+        """Before this process has threads: fork off the one that makes diagnoses. It runs the
+        command that the other end of *asks* wants, too."""
         with contextlib.suppress(OSError):
-            self._ready = Ready()
+            self._ready = Ready(collects=asks is not None)
+        if asks is not None:
+            if self._ready is None:
+                asks.close()
+            else:
+                self._ready.serve(asks)
 
     def start(self, run_folder: str) -> None:
         """*run_folder*: where the copies of the boxes lie; "" if there are none."""
@@ -153,8 +162,12 @@ class Watch:
         if self._incident is not None and len(self._incident.mark) == 2:
             held, file = self._incident.mark
             self._others.restore((str(held), str(file)))
+        if self._incident is not None:
+            self._state.status = _status_of(self._incident.told)
         while not self._over:
             began = time.monotonic()
+            self._state.looked = began
+            self._show()
             with contextlib.suppress(Exception):  # the next look may find more
                 self._look(began)
             shortest, longest = LOOK_SECONDS
@@ -163,6 +176,11 @@ class Watch:
             self._wake.clear()
         with contextlib.suppress(Exception):
             self._last_look()
+        forget(self._settings.boxes)
+
+    def _show(self) -> None:
+        with contextlib.suppress(OSError):
+            write(self._settings.boxes, self._state)
 
     def _look(self, now: float) -> None:
         living = self._living(now)
@@ -331,6 +349,7 @@ class Watch:
 
     def _tell(self, incident: Incident, document: dict[str, Any], living: Sequence[Rank]) -> None:
         self._incident = incident
+        self._state.status = _status_of(document)
         if not self._others.holds and self._is_for_another(document, living):
             incident.silent = True
             return
@@ -353,6 +372,11 @@ class Watch:
         incident.told = told
         targets = targets_of(living, "", self._run_folder)
         incident.name = self._teller.tell(line, told, targets=targets)
+        if incident.kind == "stall":
+            self._state.stall += 1
+        else:
+            self._state.gone += 1
+        self._show()
         self._others.told()
         incident.mark = self._others.mark
         self._teller.remember(self._settings.boxes, incident)
@@ -376,6 +400,7 @@ class Watch:
 
     def _recovered(self, living: Sequence[Rank]) -> None:
         incident, self._incident = self._incident, None
+        self._state.status = 0
         self._essence, self._again = None, 0.0
         self._teller.forget(self._settings.boxes)
         self._others.free()
@@ -386,6 +411,11 @@ class Watch:
         line = f"workerserver watchdog: the job goes on{again}, at step {self._pace.step}"
         recovered = {"time": time.time(), "step": self._pace.step, "restart": restart}
         self._teller.tell(line, {**incident.told, "recovered": recovered}, incident.name)
+
+
+def _status_of(document: Mapping[str, Any] | None) -> int:
+    """2 where it is not known."""
+    return 1 if document is not None and document.get("status") == 1 else 2
 
 
 def _untold(ended: Sequence[Rank]) -> dict[str, Any]:
