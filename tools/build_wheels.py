@@ -6,9 +6,9 @@ clean environment without any compiler on PATH, and runs the tests that need no 
 CPython of 3.10-3.15 that this machine has; ``3.11 3.13`` chooses some. The wheels lie in ``dist``.
 
 With ``--chroot FOLDER`` the script also builds and tests for the newest versions in a Debian in
-FOLDER. If the folder doesn't exist, debootstrap fills it with Debian testing (needs root, takes
-about a minute), without a compiler. ``--platform musllinux_1_2_aarch64`` builds for another libc or
-processor: auditwheel judges these wheels too, but no test can run them here.
+FOLDER. If the folder doesn't exist or is empty, debootstrap fills it with Debian testing (needs
+root, takes about a minute), without a compiler. ``--platform musllinux_1_2_aarch64`` builds for
+another libc or processor: auditwheel judges these wheels too, but no test can run them here.
 
 Exit status 0 if every wheel was built and has passed. Releases are built by cibuildwheel in its own
 images (``.github/workflows/release.yml``): that needs Docker.
@@ -219,7 +219,7 @@ def main() -> int:
     parser.add_argument("--pytest", nargs=argparse.REMAINDER, default=[], metavar="ARGUMENT")
     options = parser.parse_args()
     root = options.chroot and options.chroot.resolve()
-    if root and not root.exists():
+    if root:
         make_debian(root)
     lines: list[str] = []
     for minor in MINORS:
