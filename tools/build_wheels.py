@@ -82,6 +82,12 @@ def compiler(python: str, tag: str, *flags: str) -> dict[str, str]:
     return {"CC": zig, "LDSHARED": f"{zig} -shared"}
 
 
+def wheel_words(target: str) -> list[str]:
+    """The words behind Python that put a wheel into *target*; all cores compile."""
+    together = ["build_ext", "--parallel", str(os.cpu_count() or 1)]
+    return ["setup.py", "--quiet", *together, "bdist_wheel", "--dist-dir", target]
+
+
 def build(interpreter: Interpreter, work: Path, tag: str) -> Path:
     """The repaired wheel, below *work*."""
     tree, tools = work / "tree", work / "tools"
@@ -98,8 +104,7 @@ def build(interpreter: Interpreter, work: Path, tag: str) -> Path:
         settings["_PYTHON_HOST_PLATFORM"] = f"linux-{machine}"
         settings["_PYTHON_SYSCONFIGDATA_NAME"] = "cross_data"
         settings["PYTHONPATH"] = str(work)
-    wheel = ["setup.py", "--quiet", "bdist_wheel", "--dist-dir", str(work / "built")]
-    run("the wheel", [python, *wheel], tree, **settings)
+    run("the wheel", [python, *wheel_words(str(work / "built"))], tree, **settings)
     path = f"{tools / 'bin'}:{os.environ['PATH']}"
     if tag.startswith("musllinux"):
         name_musl(tools, work, PLATFORMS[tag].partition("-")[0])
@@ -139,7 +144,7 @@ def build_in_debian(there: Debian) -> Path:
     tools = there.work / "tools"
     copy_sources(there.work / "tree")
     must("the build tools", there.fetch("--target", str(tools), *PACKAGES))
-    wheel = ["setup.py", "--quiet", "bdist_wheel", "--dist-dir", there.inside(there.work / "built")]
+    wheel = wheel_words(there.inside(there.work / "built"))
     cache = {"ZIG_GLOBAL_CACHE_DIR": f"{there.inside(there.work)}/zig"}
     # Debian has a part of CPython's headers there. zig's own, of the older glibc, come first.
     settings = {**compiler(there.python, HERE, "-idirafter", "/usr/include"), **cache}
