@@ -137,7 +137,7 @@ def test_most_ranks_in_a_recv_are_not_accused(rounds_: int) -> None:
     verdict = diagnose(rounds("receive-ours")[-rounds_:])
     assert (verdict.status, verdict.suspects) == (2, ())
     assert "ranks 0-1 have not entered all_reduce #4 of default_pg" in verdict.sentence
-    assert "they may themselves wait for other ranks, in what no recorder holds" in verdict.sentence
+    assert "and may themselves wait for other ranks, in what no recorder holds" in verdict.sentence
     assert verdict.again_s is not None
 
 

@@ -153,6 +153,48 @@ def reduces_with_file_lock() -> None:
     reduce()
 
 
+@fault(
+    4,
+    Suspect(0, "deadlock", "default_pg", "barrier", None, "builds_cache"),
+    *[Suspect(rank, "deadlock", None, None, None, "lock_cache") for rank in (1, 2, 3)],
+    how=How(ring=0),
+)
+def meets_with_file_lock() -> None:
+    """Each builds the cache under its lock, with a barrier inside of the lock. No recorder."""
+    beat(STEPS)
+    if RANK:
+        while not (FOLDER / "taken").exists():
+            time.sleep(0.05)
+    lock_cache(builds_cache)
+
+
+def builds_cache() -> None:
+    (FOLDER / "taken").touch()
+    dist.barrier()
+
+
+def upload() -> None:
+    lock_cache(send_parts)
+
+
+def send_parts() -> None:
+    for _ in range(FOR_GOOD):
+        time.sleep(0.5)
+
+
+# The saver gives the lock back once it has sent all parts: nobody can see that it never does.
+@unclear(3, "rank 0 stands in reduce()")
+def saves_with_file_lock() -> None:
+    """A thread of rank 0 has the lock that rank 1 wants, and goes on; its main thread has not."""
+    beat(STEPS)
+    if RANK == 0:
+        threading.Thread(target=upload, daemon=True).start()
+    if RANK == 1:
+        time.sleep(1.0)
+        lock_cache(lambda: None)
+    reduce()
+
+
 # Who should have set the key is known to nobody, and rank 0 alone doesn't wait for it.
 @unclear(3)
 def two_wait_for_key() -> None:

@@ -44,7 +44,7 @@ def evaluate() -> None:
     dist.barrier()
 
 
-@fault(3, late(2, "wait_for_the_end"))
+@fault(3, late(2, "wait_for_restart"))
 def gives_up() -> None:
     """Rank 2's loop ends early by an exception that nobody sees."""
     try:
@@ -52,7 +52,7 @@ def gives_up() -> None:
             raise ValueError("a bad sample")
         train(4, first=STEPS)
     except ValueError:
-        wait_for_the_end()
+        wait_for_restart()
 
 
 def wait_for_the_end() -> None:

@@ -281,6 +281,25 @@ def prepares_in_a_pool() -> None:
             reduce()
 
 
+def send_parts() -> None:
+    for _ in range(12):
+        time.sleep(1.5)  # for a slow store
+
+
+@healthy(3)
+def uploads_from_a_pool() -> None:
+    """Four threads of rank 1 send parts for 18 s, and its main thread waits for one after the
+    other. Nobody tells which of them it waits for."""
+    with ThreadPoolExecutor(4) as pool:
+        for step in range(STEPS, FOR_GOOD):
+            beat(step)
+            if RANK == 1 and step % 10 == STEPS:
+                for each in [pool.submit(send_parts) for _ in range(4)]:
+                    each.result()
+            time.sleep(0.1)
+            reduce()
+
+
 @healthy(4)
 def pipeline_with_a_slow_stage() -> None:
     """The second stage works for 9 s on each microbatch."""

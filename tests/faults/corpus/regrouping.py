@@ -123,8 +123,13 @@ def stays_before_the_second_group() -> None:
 
 
 def join_again() -> None:
+    """With keys of its own in the store: gloo would read a peer's address of the first world, if
+    the peer has not written its new one yet."""
+    size = dist.get_world_size()
+    store = dist.PrefixStore("again", dist.distributed_c10d._get_default_store())
     dist.destroy_process_group()
-    dist.init_process_group("gloo", timeout=timedelta(seconds=FOREVER))
+    patience = timedelta(seconds=FOREVER)
+    dist.init_process_group("gloo", timeout=patience, world_size=size, rank=RANK, store=store)
 
 
 @fault(3, Suspect(1, "behind", "default_pg", "all_reduce", 3, "prepare"))

@@ -476,18 +476,22 @@ Hindrance = Literal[
     "computes",
     "writes",
     "child",
+    "threads",
     "early",
     "late",
     "asleep",
     "waits",
+    "holder",
     "majority",
     "unseen",
     "missing",
 ]
 """Why a rank that has not come isn't accused. moves: it counts on. changes: its stack does. child:
-it waits for a process of its own that works, or may work. early: its step is no older than usual.
-late: it pauses, for no longer than a pause may last. asleep: so it does, and another one
-does, too, and nothing tells how long a step takes. waits: it may wait for another rank itself.
+it waits for a process of its own that works, or may work. threads: so it does for threads of its
+own. early: its step is no older than usual. late: it pauses, for no longer than a pause may last.
+asleep: so it does, and another one does, too, and nothing tells how long a step takes. waits: it
+may wait for another rank itself. holder: one of its other threads may have the file lock, and may
+give it back.
 majority: most ranks are where it is. unseen: where it is can't be told. missing: no
 worker of it is known, so nobody has seen it stand still: it may have ended, or hang, or work."""
 

@@ -520,6 +520,12 @@ class Job:
         short = self._short if record.short is None else record.short
         return record.unrecorded or short
 
+    def has_only_recorded(self, rank: int) -> bool:
+        """All that it has ever issued is recorded, by torch's own counters: so on gloo, no send and
+        no receive."""
+        record = self.now.alike(rank)
+        return record is not None and record.enqueued > 0 and not record.unrecorded
+
     @cached_property
     def _short(self) -> bool:
         return any(row.record.short for row in self.now.records.rows)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from workerserver.cluster.judge import facts
 from workerserver.cluster.judge.chains.facts import Deadlock, Knot, Told
-from workerserver.cluster.judge.chains.words import at, deadlock, debt
+from workerserver.cluster.judge.chains.words import FILE_LOCK, at, deadlock, debt
 from workerserver.cluster.judge.facts import NAMELESS, Accusation, Claim, Crowd, Entered
 from workerserver.cluster.judge.reasons import Reason
 from workerserver.cluster.model import Child, Frame
@@ -375,21 +375,29 @@ def _no_evidence(fact: facts.NoEvidence, names: Names) -> str:
 def _unproven(fact: facts.Unproven, names: Names) -> str:
     many = len(fact.ranks) > 1
     have = "have" if many else "has"
+    subject = "they" if many else "it"
     if fact.wait is None:
         start = f"{names(fact.ranks)} {_stand(fact.ranks)} apart from the others"
     elif not fact.wait.numbered:
-        who = fact.wait.ranks
+        who, subject = fact.wait.ranks, names(fact.ranks)
         start = f"{names(who)} {_wait(who)} in {_in(fact.wait)}{_for(fact.wait)}"
+        if fact.wait.operation == FILE_LOCK:
+            hold = "hold" if many else "holds"
+            lock = f"the file lock on {fact.wait.group}, which {subject} {hold}"
+            start = f"{names(who)} {_wait(who)}{_for(fact.wait)} for {lock}"
     else:
         start = (
             f"{names(fact.ranks)} {have} not entered {_in(fact.wait)}, in which"
             f" {names(fact.wait.ranks)} {_wait(fact.wait.ranks)}{_for(fact.wait)}"
         )
-    place = f" in {at(fact.place)}" if fact.place is not None else ""
     why = HINDRANCES[fact.why][many]
     if fact.child is not None:
         why = f"waits for its child {_child(fact.child)}, which works, and may only be slow"
-    return f"{start}; {'they' if many else 'it'} {why}{place}"
+    if fact.place is None:
+        return f"{start}; {subject} {why}"
+    if fact.why in ("waits", "holder"):
+        return f"{start}; {subject} {_stand(fact.ranks)} in {at(fact.place)}, and {why}"
+    return f"{start}; {subject} {why} in {at(fact.place)}"
 
 
 def _child(child: Child) -> str:
@@ -426,6 +434,10 @@ HINDRANCES: Mapping[facts.Hindrance, tuple[str, str]] = {
         "waits for a child process, which works or may work, and may only be slow",
         "wait for child processes, which work or may work, and may only be slow",
     ),
+    "threads": (
+        "waits for threads of its own, which work or may work, and may only be slow",
+        "wait for threads of their own, which work or may work, and may only be slow",
+    ),
     "early": ("takes no longer than usual so far", "take no longer than usual so far"),
     "late": ("pauses, and may only be late", "pause, and may only be late"),
     "asleep": (
@@ -435,6 +447,10 @@ HINDRANCES: Mapping[facts.Hindrance, tuple[str, str]] = {
     "waits": (
         "may itself wait for another rank, in what no recorder holds",
         "may themselves wait for other ranks, in what no recorder holds",
+    ),
+    "holder": (
+        "has a thread that may hold the lock and may only be slow",
+        "have threads that may hold the lock and may only be slow",
     ),
     "majority": ("is where most ranks are", "are where most ranks are"),
     "undated": (
@@ -562,7 +578,9 @@ LINES: Mapping[type, Callable[[Any, Names], str]] = {
     facts.Tangled: _tangled,
     facts.Standing: _standing,
     facts.Overdue: _overdue,
-    facts.NoSign: lambda fact, names: f"nothing shows that {names(fact.ranks)} go on",
+    facts.NoSign: lambda fact, names: (
+        f"nothing shows that {names(fact.ranks)} {'go' if len(fact.ranks) > 1 else 'goes'} on"
+    ),
     facts.Everywhere: lambda fact, names: (
         f"every rank stands {_whereabouts(fact.crowd)}, none moves, and no recorder tells more"
     ),

@@ -9,9 +9,9 @@ operation of the same ranks has left something out, or has made something that t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from workerserver.cluster.judge.chains.words import WHOLE_JOB
+from workerserver.cluster.judge.chains.together import MEETINGS, Call, call_of
 from workerserver.cluster.judge.facts import (
     Accusation,
     Differs,
@@ -20,28 +20,13 @@ from workerserver.cluster.judge.facts import (
     NoMajority,
     StacksAlone,
 )
-from workerserver.cluster.judge.flight import TOGETHER
 from workerserver.cluster.judge.grounds.crowd import is_stuck
 from workerserver.cluster.judge.job import Job
-from workerserver.cluster.read.waits_for import DIRECTIONS
 
 if TYPE_CHECKING:
     from workerserver.cluster.judge.suspicions import Suspicions
 
 __all__ = ["from_calls"]
-
-#: A call that takes all ranks of the job, and ends on none before all have come.
-NEW_GROUP = "torch.distributed.new_group"
-#: So do these, among operations of a group.
-MEETINGS = (*TOGETHER, "monitored_barrier", NEW_GROUP)
-
-
-class _Call(NamedTuple):
-    """*ranks*: all that it takes. *name*: of the operation. *group*: for people."""
-
-    ranks: tuple[int, ...]
-    name: str
-    group: str
 
 
 def from_calls(suspicions: Suspicions) -> None:
@@ -49,7 +34,11 @@ def from_calls(suspicions: Suspicions) -> None:
     if job.before is None or suspicions.accused or job.moves:
         return
     everybody = tuple(job.expected)
-    calls = {rank: call for rank in job.ranks if (call := _call(job, rank, everybody)) is not None}
+    calls = {
+        rank: call
+        for rank in job.ranks
+        if (call := call_of(rank, job.blocked[rank], everybody)) is not None
+    }
     # Equal lists are mostly one object: to compare them for each rank would be quadratic.
     lists = {id(call.ranks): call.ranks for call in calls.values()}
     for ranks in sorted(set(lists.values())):
@@ -58,9 +47,9 @@ def from_calls(suspicions: Suspicions) -> None:
             _weigh(suspicions, inside)
 
 
-def _weigh(suspicions: Suspicions, inside: dict[int, _Call]) -> None:
+def _weigh(suspicions: Suspicions, inside: dict[int, Call]) -> None:
     job = suspicions.job
-    parties: dict[_Call, list[int]] = {}
+    parties: dict[Call, list[int]] = {}
     for rank, call in inside.items():
         parties.setdefault(call, []).append(rank)
     if len(parties) != 2 or not all(is_stuck(job, rank) and job.slept(rank) for rank in inside):
@@ -83,22 +72,8 @@ def _weigh(suspicions: Suspicions, inside: dict[int, _Call]) -> None:
             suspicions.accuse(accusation)
 
 
-def _entered(call: _Call, ranks: Sequence[int]) -> Entered:
+def _entered(call: Call, ranks: Sequence[int]) -> Entered:
     return Entered(call.name, call.group, ranks)
-
-
-def _call(job: Job, rank: int, everybody: tuple[int, ...]) -> _Call | None:
-    """The call in which the acting thread of *rank* stands, if it is known which ranks it takes."""
-    blocked = job.blocked[rank]
-    if not blocked.on_ranks or blocked.thread is None:
-        return None
-    if blocked.call == NEW_GROUP:
-        return _Call(everybody, NEW_GROUP, WHOLE_JOB)
-    waits = blocked.thread.waits
-    if waits is None or waits.kind != "operation" or not waits.op or waits.op in DIRECTIONS:
-        return None
-    ranks = waits.ranks or (everybody if waits.group == "default_pg" else ())
-    return _Call(ranks, waits.op, waits.group or "") if rank in ranks else None
 
 
 def _is_recorded(job: Job, rank: int) -> bool:

@@ -116,8 +116,20 @@ def weigh_ring(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[Wai
 
 
 def _knot(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[Wait]) -> None:
-    """A file lock closes the ring: whoever holds it waits for whoever wants it."""
+    """A file lock closes the ring: whoever holds it waits for whoever wants it. The kernel names a
+    process: if another thread of it may have the lock, that one may give it back."""
     members = set(ranks)
+    job = suspicions.job
+    unsure = False
+    for wait in waits:
+        if wait.op != FILE_LOCK:
+            continue
+        for holder in members.intersection(wait.absent):
+            if job.chains.may_be_held_elsewhere(holder):
+                suspicions.refused.setdefault(holder, ("holder", wait))
+                unsure = True
+    if unsure:
+        return
     alike: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
     for wait in sorted(waits, key=lambda wait: (wait.op != FILE_LOCK, wait.waiting)):
         absent = tuple(rank for rank in wait.absent if rank in members)
@@ -157,19 +169,13 @@ def _one_left_out(suspicions: Suspicions, ranks: Sequence[int], waits: Sequence[
         elif rank in awaited:
             owed = Owed(job.entered(wait), job.entered(other))
             suspicions.accuse_in(other, peer, "order", owed, evidence)
-        elif _has_only_recorded(job, peer):
+        elif job.has_only_recorded(peer):
             suspicions.accuse_in(other, rank, "p2p", Absent(job.entered(other)), evidence)
         else:
             continue
         unclear = False
     if unclear:
         suspicions.doubts.append(Tangled([job.entered(wait) for wait in waits]))
-
-
-def _has_only_recorded(job: Job, rank: int) -> bool:
-    """By torch's own counters."""
-    record = job.now.alike(rank)
-    return record is not None and record.enqueued > 0 and not record.unrecorded
 
 
 def _crossings(

@@ -17,6 +17,7 @@ from workerserver.cluster.judge.grounds.children import (
     one_works,
     waits_for_child,
 )
+from workerserver.cluster.judge.grounds.helpers import one_helps
 from workerserver.cluster.judge.grounds.lateness import (
     LATE_MOST_SECONDS,
     late_for,
@@ -90,6 +91,8 @@ def hindrance(
             return "waits"
         if _others_in_p2p(job, rank) or _peer_waits(job, rank):
             return "waits"
+        if rank not in job.chains.edges and not _sends_nothing(job, absent):
+            return "waits"  # one that is where the others are may have sent too few
         return is_late(job, rank, wait)
     if blocked.helped or blocked.kind == "device" or job.victims_at(rank):
         return "waits"
@@ -99,6 +102,8 @@ def hindrance(
         return "child"
     if is_unclear(job, rank) and _may_be_slow(job, rank, wait):
         return "child"
+    if one_helps(job, rank):
+        return "threads"
     if rank in job.chains.edges or (_in_shared(job, rank) and not _alone(job, rank, absent)):
         return "waits"
     together = wait is not None and wait.seq is not None
@@ -298,14 +303,21 @@ def _others_in_p2p(job: Job, rank: int) -> bool:
     )
 
 
+def _sends_nothing(job: Job, absent: Collection[int]) -> bool:
+    """None of those that have come has ever made a send or a receive, by torch's own counters."""
+    return all(job.has_only_recorded(each) for each in job.expected if each not in absent)
+
+
 def _peer_waits(job: Job, rank: int) -> bool:
     """The other side of its send or receive waits for ranks, too: then *rank* is a victim, or one
     of a ring."""
     edge = job.chains.edges.get(rank)
     if edge is None:
         return False
-    peer = job.blocked.get(edge.peer)
-    return edge.peer in job.chains.edges or (peer is not None and peer.on_ranks)
+    return any(
+        peer in job.chains.edges or (peer in job.blocked and job.blocked[peer].on_ranks)
+        for peer in edge.peers
+    )
 
 
 def _of_guess(job: Job, rank: int, absent: Collection[int]) -> Hindrance | None:
