@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ import pytest
 from support.lifecycle import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
+from run_cpythons import copy_tests, pytest_command
 from source_tree import copy_sources
 
 pytestmark = [
@@ -79,3 +81,14 @@ def test_without_a_compiler_the_build_says_what_to_install(
     assert said.startswith("workerserver needs a C compiler and Python's headers here: "), lines
     for command in ("apt-get install gcc python3-dev", "dnf install", "apk add"):
         assert command in said
+
+
+def test_releases_test_wheels_as_we_do(tmp_path: Path) -> None:
+    """cibuildwheel copies the named files and runs the command: both are those of our tools."""
+    tomllib = pytest.importorskip("tomllib")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
+    assert shlex.split(settings["test-command"]) == ["python", *pytest_command([])]
+    copy_sources(tmp_path / "tree")
+    copy_tests(tmp_path / "tree", tmp_path / "tests")
+    names = {path.name for path in (tmp_path / "tests").iterdir()}
+    assert set(settings["test-sources"]) == {name for name in names if not name.startswith(".")}

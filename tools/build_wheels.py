@@ -6,9 +6,9 @@ clean environment without any compiler on PATH, and runs the tests that need no 
 CPython of 3.10-3.15 that this machine has; ``3.11 3.13`` chooses some. The wheels lie in ``dist``.
 
 With ``--chroot FOLDER`` the script also builds and tests for the newest versions in a Debian in
-FOLDER. If the folder doesn't exist, debootstrap fills it with Debian testing (needs root, takes
-about a minute), without a compiler. ``--platform musllinux_1_2_aarch64`` builds for another libc or
-processor: auditwheel judges these wheels too, but no test can run them here.
+FOLDER. If the folder doesn't exist or is empty, debootstrap fills it with Debian testing (needs
+root, takes about a minute), without a compiler. ``--platform musllinux_1_2_aarch64`` builds for
+another libc or processor: auditwheel judges these wheels too, but no test can run them here.
 
 Exit status 0 if every wheel was built and has passed. Releases are built by cibuildwheel in its own
 images (``.github/workflows/release.yml``): that needs Docker.
@@ -82,6 +82,12 @@ def compiler(python: str, tag: str, *flags: str) -> dict[str, str]:
     return {"CC": zig, "LDSHARED": f"{zig} -shared"}
 
 
+def wheel_words(target: str) -> list[str]:
+    """The words behind Python that put a wheel into *target*; all cores compile."""
+    together = ["build_ext", "--parallel", str(os.cpu_count() or 1)]
+    return ["setup.py", "--quiet", *together, "bdist_wheel", "--dist-dir", target]
+
+
 def build(interpreter: Interpreter, work: Path, tag: str) -> Path:
     """The repaired wheel, below *work*."""
     tree, tools = work / "tree", work / "tools"
@@ -98,8 +104,7 @@ def build(interpreter: Interpreter, work: Path, tag: str) -> Path:
         settings["_PYTHON_HOST_PLATFORM"] = f"linux-{machine}"
         settings["_PYTHON_SYSCONFIGDATA_NAME"] = "cross_data"
         settings["PYTHONPATH"] = str(work)
-    wheel = ["setup.py", "--quiet", "bdist_wheel", "--dist-dir", str(work / "built")]
-    run("the wheel", [python, *wheel], tree, **settings)
+    run("the wheel", [python, *wheel_words(str(work / "built"))], tree, **settings)
     path = f"{tools / 'bin'}:{os.environ['PATH']}"
     if tag.startswith("musllinux"):
         name_musl(tools, work, PLATFORMS[tag].partition("-")[0])
@@ -139,7 +144,7 @@ def build_in_debian(there: Debian) -> Path:
     tools = there.work / "tools"
     copy_sources(there.work / "tree")
     must("the build tools", there.fetch("--target", str(tools), *PACKAGES))
-    wheel = ["setup.py", "--quiet", "bdist_wheel", "--dist-dir", there.inside(there.work / "built")]
+    wheel = wheel_words(there.inside(there.work / "built"))
     cache = {"ZIG_GLOBAL_CACHE_DIR": f"{there.inside(there.work)}/zig"}
     # Debian has a part of CPython's headers there. zig's own, of the older glibc, come first.
     settings = {**compiler(there.python, HERE, "-idirafter", "/usr/include"), **cache}
@@ -219,7 +224,7 @@ def main() -> int:
     parser.add_argument("--pytest", nargs=argparse.REMAINDER, default=[], metavar="ARGUMENT")
     options = parser.parse_args()
     root = options.chroot and options.chroot.resolve()
-    if root and not root.exists():
+    if root:
         make_debian(root)
     lines: list[str] = []
     for minor in MINORS:

@@ -6,8 +6,8 @@ that runs this script, because ``make test`` covers that version. Exit status 0 
 version passed. A version that is missing or can't build extensions is reported, but is no failure.
 
 With ``--chroot FOLDER`` the script also looks for the newest versions in a Debian in FOLDER. If the
-folder doesn't exist, debootstrap fills it with Debian testing (needs root, takes about a minute).
-The folder is kept.
+folder doesn't exist or is empty, debootstrap fills it with Debian testing (needs root, takes about
+a minute). The folder is kept.
 """
 
 from __future__ import annotations
@@ -105,7 +105,12 @@ def find(minor: int) -> Interpreter | str:
 
 
 def make_debian(root: Path, *packages: str) -> None:
-    """Fill *root* with a small Debian testing: CPythons with their headers, and *packages*."""
+    """Fill *root* with a small Debian testing: CPythons with their headers, and *packages*.
+
+    A folder that holds something stays as it is.
+    """
+    if root.exists() and any(root.iterdir()):
+        return
     names = ",".join([*(f"python3.{minor}-dev" for minor in DEBIAN_MINORS), *packages])
     command = ["debootstrap", "--variant=minbase", f"--include={names}", "testing", str(root)]
     subprocess.run(command, check=True)
@@ -252,7 +257,7 @@ def main() -> int:
     options = parser.parse_args()
     pytest_args = options.pytest_args
     root = options.chroot and options.chroot.resolve()
-    if root and not root.exists():
+    if root:
         make_debian(root, "gcc", "libc6-dev")
     lines: dict[int, str] = {sys.version_info[1]: "runs `make test`"}
     running: dict[int, tuple[Interpreter, Future[str]]] = {}

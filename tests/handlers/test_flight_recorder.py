@@ -322,11 +322,13 @@ def test_summary_names_the_operation_that_a_rank_has_not_entered(tmp_path: Path)
         assert answer["torch"][0] == "application/json"
 
 
+@pytest.mark.timeout(280)  # on a busy machine a CUDA build of torch takes a minute to import
 @pytest.mark.skipif(not HAS_BACKENDS, reason="this torch has one recorder for all but NCCL")
 def test_a_recorder_for_each_backend(short_path: Path) -> None:
     done = run_isolated(
         "handlers/hooked_backend.py",
         str(short_path),
+        seconds=240.0,
         WORKERSERVER_TORCH_FALLBACK="1",
         TORCH_FR_BUFFER_SIZE="2000",
     )

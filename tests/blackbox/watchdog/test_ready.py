@@ -35,7 +35,8 @@ def test_a_process_makes_all_diagnoses(tmp_path: Path) -> None:
     )
     told = json.loads(outcome.stdout)
     assert [each[:27] for each in told["verdicts"]] == ["rank 0 was killed (SIGKILL)"] * 2
-    assert told["held"] == ["/dev/null"]
+    # Debian's libffi, of which CPython 3.14's ctypes makes a callback, keeps its own file open.
+    assert [each for each in told["held"] if "/libffi.so" not in each] == ["/dev/null"]
     assert told["late"] is True
     assert "127.0.0.1:1" in told["hosts"]
     assert told["gone"] is True

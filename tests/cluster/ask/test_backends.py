@@ -307,6 +307,7 @@ def hook_is_there() -> bool:
 
 
 @pytest.mark.torch
+@pytest.mark.timeout(280)  # four processes import torch, a CUDA build in a minute on a busy machine
 @pytest.mark.parametrize("scene", ["waits", "inside"])
 @pytest.mark.parametrize("kind", ["workerserver", "torch"])
 def test_a_hung_job_of_another_backend(short_path: Path, kind: str, scene: str) -> None:
