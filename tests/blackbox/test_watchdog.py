@@ -239,6 +239,25 @@ def test_ends_that_are_no_incident(way: str, tmp_path: Path) -> None:
         assert job.verdicts() == []
 
 
+def test_a_box_that_another_job_has_left(tmp_path: Path) -> None:
+    """One shell or driver starts one job after the other. Of the first one nobody is left to take
+    the box away."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    with watched(first) as job:
+        wait_until(job.keepers, SECONDS)
+        job.kill_watchdog()
+        job.ranks[0].kill()
+    with watched(second) as job:
+        wait_until(job.keepers, SECONDS)
+        assert job.end(0) == 0
+        job.await_none()
+        assert (job.lines(), job.verdicts()) == ([], [])
+        (run,) = job.boxes.iterdir()
+        assert len([path for path in run.iterdir() if path.suffix == ".box"]) == 1
+
+
 def test_who_reads_stderr_sees_its_end(tmp_path: Path) -> None:
     """As in ``torchrun ... 2>&1 | tee``: nobody holds the job's stderr after the job."""
     with watched(tmp_path, 0) as job:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import stat
+import zlib
 
 from workerserver.blackbox.format import LEAST_BYTES, MAX_BYTES
 from workerserver.process.run_folder import make_run_folder, temporary_folder
@@ -68,9 +69,14 @@ def label_of(job: str, host: str, starter: str) -> str:
     return f"{'@'.join(plain)}-{starter.partition(':')[0]}"
 
 
-def folder_of(place: str, job: str) -> str:
-    """The folder of the boxes of one job on this host, made if need be. OSError."""
-    folder = os.path.join(make_run_folder(place), f"blackbox-{job.replace(':', '-')}")
+def folder_of(place: str, starter: str, job: str | None) -> str:
+    """The folder of the boxes of one job on this host, made if need be. OSError. *job*: its name,
+    if who has started it may start others; None of torchrun, whose job may change its name with the
+    port of an attempt."""
+    name = f"blackbox-{starter.replace(':', '-')}"
+    if job is not None:
+        name += f"-{zlib.crc32(job.encode('utf-8', 'surrogateescape')):08x}"
+    folder = os.path.join(make_run_folder(place), name)
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)
     return folder

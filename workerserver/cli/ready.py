@@ -25,12 +25,6 @@ __all__ = ["serve"]
 
 #: What ``diagnose`` imports only where it needs it: on live ranks, and on black boxes.
 NEEDED = ("blackbox", "boxes", "dumps", "together")
-#: The same of ``collector``. What is imported once is in memory once.
-OF_COLLECTOR = (
-    "workerserver.collector.service",
-    "workerserver.collector.watchdogs",
-    "workerserver.server",
-)
 LOOK_SECONDS = 0.02
 
 
@@ -42,9 +36,7 @@ def serve(sock: socket.socket, collects: bool) -> None:
     for name in ("asyncio", *(f"{__package__}.{name}" for name in NEEDED)):
         importlib.import_module(name)
     if collects:
-        load("collector")
-        for name in OF_COLLECTOR:
-            importlib.import_module(name)
+        _load_collector()
     gc.collect()
     gc.freeze()  # what was imported stays shared with each process that is forked
     while True:
@@ -59,6 +51,14 @@ def serve(sock: socket.socket, collects: bool) -> None:
         for descriptor in files:
             os.close(descriptor)
         sock.sendall(b".")
+
+
+def _load_collector() -> None:
+    """With what it imports only when it runs: what is imported once is in memory once."""
+    load("collector")
+    import workerserver.collector.service
+    import workerserver.collector.watchdogs
+    import workerserver.server  # noqa: F401
 
 
 def _run(

@@ -22,7 +22,7 @@ from workerserver.job.identity import Identity, own
 from workerserver.job.proc import stat_of
 from workerserver.native.counters import Counters
 from workerserver.native.standstill import Standstill
-from workerserver.native.watchdog import starter_of
+from workerserver.native.watchdog import job_beside_others, starter_of
 from workerserver.process.environment import seconds
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.threads import why_no_real_threads
@@ -122,7 +122,7 @@ class _Own:
         for where in place.places():
             try:
                 size = place.size_for(where, identity.local_world_size)
-                boxes = place.folder_of(where, starter)
+                boxes = place.folder_of(where, starter, job_beside_others(identity))
                 path, descriptor = place.create(boxes, name, size, where)
             except (OSError, place.NoPlace) as error:
                 reasons.append(getattr(error, "strerror", None) or str(error))

@@ -21,7 +21,7 @@ from workerserver.process.environment import seconds
 from workerserver.process.loop_thread import LoopThread
 from workerserver.process.threads import why_no_real_threads
 
-__all__ = ["AskedFor", "asked_for", "starter_of"]
+__all__ = ["AskedFor", "asked_for", "job_beside_others", "starter_of"]
 
 logger = logging.getLogger("workerserver")
 
@@ -106,6 +106,11 @@ def starter_of(identity: Identity) -> str:
     return identity.agent or f"{os.getpid()}:0"
 
 
+def job_beside_others(identity: Identity) -> str | None:
+    """The job's name, if who has started its workers may start other jobs, too."""
+    return identity.job if identity.agent and identity.restart is None else None
+
+
 def watch_alone(stall: float | None, on_tcp: bool) -> None:
     """Start the watchdog of a job without black boxes. Only the first call does anything, and only
     in the first worker of a host."""
@@ -143,7 +148,7 @@ class _Own:
     async def _begin(self, identity: Identity, watchdog: Watchdog) -> None:
         """On the loop's thread."""
         label = place.label_of(identity.job, identity.host or "", watchdog.agent)
-        folder = place.folder_of(place.places()[0], watchdog.agent)
+        folder = place.folder_of(place.places()[0], watchdog.agent, job_beside_others(identity))
         start_keeper(self._thread.loop, folder, "", 1, label, watchdog)
 
     def _close(self) -> None:

@@ -21,7 +21,7 @@ from workerserver.blackbox.watchdog.state import State, forget, living_states, w
 @pytest.fixture
 def boxes() -> Path:
     """The folder of the boxes of a job that nobody has started."""
-    return Path(folder_of(SHARED_MEMORY, f"{os.getpid()}:state"))
+    return Path(folder_of(SHARED_MEMORY, f"{os.getpid()}:state", None))
 
 
 def mine(name: str) -> list[State]:

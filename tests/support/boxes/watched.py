@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -86,6 +87,12 @@ class Watched:
             for pid, words in commands()
             if any(self._job in word for word in words) and "--label" in words
         }
+
+    def kill_watchdog(self) -> None:
+        for pid in self._family():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.await_none()
 
     def await_none(self) -> None:
         """Until the watchdog has ended."""

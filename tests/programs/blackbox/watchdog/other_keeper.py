@@ -14,6 +14,6 @@ from workerserver.job.identity import own
 if os.environ["LOCAL_RANK"] == "0":
     agent = own().agent
     assert agent is not None
-    lock = (Path(folder_of(places()[0], agent)) / "keeper.lock").open("a")
+    lock = (Path(folder_of(places()[0], agent, None)) / "keeper.lock").open("a")
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 runpy.run_path(str(Path(__file__).parents[1] / "watched_rank.py"), run_name="__main__")
