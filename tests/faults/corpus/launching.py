@@ -73,9 +73,13 @@ def late_first_broadcast() -> None:
 
 
 def orphan() -> None:
-    """A process of the last life that keeps this one's connections open, as a loader's does."""
+    """A process of the last life that keeps this one's connections open, as a loader's does. It has
+    given up the server's sockets by the time that this returns."""
+    begun_, begins = os.pipe()
     if not os.fork():
+        os.write(begins, b".")
         time.sleep(FOREVER)
+    os.read(begun_, 1)
 
 
 # Whoever stands in the rendezvous of a new round hasn't come to the operation of the old one.
