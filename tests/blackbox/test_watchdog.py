@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,8 @@ def test_ranks_of_another_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 class Explained(Watch):
-    """A watch of ranks that are set, with the verdicts of a diagnosis that are set."""
+    """A watch of ranks that are set, with the verdicts of a diagnosis that are set. *during*: what
+    happens in the next diagnosis."""
 
     def __init__(self, folder: Path) -> None:
         reader, writer = os.pipe()
@@ -169,16 +170,22 @@ class Explained(Watch):
         super().__init__(Settings(str(folder), "", "job@node-77", "77:7", "/", 60.0), writer)
         self.ranks: list[Rank] = []
         self.verdicts: list[dict[str, Any] | None] = []
+        self.during: Callable[[], object] = bool
 
     def _ranks(self) -> list[Rank]:
         return [replace(each) for each in self.ranks]
 
     def _diagnose(self, ranks: Sequence[Rank]) -> dict[str, Any] | None:
+        during, self.during = self.during, bool
+        during()
         return self.verdicts.pop(0)
 
-    def gone(self, rank: Rank, now: float) -> None:
+    def end(self, rank: Rank) -> None:
         rank.alive = False
         self.ended(rank.key, clean=False, copied=True)
+
+    def gone(self, rank: Rank, now: float) -> None:
+        self.end(rank)
         self._look(now)
 
     def lines(self) -> list[str]:
@@ -200,6 +207,39 @@ def test_each_end_has_its_own_tries(tmp_path: Path) -> None:
     watch._look(40.0)
     assert watch.verdicts == []
     assert watch.lines() == ["workerserver watchdog: rank 3 was killed"]
+
+
+@pytest.mark.parametrize("stands", [True, False])
+def test_an_end_in_the_middle_of_a_diagnosis(tmp_path: Path, stands: bool) -> None:
+    """The box of the rank that ends is moved just then. Who ended because of that rank would be
+    named, if the diagnosis counted."""
+    watch = Explained(tmp_path)
+    watch.ranks = [Rank(pid, 1, True, rank=pid, step=1, step_age_s=0.0) for pid in range(4)]
+    watch.verdicts = [{"status": 1, "verdict": f"rank {rank} ended"} for rank in (1, 2)]
+    watch.during = lambda: watch.end(watch.ranks[2])
+    watch._look(0.0)
+    if stands:
+        watch.ranks = [replace(each, step_age_s=100.0) for each in watch.ranks]
+        watch._look(100.0)
+    else:
+        watch.gone(watch.ranks[1], 100.0)
+    assert len(watch.verdicts) == 1
+    watch._look(101.0)
+    assert watch.lines() == ["workerserver watchdog: rank 2 ended"]
+
+
+def test_an_end_whose_box_is_under_way(tmp_path: Path) -> None:
+    watch = Explained(tmp_path)
+    box = str(tmp_path / "2-1.box")
+    watch.ranks = [Rank(pid, 1, True, rank=pid, step=1, step_age_s=0.0) for pid in range(4)]
+    watch.ranks[2] = replace(watch.ranks[2], box=box)
+    watch.verdicts = [{"status": 1, "verdict": "rank 2 ended"}]
+    watch._look(0.0)
+    watch.ranks[2].alive = False
+    watch.gone(watch.ranks[1], 10.0)
+    assert len(watch.verdicts) == 1
+    watch.gone(watch.ranks[2], 11.0)
+    assert watch.lines() == ["workerserver watchdog: rank 2 ended"]
 
 
 def test_an_end_without_a_diagnosis(tmp_path: Path) -> None:

@@ -190,6 +190,8 @@ class Watch:
             self._settle(ended)
             if moved and self._is_over(self._incident, living, now):
                 self._recovered(living)
+        elif len(self._gone) > len(ended):
+            pass  # the box of one of them is under way: it may tell why the others have ended
         elif ended:
             self._end_of(ended, living, now)
         elif self._pace.quiet_s < self._pace.threshold:
@@ -287,6 +289,9 @@ class Watch:
         # The others are in their boxes.
         unboxed = [rank for rank in ended if not rank.box and rank.key not in self._ends]
         document = self._diagnose([*living, *unboxed])
+        if self._one_has_ended(living):
+            self._others.free()
+            return
         if document is not None and document["status"] == 1:
             self._tell(Incident("gone", restart_of(ended), now), document, living)
             done = list(ended)
@@ -310,6 +315,8 @@ class Watch:
             self._again = now + LEAST_PAUSE_SECONDS
             return
         document = self._diagnose(living)
+        if self._one_has_ended(living):
+            return
         fresh = [rank for rank in self._ranks() if rank.alive]
         if self._pace.look(fresh, time.monotonic()) or self._pace.quiet_s < threshold:
             return  # a step was made meanwhile
@@ -324,6 +331,13 @@ class Watch:
         if document["status"] == 1 or (document["status"] == 2 and still):
             incident = Incident("stall", restart_of(living), now, quiet_s=self._pace.quiet_s)
             self._tell(incident, document, living)
+
+    def _one_has_ended(self, living: Sequence[Rank]) -> bool:
+        """One of *living* has ended while the diagnosis was made. Its box was on its way to the
+        folder then, perhaps unseen. Without that box, somebody may be named who ended because of
+        this rank. The next look knows more."""
+        alive = {rank.key for rank in self._ranks() if rank.alive}
+        return any(rank.key not in alive for rank in living)
 
     def _diagnose(self, ranks: Sequence[Rank]) -> dict[str, Any] | None:
         mine = self._settings
