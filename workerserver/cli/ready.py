@@ -20,6 +20,7 @@ import time
 
 from workerserver import cli
 from workerserver.cli.commands import load
+from workerserver.process.sockets import close_from
 
 __all__ = ["serve"]
 
@@ -77,7 +78,7 @@ def _run(
                 os.environ.clear()
                 os.environ.update(environment)
             # It may live on: nobody's end of a pipe or of a socket stays open because of it.
-            os.closerange(3, max(map(int, os.listdir("/proc/self/fd"))) + 1)
+            close_from(3)
             with open(1, "w", encoding="utf-8", closefd=False) as sys.stdout:
                 cli.main(words)
         finally:

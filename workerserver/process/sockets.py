@@ -18,6 +18,7 @@ __all__ = [
     "UnixListener",
     "bind_tcp",
     "close_accepted",
+    "close_from",
     "descriptor_line",
     "fill_standard_descriptors",
     "is_listening",
@@ -91,6 +92,11 @@ def fill_standard_descriptors() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
+
+
+def close_from(first: int) -> None:
+    """Close the descriptors from *first* on, in a process that has just been forked."""
+    os.closerange(first, max(map(int, os.listdir("/proc/self/fd"))) + 1)
 
 
 def silence_standard_streams() -> None:

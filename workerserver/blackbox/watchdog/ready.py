@@ -19,7 +19,7 @@ import threading
 from collections.abc import Sequence
 
 from workerserver.blackbox.commands import hand_over
-from workerserver.process.sockets import silence_standard_streams
+from workerserver.process.sockets import close_from, silence_standard_streams
 
 __all__ = ["Ready"]
 
@@ -110,7 +110,7 @@ def _be(sock: socket.socket, collects: bool) -> None:
     lock."""
     try:
         kept = os.dup2(sock.fileno(), 3) if sock.fileno() != 3 else 3
-        os.closerange(4, max(map(int, os.listdir("/proc/self/fd"))) + 1)
+        close_from(4)
         silence_standard_streams()
         with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as name:
             name.write("ws-diagnose")

@@ -289,7 +289,7 @@ class Watch:
         # The others are in their boxes.
         unboxed = [rank for rank in ended if not rank.box and rank.key not in self._ends]
         document = self._diagnose([*living, *unboxed])
-        if self._one_has_ended(living):
+        if self._still(living) is None:
             self._others.free()
             return
         if document is not None and document["status"] == 1:
@@ -315,9 +315,9 @@ class Watch:
             self._again = now + LEAST_PAUSE_SECONDS
             return
         document = self._diagnose(living)
-        if self._one_has_ended(living):
+        fresh = self._still(living)
+        if fresh is None:
             return
-        fresh = [rank for rank in self._ranks() if rank.alive]
         if self._pace.look(fresh, time.monotonic()) or self._pace.quiet_s < threshold:
             return  # a step was made meanwhile
         self._again = now + max(threshold / 2, LEAST_PAUSE_SECONDS)
@@ -332,12 +332,13 @@ class Watch:
             incident = Incident("stall", restart_of(living), now, quiet_s=self._pace.quiet_s)
             self._tell(incident, document, living)
 
-    def _one_has_ended(self, living: Sequence[Rank]) -> bool:
-        """One of *living* has ended while the diagnosis was made. Its box was on its way to the
-        folder then, perhaps unseen. Without that box, somebody may be named who ended because of
-        this rank. The next look knows more."""
-        alive = {rank.key for rank in self._ranks() if rank.alive}
-        return any(rank.key not in alive for rank in living)
+    def _still(self, living: Sequence[Rank]) -> list[Rank] | None:
+        """The ranks that live now; None if one of *living* has ended while the diagnosis was made.
+        Its box was on its way to the folder then, perhaps unseen. Without that box, somebody may be
+        named who ended because of this rank. The next look knows more."""
+        fresh = [rank for rank in self._ranks() if rank.alive]
+        alive = {rank.key for rank in fresh}
+        return fresh if all(rank.key in alive for rank in living) else None
 
     def _diagnose(self, ranks: Sequence[Rank]) -> dict[str, Any] | None:
         mine = self._settings

@@ -157,8 +157,8 @@ def combine(
         for rank in row.ranks
     }
     short = any(row.record.short for row in told.rows)
-    seen = sum(len(row.ranks) for row in told.rows if not row.record.empty)
-    unseen = seen < max(len(records), world_size or 0, workers)
+    recorded = frozenset(rank for row in told.rows if not row.record.empty for rank in row.ranks)
+    unseen = len(recorded) < max(len(records), world_size or 0, workers)
     groups = [
         replace(group, lossy=True) if (short or unseen) and not group.complete else group
         for group in _groups(told.rows, world_size, problems)
@@ -173,7 +173,7 @@ def combine(
         waits=tuple(waits),
         mismatches=tuple(mismatches),
         cycles=tuple(ranks for ranks, _ in blame.rings),
-        recorded=frozenset(rank for row in told.rows if not row.record.empty for rank in row.ranks),
+        recorded=recorded,
         problems={rank: tuple(each) for rank, each in sorted(problems.items()) if each},
     )
 

@@ -520,6 +520,11 @@ class Job:
         short = self._short if record.short is None else record.short
         return record.unrecorded or short
 
+    def has_recorded(self, rank: int) -> bool:
+        """Its recorder holds something: that tells more than its stack."""
+        record = self.now.alike(rank)
+        return record is not None and not record.empty
+
     def has_only_recorded(self, rank: int) -> bool:
         """All that it has ever issued is recorded, by torch's own counters: so on gloo, no send and
         no receive."""

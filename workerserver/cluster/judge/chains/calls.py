@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from workerserver.cluster.judge.chains.together import MEETINGS, Call, call_of
+from workerserver.cluster.judge.chains.together import MEETINGS, Call, calls_of
 from workerserver.cluster.judge.facts import (
     Accusation,
     Differs,
@@ -21,7 +21,6 @@ from workerserver.cluster.judge.facts import (
     StacksAlone,
 )
 from workerserver.cluster.judge.grounds.crowd import is_stuck
-from workerserver.cluster.judge.job import Job
 
 if TYPE_CHECKING:
     from workerserver.cluster.judge.suspicions import Suspicions
@@ -33,12 +32,7 @@ def from_calls(suspicions: Suspicions) -> None:
     job = suspicions.job
     if job.before is None or suspicions.accused or job.moves:
         return
-    everybody = tuple(job.expected)
-    calls = {
-        rank: call
-        for rank in job.ranks
-        if (call := call_of(rank, job.blocked[rank], everybody)) is not None
-    }
+    calls = calls_of(job)
     # Equal lists are mostly one object: to compare them for each rank would be quadratic.
     lists = {id(call.ranks): call.ranks for call in calls.values()}
     for ranks in sorted(set(lists.values())):
@@ -55,7 +49,7 @@ def _weigh(suspicions: Suspicions, inside: dict[int, Call]) -> None:
     if len(parties) != 2 or not all(is_stuck(job, rank) and job.slept(rank) for rank in inside):
         return  # a loop may be met in one call twice
     (some, many), (other, few) = sorted(parties.items(), key=lambda each: (-len(each[1]), each[1]))
-    if not some.name.startswith(MEETINGS) or any(_is_recorded(job, rank) for rank in inside):
+    if not some.name.startswith(MEETINGS) or any(map(job.has_recorded, inside)):
         return
     if len(many) == len(few) and not other.name.startswith(MEETINGS):
         return
@@ -74,9 +68,3 @@ def _weigh(suspicions: Suspicions, inside: dict[int, Call]) -> None:
 
 def _entered(call: Call, ranks: Sequence[int]) -> Entered:
     return Entered(call.name, call.group, ranks)
-
-
-def _is_recorded(job: Job, rank: int) -> bool:
-    """Its recorder holds something: that tells more than its stack."""
-    record = job.now.alike(rank)
-    return record is not None and not record.empty

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workerserver.cluster.judge.chains.together import MEETINGS, Call, call_of
+from workerserver.cluster.judge.chains.together import MEETINGS, Call, calls_of
 from workerserver.cluster.judge.chains.words import FILE_LOCK
 from workerserver.cluster.judge.flight import Group, Wait
 from workerserver.cluster.judge.sentences import send_or_receive
@@ -67,12 +67,7 @@ class Chains:
         wanting = [edge for edge in self.edges.values() if edge.operation == FILE_LOCK]
         if not wanting:
             return
-        everybody = tuple(self.job.expected)
-        calls = {
-            rank: call
-            for rank in self.job.ranks
-            if (call := call_of(rank, self.job.blocked[rank], everybody)) is not None
-        }
+        calls = calls_of(self.job)
         for holder in {edge.peers[0] for edge in wanting}:
             found = self._in_collective(holder, calls)
             if found is not None:
@@ -83,11 +78,10 @@ class Chains:
         wants a file lock of one that does. Then it ends only after one of these has its lock: if
         all of them had come already, without waiting there, it would have ended."""
         call, thread = calls.get(rank), self.job.blocked[rank].thread
-        record = self.job.now.alike(rank)
         if call is None or thread is None or not call.name.startswith(MEETINGS):
             return None
-        if record is not None and not record.empty:
-            return None  # that tells more than its stack
+        if self.job.has_recorded(rank):
+            return None
         wanting: list[int] = []
         for each in call.ranks:
             edge = self.edges.get(each)

@@ -3,15 +3,17 @@ tell them, where no recorder does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from workerserver.cluster.judge.chains.words import WHOLE_JOB
 from workerserver.cluster.judge.flight import TOGETHER
 from workerserver.cluster.read.blocked_on import Blocked
 from workerserver.cluster.read.waits_for import DIRECTIONS
 
-__all__ = ["MEETINGS", "NEW_GROUP", "Call", "call_of"]
+if TYPE_CHECKING:
+    from workerserver.cluster.judge.job import Job
+
+__all__ = ["MEETINGS", "Call", "calls_of"]
 
 #: A call that takes all ranks of the job, and ends on none before all have come.
 NEW_GROUP = "torch.distributed.new_group"
@@ -27,15 +29,23 @@ class Call(NamedTuple):
     group: str
 
 
-def call_of(rank: int, blocked: Blocked, everybody: Sequence[int]) -> Call | None:
-    """The call in which the acting thread of *rank* stands, if it is known which ranks it takes.
-    *everybody*: all ranks of the job."""
+def calls_of(job: Job) -> dict[int, Call]:
+    """By rank, the call in which its acting thread stands, if it is known which ranks it takes."""
+    everybody = tuple(job.expected)
+    return {
+        rank: call
+        for rank in job.ranks
+        if (call := _call(rank, job.blocked[rank], everybody)) is not None
+    }
+
+
+def _call(rank: int, blocked: Blocked, everybody: tuple[int, ...]) -> Call | None:
     if not blocked.on_ranks or blocked.thread is None:
         return None
     if blocked.call == NEW_GROUP:
-        return Call(tuple(everybody), NEW_GROUP, WHOLE_JOB)
+        return Call(everybody, NEW_GROUP, WHOLE_JOB)
     waits = blocked.thread.waits
     if waits is None or waits.kind != "operation" or not waits.op or waits.op in DIRECTIONS:
         return None
-    ranks = waits.ranks or (tuple(everybody) if waits.group == "default_pg" else ())
+    ranks = waits.ranks or (everybody if waits.group == "default_pg" else ())
     return Call(ranks, waits.op, waits.group or "") if rank in ranks else None
